@@ -1,0 +1,212 @@
+//! What `linksctl` accepts. Declarations only: the doc comments are the help and the man page.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+/// Packs, installs, runs and looks after the links URL shortener.
+///
+/// The appliance is configured by /etc/links/links.toml (instances, ports, public URL, nginx) and
+/// /etc/links/runtime.toml (the Spin runtime's own configuration: databases, key-value stores, variables).
+/// Secrets are files in /etc/links/credentials.
+#[derive(Debug, Parser)]
+#[command(name = "linksctl", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit status: 0 done; 1 failed; 2 wrong usage; 77 root is needed; 78 the configuration is wrong.")]
+pub struct Cli {
+    /// Work on the tree under DIR instead of /
+    #[arg(long, global = true, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
+    pub root: PathBuf,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build the bundle and write the .deb and the tarball
+    Pack(Box<PackArgs>),
+
+    /// Supervise one instance: start its runtime, wait for /health, tell systemd, drain on SIGTERM
+    ///
+    /// This is what links@N.service runs.
+    Run(RunArgs),
+
+    /// Watch the instances and keep the status line of links.service true
+    ///
+    /// This is what links.service runs.
+    Agent,
+
+    /// Start the whole appliance in the foreground, without systemd: nginx and the instances under --root
+    Up(UpArgs),
+
+    /// Read links.toml, runtime.toml and the credentials and list everything that is wrong
+    Check(CheckArgs),
+
+    /// Show what runs: instances, release, runtime, database, addresses
+    Status(StatusArgs),
+
+    /// Show the versions of linksctl, of the release and of its runtime
+    Version(VersionArgs),
+
+    /// Print the admin token, which `POST /shorten` asks for
+    Token(TokenArgs),
+
+    /// Install from the unpacked tarball on a host with systemd but without apt
+    Install(InstallArgs),
+
+    /// Remove what `install` put there; the data stays unless --purge is given
+    Uninstall(UninstallArgs),
+
+    /// Bring the host in line with the installed payload (run by the package's postinst)
+    #[command(hide = true)]
+    Configure(ConfigureArgs),
+
+    /// Take the host's integration away (run by the package's prerm)
+    #[command(hide = true)]
+    Deconfigure(DeconfigureArgs),
+
+    /// Write the man page to standard output
+    #[command(hide = true)]
+    Man,
+
+    /// Write the completions for a shell to standard output
+    #[command(hide = true)]
+    Completions {
+        shell: CompletionShell,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CompletionShell {
+    Bash,
+    Zsh,
+}
+
+#[derive(Args, Debug)]
+pub struct PackArgs {
+    /// The application manifest; its components are taken from the paths it names
+    #[arg(long, value_name = "FILE", default_value = "component/spin.toml", value_hint = ValueHint::FilePath)]
+    pub from: PathBuf,
+
+    /// The default runtime configuration to ship
+    #[arg(long, value_name = "FILE", default_value = "runtime.toml", value_hint = ValueHint::FilePath)]
+    pub runtime_config: PathBuf,
+
+    /// The runtime: a path to a Spin or links-host binary, or `links-host` for the one beside linksctl
+    ///
+    /// Without it: $SPIN, then `spin` on PATH, then the pinned Spin release by download (kept in the user's cache
+    /// directory, checked by SHA-256), then, with a notice, the links-host beside linksctl.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub runtime: Option<PathBuf>,
+
+    /// Download nothing
+    #[arg(long)]
+    pub offline: bool,
+
+    /// Where the two packages go
+    #[arg(long, value_name = "DIR", default_value = "target/dist", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+
+    /// Version of the release; the version of linksctl by default
+    #[arg(long, value_name = "VERSION")]
+    pub release_version: Option<String>,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show what would be packed, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Number of the instance, from 1
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub instance: u16,
+}
+
+#[derive(Args, Debug)]
+pub struct UpArgs {
+    /// The bundle or unpacked tarball to run; what is installed under --root by default
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub bundle: Option<PathBuf>,
+
+    /// Where nginx listens; a free port of 127.0.0.1 by default
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+
+    /// Show what would be started, and start nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct VersionArgs {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct TokenArgs {
+    /// Replace the token by a new one first; it counts from the next restart of each instance
+    #[arg(long)]
+    pub rotate: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct InstallArgs {
+    /// Do not start the service
+    #[arg(long)]
+    pub no_start: bool,
+
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct UninstallArgs {
+    /// Remove the links, the configuration and the credentials too
+    #[arg(long)]
+    pub purge: bool,
+
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ConfigureArgs {
+    /// The version that was configured before, where there was one
+    #[arg(long, value_name = "VERSION")]
+    pub from_version: Option<String>,
+
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DeconfigureArgs {
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}

@@ -1,0 +1,1 @@
+//! links.toml and runtime.toml: parsed and checked, purely.

@@ -1,0 +1,132 @@
+//! Every path, unit name, user and port of the appliance. No other module spells one out; units, scripts and
+//! nginx files repeat some of them, and a test holds the two together.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// The Debian package. `links` is taken by a text browser.
+pub const PACKAGE: &str = "links-shortener";
+/// System user and group that the instances and the agent run as.
+pub const USER: &str = "links";
+/// The service a person starts and stops.
+pub const SERVICE: &str = "links.service";
+/// Largest number of instances; nginx gets one upstream pool per missing flag.
+pub const MAX_INSTANCES: u16 = 16;
+/// Name of the admin token's credential, and of the component's variable.
+pub const ADMIN_TOKEN: &str = "admin_token";
+/// Prefix that `LoadCredential=links:/etc/links/credentials` gives to each credential of that directory
+/// (systemd.exec(5): the ID is suffixed with `_` and the file name).
+pub const CREDENTIAL_PREFIX: &str = "links_";
+
+/// Where things are, below one root directory: `/` on a host, any directory for `linksctl up`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// True where this is the host itself, with its systemd and its nginx.
+    pub fn is_host(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    // Configuration: a person's.
+    pub fn config_dir(&self) -> PathBuf {
+        self.at("etc/links")
+    }
+    pub fn links_toml(&self) -> PathBuf {
+        self.at("etc/links/links.toml")
+    }
+    pub fn runtime_toml(&self) -> PathBuf {
+        self.at("etc/links/runtime.toml")
+    }
+    /// One file per secret, 0600 root; the file's name is the credential's.
+    pub fn credentials_dir(&self) -> PathBuf {
+        self.at("etc/links/credentials")
+    }
+
+    // Program: the package's.
+    /// The payload as dpkg or `install` put it there. Nothing runs from it.
+    pub fn bundle(&self) -> PathBuf {
+        self.at("usr/lib/links/bundle")
+    }
+    /// What `linksctl install` put on the host, for `linksctl uninstall`.
+    pub fn install_record(&self) -> PathBuf {
+        self.at("usr/lib/links/installed.json")
+    }
+
+    // State: ours.
+    pub fn state_dir(&self) -> PathBuf {
+        self.at("var/lib/links")
+    }
+    /// The databases; the only part of the state that the instances may write.
+    pub fn data_dir(&self) -> PathBuf {
+        self.at("var/lib/links/data")
+    }
+    pub fn releases_dir(&self) -> PathBuf {
+        self.at("var/lib/links/releases")
+    }
+    /// Holds one symbolic link per instance, to the release that it runs.
+    pub fn instances_dir(&self) -> PathBuf {
+        self.at("var/lib/links/instances")
+    }
+    pub fn instance_release(&self, instance: u16) -> PathBuf {
+        self.instances_dir().join(instance.to_string())
+    }
+    /// Compiled components; may be deleted at any time.
+    pub fn cache_dir(&self) -> PathBuf {
+        self.at("var/cache/links")
+    }
+
+    // Run time: gone after a boot.
+    pub fn run_dir(&self) -> PathBuf {
+        self.at("run/links")
+    }
+    /// An instance is in rotation exactly while its flag is in here.
+    pub fn ready_dir(&self) -> PathBuf {
+        self.at("run/links/ready")
+    }
+    pub fn ready_flag(&self, instance: u16) -> PathBuf {
+        self.ready_dir().join(instance.to_string())
+    }
+    /// `RuntimeDirectory=` of the instance: rendered configuration (0600), temporary files, its lock.
+    pub fn instance_run_dir(&self, instance: u16) -> PathBuf {
+        self.run_dir().join(instance.to_string())
+    }
+
+    // nginx's.
+    pub fn nginx_site_available(&self) -> PathBuf {
+        self.at("etc/nginx/sites-available/links")
+    }
+    pub fn nginx_site_enabled(&self) -> PathBuf {
+        self.at("etc/nginx/sites-enabled/links")
+    }
+    pub fn nginx_default_site_enabled(&self) -> PathBuf {
+        self.at("etc/nginx/sites-enabled/default")
+    }
+    pub fn nginx_default_site_available(&self) -> PathBuf {
+        self.at("etc/nginx/sites-available/default")
+    }
+}
+
+/// The unit of one instance.
+pub fn instance_unit(instance: u16) -> String {
+    format!("links@{instance}.service")
+}
+
+/// Where instance N listens: always loopback, nginx is in front.
+pub fn instance_address(base_port: u16, instance: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, base_port.saturating_add(instance)))
+}

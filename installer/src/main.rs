@@ -1,0 +1,8 @@
+//! linksctl: the command that packs, installs and runs the appliance.
+
+mod cli;
+mod config;
+mod layout;
+mod package;
+
+fn main() {}

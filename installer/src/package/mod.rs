@@ -1,0 +1,1 @@
+//! From files to a bundle, and from a bundle to a .deb and a tarball.
