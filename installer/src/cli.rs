@@ -12,7 +12,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 /// Secrets are files in /etc/links/credentials.
 #[derive(Debug, Parser)]
 #[command(name = "linksctl", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Exit status: 0 done; 1 failed; 2 wrong usage; 77 root is needed; 78 the configuration is wrong.")]
+#[command(
+    after_help = "Exit status: 0 done; 1 failed; 2 wrong usage; 77 root is needed; 78 the configuration is wrong."
+)]
 pub struct Cli {
     /// Work on the tree under DIR instead of /
     #[arg(long, global = true, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
@@ -72,9 +74,7 @@ pub enum Command {
 
     /// Write the completions for a shell to standard output
     #[command(hide = true)]
-    Completions {
-        shell: CompletionShell,
-    },
+    Completions { shell: CompletionShell },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

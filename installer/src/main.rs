@@ -4,5 +4,6 @@ mod cli;
 mod config;
 mod layout;
 mod package;
+mod runtime;
 
 fn main() {}
