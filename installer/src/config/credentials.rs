@@ -3,63 +3,64 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 
-use super::finding::Finding;
 use super::reader::Reader;
 use crate::layout::{CREDENTIAL_PREFIX, Layout};
 
 /// Name to secret.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Credentials(BTreeMap<String, String>);
+pub struct Credentials {
+    secrets: BTreeMap<String, String>,
+    /// Why a file is none, by the name that it would have.
+    unusable: BTreeMap<String, String>,
+}
 
 impl Credentials {
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.secrets.get(name).map(String::as_str)
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.secrets.keys().map(String::as_str)
     }
 
     pub fn insert(&mut self, name: impl Into<String>, secret: impl Into<String>) {
-        self.0.insert(name.into(), secret.into());
+        self.secrets.insert(name.into(), secret.into());
     }
 
-    /// Reads every credential of a source.
+    /// The files that hold no secret, and why: each is wrong only where something asks for it.
+    pub fn unusable(&self) -> &BTreeMap<String, String> {
+        &self.unusable
+    }
+
+    /// Reads every credential of a source. A directory that is not there holds none.
     ///
     /// # Errors
-    /// Everything that is wrong with the directory or with a file in it: unreadable, empty, not one line of text.
-    pub fn load(source: &Source, reader: &impl Reader) -> Result<Self, Vec<Finding>> {
-        let unreadable = |path: &std::path::Path, error: std::io::Error| {
-            Finding::error(path.display().to_string(), format!("cannot be read: {error}"))
-        };
+    /// The directory cannot be listed.
+    pub fn load(source: &Source, reader: &impl Reader) -> io::Result<Self> {
         let entries = match reader.list(&source.directory) {
-            Ok(entries) => entries,
-            // No directory, no credentials: what needs one says so by name.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(vec![unreadable(&source.directory, error)]),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            entries => entries?,
         };
         let mut credentials = Self::default();
-        let mut findings = Vec::new();
-        for entry in entries {
-            let path = source.directory.join(&entry.name);
-            let Some(name) = source.credential_name(&entry.name).filter(|_| entry.is_file) else {
+        for entry in entries.into_iter().filter(|entry| entry.is_file) {
+            let Some(name) = source.credential_name(&entry.name) else {
                 continue;
             };
-            match reader.read(&path) {
-                Ok(bytes) => match secret(&bytes) {
-                    Ok(secret) => credentials.insert(name, secret),
-                    Err(problem) => findings.push(Finding::error(path.display().to_string(), problem)),
-                },
-                Err(error) => findings.push(unreadable(&path, error)),
+            let bytes = reader.read(&source.directory.join(&entry.name));
+            match bytes
+                .map_err(|error| format!("cannot be read: {error}"))
+                .and_then(|bytes| secret(&bytes).map_err(str::to_owned))
+            {
+                Ok(secret) => credentials.insert(name, secret),
+                Err(problem) => {
+                    credentials.unusable.insert(name.to_owned(), problem);
+                }
             }
         }
-        if findings.is_empty() {
-            Ok(credentials)
-        } else {
-            Err(findings)
-        }
+        Ok(credentials)
     }
 }
 
@@ -67,7 +68,7 @@ impl Credentials {
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map()
-            .entries(self.0.keys().map(|name| (name, format_args!("[secret]"))))
+            .entries(self.secrets.keys().map(|name| (name, format_args!("[secret]"))))
             .finish()
     }
 }
@@ -99,6 +100,11 @@ impl Source {
             directory: layout.credentials_dir(),
             prefix: "",
         }
+    }
+
+    /// The file that holds a credential.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{}{name}", self.prefix))
     }
 
     /// The credential that a file holds. Hidden files (an editor's, a half-written one) hold none.

@@ -118,6 +118,9 @@ pub struct Section<'d, 't> {
     name: String,
     span: Range<usize>,
     known: Vec<&'static str>,
+    /// Reported already, and never offered as the nearest key.
+    refused: Vec<&'static str>,
+    anything_goes: bool,
 }
 
 impl<'d, 't> Section<'d, 't> {
@@ -129,6 +132,8 @@ impl<'d, 't> Section<'d, 't> {
             name: String::new(),
             span: 0..0,
             known: Vec::new(),
+            refused: Vec::new(),
+            anything_goes: false,
         }
     }
 
@@ -141,7 +146,8 @@ impl<'d, 't> Section<'d, 't> {
         self.span.clone()
     }
 
-    fn path(&self, key: &str) -> String {
+    /// A key of this table as the top of the document would name it.
+    pub fn path(&self, key: &str) -> String {
         if self.name.is_empty() {
             key.to_owned()
         } else {
@@ -176,11 +182,30 @@ impl<'d, 't> Section<'d, 't> {
         key: &'static str,
         read: impl FnOnce(&'d Value<'t>) -> Result<T, Problem>,
     ) -> Option<T> {
+        self.require(key);
+        self.optional(key, read)
+    }
+
+    /// Notes that a key is missing, if it is.
+    pub fn require(&self, key: &str) {
         if !self.table.contains_key(key) {
             let message = format!("`{key}` is missing in [{}]", self.name);
             self.document.error(self.span(), message, None);
         }
-        self.optional(key, read)
+    }
+
+    /// Keys that mean something only together: all of them, or none.
+    pub fn together(&self, keys: &[&str]) {
+        let absent: Vec<&str> = keys
+            .iter()
+            .copied()
+            .filter(|key| !self.table.contains_key(*key))
+            .collect();
+        if !absent.is_empty() && absent.len() < keys.len() {
+            let message = format!("[{}] needs all of {} or none of them", self.name, quoted(keys));
+            self.document
+                .error(self.span(), message, Some(format!("missing: {}", quoted(&absent))));
+        }
     }
 
     /// A key that means something to the runtime, but not here.
@@ -192,11 +217,11 @@ impl<'d, 't> Section<'d, 't> {
                 Some(help.to_owned()),
             );
         }
-        // Known, so that it is not reported twice; never offered as the nearest key.
-        self.known.push(key);
+        self.refused.push(key);
     }
 
-    fn refuse(&self, key: &str, value: &Value<'t>, problem: Problem) {
+    /// Notes what is wrong with a value of this table.
+    pub fn refuse(&self, key: &str, value: &Value<'t>, problem: Problem) {
         self.document.error(
             problem.span.unwrap_or_else(|| value.span()),
             format!("`{}` {}", self.path(key), problem.message),
@@ -255,17 +280,33 @@ impl<'d, 't> Section<'d, 't> {
             name: self.path(key),
             span: value.span(),
             known: Vec::new(),
+            refused: Vec::new(),
+            anything_goes: false,
         };
         let answer = read(&mut section);
         section.refuse_unknown();
         Some(answer)
     }
 
+    /// The keys of this table cannot be known, because what decides on them is wrong already.
+    pub fn accept_unknown(&mut self) {
+        self.anything_goes = true;
+    }
+
+    /// Every key and value of this table, whatever its name; none of them is unknown.
+    pub fn entries(&mut self) -> impl Iterator<Item = (&'d str, &'d Value<'t>)> + use<'d, 't> {
+        self.anything_goes = true;
+        self.table.iter().map(|(key, value)| (key.get_ref().as_ref(), value))
+    }
+
     /// Notes every key that nobody asked for.
     pub fn refuse_unknown(&self) {
+        if self.anything_goes {
+            return;
+        }
         for key in self.table.keys() {
             let name: &str = key.get_ref();
-            if self.known.contains(&name) {
+            if self.known.contains(&name) || self.refused.contains(&name) {
                 continue;
             }
             let within = if self.name.is_empty() {

@@ -4,10 +4,14 @@
 //! * [`check`] looks at all of it at once, and [`command`] is `linksctl check`.
 //! * [`render`] makes what an instance's runtime is started with.
 
+pub mod check;
+pub mod command;
 pub mod credentials;
 mod document;
 pub mod duration;
 pub mod finding;
 pub mod links;
 pub mod reader;
+pub mod render;
+pub mod runtime;
 mod value;

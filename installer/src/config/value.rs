@@ -122,28 +122,28 @@ pub fn one_or_more<'v, 't: 'v, T>(
     }
 }
 
-/// An absolute http or https URL without a user or a password.
-pub fn http_url(value: &Value<'_>) -> Result<Url, Problem> {
-    let text = string(value)?;
-    let url = Url::parse(text).map_err(|error| {
-        Problem::new(format!("must be a URL, found \"{}\": {error}", text.escape_debug()))
-            .help("write it with its scheme, such as \"https://s.example.org\"")
-    })?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(Problem::new(format!(
-            "must be an http or https URL, found the scheme `{}`",
-            url.scheme()
-        )));
+/// An absolute URL with one of the given schemes, a host, and no password. The text is not repeated: it may hold one.
+pub fn url(schemes: &'static [&'static str]) -> impl Fn(&Value<'_>) -> Result<Url, Problem> {
+    move |value| {
+        let form = || format!("write it as {}://HOST", schemes.join("://HOST or "));
+        let url =
+            Url::parse(string(value)?).map_err(|error| Problem::new(format!("must be a URL: {error}")).help(form()))?;
+        if !schemes.contains(&url.scheme()) {
+            return Err(Problem::new(format!("cannot have the scheme `{}`", url.scheme())).help(form()));
+        }
+        if url.password().is_some() {
+            return Err(Problem::new("must not hold a password"));
+        }
+        Ok(url)
     }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(Problem::new("must not hold a user or a password"));
-    }
-    Ok(url)
 }
 
 /// Scheme, host and port of a URL that has nothing else, in the URL standard's form of an origin.
 pub fn origin(value: &Value<'_>) -> Result<String, Problem> {
-    let url = http_url(value)?;
+    let url = url(&["https", "http"])(value)?;
+    if !url.username().is_empty() {
+        return Err(Problem::new("must not name a user"));
+    }
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
         return Err(Problem::new("must end after the host and the port, without a path"));
     }
