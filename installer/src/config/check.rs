@@ -1,0 +1,158 @@
+//! Everything that is wrong at once, across links.toml, runtime.toml and the credentials.
+
+use std::io;
+use std::path::Path;
+
+use super::credentials::{Credentials, Source};
+use super::finding::Finding;
+use super::links::{self, Access, Config};
+use super::reader::Reader;
+use super::runtime::{self, RuntimeToml, file_of};
+use crate::layout::{ADMIN_TOKEN, Layout};
+
+/// Fewer characters than this can be guessed.
+const SHORT_TOKEN: usize = 16;
+
+/// A configuration in which nothing is wrong.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub runtime: RuntimeToml,
+    pub credentials: Credentials,
+    /// What somebody should look at.
+    pub warnings: Vec<Finding>,
+}
+
+/// Reads the configuration for those who run it.
+///
+/// # Errors
+/// Everything that is wrong, with the warnings.
+pub fn load(layout: &Layout, source: &Source, reader: &impl Reader) -> Result<Loaded, Vec<Finding>> {
+    let (config, mut findings) = read(&layout.links_toml(), reader, links::read);
+    let (runtime, more) = read(&layout.runtime_toml(), reader, runtime::read);
+    findings.extend(more);
+    let credentials = Credentials::load(source, reader)
+        .map_err(|error| findings.push(cannot_read(&source.directory, &error)))
+        .ok();
+    if let Some(credentials) = &credentials {
+        let file = layout.runtime_toml().display().to_string();
+        findings.extend(needs(config.as_ref(), runtime.as_ref(), credentials, source, &file));
+    }
+    match (config, runtime, credentials) {
+        (Some(config), Some(runtime), Some(credentials)) if !findings.iter().any(Finding::is_error) => Ok(Loaded {
+            config,
+            runtime,
+            credentials,
+            warnings: findings,
+        }),
+        _ => Err(findings),
+    }
+}
+
+/// Looks at the configuration of a host for a person: what [`load`] finds, and who may read the credentials.
+///
+/// Without the right to look at the credentials, that is a warning and the files are checked without them.
+pub fn check(layout: &Layout, reader: &impl Reader) -> Vec<Finding> {
+    let source = Source::of_host(layout);
+    let mut findings = match load(layout, &source, reader) {
+        Ok(loaded) => loaded.warnings,
+        Err(findings) => findings,
+    };
+    let directory = source.directory.display().to_string();
+    match reader.list(&source.directory) {
+        Ok(entries) => findings.extend(
+            entries
+                .iter()
+                .filter(|entry| entry.is_file && entry.mode & 0o077 != 0)
+                .map(|entry| {
+                    let path = source.directory.join(&entry.name).display().to_string();
+                    let message = format!("is open to others than root: its mode is {:04o}", entry.mode);
+                    Finding::error(&path, message).help(format!("run `chmod 600 {path}`"))
+                }),
+        ),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            findings.retain(|finding| finding.file != directory);
+            findings.push(
+                Finding::warning(directory, "not checked: only root may look").help("run it as root to check them too"),
+            );
+        }
+        // No directory: what misses a credential has said so. Any other trouble, `load` has met as well.
+        Err(_) => {}
+    }
+    findings
+}
+
+fn read<T>(
+    path: &Path,
+    reader: &impl Reader,
+    parse: impl FnOnce(&str, &str) -> (Option<T>, Vec<Finding>),
+) -> (Option<T>, Vec<Finding>) {
+    let file = path.display().to_string();
+    let text = match reader.read(path) {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| Finding::error(&file, "is not UTF-8 text")),
+        Err(error) => Err(cannot_read(path, &error)),
+    };
+    match text {
+        Ok(text) => parse(&text, &file),
+        Err(finding) => (None, vec![finding]),
+    }
+}
+
+fn cannot_read(path: &Path, error: &io::Error) -> Finding {
+    Finding::error(path.display().to_string(), format!("cannot be read: {error}"))
+}
+
+/// What the two files need of the credentials.
+fn needs(
+    config: Option<&Config>,
+    runtime: Option<&RuntimeToml>,
+    credentials: &Credentials,
+    source: &Source,
+    runtime_file: &str,
+) -> Vec<Finding> {
+    let file = |name: &str| source.file(name).display().to_string();
+    let mut findings = Vec::new();
+    let references = runtime.map(RuntimeToml::references).unwrap_or_default();
+    for reference in references {
+        let name = &reference.credential;
+        if credentials.get(name).is_none() && !credentials.unusable().contains_key(name) {
+            findings.push(
+                Finding::error(runtime_file, format!("the credential `{name}` is missing"))
+                    .at((reference.line, reference.column))
+                    .help(format!("put it into {}, mode 0600", file_of(name))),
+            );
+        }
+    }
+    for (name, problem) in credentials.unusable() {
+        let used = name == ADMIN_TOKEN || references.iter().any(|reference| reference.credential == *name);
+        findings.push(if used {
+            Finding::error(file(name), problem)
+        } else {
+            Finding::warning(file(name), format!("{problem}, and nothing asks for it"))
+        });
+    }
+    let asked_for = config.is_some_and(|config| config.shorten.access == Access::Token)
+        && runtime.is_some_and(|runtime| !runtime.may_supply(ADMIN_TOKEN));
+    match credentials.get(ADMIN_TOKEN) {
+        Some(token) => findings.extend(admin_token(token, &file(ADMIN_TOKEN))),
+        None if asked_for && !credentials.unusable().contains_key(ADMIN_TOKEN) => findings.push(
+            Finding::error(file(ADMIN_TOKEN), "is missing, and without it nobody can shorten")
+                .help("run `linksctl token --rotate` to make one"),
+        ),
+        None => {}
+    }
+    findings
+}
+
+/// The token travels as `Authorization: Bearer TOKEN`, which allows few characters (RFC 6750, section 2.1).
+fn admin_token(token: &str, file: &str) -> Option<Finding> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+    if !token.bytes().all(fits) {
+        let message = "holds a character that no bearer token may have";
+        return Some(Finding::error(file, message).help("use letters, digits and -._~+/="));
+    }
+    (token.len() < SHORT_TOKEN).then(|| {
+        let message = format!("is short: fewer than {SHORT_TOKEN} characters can be guessed");
+        Finding::warning(file, message).help("run `linksctl token --rotate` to make a better one")
+    })
+}

@@ -1,0 +1,62 @@
+//! `linksctl check`.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::check::check;
+use super::finding::Finding;
+use super::reader::{Disk, Reader};
+use crate::layout::Layout;
+
+/// Exit status where nothing is wrong, warnings aside.
+pub const FINE: u8 = 0;
+/// Exit status where the configuration is wrong: `EX_CONFIG` of sysexits.h.
+pub const WRONG: u8 = 78;
+
+#[derive(Serialize)]
+struct Report<'f> {
+    ok: bool,
+    errors: usize,
+    warnings: usize,
+    findings: &'f [Finding],
+}
+
+/// Looks at the host's configuration, prints to standard output, and gives the exit status.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn check_command(layout: &Layout, json: bool) -> io::Result<u8> {
+    run(layout, &Disk, json, &mut io::stdout().lock())
+}
+
+fn run(layout: &Layout, reader: &impl Reader, json: bool, out: &mut impl Write) -> io::Result<u8> {
+    let findings = check(layout, reader);
+    let errors = findings.iter().filter(|finding| finding.is_error()).count();
+    let warnings = findings.len() - errors;
+    if json {
+        let report = Report {
+            ok: errors == 0,
+            errors,
+            warnings,
+            findings: &findings,
+        };
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        writeln!(out)?;
+    } else {
+        for finding in &findings {
+            writeln!(out, "{finding}")?;
+        }
+        if errors == 0 {
+            let but = if warnings == 0 { "" } else { ", but see above" };
+            let (links, runtime) = (layout.links_toml(), layout.runtime_toml());
+            writeln!(
+                out,
+                "the configuration is fine{but}: {}, {}",
+                links.display(),
+                runtime.display()
+            )?;
+        }
+    }
+    Ok(if errors == 0 { FINE } else { WRONG })
+}

@@ -1,0 +1,102 @@
+//! Durations as a person writes them: a whole number and one unit, `250ms`, `30s`, `5m`, `24h`.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Problem {
+    #[error("must be a whole number and a unit, such as \"30s\", found \"{}\"", .0.escape_debug())]
+    NoNumber(String),
+    #[error("needs a unit: `ms`, `s`, `m` or `h`, such as \"{0}s\"")]
+    NoUnit(String),
+    #[error("has the unknown unit `{}`: write `ms`, `s`, `m` or `h`", .0.escape_debug())]
+    UnknownUnit(String),
+    #[error("is too long")]
+    TooLong,
+}
+
+/// # Errors
+/// No whole number, no unit or an unknown one, or more than `u64` milliseconds.
+pub fn parse(text: &str) -> Result<Duration, Problem> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() || unit.starts_with(['.', ',']) {
+        return Err(Problem::NoNumber(text.to_owned()));
+    }
+    let milliseconds = match unit.trim_start() {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "" => return Err(Problem::NoUnit(number.to_owned())),
+        other => return Err(Problem::UnknownUnit(other.to_owned())),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(milliseconds))
+        .map(Duration::from_millis)
+        .ok_or(Problem::TooLong)
+}
+
+/// With the largest unit that keeps the number whole. Less than a millisecond is cut off.
+pub fn show(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    match milliseconds {
+        0 => "0s".to_owned(),
+        _ if milliseconds % 3_600_000 == 0 => format!("{}h", milliseconds / 3_600_000),
+        _ if milliseconds % 60_000 == 0 => format!("{}m", milliseconds / 60_000),
+        _ if milliseconds % 1_000 == 0 => format!("{}s", milliseconds / 1_000),
+        _ => format!("{milliseconds}ms"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_it_shows() {
+        for (text, milliseconds) in [
+            ("0s", 0),
+            ("250ms", 250),
+            ("1500ms", 1_500),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("24h", 86_400_000),
+        ] {
+            assert_eq!(parse(text).unwrap(), Duration::from_millis(milliseconds), "{text}");
+            assert_eq!(show(Duration::from_millis(milliseconds)), text);
+        }
+        assert_eq!(parse("30 s").unwrap(), Duration::from_secs(30));
+        assert_eq!(show(Duration::from_secs(90)), "90s");
+    }
+
+    #[test]
+    fn refuses_what_is_no_duration() {
+        for (text, message) in [
+            ("", "must be a whole number and a unit, such as \"30s\", found \"\""),
+            (
+                "soon",
+                "must be a whole number and a unit, such as \"30s\", found \"soon\"",
+            ),
+            (
+                "-1s",
+                "must be a whole number and a unit, such as \"30s\", found \"-1s\"",
+            ),
+            (
+                "1.5s",
+                "must be a whole number and a unit, such as \"30s\", found \"1.5s\"",
+            ),
+            ("30", "needs a unit: `ms`, `s`, `m` or `h`, such as \"30s\""),
+            ("30sec", "has the unknown unit `sec`: write `ms`, `s`, `m` or `h`"),
+            ("1m30s", "has the unknown unit `m30s`: write `ms`, `s`, `m` or `h`"),
+            ("99999999999999999999s", "is too long"),
+            ("18446744073709551615h", "is too long"),
+        ] {
+            assert_eq!(parse(text).unwrap_err().to_string(), message, "{text}");
+        }
+    }
+}

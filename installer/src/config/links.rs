@@ -1,0 +1,161 @@
+//! `links.toml`: how the appliance runs. Every key has a default, so the file may be empty.
+
+mod read;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use read::read;
+
+/// What `links.toml` says, with the defaults filled in. Everything in it has been checked: ranges, forms, ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// How many instances run, 1 to [`crate::layout::MAX_INSTANCES`].
+    pub instances: u16,
+    /// Instance N listens on 127.0.0.1, port `base_port` + N; none of these is below 1024 or above 65535.
+    pub base_port: u16,
+    /// Scheme and host (and port) of short URLs, without a slash at the end, e.g. `https://s.example.org`.
+    pub public_url: Option<String>,
+    pub shorten: Shorten,
+    pub health: Health,
+    pub drain: Drain,
+    pub rollout: Rollout,
+    pub nginx: Nginx,
+}
+
+/// `[shorten]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Shorten {
+    pub access: Access,
+    /// The one origin whose pages may call `POST /shorten` from a browser (CORS), e.g. `https://app.example.org`.
+    pub allowed_origin: Option<String>,
+}
+
+/// Who may shorten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Who has the admin token.
+    Token,
+    /// Everyone.
+    Open,
+}
+
+/// `[health]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// From the start of the runtime to its first healthy answer, at most; then the start has failed.
+    pub start_timeout: Duration,
+    /// Between two probes of an instance that runs.
+    pub interval: Duration,
+    /// For one probe, at most.
+    pub timeout: Duration,
+}
+
+/// `[drain]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Drain {
+    /// For the requests in flight when an instance stops, at most; what is left then is cut.
+    pub timeout: Duration,
+}
+
+/// `[rollout]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rollout {
+    /// An instance is healthy this long before the next one is touched.
+    pub min_healthy: Duration,
+}
+
+/// `[nginx]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Nginx {
+    /// Whether the nginx site is ours to write.
+    pub manage: bool,
+    /// At least one; no two of them are the same address.
+    pub listen: Vec<Listen>,
+    /// Names for nginx's `server_name`, at least one; only characters that mean nothing else to nginx.
+    pub server_name: Vec<String>,
+    /// Whether Debian's untouched default site makes way.
+    pub replace_default_site: bool,
+}
+
+/// One `listen` of nginx.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Listen {
+    /// On every IPv4 address, as nginx reads a lone port.
+    Port(u16),
+    Address(SocketAddr),
+}
+
+impl Listen {
+    /// Where it binds.
+    pub fn address(self) -> SocketAddr {
+        match self {
+            Self::Port(port) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            Self::Address(address) => address,
+        }
+    }
+
+    /// Whether it takes `port` of 127.0.0.1. An IPv6 wildcard does not: nginx binds it with `ipv6only=on`.
+    pub fn takes_loopback(self, port: u16) -> bool {
+        let address = self.address();
+        let ip = address.ip();
+        address.port() == port && (ip == IpAddr::V4(Ipv4Addr::UNSPECIFIED) || ip == IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+}
+
+/// As nginx's `listen` takes it.
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(port) => port.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Access {
+    /// As the component's variable `shorten_access` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Token => "token",
+            Self::Open => "open",
+        })
+    }
+}
+
+impl Default for Config {
+    /// What an empty `links.toml` means.
+    fn default() -> Self {
+        Self {
+            instances: 2,
+            base_port: 7000,
+            public_url: None,
+            shorten: Shorten {
+                access: Access::Token,
+                allowed_origin: None,
+            },
+            health: Health {
+                start_timeout: Duration::from_secs(30),
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_secs(2),
+            },
+            drain: Drain {
+                timeout: Duration::from_secs(30),
+            },
+            rollout: Rollout {
+                min_healthy: Duration::from_secs(2),
+            },
+            nginx: Nginx {
+                manage: true,
+                listen: vec![Listen::Port(80)],
+                server_name: vec!["_".to_owned()],
+                replace_default_site: true,
+            },
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! From the text of `links.toml` to [`Config`].
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::{Access, Config, Drain, Health, Listen, Nginx, Rollout, Shorten};
+use crate::config::document::{Document, Problem, Section, Value, kind};
+use crate::config::finding::Finding;
+use crate::config::value::{boolean, duration, one_of, one_or_more, origin, small, string};
+use crate::layout::MAX_INSTANCES;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Config {
+    /// Reads `links.toml`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, in the order of the text, with the warnings.
+    pub fn parse(text: &str, file: &str) -> Result<Self, Vec<Finding>> {
+        let (config, findings) = read(text, file);
+        config.ok_or(findings)
+    }
+}
+
+/// Reads `links.toml`: the configuration where no error was found, and the findings, which may be warnings only.
+pub fn read(text: &str, file: &str) -> (Option<Config>, Vec<Finding>) {
+    let document = Document::new(text, file);
+    let config = document.parse().map(|table| config(&document, table.get_ref()));
+    let findings = document.into_findings();
+    (config.filter(|_| !findings.iter().any(Finding::is_error)), findings)
+}
+
+/// Takes the default for every key that is absent or wrong.
+fn config(document: &Document<'_>, table: &toml::de::DeTable<'_>) -> Config {
+    let default = Config::default();
+    let mut top = Section::top(document, table);
+    let config = Config {
+        instances: top
+            .optional("instances", small(1..=MAX_INSTANCES))
+            .unwrap_or(default.instances),
+        // Unprivileged from the first instance on, and room for one at least.
+        base_port: top
+            .optional("base_port", small(1023..=u16::MAX - 1))
+            .unwrap_or(default.base_port),
+        public_url: top.optional("public_url", origin),
+        shorten: top.section("shorten", shorten).unwrap_or(default.shorten),
+        health: top.section("health", health).unwrap_or(default.health),
+        drain: top.section("drain", drain).unwrap_or(default.drain),
+        rollout: top.section("rollout", rollout).unwrap_or(default.rollout),
+        nginx: top.section("nginx", nginx).unwrap_or(default.nginx),
+    };
+    ports(&top, &config);
+    top.refuse_unknown();
+    config
+}
+
+fn shorten(section: &mut Section<'_, '_>) -> Shorten {
+    let default = Config::default().shorten;
+    let access = section
+        .optional("access", one_of(&["token", "open"]))
+        .map_or(default.access, |word| match word {
+            "open" => Access::Open,
+            _ => Access::Token,
+        });
+    if access == Access::Open {
+        section.document().warning(
+            section.place_of("access"),
+            "`shorten.access` is \"open\": everyone who reaches nginx can make links",
+            Some("write \"token\" to ask for the admin token".to_owned()),
+        );
+    }
+    Shorten {
+        access,
+        allowed_origin: section.optional("allowed_origin", origin),
+    }
+}
+
+fn health(section: &mut Section<'_, '_>) -> Health {
+    let default = Config::default().health;
+    Health {
+        start_timeout: section
+            .optional("start_timeout", duration(Duration::from_secs(1)..=10 * MINUTE))
+            .unwrap_or(default.start_timeout),
+        interval: section
+            .optional("interval", duration(Duration::from_millis(100)..=MINUTE))
+            .unwrap_or(default.interval),
+        timeout: section
+            .optional("timeout", duration(Duration::from_millis(100)..=MINUTE))
+            .unwrap_or(default.timeout),
+    }
+}
+
+fn drain(section: &mut Section<'_, '_>) -> Drain {
+    Drain {
+        timeout: section
+            .optional("timeout", duration(Duration::ZERO..=HOUR))
+            .unwrap_or(Config::default().drain.timeout),
+    }
+}
+
+fn rollout(section: &mut Section<'_, '_>) -> Rollout {
+    Rollout {
+        min_healthy: section
+            .optional("min_healthy", duration(Duration::ZERO..=10 * MINUTE))
+            .unwrap_or(Config::default().rollout.min_healthy),
+    }
+}
+
+fn nginx(section: &mut Section<'_, '_>) -> Nginx {
+    let default = Config::default().nginx;
+    Nginx {
+        manage: section.optional("manage", boolean).unwrap_or(default.manage),
+        listen: section.optional("listen", listens).unwrap_or(default.listen),
+        server_name: section
+            .optional("server_name", one_or_more(server_name))
+            .unwrap_or(default.server_name),
+        replace_default_site: section
+            .optional("replace_default_site", boolean)
+            .unwrap_or(default.replace_default_site),
+    }
+}
+
+fn listens(value: &Value<'_>) -> Result<Vec<Listen>, Problem> {
+    let listens = one_or_more(listen)(value)?;
+    for (index, listen) in listens.iter().enumerate() {
+        if listens[..index].iter().any(|other| other.address() == listen.address()) {
+            return Err(Problem::new(format!("names {} twice", listen.address())));
+        }
+    }
+    Ok(listens)
+}
+
+fn listen(value: &Value<'_>) -> Result<Listen, Problem> {
+    match value.get_ref() {
+        DeValue::Integer(_) => small(1..=u16::MAX)(value).map(Listen::Port),
+        DeValue::String(text) => text
+            .parse::<SocketAddr>()
+            .map_err(|_| {
+                Problem::new(format!(
+                    "must be a port or ADDRESS:PORT, found \"{}\"",
+                    text.escape_debug()
+                ))
+            })
+            .and_then(|address| match address.port() {
+                0 => Err(Problem::new("must name a port from 1 to 65535, found 0")),
+                _ => Ok(Listen::Address(address)),
+            })
+            .map_err(|problem| problem.help("write 80, \"127.0.0.1:8080\" or \"[::]:80\"")),
+        _ => Err(Problem::new(format!(
+            "must be a port or ADDRESS:PORT, found {}",
+            kind(value)
+        ))),
+    }
+}
+
+/// A host name, `*.example.org`, `.example.org` or `_`: nothing that nginx's parser could take for something else,
+/// and no regular expression.
+fn server_name(value: &Value<'_>) -> Result<String, Problem> {
+    let name = string(value)?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'*');
+    if (1..=253).contains(&name.len()) && name.bytes().all(plain) {
+        return Ok(name.to_owned());
+    }
+    Err(
+        Problem::new(format!("must be a host name, found \"{}\"", name.escape_debug()))
+            .help("write several as an array, and an international name in its xn-- form"),
+    )
+}
+
+/// The instances' ports must exist, and nginx must not listen on one of them.
+fn ports(top: &Section<'_, '_>, config: &Config) {
+    let (base, count) = (config.base_port, config.instances);
+    let span = top.place_of("base_port");
+    let Some(last) = base.checked_add(count) else {
+        let message = format!("`base_port` {base} leaves no port for instance {count}: 65535 is the last");
+        let help = format!("write {} or less", u16::MAX - count);
+        return top.document().error(span, message, Some(help));
+    };
+    if !config.nginx.manage {
+        return;
+    }
+    for listen in &config.nginx.listen {
+        let port = listen.address().port();
+        if port > base && port <= last && listen.takes_loopback(port) {
+            let instance = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
+            top.document().error(
+                span.clone(),
+                format!("`nginx.listen` {listen} takes {instance} from instance {}", port - base),
+                Some("move `base_port` or the nginx port".to_owned()),
+            );
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The few questions that checking asks of a file system, so that a test can answer them.
+
+use std::io;
+use std::path::Path;
+
+pub trait Reader {
+    /// # Errors
+    /// Those of the file system.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// What is in a directory, sorted by name.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn list(&self, directory: &Path) -> io::Result<Vec<Entry>>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub name: String,
+    pub is_file: bool,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// The real one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk;
+
+impl Reader for Disk {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<Entry>> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            // Follows symbolic links, as reading does; one that leads nowhere is no file.
+            let metadata = std::fs::metadata(entry.path()).ok();
+            entries.push(Entry {
+                name: entry.file_name().to_string_lossy().into_owned(),
+                is_file: metadata.as_ref().is_some_and(std::fs::Metadata::is_file),
+                mode: metadata.map_or(0, |metadata| metadata.permissions().mode() & 0o7777),
+            });
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+}

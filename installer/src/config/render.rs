@@ -1,0 +1,109 @@
+//! The configuration that an instance's runtime is started with.
+
+mod place;
+
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use toml::{Table, Value};
+
+use super::credentials::Credentials;
+use super::links::Config;
+use super::runtime::{ALLOWED_ORIGIN, PREFIX, PUBLIC_URL, RuntimeToml, SHORTEN_ACCESS, file_of};
+use crate::layout::{ADMIN_TOKEN, Layout};
+
+const HEADER: &str =
+    "# Written by linksctl from links.toml, runtime.toml and the credentials. Holds secrets: keep it 0600.\n";
+
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Error {
+    #[error("the credential `{0}`, which runtime.toml asks for, is missing; put it into {path}, mode 0600", path = file_of(.0))]
+    MissingCredential(String),
+    #[error("writing the runtime's configuration: {0}")]
+    Toml(String),
+}
+
+/// The file for `--runtime-config-file`: `runtime.toml` with its references resolved, its paths made absolute below
+/// `layout`, and the appliance's variables. It holds secrets. Equal inputs give equal bytes; comments and the order of
+/// keys do not count.
+///
+/// What links.toml says comes before the user's own variable providers, because Spin takes the first answer and asks
+/// Vault over the network each time; the admin token comes after them, so that Vault may know a newer one. The
+/// environment is always asked last.
+///
+/// # Errors
+/// A credential that `runtime.toml` asks for is missing.
+pub fn runtime_config(
+    runtime: &RuntimeToml,
+    config: &Config,
+    credentials: &Credentials,
+    layout: &Layout,
+) -> Result<String, Error> {
+    let mut table = runtime.table().clone();
+    for (_, value) in &mut table {
+        resolve(value, credentials)?;
+    }
+    place::paths(&mut table, layout);
+    // Spin 4.0.2, crates/runtime-config/src/lib.rs: an empty string means no log files. Its flag refuses one.
+    table.insert("log_dir".to_owned(), Value::String(String::new()));
+    let mut providers = vec![statics(from_links_toml(config))];
+    if let Some(Value::Array(own)) = table.remove("variables_provider") {
+        providers.extend(own);
+    }
+    providers.extend(
+        credentials
+            .get(ADMIN_TOKEN)
+            .map(|token| statics([(ADMIN_TOKEN, token.to_owned())])),
+    );
+    table.insert("variables_provider".to_owned(), Value::Array(providers));
+    let body = toml::to_string(&table).map_err(|error| Error::Toml(error.to_string()))?;
+    Ok(format!("{HEADER}{body}"))
+}
+
+/// SHA-256, in hexadecimal, of all that an instance must be restarted for: what its runtime is started with, and what
+/// its supervisor read from `links.toml`.
+pub fn digest(rendered: &str, config: &Config) -> String {
+    let mut sha256 = Sha256::new();
+    sha256.update(rendered);
+    // Debug of plain numbers and durations: the same text for the same values.
+    sha256.update(format!("\n{} {:?} {:?}", config.base_port, config.health, config.drain));
+    crate::package::manifest::hex(&sha256.finalize())
+}
+
+/// All three always, so that nobody else is asked for one; the empty string is the component's own default.
+fn from_links_toml(config: &Config) -> [(&'static str, String); 3] {
+    [
+        (PUBLIC_URL, config.public_url.clone().unwrap_or_default()),
+        (SHORTEN_ACCESS, config.shorten.access.to_string()),
+        (
+            ALLOWED_ORIGIN,
+            config.shorten.allowed_origin.clone().unwrap_or_default(),
+        ),
+    ]
+}
+
+fn statics(values: impl IntoIterator<Item = (&'static str, String)>) -> Value {
+    let values = values
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), Value::String(value)));
+    Value::Table(Table::from_iter([
+        ("type".to_owned(), Value::String("static".to_owned())),
+        ("values".to_owned(), Value::Table(values.collect())),
+    ]))
+}
+
+fn resolve(value: &mut Value, credentials: &Credentials) -> Result<(), Error> {
+    match value {
+        Value::String(text) => {
+            if let Some(name) = text.strip_prefix(PREFIX) {
+                *text = credentials
+                    .get(name)
+                    .ok_or_else(|| Error::MissingCredential(name.to_owned()))?
+                    .to_owned();
+            }
+            Ok(())
+        }
+        Value::Array(values) => values.iter_mut().try_for_each(|value| resolve(value, credentials)),
+        Value::Table(table) => table.iter_mut().try_for_each(|(_, value)| resolve(value, credentials)),
+        _ => Ok(()),
+    }
+}

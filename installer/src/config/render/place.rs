@@ -1,0 +1,91 @@
+//! Where the files that `runtime.toml` names are, below one root directory.
+//!
+//! Spin resolves a relative path against its working directory, or against the directory of the rendered file, which
+//! is gone after a boot; and an SQLite database without a path is kept in memory, where a restart loses it.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use crate::config::runtime::{DEFAULT_DATABASE, DEFAULT_LABEL};
+use crate::layout::Layout;
+
+/// Makes every path of the file absolute, and gives every SQLite database one.
+pub fn paths(table: &mut Table, layout: &Layout) {
+    default_database(table);
+    for (label, database) in entries(table, "sqlite_database") {
+        if !is_local(database) {
+            continue;
+        }
+        let file = match label.as_str() {
+            DEFAULT_LABEL => DEFAULT_DATABASE.to_owned(),
+            label => format!("{}.db", label.replace('/', "_")),
+        };
+        database.entry("path").or_insert(Value::String(file));
+        absolute(database, "path", &layout.data_dir(), layout);
+    }
+    for (_, store) in entries(table, "key_value_store") {
+        absolute(store, "path", &layout.data_dir(), layout);
+    }
+    for provider in elements(table, "variables_provider") {
+        absolute(provider, "dotenv_path", &layout.config_dir(), layout);
+    }
+    for tls in elements(table, "client_tls") {
+        for key in ["ca_roots_file", "client_cert_file", "client_private_key_file"] {
+            absolute(tls, key, &layout.config_dir(), layout);
+        }
+    }
+}
+
+/// Without an entry, each instance would keep links of its own in its state directory.
+fn default_database(table: &mut Table) {
+    let databases = table
+        .entry("sqlite_database")
+        .or_insert_with(|| Value::Table(Table::new()));
+    if let Value::Table(databases) = databases {
+        let local = || {
+            Value::Table(Table::from_iter([(
+                "type".to_owned(),
+                Value::String("spin".to_owned()),
+            )]))
+        };
+        databases.entry(DEFAULT_LABEL).or_insert_with(local);
+    }
+}
+
+fn is_local(database: &Table) -> bool {
+    database.get("type").and_then(Value::as_str) == Some("spin")
+}
+
+fn absolute(table: &mut Table, key: &str, base: &Path, layout: &Layout) {
+    if let Some(Value::String(path)) = table.get_mut(key) {
+        *path = place(Path::new(path.as_str()), base, layout).display().to_string();
+    }
+}
+
+/// A relative path is below `base`. One of the host's own directories is the root's; any other stays what it is.
+fn place(path: &Path, base: &Path, layout: &Layout) -> PathBuf {
+    let host = Layout::new("/");
+    for (host, ours) in [
+        (host.state_dir(), layout.state_dir()),
+        (host.config_dir(), layout.config_dir()),
+    ] {
+        if let Ok(rest) = path.strip_prefix(host) {
+            return ours.join(rest);
+        }
+    }
+    base.join(path)
+}
+
+fn entries<'t>(table: &'t mut Table, key: &str) -> impl Iterator<Item = (&'t String, &'t mut Table)> {
+    let tables = table.get_mut(key).and_then(Value::as_table_mut);
+    tables
+        .into_iter()
+        .flat_map(|tables| tables.iter_mut())
+        .filter_map(|(label, value)| Some((label, value.as_table_mut()?)))
+}
+
+fn elements<'t>(table: &'t mut Table, key: &str) -> impl Iterator<Item = &'t mut Table> {
+    let values = table.get_mut(key).and_then(Value::as_array_mut);
+    values.into_iter().flatten().filter_map(Value::as_table_mut)
+}

@@ -1,0 +1,126 @@
+//! `"credential:NAME"`: how a file that everybody may read speaks of a secret.
+
+use std::path::{Component, Path};
+
+use toml::de::{DeTable, DeValue};
+use url::Url;
+
+use crate::config::credentials::is_name;
+use crate::config::document::{Document, Problem, Value};
+use crate::config::value::{string, text, url};
+use crate::layout::Layout;
+
+/// What a reference starts with.
+pub const PREFIX: &str = "credential:";
+
+/// A credential that the file asks for, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    pub credential: String,
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+}
+
+/// Where a person puts the credential `name`.
+pub fn file_of(name: &str) -> String {
+    Layout::new("/").credentials_dir().join(name).display().to_string()
+}
+
+/// Every reference of the document. One that names no credential is noted.
+pub fn collect<'t>(document: &Document<'t>, table: &DeTable<'t>) -> Vec<Reference> {
+    let mut references = Vec::new();
+    for (_, value) in table {
+        visit(document, value, &mut references);
+    }
+    references.sort_by_key(|reference| (reference.line, reference.column));
+    references
+}
+
+fn visit<'t>(document: &Document<'t>, value: &Value<'t>, references: &mut Vec<Reference>) {
+    match value.get_ref() {
+        DeValue::Table(table) => table.iter().for_each(|(_, value)| visit(document, value, references)),
+        DeValue::Array(values) => values.iter().for_each(|value| visit(document, value, references)),
+        DeValue::String(text) => {
+            let Some(name) = text.strip_prefix(PREFIX) else { return };
+            if is_name(name) {
+                let (line, column) = document.place(value.span().start);
+                references.push(Reference {
+                    credential: name.to_owned(),
+                    line,
+                    column,
+                });
+            } else {
+                document.error(
+                    value.span(),
+                    format!("\"{}\" cannot name a credential", name.escape_debug()),
+                    Some("use letters, digits, `_`, `-` and `.`".to_owned()),
+                );
+            }
+        }
+        _ => {}
+    }
+}
+
+fn is_reference(value: &Value<'_>) -> bool {
+    string(value).is_ok_and(|text| text.starts_with(PREFIX))
+}
+
+/// A value that is secret. The empty string says that there is none.
+pub fn secret(value: &Value<'_>) -> Result<(), Problem> {
+    if is_reference(value) || string(value)?.is_empty() {
+        return Ok(());
+    }
+    Err(
+        Problem::new("must be a credential, not the secret itself: everybody on this host can read this file").help(
+            format!(
+                "put the secret into {}, mode 0600, and write \"{PREFIX}NAME\"",
+                file_of("NAME")
+            ),
+        ),
+    )
+}
+
+/// A value that says something, written here or in a credential.
+pub fn plain(value: &Value<'_>) -> Result<(), Problem> {
+    text(value).map(|_| ())
+}
+
+/// A URL without a secret in it, or a reference to one with.
+pub fn location(schemes: &'static [&'static str]) -> impl Fn(&Value<'_>) -> Result<Option<Url>, Problem> {
+    move |value| {
+        if is_reference(value) {
+            return Ok(None);
+        }
+        url(schemes)(value).map(Some).map_err(|problem| match problem.help {
+            Some(_) => problem,
+            None => problem.help(format!(
+                "put the whole URL into {}, mode 0600, and write \"{PREFIX}NAME\"",
+                file_of("NAME")
+            )),
+        })
+    }
+}
+
+/// A path of a file, absolute or relative.
+pub fn path<'v>(value: &'v Value<'_>) -> Result<&'v Path, Problem> {
+    let text = string(value)?;
+    if is_reference(value) {
+        return Err(Problem::new("must be a path: a credential cannot stand for it"));
+    }
+    if text == ":memory:" || text.starts_with("file:") {
+        return Err(Problem::new("must be the path of a file").help("remove `path` for the default"));
+    }
+    let path = Path::new(text);
+    if path.file_name().is_none() || text.ends_with('/') || text.contains(char::is_control) {
+        return Err(Problem::new(format!(
+            "must be the path of a file, found \"{}\"",
+            text.escape_debug()
+        )));
+    }
+    if path.components().any(|component| component == Component::ParentDir) {
+        return Err(Problem::new("must not lead through `..`"));
+    }
+    Ok(path)
+}

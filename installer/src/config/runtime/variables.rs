@@ -1,0 +1,82 @@
+//! `[[variables_provider]]`: Spin's crates/runtime-config/src/variables.rs and variables-*.
+
+use super::reference::{PREFIX, file_of, location, path, plain, secret};
+use crate::config::document::{Problem, Section, Value};
+use crate::config::value::{one_of, string};
+use crate::layout::ADMIN_TOKEN;
+
+/// The variables that links.toml sets, in the order of the component's manifest.
+pub const PUBLIC_URL: &str = "public_url";
+pub const SHORTEN_ACCESS: &str = "shorten_access";
+pub const ALLOWED_ORIGIN: &str = "allowed_origin";
+/// And the keys that set them there.
+const SET_BY_LINKS_TOML: [(&str, &str); 3] = [
+    (PUBLIC_URL, "public_url"),
+    (SHORTEN_ACCESS, "shorten.access"),
+    (ALLOWED_ORIGIN, "shorten.allowed_origin"),
+];
+
+pub fn provider(section: &mut Section<'_, '_>) {
+    match section.required("type", one_of(&["static", "env", "vault", "azure_key_vault"])) {
+        Some("static") => {
+            section.require("values");
+            section.section("values", values);
+        }
+        Some("env") => {
+            section.optional("prefix", string);
+            section.optional("dotenv_path", path);
+        }
+        Some("vault") => {
+            section.required("url", location(&["https", "http"]));
+            section.required("token", secret);
+            section.required("mount", plain);
+            section.optional("prefix", plain);
+        }
+        Some(_) => {
+            section.required("vault_url", location(&["https"]));
+            section.optional("client_id", plain);
+            section.optional("client_secret", secret);
+            section.optional("tenant_id", plain);
+            section.together(&["client_id", "client_secret", "tenant_id"]);
+            section.optional(
+                "authority_host",
+                one_of(&["AzurePublicCloud", "AzureChina", "AzureGermany", "AzureGovernment"]),
+            );
+        }
+        None => section.accept_unknown(),
+    }
+}
+
+fn values(section: &mut Section<'_, '_>) {
+    for (name, value) in section.entries() {
+        if let Err(problem) = variable(name, value) {
+            section.refuse(name, value, problem);
+        } else if sounds_secret(name) && string(value).is_ok_and(|text| !text.starts_with(PREFIX)) {
+            section.document().warning(
+                value.span(),
+                format!("`{name}` sounds like a secret, and everybody on this host can read this file"),
+                Some(format!("put it into {} and write \"{PREFIX}{name}\"", file_of(name))),
+            );
+        }
+    }
+}
+
+fn variable(name: &str, value: &Value<'_>) -> Result<(), Problem> {
+    if let Some((_, key)) = SET_BY_LINKS_TOML.iter().find(|(variable, _)| *variable == name) {
+        return Err(Problem::new("is set in links.toml").help(format!("set `{key}` there")));
+    }
+    // Spin: crates/expressions/src/lib.rs, Key::validate.
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if name.is_empty() || !name.bytes().all(plain) {
+        return Err(Problem::new("cannot name a variable").help("use lower-case letters, digits and `_`"));
+    }
+    if name == ADMIN_TOKEN {
+        return secret(value);
+    }
+    string(value).map(|_| ())
+}
+
+fn sounds_secret(name: &str) -> bool {
+    name.split('_')
+        .any(|word| matches!(word, "token" | "secret" | "password" | "passphrase" | "key"))
+}
