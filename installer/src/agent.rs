@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::config;
+use crate::config::load::load_links;
 use crate::layout::Layout;
 use crate::log;
 use crate::release::Store;
@@ -27,7 +27,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         // The handler interrupts poll(), which returns then.
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("Catching signals")?;
     }
-    let wanted = config::load(layout)?.links.instances;
+    let wanted = load_links(layout)?.instances;
     let watch = Watch::new(layout)?;
     let mut told = String::new();
     notify(&[NotifyState::Ready]);
@@ -52,15 +52,24 @@ fn status_line(layout: &Layout, wanted: u16) -> String {
         Err(error) => return format!("the ready flags cannot be read: {error}"),
     };
     let store = Store::new(layout);
-    let releases: Vec<_> = (1..=wanted).filter_map(|instance| store.of_instance(instance).ok()).collect();
-    let mut versions: Vec<_> = releases.iter().map(|release| release.manifest.version.clone()).collect();
+    let releases: Vec<_> = (1..=wanted)
+        .filter_map(|instance| store.of_instance(instance).ok())
+        .collect();
+    let mut versions: Vec<_> = releases
+        .iter()
+        .map(|release| release.manifest.version.clone())
+        .collect();
     let mut runtimes: Vec<_> = releases.iter().map(crate::release::Release::runtime_name).collect();
     versions.dedup();
     runtimes.dedup();
     if versions.is_empty() {
         return format!("{ready}/{wanted} instances ready, no release");
     }
-    format!("{ready}/{wanted} instances ready, release {}, runtime {}", versions.join(" and "), runtimes.join(" and "))
+    format!(
+        "{ready}/{wanted} instances ready, release {}, runtime {}",
+        versions.join(" and "),
+        runtimes.join(" and ")
+    )
 }
 
 fn notify(states: &[NotifyState<'_>]) {
@@ -90,6 +99,9 @@ mod tests {
         for instance in [2, 3] {
             std::fs::write(layout.ready_flag(instance), b"").unwrap();
         }
-        assert_eq!(status_line(&layout, 2), "1/2 instances ready, release 1.2.3, runtime links-host 1.2.3");
+        assert_eq!(
+            status_line(&layout, 2),
+            "1/2 instances ready, release 1.2.3, runtime links-host 1.2.3"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! The one place that runs other programs and waits for them.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
@@ -44,10 +45,15 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let arguments: Vec<_> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+    let arguments: Vec<_> = arguments
+        .into_iter()
+        .map(|argument| argument.as_ref().to_owned())
+        .collect();
     let finished = finish(program, &arguments)?;
     let line = || {
-        arguments.iter().fold(program.to_owned(), |line, argument| format!("{line} {}", argument.to_string_lossy()))
+        arguments.iter().fold(program.to_owned(), |line, argument| {
+            format!("{line} {}", argument.to_string_lossy())
+        })
     };
     anyhow::ensure!(finished.success, "`{}` failed: {}", line(), tail(&finished.stderr, 12));
     Ok(finished.stdout)
@@ -59,10 +65,14 @@ pub fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// True where a program of that name is on PATH.
-pub fn is_on_path(program: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).is_file()))
+/// Where a program of that name is: on PATH, or in the system's own directories, which an ordinary user's PATH leaves
+/// out.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(program))
+        .find(|candidate| candidate.is_file())
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Files that are replaced: always whole, always on the disk before the old ones are gone.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::io::{self, Read};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -12,13 +12,25 @@ use anyhow::Context as _;
 /// # Errors
 /// The directory is missing, full or not writable; `path` is then as it was.
 pub fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
+    replace_from(path, &mut &*contents, mode)
+}
+
+/// As [`replace`], with everything that `contents` gives.
+///
+/// # Errors
+/// As [`replace`], or `contents` cannot be read.
+pub fn replace_from(path: &Path, contents: &mut impl Read, mode: u32) -> anyhow::Result<()> {
     let temporary = temporary_name(path)?;
     let written = (|| -> io::Result<()> {
         // A left-over of a write that was cut off may have been opened with another mode.
         remove_if_present(&temporary)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-        file.write_all(contents)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        io::copy(contents, &mut file)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
         sync_parent(path)
@@ -71,7 +83,9 @@ fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 fn temporary_name(path: &Path) -> anyhow::Result<PathBuf> {
-    let name = path.file_name().with_context(|| format!("{} has no file name", path.display()))?;
+    let name = path
+        .file_name()
+        .with_context(|| format!("{} has no file name", path.display()))?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     hidden.push(".new");
@@ -81,8 +95,6 @@ fn temporary_name(path: &Path) -> anyhow::Result<PathBuf> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]

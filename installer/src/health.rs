@@ -30,7 +30,10 @@ impl Probe {
             // The environment's proxy is for other hosts.
             .proxy(None)
             .build();
-        Self { agent: config.into(), address }
+        Self {
+            agent: config.into(),
+            address,
+        }
     }
 
     /// Whether the component serves: it read its database.
@@ -51,13 +54,27 @@ impl Probe {
 
     fn get(&self, path: &str) -> Result<(), String> {
         let url = format!("http://{}{path}", self.address);
-        let mut response = self.agent.get(&url).header("connection", "close").call().map_err(|e| e.to_string())?;
+        let mut response = self
+            .agent
+            .get(&url)
+            .header("connection", "close")
+            .call()
+            .map_err(|e| e.to_string())?;
         if response.status().as_u16() == 200 {
             return Ok(());
         }
-        let body = response.body_mut().with_config().limit(QUOTE_BYTES).read_to_string().unwrap_or_default();
+        let body = response
+            .body_mut()
+            .with_config()
+            .limit(QUOTE_BYTES)
+            .read_to_string()
+            .unwrap_or_default();
         let said = body.lines().next().unwrap_or_default();
-        Err(format!("{path} answered {}{}{said}", response.status(), if said.is_empty() { "" } else { ": " }))
+        Err(format!(
+            "{path} answered {}{}{said}",
+            response.status(),
+            if said.is_empty() { "" } else { ": " }
+        ))
     }
 }
 

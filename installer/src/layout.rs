@@ -72,6 +72,13 @@ impl Layout {
         self.at("usr/lib/links/installed.json")
     }
 
+    pub fn sysusers(&self) -> PathBuf {
+        self.at("usr/lib/sysusers.d/links.conf")
+    }
+    pub fn tmpfiles(&self) -> PathBuf {
+        self.at("usr/lib/tmpfiles.d/links.conf")
+    }
+
     // State: ours.
     pub fn state_dir(&self) -> PathBuf {
         self.at("var/lib/links")
@@ -117,6 +124,11 @@ impl Layout {
     /// `RuntimeDirectory=` of the instance: rendered configuration (0600), temporary files, its lock.
     pub fn instance_run_dir(&self, instance: u16) -> PathBuf {
         self.run_dir().join(instance.to_string())
+    }
+
+    /// Digest of the configuration that the instance was started with.
+    pub fn instance_digest(&self, instance: u16) -> PathBuf {
+        self.instance_run_dir(instance).join("digest")
     }
 
     // systemd's.

@@ -1,9 +1,74 @@
-//! linksctl: the command that packs, installs and runs the appliance.
+//! linksctl: the command that packs, installs, runs and looks after the appliance.
 
+mod agent;
 mod cli;
 mod config;
+mod exec;
+mod files;
+mod health;
+mod install;
 mod layout;
+mod log;
+mod nginx;
 mod package;
+mod process;
+mod release;
+mod rotation;
 mod runtime;
+mod status;
+mod supervise;
+mod token;
+mod up;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Command};
+use config::load::Invalid;
+use install::{NeedsRoot, OnBehalfOf};
+use layout::Layout;
+
+/// EX_NOPERM of sysexits.h.
+const NEEDS_ROOT: u8 = 77;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            log::error!("linksctl: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let layout = Layout::new(std::path::absolute(cli.root)?);
+    match cli.command {
+        Command::Pack(_) => anyhow::bail!("not merged"),
+        Command::Run(args) => supervise::run(&layout, args.instance)?,
+        Command::Agent => agent::run(&layout)?,
+        Command::Up(args) => up::run(&layout, &args)?,
+        Command::Check(args) => return Ok(config::command::check_command(&layout, args.json)?.into()),
+        Command::Status(args) => return status::show(&layout, args.json),
+        Command::Version(args) => status::version(&layout, args.json)?,
+        Command::Token(args) => token::show(&layout, args.rotate)?,
+        Command::Install(args) => install::payload::install(&layout, args.no_start, args.dry_run)?,
+        Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,
+        Command::Configure(args) => install::configure(&layout, OnBehalfOf::Package, true, args.dry_run)?,
+        Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::Package, args.dry_run)?,
+        Command::Man | Command::Completions { .. } => anyhow::bail!("not merged"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// 77 and 78 as in sysexits.h, so that a script and systemd (`RestartPreventExitStatus=`) can tell them apart.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.is::<NeedsRoot>() {
+        ExitCode::from(NEEDS_ROOT)
+    } else if error.is::<Invalid>() {
+        ExitCode::from(config::command::WRONG)
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,10 +1,13 @@
 //! The nginx site as text, from packaging/nginx/.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use minijinja::{Environment, UndefinedBehavior, context};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value};
+use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 
 use crate::config::links::{Config, Listen};
@@ -13,10 +16,28 @@ use crate::layout::{self, Layout};
 const SITE: &str = include_str!("../../packaging/nginx/site.conf");
 const UP: &str = include_str!("../../packaging/nginx/up.conf");
 
+/// What packaging/nginx/site.conf names.
+#[derive(Serialize)]
+struct Site {
+    instances: Vec<Instance>,
+    listen: Vec<String>,
+    default_server: bool,
+    server_name: Vec<String>,
+    ready_dir: PathBuf,
+}
+
 #[derive(Serialize)]
 struct Instance {
     number: u16,
     address: SocketAddr,
+}
+
+/// What packaging/nginx/up.conf names.
+#[derive(Serialize)]
+struct Standalone<'a> {
+    directory: &'a Path,
+    site: &'a Path,
+    user: Option<&'a str>,
 }
 
 /// What the host decides about the site.
@@ -34,20 +55,28 @@ pub struct Surroundings {
 /// None unless the template is broken, which the tests would have said.
 pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> anyhow::Result<String> {
     let instances: Vec<_> = (1..=config.instances)
-        .map(|number| Instance { number, address: layout::instance_address(config.base_port, number) })
+        .map(|number| Instance {
+            number,
+            address: layout::instance_address(config.base_port, number),
+        })
         .collect();
-    let listen: Vec<_> = config.nginx.listen.iter().flat_map(|listen| listens(*listen, surroundings.ipv6)).collect();
-    render(
-        SITE,
-        context! {
-            instances,
-            listen,
-            default_server => surroundings.default_server,
-            server_name => config.nginx.server_name,
-            ready_dir => layout.ready_dir(),
-        },
-    )
-    .context("Rendering the nginx site")
+    let mut listen: Vec<_> = config
+        .nginx
+        .listen
+        .iter()
+        .flat_map(|listen| listens(*listen, surroundings.ipv6))
+        .collect();
+    // `[80, "[::]:80"]` says the same twice where there is IPv6.
+    let mut seen = BTreeSet::new();
+    listen.retain(|address| seen.insert(address.clone()));
+    let site = Site {
+        instances,
+        listen,
+        default_server: surroundings.default_server,
+        server_name: server_names(config),
+        ready_dir: layout.ready_dir(),
+    };
+    render(SITE, &site).context("Rendering the nginx site")
 }
 
 /// The main file of an nginx that runs the site alone, with its files in `directory`. `user` is for one that root starts.
@@ -55,7 +84,23 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
 /// # Errors
 /// As [`site`].
 pub fn standalone(directory: &Path, site: &Path, user: Option<&str>) -> anyhow::Result<String> {
-    render(UP, context! { directory, site, user }).context("Rendering the configuration of nginx")
+    render(UP, &Standalone { directory, site, user }).context("Rendering the configuration of nginx")
+}
+
+/// The public URL's host, unless links.toml names others.
+fn server_names(config: &Config) -> Vec<String> {
+    let host = || {
+        Some(
+            url::Url::parse(config.public_url.as_ref()?)
+                .ok()?
+                .host_str()?
+                .to_owned(),
+        )
+    };
+    match config.nginx.server_name.as_slice() {
+        [any] if any == "_" => vec![host().unwrap_or_else(|| any.clone())],
+        named => named.to_vec(),
+    }
 }
 
 /// nginx reads a lone port as IPv4 only.
@@ -69,11 +114,11 @@ fn listens(listen: Listen, ipv6: bool) -> Vec<String> {
     listens
 }
 
-fn render(template: &str, values: minijinja::Value) -> Result<String, minijinja::Error> {
+fn render(template: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_keep_trailing_newline(true);
-    environment.render_str(template, values)
+    environment.set_syntax(SyntaxConfig::builder().keep_trailing_newline(true).build()?);
+    environment.render_str(template, Value::from(Serde(values)))
 }
 
 #[cfg(test)]
@@ -82,11 +127,17 @@ mod tests {
     use super::*;
 
     fn site_of(instances: u16, surroundings: Surroundings) -> String {
-        let config = Config { instances, ..Config::default() };
+        let config = Config {
+            instances,
+            ..Config::default()
+        };
         site(&config, &Layout::new("/"), surroundings).unwrap()
     }
 
-    const PLAIN: Surroundings = Surroundings { ipv6: false, default_server: false };
+    const PLAIN: Surroundings = Surroundings {
+        ipv6: false,
+        default_server: false,
+    };
 
     /// The lines between the one that starts with `opening` and the next `}`.
     fn block<'a>(site: &'a str, opening: &str) -> Vec<&'a str> {
@@ -99,7 +150,12 @@ mod tests {
         let site = site_of(2, PLAIN);
         assert_eq!(
             block(&site, "upstream links_all"),
-            ["server 127.0.0.1:7001 max_fails=0;", "server 127.0.0.1:7002 max_fails=0;", "keepalive 64;", "keepalive_timeout 1s;"]
+            [
+                "server 127.0.0.1:7001 max_fails=0;",
+                "server 127.0.0.1:7002 max_fails=0;",
+                "keepalive 64;",
+                "keepalive_timeout 1s;"
+            ]
         );
         assert_eq!(
             block(&site, "upstream links_without_1")[..2],
@@ -107,7 +163,11 @@ mod tests {
         );
         assert_eq!(
             block(&site, "map"),
-            ["default links_all;", "\"/1\" links_without_1;", "\"/2\" links_without_2;"]
+            [
+                "default links_all;",
+                "\"/1\" links_without_1;",
+                "\"/2\" links_without_2;"
+            ]
         );
         assert!(site.contains(r#"if (!-f /run/links/ready/2) { set $links_missing "${links_missing}/2"; }"#));
     }
@@ -115,30 +175,52 @@ mod tests {
     #[test]
     fn one_instance_has_one_pool() {
         let site = site_of(1, PLAIN);
-        assert_eq!(site.matches("upstream ").count(), 1);
+        assert_eq!(site.matches("\nupstream ").count(), 1);
         assert_eq!(block(&site, "map"), ["default links_all;"]);
     }
 
     #[test]
     fn sixteen_instances_have_seventeen_pools() {
         let site = site_of(16, PLAIN);
-        assert_eq!(site.matches("upstream ").count(), 17);
+        assert_eq!(site.matches("\nupstream ").count(), 17);
         // "/1/6" is two missing flags, "/16" is one: they must not be mistaken for each other.
         assert!(site.contains("\"/16\" links_without_16;") && !site.contains("\"16\""));
     }
 
     #[test]
     fn a_lone_port_is_on_ipv6_where_there_is_ipv6() {
-        let with = Surroundings { ipv6: true, default_server: true };
+        let with = Surroundings {
+            ipv6: true,
+            default_server: true,
+        };
         let site = site_of(2, with);
-        assert!(site.contains("    listen 80 default_server;\n    listen [::]:80 default_server;\n"), "{site}");
+        assert!(
+            site.contains("    listen 80 default_server;\n    listen [::]:80 default_server;\n"),
+            "{site}"
+        );
         assert!(site_of(2, PLAIN).contains("    listen 80;\n    server_name _;\n"));
+    }
+
+    #[test]
+    fn the_site_answers_to_the_public_host_unless_names_are_given() {
+        let mut config = Config {
+            public_url: Some("https://s.example.org".into()),
+            ..Config::default()
+        };
+        assert_eq!(server_names(&config), ["s.example.org"]);
+        config.nginx.server_name = vec!["a.example".into(), "b.example".into()];
+        assert_eq!(server_names(&config), ["a.example", "b.example"]);
+        assert_eq!(server_names(&Config::default()), ["_"]);
     }
 
     #[test]
     fn standalone_names_its_user_only_for_root() {
         let text = standalone(Path::new("/d"), Path::new("/d/site"), None).unwrap();
         assert!(!text.contains("user ") && text.contains("include /d/site;"), "{text}");
-        assert!(standalone(Path::new("/d"), Path::new("/d/site"), Some("root")).unwrap().contains("\nuser root;\n"));
+        assert!(
+            standalone(Path::new("/d"), Path::new("/d/site"), Some("root"))
+                .unwrap()
+                .contains("\nuser root;\n")
+        );
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
@@ -31,11 +31,21 @@ impl Release {
         let bytes = fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
         let manifest = Manifest::parse(&bytes).with_context(|| format!("Reading {}", path.display()))?;
         for name in manifest.files.keys() {
-            let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-            ensure!(plain && !name.is_empty(), "{}: the file name {name:?} leads out of the bundle", path.display());
+            let plain = Path::new(name)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)));
+            ensure!(
+                plain && !name.is_empty(),
+                "{}: the file name {name:?} leads out of the bundle",
+                path.display()
+            );
         }
         let id = manifest.release_id()?;
-        Ok(Self { id, directory: directory.to_owned(), manifest })
+        Ok(Self {
+            id,
+            directory: directory.to_owned(),
+            manifest,
+        })
     }
 
     pub fn runtime_path(&self) -> PathBuf {
@@ -85,7 +95,10 @@ impl Release {
         );
         let mut buffer = vec![0; 128 * 1024];
         loop {
-            match file.read(&mut buffer).with_context(|| format!("Reading {}", path.display()))? {
+            match file
+                .read(&mut buffer)
+                .with_context(|| format!("Reading {}", path.display()))?
+            {
                 0 => return Ok(()),
                 length => each(&buffer[..length])?,
             }
@@ -150,6 +163,25 @@ impl<'a> Store<'a> {
         Release::open(&directory)
     }
 
+    /// As [`Self::import`], from a bundle, an unpacked tarball or the tarball itself.
+    ///
+    /// # Errors
+    /// As [`Self::import`], or `path` is none of the three.
+    pub fn import_from(&self, path: &Path) -> anyhow::Result<Release> {
+        if !path.is_file() {
+            return self.import(&bundle_in(path)?);
+        }
+        let unpacked = tempfile::tempdir().context("Making a temporary directory")?;
+        let file = File::open(path).with_context(|| format!("Opening {}", path.display()))?;
+        // Refuses paths that lead out of the directory, by itself.
+        tar::Archive::new(flate2::read::GzDecoder::new(file))
+            .unpack(unpacked.path())
+            .with_context(|| format!("Unpacking {}", path.display()))?;
+        let top = fs::read_dir(unpacked.path())?.next().transpose()?;
+        let top = top.with_context(|| format!("{} is empty", path.display()))?;
+        self.import(&bundle_in(&top.path())?)
+    }
+
     /// Makes `instance` run `release` from its next start on.
     ///
     /// # Errors
@@ -169,7 +201,10 @@ impl<'a> Store<'a> {
     pub fn of_instance(&self, instance: u16) -> anyhow::Result<Release> {
         let link = self.layout.instance_release(instance);
         let directory = fs::canonicalize(&link).with_context(|| {
-            format!("instance {instance} has no release: {} leads nowhere; {REINSTALL}", link.display())
+            format!(
+                "instance {instance} has no release: {} leads nowhere; {REINSTALL}",
+                link.display()
+            )
         })?;
         Release::open(&directory)
     }
@@ -192,6 +227,20 @@ impl<'a> Store<'a> {
         }
         Ok(())
     }
+}
+
+/// A bundle, or the one inside an unpacked tarball.
+fn bundle_in(directory: &Path) -> anyhow::Result<PathBuf> {
+    [directory.to_owned(), Layout::new(directory).bundle()]
+        .into_iter()
+        .find(|candidate| candidate.join(manifest::FILE_NAME).is_file())
+        .with_context(|| {
+            format!(
+                "{} holds no bundle of links: there is no {}",
+                directory.display(),
+                manifest::FILE_NAME
+            )
+        })
 }
 
 const STAGING_PREFIX: &str = ".import-";
@@ -258,7 +307,14 @@ pub mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, bytes).unwrap();
             let sha256 = manifest::hex(&Sha256::digest(bytes));
-            listed.insert(name.to_owned(), manifest::File { sha256, size: bytes.len() as u64, executable });
+            listed.insert(
+                name.to_owned(),
+                manifest::File {
+                    sha256,
+                    size: bytes.len() as u64,
+                    executable,
+                },
+            );
         }
         let manifest = Manifest {
             format: manifest::FORMAT,
@@ -288,7 +344,10 @@ pub mod tests {
     }
 
     fn names(directory: &Path) -> Vec<String> {
-        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 
     #[test]
@@ -330,7 +389,12 @@ pub mod tests {
         let file = manifest.files.values().next().unwrap().clone();
         manifest.files.insert("../../etc/passwd".into(), file);
         fs::write(source.directory.join(manifest::FILE_NAME), manifest.to_json().unwrap()).unwrap();
-        assert!(Release::open(&source.directory).unwrap_err().to_string().contains("leads out"));
+        assert!(
+            Release::open(&source.directory)
+                .unwrap_err()
+                .to_string()
+                .contains("leads out")
+        );
     }
 
     #[test]

@@ -41,7 +41,10 @@ impl Watch {
         let directory = layout.ready_dir();
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("Starting inotify")?;
         inotify
-            .add_watch(&directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE)
+            .add_watch(
+                &directory,
+                AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE,
+            )
             .with_context(|| format!("Watching {}", directory.display()))?;
         Ok(Self { inotify })
     }
@@ -97,7 +100,7 @@ mod tests {
     fn flags_are_instances_in_order() {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::new(root.path());
-        assert_eq!(ready_instances(&layout).unwrap(), []);
+        assert_eq!(ready_instances(&layout).unwrap(), Vec::<u16>::new());
         fs::create_dir_all(layout.ready_dir()).unwrap();
         for name in ["10", "2", "not-a-number"] {
             fs::write(layout.ready_dir().join(name), b"").unwrap();
@@ -116,6 +119,10 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         assert!(watch.until(&layout, deadline, |ready| Ok(ready == [1])).unwrap());
         setter.join().unwrap();
-        assert!(!watch.until(&layout, Instant::now(), |ready| Ok(ready.is_empty())).unwrap());
+        assert!(
+            !watch
+                .until(&layout, Instant::now(), |ready| Ok(ready.is_empty()))
+                .unwrap()
+        );
     }
 }

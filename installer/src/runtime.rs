@@ -2,19 +2,20 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
+use crate::config::load::load;
 use crate::health::Probe;
+use crate::layout::Layout;
+use crate::process::{Process, describe};
 use crate::release::Release;
-use crate::{exec, files};
+use crate::{exec, files, token};
 
 /// One call of a runtime, Spin's command line.
 #[derive(Debug)]
@@ -56,66 +57,6 @@ impl Call<'_> {
     }
 }
 
-/// A runtime that was started: the leader of a process group of its own, because Spin serves from a child process.
-#[derive(Debug)]
-pub struct Process {
-    group: Pid,
-}
-
-impl Process {
-    /// Starts `command`; `ended` is called once, from another thread, when its process has ended.
-    ///
-    /// Has to be called from a thread that lives as long as the process shall: the kernel ends it with that thread.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn start(
-        command: &mut Command,
-        ended: impl FnOnce(std::io::Result<ExitStatus>) + Send + 'static,
-    ) -> std::io::Result<Self> {
-        command.process_group(0);
-        // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
-        unsafe {
-            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
-        }
-        let mut child = command.spawn()?;
-        let group = Pid::from_raw(child.id().cast_signed());
-        std::thread::spawn(move || ended(child.wait()));
-        Ok(Self { group })
-    }
-
-    /// Asks the whole group to end.
-    pub fn terminate(&self) {
-        self.signal(Signal::SIGTERM);
-    }
-
-    /// Ends the whole group, and whatever of it outlived its leader.
-    pub fn kill(&self) {
-        self.signal(Signal::SIGKILL);
-    }
-
-    fn signal(&self, signal: Signal) {
-        match killpg(self.group, signal) {
-            // ESRCH: all of it has ended already, which is what was wanted.
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(error) => crate::log::error!("sending {signal} to the runtime's process group: {error}"),
-        }
-    }
-}
-
-/// `exited with status 3`, `was killed by SIGKILL`.
-pub fn describe(status: std::io::Result<ExitStatus>) -> String {
-    match status.map(|status| (status.code(), status.signal())) {
-        Ok((Some(code), _)) => format!("exited with status {code}"),
-        Ok((_, Some(signal))) => match Signal::try_from(signal) {
-            Ok(signal) => format!("was killed by {signal}"),
-            Err(_) => format!("was killed by signal {signal}"),
-        },
-        Ok((None, None)) => "ended".to_owned(),
-        Err(error) => format!("could not be waited for: {error}"),
-    }
-}
-
 /// Checks what a start would stumble over later and less clearly: the files of the release, and that the runtime is
 /// the one that its manifest names.
 ///
@@ -154,20 +95,27 @@ pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
     check_release(&release)?;
     let scratch = tempfile::tempdir().context("Making a temporary directory")?;
     let at = |name: &str| scratch.path().join(name);
+    let layout = Layout::new(scratch.path());
+    fs::create_dir_all(layout.data_dir())?;
+    token::make(&layout)?;
+    files::replace(&layout.links_toml(), b"", 0o644)?;
+    fs::copy(bundle.join(&release.manifest.runtime_config), layout.runtime_toml())?;
     let runtime_config = at("runtime.toml");
-    files::replace(&runtime_config, crate::config::render::smoke(&at("smoke.db")).as_bytes(), 0o600)?;
-    fs::create_dir(at("tmp"))?;
+    files::replace(&runtime_config, load(&layout)?.render(&layout)?.as_bytes(), 0o600)?;
     let call = Call {
         release: &release,
         listen: free_address()?,
         runtime_config,
         state_dir: at("state"),
-        cache_dir: at("cache"),
-        temporary_dir: at("tmp"),
+        cache_dir: layout.cache_dir(),
+        temporary_dir: scratch.path().to_owned(),
     };
+    fs::create_dir_all(&call.cache_dir)?;
     let output = File::create(at("output")).context("Making a file for the runtime's output")?;
     let (tell, told) = mpsc::channel();
-    let process = Process::start(call.command().stdout(output.try_clone()?).stderr(output), move |status| {
+    let mut command = call.command();
+    command.stdout(output.try_clone()?).stderr(output);
+    let process = Process::start(&mut command, Signal::SIGKILL, move |status| {
         // Nobody listens any more once the verdict is there.
         let _ = tell.send(status);
     })
@@ -196,7 +144,10 @@ fn wait_until_ready(probe: &Probe, ended: &mpsc::Receiver<std::io::Result<ExitSt
             Err(why) => why,
         };
         if Instant::now() >= deadline {
-            return Err(format!("did not become healthy within {} s: {why}", SMOKE_TIMEOUT.as_secs()));
+            return Err(format!(
+                "did not become healthy within {} s: {why}",
+                SMOKE_TIMEOUT.as_secs()
+            ));
         }
         match ended.recv_timeout(ASK_AGAIN) {
             Ok(status) => return Err(describe(status)),
@@ -224,20 +175,35 @@ mod tests {
     #[test]
     fn a_runtime_that_exits_at_once_is_reported_with_its_last_words() {
         let directory = tempfile::tempdir().unwrap();
-        let script = b"#!/bin/sh\n[ \"$1\" = --version ] && echo links-host 1.2.3 && exit 0\necho no luck today >&2\nexit 7\n";
+        let script =
+            b"#!/bin/sh\n[ \"$1\" = --version ] && echo links-host 1.2.3 && exit 0\necho no luck today >&2\nexit 7\n";
         let release = bundle(directory.path(), script);
-        fs::set_permissions(release.runtime_path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        fs::set_permissions(
+            release.runtime_path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
         let error = format!("{:#}", smoke(directory.path()).unwrap_err());
-        assert!(error.contains("exited with status 7") && error.contains("no luck today"), "{error}");
+        assert!(
+            error.contains("exited with status 7") && error.contains("no luck today"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_runtime_of_another_version_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let release = bundle(directory.path(), b"#!/bin/sh\necho spin 3.0.0\n");
-        fs::set_permissions(release.runtime_path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        fs::set_permissions(
+            release.runtime_path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
         let error = format!("{:#}", check_release(&release).unwrap_err());
-        assert!(error.contains("`spin 3.0.0`") && error.contains("`links-host 1.2.3`"), "{error}");
+        assert!(
+            error.contains("`spin 3.0.0`") && error.contains("`links-host 1.2.3`"),
+            "{error}"
+        );
     }
 
     #[test]

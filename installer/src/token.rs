@@ -7,7 +7,7 @@ use rand::TryRng as _;
 use rand::rngs::SysRng;
 
 use crate::files;
-use crate::install::make_directory;
+use crate::install::{make_directory, require_root};
 use crate::layout::{ADMIN_TOKEN, Layout};
 use crate::package::manifest::hex;
 
@@ -24,9 +24,15 @@ pub fn exists(layout: &Layout) -> bool {
 /// The kernel gives no randomness, or the file cannot be written; an old token is then as it was.
 pub fn make(layout: &Layout) -> anyhow::Result<()> {
     let mut random = [0; BYTES];
-    SysRng.try_fill_bytes(&mut random).context("Asking the kernel for randomness")?;
+    SysRng
+        .try_fill_bytes(&mut random)
+        .context("Asking the kernel for randomness")?;
     make_directory(&layout.credentials_dir(), 0o700)?;
-    files::replace(&layout.credential(ADMIN_TOKEN), format!("{}\n", hex(&random)).as_bytes(), 0o600)
+    files::replace(
+        &layout.credential(ADMIN_TOKEN),
+        format!("{}\n", hex(&random)).as_bytes(),
+        0o600,
+    )
 }
 
 /// # Errors
@@ -35,6 +41,21 @@ pub fn read(layout: &Layout) -> anyhow::Result<String> {
     let path = layout.credential(ADMIN_TOKEN);
     let text = fs::read_to_string(&path).with_context(|| format!("Reading the admin token from {}", path.display()))?;
     Ok(text.trim_end().to_owned())
+}
+
+/// `linksctl token`: to standard output, the token alone.
+///
+/// # Errors
+/// As [`make`] and [`read`].
+pub fn show(layout: &Layout, rotate: bool) -> anyhow::Result<()> {
+    if layout.is_host() {
+        require_root()?;
+    }
+    if rotate {
+        make(layout)?;
+    }
+    println!("{}", read(layout)?);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -51,7 +72,10 @@ mod tests {
         assert!(!exists(&layout));
         make(&layout).unwrap();
         let first = read(&layout).unwrap();
-        assert!(first.len() == 64 && first.bytes().all(|byte| byte.is_ascii_hexdigit()), "{first}");
+        assert!(
+            first.len() == 64 && first.bytes().all(|byte| byte.is_ascii_hexdigit()),
+            "{first}"
+        );
         let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(layout.credential(ADMIN_TOKEN)), 0o600);
         assert_eq!(mode(layout.credentials_dir()), 0o700);

@@ -82,7 +82,7 @@ pub fn check(layout: &Layout, reader: &impl Reader) -> Vec<Finding> {
     findings
 }
 
-fn read<T>(
+pub(super) fn read<T>(
     path: &Path,
     reader: &impl Reader,
     parse: impl FnOnce(&str, &str) -> (Option<T>, Vec<Finding>),

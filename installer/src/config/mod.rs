@@ -11,6 +11,7 @@ mod document;
 pub mod duration;
 pub mod finding;
 pub mod links;
+pub mod load;
 pub mod reader;
 pub mod render;
 pub mod runtime;

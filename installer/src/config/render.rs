@@ -2,6 +2,8 @@
 
 mod place;
 
+pub use place::database as database_path;
+
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use toml::{Table, Value};

@@ -1,5 +1,6 @@
 //! The host: what is done to it when the payload has come, and undone before it goes.
 
+pub mod payload;
 mod services;
 mod site;
 
@@ -11,7 +12,8 @@ use anyhow::{Context as _, bail};
 
 pub use services::{OnBehalfOf, Services};
 
-use crate::config;
+use crate::config::load::{load, load_links};
+use crate::config::render;
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
 use crate::{exec, files, token};
@@ -24,18 +26,30 @@ struct Observed {
     configured_before: bool,
     /// The release of the payload.
     payload: String,
-    /// The instances that are wanted, each with the release that its link leads to.
-    wanted: Vec<(u16, Option<String>)>,
+    /// The instances that are wanted.
+    wanted: Vec<Wanted>,
     /// Enabled instances that are not wanted.
     surplus: Vec<u16>,
     /// links.service runs.
     active: bool,
 }
 
+/// One wanted instance, as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    instance: u16,
+    /// Where its link leads.
+    release: Option<String>,
+    /// It runs with another configuration than the one that is on the disk.
+    outdated: bool,
+}
+
 /// One thing that is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     MakeToken,
+    /// Before anything that an instance would notice.
+    CheckConfiguration,
     Import,
     /// From the next start on.
     Point(u16),
@@ -55,14 +69,22 @@ impl fmt::Display for Step {
         let list = |numbers: &[u16]| numbers.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
         match self {
             Self::MakeToken => write!(f, "make the admin token"),
+            Self::CheckConfiguration => write!(f, "check the configuration"),
             Self::Import => write!(f, "copy the release into the store, verifying every file"),
             Self::Point(instance) => write!(f, "let instance {instance} run it"),
             Self::ReloadUnits => write!(f, "make systemd read the unit files"),
             Self::EnableInstances(numbers) => write!(f, "enable instance {}", list(numbers)),
-            Self::Site => write!(f, "write and enable the nginx site, test it, reload nginx if it changed"),
+            Self::Site => write!(
+                f,
+                "write and enable the nginx site, test it, reload nginx if it changed"
+            ),
             Self::EnableService => write!(f, "enable {} at boot", layout::SERVICE),
             Self::Start => write!(f, "start {}", layout::SERVICE),
-            Self::Move(numbers) => write!(f, "move instance {} to the release, one at a time", list(numbers)),
+            Self::Move(numbers) => write!(
+                f,
+                "move instance {} to the release and the configuration, one at a time",
+                list(numbers)
+            ),
             Self::Retire(numbers) => write!(f, "stop and disable instance {}", list(numbers)),
         }
     }
@@ -70,28 +92,32 @@ impl fmt::Display for Step {
 
 /// What is to be done, in order.
 fn plan(observed: &Observed, start: bool) -> Vec<Step> {
-    let numbers = || observed.wanted.iter().map(|(instance, _)| *instance);
-    let behind: Vec<_> = observed
-        .wanted
-        .iter()
-        .filter(|(_, release)| release.as_ref() != Some(&observed.payload))
-        .map(|(instance, _)| *instance)
-        .collect();
+    let select = |filter: &dyn Fn(&Wanted) -> bool| -> Vec<u16> {
+        observed
+            .wanted
+            .iter()
+            .filter(|wanted| filter(wanted))
+            .map(|wanted| wanted.instance)
+            .collect()
+    };
+    let is_behind = |wanted: &Wanted| wanted.release.as_ref() != Some(&observed.payload);
     let mut steps = vec![];
     if !observed.has_token {
         steps.push(Step::MakeToken);
     }
+    steps.push(Step::CheckConfiguration);
     steps.push(Step::Import);
     if !observed.active {
-        steps.extend(behind.iter().map(|instance| Step::Point(*instance)));
+        steps.extend(select(&is_behind).into_iter().map(Step::Point));
     }
     steps.push(Step::ReloadUnits);
-    steps.push(Step::EnableInstances(numbers().collect()));
+    steps.push(Step::EnableInstances(select(&|_| true)));
     if observed.active {
-        // A new instance starts with its first link; the others move.
-        if !behind.is_empty() {
-            steps.push(Step::Move(behind));
+        let moving = select(&|wanted| wanted.outdated || is_behind(wanted));
+        if !moving.is_empty() {
+            steps.push(Step::Move(moving));
         }
+        // What does not run yet.
         steps.push(Step::Start);
     }
     if !observed.surplus.is_empty() {
@@ -118,8 +144,8 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
     let services = Services::of_host(on_behalf_of);
     let store = Store::new(layout);
     let payload = Release::open(&layout.bundle())?;
-    let loaded = config::load_before_first_start(layout)?;
-    let observed = observe(layout, &payload, loaded.links.instances, services)?;
+    let config = load_links(layout)?;
+    let observed = observe(layout, &payload, config.instances, services)?;
     let steps = plan(&observed, start);
     if dry_run {
         steps.iter().for_each(|step| println!("{step}"));
@@ -129,6 +155,9 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
     for step in &steps {
         match step {
             Step::MakeToken => token::make(layout)?,
+            Step::CheckConfiguration => {
+                load(layout)?;
+            }
             Step::Import => {
                 store.remove_leftovers()?;
                 store.import(&layout.bundle())?;
@@ -150,7 +179,7 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
                 services.act("stop", &units(numbers))?;
                 services.disable(&units(numbers))?;
             }
-            Step::Site => notices.extend(site::install(layout, &loaded.links, services)?),
+            Step::Site => notices.extend(site::install(layout, &config, services)?),
         }
     }
     for notice in notices {
@@ -161,15 +190,24 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
 
 fn observe(layout: &Layout, payload: &Release, instances: u16, services: Services) -> anyhow::Result<Observed> {
     let store = Store::new(layout);
-    let enabled = enabled_instances(layout)?;
+    // Without a good configuration nothing will be moved: the check that is a step says what is wrong.
+    let digest = load(layout)
+        .ok()
+        .and_then(|loaded| Some(render::digest(&loaded.render(layout).ok()?, &loaded.config)));
+    let wanted = |instance| Wanted {
+        instance,
+        release: store.of_instance(instance).ok().map(|release| release.id),
+        outdated: fs::read_to_string(layout.instance_digest(instance)).is_ok_and(|runs| Some(runs) != digest),
+    };
     Ok(Observed {
         has_token: token::exists(layout),
         configured_before: layout.configured_marker().exists(),
         payload: payload.id.clone(),
-        wanted: (1..=instances)
-            .map(|instance| (instance, store.of_instance(instance).ok().map(|release| release.id)))
+        wanted: (1..=instances).map(wanted).collect(),
+        surplus: enabled_instances(layout)?
+            .into_iter()
+            .filter(|instance| *instance > instances)
             .collect(),
-        surplus: enabled.into_iter().filter(|instance| *instance > instances).collect(),
         active: services.is_active(layout::SERVICE)?,
     })
 }
@@ -190,7 +228,10 @@ fn enabled_instances(layout: &Layout) -> anyhow::Result<Vec<u16>> {
 }
 
 fn units(instances: &[u16]) -> Vec<String> {
-    instances.iter().map(|instance| layout::instance_unit(*instance)).collect()
+    instances
+        .iter()
+        .map(|instance| layout::instance_unit(*instance))
+        .collect()
 }
 
 /// Moves running instances to `release`, one after the other; back, if one of them fails.
@@ -239,7 +280,10 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
         let mut patterns = all.clone();
         // Instances that were started by hand are ours too.
         patterns.push("links@*.service".to_owned());
-        exec::run("systemctl", ["stop"].into_iter().chain(patterns.iter().map(String::as_str)))?;
+        exec::run(
+            "systemctl",
+            ["stop"].into_iter().chain(patterns.iter().map(String::as_str)),
+        )?;
     }
     services.disable(&all)?;
     files::remove_if_present(&layout.configured_marker())?;
@@ -282,15 +326,27 @@ pub fn require_root() -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::Step::{EnableInstances, EnableService, Import, MakeToken, Move, Point, ReloadUnits, Retire, Site, Start};
+    use super::Step::{
+        CheckConfiguration, EnableInstances, EnableService, Import, MakeToken, Move, Point, ReloadUnits, Retire, Site,
+        Start,
+    };
     use super::*;
+
+    fn both(release: Option<&str>) -> Vec<Wanted> {
+        let wanted = |instance| Wanted {
+            instance,
+            release: release.map(str::to_owned),
+            outdated: false,
+        };
+        vec![wanted(1), wanted(2)]
+    }
 
     fn fresh() -> Observed {
         Observed {
             has_token: false,
             configured_before: false,
             payload: "2-new".into(),
-            wanted: vec![(1, None), (2, None)],
+            wanted: both(None),
             surplus: vec![],
             active: false,
         }
@@ -300,28 +356,38 @@ mod tests {
         Observed {
             has_token: true,
             configured_before: true,
-            wanted: vec![(1, Some("1-old".into())), (2, Some("1-old".into()))],
+            wanted: both(Some("1-old")),
             active: true,
             ..fresh()
         }
     }
 
+    fn unchanged() -> Observed {
+        Observed {
+            payload: "1-old".into(),
+            ..upgraded()
+        }
+    }
+
+    fn enable() -> Step {
+        EnableInstances(vec![1, 2])
+    }
+
     #[test]
     fn a_first_install_ends_with_a_running_service_and_its_site() {
-        assert_eq!(
-            plan(&fresh(), true),
-            [
-                MakeToken,
-                Import,
-                Point(1),
-                Point(2),
-                ReloadUnits,
-                EnableInstances(vec![1, 2]),
-                EnableService,
-                Start,
-                Site
-            ]
-        );
+        let steps = [
+            MakeToken,
+            CheckConfiguration,
+            Import,
+            Point(1),
+            Point(2),
+            ReloadUnits,
+            enable(),
+            EnableService,
+            Start,
+            Site,
+        ];
+        assert_eq!(plan(&fresh(), true), steps);
     }
 
     #[test]
@@ -331,33 +397,73 @@ mod tests {
 
     #[test]
     fn an_upgrade_moves_running_instances() {
-        assert_eq!(
-            plan(&upgraded(), true),
-            [Import, ReloadUnits, EnableInstances(vec![1, 2]), Move(vec![1, 2]), Start, Site]
-        );
+        let steps = [
+            CheckConfiguration,
+            Import,
+            ReloadUnits,
+            enable(),
+            Move(vec![1, 2]),
+            Start,
+            Site,
+        ];
+        assert_eq!(plan(&upgraded(), true), steps);
     }
 
     #[test]
     fn an_upgrade_of_a_stopped_service_leaves_it_stopped() {
-        let stopped = Observed { active: false, ..upgraded() };
-        assert_eq!(
-            plan(&stopped, true),
-            [Import, Point(1), Point(2), ReloadUnits, EnableInstances(vec![1, 2]), Site]
-        );
+        let stopped = Observed {
+            active: false,
+            ..upgraded()
+        };
+        let steps = [
+            CheckConfiguration,
+            Import,
+            Point(1),
+            Point(2),
+            ReloadUnits,
+            enable(),
+            Site,
+        ];
+        assert_eq!(plan(&stopped, true), steps);
     }
 
     #[test]
     fn a_repetition_moves_nothing() {
-        let same = Observed { payload: "1-old".into(), ..upgraded() };
-        assert_eq!(plan(&same, true), [Import, ReloadUnits, EnableInstances(vec![1, 2]), Start, Site]);
+        let steps = [CheckConfiguration, Import, ReloadUnits, enable(), Start, Site];
+        assert_eq!(plan(&unchanged(), true), steps);
+    }
+
+    #[test]
+    fn a_changed_configuration_moves_the_instances_that_lack_it() {
+        let mut changed = unchanged();
+        changed.wanted[1].outdated = true;
+        let steps = [
+            CheckConfiguration,
+            Import,
+            ReloadUnits,
+            enable(),
+            Move(vec![2]),
+            Start,
+            Site,
+        ];
+        assert_eq!(plan(&changed, true), steps);
     }
 
     #[test]
     fn fewer_instances_retire_the_surplus() {
-        let fewer = Observed { surplus: vec![3], payload: "1-old".into(), ..upgraded() };
-        assert_eq!(
-            plan(&fewer, true),
-            [Import, ReloadUnits, EnableInstances(vec![1, 2]), Start, Retire(vec![3]), Site]
-        );
+        let fewer = Observed {
+            surplus: vec![3],
+            ..unchanged()
+        };
+        let steps = [
+            CheckConfiguration,
+            Import,
+            ReloadUnits,
+            enable(),
+            Start,
+            Retire(vec![3]),
+            Site,
+        ];
+        assert_eq!(plan(&fewer, true), steps);
     }
 }

@@ -33,7 +33,10 @@ pub struct Services {
 impl Services {
     pub fn of_host(on_behalf_of: OnBehalfOf) -> Self {
         // sd_booted(3)
-        Self { on_behalf_of, running: Path::new("/run/systemd/system").is_dir() }
+        Self {
+            on_behalf_of,
+            running: Path::new("/run/systemd/system").is_dir(),
+        }
     }
 
     pub fn running(self) -> bool {
@@ -68,7 +71,9 @@ impl Services {
         if units.is_empty() {
             return Ok(());
         }
-        let arguments = [verb, "--quiet", "--no-reload"].into_iter().chain(units.iter().map(String::as_str));
+        let arguments = [verb, "--quiet", "--no-reload"]
+            .into_iter()
+            .chain(units.iter().map(String::as_str));
         exec::run("systemctl", arguments)?;
         Ok(())
     }
@@ -109,7 +114,11 @@ impl Services {
         if finished.success {
             return Ok(true);
         }
-        let mut error = format!("`systemctl {verb} {}` failed: {}", units.join(" "), exec::tail(&finished.stderr, 4));
+        let mut error = format!(
+            "`systemctl {verb} {}` failed: {}",
+            units.join(" "),
+            exec::tail(&finished.stderr, 4)
+        );
         for unit in units {
             if !self.is_active(unit)? {
                 error.push_str(&format!("\n{unit} said last:\n{}", last_lines(unit)?));

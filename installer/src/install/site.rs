@@ -50,8 +50,9 @@ impl Before {
 
     fn put_back(&self) -> anyhow::Result<()> {
         match &self.was {
-            Was::Absent => files::remove_if_present(&self.path)
-                .with_context(|| format!("Removing {}", self.path.display())),
+            Was::Absent => {
+                files::remove_if_present(&self.path).with_context(|| format!("Removing {}", self.path.display()))
+            }
             Was::File(bytes) => files::replace(&self.path, bytes, 0o644),
             Was::Link(target) => files::replace_link(&self.path, target),
         }
@@ -120,7 +121,11 @@ pub fn install(layout: &Layout, config: &Config, services: Services) -> anyhow::
         changed = true;
     }
     if default_gone && let Was::Link(target) = &before.default.was {
-        files::replace(&layout.parked_default_site(), target.as_os_str().as_encoded_bytes(), 0o644)?;
+        files::replace(
+            &layout.parked_default_site(),
+            target.as_os_str().as_encoded_bytes(),
+            0o644,
+        )?;
         files::remove_if_present(&layout.nginx_default_site_enabled())?;
         changed = true;
     }
@@ -181,13 +186,15 @@ pub fn remove(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
     }
     match test() {
         Ok(()) => reload(services),
-        Err(why) => Ok(vec![format!("nginx's configuration is broken, so nginx was not reloaded:\n{why}")]),
+        Err(why) => Ok(vec![format!(
+            "nginx's configuration is broken, so nginx was not reloaded:\n{why}"
+        )]),
     }
 }
 
-/// Debian's nginx: its directory for sites is there. The binary lies in sbin, which an ordinary PATH leaves out.
+/// Debian's nginx: its directory for sites is there.
 fn present(layout: &Layout) -> bool {
-    layout.nginx_site_available().parent().is_some_and(Path::is_dir) && exec::is_on_path("nginx")
+    layout.nginx_site_available().parent().is_some_and(Path::is_dir) && exec::find("nginx").is_some()
 }
 
 fn parent(path: &Path) -> std::path::Display<'_> {
@@ -219,13 +226,18 @@ fn reload(services: Services) -> anyhow::Result<Notices> {
 /// Whether dpkg knows the default site with the contents that it has.
 fn default_is_pristine(layout: &Layout) -> anyhow::Result<bool> {
     let path = layout.nginx_default_site_available();
-    if !exec::is_on_path("dpkg-query") || fs::canonicalize(layout.nginx_default_site_enabled()).ok() != Some(path.clone())
+    if exec::find("dpkg-query").is_none()
+        || fs::canonicalize(layout.nginx_default_site_enabled()).ok() != Some(path.clone())
     {
         return Ok(false);
     }
     let conffiles = exec::finish("dpkg-query", ["--show", "--showformat=${Conffiles}\n", "nginx-common"])?.stdout;
     let sum = exec::run("md5sum", [&path])?;
-    Ok(lists_conffile(&conffiles, &path, sum.split_whitespace().next().unwrap_or_default()))
+    Ok(lists_conffile(
+        &conffiles,
+        &path,
+        sum.split_whitespace().next().unwrap_or_default(),
+    ))
 }
 
 /// dpkg-query(1): each line is a path and its digest.
@@ -254,7 +266,10 @@ fn other_default_server(layout: &Layout) -> anyhow::Result<bool> {
             }
             // A dangling link or a directory is nginx's to complain of.
             let text = fs::read(&path).unwrap_or_default();
-            if String::from_utf8_lossy(&text).lines().any(|line| says_default_server(line)) {
+            if String::from_utf8_lossy(&text)
+                .lines()
+                .any(|line| says_default_server(line))
+            {
                 return Ok(true);
             }
         }
@@ -294,7 +309,9 @@ mod tests {
         let at = |name: &str| directory.path().join(name);
         fs::write(at("file"), b"old").unwrap();
         std::os::unix::fs::symlink("file", at("link")).unwrap();
-        let before: Vec<_> = ["file", "link", "absent"].map(|name| Before::of(at(name)).unwrap()).into();
+        let before: Vec<_> = ["file", "link", "absent"]
+            .map(|name| Before::of(at(name)).unwrap())
+            .into();
         for name in ["file", "link", "absent"] {
             files::remove_if_present(&at(name)).unwrap();
             fs::write(at(name), b"new").unwrap();

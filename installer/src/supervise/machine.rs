@@ -76,7 +76,9 @@ impl Machine {
     pub fn start(times: Times) -> (Self, Vec<Action>) {
         let machine = Self {
             times,
-            state: State::Starting { why: "it has not answered yet".to_owned() },
+            state: State::Starting {
+                why: "it has not answered yet".to_owned(),
+            },
         };
         let actions = vec![
             Action::TellStatus("starting: waiting for /health".to_owned()),
@@ -91,10 +93,13 @@ impl Machine {
     }
 
     pub fn on(&mut self, event: Event) -> Vec<Action> {
-        use Action::{ClearFlag, Kill, Leave, Log, SetFlag, TellReady, TellStatus, TellStopping, Terminate, Wake};
+        use Action::{ClearFlag, Kill, Leave, Log, SetFlag, TellReady, TellStatus, TellStopping, Wake};
         match (&mut self.state, event) {
             (State::Starting { .. }, Event::Ready) => {
-                self.state = State::Serving { in_rotation: true, failures: 0 };
+                self.state = State::Serving {
+                    in_rotation: true,
+                    failures: 0,
+                };
                 vec![SetFlag, TellReady, TellStatus("ready".to_owned())]
             }
             (State::Starting { why }, Event::NotReady(now)) => {
@@ -107,9 +112,19 @@ impl Machine {
                 self.end(Err(error))
             }
 
-            (State::Serving { in_rotation: in_rotation @ false, failures }, Event::Ready) => {
+            (
+                State::Serving {
+                    in_rotation: in_rotation @ false,
+                    failures,
+                },
+                Event::Ready,
+            ) => {
                 (*in_rotation, *failures) = (true, 0);
-                vec![SetFlag, TellStatus("ready".to_owned()), Log("healthy again: back in rotation".to_owned())]
+                vec![
+                    SetFlag,
+                    TellStatus("ready".to_owned()),
+                    Log("healthy again: back in rotation".to_owned()),
+                ]
             }
             (State::Serving { failures, .. }, Event::Ready) => {
                 *failures = 0;
@@ -133,14 +148,23 @@ impl Machine {
             }
             (State::Serving { .. }, Event::StopRequested) => {
                 self.state = State::Settling;
-                vec![TellStopping, ClearFlag, TellStatus("draining: out of rotation".to_owned()), Wake(SETTLE)]
+                vec![
+                    TellStopping,
+                    ClearFlag,
+                    TellStatus("draining: out of rotation".to_owned()),
+                    Wake(SETTLE),
+                ]
             }
             (State::Settling, Event::Deadline) => self.end(Ok(())),
 
             (State::Ending { .. }, Event::Deadline) => {
                 let limit = self.times.drain_timeout;
                 // It cannot refuse: its exit is the next event, and its unit's end comes after it.
-                vec![Log(format!("the runtime did not end within {limit:?}: killing it")), Kill, Wake(limit)]
+                vec![
+                    Log(format!("the runtime did not end within {limit:?}: killing it")),
+                    Kill,
+                    Wake(limit),
+                ]
             }
             (State::Ending { outcome }, Event::Exited(_)) => vec![Kill, Leave(outcome.clone())],
             (State::Starting { .. } | State::Serving { .. } | State::Settling, Event::Exited(how)) => {
@@ -170,7 +194,10 @@ mod tests {
     use super::Action::{ClearFlag, Kill, Leave, SetFlag, TellReady, Terminate, Wake};
     use super::*;
 
-    const TIMES: Times = Times { start_timeout: Duration::from_secs(30), drain_timeout: Duration::from_secs(10) };
+    const TIMES: Times = Times {
+        start_timeout: Duration::from_secs(30),
+        drain_timeout: Duration::from_secs(10),
+    };
 
     /// Feeds events; returns every action but texts, in order.
     fn after(events: &[Event]) -> Vec<Action> {
@@ -216,8 +243,21 @@ mod tests {
     #[test]
     fn leaves_the_rotation_after_three_failures_in_a_row_and_comes_back() {
         let up = [STARTED, SetFlag, TellReady];
-        expect(&[Event::Ready, not_ready(), not_ready(), Event::Ready, not_ready(), not_ready()], &[&up]);
-        expect(&[Event::Ready, not_ready(), not_ready(), not_ready(), not_ready()], &[&up, &[ClearFlag]]);
+        expect(
+            &[
+                Event::Ready,
+                not_ready(),
+                not_ready(),
+                Event::Ready,
+                not_ready(),
+                not_ready(),
+            ],
+            &[&up],
+        );
+        expect(
+            &[Event::Ready, not_ready(), not_ready(), not_ready(), not_ready()],
+            &[&up, &[ClearFlag]],
+        );
         expect(
             &[Event::Ready, not_ready(), not_ready(), not_ready(), Event::Ready],
             &[&up, &[ClearFlag, SetFlag]],
@@ -228,14 +268,25 @@ mod tests {
     fn a_stop_takes_the_flag_first_and_the_runtime_last() {
         expect(
             &[Event::Ready, Event::StopRequested, Event::Deadline, exited()],
-            &[&[STARTED, SetFlag, TellReady], &[ClearFlag, Wake(SETTLE)], &ENDING, &[Kill, Leave(Ok(()))]],
+            &[
+                &[STARTED, SetFlag, TellReady],
+                &[ClearFlag, Wake(SETTLE)],
+                &ENDING,
+                &[Kill, Leave(Ok(()))],
+            ],
         );
     }
 
     #[test]
     fn a_second_stop_changes_nothing() {
         let once = after(&[Event::Ready, Event::StopRequested, Event::Deadline]);
-        let events = [Event::Ready, Event::StopRequested, Event::StopRequested, Event::Deadline, Event::StopRequested];
+        let events = [
+            Event::Ready,
+            Event::StopRequested,
+            Event::StopRequested,
+            Event::Deadline,
+            Event::StopRequested,
+        ];
         assert_eq!(after(&events), once);
     }
 
@@ -243,7 +294,12 @@ mod tests {
     fn a_runtime_that_does_not_end_is_killed() {
         expect(
             &[Event::StopRequested, Event::Deadline, exited()],
-            &[&[STARTED], &ENDING, &[Kill, Wake(TIMES.drain_timeout)], &[Kill, Leave(Ok(()))]],
+            &[
+                &[STARTED],
+                &ENDING,
+                &[Kill, Wake(TIMES.drain_timeout)],
+                &[Kill, Leave(Ok(()))],
+            ],
         );
     }
 
@@ -251,6 +307,9 @@ mod tests {
     fn a_runtime_that_dies_takes_its_flag_along() {
         let error = || Leave(Err("the runtime exited with status 1".to_owned()));
         expect(&[exited()], &[&[STARTED, ClearFlag, Kill, error()]]);
-        expect(&[Event::Ready, exited()], &[&[STARTED, SetFlag, TellReady, ClearFlag, Kill, error()]]);
+        expect(
+            &[Event::Ready, exited()],
+            &[&[STARTED, SetFlag, TellReady, ClearFlag, Kill, error()]],
+        );
     }
 }

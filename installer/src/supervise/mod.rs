@@ -13,15 +13,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::config::links::Config;
-use crate::config::{self, Loaded};
+use crate::config::load::load;
+use crate::config::render;
 use crate::health::Probe;
 use crate::layout::{self, Layout};
+use crate::process::{self, Process};
 use crate::release::Store;
-use crate::runtime::{self, Call, Process};
+use crate::runtime::{self, Call};
 use crate::{files, log};
 use machine::{Action, Event, Machine, Times};
 
@@ -40,17 +43,24 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     let _lock = lock(&run_dir.join("lock"), instance)?;
     let flag = Flag::new(layout, instance)?;
 
-    let loaded = config::load(layout)?;
+    let loaded = load(layout)?;
     let release = Store::new(layout).of_instance(instance)?;
     runtime::check_release(&release)?;
-    for path in loaded.runtime.local_databases(layout) {
-        check_writable(&path)?;
+    if let Some(database) = loaded.local_database(layout) {
+        check_writable(&database)?;
     }
-    let listen = layout::instance_address(loaded.links.base_port, instance);
+    let config = &loaded.config;
+    let listen = layout::instance_address(config.base_port, instance);
     check_free(listen)?;
 
     let runtime_config = run_dir.join("runtime.toml");
-    files::replace(&runtime_config, loaded.render(layout)?.as_bytes(), 0o600)?;
+    let rendered = loaded.render(layout)?;
+    files::replace(&runtime_config, rendered.as_bytes(), 0o600)?;
+    files::replace(
+        &layout.instance_digest(instance),
+        render::digest(&rendered, config).as_bytes(),
+        0o600,
+    )?;
     let call = Call {
         release: &release,
         listen,
@@ -59,23 +69,32 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
         cache_dir: layout.cache_dir(),
         temporary_dir: run_dir.clone(),
     };
-    log::notice!("instance {instance}: release {}, {}, {listen}", release.id, release.runtime_name());
+    log::notice!(
+        "instance {instance}: release {}, {}, {listen}",
+        release.id,
+        release.runtime_name()
+    );
 
     let (tell, told) = mpsc::channel();
     forward_signals(tell.clone())?;
     let exit = tell.clone();
     let started = Instant::now();
-    let process = Process::start(&mut call.command(), move |status| {
+    let running = Process::start(&mut call.command(), Signal::SIGKILL, move |status| {
         // The supervisor has left already: nobody needs to know.
-        let _ = exit.send(Message::Event(Event::Exited(runtime::describe(status))));
+        let _ = exit.send(Message::Event(Event::Exited(process::describe(status))));
     })
     .with_context(|| format!("Starting {}", release.runtime_path().display()))?;
 
-    let times = Times { start_timeout: loaded.links.health.start_timeout, drain_timeout: loaded.links.drain.timeout };
-    notify(&[NotifyState::ExtendTimeoutUsec(microseconds(times.start_timeout + MARGIN))]);
+    let times = Times {
+        start_timeout: config.health.start_timeout,
+        drain_timeout: config.drain.timeout,
+    };
+    notify(&[NotifyState::ExtendTimeoutUsec(microseconds(
+        times.start_timeout + MARGIN,
+    ))]);
     let (mut machine, mut actions) = Machine::start(times);
     let starting = Arc::new(atomic::AtomicBool::new(true));
-    let prober = spawn_prober(listen, &loaded.links, tell, Arc::clone(&starting));
+    let prober = spawn_prober(listen, config, tell, Arc::clone(&starting));
     let mut deadline = None;
 
     // `prober` stays connected to its channel until here is left; then its thread ends.
@@ -95,8 +114,8 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
                 Action::TellStatus(text) => notify(&[NotifyState::Status(&text)]),
                 Action::Log(text) => log::notice!("instance {instance}: {text}"),
                 Action::Wake(after) => deadline = Some(Instant::now() + after),
-                Action::Terminate => process.terminate(),
-                Action::Kill => process.kill(),
+                Action::Terminate => running.terminate(),
+                Action::Kill => running.kill(),
                 Action::Leave(outcome) => break 'supervision outcome,
             }
         }
@@ -139,7 +158,9 @@ impl Flag {
     fn new(layout: &Layout, instance: u16) -> anyhow::Result<Self> {
         let directory = layout.ready_dir();
         fs::create_dir_all(&directory).with_context(|| format!("Making {}", directory.display()))?;
-        let flag = Self { path: layout.ready_flag(instance) };
+        let flag = Self {
+            path: layout.ready_flag(instance),
+        };
         flag.clear()?;
         Ok(flag)
     }
@@ -193,7 +214,9 @@ fn check_writable(database: &Path) -> anyhow::Result<()> {
     let directory = database.parent().unwrap_or(Path::new("/"));
     let who = || {
         let user = nix::unistd::User::from_uid(nix::unistd::geteuid());
-        user.ok().flatten().map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name)
+        user.ok()
+            .flatten()
+            .map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name)
     };
     tempfile::Builder::new()
         .prefix(".writable-")
@@ -209,14 +232,19 @@ fn check_writable(database: &Path) -> anyhow::Result<()> {
             )
         })?;
     match OpenOptions::new().append(true).open(database) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
-            .with_context(|| format!("the database {} has to be writable by user {}", database.display(), who())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| {
+            format!(
+                "the database {} has to be writable by user {}",
+                database.display(),
+                who()
+            )
+        }),
         _ => Ok(()),
     }
 }
 
 /// The runtime would say this too, but not what to do.
-fn check_free(address: SocketAddr) -> anyhow::Result<()> {
+pub fn check_free(address: SocketAddr) -> anyhow::Result<()> {
     match TcpListener::bind(address) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => bail!(
             "{address} is in use by another program; `ss -ltnp 'sport = :{}'` as root shows which. \
@@ -265,7 +293,11 @@ fn spawn_prober(
                     return;
                 }
             }
-            let pause = if starting.load(atomic::Ordering::Relaxed) { PROBE_AT_START } else { interval };
+            let pause = if starting.load(atomic::Ordering::Relaxed) {
+                PROBE_AT_START
+            } else {
+                interval
+            };
             if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
@@ -296,7 +328,10 @@ mod tests {
         let path = directory.path().join("lock");
         let held = lock(&path, 1).unwrap();
         let error = lock(&path, 1).unwrap_err().to_string();
-        assert!(error.contains(&format!("already run by process {}", std::process::id())), "{error}");
+        assert!(
+            error.contains(&format!("already run by process {}", std::process::id())),
+            "{error}"
+        );
         drop(held);
         lock(&path, 1).unwrap();
     }
@@ -306,7 +341,10 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
         let error = check_free(address).unwrap_err().to_string();
-        assert!(error.contains(&address.to_string()) && error.contains("base_port"), "{error}");
+        assert!(
+            error.contains(&address.to_string()) && error.contains("base_port"),
+            "{error}"
+        );
         drop(taken);
         check_free(address).unwrap();
     }
@@ -316,7 +354,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         check_writable(&directory.path().join("links.db")).unwrap();
         let missing = directory.path().join("missing/links.db");
-        assert!(format!("{:#}", check_writable(&missing).unwrap_err()).contains("missing"), "wrong reason");
+        assert!(
+            format!("{:#}", check_writable(&missing).unwrap_err()).contains("missing"),
+            "wrong reason"
+        );
     }
 
     #[test]

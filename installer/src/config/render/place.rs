@@ -10,6 +10,11 @@ use toml::{Table, Value};
 use crate::config::runtime::{DEFAULT_DATABASE, DEFAULT_LABEL};
 use crate::layout::Layout;
 
+/// Where a local database is that `runtime.toml` names.
+pub fn database(path: &Path, layout: &Layout) -> PathBuf {
+    place(path, &layout.data_dir(), layout)
+}
+
 /// Makes every path of the file absolute, and gives every SQLite database one.
 pub fn paths(table: &mut Table, layout: &Layout) {
     default_database(table);

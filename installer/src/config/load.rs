@@ -1,0 +1,70 @@
+//! The configuration of a host, for those who run it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::check::{self, Loaded};
+use super::credentials::Source;
+use super::finding::Finding;
+use super::links::{self, Config};
+use super::reader::Disk;
+use super::render;
+use super::runtime::Database;
+use crate::layout::Layout;
+use crate::log;
+
+/// The configuration is wrong: each finding on a line of its own.
+#[derive(Debug)]
+pub struct Invalid(pub Vec<Finding>);
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration is wrong:")?;
+        self.0.iter().try_for_each(|finding| write!(f, "\n  {finding}"))
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// All of it, the credentials from where systemd put them or else from where a person keeps them. Warnings are logged.
+///
+/// # Errors
+/// [`Invalid`]
+pub fn load(layout: &Layout) -> Result<Loaded, Invalid> {
+    let source = Source::new(layout, std::env::var_os("CREDENTIALS_DIRECTORY"));
+    let loaded = check::load(layout, &source, &Disk).map_err(Invalid)?;
+    for warning in &loaded.warnings {
+        log::notice!("{warning}");
+    }
+    Ok(loaded)
+}
+
+/// links.toml alone, for those who need no secret.
+///
+/// # Errors
+/// [`Invalid`]
+pub fn load_links(layout: &Layout) -> Result<Config, Invalid> {
+    let (config, findings) = check::read(&layout.links_toml(), &Disk, links::read);
+    match config {
+        Some(config) if !findings.iter().any(Finding::is_error) => Ok(config),
+        _ => Err(Invalid(findings)),
+    }
+}
+
+impl Loaded {
+    /// What the runtime is started with; holds secrets.
+    ///
+    /// # Errors
+    /// A credential is missing.
+    pub fn render(&self, layout: &Layout) -> Result<String, render::Error> {
+        render::runtime_config(&self.runtime, &self.config, &self.credentials, layout)
+    }
+
+    /// The file that holds the links, where it is a local one.
+    pub fn local_database(&self, layout: &Layout) -> Option<PathBuf> {
+        match self.runtime.database() {
+            Database::File(path) => Some(render::database_path(Path::new(&path), layout)),
+            Database::LibSql(_) => None,
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! `linksctl install` and `uninstall`: the unpacked tarball's files onto a host without apt, and off it again.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use nix::sys::statvfs::statvfs;
+use sha2::{Digest as _, Sha256};
+
+use super::{OnBehalfOf, Services, configure, deconfigure, make_directory, require_root};
+use crate::layout::{self, Layout};
+use crate::package::manifest::hex;
+use crate::package::payload::{LIST_FORMAT, LIST_NAME, List, Listed, ListedFile};
+use crate::{exec, files};
+
+/// Left free on the disk besides what is installed, in bytes: room for the database and the compiled components.
+const HEADROOM: u64 = 64 * 1024 * 1024;
+
+/// An unpacked tarball, or what one has put on a host.
+struct Payload {
+    /// Below which the listed paths are.
+    directory: PathBuf,
+    list: List,
+}
+
+impl Payload {
+    /// The tarball that this program was unpacked from.
+    fn of_this_program() -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("Looking for this program's own path")?;
+        let directory = program
+            .ancestors()
+            .find(|directory| directory.join(LIST_NAME).is_file())
+            .with_context(|| {
+                format!(
+                    "{} does not lie in an unpacked tarball: unpack links-VERSION-ARCH.tar.gz and run \
+                 links-VERSION-ARCH/usr/bin/linksctl install",
+                    program.display()
+                )
+            })?;
+        Self::read(directory, &directory.join(LIST_NAME))
+    }
+
+    fn read(directory: &Path, list: &Path) -> anyhow::Result<Self> {
+        let bytes = fs::read(list).with_context(|| format!("Reading {}", list.display()))?;
+        let parsed: List = serde_json::from_slice(&bytes).with_context(|| format!("Reading {}", list.display()))?;
+        ensure!(
+            parsed.format == LIST_FORMAT,
+            "{}: format {} is not understood",
+            list.display(),
+            parsed.format
+        );
+        Ok(Self {
+            directory: directory.to_owned(),
+            list: parsed,
+        })
+    }
+
+    fn files(&self) -> impl DoubleEndedIterator<Item = (&Listed, &ListedFile)> {
+        self.list
+            .entries
+            .iter()
+            .filter_map(|entry| Some((entry, entry.file.as_ref()?)))
+    }
+
+    /// Before anything is written: every file is there and is the one that was packed.
+    fn verify(&self) -> anyhow::Result<()> {
+        for (entry, file) in self.files() {
+            let path = self.directory.join(&entry.path);
+            let mut digest = Sha256::new();
+            File::open(&path)
+                .and_then(|mut open| io::copy(&mut open, &mut HashWriter(&mut digest)))
+                .with_context(|| format!("Reading {}", path.display()))?;
+            ensure!(
+                hex(&digest.finalize()) == file.sha256,
+                "{} differs from {LIST_NAME}: unpack the tarball again",
+                path.display()
+            );
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> u64 {
+        self.files().map(|(_, file)| file.size).sum()
+    }
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Lays the files down and configures the host.
+///
+/// # Errors
+/// The package is installed by apt, a file of the tarball is damaged, the disk has not enough room, or what
+/// [`configure`] says.
+pub fn install(layout: &Layout, no_start: bool, dry_run: bool) -> anyhow::Result<()> {
+    let payload = Payload::of_this_program()?;
+    if dry_run {
+        for (entry, file) in payload.files() {
+            let kept = file.conffile && layout.root().join(&entry.path).exists();
+            println!("{} /{}", if kept { "keep " } else { "write" }, entry.path);
+        }
+        println!("make the user and the directories, then configure the host (see `linksctl configure --dry-run`)");
+        return Ok(());
+    }
+    require_root()?;
+    refuse_beside_apt()?;
+    payload.verify()?;
+    // Once below /usr, once in the release store.
+    require_room(layout, 2 * payload.size() + HEADROOM)?;
+
+    for entry in &payload.list.entries {
+        let target = layout.root().join(&entry.path);
+        match &entry.file {
+            None if target.is_dir() => {}
+            None => make_directory(&target, mode(entry)?)?,
+            Some(file) if file.conffile && target.exists() => {}
+            Some(_) => {
+                let source = payload.directory.join(&entry.path);
+                let mut open = File::open(&source).with_context(|| format!("Opening {}", source.display()))?;
+                files::replace_from(&target, &mut open, mode(entry)?)?;
+            }
+        }
+    }
+    let record = serde_json::to_vec_pretty(&payload.list)?;
+    files::replace(&layout.install_record(), &record, 0o644)?;
+    exec::run("systemd-sysusers", [layout.sysusers()])?;
+    exec::run("systemd-tmpfiles", ["--create".into(), layout.tmpfiles()])?;
+    configure(layout, OnBehalfOf::Person, !no_start, false)?;
+    println!(
+        "links {} is installed; `linksctl status` shows how it runs",
+        payload.list.version
+    );
+    Ok(())
+}
+
+/// Stops and removes what [`install`] put there.
+///
+/// # Errors
+/// Nothing was installed from a tarball, or systemd or the file system refuses.
+pub fn uninstall(layout: &Layout, purge: bool, dry_run: bool) -> anyhow::Result<()> {
+    let record = layout.install_record();
+    if !record.exists() {
+        bail!(
+            "nothing was installed from a tarball here ({} is missing); a package is apt's to remove",
+            record.display()
+        );
+    }
+    let payload = Payload::read(layout.root(), &record)?;
+    if dry_run {
+        println!("stop and disable the service, take the nginx site away");
+        for (entry, _) in payload.files().filter(|(_, file)| purge || !file.conffile) {
+            println!("remove /{}", entry.path);
+        }
+        for directory in ours(layout).into_iter().filter(|_| purge) {
+            println!("remove {}", directory.display());
+        }
+        return Ok(());
+    }
+    require_root()?;
+    deconfigure(layout, OnBehalfOf::Person, false)?;
+    for (entry, _) in payload.files().filter(|(_, file)| purge || !file.conffile) {
+        let path = layout.root().join(&entry.path);
+        files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))?;
+    }
+    files::remove_if_present(&record).with_context(|| format!("Removing {}", record.display()))?;
+    if purge {
+        for directory in ours(layout) {
+            match fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("Removing {}", directory.display()));
+                }
+                _ => {}
+            }
+        }
+    }
+    remove_empty_directories(layout, &payload.list);
+    Services::of_host(OnBehalfOf::Person).reload_units()?;
+    if purge && nix::unistd::User::from_name(layout::USER)?.is_some() {
+        // Takes the group of the same name along (userdel(8), USERGROUPS_ENAB).
+        exec::run("userdel", [layout::USER])?;
+    }
+    println!(
+        "links is removed{}",
+        if purge {
+            ""
+        } else {
+            "; configuration, links and credentials stay"
+        }
+    );
+    Ok(())
+}
+
+/// What holds nothing but our data and configuration.
+fn ours(layout: &Layout) -> [PathBuf; 4] {
+    [
+        layout.state_dir(),
+        layout.cache_dir(),
+        layout.run_dir(),
+        layout.config_dir(),
+    ]
+}
+
+/// Those that the payload has files in and nobody else has; the deepest first.
+fn remove_empty_directories(layout: &Layout, list: &List) {
+    for entry in list.entries.iter().rev().filter(|entry| entry.file.is_none()) {
+        if entry.path.contains(layout::USER) {
+            // Not empty or not there: in both cases it is not to be removed.
+            let _ = fs::remove_dir(layout.root().join(&entry.path));
+        }
+    }
+}
+
+fn mode(entry: &Listed) -> anyhow::Result<u32> {
+    u32::from_str_radix(&entry.mode, 8).with_context(|| format!("{LIST_NAME}: the mode of {}", entry.path))
+}
+
+fn refuse_beside_apt() -> anyhow::Result<()> {
+    if exec::find("dpkg-query").is_none() {
+        return Ok(());
+    }
+    let status = exec::finish(
+        "dpkg-query",
+        ["--show", "--showformat=${db:Status-Status}", layout::PACKAGE],
+    )?;
+    ensure!(
+        status.stdout != "installed",
+        "the package {} is installed: upgrade with `apt install ./{}_VERSION_ARCH.deb`, or remove it first",
+        layout::PACKAGE,
+        layout::PACKAGE
+    );
+    Ok(())
+}
+
+fn require_room(layout: &Layout, bytes: u64) -> anyhow::Result<()> {
+    let free =
+        statvfs(layout.root()).with_context(|| format!("Asking for the room below {}", layout.root().display()))?;
+    let free = free.blocks_available() * free.fragment_size();
+    let mebibytes = |bytes: u64| bytes.div_ceil(1024 * 1024);
+    ensure!(
+        free >= bytes,
+        "{} MiB are needed below {}, {} MiB are free: nothing was installed",
+        mebibytes(bytes),
+        layout.root().display(),
+        mebibytes(free)
+    );
+    Ok(())
+}

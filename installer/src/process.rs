@@ -1,0 +1,101 @@
+//! Programs that run beside us: started in a process group of their own, watched, ended.
+
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Command, ExitStatus};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+/// A program that was started, and what it starts: Spin serves from a child process, nginx from workers.
+#[derive(Debug)]
+pub struct Process {
+    group: Pid,
+}
+
+impl Process {
+    /// Starts `command`; `ended` is called once, from another thread, when its process has ended.
+    ///
+    /// The kernel sends it `on_our_death` when the calling thread ends, so that is to be the main one.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(
+        command: &mut Command,
+        on_our_death: Signal,
+        ended: impl FnOnce(std::io::Result<ExitStatus>) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        command.process_group(0);
+        // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
+        unsafe {
+            command.pre_exec(move || nix::sys::prctl::set_pdeathsig(on_our_death).map_err(Into::into));
+        }
+        let mut child = command.spawn()?;
+        let group = Pid::from_raw(child.id().cast_signed());
+        std::thread::spawn(move || ended(child.wait()));
+        Ok(Self { group })
+    }
+
+    /// Asks the whole group to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Ends the whole group, and whatever of it outlived its leader.
+    pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// A signal to the whole group.
+    pub fn signal(&self, signal: Signal) {
+        match killpg(self.group, signal) {
+            // ESRCH: all of it has ended already, which is what was wanted.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => crate::log::error!("sending {signal} to process group {}: {error}", self.group),
+        }
+    }
+}
+
+/// `exited with status 3`, `was killed by SIGKILL`.
+pub fn describe(status: std::io::Result<ExitStatus>) -> String {
+    match status.map(|status| (status.code(), status.signal())) {
+        Ok((Some(code), _)) => format!("exited with status {code}"),
+        Ok((_, Some(signal))) => match Signal::try_from(signal) {
+            Ok(signal) => format!("was killed by {signal}"),
+            Err(_) => format!("was killed by signal {signal}"),
+        },
+        Ok((None, None)) => "ended".to_owned(),
+        Err(error) => format!("could not be waited for: {error}"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn end_of(script: &str, act: impl FnOnce(&Process)) -> String {
+        let (tell, told) = mpsc::channel();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let process = Process::start(&mut command, Signal::SIGKILL, move |status| {
+            tell.send(describe(status)).unwrap();
+        })
+        .unwrap();
+        act(&process);
+        told.recv_timeout(Duration::from_secs(10)).unwrap()
+    }
+
+    #[test]
+    fn the_end_is_told_in_words() {
+        assert_eq!(end_of("exit 3", |_| {}), "exited with status 3");
+        assert_eq!(end_of("sleep 60", Process::terminate), "was killed by SIGTERM");
+        assert_eq!(
+            end_of("trap '' TERM; while :; do :; done", Process::kill),
+            "was killed by SIGKILL"
+        );
+    }
+}

@@ -1,0 +1,222 @@
+//! `linksctl status` and `linksctl version`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::config::load::load_links;
+use crate::config::render;
+use crate::config::runtime::{self, Database};
+use crate::health::Probe;
+use crate::layout::{self, Layout};
+use crate::release::{Release, Store};
+use crate::rotation;
+
+#[derive(Serialize)]
+struct Status {
+    /// Every wanted instance is in rotation and healthy.
+    ok: bool,
+    instances: Vec<Instance>,
+    /// The release that the installed payload holds.
+    payload: Option<String>,
+    database: Option<DatabaseFile>,
+    public_url: Option<String>,
+    nginx: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Instance {
+    instance: u16,
+    address: SocketAddr,
+    /// In nginx's rotation.
+    ready: bool,
+    /// None: healthy. Otherwise what is wrong.
+    trouble: Option<String>,
+    release: Option<String>,
+    runtime: Option<String>,
+}
+
+#[derive(Serialize)]
+struct DatabaseFile {
+    path: PathBuf,
+    /// Of the file and its write-ahead log; none where this user may not look.
+    bytes: Option<u64>,
+}
+
+/// Prints the status; exit status 1 where an instance is missing.
+///
+/// # Errors
+/// links.toml is wrong or the flags cannot be read.
+pub fn show(layout: &Layout, json: bool) -> anyhow::Result<ExitCode> {
+    let status = observe(layout)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{}", text(&status));
+    }
+    Ok(if status.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn observe(layout: &Layout) -> anyhow::Result<Status> {
+    let config = load_links(layout)?;
+    let store = Store::new(layout);
+    let flags = rotation::ready_instances(layout)?;
+    let instances: Vec<_> = (1..=config.instances)
+        .map(|instance| {
+            let address = layout::instance_address(config.base_port, instance);
+            let release = store.of_instance(instance).ok();
+            Instance {
+                instance,
+                address,
+                ready: flags.contains(&instance),
+                trouble: Probe::new(address, config.health.timeout).ready().err(),
+                runtime: release.as_ref().map(Release::runtime_name),
+                release: release.map(|release| release.id),
+            }
+        })
+        .collect();
+    Ok(Status {
+        ok: instances
+            .iter()
+            .all(|instance| instance.ready && instance.trouble.is_none()),
+        instances,
+        payload: Release::open(&layout.bundle()).ok().map(|release| release.id),
+        database: database(layout),
+        public_url: config.public_url.clone(),
+        nginx: config.nginx.listen.iter().map(ToString::to_string).collect(),
+    })
+}
+
+fn database(layout: &Layout) -> Option<DatabaseFile> {
+    // What is wrong with runtime.toml is `linksctl check`'s to say.
+    let text = fs::read_to_string(layout.runtime_toml()).ok()?;
+    let Database::File(path) = runtime::read(&text, "runtime.toml").0?.database() else {
+        return None;
+    };
+    let path = render::database_path(path.as_ref(), layout);
+    let size = |suffix: &str| {
+        let mut name = path.clone().into_os_string();
+        name.push(suffix);
+        fs::metadata(name).map(|metadata| metadata.len())
+    };
+    let bytes = size("").ok().map(|bytes| bytes + size("-wal").unwrap_or(0));
+    Some(DatabaseFile { path, bytes })
+}
+
+fn text(status: &Status) -> String {
+    let ready = status.instances.iter().filter(|instance| instance.ready).count();
+    let mut lines = vec![format!("{ready}/{} instances ready", status.instances.len())];
+    for instance in &status.instances {
+        let state = match (&instance.trouble, instance.ready) {
+            (None, true) => "ready",
+            (None, false) => "healthy, not in rotation",
+            (Some(_), _) => "down",
+        };
+        let unknown = || "-".to_owned();
+        lines.push(format!(
+            "  {}  {}  {state}  {}  {}",
+            instance.instance,
+            instance.address,
+            instance.release.clone().unwrap_or_else(unknown),
+            instance.runtime.clone().unwrap_or_else(unknown),
+        ));
+        lines.extend(instance.trouble.as_ref().map(|trouble| format!("     {trouble}")));
+    }
+    if let Some(payload) = &status.payload {
+        lines.push(format!("installed   {payload}"));
+    }
+    if let Some(database) = &status.database {
+        let size = database
+            .bytes
+            .map(|bytes| format!("  {} KiB", bytes.div_ceil(1024)))
+            .unwrap_or_default();
+        lines.push(format!("database    {}{size}", database.path.display()));
+    }
+    lines.push(format!("nginx       {}", status.nginx.join(", ")));
+    if let Some(url) = &status.public_url {
+        lines.push(format!("public URL  {url}"));
+    }
+    lines.join("\n") + "\n"
+}
+
+#[derive(Serialize)]
+struct Versions {
+    linksctl: &'static str,
+    release: Option<String>,
+    runtime: Option<String>,
+    /// Where the runtime came from.
+    runtime_origin: Option<String>,
+}
+
+/// # Errors
+/// None: what is not installed is left out.
+pub fn version(layout: &Layout, json: bool) -> anyhow::Result<()> {
+    let release = Store::new(layout)
+        .of_instance(1)
+        .or_else(|_| Release::open(&layout.bundle()))
+        .ok();
+    let versions = Versions {
+        linksctl: env!("CARGO_PKG_VERSION"),
+        runtime: release.as_ref().map(Release::runtime_name),
+        runtime_origin: release.as_ref().map(|release| release.manifest.runtime.origin.clone()),
+        release: release.map(|release| release.id),
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&versions)?);
+        return Ok(());
+    }
+    println!("linksctl  {}", versions.linksctl);
+    println!(
+        "release   {}",
+        versions.release.as_deref().unwrap_or("none is installed")
+    );
+    if let (Some(runtime), Some(origin)) = (&versions.runtime, &versions.runtime_origin) {
+        println!("runtime   {runtime} ({origin})");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_names_each_instance_and_its_trouble() {
+        let instance = |instance, trouble: Option<&str>| Instance {
+            instance,
+            address: layout::instance_address(7000, instance),
+            ready: trouble.is_none(),
+            trouble: trouble.map(str::to_owned),
+            release: Some("1.2.3-abc".into()),
+            runtime: Some("spin 4.0.2".into()),
+        };
+        let status = Status {
+            ok: false,
+            instances: vec![instance(1, None), instance(2, Some("connection refused"))],
+            payload: Some("1.2.3-abc".into()),
+            database: Some(DatabaseFile {
+                path: "/var/lib/links/data/links.db".into(),
+                bytes: Some(4097),
+            }),
+            public_url: None,
+            nginx: vec!["80".into()],
+        };
+        assert_eq!(
+            text(&status),
+            "1/2 instances ready\n\
+             \x20 1  127.0.0.1:7001  ready  1.2.3-abc  spin 4.0.2\n\
+             \x20 2  127.0.0.1:7002  down  1.2.3-abc  spin 4.0.2\n\
+             \x20    connection refused\n\
+             installed   1.2.3-abc\n\
+             database    /var/lib/links/data/links.db  5 KiB\n\
+             nginx       80\n"
+        );
+    }
+}
