@@ -161,9 +161,16 @@ impl<'d, 't> Section<'d, 't> {
         self.table.get(key)
     }
 
-    /// Where a key's value is; the table itself without it.
-    pub fn place_of(&self, key: &str) -> Range<usize> {
-        self.table.get(key).map_or_else(|| self.span(), Spanned::span)
+    /// Where the value at a path of keys is; of what is there of the path, if not all of it is.
+    pub fn place_of(&self, path: &[&str]) -> Range<usize> {
+        let (mut table, mut span) = (self.table, self.span());
+        for key in path {
+            let Some(value) = table.get(*key) else { break };
+            span = value.span();
+            let DeValue::Table(inner) = value.get_ref() else { break };
+            table = inner;
+        }
+        span
     }
 
     /// A key that may be absent. None as well where its value is wrong, which is noted.
@@ -314,28 +321,29 @@ impl<'d, 't> Section<'d, 't> {
             } else {
                 format!(" in [{}]", self.name)
             };
-            self.document.error(
-                key.span(),
-                format!("unknown key `{}`{within}", name.escape_debug()),
-                Some(suggest(name, &self.known)),
-            );
+            let help = match nearest(name, &self.known) {
+                Some(nearest) => format!("did you mean `{nearest}`?"),
+                None => format!("known here: {}", quoted(&self.known)),
+            };
+            let message = format!("unknown key `{}`{within}", name.escape_debug());
+            self.document.error(key.span(), message, Some(help));
         }
     }
 }
 
-/// The nearest of the known names, or all of them where none is near.
-pub fn suggest(name: &str, known: &[&str]) -> String {
-    let distance = |candidate: &&&str| strsim::damerau_levenshtein(&name.to_lowercase(), candidate);
-    match known.iter().min_by_key(distance) {
-        // Up to a third of the letters wrong, or one the beginning of the other.
-        Some(nearest)
-            if distance(&nearest) * 3 <= nearest.len().max(3)
-                || (name.len() >= 3 && (nearest.starts_with(name) || name.starts_with(*nearest))) =>
-        {
-            format!("did you mean `{nearest}`?")
-        }
-        _ => format!("known here: {}", quoted(known)),
-    }
+/// The nearest of the known names, if one is near: up to a third of its letters may be wrong, or one of the two may be
+/// the beginning of the other.
+pub fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    known
+        .iter()
+        .map(|candidate| {
+            let begins = name.len() >= 3 && (candidate.starts_with(name) || name.starts_with(candidate));
+            let distance = strsim::damerau_levenshtein(&name.to_lowercase(), candidate);
+            (if begins { 1 } else { distance }, *candidate)
+        })
+        .min_by_key(|(distance, _)| *distance)
+        .filter(|(distance, nearest)| distance * 3 <= nearest.len().max(3))
+        .map(|(_, nearest)| nearest)
 }
 
 /// `` `a`, `b`, `c` ``

@@ -14,4 +14,6 @@ pub mod links;
 pub mod reader;
 pub mod render;
 pub mod runtime;
+#[cfg(test)]
+mod testing;
 mod value;

@@ -64,7 +64,7 @@ fn data_file(section: &mut Section<'_, '_>) {
     let data = Layout::new("/").data_dir();
     match section.optional("path", path) {
         Some(path) if path.is_absolute() && !path.starts_with(&data) => section.document().warning(
-            section.place_of("path"),
+            section.place_of(&["path"]),
             format!(
                 "`{}` is outside {}, where the instances may write",
                 section.path("path"),
