@@ -14,6 +14,7 @@ pub mod links;
 pub mod reader;
 pub mod render;
 pub mod runtime;
+mod section;
 #[cfg(test)]
 mod testing;
 mod value;

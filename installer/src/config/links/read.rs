@@ -6,8 +6,9 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::{Access, Config, Drain, Health, Listen, Nginx, Rollout, Shorten};
-use crate::config::document::{Document, Problem, Section, Value, kind};
+use crate::config::document::{Document, Problem, Value, kind};
 use crate::config::finding::Finding;
+use crate::config::section::Section;
 use crate::config::value::{boolean, duration, one_of, one_or_more, origin, small, string};
 use crate::layout::MAX_INSTANCES;
 

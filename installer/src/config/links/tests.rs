@@ -351,3 +351,17 @@ interval = \"never\"
         .collect();
     assert_eq!(places, [(2, 13), (3, 1), (6, 10), (7, 10), (10, 12)]);
 }
+
+/// What an interrupted copy leaves: never a panic, and either fine or told why not.
+#[test]
+fn a_file_cut_anywhere_is_answered() {
+    let text = switched_on(SHIPPED);
+    for (end, _) in text.char_indices() {
+        let (config, findings) = read(&text[..end], "links.toml");
+        assert_eq!(
+            config.is_none(),
+            findings.iter().any(|finding| finding.severity == Severity::Error),
+            "{end}"
+        );
+    }
+}

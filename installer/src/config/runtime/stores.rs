@@ -1,7 +1,8 @@
 //! `[sqlite_database.LABEL]` and `[key_value_store.LABEL]`.
 
 use super::reference::{location, path, plain, secret};
-use crate::config::document::{Problem, Section, Value};
+use crate::config::document::{Problem, Value};
+use crate::config::section::Section;
 use crate::config::value::{boolean, one_of, string};
 use crate::layout::Layout;
 

@@ -220,3 +220,18 @@ fn says_where_the_links_are_and_who_may_know_a_variable() {
     assert!(other.may_supply("greeting") && !other.may_supply("admin_token"));
     assert!(parse("[[variables_provider]]\ntype = \"env\"").may_supply("admin_token"));
 }
+
+/// What an interrupted copy leaves: never a panic, and either fine or told why not.
+#[test]
+fn a_file_cut_anywhere_is_answered() {
+    for text in alternatives(SHIPPED) {
+        for (end, _) in text.char_indices() {
+            let (runtime, findings) = read(&text[..end], "runtime.toml");
+            assert_eq!(
+                runtime.is_none(),
+                findings.iter().any(|finding| finding.severity == Severity::Error),
+                "{text}"
+            );
+        }
+    }
+}
