@@ -57,6 +57,11 @@ impl Layout {
         self.at("etc/links/credentials")
     }
 
+    /// The file of one credential.
+    pub fn credential(&self, name: &str) -> PathBuf {
+        self.credentials_dir().join(name)
+    }
+
     // Program: the package's.
     /// The payload as dpkg or `install` put it there. Nothing runs from it.
     pub fn bundle(&self) -> PathBuf {
@@ -85,6 +90,14 @@ impl Layout {
     pub fn instance_release(&self, instance: u16) -> PathBuf {
         self.instances_dir().join(instance.to_string())
     }
+    /// Says that links.service was enabled once; from then on that is the administrator's business.
+    pub fn configured_marker(&self) -> PathBuf {
+        self.at("var/lib/links/configured")
+    }
+    /// Where nginx's default site pointed before it made way.
+    pub fn parked_default_site(&self) -> PathBuf {
+        self.at("var/lib/links/nginx-default-site")
+    }
     /// Compiled components; may be deleted at any time.
     pub fn cache_dir(&self) -> PathBuf {
         self.at("var/cache/links")
@@ -106,7 +119,16 @@ impl Layout {
         self.run_dir().join(instance.to_string())
     }
 
+    // systemd's.
+    /// Where `systemctl enable links@N` puts its links.
+    pub fn service_wants_dir(&self) -> PathBuf {
+        self.at("etc/systemd/system/links.service.wants")
+    }
+
     // nginx's.
+    pub fn nginx_conf_d(&self) -> PathBuf {
+        self.at("etc/nginx/conf.d")
+    }
     pub fn nginx_site_available(&self) -> PathBuf {
         self.at("etc/nginx/sites-available/links")
     }
@@ -124,6 +146,12 @@ impl Layout {
 /// The unit of one instance.
 pub fn instance_unit(instance: u16) -> String {
     format!("links@{instance}.service")
+}
+
+/// The instance of a unit's name; none for another unit.
+pub fn instance_of_unit(unit: &str) -> Option<u16> {
+    let number = unit.strip_prefix("links@")?.strip_suffix(".service")?.parse().ok()?;
+    (1..=MAX_INSTANCES).contains(&number).then_some(number)
 }
 
 /// Where instance N listens: always loopback, nginx is in front.

@@ -1,6 +1,148 @@
-//! The runtime as a process: how it is called, and whether what it serves answers.
+//! The runtime as a process: how it is called, watched and ended, and whether what it serves answers.
 
-use std::path::Path;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::health::Probe;
+use crate::release::Release;
+use crate::{exec, files};
+
+/// One call of a runtime, Spin's command line.
+#[derive(Debug)]
+pub struct Call<'a> {
+    pub release: &'a Release,
+    pub listen: SocketAddr,
+    /// Rendered for this instance, with its secrets.
+    pub runtime_config: PathBuf,
+    pub state_dir: PathBuf,
+    /// Compiled components are kept in `wasmtime/` below it.
+    pub cache_dir: PathBuf,
+    pub temporary_dir: PathBuf,
+}
+
+impl Call<'_> {
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(self.release.runtime_path());
+        command
+            .arg("up")
+            .arg("--from")
+            .arg(self.release.app_path())
+            .arg("--listen")
+            .arg(self.listen.to_string())
+            .arg("--runtime-config-file")
+            .arg(&self.runtime_config)
+            .arg("--state-dir")
+            .arg(&self.state_dir)
+            // What the notification socket is told comes from the supervisor alone.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
+            // The rendered configuration holds what the runtime needs of them.
+            .env_remove("CREDENTIALS_DIRECTORY")
+            .env("HOME", &self.cache_dir)
+            .env("XDG_CACHE_HOME", &self.cache_dir)
+            .env("TMPDIR", &self.temporary_dir)
+            .stdin(Stdio::null());
+        command
+    }
+}
+
+/// A runtime that was started: the leader of a process group of its own, because Spin serves from a child process.
+#[derive(Debug)]
+pub struct Process {
+    group: Pid,
+}
+
+impl Process {
+    /// Starts `command`; `ended` is called once, from another thread, when its process has ended.
+    ///
+    /// Has to be called from a thread that lives as long as the process shall: the kernel ends it with that thread.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(
+        command: &mut Command,
+        ended: impl FnOnce(std::io::Result<ExitStatus>) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        command.process_group(0);
+        // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
+        unsafe {
+            command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(Into::into));
+        }
+        let mut child = command.spawn()?;
+        let group = Pid::from_raw(child.id().cast_signed());
+        std::thread::spawn(move || ended(child.wait()));
+        Ok(Self { group })
+    }
+
+    /// Asks the whole group to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Ends the whole group, and whatever of it outlived its leader.
+    pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    fn signal(&self, signal: Signal) {
+        match killpg(self.group, signal) {
+            // ESRCH: all of it has ended already, which is what was wanted.
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(error) => crate::log::error!("sending {signal} to the runtime's process group: {error}"),
+        }
+    }
+}
+
+/// `exited with status 3`, `was killed by SIGKILL`.
+pub fn describe(status: std::io::Result<ExitStatus>) -> String {
+    match status.map(|status| (status.code(), status.signal())) {
+        Ok((Some(code), _)) => format!("exited with status {code}"),
+        Ok((_, Some(signal))) => match Signal::try_from(signal) {
+            Ok(signal) => format!("was killed by {signal}"),
+            Err(_) => format!("was killed by signal {signal}"),
+        },
+        Ok((None, None)) => "ended".to_owned(),
+        Err(error) => format!("could not be waited for: {error}"),
+    }
+}
+
+/// Checks what a start would stumble over later and less clearly: the files of the release, and that the runtime is
+/// the one that its manifest names.
+///
+/// # Errors
+/// What is missing, damaged or of another version, by name.
+pub fn check_release(release: &Release) -> anyhow::Result<()> {
+    release.verify()?;
+    let path = release.runtime_path();
+    let said = exec::run(&path.to_string_lossy(), ["--version"])
+        .with_context(|| format!("Asking the runtime {} for its version", path.display()))?;
+    let expected = release.runtime_name();
+    let found: Vec<_> = said.split_whitespace().take(2).collect();
+    if found.join(" ") != expected {
+        bail!(
+            "the runtime {} says it is `{}` where release {} was packed with `{expected}`",
+            path.display(),
+            said.trim(),
+            release.id
+        );
+    }
+    Ok(())
+}
+
+/// How long [`smoke`] waits for the first good answer; a cold compile of the components takes well under a second.
+const SMOKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two questions while nobody listens yet.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Starts the bundle's runtime on a free loopback port with a database of its own, sees `GET /health` answer 200,
 /// and stops it again.
@@ -8,5 +150,102 @@ use std::path::Path;
 /// # Errors
 /// The runtime exits or does not answer within 30 s; the error holds the last lines that it wrote.
 pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("starting {} to see it answer", bundle.display())
+    let release = Release::open(bundle)?;
+    check_release(&release)?;
+    let scratch = tempfile::tempdir().context("Making a temporary directory")?;
+    let at = |name: &str| scratch.path().join(name);
+    let runtime_config = at("runtime.toml");
+    files::replace(&runtime_config, crate::config::render::smoke(&at("smoke.db")).as_bytes(), 0o600)?;
+    fs::create_dir(at("tmp"))?;
+    let call = Call {
+        release: &release,
+        listen: free_address()?,
+        runtime_config,
+        state_dir: at("state"),
+        cache_dir: at("cache"),
+        temporary_dir: at("tmp"),
+    };
+    let output = File::create(at("output")).context("Making a file for the runtime's output")?;
+    let (tell, told) = mpsc::channel();
+    let process = Process::start(call.command().stdout(output.try_clone()?).stderr(output), move |status| {
+        // Nobody listens any more once the verdict is there.
+        let _ = tell.send(status);
+    })
+    .with_context(|| format!("Starting {}", release.runtime_path().display()))?;
+
+    let verdict = wait_until_ready(&Probe::new(call.listen, Duration::from_secs(5)), &told);
+    process.terminate();
+    // The verdict stands; what is left of the process is killed in any case.
+    let _ = told.recv_timeout(Duration::from_secs(5));
+    process.kill();
+    verdict.map_err(|why| {
+        let said = fs::read_to_string(at("output")).unwrap_or_default();
+        anyhow::anyhow!(
+            "the bundle does not serve: its runtime ({}) {why}\n{}",
+            release.runtime_name(),
+            exec::tail(&said, 20)
+        )
+    })
+}
+
+fn wait_until_ready(probe: &Probe, ended: &mpsc::Receiver<std::io::Result<ExitStatus>>) -> Result<(), String> {
+    let deadline = Instant::now() + SMOKE_TIMEOUT;
+    loop {
+        let why = match probe.ready() {
+            Ok(()) => return Ok(()),
+            Err(why) => why,
+        };
+        if Instant::now() >= deadline {
+            return Err(format!("did not become healthy within {} s: {why}", SMOKE_TIMEOUT.as_secs()));
+        }
+        match ended.recv_timeout(ASK_AGAIN) {
+            Ok(status) => return Err(describe(status)),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err("ended".to_owned()),
+        }
+    }
+}
+
+/// A loopback port that nobody listened on a moment ago.
+///
+/// # Errors
+/// No port is free.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("Looking for a free port")?;
+    Ok(listener.local_addr()?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+    use crate::release::tests::bundle;
+
+    #[test]
+    fn a_runtime_that_exits_at_once_is_reported_with_its_last_words() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = b"#!/bin/sh\n[ \"$1\" = --version ] && echo links-host 1.2.3 && exit 0\necho no luck today >&2\nexit 7\n";
+        let release = bundle(directory.path(), script);
+        fs::set_permissions(release.runtime_path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let error = format!("{:#}", smoke(directory.path()).unwrap_err());
+        assert!(error.contains("exited with status 7") && error.contains("no luck today"), "{error}");
+    }
+
+    #[test]
+    fn a_runtime_of_another_version_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let release = bundle(directory.path(), b"#!/bin/sh\necho spin 3.0.0\n");
+        fs::set_permissions(release.runtime_path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let error = format!("{:#}", check_release(&release).unwrap_err());
+        assert!(error.contains("`spin 3.0.0`") && error.contains("`links-host 1.2.3`"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_runtime_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let release = bundle(directory.path(), b"");
+        fs::remove_file(release.runtime_path()).unwrap();
+        let error = format!("{:#}", check_release(&release).unwrap_err());
+        assert!(error.contains("runtime/links-host"), "{error}");
+    }
 }

@@ -1,0 +1,95 @@
+//! `linksctl agent`: what links.service runs. It watches the instances and keeps STATUS= true.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::config;
+use crate::layout::Layout;
+use crate::log;
+use crate::release::Store;
+use crate::rotation::{self, Watch};
+
+/// The status is looked at this often even if no flag changes: a release may have been changed, a file edited.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Watches until SIGTERM.
+///
+/// # Errors
+/// The configuration is wrong, or the flags cannot be watched.
+pub fn run(layout: &Layout) -> anyhow::Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // The handler interrupts poll(), which returns then.
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("Catching signals")?;
+    }
+    let wanted = config::load(layout)?.links.instances;
+    let watch = Watch::new(layout)?;
+    let mut told = String::new();
+    notify(&[NotifyState::Ready]);
+    while !stop.load(Ordering::Relaxed) {
+        let status = status_line(layout, wanted);
+        if status != told {
+            notify(&[NotifyState::Status(&status)]);
+            log::notice!("{status}");
+            told = status;
+        }
+        notify(&[NotifyState::Watchdog]);
+        watch.wait(LOOK_AGAIN)?;
+    }
+    notify(&[NotifyState::Stopping]);
+    Ok(())
+}
+
+/// `2/2 instances ready, release 0.1.0, runtime spin 4.0.2`; where instances differ, each that is seen is named once.
+fn status_line(layout: &Layout, wanted: u16) -> String {
+    let ready = match rotation::ready_instances(layout) {
+        Ok(ready) => ready.iter().filter(|&&instance| instance <= wanted).count(),
+        Err(error) => return format!("the ready flags cannot be read: {error}"),
+    };
+    let store = Store::new(layout);
+    let releases: Vec<_> = (1..=wanted).filter_map(|instance| store.of_instance(instance).ok()).collect();
+    let mut versions: Vec<_> = releases.iter().map(|release| release.manifest.version.clone()).collect();
+    let mut runtimes: Vec<_> = releases.iter().map(crate::release::Release::runtime_name).collect();
+    versions.dedup();
+    runtimes.dedup();
+    if versions.is_empty() {
+        return format!("{ready}/{wanted} instances ready, no release");
+    }
+    format!("{ready}/{wanted} instances ready, release {}, runtime {}", versions.join(" and "), runtimes.join(" and "))
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::error!("telling systemd {states:?}: {error}");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+    use crate::release::tests::bundle;
+
+    #[test]
+    fn the_status_line_counts_flags_and_names_releases() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path().join("root"));
+        assert_eq!(status_line(&layout, 2), "0/2 instances ready, no release");
+
+        let source = root.path().join("bundle");
+        std::fs::create_dir(&source).unwrap();
+        let release = Store::new(&layout).import(&bundle(&source, b"").directory).unwrap();
+        Store::new(&layout).point(1, &release.id).unwrap();
+        Store::new(&layout).point(2, &release.id).unwrap();
+        std::fs::create_dir_all(layout.ready_dir()).unwrap();
+        for instance in [2, 3] {
+            std::fs::write(layout.ready_flag(instance), b"").unwrap();
+        }
+        assert_eq!(status_line(&layout, 2), "1/2 instances ready, release 1.2.3, runtime links-host 1.2.3");
+    }
+}

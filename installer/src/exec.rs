@@ -1,0 +1,85 @@
+//! The one place that runs other programs and waits for them.
+
+use std::ffi::OsStr;
+use std::process::{Command, Stdio};
+
+use anyhow::Context as _;
+
+/// What a finished program said.
+#[derive(Debug)]
+pub struct Finished {
+    pub success: bool,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a program to its end with no input, and returns what it said whatever its exit status was.
+///
+/// # Errors
+/// It cannot be started.
+pub fn finish<I, S>(program: &str, arguments: I) -> anyhow::Result<Finished>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .env("LC_ALL", "C.UTF-8")
+        .output()
+        .with_context(|| format!("Starting {program}"))?;
+    Ok(Finished {
+        success: output.status.success(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// Runs a program that has to succeed; returns its standard output.
+///
+/// # Errors
+/// It cannot be started, or fails: the error holds the command and the end of what it wrote to standard error.
+pub fn run<I, S>(program: &str, arguments: I) -> anyhow::Result<String>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let arguments: Vec<_> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+    let finished = finish(program, &arguments)?;
+    let line = || {
+        arguments.iter().fold(program.to_owned(), |line, argument| format!("{line} {}", argument.to_string_lossy()))
+    };
+    anyhow::ensure!(finished.success, "`{}` failed: {}", line(), tail(&finished.stderr, 12));
+    Ok(finished.stdout)
+}
+
+/// The last `lines` lines, without empty ones at the end.
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<_> = text.trim_end().lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// True where a program of that name is on PATH.
+pub fn is_on_path(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(program).is_file()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_tells_the_command_and_the_end_of_its_complaint() {
+        let error = run("sh", ["-c", "echo first >&2; echo last >&2; exit 3"]).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("sh -c") && text.ends_with("first\nlast"), "{text}");
+    }
+
+    #[test]
+    fn tail_keeps_the_last_lines() {
+        assert_eq!(tail("a\nb\nc\n\n", 2), "b\nc");
+        assert_eq!(tail("", 2), "");
+    }
+}

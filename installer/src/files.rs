@@ -1,0 +1,119 @@
+//! Files that are replaced: always whole, always on the disk before the old ones are gone.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+/// Writes `contents` under a temporary name beside `path`, syncs and renames it. `mode` counts whatever the umask is.
+///
+/// # Errors
+/// The directory is missing, full or not writable; `path` is then as it was.
+pub fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
+    let temporary = temporary_name(path)?;
+    let written = (|| -> io::Result<()> {
+        // A left-over of a write that was cut off may have been opened with another mode.
+        remove_if_present(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_parent(path)
+    })();
+    written.or_else(|error| {
+        remove_if_present(&temporary)?;
+        Err(error).with_context(|| format!("Writing {}", path.display()))
+    })
+}
+
+/// Makes `link` a symbolic link to `target`, replacing one that is there, in one step.
+///
+/// # Errors
+/// The directory is missing, full or not writable; `link` is then as it was.
+pub fn replace_link(link: &Path, target: &Path) -> anyhow::Result<()> {
+    let temporary = temporary_name(link)?;
+    let written = (|| -> io::Result<()> {
+        remove_if_present(&temporary)?;
+        symlink(target, &temporary)?;
+        fs::rename(&temporary, link)?;
+        sync_parent(link)
+    })();
+    written.or_else(|error| {
+        remove_if_present(&temporary)?;
+        Err(error).with_context(|| format!("Pointing {} to {}", link.display(), target.display()))
+    })
+}
+
+/// Removes a file or a link; that it is not there is as good.
+///
+/// # Errors
+/// It is there and cannot be removed.
+pub fn remove_if_present(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the names in `directory` durable.
+///
+/// # Errors
+/// The directory cannot be opened or synced.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    sync_directory(path.parent().unwrap_or(Path::new("/")))
+}
+
+fn temporary_name(path: &Path) -> anyhow::Result<PathBuf> {
+    let name = path.file_name().with_context(|| format!("{} has no file name", path.display()))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(".new");
+    Ok(path.with_file_name(hidden))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn replaces_contents_and_mode_and_leaves_nothing_beside() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        replace(&path, b"old", 0o644).unwrap();
+        replace(&path, b"new", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_replacement_keeps_the_old_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("taken");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("inside"), b"kept").unwrap();
+        let error = replace(&path, b"new", 0o644).unwrap_err();
+        assert!(error.to_string().contains("taken"), "{error:#}");
+        assert_eq!(fs::read(path.join("inside")).unwrap(), b"kept");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn moves_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("1");
+        replace_link(&link, Path::new("../a")).unwrap();
+        replace_link(&link, Path::new("../b")).unwrap();
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new("../b"));
+    }
+}

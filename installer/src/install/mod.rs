@@ -1,0 +1,363 @@
+//! The host: what is done to it when the payload has come, and undone before it goes.
+
+mod services;
+mod site;
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+
+use anyhow::{Context as _, bail};
+
+pub use services::{OnBehalfOf, Services};
+
+use crate::config;
+use crate::layout::{self, Layout};
+use crate::release::{Release, Store};
+use crate::{exec, files, token};
+
+/// What `configure` found out about the host before it decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Observed {
+    has_token: bool,
+    /// links.service was enabled by us once: whether it is now is the administrator's business.
+    configured_before: bool,
+    /// The release of the payload.
+    payload: String,
+    /// The instances that are wanted, each with the release that its link leads to.
+    wanted: Vec<(u16, Option<String>)>,
+    /// Enabled instances that are not wanted.
+    surplus: Vec<u16>,
+    /// links.service runs.
+    active: bool,
+}
+
+/// One thing that is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    MakeToken,
+    Import,
+    /// From the next start on.
+    Point(u16),
+    ReloadUnits,
+    EnableInstances(Vec<u16>),
+    Site,
+    EnableService,
+    /// Of all that is enabled.
+    Start,
+    /// One after the other; if one fails, all go back to what they ran.
+    Move(Vec<u16>),
+    Retire(Vec<u16>),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |numbers: &[u16]| numbers.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::MakeToken => write!(f, "make the admin token"),
+            Self::Import => write!(f, "copy the release into the store, verifying every file"),
+            Self::Point(instance) => write!(f, "let instance {instance} run it"),
+            Self::ReloadUnits => write!(f, "make systemd read the unit files"),
+            Self::EnableInstances(numbers) => write!(f, "enable instance {}", list(numbers)),
+            Self::Site => write!(f, "write and enable the nginx site, test it, reload nginx if it changed"),
+            Self::EnableService => write!(f, "enable {} at boot", layout::SERVICE),
+            Self::Start => write!(f, "start {}", layout::SERVICE),
+            Self::Move(numbers) => write!(f, "move instance {} to the release, one at a time", list(numbers)),
+            Self::Retire(numbers) => write!(f, "stop and disable instance {}", list(numbers)),
+        }
+    }
+}
+
+/// What is to be done, in order.
+fn plan(observed: &Observed, start: bool) -> Vec<Step> {
+    let numbers = || observed.wanted.iter().map(|(instance, _)| *instance);
+    let behind: Vec<_> = observed
+        .wanted
+        .iter()
+        .filter(|(_, release)| release.as_ref() != Some(&observed.payload))
+        .map(|(instance, _)| *instance)
+        .collect();
+    let mut steps = vec![];
+    if !observed.has_token {
+        steps.push(Step::MakeToken);
+    }
+    steps.push(Step::Import);
+    if !observed.active {
+        steps.extend(behind.iter().map(|instance| Step::Point(*instance)));
+    }
+    steps.push(Step::ReloadUnits);
+    steps.push(Step::EnableInstances(numbers().collect()));
+    if observed.active {
+        // A new instance starts with its first link; the others move.
+        if !behind.is_empty() {
+            steps.push(Step::Move(behind));
+        }
+        steps.push(Step::Start);
+    }
+    if !observed.surplus.is_empty() {
+        steps.push(Step::Retire(observed.surplus.clone()));
+    }
+    if !observed.configured_before {
+        steps.push(Step::EnableService);
+        if start && !observed.active {
+            steps.push(Step::Start);
+        }
+    }
+    // Last, so that clients are led to instances that serve.
+    steps.push(Step::Site);
+    steps
+}
+
+/// Brings the host in line with the payload: postinst's and `install`'s work. Can be repeated at any time.
+///
+/// # Errors
+/// The configuration is wrong, the disk is full, an instance does not become ready, nginx refuses the site: what was
+/// there before goes on serving.
+pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run: bool) -> anyhow::Result<()> {
+    require_root()?;
+    let services = Services::of_host(on_behalf_of);
+    let store = Store::new(layout);
+    let payload = Release::open(&layout.bundle())?;
+    let loaded = config::load_before_first_start(layout)?;
+    let observed = observe(layout, &payload, loaded.links.instances, services)?;
+    let steps = plan(&observed, start);
+    if dry_run {
+        steps.iter().for_each(|step| println!("{step}"));
+        return Ok(());
+    }
+    let mut notices = vec![];
+    for step in &steps {
+        match step {
+            Step::MakeToken => token::make(layout)?,
+            Step::Import => {
+                store.remove_leftovers()?;
+                store.import(&layout.bundle())?;
+            }
+            Step::Point(instance) => store.point(*instance, &payload.id)?,
+            Step::ReloadUnits => services.reload_units()?,
+            Step::EnableInstances(numbers) => services.enable(&units(numbers))?,
+            Step::EnableService => {
+                services.enable(&[layout::SERVICE.to_owned()])?;
+                files::replace(&layout.configured_marker(), b"", 0o644)?;
+            }
+            Step::Start => {
+                if !services.act("start", &[layout::SERVICE.to_owned()])? && services.running() {
+                    notices.push(format!("not started, by policy: `systemctl start {}`", layout::SERVICE));
+                }
+            }
+            Step::Move(numbers) => move_instances(&store, services, numbers, &payload.id)?,
+            Step::Retire(numbers) => {
+                services.act("stop", &units(numbers))?;
+                services.disable(&units(numbers))?;
+            }
+            Step::Site => notices.extend(site::install(layout, &loaded.links, services)?),
+        }
+    }
+    for notice in notices {
+        eprintln!("linksctl: {notice}");
+    }
+    Ok(())
+}
+
+fn observe(layout: &Layout, payload: &Release, instances: u16, services: Services) -> anyhow::Result<Observed> {
+    let store = Store::new(layout);
+    let enabled = enabled_instances(layout)?;
+    Ok(Observed {
+        has_token: token::exists(layout),
+        configured_before: layout.configured_marker().exists(),
+        payload: payload.id.clone(),
+        wanted: (1..=instances)
+            .map(|instance| (instance, store.of_instance(instance).ok().map(|release| release.id)))
+            .collect(),
+        surplus: enabled.into_iter().filter(|instance| *instance > instances).collect(),
+        active: services.is_active(layout::SERVICE)?,
+    })
+}
+
+/// By the links that `systemctl enable links@N` makes.
+fn enabled_instances(layout: &Layout) -> anyhow::Result<Vec<u16>> {
+    let directory = layout.service_wants_dir();
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
+    };
+    let mut numbers = vec![];
+    for entry in entries {
+        numbers.extend(entry?.file_name().to_str().and_then(layout::instance_of_unit));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+fn units(instances: &[u16]) -> Vec<String> {
+    instances.iter().map(|instance| layout::instance_unit(*instance)).collect()
+}
+
+/// Moves running instances to `release`, one after the other; back, if one of them fails.
+fn move_instances(store: &Store<'_>, services: Services, instances: &[u16], release: &str) -> anyhow::Result<()> {
+    let mut moved: Vec<(u16, Option<String>)> = vec![];
+    for &instance in instances {
+        let before = store.of_instance(instance).ok().map(|release| release.id);
+        store.point(instance, release)?;
+        moved.push((instance, before));
+        if let Err(error) = services.act("restart", &units(&[instance])) {
+            for (instance, before) in &moved {
+                if let Some(before) = before {
+                    store.point(*instance, before)?;
+                    services.act("restart", &units(&[*instance])).with_context(|| {
+                        format!("Putting instance {instance} back to release {before}, after: {error:#}")
+                    })?;
+                }
+            }
+            return Err(error).with_context(|| {
+                format!("instance {instance} does not run release {release}; every instance is back on what it ran")
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Stops what runs and takes the host's integration away: prerm's and `uninstall`'s work. The data stays.
+///
+/// # Errors
+/// systemd or the file system refuses.
+pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> anyhow::Result<()> {
+    require_root()?;
+    let services = Services::of_host(on_behalf_of);
+    let mut all = vec![layout::SERVICE.to_owned()];
+    all.extend(units(&enabled_instances(layout)?));
+    if dry_run {
+        println!("take the nginx site away, put the default site back, reload nginx");
+        println!("stop and disable {}", all.join(", "));
+        return Ok(());
+    }
+    // First, so that clients get nginx's own answer rather than an error of a proxy without a backend.
+    for notice in site::remove(layout, services)? {
+        eprintln!("linksctl: {notice}");
+    }
+    if services.running() {
+        let mut patterns = all.clone();
+        // Instances that were started by hand are ours too.
+        patterns.push("links@*.service".to_owned());
+        exec::run("systemctl", ["stop"].into_iter().chain(patterns.iter().map(String::as_str)))?;
+    }
+    services.disable(&all)?;
+    files::remove_if_present(&layout.configured_marker())?;
+    Ok(())
+}
+
+/// Makes a directory with exactly this mode, or gives it that mode.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_directory(path: &std::path::Path, mode: u32) -> anyhow::Result<()> {
+    let made = || -> std::io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    };
+    made().with_context(|| format!("Making {}", path.display()))
+}
+
+/// The command needs root; said before anything is done.
+#[derive(Debug)]
+pub struct NeedsRoot;
+
+impl fmt::Display for NeedsRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line: Vec<_> = std::env::args().collect();
+        write!(f, "this needs root: `sudo {}`", line.join(" "))
+    }
+}
+
+impl std::error::Error for NeedsRoot {}
+
+/// # Errors
+/// [`NeedsRoot`]
+pub fn require_root() -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!(NeedsRoot);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Step::{EnableInstances, EnableService, Import, MakeToken, Move, Point, ReloadUnits, Retire, Site, Start};
+    use super::*;
+
+    fn fresh() -> Observed {
+        Observed {
+            has_token: false,
+            configured_before: false,
+            payload: "2-new".into(),
+            wanted: vec![(1, None), (2, None)],
+            surplus: vec![],
+            active: false,
+        }
+    }
+
+    fn upgraded() -> Observed {
+        Observed {
+            has_token: true,
+            configured_before: true,
+            wanted: vec![(1, Some("1-old".into())), (2, Some("1-old".into()))],
+            active: true,
+            ..fresh()
+        }
+    }
+
+    #[test]
+    fn a_first_install_ends_with_a_running_service_and_its_site() {
+        assert_eq!(
+            plan(&fresh(), true),
+            [
+                MakeToken,
+                Import,
+                Point(1),
+                Point(2),
+                ReloadUnits,
+                EnableInstances(vec![1, 2]),
+                EnableService,
+                Start,
+                Site
+            ]
+        );
+    }
+
+    #[test]
+    fn no_start_means_no_start() {
+        assert!(!plan(&fresh(), false).contains(&Start));
+    }
+
+    #[test]
+    fn an_upgrade_moves_running_instances() {
+        assert_eq!(
+            plan(&upgraded(), true),
+            [Import, ReloadUnits, EnableInstances(vec![1, 2]), Move(vec![1, 2]), Start, Site]
+        );
+    }
+
+    #[test]
+    fn an_upgrade_of_a_stopped_service_leaves_it_stopped() {
+        let stopped = Observed { active: false, ..upgraded() };
+        assert_eq!(
+            plan(&stopped, true),
+            [Import, Point(1), Point(2), ReloadUnits, EnableInstances(vec![1, 2]), Site]
+        );
+    }
+
+    #[test]
+    fn a_repetition_moves_nothing() {
+        let same = Observed { payload: "1-old".into(), ..upgraded() };
+        assert_eq!(plan(&same, true), [Import, ReloadUnits, EnableInstances(vec![1, 2]), Start, Site]);
+    }
+
+    #[test]
+    fn fewer_instances_retire_the_surplus() {
+        let fewer = Observed { surplus: vec![3], payload: "1-old".into(), ..upgraded() };
+        assert_eq!(
+            plan(&fewer, true),
+            [Import, ReloadUnits, EnableInstances(vec![1, 2]), Start, Retire(vec![3]), Site]
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! systemd and the administrator's wish about starting things.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::Context as _;
+
+use crate::exec;
+
+/// Debian's way for an administrator to forbid starts from maintainer scripts (invoke-rc.d's specification,
+/// /usr/share/doc/init-system-helpers/README.policy-rc.d.gz).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// What it exits with then.
+const FORBIDDEN: i32 = 101;
+
+/// Whose word counts before something is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnBehalfOf {
+    /// A package manager: policy-rc.d decides.
+    Package,
+    /// A person, who asked for it.
+    Person,
+}
+
+/// The host's services.
+#[derive(Clone, Copy, Debug)]
+pub struct Services {
+    on_behalf_of: OnBehalfOf,
+    /// False in a chroot or a container: files can be laid, nothing can be started.
+    running: bool,
+}
+
+impl Services {
+    pub fn of_host(on_behalf_of: OnBehalfOf) -> Self {
+        // sd_booted(3)
+        Self { on_behalf_of, running: Path::new("/run/systemd/system").is_dir() }
+    }
+
+    pub fn running(self) -> bool {
+        self.running
+    }
+
+    /// Makes systemd read the unit files again.
+    ///
+    /// # Errors
+    /// systemd refuses.
+    pub fn reload_units(self) -> anyhow::Result<()> {
+        if self.running {
+            exec::run("systemctl", ["daemon-reload"])?;
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// A unit is missing.
+    pub fn enable(self, units: &[String]) -> anyhow::Result<()> {
+        self.change_links("enable", units)
+    }
+
+    /// # Errors
+    /// systemd refuses; a unit that is not enabled is as good.
+    pub fn disable(self, units: &[String]) -> anyhow::Result<()> {
+        self.change_links("disable", units)
+    }
+
+    /// Works on files alone where systemd does not run.
+    fn change_links(self, verb: &str, units: &[String]) -> anyhow::Result<()> {
+        if units.is_empty() {
+            return Ok(());
+        }
+        let arguments = [verb, "--quiet", "--no-reload"].into_iter().chain(units.iter().map(String::as_str));
+        exec::run("systemctl", arguments)?;
+        Ok(())
+    }
+
+    /// True for a unit that runs, or is about to.
+    ///
+    /// # Errors
+    /// systemctl is missing.
+    pub fn is_active(self, unit: &str) -> anyhow::Result<bool> {
+        if !self.running {
+            return Ok(false);
+        }
+        let state = exec::finish("systemctl", ["is-active", unit])?.stdout;
+        Ok(matches!(state.trim(), "active" | "activating" | "reloading"))
+    }
+
+    /// `start`, `stop`, `restart`, `reload` of units, waited for. Returns false where it was not done: systemd does not
+    /// run, or the policy forbids it.
+    ///
+    /// # Errors
+    /// It was tried and failed; the error ends with the unit's last lines in the journal.
+    pub fn act(self, verb: &str, units: &[String]) -> anyhow::Result<bool> {
+        if !self.running || units.is_empty() {
+            return Ok(false);
+        }
+        for unit in units {
+            if !self.allowed(unit, verb)? {
+                return Ok(false);
+            }
+        }
+        if verb != "stop" {
+            // A start limit that was reached before the cause was mended must not count now.
+            let arguments = ["reset-failed"].into_iter().chain(units.iter().map(String::as_str));
+            // Fails for a unit that is not loaded yet, which then has nothing to reset.
+            exec::finish("systemctl", arguments)?;
+        }
+        let finished = exec::finish("systemctl", [verb].into_iter().chain(units.iter().map(String::as_str)))?;
+        if finished.success {
+            return Ok(true);
+        }
+        let mut error = format!("`systemctl {verb} {}` failed: {}", units.join(" "), exec::tail(&finished.stderr, 4));
+        for unit in units {
+            if !self.is_active(unit)? {
+                error.push_str(&format!("\n{unit} said last:\n{}", last_lines(unit)?));
+            }
+        }
+        anyhow::bail!(error)
+    }
+
+    fn allowed(self, unit: &str, verb: &str) -> anyhow::Result<bool> {
+        if self.on_behalf_of == OnBehalfOf::Person || !Path::new(POLICY).exists() {
+            return Ok(true);
+        }
+        let name = unit.strip_suffix(".service").unwrap_or(unit);
+        let status = Command::new(POLICY)
+            .args([name, verb])
+            .stdin(Stdio::null())
+            .status()
+            .with_context(|| format!("Asking {POLICY}"))?;
+        Ok(status.code() != Some(FORBIDDEN))
+    }
+}
+
+/// The end of a unit's journal.
+///
+/// # Errors
+/// journalctl is missing.
+pub fn last_lines(unit: &str) -> anyhow::Result<String> {
+    let arguments = ["--no-pager", "--quiet", "--output=cat", "--lines=10", "--unit", unit];
+    Ok(exec::finish("journalctl", arguments)?.stdout.trim_end().to_owned())
+}

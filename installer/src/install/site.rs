@@ -1,0 +1,307 @@
+//! The nginx site on a host: written only when its bytes change, tested before nginx hears of it, taken back when it is
+//! what nginx refuses.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+use super::services::Services;
+use crate::config::links::Config;
+use crate::layout::Layout;
+use crate::nginx::{self, Surroundings};
+use crate::{exec, files};
+
+const UNIT: &str = "nginx.service";
+
+/// What is to be said to the person about it.
+pub type Notices = Vec<String>;
+
+/// One file or link as it was, to be put back.
+struct Before {
+    path: PathBuf,
+    was: Was,
+}
+
+enum Was {
+    Absent,
+    File(Vec<u8>),
+    Link(PathBuf),
+}
+
+impl Before {
+    fn of(path: PathBuf) -> anyhow::Result<Self> {
+        let read = || -> io::Result<Was> {
+            Ok(match fs::symlink_metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Was::Absent,
+                Err(error) => return Err(error),
+                Ok(metadata) if metadata.is_symlink() => Was::Link(fs::read_link(&path)?),
+                Ok(_) => Was::File(fs::read(&path)?),
+            })
+        };
+        let was = read().with_context(|| format!("Reading {}", path.display()))?;
+        Ok(Self { path, was })
+    }
+
+    fn is_link(&self) -> bool {
+        matches!(self.was, Was::Link(_))
+    }
+
+    fn put_back(&self) -> anyhow::Result<()> {
+        match &self.was {
+            Was::Absent => files::remove_if_present(&self.path)
+                .with_context(|| format!("Removing {}", self.path.display())),
+            Was::File(bytes) => files::replace(&self.path, bytes, 0o644),
+            Was::Link(target) => files::replace_link(&self.path, target),
+        }
+    }
+}
+
+/// The three names that the site touches.
+struct Places {
+    available: Before,
+    enabled: Before,
+    default: Before,
+}
+
+impl Places {
+    fn read(layout: &Layout) -> anyhow::Result<Self> {
+        Ok(Self {
+            available: Before::of(layout.nginx_site_available())?,
+            enabled: Before::of(layout.nginx_site_enabled())?,
+            default: Before::of(layout.nginx_default_site_enabled())?,
+        })
+    }
+
+    fn put_back(&self) -> anyhow::Result<()> {
+        self.available.put_back()?;
+        self.enabled.put_back()?;
+        self.default.put_back()
+    }
+}
+
+/// Writes and enables the site, moves Debian's untouched default site aside, and makes nginx use it.
+///
+/// # Errors
+/// nginx refuses its configuration because of the site: everything is as it was then. Where nginx refused it before
+/// already, the site stays, and the notices say so.
+pub fn install(layout: &Layout, config: &Config, services: Services) -> anyhow::Result<Notices> {
+    if !config.nginx.manage {
+        return Ok(vec![]);
+    }
+    if !present(layout) {
+        return Ok(vec![format!(
+            "nginx with {} is not installed: nothing listens for clients yet. Install nginx, then `linksctl configure`",
+            parent(&layout.nginx_site_available())
+        )]);
+    }
+    let before = Places::read(layout)?;
+    let broken_before = test().err();
+    let default_gone = match before.default.was {
+        Was::Absent => true,
+        Was::Link(_) | Was::File(_) => {
+            config.nginx.replace_default_site && before.default.is_link() && default_is_pristine(layout)?
+        }
+    };
+    let surroundings = Surroundings {
+        ipv6: Path::new("/proc/net/if_inet6").exists(),
+        default_server: default_gone && !other_default_server(layout)?,
+    };
+    let text = nginx::site(config, layout, surroundings)?;
+
+    let mut changed = false;
+    if !matches!(&before.available.was, Was::File(bytes) if bytes == text.as_bytes()) {
+        files::replace(&layout.nginx_site_available(), text.as_bytes(), 0o644)?;
+        changed = true;
+    }
+    if matches!(before.enabled.was, Was::Absent) {
+        files::replace_link(&layout.nginx_site_enabled(), &layout.nginx_site_available())?;
+        changed = true;
+    }
+    if default_gone && let Was::Link(target) = &before.default.was {
+        files::replace(&layout.parked_default_site(), target.as_os_str().as_encoded_bytes(), 0o644)?;
+        files::remove_if_present(&layout.nginx_default_site_enabled())?;
+        changed = true;
+    }
+    let mut notices = vec![];
+    if !surroundings.default_server && config.nginx.server_name == ["_"] && config.public_url.is_none() {
+        notices.push(
+            "another nginx site answers first: set public_url, or server_name of [nginx], in links.toml, then \
+             `linksctl configure`"
+                .to_owned(),
+        );
+    }
+    match (test(), broken_before) {
+        (Ok(()), _) => {
+            if changed {
+                notices.extend(reload(services)?);
+            }
+        }
+        (Err(why), Some(_)) => notices.push(format!(
+            "nginx's configuration was broken before links came, so nginx was not reloaded:\n{why}\nMend it, check it with \
+             `nginx -t`, then `systemctl reload-or-restart nginx`; the site of links is in place"
+        )),
+        (Err(why), None) => {
+            before.put_back()?;
+            files::remove_if_present(&layout.parked_default_site())?;
+            bail!(
+                "nginx refuses its configuration with the site of links in it, so the site was taken back and nginx \
+                 was not reloaded:\n{why}\nChange [nginx] in links.toml (listen, server_name, or manage = false)"
+            );
+        }
+    }
+    Ok(notices)
+}
+
+/// Takes the site away and puts Debian's default site back where it made way for it.
+///
+/// # Errors
+/// A file cannot be removed.
+pub fn remove(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
+    let before = Places::read(layout)?;
+    for path in [layout.nginx_site_enabled(), layout.nginx_site_available()] {
+        files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))?;
+    }
+    let parked = layout.parked_default_site();
+    match fs::read(&parked) {
+        Ok(target) => {
+            // A person may have put something else there, or removed the site for good.
+            if matches!(before.default.was, Was::Absent) && layout.nginx_default_site_available().exists() {
+                let target = String::from_utf8(target).with_context(|| format!("Reading {}", parked.display()))?;
+                files::replace_link(&layout.nginx_default_site_enabled(), Path::new(&target))?;
+            }
+            files::remove_if_present(&parked)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("Reading {}", parked.display())),
+    }
+    if matches!(before.enabled.was, Was::Absent) || !present(layout) {
+        return Ok(vec![]);
+    }
+    match test() {
+        Ok(()) => reload(services),
+        Err(why) => Ok(vec![format!("nginx's configuration is broken, so nginx was not reloaded:\n{why}")]),
+    }
+}
+
+/// Debian's nginx: its directory for sites is there. The binary lies in sbin, which an ordinary PATH leaves out.
+fn present(layout: &Layout) -> bool {
+    layout.nginx_site_available().parent().is_some_and(Path::is_dir) && exec::is_on_path("nginx")
+}
+
+fn parent(path: &Path) -> std::path::Display<'_> {
+    path.parent().unwrap_or(path).display()
+}
+
+/// `nginx -t`; what it complains of.
+fn test() -> Result<(), String> {
+    match exec::finish("nginx", ["-t", "-q"]) {
+        Ok(finished) if finished.success => Ok(()),
+        Ok(finished) => Err(exec::tail(&finished.stderr, 8)),
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
+fn reload(services: Services) -> anyhow::Result<Notices> {
+    if !services.is_active(UNIT)? {
+        return Ok(match services.running() {
+            true => vec!["nginx does not run: `systemctl start nginx`".to_owned()],
+            false => vec![],
+        });
+    }
+    Ok(match services.act("reload", &[UNIT.to_owned()])? {
+        true => vec![],
+        false => vec!["nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned()],
+    })
+}
+
+/// Whether dpkg knows the default site with the contents that it has.
+fn default_is_pristine(layout: &Layout) -> anyhow::Result<bool> {
+    let path = layout.nginx_default_site_available();
+    if !exec::is_on_path("dpkg-query") || fs::canonicalize(layout.nginx_default_site_enabled()).ok() != Some(path.clone())
+    {
+        return Ok(false);
+    }
+    let conffiles = exec::finish("dpkg-query", ["--show", "--showformat=${Conffiles}\n", "nginx-common"])?.stdout;
+    let sum = exec::run("md5sum", [&path])?;
+    Ok(lists_conffile(&conffiles, &path, sum.split_whitespace().next().unwrap_or_default()))
+}
+
+/// dpkg-query(1): each line is a path and its digest.
+fn lists_conffile(conffiles: &str, path: &Path, md5: &str) -> bool {
+    conffiles.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        words.next().map(Path::new) == Some(path) && words.next() == Some(md5)
+    })
+}
+
+/// Whether another site says that it answers for unknown names. `nginx -t` has the last word; this spares it.
+fn other_default_server(layout: &Layout) -> anyhow::Result<bool> {
+    let ours = layout.nginx_site_enabled();
+    let default = layout.nginx_default_site_enabled();
+    let mut directories = vec![layout.nginx_conf_d()];
+    directories.extend(ours.parent().map(Path::to_owned));
+    for directory in directories {
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            if path == ours || path == default {
+                continue;
+            }
+            // A dangling link or a directory is nginx's to complain of.
+            let text = fs::read(&path).unwrap_or_default();
+            if String::from_utf8_lossy(&text).lines().any(|line| says_default_server(line)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn says_default_server(line: &str) -> bool {
+    let line = line.split('#').next().unwrap_or_default();
+    line.contains("listen") && line.contains("default_server")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conffile_is_pristine_with_the_digest_that_dpkg_has() {
+        let listed = "\n /etc/nginx/sites-available/default abc\n /etc/nginx/nginx.conf def\n";
+        let path = Path::new("/etc/nginx/sites-available/default");
+        assert!(lists_conffile(listed, path, "abc"));
+        assert!(!lists_conffile(listed, path, "def"));
+        assert!(!lists_conffile("", path, ""));
+    }
+
+    #[test]
+    fn a_comment_is_no_default_server() {
+        assert!(says_default_server("\tlisten 80 default_server;"));
+        assert!(!says_default_server("\t# listen 80 default_server;"));
+        assert!(!says_default_server("\tlisten 80;"));
+    }
+
+    #[test]
+    fn what_was_there_is_put_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("file"), b"old").unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        let before: Vec<_> = ["file", "link", "absent"].map(|name| Before::of(at(name)).unwrap()).into();
+        for name in ["file", "link", "absent"] {
+            files::remove_if_present(&at(name)).unwrap();
+            fs::write(at(name), b"new").unwrap();
+        }
+        before.iter().for_each(|before| before.put_back().unwrap());
+        assert_eq!(fs::read(at("file")).unwrap(), b"old");
+        assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("file"));
+        assert!(!at("absent").exists());
+    }
+}

@@ -1,0 +1,355 @@
+//! The release store: complete, content-addressed copies of bundles, and one link per instance to the one it runs.
+//!
+//! dpkg deletes an old version's files before the new one is configured, so nothing runs from the package's own
+//! payload. A release in the store is whole or absent: it is written under a hidden name, synced, and renamed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use sha2::{Digest as _, Sha256};
+
+use crate::files;
+use crate::layout::Layout;
+use crate::package::manifest::{self, Manifest};
+
+/// A bundle on the disk whose manifest was read. Its files are checked by [`Release::verify`] and on import.
+#[derive(Clone, Debug)]
+pub struct Release {
+    pub id: String,
+    pub directory: PathBuf,
+    pub manifest: Manifest,
+}
+
+impl Release {
+    /// # Errors
+    /// There is no bundle in `directory`, or its manifest cannot be understood.
+    pub fn open(directory: &Path) -> anyhow::Result<Self> {
+        let path = directory.join(manifest::FILE_NAME);
+        let bytes = fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
+        let manifest = Manifest::parse(&bytes).with_context(|| format!("Reading {}", path.display()))?;
+        for name in manifest.files.keys() {
+            let plain = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+            ensure!(plain && !name.is_empty(), "{}: the file name {name:?} leads out of the bundle", path.display());
+        }
+        let id = manifest.release_id()?;
+        Ok(Self { id, directory: directory.to_owned(), manifest })
+    }
+
+    pub fn runtime_path(&self) -> PathBuf {
+        self.directory.join(&self.manifest.runtime.path)
+    }
+
+    pub fn app_path(&self) -> PathBuf {
+        self.directory.join(&self.manifest.app)
+    }
+
+    /// `spin 4.0.2`
+    pub fn runtime_name(&self) -> String {
+        format!("{} {}", self.manifest.runtime.kind, self.manifest.runtime.version)
+    }
+
+    /// Compares every file with the manifest's digests.
+    ///
+    /// # Errors
+    /// The first file that is missing or differs, by name.
+    pub fn verify(&self) -> anyhow::Result<()> {
+        self.manifest.files.iter().try_for_each(|(name, expected)| {
+            let mut digest = Sha256::new();
+            self.read(name, expected, |bytes| {
+                digest.update(bytes);
+                Ok(())
+            })?;
+            self.compare(name, expected, &digest.finalize())
+        })
+    }
+
+    /// Reads one file, which has to have the manifest's size, in pieces.
+    fn read(
+        &self,
+        name: &str,
+        expected: &manifest::File,
+        mut each: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
+        let path = self.directory.join(name);
+        let mut file = File::open(&path).with_context(|| format!("Opening {}", path.display()))?;
+        let size = file.metadata()?.len();
+        ensure!(
+            size == expected.size,
+            "{} has {size} bytes where the manifest of release {} says {}: the file is damaged; {REINSTALL}",
+            path.display(),
+            self.id,
+            expected.size,
+        );
+        let mut buffer = vec![0; 128 * 1024];
+        loop {
+            match file.read(&mut buffer).with_context(|| format!("Reading {}", path.display()))? {
+                0 => return Ok(()),
+                length => each(&buffer[..length])?,
+            }
+        }
+    }
+
+    fn compare(&self, name: &str, expected: &manifest::File, digest: &[u8]) -> anyhow::Result<()> {
+        ensure!(
+            manifest::hex(digest) == expected.sha256,
+            "{} differs from the manifest of release {}: the file is damaged; {REINSTALL}",
+            self.directory.join(name).display(),
+            self.id,
+        );
+        Ok(())
+    }
+}
+
+const REINSTALL: &str = "reinstall the package (apt install --reinstall links-shortener, or linksctl install)";
+
+/// The releases and instance links below one layout.
+#[derive(Debug)]
+pub struct Store<'a> {
+    layout: &'a Layout,
+}
+
+impl<'a> Store<'a> {
+    pub fn new(layout: &'a Layout) -> Self {
+        Self { layout }
+    }
+
+    /// Copies a bundle into the store, verifying every file on the way. A release that is there already is verified
+    /// and, where it is damaged, replaced.
+    ///
+    /// # Errors
+    /// A file differs from the bundle's manifest, or the disk is full: the store is then as it was.
+    pub fn import(&self, bundle: &Path) -> anyhow::Result<Release> {
+        let source = Release::open(bundle)?;
+        let directory = self.layout.releases_dir().join(&source.id);
+        if let Ok(present) = Release::open(&directory)
+            && present.id == source.id
+            && present.verify().is_ok()
+        {
+            return Ok(present);
+        }
+        let releases = self.layout.releases_dir();
+        fs::create_dir_all(&releases).with_context(|| format!("Making {}", releases.display()))?;
+        let staging = tempfile::Builder::new()
+            .prefix(STAGING_PREFIX)
+            .permissions(fs::Permissions::from_mode(0o755))
+            .tempdir_in(&releases)
+            .with_context(|| format!("Making a directory in {}", releases.display()))?;
+        copy(&source, staging.path())
+            .with_context(|| format!("Importing release {} into {}", source.id, releases.display()))?;
+        // A damaged release of the same name gives way; the instances that run it hold its files open.
+        if directory.exists() {
+            fs::remove_dir_all(&directory).with_context(|| format!("Removing {}", directory.display()))?;
+        }
+        fs::rename(staging.path(), &directory).with_context(|| format!("Making {}", directory.display()))?;
+        // Its name is taken: there is nothing left to clean up.
+        let _ = staging.keep();
+        files::sync_directory(&releases)?;
+        Release::open(&directory)
+    }
+
+    /// Makes `instance` run `release` from its next start on.
+    ///
+    /// # Errors
+    /// The link cannot be written; it then points to where it did.
+    pub fn point(&self, instance: u16, release: &str) -> anyhow::Result<()> {
+        let link = self.layout.instance_release(instance);
+        let instances = self.layout.instances_dir();
+        fs::create_dir_all(&instances).with_context(|| format!("Making {}", instances.display()))?;
+        // Relative, so that the tree can be moved, and read from outside a chroot.
+        files::replace_link(&link, &Path::new("../releases").join(release))
+    }
+
+    /// The release that `instance` runs or will run, by its link.
+    ///
+    /// # Errors
+    /// There is no link, or it leads to no release.
+    pub fn of_instance(&self, instance: u16) -> anyhow::Result<Release> {
+        let link = self.layout.instance_release(instance);
+        let directory = fs::canonicalize(&link).with_context(|| {
+            format!("instance {instance} has no release: {} leads nowhere; {REINSTALL}", link.display())
+        })?;
+        Release::open(&directory)
+    }
+
+    /// Removes what an import that was cut off left behind.
+    ///
+    /// # Errors
+    /// The store cannot be read, or a left-over not removed.
+    pub fn remove_leftovers(&self) -> anyhow::Result<()> {
+        let releases = self.layout.releases_dir();
+        let entries = match fs::read_dir(&releases) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.with_context(|| format!("Reading {}", releases.display()))?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
+                fs::remove_dir_all(entry.path()).with_context(|| format!("Removing {}", entry.path().display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const STAGING_PREFIX: &str = ".import-";
+
+fn copy(source: &Release, target: &Path) -> anyhow::Result<()> {
+    for (name, expected) in &source.manifest.files {
+        let path = target.join(name);
+        make_directories(target, name)?;
+        let mut file = create(&path, if expected.executable { 0o755 } else { 0o644 })?;
+        let mut digest = Sha256::new();
+        source.read(name, expected, |bytes| {
+            digest.update(bytes);
+            file.write_all(bytes)
+        })?;
+        source.compare(name, expected, &digest.finalize())?;
+        file.sync_all().with_context(|| format!("Writing {}", path.display()))?;
+    }
+    let mut file = create(&target.join(manifest::FILE_NAME), 0o644)?;
+    file.write_all(&source.manifest.to_json()?)?;
+    file.sync_all()?;
+    files::sync_directory(target)?;
+    Ok(())
+}
+
+fn create(path: &Path, mode: u32) -> anyhow::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("Making {}", path.display()))?;
+    // Whatever the umask is: the instances' user has to read it.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    Ok(file)
+}
+
+fn make_directories(target: &Path, name: &str) -> anyhow::Result<()> {
+    let mut directory = target.to_owned();
+    for part in Path::new(name).parent().into_iter().flat_map(Path::components) {
+        directory.push(part);
+        if !directory.is_dir() {
+            fs::create_dir(&directory).with_context(|| format!("Making {}", directory.display()))?;
+            fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+pub mod tests {
+    use super::*;
+
+    /// A bundle with a given runtime, as `pack` would make it.
+    pub fn bundle(directory: &Path, runtime: &[u8]) -> Release {
+        let contents: [(&str, &[u8], bool); 4] = [
+            ("spin.toml", b"spin_manifest_version = 2\n", false),
+            ("runtime.toml", b"", false),
+            ("components/links.wasm", b"\0asm", false),
+            ("runtime/links-host", runtime, true),
+        ];
+        let mut listed = std::collections::BTreeMap::new();
+        for (name, bytes, executable) in contents {
+            let path = directory.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, bytes).unwrap();
+            let sha256 = manifest::hex(&Sha256::digest(bytes));
+            listed.insert(name.to_owned(), manifest::File { sha256, size: bytes.len() as u64, executable });
+        }
+        let manifest = Manifest {
+            format: manifest::FORMAT,
+            version: "1.2.3".into(),
+            arch: "amd64".into(),
+            runtime: manifest::Runtime {
+                kind: manifest::RuntimeKind::LinksHost,
+                version: "1.2.3".into(),
+                path: "runtime/links-host".into(),
+                origin: "a test".into(),
+            },
+            app: "spin.toml".into(),
+            runtime_config: "runtime.toml".into(),
+            files: listed,
+        };
+        fs::write(directory.join(manifest::FILE_NAME), manifest.to_json().unwrap()).unwrap();
+        Release::open(directory).unwrap()
+    }
+
+    fn setting() -> (tempfile::TempDir, Layout, Release) {
+        let root = tempfile::tempdir().unwrap();
+        let source = root.path().join("bundle");
+        fs::create_dir(&source).unwrap();
+        let source = bundle(&source, b"#!/bin/sh\n");
+        let layout = Layout::new(root.path().join("root"));
+        (root, layout, source)
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn an_import_is_whole_and_readable_by_everyone() {
+        let (_root, layout, source) = setting();
+        let release = Store::new(&layout).import(&source.directory).unwrap();
+        assert_eq!(release.id, source.id);
+        assert!(release.id.starts_with("1.2.3-"));
+        release.verify().unwrap();
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(release.runtime_path()), 0o755);
+        assert_eq!(mode(release.app_path()), 0o644);
+        assert_eq!(mode(release.directory), 0o755);
+        assert_eq!(names(&layout.releases_dir()), [source.id]);
+    }
+
+    #[test]
+    fn a_damaged_bundle_is_refused_and_leaves_nothing() {
+        let (_root, layout, source) = setting();
+        fs::write(source.directory.join("components/links.wasm"), b"\0asX").unwrap();
+        let error = Store::new(&layout).import(&source.directory).unwrap_err();
+        assert!(format!("{error:#}").contains("links.wasm differs"), "{error:#}");
+        assert!(names(&layout.releases_dir()).is_empty());
+    }
+
+    #[test]
+    fn a_damaged_release_in_the_store_is_replaced_by_the_next_import() {
+        let (_root, layout, source) = setting();
+        let store = Store::new(&layout);
+        let release = store.import(&source.directory).unwrap();
+        fs::remove_file(release.app_path()).unwrap();
+        store.import(&source.directory).unwrap().verify().unwrap();
+    }
+
+    #[test]
+    fn a_manifest_may_not_lead_out_of_the_bundle() {
+        let (_root, _layout, source) = setting();
+        let mut manifest = source.manifest;
+        let file = manifest.files.values().next().unwrap().clone();
+        manifest.files.insert("../../etc/passwd".into(), file);
+        fs::write(source.directory.join(manifest::FILE_NAME), manifest.to_json().unwrap()).unwrap();
+        assert!(Release::open(&source.directory).unwrap_err().to_string().contains("leads out"));
+    }
+
+    #[test]
+    fn instances_point_to_releases() {
+        let (_root, layout, source) = setting();
+        let store = Store::new(&layout);
+        assert!(format!("{:#}", store.of_instance(1).unwrap_err()).contains("instance 1 has no release"));
+        let release = store.import(&source.directory).unwrap();
+        store.point(1, &release.id).unwrap();
+        assert_eq!(store.of_instance(1).unwrap().id, release.id);
+    }
+
+    #[test]
+    fn leftovers_of_a_cut_off_import_go() {
+        let (_root, layout, source) = setting();
+        let store = Store::new(&layout);
+        store.import(&source.directory).unwrap();
+        fs::create_dir(layout.releases_dir().join(".import-abc")).unwrap();
+        store.remove_leftovers().unwrap();
+        assert_eq!(names(&layout.releases_dir()), [source.id]);
+    }
+}

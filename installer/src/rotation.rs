@@ -1,0 +1,121 @@
+//! Which instances are in rotation, and word of every change.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use crate::layout::Layout;
+
+/// The instances whose flag is set, in order.
+///
+/// # Errors
+/// The flags' directory cannot be read; one that is missing holds no flag.
+pub fn ready_instances(layout: &Layout) -> io::Result<Vec<u16>> {
+    let entries = match fs::read_dir(layout.ready_dir()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries?,
+    };
+    let mut ready = vec![];
+    for entry in entries {
+        ready.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u16>().ok()));
+    }
+    ready.sort_unstable();
+    Ok(ready)
+}
+
+/// Wakes up when a flag is set or taken away.
+#[derive(Debug)]
+pub struct Watch {
+    inotify: Inotify,
+}
+
+impl Watch {
+    /// # Errors
+    /// The flags' directory is missing, or the kernel's limit of watches is reached.
+    pub fn new(layout: &Layout) -> anyhow::Result<Self> {
+        let directory = layout.ready_dir();
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("Starting inotify")?;
+        inotify
+            .add_watch(&directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE)
+            .with_context(|| format!("Watching {}", directory.display()))?;
+        Ok(Self { inotify })
+    }
+
+    /// Returns after a change, a signal, or `timeout`, whichever is first.
+    ///
+    /// # Errors
+    /// The kernel refuses to wait.
+    pub fn wait(&self, timeout: Duration) -> anyhow::Result<()> {
+        let mut ready = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        match poll(&mut ready, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error).context("Waiting for a change of the ready flags"),
+        }
+        // What changed is read from the directory; the events have only to be consumed.
+        match self.inotify.read_events() {
+            Ok(_) | Err(nix::errno::Errno::EAGAIN) => Ok(()),
+            Err(error) => Err(error).context("Reading changes of the ready flags"),
+        }
+    }
+
+    /// Waits until `enough` says so of the instances in rotation; returns whether it did before `deadline`.
+    ///
+    /// # Errors
+    /// The flags cannot be read.
+    pub fn until(
+        &self,
+        layout: &Layout,
+        deadline: Instant,
+        mut enough: impl FnMut(&[u16]) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<bool> {
+        loop {
+            if enough(&ready_instances(layout)?)? {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            // `enough` may look at more than flags (a process that ended): ask it now and then without a change.
+            self.wait(left.min(Duration::from_millis(100)))?;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_instances_in_order() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        assert_eq!(ready_instances(&layout).unwrap(), []);
+        fs::create_dir_all(layout.ready_dir()).unwrap();
+        for name in ["10", "2", "not-a-number"] {
+            fs::write(layout.ready_dir().join(name), b"").unwrap();
+        }
+        assert_eq!(ready_instances(&layout).unwrap(), [2, 10]);
+    }
+
+    #[test]
+    fn a_new_flag_wakes_the_watch() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        fs::create_dir_all(layout.ready_dir()).unwrap();
+        let watch = Watch::new(&layout).unwrap();
+        let flag = layout.ready_flag(1);
+        let setter = std::thread::spawn(move || fs::write(flag, b"").unwrap());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        assert!(watch.until(&layout, deadline, |ready| Ok(ready == [1])).unwrap());
+        setter.join().unwrap();
+        assert!(!watch.until(&layout, Instant::now(), |ready| Ok(ready.is_empty())).unwrap());
+    }
+}

@@ -1,0 +1,335 @@
+//! `linksctl run N`: the supervisor of one instance.
+
+mod machine;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, atomic};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use nix::fcntl::{Flock, FlockArg};
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::config::links::Config;
+use crate::config::{self, Loaded};
+use crate::health::Probe;
+use crate::layout::{self, Layout};
+use crate::release::Store;
+use crate::runtime::{self, Call, Process};
+use crate::{files, log};
+use machine::{Action, Event, Machine, Times};
+
+/// Between two probes before the first healthy answer; a warm start takes 10 to 40 ms.
+const PROBE_AT_START: Duration = Duration::from_millis(10);
+/// Added to the times that systemd is told, for what happens besides the waiting.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// Runs instance `instance` until it is stopped or its runtime ends.
+///
+/// # Errors
+/// It cannot be started (each with its reason), does not become healthy in time, or its runtime ends unasked.
+pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
+    let run_dir = layout.instance_run_dir(instance);
+    fs::create_dir_all(&run_dir).with_context(|| format!("Making {}", run_dir.display()))?;
+    let _lock = lock(&run_dir.join("lock"), instance)?;
+    let flag = Flag::new(layout, instance)?;
+
+    let loaded = config::load(layout)?;
+    let release = Store::new(layout).of_instance(instance)?;
+    runtime::check_release(&release)?;
+    for path in loaded.runtime.local_databases(layout) {
+        check_writable(&path)?;
+    }
+    let listen = layout::instance_address(loaded.links.base_port, instance);
+    check_free(listen)?;
+
+    let runtime_config = run_dir.join("runtime.toml");
+    files::replace(&runtime_config, loaded.render(layout)?.as_bytes(), 0o600)?;
+    let call = Call {
+        release: &release,
+        listen,
+        runtime_config,
+        state_dir: run_dir.join("state"),
+        cache_dir: layout.cache_dir(),
+        temporary_dir: run_dir.clone(),
+    };
+    log::notice!("instance {instance}: release {}, {}, {listen}", release.id, release.runtime_name());
+
+    let (tell, told) = mpsc::channel();
+    forward_signals(tell.clone())?;
+    let exit = tell.clone();
+    let started = Instant::now();
+    let process = Process::start(&mut call.command(), move |status| {
+        // The supervisor has left already: nobody needs to know.
+        let _ = exit.send(Message::Event(Event::Exited(runtime::describe(status))));
+    })
+    .with_context(|| format!("Starting {}", release.runtime_path().display()))?;
+
+    let times = Times { start_timeout: loaded.links.health.start_timeout, drain_timeout: loaded.links.drain.timeout };
+    notify(&[NotifyState::ExtendTimeoutUsec(microseconds(times.start_timeout + MARGIN))]);
+    let (mut machine, mut actions) = Machine::start(times);
+    let starting = Arc::new(atomic::AtomicBool::new(true));
+    let prober = spawn_prober(listen, &loaded.links, tell, Arc::clone(&starting));
+    let mut deadline = None;
+
+    // `prober` stays connected to its channel until here is left; then its thread ends.
+    let outcome = 'supervision: loop {
+        for action in actions.drain(..) {
+            match action {
+                Action::SetFlag => flag.set()?,
+                Action::ClearFlag => flag.clear()?,
+                Action::TellReady => {
+                    log::notice!("instance {instance}: ready after {} ms", started.elapsed().as_millis());
+                    notify(&[NotifyState::Ready]);
+                }
+                Action::TellStopping => notify(&[
+                    NotifyState::Stopping,
+                    NotifyState::ExtendTimeoutUsec(microseconds(machine::SETTLE + times.drain_timeout + MARGIN)),
+                ]),
+                Action::TellStatus(text) => notify(&[NotifyState::Status(&text)]),
+                Action::Log(text) => log::notice!("instance {instance}: {text}"),
+                Action::Wake(after) => deadline = Some(Instant::now() + after),
+                Action::Terminate => process.terminate(),
+                Action::Kill => process.kill(),
+                Action::Leave(outcome) => break 'supervision outcome,
+            }
+        }
+        starting.store(machine.is_starting(), atomic::Ordering::Relaxed);
+        let message = match deadline {
+            Some(at) => told.recv_timeout(at.saturating_duration_since(Instant::now())),
+            None => told.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        actions = match message {
+            Ok(Message::Event(event)) => machine.on(event),
+            Ok(Message::Alive) => {
+                notify(&[NotifyState::Watchdog]);
+                vec![]
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                deadline = None;
+                machine.on(Event::Deadline)
+            }
+            Err(RecvTimeoutError::Disconnected) => bail!("the supervisor's own threads have ended"),
+        };
+    };
+    drop(prober);
+    flag.clear()?;
+    outcome.map_err(|error| anyhow::anyhow!("instance {instance}: {error}"))
+}
+
+enum Message {
+    Event(Event),
+    /// The runtime's listener answers.
+    Alive,
+}
+
+/// The instance's place in the rotation, while it has one.
+struct Flag {
+    path: std::path::PathBuf,
+}
+
+impl Flag {
+    /// No flag: a stale one goes.
+    fn new(layout: &Layout, instance: u16) -> anyhow::Result<Self> {
+        let directory = layout.ready_dir();
+        fs::create_dir_all(&directory).with_context(|| format!("Making {}", directory.display()))?;
+        let flag = Self { path: layout.ready_flag(instance) };
+        flag.clear()?;
+        Ok(flag)
+    }
+
+    fn set(&self) -> anyhow::Result<()> {
+        File::create(&self.path).with_context(|| format!("Making {}", self.path.display()))?;
+        Ok(())
+    }
+
+    fn clear(&self) -> anyhow::Result<()> {
+        files::remove_if_present(&self.path).with_context(|| format!("Removing {}", self.path.display()))
+    }
+}
+
+/// On every way out, errors included.
+impl Drop for Flag {
+    fn drop(&mut self) {
+        if let Err(error) = self.clear() {
+            log::error!("{error:#}");
+        }
+    }
+}
+
+/// The lock that says who runs an instance; held until the process ends, whatever its end is.
+fn lock(path: &Path, instance: u16) -> anyhow::Result<Flock<File>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("Opening {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut locked) => {
+            locked.set_len(0)?;
+            write!(locked, "{}", std::process::id())?;
+            Ok(locked)
+        }
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            let holder = fs::read_to_string(path).unwrap_or_default();
+            let unit = layout::instance_unit(instance);
+            bail!("instance {instance} is already run by process {holder}; `systemctl stop {unit}` stops it")
+        }
+        Err((_, error)) => Err(error).with_context(|| format!("Locking {}", path.display())),
+    }
+}
+
+/// SQLite needs to write the file, and to make others beside it.
+fn check_writable(database: &Path) -> anyhow::Result<()> {
+    let directory = database.parent().unwrap_or(Path::new("/"));
+    let who = || {
+        let user = nix::unistd::User::from_uid(nix::unistd::geteuid());
+        user.ok().flatten().map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name)
+    };
+    tempfile::Builder::new()
+        .prefix(".writable-")
+        .permissions(fs::Permissions::from_mode(0o600))
+        .tempfile_in(directory)
+        .with_context(|| {
+            format!(
+                "the database directory {} has to be writable by user {}; see `namei -l {}` and `findmnt -T {}`",
+                directory.display(),
+                who(),
+                directory.display(),
+                directory.display()
+            )
+        })?;
+    match OpenOptions::new().append(true).open(database) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error)
+            .with_context(|| format!("the database {} has to be writable by user {}", database.display(), who())),
+        _ => Ok(()),
+    }
+}
+
+/// The runtime would say this too, but not what to do.
+fn check_free(address: SocketAddr) -> anyhow::Result<()> {
+    match TcpListener::bind(address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => bail!(
+            "{address} is in use by another program; `ss -ltnp 'sport = :{}'` as root shows which. \
+             End it, or choose another base_port in links.toml",
+            address.port()
+        ),
+        Err(error) => Err(error).with_context(|| format!("Listening on {address}")),
+        Ok(_) => Ok(()),
+    }
+}
+
+fn forward_signals(tell: Sender<Message>) -> anyhow::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context("Catching signals")?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if tell.send(Message::Event(Event::StopRequested)).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Probes until the returned sender is dropped.
+fn spawn_prober(
+    listen: SocketAddr,
+    config: &Config,
+    tell: Sender<Message>,
+    starting: Arc<atomic::AtomicBool>,
+) -> Sender<()> {
+    let probe = Probe::new(listen, config.health.timeout);
+    let interval = config.health.interval;
+    let (stop, stopped) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        loop {
+            // Two questions: whether the process serves at all decides over its life, whether the component can do
+            // its work only over the rotation. A database that is away is no reason to restart.
+            let alive = probe.alive();
+            let ready = alive.clone().and_then(|()| probe.ready());
+            let messages = [
+                alive.is_ok().then_some(Message::Alive),
+                Some(Message::Event(ready.map_or_else(Event::NotReady, |()| Event::Ready))),
+            ];
+            for message in messages.into_iter().flatten() {
+                if tell.send(message).is_err() {
+                    return;
+                }
+            }
+            let pause = if starting.load(atomic::Ordering::Relaxed) { PROBE_AT_START } else { interval };
+            if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    });
+    stop
+}
+
+/// Tells systemd, where it listens.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::error!("telling systemd {states:?}: {error}");
+    }
+}
+
+fn microseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_supervisor_per_instance() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let held = lock(&path, 1).unwrap();
+        let error = lock(&path, 1).unwrap_err().to_string();
+        assert!(error.contains(&format!("already run by process {}", std::process::id())), "{error}");
+        drop(held);
+        lock(&path, 1).unwrap();
+    }
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = check_free(address).unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("base_port"), "{error}");
+        drop(taken);
+        check_free(address).unwrap();
+    }
+
+    #[test]
+    fn a_missing_database_directory_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        check_writable(&directory.path().join("links.db")).unwrap();
+        let missing = directory.path().join("missing/links.db");
+        assert!(format!("{:#}", check_writable(&missing).unwrap_err()).contains("missing"), "wrong reason");
+    }
+
+    #[test]
+    fn a_stale_flag_goes_at_the_start_and_a_set_one_at_the_end() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        fs::create_dir_all(layout.ready_dir()).unwrap();
+        fs::write(layout.ready_flag(1), b"").unwrap();
+        let flag = Flag::new(&layout, 1).unwrap();
+        assert!(!layout.ready_flag(1).exists());
+        flag.set().unwrap();
+        assert!(layout.ready_flag(1).exists());
+        drop(flag);
+        assert!(!layout.ready_flag(1).exists());
+    }
+}
