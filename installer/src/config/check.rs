@@ -156,3 +156,6 @@ fn admin_token(token: &str, file: &str) -> Option<Finding> {
         Finding::warning(file, message).help("run `linksctl token --rotate` to make a better one")
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,3 +60,6 @@ fn run(layout: &Layout, reader: &impl Reader, json: bool, out: &mut impl Write) 
     }
     Ok(if errors == 0 { FINE } else { WRONG })
 }
+
+#[cfg(test)]
+mod tests;

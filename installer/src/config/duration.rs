@@ -43,13 +43,16 @@ pub fn parse(text: &str) -> Result<Duration, Problem> {
 /// With the largest unit that keeps the number whole. Less than a millisecond is cut off.
 pub fn show(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
-    match milliseconds {
-        0 => "0s".to_owned(),
-        _ if milliseconds % 3_600_000 == 0 => format!("{}h", milliseconds / 3_600_000),
-        _ if milliseconds % 60_000 == 0 => format!("{}m", milliseconds / 60_000),
-        _ if milliseconds % 1_000 == 0 => format!("{}s", milliseconds / 1_000),
-        _ => format!("{milliseconds}ms"),
+    if milliseconds == 0 {
+        return "0s".to_owned();
     }
+    [(3_600_000, "h"), (60_000, "m"), (1_000, "s")]
+        .into_iter()
+        .find(|(length, _)| milliseconds.is_multiple_of(*length))
+        .map_or_else(
+            || format!("{milliseconds}ms"),
+            |(length, unit)| format!("{}{unit}", milliseconds / length),
+        )
 }
 
 #[cfg(test)]

@@ -159,3 +159,6 @@ impl Default for Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,4 +15,7 @@ pub mod load;
 pub mod reader;
 pub mod render;
 pub mod runtime;
+mod section;
+#[cfg(test)]
+mod testing;
 mod value;

@@ -49,3 +49,44 @@ impl Reader for Disk {
         Ok(entries)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    #[test]
+    fn the_disk_tells_files_from_the_rest_and_their_modes() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("secret"), "x\n").unwrap();
+        std::fs::set_permissions(at("secret"), std::fs::Permissions::from_mode(0o640)).unwrap();
+        std::fs::create_dir(at("directory")).unwrap();
+        symlink(at("secret"), at("link")).unwrap();
+        symlink(at("nowhere"), at("dangling")).unwrap();
+        let entries = Disk.list(directory.path()).unwrap();
+        let seen: Vec<_> = entries
+            .iter()
+            .map(|entry| {
+                (
+                    entry.name.as_str(),
+                    entry.is_file,
+                    if entry.is_file { entry.mode } else { 0 },
+                )
+            })
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("dangling", false, 0),
+                ("directory", false, 0),
+                ("link", true, 0o640),
+                ("secret", true, 0o640)
+            ]
+        );
+        assert_eq!(Disk.read(&at("link")).unwrap(), b"x\n");
+        assert_eq!(Disk.list(&at("nowhere")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -18,8 +18,8 @@ const HEADER: &str =
 
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Error {
-    #[error("the credential `{0}`, which runtime.toml asks for, is missing; put it into {path}, mode 0600", path = file_of(.0))]
-    MissingCredential(String),
+    #[error("the credential `{name}`, which runtime.toml asks for, is missing; put it into {path}, mode 0600", path = file_of(.name))]
+    MissingCredential { name: String },
     #[error("writing the runtime's configuration: {0}")]
     Toml(String),
 }
@@ -99,7 +99,7 @@ fn resolve(value: &mut Value, credentials: &Credentials) -> Result<(), Error> {
             if let Some(name) = text.strip_prefix(PREFIX) {
                 *text = credentials
                     .get(name)
-                    .ok_or_else(|| Error::MissingCredential(name.to_owned()))?
+                    .ok_or_else(|| Error::MissingCredential { name: name.to_owned() })?
                     .to_owned();
             }
             Ok(())
@@ -109,3 +109,6 @@ fn resolve(value: &mut Value, credentials: &Credentials) -> Result<(), Error> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

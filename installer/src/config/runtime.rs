@@ -80,3 +80,6 @@ impl RuntimeToml {
             })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 use url::Url;
 
-use super::document::{Problem, Value, kind, quoted, suggest};
+use super::document::{Problem, Value, kind, nearest, quoted};
 use super::duration;
 
 fn expected(what: &str, value: &Value<'_>) -> Problem {
@@ -86,9 +86,9 @@ pub fn one_of<'v>(words: &'static [&'static str]) -> impl Fn(&'v Value<'_>) -> R
                 quoted(words),
                 word.escape_debug()
             ));
-            match suggest(word, words) {
-                nearest if nearest.starts_with("did") => problem.help(nearest),
-                _ => problem,
+            match nearest(word, words) {
+                Some(nearest) => problem.help(format!("did you mean `{nearest}`?")),
+                None => problem,
             }
         })
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::{Access, Config, Drain, Health, Listen, Nginx, Rollout, Shorten};
-use crate::config::document::{Document, Problem, Section, Value, kind};
+use crate::config::document::{Document, Problem, Value, kind};
 use crate::config::finding::Finding;
+use crate::config::section::Section;
 use crate::config::value::{boolean, duration, one_of, one_or_more, origin, small, string};
 use crate::layout::MAX_INSTANCES;
 
@@ -67,7 +68,7 @@ fn shorten(section: &mut Section<'_, '_>) -> Shorten {
         });
     if access == Access::Open {
         section.document().warning(
-            section.place_of("access"),
+            section.place_of(&["access"]),
             "`shorten.access` is \"open\": everyone who reaches nginx can make links",
             Some("write \"token\" to ask for the admin token".to_owned()),
         );
@@ -173,11 +174,10 @@ fn server_name(value: &Value<'_>) -> Result<String, Problem> {
 /// The instances' ports must exist, and nginx must not listen on one of them.
 fn ports(top: &Section<'_, '_>, config: &Config) {
     let (base, count) = (config.base_port, config.instances);
-    let span = top.place_of("base_port");
     let Some(last) = base.checked_add(count) else {
         let message = format!("`base_port` {base} leaves no port for instance {count}: 65535 is the last");
         let help = format!("write {} or less", u16::MAX - count);
-        return top.document().error(span, message, Some(help));
+        return top.document().error(top.place_of(&["base_port"]), message, Some(help));
     };
     if !config.nginx.manage {
         return;
@@ -187,7 +187,7 @@ fn ports(top: &Section<'_, '_>, config: &Config) {
         if port > base && port <= last && listen.takes_loopback(port) {
             let instance = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
             top.document().error(
-                span.clone(),
+                top.place_of(&["nginx", "listen"]),
                 format!("`nginx.listen` {listen} takes {instance} from instance {}", port - base),
                 Some("move `base_port` or the nginx port".to_owned()),
             );

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use super::reference::{location, path, plain, secret};
-use crate::config::document::{Problem, Section, Value};
+use crate::config::document::{Problem, Value};
+use crate::config::section::Section;
 use crate::config::value::{boolean, integer, list, one_of, string};
 
 /// Spin: crates/factor-outbound-http/src/runtime_config/spin.rs.

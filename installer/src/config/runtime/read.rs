@@ -3,8 +3,9 @@
 use toml::Table;
 
 use super::{RuntimeToml, network, reference, stores, variables};
-use crate::config::document::{Document, Section};
+use crate::config::document::Document;
 use crate::config::finding::Finding;
+use crate::config::section::Section;
 use crate::config::value::integer;
 
 const MEBIBYTE: i64 = 1 << 20;

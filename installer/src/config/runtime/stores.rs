@@ -1,7 +1,8 @@
 //! `[sqlite_database.LABEL]` and `[key_value_store.LABEL]`.
 
 use super::reference::{location, path, plain, secret};
-use crate::config::document::{Problem, Section, Value};
+use crate::config::document::{Problem, Value};
+use crate::config::section::Section;
 use crate::config::value::{boolean, one_of, string};
 use crate::layout::Layout;
 
@@ -64,7 +65,7 @@ fn data_file(section: &mut Section<'_, '_>) {
     let data = Layout::new("/").data_dir();
     match section.optional("path", path) {
         Some(path) if path.is_absolute() && !path.starts_with(&data) => section.document().warning(
-            section.place_of("path"),
+            section.place_of(&["path"]),
             format!(
                 "`{}` is outside {}, where the instances may write",
                 section.path("path"),

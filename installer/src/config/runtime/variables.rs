@@ -1,7 +1,8 @@
 //! `[[variables_provider]]`: Spin's crates/runtime-config/src/variables.rs and variables-*.
 
 use super::reference::{PREFIX, file_of, location, path, plain, secret};
-use crate::config::document::{Problem, Section, Value};
+use crate::config::document::{Problem, Value};
+use crate::config::section::Section;
 use crate::config::value::{one_of, string};
 use crate::layout::ADMIN_TOKEN;
 

@@ -1,0 +1,187 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed unwrap is a failed test"
+)]
+
+use super::{Source, check, load};
+use crate::config::finding::Finding;
+use crate::config::testing::Files;
+use crate::layout::Layout;
+
+const TOKEN: &str = "dGhpcyBpcyBhIHRva2Vu";
+const LIBSQL: &str =
+    "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"credential:turso\"";
+
+/// A host with an empty configuration and an admin token.
+fn host() -> Files {
+    Files::default()
+        .with("/etc/links/links.toml", "", 0o644)
+        .with("/etc/links/runtime.toml", "", 0o644)
+        .with("/etc/links/credentials/admin_token", &format!("{TOKEN}\n"), 0o600)
+}
+
+fn told(files: &Files) -> Vec<String> {
+    check(&Layout::new("/"), files)
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+#[test]
+fn a_fresh_host_is_fine() {
+    assert_eq!(told(&host()), [""; 0]);
+    let loaded = load(&Layout::new("/"), &Source::of_host(&Layout::new("/")), &host()).unwrap();
+    assert_eq!(loaded.credentials.get("admin_token"), Some(TOKEN));
+    assert_eq!(format!("{:?}", loaded.credentials), "{\"admin_token\": [secret]}");
+}
+
+#[test]
+fn each_trouble_gets_its_answer() {
+    let token = "/etc/links/credentials/admin_token";
+    let turso = "/etc/links/credentials/turso";
+    let runtime = "/etc/links/runtime.toml";
+    let open = "shorten.access = \"open\"";
+    let vault = "[[variables_provider]]\ntype = \"vault\"\nurl = \"https://v.example\"\ntoken = \"credential:turso\"\nmount = \"m\"";
+    for (files, answers) in [
+        (
+            host().without("/etc/links/links.toml"),
+            vec!["/etc/links/links.toml: cannot be read: entity not found"],
+        ),
+        (
+            host().without(runtime),
+            vec!["/etc/links/runtime.toml: cannot be read: entity not found"],
+        ),
+        (
+            host().with_bytes("/etc/links/links.toml", b"\xff", 0o644),
+            vec!["/etc/links/links.toml: is not UTF-8 text"],
+        ),
+        (
+            host().without(token),
+            vec![
+                "/etc/links/credentials/admin_token: is missing, and without it nobody can shorten; run `linksctl token --rotate` to make one",
+            ],
+        ),
+        (
+            host().with(token, "\n", 0o600),
+            vec!["/etc/links/credentials/admin_token: is empty"],
+        ),
+        (
+            host().with(token, "one\ntwo\n", 0o600),
+            vec!["/etc/links/credentials/admin_token: has more than one line"],
+        ),
+        (
+            host().with_bytes(token, b"\xfe\xff", 0o600),
+            vec!["/etc/links/credentials/admin_token: is not UTF-8 text"],
+        ),
+        (
+            host().with(token, "0123456789abcdef!", 0o600),
+            vec![
+                "/etc/links/credentials/admin_token: holds a character that no bearer token may have; use letters, digits and -._~+/=",
+            ],
+        ),
+        (
+            host().with(token, "short", 0o600),
+            vec![
+                "/etc/links/credentials/admin_token: warning: is short: fewer than 16 characters can be guessed; run `linksctl token --rotate` to make a better one",
+            ],
+        ),
+        (
+            host().with(token, TOKEN, 0o640),
+            vec![
+                "/etc/links/credentials/admin_token: is open to others than root: its mode is 0640; run `chmod 600 /etc/links/credentials/admin_token`",
+            ],
+        ),
+        (
+            host().with(token, TOKEN, 0o604),
+            vec![
+                "/etc/links/credentials/admin_token: is open to others than root: its mode is 0604; run `chmod 600 /etc/links/credentials/admin_token`",
+            ],
+        ),
+        (
+            host().with(runtime, LIBSQL, 0o644),
+            vec![
+                "/etc/links/runtime.toml:4:9: the credential `turso` is missing; put it into /etc/links/credentials/turso, mode 0600",
+            ],
+        ),
+        (
+            host().with(runtime, LIBSQL, 0o644).with(turso, "", 0o600),
+            vec!["/etc/links/credentials/turso: is empty"],
+        ),
+        (host().with(runtime, LIBSQL, 0o644).with(turso, "t", 0o600), vec![]),
+        (
+            host().with("/etc/links/credentials/notes", "a\nb\n", 0o600),
+            vec!["/etc/links/credentials/notes: warning: has more than one line, and nothing asks for it"],
+        ),
+        (
+            host().with("/etc/links/credentials/.admin_token.swp", "a\nb\n", 0o600),
+            vec![],
+        ),
+        // Somebody else may know the admin token, or nobody is asked for it.
+        (
+            host()
+                .without(token)
+                .with(runtime, vault, 0o644)
+                .with(turso, "t", 0o600),
+            vec![],
+        ),
+        (
+            host().without(token).with("/etc/links/links.toml", open, 0o644),
+            vec![
+                "/etc/links/links.toml:1:18: warning: `shorten.access` is \"open\": everyone who reaches nginx can make links; write \"token\" to ask for the admin token",
+            ],
+        ),
+    ] {
+        assert_eq!(told(&files), answers);
+    }
+}
+
+#[test]
+fn all_three_places_are_told_at_once() {
+    let files = host()
+        .with("/etc/links/links.toml", "instances = 0\nports = 1", 0o644)
+        .with("/etc/links/runtime.toml", "[sqlite]", 0o644)
+        .with("/etc/links/credentials/admin_token", "", 0o666);
+    let told = told(&files);
+    let expected = [
+        "/etc/links/links.toml:1:13: ",
+        "/etc/links/links.toml:2:1: ",
+        "/etc/links/runtime.toml:1:2: ",
+        "/etc/links/credentials/admin_token: is empty",
+        "/etc/links/credentials/admin_token: is open",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:?}");
+    for (told, expected) in told.iter().zip(expected) {
+        assert!(told.starts_with(expected), "{told}");
+    }
+}
+
+#[test]
+fn who_may_not_look_at_the_credentials_is_told_so() {
+    let files = host()
+        .with("/etc/links/runtime.toml", LIBSQL, 0o644)
+        .locked("/etc/links/credentials");
+    assert_eq!(
+        told(&files),
+        ["/etc/links/credentials: warning: not checked: only root may look; run it as root to check them too"]
+    );
+    let layout = Layout::new("/");
+    let findings = load(&layout, &Source::of_host(&layout), &files).unwrap_err();
+    assert!(findings.iter().any(Finding::is_error));
+}
+
+#[test]
+fn a_service_reads_what_systemd_hands_over() {
+    let files = host()
+        .without("/etc/links/credentials/admin_token")
+        .with("/run/credentials/links@1.service/links_admin_token", TOKEN, 0o440)
+        .with("/run/credentials/links@1.service/other", "x", 0o440);
+    let layout = Layout::new("/");
+    let source = Source::new(&layout, Some("/run/credentials/links@1.service".into()));
+    let loaded = load(&layout, &source, &files).unwrap();
+    assert_eq!(loaded.credentials.get("admin_token"), Some(TOKEN));
+    assert_eq!(loaded.credentials.names().collect::<Vec<_>>(), ["admin_token"]);
+    assert_eq!(Source::new(&layout, None), Source::of_host(&layout));
+    assert_eq!(Source::new(&layout, Some("".into())), Source::of_host(&layout));
+}

@@ -1,0 +1,290 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed unwrap is a failed test"
+)]
+
+use toml::{Table, Value};
+
+use super::{Error, digest, runtime_config};
+use crate::config::credentials::Credentials;
+use crate::config::links::Config;
+use crate::config::runtime::RuntimeToml;
+use crate::layout::Layout;
+
+fn credentials(secrets: &[(&str, &str)]) -> Credentials {
+    let mut credentials = Credentials::default();
+    for (name, secret) in secrets {
+        credentials.insert(*name, *secret);
+    }
+    credentials
+}
+
+fn try_render(runtime: &str, links: &str, secrets: &[(&str, &str)], root: &str) -> Result<String, Error> {
+    let runtime = RuntimeToml::parse(runtime, "runtime.toml").unwrap();
+    let config = Config::parse(links, "links.toml").unwrap();
+    runtime_config(&runtime, &config, &credentials(secrets), &Layout::new(root))
+}
+
+fn render(runtime: &str, links: &str, secrets: &[(&str, &str)]) -> Table {
+    toml::from_str(&try_render(runtime, links, secrets, "/").unwrap()).unwrap()
+}
+
+fn paths(runtime: &str, root: &str) -> Table {
+    toml::from_str(&try_render(runtime, "", &[], root).unwrap()).unwrap()
+}
+
+fn values(provider: &Value) -> Vec<(&str, &str)> {
+    let values = provider["values"].as_table().unwrap();
+    values
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str().unwrap()))
+        .collect()
+}
+
+#[test]
+fn the_shipped_files_give_exactly_this() {
+    let shipped = include_str!("../../../../runtime.toml");
+    let rendered = try_render(shipped, "", &[("admin_token", "t0k3n")], "/").unwrap();
+    let expected = r#"# Written by linksctl from links.toml, runtime.toml and the credentials. Holds secrets: keep it 0600.
+log_dir = ""
+
+[sqlite_database.default]
+path = "/var/lib/links/data/links.db"
+type = "spin"
+
+[[variables_provider]]
+type = "static"
+
+[variables_provider.values]
+allowed_origin = ""
+public_url = ""
+shorten_access = "token"
+
+[[variables_provider]]
+type = "static"
+
+[variables_provider.values]
+admin_token = "t0k3n"
+"#;
+    assert_eq!(rendered, expected);
+}
+
+#[test]
+fn links_toml_comes_before_the_users_providers_and_the_admin_token_after_them() {
+    let runtime = "[[variables_provider]]\ntype = \"vault\"\nurl = \"https://v.example\"\ntoken = \"credential:v\"\nmount = \"m\"\n[[variables_provider]]\ntype = \"env\"";
+    let links = "public_url = \"https://s.example.org\"\nshorten = { access = \"open\", allowed_origin = \"https://a.example\" }";
+    let table = render(runtime, links, &[("v", "hvs.x"), ("admin_token", "t")]);
+    let providers = table["variables_provider"].as_array().unwrap();
+    let types: Vec<_> = providers
+        .iter()
+        .map(|provider| provider["type"].as_str().unwrap())
+        .collect();
+    assert_eq!(types, ["static", "vault", "env", "static"]);
+    assert_eq!(
+        values(&providers[0]),
+        [
+            ("allowed_origin", "https://a.example"),
+            ("public_url", "https://s.example.org"),
+            ("shorten_access", "open")
+        ]
+    );
+    assert_eq!(providers[1]["token"].as_str(), Some("hvs.x"));
+    assert_eq!(values(&providers[3]), [("admin_token", "t")]);
+}
+
+#[test]
+fn without_the_admin_token_nobody_gives_an_empty_one() {
+    let table = render("", "", &[]);
+    assert_eq!(table["variables_provider"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn no_value_leaves_its_quotes() {
+    let runtime = "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"credential:t\"\n[[variables_provider]]\ntype = \"static\"\nvalues = { a = \"credential:t\", b = \"'''\\n[x]\" }";
+    for hostile in [
+        "\"\ntype = \"spin",
+        "'''",
+        "\"\"\"",
+        "\\",
+        "\\\"",
+        "a\nb",
+        "]\n[[variables_provider]]",
+        "\u{0}\u{7f}\u{85}\u{2028}",
+        "# not a comment",
+        "{{ x }}",
+        "credential:t",
+        "ünïcode 🔗",
+        " ",
+        "",
+    ] {
+        let table = render(runtime, "", &[("t", hostile), ("admin_token", hostile)]);
+        let database = table["sqlite_database"]["default"].as_table().unwrap();
+        assert_eq!(database["token"].as_str(), Some(hostile));
+        assert_eq!(database["type"].as_str(), Some("libsql"));
+        let providers = table["variables_provider"].as_array().unwrap();
+        assert_eq!(providers.len(), 3);
+        assert_eq!(values(&providers[1]), [("a", hostile), ("b", "'''\n[x]")]);
+        assert_eq!(values(&providers[2]), [("admin_token", hostile)]);
+        assert_eq!(table.len(), 3);
+    }
+}
+
+#[test]
+fn a_missing_credential_is_named() {
+    let runtime = "[key_value_store.c]\ntype = \"redis\"\nurl = \"credential:redis_url\"";
+    let error = try_render(runtime, "", &[("admin_token", "t")], "/").unwrap_err();
+    assert_eq!(
+        error,
+        Error::MissingCredential {
+            name: "redis_url".to_owned()
+        }
+    );
+    assert!(
+        error.to_string().contains("/etc/links/credentials/redis_url"),
+        "{error}"
+    );
+}
+
+#[test]
+fn every_database_is_a_file_below_the_data_directory() {
+    for (runtime, label, root, path) in [
+        ("", "default", "/", "/var/lib/links/data/links.db"),
+        ("", "default", "/srv/x", "/srv/x/var/lib/links/data/links.db"),
+        (
+            "[sqlite_database.default]\ntype = \"spin\"",
+            "default",
+            "/",
+            "/var/lib/links/data/links.db",
+        ),
+        (
+            "[sqlite_database.default]\ntype = \"spin\"\npath = \"a/b.db\"",
+            "default",
+            "/",
+            "/var/lib/links/data/a/b.db",
+        ),
+        (
+            "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/b.db\"",
+            "default",
+            "/srv/x",
+            "/srv/x/var/lib/links/data/b.db",
+        ),
+        (
+            "[sqlite_database.default]\ntype = \"spin\"\npath = \"/mnt/b.db\"",
+            "default",
+            "/srv/x",
+            "/mnt/b.db",
+        ),
+        (
+            "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/linksother/b.db\"",
+            "default",
+            "/srv/x",
+            "/var/lib/linksother/b.db",
+        ),
+        (
+            "[sqlite_database.more]\ntype = \"spin\"",
+            "more",
+            "/",
+            "/var/lib/links/data/more.db",
+        ),
+        (
+            "[sqlite_database.more]\ntype = \"spin\"",
+            "default",
+            "/",
+            "/var/lib/links/data/links.db",
+        ),
+        (
+            "[sqlite_database.\"../x\"]\ntype = \"spin\"",
+            "../x",
+            "/",
+            "/var/lib/links/data/.._x.db",
+        ),
+    ] {
+        let table = paths(runtime, root);
+        assert_eq!(
+            table["sqlite_database"][label]["path"].as_str(),
+            Some(path),
+            "{runtime} below {root}"
+        );
+    }
+    let remote = render(
+        "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"\"",
+        "",
+        &[],
+    );
+    assert!(remote["sqlite_database"]["default"].get("path").is_none());
+}
+
+#[test]
+fn other_files_are_placed_too() {
+    let runtime = r#"
+        [key_value_store.file]
+        type = "spin"
+        path = "kv.db"
+        [key_value_store.memory]
+        type = "spin"
+        [[variables_provider]]
+        type = "env"
+        dotenv_path = "x.env"
+        [[client_tls]]
+        component_ids = ["links"]
+        hosts = ["a.example"]
+        ca_roots_file = "/etc/links/roots.pem"
+        client_cert_file = "tls/cert.pem"
+        client_private_key_file = "/etc/ssl/private/key.pem"
+    "#;
+    let table = paths(runtime, "/r");
+    assert_eq!(
+        table["key_value_store"]["file"]["path"].as_str(),
+        Some("/r/var/lib/links/data/kv.db")
+    );
+    assert!(table["key_value_store"]["memory"].get("path").is_none());
+    assert_eq!(
+        table["variables_provider"][1]["dotenv_path"].as_str(),
+        Some("/r/etc/links/x.env")
+    );
+    let tls = &table["client_tls"][0];
+    assert_eq!(tls["ca_roots_file"].as_str(), Some("/r/etc/links/roots.pem"));
+    assert_eq!(tls["client_cert_file"].as_str(), Some("/r/etc/links/tls/cert.pem"));
+    assert_eq!(
+        tls["client_private_key_file"].as_str(),
+        Some("/etc/ssl/private/key.pem")
+    );
+}
+
+#[test]
+fn the_digest_follows_what_an_instance_must_be_restarted_for() {
+    let of = |runtime: &str, links: &str, token: &str| {
+        let config = Config::parse(links, "links.toml").unwrap();
+        digest(
+            &try_render(runtime, links, &[("admin_token", token)], "/").unwrap(),
+            &config,
+        )
+    };
+    let before = of(
+        "max_instance_memory = 1048576\n[outbound_http]\nconnection_pooling = true",
+        "",
+        "t",
+    );
+    assert_eq!(before.len(), 64);
+    let same = "# a comment\noutbound_http.connection_pooling = true\nmax_instance_memory = 0x10_0000";
+    assert_eq!(
+        of(
+            same,
+            "instances = 3\nrollout.min_healthy = \"5s\"\nnginx.listen = 8080",
+            "t"
+        ),
+        before
+    );
+    for (links, token) in [
+        ("public_url = \"https://s.example.org\"", "t"),
+        ("base_port = 7100", "t"),
+        ("drain.timeout = \"31s\"", "t"),
+        ("health.interval = \"2s\"", "t"),
+        ("", "u"),
+    ] {
+        assert_ne!(of(same, links, token), before, "{links}");
+    }
+    assert_ne!(of("", "", "t"), before);
+}
