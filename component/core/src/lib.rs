@@ -1,1 +1,18 @@
+//! What the component decides, as values: no I/O, no clock, no runtime, so that all of it is tested on the host.
+//!
+//! A request becomes a [`route::Route`], its body a [`request::Shorten`] and then a [`link::NewLink`]; what is wrong with
+//! it is a [`problem::Problem`]; what is answered is a [`reply::Reply`].
 
+pub mod access;
+pub mod cors;
+pub mod expiry;
+pub mod link;
+pub mod origin;
+pub mod problem;
+pub mod reply;
+pub mod request;
+pub mod route;
+pub mod settings;
+pub mod slug;
+pub mod sql;
+pub mod target;

@@ -1,1 +1,39 @@
+//! The component `links`: redirects, shortening, and the health of both.
+//!
+//! This crate only moves values between the runtime and `links_core`, which decides. An instance serves several requests at
+//! once and a panic would end them all, so no path here panics, and no borrow of shared state lives across an `await`.
 
+mod clock;
+mod log;
+mod random;
+mod respond;
+mod settings;
+mod shorten;
+mod store;
+
+use links_core::link;
+use links_core::problem::Problem;
+use links_core::reply::Reply;
+use links_core::route::Route;
+use spin_sdk::http::{Method, Request};
+use spin_sdk::http_service;
+use spin_sdk::wasip3::http::types;
+
+use crate::respond::header;
+use crate::store::Store;
+
+#[http_service]
+async fn handle(request: Request) -> Result<types::Response, types::ErrorCode> {
+    let without_body = request.method() == Method::HEAD;
+    let reply = answer(request).await.unwrap_or_else(Reply::from);
+    respond::send(reply, without_body)
+}
+
+async fn answer(request: Request) -> Result<Reply, Problem> {
+    match Route::of(request.method().as_str(), request.uri().path())? {
+        Route::Follow(slug) => link::follow(Store::new().find(&slug).await?, clock::now()),
+        Route::Health => Store::new().check().await.map(|()| Reply::healthy()),
+        Route::Preflight => Ok(settings::current().await?.cors.preflight(header(&request, "origin"))),
+        Route::Shorten => shorten::shorten(request).await,
+    }
+}

@@ -1,0 +1,177 @@
+#!/usr/bin/env bash
+# Builds the Wasm component: target/wasm32-wasip2/release/links.wasm, the file component/spin.toml names.
+#
+#   component/build.sh [CARGO BUILD ARGUMENT...]
+#
+# The toolchain is the first of these that this machine has or can get:
+#   1. the active one, if it has the standard library of wasm32-wasip2
+#   2. Debian's rustc-web, if an earlier run has made it ready (see 4)
+#   3. the active one, after `rustup target add wasm32-wasip2`
+#   4. Debian's packages: rustc-web, rust-web-src and rust-web-llvm (a compiler, the sources of its standard library, and
+#      wasm-component-ld), beside wasi-libc of the release after Debian 12, whose own is too old for wasm32-wasip2.
+#      wasi-libc is only unpacked, into the cache directory; the mirror is the one apt is configured with. The packages
+#      are installed if this runs as root; otherwise the line that installs them is printed, and the exit status is 1.
+#
+# Environment:
+#   XDG_CACHE_HOME    wasi-libc is kept in $XDG_CACHE_HOME/links (default ~/.cache/links)
+#   CARGO_TARGET_DIR  where cargo builds; the component is copied from there to its fixed place
+#   RUSTFLAGS         is ignored: the same tree and the same toolchain give the same bytes, with no machine's paths in them
+set -euo pipefail
+
+readonly target=wasm32-wasip2
+# The first Debian release whose wasi-libc has a wasm32-wasip2 library.
+readonly wasi_libc_suite=trixie
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/links
+wasi_libc=$cache/wasi-libc-$wasi_libc_suite
+wasi_libc_lib=$wasi_libc/usr/lib/$target
+
+say() { printf 'component/build.sh: %s\n' "$*" >&2; }
+die() {
+    say "$@"
+    exit 1
+}
+
+host_triple() { "$1" -vV | sed -n 's/^host: //p'; }
+
+active_has_target() { [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; }
+
+# A wasm-ld that understands what rustc-web's LLVM writes: rustup's own, or a package's. Debian 12's lld-14 is too old.
+find_wasm_ld() {
+    local sysroot candidate
+    sysroot=$(rustc --print sysroot)
+    for candidate in "$sysroot/lib/rustlib/$(host_triple rustc)/bin/gcc-ld/wasm-ld" /usr/bin/wasm-ld-2[0-9]; do
+        if [ -x "$candidate" ]; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+missing_packages() {
+    local package
+    for package in rustc-web rust-web-src rust-web-llvm; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || printf '%s\n' "$package"
+    done
+    find_wasm_ld >/dev/null || echo lld-22
+}
+
+debian_ready() {
+    command -v dpkg-query >/dev/null && [ -z "$(missing_packages)" ] && [ -e "$wasi_libc_lib/libc.a" ]
+}
+
+rustup_adds_target() {
+    command -v rustup >/dev/null || return 1
+    say "adding target $target to the active toolchain (rustup)"
+    timeout 120 rustup --quiet target add "$target" >/dev/null 2>&1 && active_has_target
+}
+
+install_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" -ne 0 ]; then
+        say "rustup cannot add the target $target here, and these Debian packages are missing. Install them, then run again:"
+        die "    sudo apt-get install ${missing[*]}"
+    fi
+    say "installing ${missing[*]}"
+    # --no-remove: rustc-web takes the place of /usr/bin/rustc; a machine that has another package there keeps it.
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-remove --no-install-recommends install "${missing[@]}")
+    "${install[@]}" >&2 && return 0
+    say "trying again with fresh package lists"
+    apt-get -q update >&2 || die "apt-get update failed: is the mirror of this machine's apt configuration reachable?"
+    "${install[@]}" >&2 || die "apt-get cannot install ${missing[*]}: its message is above"
+}
+
+# Where this machine's apt gets Debian itself from; without downloaded lists apt does not know the origin yet: then all.
+debian_mirrors() {
+    local mirrors
+    # shellcheck disable=SC2016  # apt-get's own placeholder
+    local list=(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages')
+    mirrors=$("${list[@]}" 'Origin: Debian' 'Label: Debian')
+    [ -n "$mirrors" ] || mirrors=$("${list[@]}")
+    printf '%s\n' "$mirrors" | sort -u
+}
+
+# Unpacks wasi-libc from one mirror into the directory $2, with lists and cache of its own: nothing system-wide changes.
+unpack_wasi_libc() {
+    local mirror=$1 dir=$2
+    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/root"
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$wasi_libc_suite" \
+        >"$dir/sources.list"
+    # APT::Sandbox::User: the directory is not readable for the user _apt.
+    local apt=(apt-get -q -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State::Lists=$dir/lists" -o "Dir::Cache=$dir/cache" -o APT::Sandbox::User=root
+        -o Acquire::Languages=none -o Acquire::Retries=3)
+    "${apt[@]}" update >&2 || return 1
+    (cd "$dir" && "${apt[@]}" download wasi-libc >&2) || return 1
+    dpkg-deb -x "$dir"/wasi-libc_*.deb "$dir/root" || return 1
+    [ -e "$dir/root/usr/lib/$target/libc.a" ]
+}
+
+# Complete or absent: made in a directory beside it, then renamed. Of two at once the first one to finish wins.
+get_wasi_libc() {
+    [ ! -e "$wasi_libc_lib/libc.a" ] || return 0
+    local dir mirror
+    mkdir -p "$cache"
+    dir=$(mktemp -d "$cache/.wasi-libc.XXXXXX")
+    # shellcheck disable=SC2064  # the directory of now
+    trap "rm -rf '$dir'" EXIT
+    while read -r mirror; do
+        say "getting wasi-libc of Debian $wasi_libc_suite into $cache"
+        if unpack_wasi_libc "$mirror" "$dir"; then
+            mv -T "$dir/root" "$wasi_libc" 2>/dev/null || [ -e "$wasi_libc_lib/libc.a" ]
+            break
+        fi
+    done < <(debian_mirrors)
+    rm -rf "$dir"
+    trap - EXIT
+    [ -e "$wasi_libc_lib/libc.a" ] || die "cannot get wasi-libc: no mirror of this machine's apt configuration has it, or \
+none is reachable (apt's messages are above)"
+}
+
+# Sets cargo's environment and arguments for Debian's compiler, which brings the standard library as source.
+use_debian() {
+    local triple
+    triple=$(host_triple /usr/bin/rustc)
+    rustflags+=(-L "native=$wasi_libc_lib" -C "linker=/usr/lib/rustlib/$triple/bin/wasm-component-ld"
+        -C "link-arg=--wasm-ld-path=$(find_wasm_ld)" "--remap-path-prefix=/usr/lib/rustlib/src/rust=/rust")
+    # build-std is an unstable flag of cargo; only this build, with this pair of compiler and sources, gets it.
+    export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1
+    cargo_args+=('-Zbuild-std=std,panic_abort')
+}
+
+rustflags=("--remap-path-prefix=$root=/links" "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo")
+cargo_args=(--release --locked --target "$target" --package links)
+unset RUSTC RUSTC_WRAPPER RUSTFLAGS
+command -v cargo >/dev/null || die "cargo is not on PATH: install Rust first (https://rustup.rs)"
+
+if active_has_target; then
+    say "compiler: $(rustc --version)"
+elif debian_ready || { ! rustup_adds_target && install_packages && get_wasi_libc; }; then
+    use_debian
+    say "compiler: $(/usr/bin/rustc --version) of Debian's rustc-web"
+else
+    say "compiler: $(rustc --version), target added by rustup"
+fi
+
+# Small and always the same bytes, whatever the profile is for programs of the host: one unit, whole-program optimisation.
+export CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_PANIC=abort
+export CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_INCREMENTAL=0
+# spin-sdk's build script writes the commit of whatever git repository it finds itself in into the component.
+export GIT_DIR=/nonexistent
+CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${rustflags[*]}")
+export CARGO_ENCODED_RUSTFLAGS
+
+cd "$root"
+cargo build "${cargo_args[@]}" "$@"
+
+built=${CARGO_TARGET_DIR:-target}/$target/release/links.wasm
+wanted=target/$target/release/links.wasm
+if [ ! "$built" -ef "$wanted" ]; then
+    mkdir -p "$(dirname "$wanted")"
+    cp "$built" "$wanted.$$" && mv "$wanted.$$" "$wanted"
+fi
+say "$wanted: $(stat -c %s "$wanted") bytes, sha256 $(sha256sum "$wanted" | cut -d' ' -f1)"

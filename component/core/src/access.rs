@@ -1,0 +1,148 @@
+//! Who may shorten.
+
+use std::fmt;
+
+use subtle::ConstantTimeEq;
+
+use crate::problem::Problem;
+
+/// A secret that does not show itself when it is printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(...)")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody.
+    Open,
+    /// Whoever sends this token.
+    Token(Token),
+    /// Nobody: a token is wanted, and none is configured.
+    Closed,
+}
+
+impl Access {
+    /// Whoever sends this token; an empty one stands for none. White space around it is not part of it: a file it comes from
+    /// often ends with a line end, which no header can carry.
+    pub fn token(text: &str) -> Access {
+        let text = text.trim();
+        if text.is_empty() {
+            Access::Closed
+        } else {
+            Access::Token(Token(text.to_owned()))
+        }
+    }
+
+    /// Decides by the `authorization` header.
+    ///
+    /// # Errors
+    /// 401 without the right token (RFC 6750), 503 where there is none that would be right.
+    pub fn check(&self, authorization: Option<&[u8]>) -> Result<(), Problem> {
+        let wanted = match self {
+            Access::Open => return Ok(()),
+            Access::Token(Token(token)) => token,
+            Access::Closed => {
+                return Err(Problem::new(
+                    503,
+                    "No token is configured on this server, so nobody may shorten. Its operator can set admin_token, or \
+                     shorten_access to \"open\".",
+                ));
+            }
+        };
+        let Some(given) = authorization.and_then(bearer) else {
+            return Err(Problem::new(401, "Send the header \"authorization: Bearer TOKEN\".")
+                .with_header("www-authenticate", "Bearer realm=\"links\""));
+        };
+        // In constant time for tokens of one length; the length itself is no secret.
+        if bool::from(given.ct_eq(wanted.as_bytes())) {
+            return Ok(());
+        }
+        Err(Problem::new(401, "The bearer token is not the right one.")
+            .with_header("www-authenticate", "Bearer realm=\"links\", error=\"invalid_token\""))
+    }
+}
+
+/// The token of `Bearer TOKEN`; the scheme's name has no case (RFC 9110, 11.1). A header need not be UTF-8.
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = header.split_at_checked("Bearer ".len())?;
+    let token = rest.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty()).then_some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(access: &Access, header: &str) -> Option<u16> {
+        access
+            .check(Some(header.as_bytes()))
+            .err()
+            .map(|problem| problem.status)
+    }
+
+    #[test]
+    fn lets_the_token_in() {
+        let access = Access::token("s3cret\n");
+        for header in ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret "] {
+            assert_eq!(status(&access, header), None, "{header:?}");
+        }
+    }
+
+    #[test]
+    fn asks_for_a_token_or_says_that_it_is_wrong() {
+        let access = Access::token("s3cret");
+        for (header, challenge) in [
+            (None, "Bearer realm=\"links\""),
+            (Some(""), "Bearer realm=\"links\""),
+            (Some("Bearer"), "Bearer realm=\"links\""),
+            (Some("Bearer "), "Bearer realm=\"links\""),
+            (Some("Basic s3cret"), "Bearer realm=\"links\""),
+            (Some("s3cret"), "Bearer realm=\"links\""),
+            (Some("Bearer s3cre"), "Bearer realm=\"links\", error=\"invalid_token\""),
+            (
+                Some("Bearer s3cret2"),
+                "Bearer realm=\"links\", error=\"invalid_token\"",
+            ),
+            (Some("Bearer S3CRET"), "Bearer realm=\"links\", error=\"invalid_token\""),
+            (
+                Some("Bearer s3cret, s3cret"),
+                "Bearer realm=\"links\", error=\"invalid_token\"",
+            ),
+        ] {
+            let problem = access.check(header.map(str::as_bytes)).err();
+            let headers = problem.as_ref().map(|problem| problem.headers.clone());
+            assert_eq!(problem.map(|problem| problem.status), Some(401), "{header:?}");
+            assert_eq!(
+                headers,
+                Some(vec![("www-authenticate", challenge.into())]),
+                "{header:?}"
+            );
+        }
+        assert!(access.check(Some(b"Bearer \xff")).is_err());
+    }
+
+    #[test]
+    fn an_empty_token_opens_nothing() {
+        for text in ["", " ", "\n"] {
+            let access = Access::token(text);
+            for header in ["Bearer ", "Bearer  ", "Bearer \n", ""] {
+                assert_eq!(status(&access, header), Some(503), "{text:?} {header:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn open_asks_nobody() {
+        assert_eq!(Access::Open.check(None), Ok(()));
+    }
+
+    #[test]
+    fn a_token_is_not_printed() {
+        assert!(!format!("{:?}", Access::token("s3cret")).contains("s3cret"));
+    }
+}

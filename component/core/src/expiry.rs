@@ -1,0 +1,118 @@
+//! When a link stops working.
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::problem::Problem;
+
+/// Seconds since 1970-01-01T00:00:00Z. A link with this expiry works before that second and not from it on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Expiry(pub i64);
+
+impl Expiry {
+    /// Parses a date and time of RFC 3339; a fraction of a second is cut off. `now` is in Unix seconds.
+    ///
+    /// # Errors
+    /// 422 if it is none, or not in the future.
+    pub fn parse(text: &str, now: i64) -> Result<Expiry, Problem> {
+        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+            Problem::new(
+                422,
+                "The field expires_at must be a date and time of RFC 3339, like 2030-01-31T18:00:00Z.",
+            )
+        })?;
+        let expiry = Expiry(moment.unix_timestamp());
+        if expiry.is_over(now) {
+            let now = Expiry(now).to_text();
+            return Err(Problem::new(
+                422,
+                format!("The field expires_at must be in the future; here it is {now}."),
+            ));
+        }
+        Ok(expiry)
+    }
+
+    pub fn is_over(self, now: i64) -> bool {
+        self.0 <= now
+    }
+
+    /// RFC 3339 in UTC.
+    pub fn to_text(self) -> String {
+        OffsetDateTime::from_unix_timestamp(self.0)
+            .ok()
+            .and_then(|moment| moment.format(&Rfc3339).ok())
+            // Only for a number that no RFC 3339 text gives, such as one written into the database by hand.
+            .unwrap_or_else(|| format!("Unix time {}", self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    /// 2026-01-01T00:00:00Z
+    const NOW: i64 = 1_767_225_600;
+
+    #[test]
+    fn reads_rfc_3339_in_any_offset() {
+        for text in [
+            "2026-01-01T00:01:00Z",
+            "2026-01-01t00:01:00z",
+            "2026-01-01T00:01:00.999Z",
+            "2026-01-01T02:01:00+02:00",
+            "2025-12-31T14:01:00-10:00",
+        ] {
+            assert_eq!(Expiry::parse(text, NOW), Ok(Expiry(NOW + 60)), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_other_forms_with_an_example() {
+        for text in [
+            "",
+            "tomorrow",
+            "2027-01-01",
+            "2027-01-01T00:00:00",
+            "2027-13-01T00:00:00Z",
+            "1798761600",
+            "2027-02-30T00:00:00Z",
+        ] {
+            let problem = Expiry::parse(text, NOW).unwrap_err();
+            assert_eq!(problem.status, 422, "{text:?}");
+            assert!(problem.detail.contains("2030-01-31T18:00:00Z"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn must_be_in_the_future() {
+        for text in [
+            "2020-01-01T00:00:00Z",
+            "2026-01-01T00:00:00Z",
+            "2026-01-01T00:00:00.9Z",
+            "0000-01-01T00:00:00Z",
+        ] {
+            let problem = Expiry::parse(text, NOW).unwrap_err();
+            assert!(
+                problem.detail.contains("here it is 2026-01-01T00:00:00Z"),
+                "{text}: {}",
+                problem.detail
+            );
+        }
+        assert_eq!(
+            Expiry::parse("9999-12-31T23:59:59Z", NOW).unwrap().to_text(),
+            "9999-12-31T23:59:59Z"
+        );
+    }
+
+    #[test]
+    fn is_over_from_its_second_on() {
+        assert!(!Expiry(NOW).is_over(NOW - 1));
+        assert!(Expiry(NOW).is_over(NOW));
+    }
+
+    #[test]
+    fn any_number_has_a_text() {
+        assert_eq!(Expiry(i64::MAX).to_text(), "Unix time 9223372036854775807");
+    }
+}

@@ -1,0 +1,194 @@
+//! The body of `POST /shorten`.
+
+use serde::Deserialize;
+
+use crate::problem::Problem;
+
+/// Largest body, in bytes: a URL of the greatest length with every byte escaped (`\u0061`), and room for the rest.
+pub const MAX_BODY: usize = 64 * 1024;
+
+/// What a client asks for, not yet judged.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shorten {
+    pub url: String,
+    pub slug: Option<String>,
+    pub expires_at: Option<String>,
+}
+
+impl Shorten {
+    /// # Errors
+    /// 400, naming the field that is unknown, missing, twice there or of another type.
+    pub fn parse(body: &[u8]) -> Result<Shorten, Problem> {
+        // A derived type would also be read from an array, by position.
+        if matches!(body.trim_ascii_start().first(), Some(first) if *first != b'{') {
+            return Err(Problem::new(
+                400,
+                "The body must be a JSON object like {\"url\": \"https://example.com/\"}.",
+            ));
+        }
+        let json = &mut serde_json::Deserializer::from_slice(body);
+        let shorten = serde_path_to_error::deserialize(&mut *json).map_err(|error| {
+            let field = error.path().to_string();
+            let error = error.into_inner();
+            Problem::new(
+                400,
+                match (error.is_data(), field.as_str()) {
+                    (false, _) => format!("The body is not JSON: {error}."),
+                    (true, ".") => format!("The body is not as expected: {error}."),
+                    (true, field) => format!("The field {field}: {error}."),
+                },
+            )
+        })?;
+        json.end()
+            .map_err(|error| Problem::new(400, format!("The body is not JSON: {error}.")))?;
+        Ok(shorten)
+    }
+}
+
+/// # Errors
+/// 415 unless the `content-type` is JSON. It is asked for even though the body is judged by itself: a page of another site
+/// cannot send it without a preflight.
+pub fn check_content_type(content_type: Option<&str>) -> Result<(), Problem> {
+    let media_type = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
+    if media_type.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(
+        Problem::new(415, "Send JSON with the header \"content-type: application/json\".")
+            .with_header("accept-post", "application/json"),
+    )
+}
+
+pub fn too_large() -> Problem {
+    Problem::new(413, format!("The body must be at most {MAX_BODY} bytes."))
+}
+
+/// # Errors
+/// 413 if a `content-length` says that the body is too large; one that cannot be read is left to the host.
+pub fn check_length(content_length: Option<&str>) -> Result<(), Problem> {
+    match content_length.and_then(|text| text.trim().parse::<u64>().ok()) {
+        Some(length) if length > MAX_BODY as u64 => Err(too_large()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use crate::target;
+
+    fn detail(body: &str) -> String {
+        let problem = Shorten::parse(body.as_bytes()).unwrap_err();
+        assert_eq!(problem.status, 400, "{body}");
+        problem.detail.into_owned()
+    }
+
+    #[test]
+    fn reads_all_fields_or_only_the_url() {
+        let all = br#" {"url": "https://example.com/\u00fc", "slug": "x", "expires_at": "2030-01-01T00:00:00Z"} "#;
+        assert_eq!(
+            Shorten::parse(all).unwrap(),
+            Shorten {
+                url: "https://example.com/ü".into(),
+                slug: Some("x".into()),
+                expires_at: Some("2030-01-01T00:00:00Z".into())
+            }
+        );
+        let url = Shorten {
+            url: "u".into(),
+            slug: None,
+            expires_at: None,
+        };
+        assert_eq!(Shorten::parse(br#"{"url":"u"}"#).as_ref(), Ok(&url));
+        assert_eq!(Shorten::parse(br#"{"url":"u","slug":null,"expires_at":null}"#), Ok(url));
+    }
+
+    #[test]
+    fn names_the_field_that_is_wrong() {
+        for (body, field, cause) in [
+            (r#"{"url":5}"#, "field url", "expected a string"),
+            (r#"{"url":null}"#, "field url", "expected a string"),
+            (r#"{"url":["u"]}"#, "field url", "expected a string"),
+            (r#"{"url":"u","slug":true}"#, "field slug", "expected a string"),
+            (
+                r#"{"url":"u","expires_at":1798761600}"#,
+                "field expires_at",
+                "expected a string",
+            ),
+            (r#"{"ulr":"u"}"#, "`ulr`", "unknown field"),
+            (r#"{"url":"u","ttl":{"a":[1]}}"#, "`ttl`", "unknown field"),
+            (r#"{"slug":"x"}"#, "`url`", "missing field"),
+            ("{}", "`url`", "missing field"),
+            (r#"{"url":"u","url":"v"}"#, "`url`", "duplicate field"),
+        ] {
+            let detail = detail(body);
+            assert!(detail.contains(field) && detail.contains(cause), "{body}: {detail}");
+        }
+    }
+
+    #[test]
+    fn says_what_is_no_json() {
+        for body in [
+            "",
+            " ",
+            "{",
+            "{\"url\"",
+            r#"{"url":"u"} x"#,
+            r#"{"url":"u"}{}"#,
+            "{'url':'u'}",
+            r#"{"url":"\ud800"}"#,
+        ] {
+            assert!(detail(body).contains("not JSON"), "{body}: {}", detail(body));
+        }
+        assert!(Shorten::parse(b"{\"url\":\"\xff\"}").is_err());
+        for body in ["[]", r#"["u",null,null]"#, "null", "5", "\"u\"", "url=u"] {
+            assert!(
+                detail(body).contains("must be a JSON object"),
+                "{body}: {}",
+                detail(body)
+            );
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_like_others() {
+        let deep = format!("{{\"url\":{}", "[".repeat(60_000));
+        assert!(Shorten::parse(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn the_content_type_is_json() {
+        for good in [
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+            " application/json ",
+        ] {
+            assert_eq!(check_content_type(Some(good)), Ok(()), "{good:?}");
+        }
+        for bad in [
+            None,
+            Some(""),
+            Some("text/plain"),
+            Some("application/x-www-form-urlencoded"),
+            Some("application/jsonx"),
+        ] {
+            assert_eq!(check_content_type(bad).unwrap_err().status, 415, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_declared_length_may_refuse_at_once() {
+        assert_eq!(check_length(Some("65536")), Ok(()));
+        assert_eq!(check_length(Some("65537")).unwrap_err().status, 413);
+        assert_eq!(check_length(Some("18446744073709551615")).unwrap_err().status, 413);
+        assert_eq!(check_length(None), Ok(()));
+    }
+
+    #[test]
+    fn the_longest_url_fits_however_it_is_escaped() {
+        assert!(target::MAX_BYTES * "\\u0061".len() < MAX_BODY);
+    }
+}

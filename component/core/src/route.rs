@@ -1,0 +1,117 @@
+//! Which path and method means what.
+
+use crate::problem::Problem;
+use crate::slug::Slug;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// `POST /shorten`
+    Shorten,
+    /// `OPTIONS /shorten`
+    Preflight,
+    /// `GET` or `HEAD /health`
+    Health,
+    /// `GET` or `HEAD /:slug`
+    Follow(Slug),
+}
+
+impl Route {
+    /// `path` is as it came, without the query, which means nothing here.
+    ///
+    /// # Errors
+    /// 404, or 405 with `allow`.
+    pub fn of(method: &str, path: &str) -> Result<Route, Problem> {
+        match path.strip_prefix('/').unwrap_or(path) {
+            "shorten" => match method {
+                "POST" => Ok(Route::Shorten),
+                "OPTIONS" => Ok(Route::Preflight),
+                _ => Err(not_allowed("POST, OPTIONS")),
+            },
+            "health" => reading(method).map(|()| Route::Health),
+            text => {
+                let slug = Slug::in_path(text).ok_or_else(not_found)?;
+                reading(method).map(|()| Route::Follow(slug))
+            }
+        }
+    }
+}
+
+pub fn not_found() -> Problem {
+    Problem::new(
+        404,
+        "There is no such link. Check the address: upper and lower case differ.",
+    )
+}
+
+fn reading(method: &str) -> Result<(), Problem> {
+    if method == "GET" || method == "HEAD" {
+        Ok(())
+    } else {
+        Err(not_allowed("GET, HEAD"))
+    }
+}
+
+fn not_allowed(allow: &'static str) -> Problem {
+    Problem::new(405, format!("This address knows only these methods: {allow}.")).with_header("allow", allow)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn finds_the_route() {
+        let follow = |text| Route::Follow(Slug::in_path(text).unwrap());
+        for (method, path, route) in [
+            ("POST", "/shorten", Route::Shorten),
+            ("OPTIONS", "/shorten", Route::Preflight),
+            ("GET", "/health", Route::Health),
+            ("HEAD", "/health", Route::Health),
+            ("GET", "/abc", follow("abc")),
+            ("HEAD", "/A-b_9", follow("A-b_9")),
+            ("GET", "/Health", follow("Health")),
+        ] {
+            assert_eq!(Route::of(method, path), Ok(route), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn refuses_other_methods_and_names_those_that_work() {
+        for (method, path, allow) in [
+            ("GET", "/shorten", "POST, OPTIONS"),
+            ("DELETE", "/shorten", "POST, OPTIONS"),
+            ("POST", "/health", "GET, HEAD"),
+            ("POST", "/abc", "GET, HEAD"),
+            ("OPTIONS", "/abc", "GET, HEAD"),
+            ("get", "/abc", "GET, HEAD"),
+        ] {
+            let problem = Route::of(method, path).unwrap_err();
+            assert_eq!(problem.status, 405, "{method} {path}");
+            assert_eq!(problem.headers, vec![("allow", allow.into())], "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn knows_no_other_path() {
+        let long = format!("/{}", "a".repeat(65));
+        for path in [
+            "",
+            "/",
+            "//",
+            "/abc/",
+            "/a/b",
+            "/shorten/",
+            "/a.b",
+            "/%61bc",
+            "/robots.txt",
+            "/ü",
+            "*",
+            long.as_str(),
+        ] {
+            for method in ["GET", "POST", "OPTIONS"] {
+                assert_eq!(Route::of(method, path).unwrap_err().status, 404, "{method} {path}");
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What needs to be known of SQL texts and of the database's messages, apart from any database.
+
+/// The statements of a script. One ends at the `;` that ends a line before an empty line or the end; so a trigger's body,
+/// which has no empty line in it, stays whole.
+pub fn statements(script: &str) -> impl Iterator<Item = &str> {
+    script
+        .split(";\n\n")
+        .map(|statement| statement.trim().trim_end_matches(';'))
+        .filter(|statement| !statement.is_empty())
+}
+
+/// What a database error means for the request that met it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// Another connection writes: the same statement works a moment later.
+    Busy,
+    /// The tables are not there, on a database that was made or replaced after this connection began.
+    NoSchema,
+    /// Anything else. A kept connection may be the cause (a remote database ends idle ones): a new one may work.
+    Other,
+}
+
+impl Trouble {
+    /// Judges by the message: neither Spin's interface nor the remote protocol hands on SQLite's result code.
+    pub fn of(message: &str) -> Trouble {
+        let message = message.to_ascii_lowercase();
+        let says = |text| message.contains(text);
+        if says("locked") || says("busy") {
+            Trouble::Busy
+        } else if says("no such table") || says("no such column") {
+            Trouble::NoSchema
+        } else {
+            Trouble::Other
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_falls_into_its_statements() {
+        let script = "-- About; it\nCREATE TABLE a (b);\n\nCREATE TRIGGER t AFTER INSERT ON a BEGIN\n  SELECT 1;\n  SELECT 2;\nEND;\n";
+        assert_eq!(
+            statements(script).collect::<Vec<_>>(),
+            [
+                "-- About; it\nCREATE TABLE a (b)",
+                "CREATE TRIGGER t AFTER INSERT ON a BEGIN\n  SELECT 1;\n  SELECT 2;\nEND"
+            ]
+        );
+        assert_eq!(statements("\n").count(), 0);
+    }
+
+    #[test]
+    fn messages_have_a_meaning() {
+        for (message, trouble) in [
+            ("database is locked", Trouble::Busy),
+            ("Error code 5: The database file is locked", Trouble::Busy),
+            ("SQLITE_BUSY: database is locked", Trouble::Busy),
+            ("database table is locked: links", Trouble::Busy),
+            ("no such table: links", Trouble::NoSchema),
+            ("disk I/O error", Trouble::Other),
+            ("attempt to write a readonly database", Trouble::Other),
+            ("", Trouble::Other),
+        ] {
+            assert_eq!(Trouble::of(message), trouble, "{message}");
+        }
+    }
+}

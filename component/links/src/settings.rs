@@ -1,0 +1,68 @@
+//! The component's variables, read and kept for a moment.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join4;
+use links_core::problem::Problem;
+use links_core::settings::{Settings, Variables};
+use spin_sdk::variables;
+
+use crate::{clock, log};
+
+/// How long values are kept. An instance lives a second longer than its last request, so this is for busy ones.
+const KEEP: Duration = Duration::from_secs(5);
+
+/// How long the runtime may take to give them: a provider may have to ask another machine.
+const LIMIT: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static KEPT: RefCell<Option<(Instant, Rc<Settings>)>> = const { RefCell::new(None) };
+}
+
+/// # Errors
+/// 503 if the runtime does not give the variables, 500 if one has a value that means nothing.
+pub async fn current() -> Result<Rc<Settings>, Problem> {
+    let kept = KEPT.with_borrow(|kept| kept.clone());
+    if let Some((_, settings)) = kept.filter(|(since, _)| since.elapsed() < KEEP) {
+        return Ok(settings);
+    }
+    let variables = clock::within(LIMIT, read())
+        .await
+        .unwrap_or_else(|| Err("no answer in time".to_owned()));
+    let variables = variables.map_err(|error| {
+        log::line("cannot read the variables", error);
+        Problem::unavailable("The server cannot read its configuration at the moment. Try again.")
+    })?;
+    let settings = Settings::parse(&variables).map(Rc::new).map_err(|invalid| {
+        log::line("wrong configuration", &invalid);
+        Problem::new(
+            500,
+            format!("The server's configuration is wrong: {invalid}. Only its operator can change that."),
+        )
+    })?;
+    KEPT.set(Some((Instant::now(), settings.clone())));
+    Ok(settings)
+}
+
+async fn read() -> Result<Variables, String> {
+    let (admin_token, public_url, shorten_access, allowed_origin) = try_join4(
+        get("admin_token"),
+        get("public_url"),
+        get("shorten_access"),
+        get("allowed_origin"),
+    )
+    .await?;
+    Ok(Variables {
+        admin_token,
+        public_url,
+        shorten_access,
+        allowed_origin,
+    })
+}
+
+/// A provider's message may name its address, but not a value.
+async fn get(name: &str) -> Result<String, String> {
+    variables::get(name).await.map_err(|error| format!("{name}: {error:?}"))
+}

@@ -1,0 +1,104 @@
+//! `POST /shorten`.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use links_core::link::NewLink;
+use links_core::origin::Origin;
+use links_core::problem::Problem;
+use links_core::reply::Reply;
+use links_core::request::{self, Shorten};
+use links_core::settings::Settings;
+use links_core::slug::{MAX_ATTEMPTS, Slug};
+use spin_sdk::http::Request;
+
+use crate::respond::header;
+use crate::store::Store;
+use crate::{clock, log, random, settings};
+
+/// How long a client may take to send the body. nginx has it whole before it asks us.
+const BODY_LIMIT: Duration = Duration::from_secs(10);
+
+pub async fn shorten(request: Request) -> Result<Reply, Problem> {
+    let settings = settings::current().await?;
+    let cors = settings.cors.headers(header(&request, "origin"));
+    let reply = create(&settings, request).await.unwrap_or_else(Reply::from);
+    Ok(reply.with_headers(cors))
+}
+
+async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem> {
+    settings
+        .access
+        .check(request.headers().get("authorization").map(|value| value.as_bytes()))?;
+    request::check_content_type(header(&request, "content-type"))?;
+    request::check_length(header(&request, "content-length"))?;
+    let own = match &settings.public {
+        Some(public) => public.clone(),
+        None => origin(&request)?,
+    };
+    let wish = Shorten::parse(&read_body(request).await?)?;
+    let now = clock::now();
+    let link = NewLink::check(&wish, &own, now)?;
+    let slug = match &link.slug {
+        Some(slug) => with_slug(slug, &link, now).await?,
+        None => with_generated_slug(&link, now).await?,
+    };
+    Ok(Reply::shortened(slug.as_str(), &own.short_url(&slug)))
+}
+
+/// Where the client thinks it is.
+fn origin(request: &Request) -> Result<Origin, Problem> {
+    let scheme = header(request, "x-forwarded-proto").or_else(|| request.uri().scheme_str());
+    let host = header(request, "x-forwarded-host").or_else(|| header(request, "host"));
+    Origin::forwarded(
+        scheme,
+        host.or_else(|| request.uri().authority().map(|authority| authority.as_str())),
+    )
+}
+
+/// The body, of which no more than the limit is ever taken in.
+async fn read_body(request: Request) -> Result<Vec<u8>, Problem> {
+    let body = Limited::new(request.into_body(), request::MAX_BODY).collect();
+    match clock::within(BODY_LIMIT, body).await {
+        Some(Ok(body)) => Ok(body.to_bytes().into()),
+        Some(Err(error)) if error.is::<LengthLimitError>() => Err(request::too_large()),
+        Some(Err(_)) => Err(Problem::new(400, "The body ended early. Send it again.")),
+        None => Err(Problem::new(
+            408,
+            format!("The body must arrive within {} seconds.", BODY_LIMIT.as_secs()),
+        )),
+    }
+}
+
+async fn with_slug(slug: &Slug, link: &NewLink, now: i64) -> Result<Slug, Problem> {
+    let store = Store::new();
+    // Twice: the link that had the slug may be deleted between the insert and the look at it.
+    for _ in 0..2 {
+        if store.insert(slug, link, now).await? {
+            return Ok(slug.clone());
+        }
+        if let Some(stored) = store.find(slug).await? {
+            return link.agree_with(&stored).map(|()| slug.clone());
+        }
+    }
+    Err(Problem::unavailable("The slug is being changed by others. Try again."))
+}
+
+async fn with_generated_slug(link: &NewLink, now: i64) -> Result<Slug, Problem> {
+    let store = Store::new();
+    for attempt in 0..MAX_ATTEMPTS {
+        let slug = random::slug(attempt).map_err(|error| {
+            log::line("no random numbers from the runtime", error);
+            Problem::new(500, "The server cannot make a slug. Send one of your own.")
+        })?;
+        if let Some(slug) = slug
+            && store.insert(&slug, link, now).await?
+        {
+            return Ok(slug);
+        }
+    }
+    log::line("no free slug", format!("{MAX_ATTEMPTS} generated ones were taken"));
+    Err(Problem::unavailable(
+        "No free slug was found. Try again, or send one of your own.",
+    ))
+}

@@ -1,0 +1,1 @@
+SELECT url, expires_at FROM links WHERE slug = ?1
