@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use links_tests::http::Failure;
+use links_tests::load::{Connections, Load, verify_all};
 use links_tests::{Machine, Tree, eventually};
 
 #[test]
@@ -122,6 +123,38 @@ fn the_client_speaks_to_servers_inside() -> Result<()> {
     let first = connection.get("/connection")?.text();
     assert_eq!(connection.get("/connection")?.text(), first, "one connection for both");
     assert_ne!(machine.http_at(8080).get("/connection")?.text(), first, "another one");
+    Ok(())
+}
+
+#[test]
+fn the_load_tells_every_outcome_and_every_lost_link() -> Result<()> {
+    let machine = Machine::boot(&Tree::with_nginx()?)?;
+    machine.write("/etc/nginx/conf.d/load.conf", include_str!("trial/load.conf"))?;
+    machine.ok(["systemctl", "restart", "nginx"])?;
+    let second = Duration::from_secs(1);
+
+    for connections in [Connections::KeptAlive, Connections::Fresh] {
+        let load = Load::through([machine.http_at(8090)])
+            .writers(3)
+            .connections(connections);
+        let report = load.run(second)?;
+        assert_eq!(report.failed(), 0, "{report}");
+        assert!(report.acknowledged.len() > 100, "{report}");
+        assert_eq!(report.statuses[&200], report.acknowledged.len() as u64, "{report}");
+
+        let mut lost = verify_all(&machine.http_at(8090), &report.acknowledged)?;
+        assert_eq!(lost.len(), report.acknowledged.len() - 1, "all but /0/3");
+        assert_eq!(lost.pop().unwrap().found, "302 Found https://load.example/0/3");
+    }
+
+    let refusing = Load::through([machine.http_at(8091)]).run(second)?;
+    assert!(refusing.statuses[&503] > 10, "{refusing}");
+
+    let cut = Load::through([machine.http_at(8090), machine.http_at(8090)]).start();
+    machine.ok(["systemctl", "kill", "--signal=KILL", "nginx"])?;
+    let cut = cut.stop()?;
+    assert!(cut.refused > 0, "{cut}");
+    assert_eq!(cut.failed(), cut.refused + cut.resets, "{cut}");
     Ok(())
 }
 
