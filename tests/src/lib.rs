@@ -1,1 +1,32 @@
+//! The lab: Debian 12 with systemd as PID 1, in namespaces of its own on the machine that runs the tests.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use links_tests::{Machine, Tree};
+//!
+//! let machine = Machine::boot(&Tree::with_nginx()?)?;
+//! machine.ok(["systemctl", "reload", "nginx"])?;
+//! assert_eq!(machine.http().get("/")?.status, 200);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! No virtual machine, no container engine: `unshare`, an overlay file system and root are what it takes. A machine has no
+//! network but its own loopback. Whatever it did is gone when the [`Machine`] is dropped, and also when the test process
+//! is killed.
 
+mod artifacts;
+mod cache;
+mod cgroup;
+pub mod http;
+pub mod load;
+mod machine;
+mod namespace;
+mod process;
+mod tree;
+
+pub use artifacts::{Artifacts, Runtime};
+pub use machine::{Machine, Output};
+pub use namespace::NetNamespace;
+pub use process::eventually;
+pub use tree::Tree;

@@ -1,0 +1,94 @@
+//! The packages under test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+
+/// What `make deb` wrote: in the directory that `LINKS_DIST` names, `target/dist` by default.
+#[derive(Clone, Debug)]
+pub struct Artifacts {
+    pub deb: PathBuf,
+    pub tarball: PathBuf,
+}
+
+/// The runtime in the packages, as the bundle's manifest names it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Runtime {
+    /// `spin` or `links-host`.
+    pub kind: String,
+    pub version: String,
+}
+
+impl Artifacts {
+    /// # Errors
+    /// There is no package, or more than one.
+    pub fn find() -> Result<Self> {
+        let directory = match std::env::var_os("LINKS_DIST") {
+            Some(directory) => PathBuf::from(directory),
+            None => target_directory().join("dist"),
+        };
+        Ok(Self {
+            deb: the_one(&directory, "links-shortener_", ".deb")?,
+            tarball: the_one(&directory, "links-", ".tar.gz")?,
+        })
+    }
+
+    /// # Errors
+    /// The .deb cannot be read, or its bundle has no manifest.
+    pub fn runtime(&self) -> Result<Runtime> {
+        #[derive(Deserialize)]
+        struct Manifest {
+            runtime: Runtime,
+        }
+        let mut contents = Command::new("dpkg-deb")
+            .arg("--fsys-tarfile")
+            .arg(&self.deb)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("Starting dpkg-deb")?;
+        let contents_out = contents.stdout.take().context("dpkg-deb has no output")?;
+        let manifest = Command::new("tar")
+            .args(["--extract", "--to-stdout", "./usr/lib/links/bundle/manifest.json"])
+            .stdin(contents_out)
+            .output()
+            .context("Starting tar")?;
+        contents.wait().context("Waiting for dpkg-deb")?;
+        let manifest: Manifest = serde_json::from_slice(&manifest.stdout)
+            .with_context(|| format!("Reading the manifest in {}", self.deb.display()))?;
+        Ok(manifest.runtime)
+    }
+}
+
+fn target_directory() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |target| workspace.join(target))
+}
+
+fn the_one(directory: &Path, prefix: &str, suffix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(directory).with_context(|| {
+        format!(
+            "Looking for packages in {} (`make deb` writes them)",
+            directory.display()
+        )
+    })?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(prefix) && name.ends_with(suffix) {
+            found.push(path);
+        }
+    }
+    ensure!(
+        found.len() < 2,
+        "several {prefix}*{suffix} in {}: {found:?}",
+        directory.display()
+    );
+    match found.pop() {
+        Some(path) => Ok(path),
+        None => bail!("no {prefix}*{suffix} in {} (`make deb` writes it)", directory.display()),
+    }
+}

@@ -1,0 +1,557 @@
+//! A booted machine.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+
+use crate::cgroup::Cgroup;
+use crate::http::Client;
+use crate::{NetNamespace, Tree, cache, process};
+
+const BOOT: &str = include_str!("../lab/boot.sh");
+/// From the start of systemd to the end of its start-up, and from `poweroff` to the end of systemd.
+const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+/// For a command inside, unless [`Machine::run_within`] gives another.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How a command inside ended.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Exit status; 128 + N where signal N ended it.
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Debian, booted from a [`Tree`]; what it writes goes to a directory of its own and is gone when this is dropped.
+///
+/// A test process runs two at a time: booting a third waits for one of them to be dropped.
+#[derive(Debug)]
+pub struct Machine {
+    tree: Tree,
+    running: Option<Running>,
+    home: Home,
+    _slot: Slot,
+}
+
+impl Machine {
+    /// Boots, and waits until systemd has started everything.
+    ///
+    /// # Errors
+    /// Not root, a command is missing, systemd did not come up in two minutes, or a unit of the pristine system failed.
+    pub fn boot(tree: &Tree) -> Result<Self> {
+        process::require(&[("nsenter", "util-linux"), ("unshare", "util-linux"), ("ip", "iproute2")])?;
+        let slot = Slot::take();
+        let home = Home::create()?;
+        let mut machine = Self {
+            tree: tree.clone(),
+            running: None,
+            home,
+            _slot: slot,
+        };
+        machine.start()?;
+        let state = machine.run(["systemctl", "is-system-running"])?;
+        if state.stdout.trim() != "running" {
+            let failed = machine.ok(["systemctl", "--failed", "--no-pager"])?;
+            bail!("the machine came up {}:\n{}", state.stdout.trim(), failed.stdout);
+        }
+        Ok(machine)
+    }
+
+    /// Runs a command and waits for its end, two minutes at most. Its standard input is empty.
+    ///
+    /// # Errors
+    /// The machine is not running, or the command was not done in time. Its failing is no error: see [`Self::ok`].
+    pub fn run(&self, command: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Output> {
+        self.run_within(COMMAND_DEADLINE, command)
+    }
+
+    /// As [`Self::run`] with another deadline, in whole seconds.
+    pub fn run_within(
+        &self,
+        deadline: Duration,
+        command: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Result<Output> {
+        let command: Vec<OsString> = command.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        let shown = command.join(" ".as_ref()).to_string_lossy().into_owned();
+        let begin = Instant::now();
+        // Inside, `timeout` ends the command and all that it started; from here only nsenter could be ended.
+        let output = Command::new("nsenter")
+            .args([
+                "--all",
+                "--target",
+                &self.running()?.init.to_string(),
+                "--",
+                "env",
+                "-i",
+            ])
+            .args([
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME=/root",
+                "LANG=C.UTF-8",
+            ])
+            .args(["DEBIAN_FRONTEND=noninteractive", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0"])
+            .args(["timeout", "--kill-after=5", &deadline.as_secs().to_string()])
+            .args(&command)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("Running {shown} inside"))?;
+        let output = Output {
+            status: exit_status(output.status),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        };
+        ensure!(
+            begin.elapsed() < deadline,
+            "`{shown}` did not end within {deadline:?}\n{}",
+            output.streams()
+        );
+        Ok(output)
+    }
+
+    /// Runs a command that must succeed.
+    ///
+    /// # Errors
+    /// As [`Self::run`], or it failed: the error holds its exit status and both its outputs.
+    pub fn ok<W: AsRef<OsStr>>(&self, command: impl IntoIterator<Item = W>) -> Result<Output> {
+        let command: Vec<W> = command.into_iter().collect();
+        let output = self.run(&command)?;
+        if output.status != 0 {
+            let words: Vec<_> = command.iter().map(AsRef::as_ref).collect();
+            let shown = words.join(" ".as_ref());
+            bail!("`{}` failed: {output}", shown.to_string_lossy());
+        }
+        Ok(output)
+    }
+
+    /// Runs a line of shell that must succeed; a pipeline fails with its first failing command.
+    ///
+    /// # Errors
+    /// As [`Self::ok`].
+    pub fn shell(&self, script: &str) -> Result<Output> {
+        self.ok(["bash", "-euo", "pipefail", "-c", script])
+    }
+
+    /// Replaces a file (0644, root), making its directories.
+    ///
+    /// # Errors
+    /// The directory or the file cannot be written.
+    pub fn write(&self, path: &str, contents: impl AsRef<[u8]>) -> Result<()> {
+        let parent = Path::new(path).parent().unwrap_or(Path::new("/"));
+        self.ok([OsStr::new("mkdir"), OsStr::new("-p"), parent.as_os_str()])?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+        let write = || self.open(path, flags)?.write_all(contents.as_ref());
+        write().with_context(|| format!("Writing {path} inside"))
+    }
+
+    /// The contents of a file.
+    ///
+    /// # Errors
+    /// It is absent, or no text.
+    pub fn read(&self, path: &str) -> Result<String> {
+        let read = || io::read_to_string(self.open(path, OFlag::O_RDONLY)?);
+        read().with_context(|| format!("Reading {path} inside"))
+    }
+
+    /// Whether anything is there, be it a symbolic link to nowhere.
+    ///
+    /// # Errors
+    /// A directory on the way is a file, a loop of symbolic links, or the like.
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        match self.open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("Looking for {path} inside")),
+        }
+    }
+
+    /// Copies a file of the host, with its permissions.
+    ///
+    /// # Errors
+    /// As reading the one and writing the other.
+    pub fn copy_in(&self, from: &Path, to: &str) -> Result<()> {
+        let mut contents = Vec::new();
+        let mut read = || -> io::Result<_> {
+            let mut file = File::open(from)?;
+            file.read_to_end(&mut contents)?;
+            file.metadata()
+        };
+        let mode = read()
+            .with_context(|| format!("Reading {}", from.display()))?
+            .permissions()
+            .mode()
+            & 0o7777;
+        self.write(to, contents)?;
+        let file = self
+            .open(to, OFlag::O_RDONLY)
+            .with_context(|| format!("Opening {to} inside"))?;
+        file.set_permissions(fs::Permissions::from_mode(mode))
+            .with_context(|| format!("Setting the mode of {to} inside"))
+    }
+
+    /// What a unit wrote to the journal, over all boots, without dates.
+    ///
+    /// # Errors
+    /// As [`Self::ok`].
+    pub fn journal(&self, unit: &str) -> Result<String> {
+        self.ok(["journalctl", "--sync"])?;
+        Ok(self
+            .ok(["journalctl", "--quiet", "--output=cat", "--unit", unit])?
+            .stdout)
+    }
+
+    /// A client for port 80.
+    ///
+    /// # Panics
+    /// The machine is shut down.
+    pub fn http(&self) -> Client {
+        self.http_at(80)
+    }
+
+    /// A client for a port of the loopback interface.
+    ///
+    /// # Panics
+    /// The machine is shut down.
+    pub fn http_at(&self, port: u16) -> Client {
+        Client::new(self.network(), (Ipv4Addr::LOCALHOST, port).into())
+    }
+
+    /// The network that the machine has until its next boot.
+    ///
+    /// # Panics
+    /// The machine is shut down.
+    #[allow(
+        clippy::expect_used,
+        reason = "a test that talks to a machine it shut down is wrong itself"
+    )]
+    pub fn network(&self) -> NetNamespace {
+        self.running().expect("the machine is running").network.clone()
+    }
+
+    /// Shuts down in order, and boots again.
+    ///
+    /// # Errors
+    /// It did not end, or did not come up, in two minutes. A unit that failed to start is no error.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.shutdown()?;
+        self.start()
+    }
+
+    /// Kills every process of the machine at once, as a power cut would, and boots again.
+    ///
+    /// What the machine had written, synced or not, is there again: the host keeps its page cache.
+    ///
+    /// # Errors
+    /// As [`Self::reboot`].
+    pub fn kill_host(&mut self) -> Result<()> {
+        self.running.take().context("the machine is shut down")?.kill()?;
+        self.start()
+    }
+
+    /// Stops every unit in order, and systemd.
+    ///
+    /// # Errors
+    /// It did not end in two minutes; then it is killed.
+    pub fn shutdown(&mut self) -> Result<()> {
+        // systemd may be gone before it has answered; that it is gone is what counts.
+        self.run(["systemctl", "poweroff"])?;
+        self.running
+            .take()
+            .context("the machine is shut down")?
+            .wait(BOOT_DEADLINE)
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.running.as_ref().context("the machine is shut down")
+    }
+
+    fn start(&mut self) -> Result<()> {
+        self.running = Some(Running::start(&self.home, &self.tree)?);
+        Ok(())
+    }
+
+    /// Opens a path inside. Symbolic links, absolute ones too, stay inside.
+    fn open(&self, path: &str, flags: OFlag) -> io::Result<File> {
+        let init = self.running().map_err(io::Error::other)?.init;
+        let root = File::open(format!("/proc/{init}/root"))?;
+        // openat2(2) takes a mode together with O_CREAT only.
+        let mode = if flags.contains(OFlag::O_CREAT) { 0o644 } else { 0 };
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .mode(Mode::from_bits_truncate(mode))
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        let file: OwnedFd = openat2(&root, path, how)?;
+        Ok(file.into())
+    }
+}
+
+impl Output {
+    fn streams(&self) -> String {
+        format!(
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout.trim_end(),
+            self.stderr.trim_end()
+        )
+    }
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit status {}\n{}", self.status, self.streams())
+    }
+}
+
+fn exit_status(status: std::process::ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt as _;
+    status
+        .code()
+        .or(status.signal().map(|signal| 128 + signal))
+        .unwrap_or(-1)
+}
+
+/// One boot of a machine. Dropped, it is killed.
+#[derive(Debug)]
+struct Running {
+    /// systemd, as the host counts.
+    init: Pid,
+    network: NetNamespace,
+    /// False once systemd is known to have ended: its number may be another process's by then.
+    alive: bool,
+    /// Hears from the thread that waits for systemd's end.
+    ended: mpsc::Receiver<()>,
+    console: PathBuf,
+    /// Last: it can be removed only when all processes are gone.
+    _cgroup: Cgroup,
+}
+
+impl Running {
+    fn start(home: &Home, tree: &Tree) -> Result<Self> {
+        let console = home.directory.join("console.log");
+        let notify = home.directory.join("notify");
+        if notify.exists() {
+            fs::remove_file(&notify).with_context(|| format!("Removing {}", notify.display()))?;
+        }
+        let messages = UnixDatagram::bind(&notify).with_context(|| format!("Binding {}", notify.display()))?;
+        let cgroup = Cgroup::create(&home.cgroup_name())?;
+        let mut entrance = cgroup.entrance()?;
+
+        let mut command = process::isolated(&["--pid", "--mount", "--uts", "--ipc", "--net", "--cgroup"], BOOT);
+        command
+            .arg(&home.directory)
+            .arg(tree.overlay_lower())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&console).with_context(|| format!("Creating {}", console.display()))?);
+        // SAFETY: it only writes to a file that is open already. Before unshare: the group it is in becomes its root.
+        unsafe { command.pre_exec(move || entrance.write_all(b"0")) };
+
+        // The thread that starts the machine lives as long as it: the machine dies with that thread, not with a test's.
+        let (started, starting) = mpsc::channel();
+        let (ending, ended) = mpsc::channel();
+        thread::spawn(move || {
+            let mut child = match command.spawn().context("Starting unshare") {
+                Ok(child) => child,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            let mut first_line = String::new();
+            let pid = child
+                .stdout
+                .take()
+                .map_or(Ok(0), |stdout| BufReader::new(stdout).read_line(&mut first_line))
+                .map_err(anyhow::Error::from)
+                .and_then(|_| {
+                    first_line
+                        .trim()
+                        .parse()
+                        .with_context(|| format!("the PID {first_line:?}"))
+                });
+            // Nobody may be waiting any more for one or the other: the machine has been dropped.
+            let _ = started.send(pid);
+            let _ = child.wait();
+            // Ends the wait for the boot too, where it still goes on.
+            drop(UnixDatagram::unbound().and_then(|socket| socket.send_to(b"EXITED=1", &notify)));
+            let _ = ending.send(());
+        });
+        let init = Pid::from_raw(starting.recv().map_err(|_| anyhow!("the machine's thread ended"))??);
+        let running = Self {
+            init,
+            network: NetNamespace::of_process(init).context("Opening the machine's network")?,
+            alive: true,
+            ended,
+            console,
+            _cgroup: cgroup,
+        };
+        running.wait_until_booted(&messages).with_context(|| {
+            format!(
+                "the machine did not boot; the end of its console:\n{}",
+                process::tail(&running.console)
+            )
+        })?;
+        Ok(running)
+    }
+
+    /// systemd says `READY=1` when everything has been started or has failed (systemd.io/CONTAINER_INTERFACE).
+    fn wait_until_booted(&self, messages: &UnixDatagram) -> Result<()> {
+        let deadline = Instant::now() + BOOT_DEADLINE;
+        let mut buffer = [0; 4096];
+        loop {
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1));
+            messages.set_read_timeout(Some(left))?;
+            let length = match messages.recv(&mut buffer) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!("not within {BOOT_DEADLINE:?}"),
+                Err(error) => return Err(error.into()),
+            };
+            let message = String::from_utf8_lossy(&buffer[..length]);
+            if message.lines().any(|line| line == "READY=1") {
+                return Ok(());
+            }
+            ensure!(message != "EXITED=1", "systemd ended");
+        }
+    }
+
+    fn wait(&mut self, deadline: Duration) -> Result<()> {
+        self.ended
+            .recv_timeout(deadline)
+            .with_context(|| format!("systemd did not end within {deadline:?}"))?;
+        self.alive = false;
+        Ok(())
+    }
+
+    /// The kernel ends whatever runs in a PID namespace before its first process is gone.
+    fn kill(&mut self) -> Result<()> {
+        if self.ended.try_recv().is_ok() {
+            self.alive = false;
+            return Ok(());
+        }
+        kill(self.init, Signal::SIGKILL).context("Killing systemd")?;
+        self.wait(Duration::from_secs(20))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.alive
+            && let Err(error) = self.kill()
+        {
+            eprintln!("lab: {error:#}");
+        }
+    }
+}
+
+/// A machine's directory on the host, removed when dropped.
+#[derive(Debug)]
+struct Home {
+    machines: PathBuf,
+    directory: PathBuf,
+    /// Held as long as the machine may run: tells an abandoned directory from one in use.
+    _lock: cache::Lock,
+}
+
+impl Home {
+    fn create() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let machines = cache::directory()?.join("machines");
+        fs::create_dir_all(&machines).with_context(|| format!("Creating {}", machines.display()))?;
+        let _changing = cache::lock(&machines.join("lock"))?;
+        remove_abandoned(&machines)?;
+
+        let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = machines.join(name);
+        for part in ["upper", "work", "root"] {
+            let part = directory.join(part);
+            fs::create_dir_all(&part).with_context(|| format!("Creating {}", part.display()))?;
+        }
+        let lock = cache::lock(&directory.join("lock"))?;
+        Ok(Self {
+            machines,
+            directory,
+            _lock: lock,
+        })
+    }
+
+    fn remove(&self) -> Result<()> {
+        // Nobody may take it for abandoned while it goes.
+        let _changing = cache::lock(&self.machines.join("lock"))?;
+        fs::remove_dir_all(&self.directory).with_context(|| format!("Removing {}", self.directory.display()))
+    }
+
+    fn cgroup_name(&self) -> String {
+        cgroup_name(&self.directory)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            eprintln!("lab: {error:#}");
+        }
+    }
+}
+
+/// Removes the directories and control groups of machines whose test process was killed. Its processes and mounts went
+/// with it.
+fn remove_abandoned(machines: &Path) -> Result<()> {
+    let entries = fs::read_dir(machines).with_context(|| format!("Reading {}", machines.display()))?;
+    for entry in entries {
+        let directory = entry?.path();
+        if !directory.is_dir() {
+            continue;
+        }
+        if let Some(_lock) = cache::try_lock(&directory.join("lock"))? {
+            Cgroup::remove_abandoned(&cgroup_name(&directory))?;
+            fs::remove_dir_all(&directory).with_context(|| format!("Removing {}", directory.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn cgroup_name(directory: &Path) -> String {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    format!("links-lab-{name}")
+}
+
+/// The right to run a machine. Two run at a time: more would only slow each other down past their deadlines.
+#[derive(Debug)]
+struct Slot;
+
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static FREED: Condvar = Condvar::new();
+
+impl Slot {
+    const COUNT: usize = 2;
+
+    fn take() -> Self {
+        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = FREED
+            .wait_while(running, |running| *running >= Self::COUNT)
+            .unwrap_or_else(PoisonError::into_inner);
+        *running += 1;
+        Self
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        FREED.notify_one();
+    }
+}

@@ -1,0 +1,111 @@
+//! Debian trees to boot: made once, kept in the user's cache, never written to afterwards.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use sha2::{Digest as _, Sha256};
+
+use crate::{cache, process};
+
+const SUITE: &str = "bookworm";
+/// Beside the minimal system.
+const INSTALLED: &str = "systemd,systemd-sysv,dbus,init-system-helpers,ca-certificates,curl,iproute2,procps";
+/// Waits in the tree, with all that it needs, for apt to install it without a network.
+const DOWNLOADED: &str = "nginx";
+
+const MAKE_TREE: &str = include_str!("../lab/make-tree.sh");
+const INSTALL_LAYER: &str = include_str!("../lab/install-layer.sh");
+
+/// Read-only directories that a machine boots from, the topmost first.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    layers: Vec<PathBuf>,
+}
+
+impl Tree {
+    /// Debian 12 without nginx; apt can install nginx offline.
+    ///
+    /// The first call on a machine takes a minute or two and needs the archive that the machine's apt uses.
+    ///
+    /// # Errors
+    /// Not root, a needed command is missing, or debootstrap failed: the error tells which log to read.
+    pub fn plain() -> Result<Self> {
+        process::require(&[
+            ("debootstrap", "debootstrap"),
+            ("unshare", "util-linux"),
+            ("ip", "iproute2"),
+        ])?;
+        let layer = cached(&[SUITE, INSTALLED, DOWNLOADED, MAKE_TREE], |temporary| {
+            let mut script = process::isolated(&["--mount", "--pid"], MAKE_TREE);
+            script.arg(temporary).args([SUITE, INSTALLED, DOWNLOADED]);
+            script
+        })?;
+        Ok(Self { layers: vec![layer] })
+    }
+
+    /// The plain tree with nginx installed and enabled, its default site on port 80.
+    ///
+    /// # Errors
+    /// As [`Self::plain`].
+    pub fn with_nginx() -> Result<Self> {
+        let plain = Self::plain()?;
+        let lower = plain.overlay_lower();
+        let key = lower.to_string_lossy();
+        let layer = cached(&[&key, INSTALL_LAYER], |temporary| {
+            let mut script = process::isolated(&["--mount", "--pid", "--net"], INSTALL_LAYER);
+            script.arg(temporary).arg(&lower).arg("nginx");
+            script
+        })?;
+        Ok(Self {
+            layers: [vec![layer], plain.layers].concat(),
+        })
+    }
+
+    /// The layers as overlayfs takes them.
+    pub(crate) fn overlay_lower(&self) -> OsString {
+        let layers: Vec<_> = self.layers.iter().map(|layer| layer.as_os_str()).collect();
+        layers.join(":".as_ref())
+    }
+}
+
+/// The directory that `make` fills, from the cache where all `inputs` are as they were when it was made.
+///
+/// `make` gets a directory that does not exist and the command is to create; it becomes the cached one when it is complete.
+fn cached(inputs: &[&str], make: impl FnOnce(&Path) -> Command) -> Result<PathBuf> {
+    let directory = cache::directory()?;
+    let key = inputs
+        .iter()
+        .fold(Sha256::new(), |hash, input| hash.chain_update(input).chain_update([0]))
+        .finalize();
+    let key: String = key.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let made = directory.join(format!("tree-{key}"));
+    if made.exists() {
+        return Ok(made);
+    }
+
+    let _lock = cache::lock(&directory.join(format!("tree-{key}.lock")))?;
+    if made.exists() {
+        return Ok(made);
+    }
+    let temporary = directory.join(format!("tree-{key}.making"));
+    if temporary.exists() {
+        fs::remove_dir_all(&temporary).with_context(|| format!("Removing {}", temporary.display()))?;
+    }
+    eprintln!("lab: making {} (once; a minute or two)", made.display());
+    let begin = Instant::now();
+    let log = directory.join(format!("tree-{key}.log"));
+    let status = process::run_logged(&mut make(&temporary), &log)?;
+    ensure!(
+        status.success(),
+        "making the lab's Debian tree failed ({status}); the end of {}:\n{}",
+        log.display(),
+        process::tail(&log)
+    );
+    fs::rename(&temporary, &made).with_context(|| format!("Renaming {}", temporary.display()))?;
+    eprintln!("lab: made in {:.0} s", begin.elapsed().as_secs_f64());
+    Ok(made)
+}

@@ -1,0 +1,295 @@
+//! The lab itself: whatever the other tests take for granted about it.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where what it needs is not there")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use links_tests::http::Failure;
+use links_tests::load::{Connections, Load, verify_all};
+use links_tests::{Machine, Tree, eventually};
+
+#[test]
+fn a_command_runs_inside_and_its_end_is_told() -> Result<()> {
+    let machine = Machine::boot(&Tree::plain()?)?;
+
+    assert_eq!(machine.ok(["cat", "/proc/1/comm"])?.stdout, "systemd\n");
+    assert_eq!(machine.ok(["hostname"])?.stdout, "links-lab\n");
+    assert_eq!(machine.shell("ls /sys/class/net")?.stdout, "lo\n");
+
+    let failing = machine.run(["bash", "-c", "echo out; echo err >&2; exit 7"])?;
+    assert_eq!(
+        (failing.status, &*failing.stdout, &*failing.stderr),
+        (7, "out\n", "err\n")
+    );
+
+    let error = machine.ok(["ls", "/nowhere"]).unwrap_err().to_string();
+    assert!(error.contains("`ls /nowhere` failed: exit status 2"), "{error}");
+    assert!(error.contains("No such file or directory"), "{error}");
+
+    let begin = Instant::now();
+    let error = machine
+        .run_within(Duration::from_secs(1), ["sleep", "100"])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("`sleep 100` did not end within 1s"), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert_eq!(
+        machine.run(["pgrep", "sleep"])?.stdout,
+        "",
+        "the command was ended inside"
+    );
+    Ok(())
+}
+
+#[test]
+fn files_go_in_and_out_and_never_reach_the_host() -> Result<()> {
+    let machine = Machine::boot(&Tree::plain()?)?;
+
+    machine.write("/srv/new/directory/file", "text")?;
+    assert_eq!(machine.read("/srv/new/directory/file")?, "text");
+    assert_eq!(
+        machine.shell("stat -c '%a %U' /srv/new/directory/file")?.stdout,
+        "644 root\n"
+    );
+
+    // An absolute link means the machine's own root.
+    machine.ok(["ln", "-s", "/etc/hostname-of-nobody", "/srv/link"])?;
+    machine.write("/srv/link", "inside")?;
+    assert_eq!(machine.read("/etc/hostname-of-nobody")?, "inside");
+    assert!(!fs::exists("/etc/hostname-of-nobody")?);
+
+    machine.copy_in("/usr/bin/true".as_ref(), "/srv/bin/truth")?;
+    machine.ok(["/srv/bin/truth"])?;
+
+    machine.ok(["ln", "-s", "/nowhere", "/srv/dangling"])?;
+    assert!(machine.exists("/srv/dangling")?);
+    assert!(!machine.exists("/srv/nothing")?);
+    Ok(())
+}
+
+#[test]
+fn a_sandboxed_unit_gets_its_credentials_and_directories() -> Result<()> {
+    let machine = Machine::boot(&Tree::plain()?)?;
+    machine.write("/srv/trial/run", include_str!("trial/run"))?;
+    machine.write(
+        "/etc/systemd/system/trial@.service",
+        include_str!("trial/trial@.service"),
+    )?;
+    machine.write("/etc/trial/credentials/token", "secret")?;
+    machine
+        .shell("chmod 700 /etc/trial/credentials; chmod 600 /etc/trial/credentials/token; useradd --system trial")?;
+
+    machine.ok(["systemctl", "daemon-reload"])?;
+    machine.ok(["systemctl", "start", "trial@1"])?;
+
+    let status = machine.ok(["systemctl", "status", "trial@1"])?.stdout;
+    assert!(status.contains("Active: active (running)"), "{status}");
+    assert!(status.contains("Status: \"ready as instance 1\""), "{status}");
+    let journal = machine.journal("trial@1")?;
+    assert!(journal.contains("credential: secret\n"), "{journal}");
+    assert!(journal.contains("credential mode: 400 trial\n"), "{journal}");
+    assert!(journal.contains("runtime directory mode: 700 trial\n"), "{journal}");
+    assert!(journal.contains("cache directory: /var/cache/trial\n"), "{journal}");
+    Ok(())
+}
+
+#[test]
+fn the_client_speaks_to_servers_inside() -> Result<()> {
+    let machine = Machine::boot(&Tree::with_nginx()?)?;
+    let page = machine.http().get("/")?;
+    assert_eq!((page.status.as_u16(), page.header("content-type")), (200, "text/html"));
+    assert!(page.text().contains("Welcome to nginx"), "{page}");
+    assert_eq!(machine.http().head("/")?.body.len(), 0);
+    assert_eq!(machine.http().get("/nothing")?.status, 404);
+    assert!(matches!(machine.http_at(9).get("/"), Err(Failure::Refused)));
+
+    machine.write("/etc/nginx/conf.d/trial.conf", include_str!("trial/nginx.conf"))?;
+    machine.ok(["systemctl", "restart", "nginx"])?;
+    let trial = machine.http_at(8080).header("x-trial", "one");
+    assert_eq!(trial.get("/redirect")?.header("location"), "https://example.com/one");
+    assert_eq!(
+        trial.post("/mirror", r#"{"a": 1}"#)?.text(),
+        "POST application/json 8 links.example"
+    );
+    assert!(matches!(trial.get("/close"), Err(Failure::Reset)));
+    let hasty = trial.deadline(Duration::from_millis(300));
+    assert!(matches!(hasty.get("/never"), Err(Failure::TimedOut(_))));
+
+    let mut connection = machine.http_at(8080).connect()?;
+    let first = connection.get("/connection")?.text();
+    assert_eq!(connection.get("/connection")?.text(), first, "one connection for both");
+    assert_ne!(machine.http_at(8080).get("/connection")?.text(), first, "another one");
+    Ok(())
+}
+
+#[test]
+fn the_load_tells_every_outcome_and_every_lost_link() -> Result<()> {
+    let machine = Machine::boot(&Tree::with_nginx()?)?;
+    machine.write("/etc/nginx/conf.d/load.conf", include_str!("trial/load.conf"))?;
+    machine.ok(["systemctl", "restart", "nginx"])?;
+    let second = Duration::from_secs(1);
+
+    for connections in [Connections::KeptAlive, Connections::Fresh] {
+        let load = Load::through([machine.http_at(8090)])
+            .writers(3)
+            .connections(connections);
+        let report = load.run(second)?;
+        assert_eq!(report.failed(), 0, "{report}");
+        assert!(report.acknowledged.len() > 100, "{report}");
+        assert_eq!(report.statuses[&200], report.acknowledged.len() as u64, "{report}");
+
+        let mut lost = verify_all(&machine.http_at(8090), &report.acknowledged)?;
+        assert_eq!(lost.len(), report.acknowledged.len() - 1, "all but /0/3");
+        assert_eq!(lost.pop().unwrap().found, "302 Found https://load.example/0/3");
+    }
+
+    let refusing = Load::through([machine.http_at(8091)]).run(second)?;
+    assert!(refusing.statuses[&503] > 10, "{refusing}");
+
+    let cut = Load::through([machine.http_at(8090), machine.http_at(8090)]).start();
+    machine.ok(["systemctl", "kill", "--signal=KILL", "nginx"])?;
+    let cut = cut.stop()?;
+    assert!(cut.refused > 0, "{cut}");
+    assert_eq!(cut.failed(), cut.refused + cut.resets, "{cut}");
+    Ok(())
+}
+
+#[test]
+fn apt_installs_nginx_without_a_network() -> Result<()> {
+    let machine = Machine::boot(&Tree::plain()?)?;
+    assert!(!machine.exists("/usr/sbin/nginx")?);
+    machine.ok(["apt-get", "--yes", "install", "nginx"])?;
+    assert_eq!(machine.http().get("/")?.status, 200);
+    machine.ok(["apt-get", "--yes", "purge", "nginx", "nginx-common"])?;
+    machine.ok(["apt", "--yes", "install", "nginx"])?;
+    machine.ok(["apt", "--yes", "reinstall", "nginx"])?;
+    Ok(())
+}
+
+#[test]
+fn what_was_written_outlives_a_reboot_and_a_power_cut() -> Result<()> {
+    let mut machine = Machine::boot(&Tree::plain()?)?;
+    let boot_id = |machine: &Machine| machine.read("/proc/sys/kernel/random/boot_id");
+    let first = boot_id(&machine)?;
+    machine.write("/var/lib/kept", "kept")?;
+    machine.write("/run/lost", "lost")?;
+
+    machine.kill_host()?;
+    let second = boot_id(&machine)?;
+    assert_ne!(first, second);
+    assert_eq!(machine.read("/var/lib/kept")?, "kept");
+    assert!(!machine.exists("/run/lost")?);
+
+    machine.reboot()?;
+    assert_ne!(second, boot_id(&machine)?);
+    assert_eq!(machine.read("/var/lib/kept")?, "kept");
+
+    machine.shutdown()?;
+    assert!(machine.run(["true"]).unwrap_err().to_string().contains("shut down"));
+    Ok(())
+}
+
+#[test]
+fn nothing_of_a_machine_is_left_when_it_is_dropped() -> Result<()> {
+    let machine = Machine::boot(&Tree::plain()?)?;
+    machine.shell("setsid sleep 1000 >/dev/null 2>&1 </dev/null & systemd-run --quiet sleep 1000")?;
+    let traces = Traces::of(&machine)?;
+    assert!(traces.processes()?.len() > 5, "{:?}", traces.processes()?);
+    assert!(fs::exists(&traces.directory)?);
+    assert!(fs::exists(&traces.cgroup)?);
+
+    drop(machine);
+    assert_eq!(traces.processes()?, Vec::<u32>::new());
+    assert!(!fs::exists(&traces.directory)?);
+    assert!(!fs::exists(&traces.cgroup)?);
+    Ok(())
+}
+
+#[test]
+fn nothing_of_a_machine_is_left_when_its_test_is_killed() -> Result<()> {
+    const NAME: &str = "nothing_of_a_machine_is_left_when_its_test_is_killed";
+    const VICTIM: &str = "LINKS_LAB_VICTIM";
+    if std::env::var_os(VICTIM).is_some() {
+        let machine = Machine::boot(&Tree::plain()?)?;
+        let traces = Traces::of(&machine)?;
+        println!("\ntraces {} {}", traces.directory, traces.cgroup);
+        std::io::stdin().read_to_end(&mut Vec::new())?;
+        return Ok(());
+    }
+
+    let mut victim = Command::new(std::env::current_exe()?)
+        .args(["--exact", NAME, "--nocapture"])
+        .env(VICTIM, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+    let line = lines.map_while(Result::ok).find(|line| line.starts_with("traces "));
+    let words: Vec<_> = line.as_deref().unwrap_or_default().split(' ').collect();
+    let [_, directory, cgroup] = words[..] else {
+        anyhow::bail!("the victim did not boot: {:?}", victim.wait_with_output()?);
+    };
+    let traces = Traces {
+        directory: directory.to_owned(),
+        cgroup: cgroup.to_owned(),
+    };
+    assert!(!traces.processes()?.is_empty());
+
+    victim.kill()?;
+    victim.wait()?;
+    eventually("the processes of the machine end", Duration::from_secs(10), || {
+        Ok(traces.processes()?.is_empty().then_some(()))
+    })?;
+    // The files are what the next machine clears away.
+    drop(Machine::boot(&Tree::plain()?)?);
+    assert!(!fs::exists(&traces.directory)?);
+    assert!(!fs::exists(&traces.cgroup)?);
+    Ok(())
+}
+
+/// Where a machine shows on the host.
+struct Traces {
+    directory: String,
+    cgroup: String,
+}
+
+impl Traces {
+    fn of(machine: &Machine) -> Result<Self> {
+        let upper = machine.ok(["findmnt", "--noheadings", "--output=OPTIONS", "/"])?.stdout;
+        let upper = upper.split("upperdir=").nth(1).and_then(|rest| rest.split(',').next());
+        let directory = upper
+            .and_then(|upper| upper.strip_suffix("/upper"))
+            .context("an overlay")?;
+        let name = directory.rsplit('/').next().unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let cgroup = mounts
+            .lines()
+            .find(|line| line.contains(" cgroup2 "))
+            .and_then(|line| line.split(' ').nth(1));
+        Ok(Self {
+            directory: directory.to_owned(),
+            cgroup: format!("{}/links-lab-{name}", cgroup.context("cgroup2")?),
+        })
+    }
+
+    /// The processes that see the machine's file system.
+    fn processes(&self) -> Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for process in fs::read_dir("/proc")? {
+            let process = process?;
+            let Ok(pid) = process.file_name().to_string_lossy().parse() else {
+                continue;
+            };
+            // It may have ended since.
+            let mounts = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
+            if mounts.contains(&self.directory) {
+                found.push(pid);
+            }
+        }
+        Ok(found)
+    }
+}
