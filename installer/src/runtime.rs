@@ -52,6 +52,8 @@ impl Call<'_> {
             .env("HOME", &self.cache_dir)
             .env("XDG_CACHE_HOME", &self.cache_dir)
             .env("TMPDIR", &self.temporary_dir)
+            // Spin reads variables from a file `.env` where it is started: that has to be a directory of ours.
+            .current_dir(&self.temporary_dir)
             .stdin(Stdio::null());
         command
     }

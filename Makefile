@@ -1,0 +1,39 @@
+# Thin on purpose: cargo builds, linksctl packs and runs, component/build.sh builds the Wasm. `make help` lists the targets.
+
+CARGO ?= cargo
+DIST  := target/dist
+LINKSCTL := target/release/linksctl
+
+.DEFAULT_GOAL := help
+.PHONY: help run test deb lint bench clean build packages-run packages-test
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: packages-run deb ## build everything, pack it, start the appliance on localhost until Ctrl-C
+	$(LINKSCTL) --root target/run up --bundle $(DIST)/links-*.tar.gz
+
+test: packages-test deb ## every test, the lab with systemd and nginx included (needs root); SPIN=/path/to/spin for that runtime
+	$(CARGO) test --release --workspace --exclude links --locked
+
+deb: build ## both packages, the .deb and the tarball, into target/dist/
+	rm -rf $(DIST)
+	$(LINKSCTL) pack --out $(DIST)
+
+build:
+	component/build.sh
+	$(CARGO) build --release --locked -p links-host -p links-installer
+
+lint: packages-test ## formatting, clippy, shellcheck: everything that must be silent
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	git ls-files | xargs grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh' | xargs shellcheck
+
+bench: packages-run deb ## speed of this build on this machine
+	$(CARGO) run --release --locked -p links-tests --bin bench
+
+clean: ## remove what was built (the caches below ~/.cache/links stay)
+	$(CARGO) clean
+
+packages-run packages-test:
+	@.ci/packages $(@:packages-%=%)
