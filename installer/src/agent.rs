@@ -27,7 +27,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         // The handler interrupts poll(), which returns then.
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("Catching signals")?;
     }
-    let wanted = load_links(layout)?.instances;
+    let mut wanted = load_links(layout)?.instances;
     let watch = Watch::new(layout)?;
     let mut told = String::new();
     notify(&[NotifyState::Ready]);
@@ -40,6 +40,8 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         }
         notify(&[NotifyState::Watchdog]);
         watch.wait(LOOK_AGAIN)?;
+        // While a person edits the file, it may be wrong for a while; `linksctl check` is there to say so.
+        wanted = load_links(layout).map_or(wanted, |config| config.instances);
     }
     notify(&[NotifyState::Stopping]);
     Ok(())

@@ -60,8 +60,10 @@ pub enum Command {
     /// Remove what `install` put there; the data stays unless --purge is given
     Uninstall(UninstallArgs),
 
-    /// Bring the host in line with the installed payload (run by the package's postinst)
-    #[command(hide = true)]
+    /// Bring the host in line with links.toml, runtime.toml and the installed release
+    ///
+    /// Imports the release, moves instances that run another one or another configuration, one after the other, and
+    /// writes the nginx site. The package's postinst and `systemctl reload links` run this; doing it again is harmless.
     Configure(ConfigureArgs),
 
     /// Take the host's integration away (run by the package's prerm)
@@ -195,10 +197,6 @@ pub struct UninstallArgs {
 
 #[derive(Args, Debug)]
 pub struct ConfigureArgs {
-    /// The version that was configured before, where there was one
-    #[arg(long, value_name = "VERSION")]
-    pub from_version: Option<String>,
-
     /// Show what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,

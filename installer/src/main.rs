@@ -55,8 +55,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Token(args) => token::show(&layout, args.rotate)?,
         Command::Install(args) => install::payload::install(&layout, args.no_start, args.dry_run)?,
         Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,
-        Command::Configure(args) => install::configure(&layout, OnBehalfOf::Package, true, args.dry_run)?,
-        Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::Package, args.dry_run)?,
+        Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), true, args.dry_run)?,
+        Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
         Command::Man | Command::Completions { .. } => anyhow::bail!("not merged"),
     }
     Ok(ExitCode::SUCCESS)

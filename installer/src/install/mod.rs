@@ -57,8 +57,12 @@ enum Step {
     EnableInstances(Vec<u16>),
     Site,
     EnableService,
-    /// Of all that is enabled.
+    /// With the instances, which it wants.
     Start,
+    /// Those that do not run yet; nothing for the others.
+    StartInstances(Vec<u16>),
+    /// links.service alone, for it to run the new linksctl.
+    RestartAgent,
     /// One after the other; if one fails, all go back to what they ran.
     Move(Vec<u16>),
     Retire(Vec<u16>),
@@ -80,6 +84,8 @@ impl fmt::Display for Step {
             ),
             Self::EnableService => write!(f, "enable {} at boot", layout::SERVICE),
             Self::Start => write!(f, "start {}", layout::SERVICE),
+            Self::StartInstances(numbers) => write!(f, "start instance {} where it does not run", list(numbers)),
+            Self::RestartAgent => write!(f, "restart the agent"),
             Self::Move(numbers) => write!(
                 f,
                 "move instance {} to the release and the configuration, one at a time",
@@ -117,8 +123,10 @@ fn plan(observed: &Observed, start: bool) -> Vec<Step> {
         if !moving.is_empty() {
             steps.push(Step::Move(moving));
         }
-        // What does not run yet.
-        steps.push(Step::Start);
+        steps.push(Step::StartInstances(select(&|_| true)));
+        if !select(&is_behind).is_empty() {
+            steps.push(Step::RestartAgent);
+        }
     }
     if !observed.surplus.is_empty() {
         steps.push(Step::Retire(observed.surplus.clone()));
@@ -134,7 +142,8 @@ fn plan(observed: &Observed, start: bool) -> Vec<Step> {
     steps
 }
 
-/// Brings the host in line with the payload: postinst's and `install`'s work. Can be repeated at any time.
+/// Brings the host in line with the payload and the configuration: the work of postinst, `install` and `systemctl reload
+/// links`. Can be repeated at any time.
 ///
 /// # Errors
 /// The configuration is wrong, the disk is full, an instance does not become ready, nginx refuses the site: what was
@@ -173,6 +182,12 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
                 if !services.act("start", &[layout::SERVICE.to_owned()])? && services.running() {
                     notices.push(format!("not started, by policy: `systemctl start {}`", layout::SERVICE));
                 }
+            }
+            Step::StartInstances(numbers) => {
+                services.act("start", &units(numbers))?;
+            }
+            Step::RestartAgent => {
+                services.act("restart", &[layout::SERVICE.to_owned()])?;
             }
             Step::Move(numbers) => move_instances(&store, services, numbers, &payload.id)?,
             Step::Retire(numbers) => {
@@ -327,8 +342,8 @@ pub fn require_root() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::Step::{
-        CheckConfiguration, EnableInstances, EnableService, Import, MakeToken, Move, Point, ReloadUnits, Retire, Site,
-        Start,
+        CheckConfiguration, EnableInstances, EnableService, Import, MakeToken, Move, Point, ReloadUnits, RestartAgent,
+        Retire, Site, Start, StartInstances,
     };
     use super::*;
 
@@ -371,6 +386,10 @@ mod tests {
 
     fn enable() -> Step {
         EnableInstances(vec![1, 2])
+    }
+
+    fn start() -> Step {
+        StartInstances(vec![1, 2])
     }
 
     #[test]
@@ -429,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_repetition_moves_nothing() {
-        let steps = [CheckConfiguration, Import, ReloadUnits, enable(), Start, Site];
+        let steps = [CheckConfiguration, Import, ReloadUnits, enable(), start(), Site];
         assert_eq!(plan(&unchanged(), true), steps);
     }
 

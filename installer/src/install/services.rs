@@ -22,6 +22,16 @@ pub enum OnBehalfOf {
     Person,
 }
 
+impl OnBehalfOf {
+    /// dpkg names the script that it runs in the environment (dpkg(1)).
+    pub fn caller() -> Self {
+        match std::env::var_os("DPKG_MAINTSCRIPT_NAME") {
+            Some(_) => Self::Package,
+            None => Self::Person,
+        }
+    }
+}
+
 /// The host's services.
 #[derive(Clone, Copy, Debug)]
 pub struct Services {

@@ -1,0 +1,218 @@
+//! `linksctl up`, which `make run` ends with: the appliance in the foreground, used as its own output says.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic is how a test fails"
+)]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use links_tests::{Artifacts, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A `linksctl up` below a directory of its own.
+struct Up {
+    directory: Rc<tempfile::TempDir>,
+    child: Child,
+    /// What it prints, a line each.
+    lines: Receiver<String>,
+}
+
+impl Up {
+    /// In a new directory, with the tarball unpacked in it.
+    fn start() -> Self {
+        let directory = Rc::new(tempfile::tempdir().unwrap());
+        let tarball = Artifacts::find().unwrap().tarball;
+        let unpacked = Command::new("tar")
+            .arg("-xzf")
+            .arg(&tarball)
+            .arg("-C")
+            .arg(directory.path())
+            .status()
+            .unwrap();
+        assert!(unpacked.success());
+        Self::start_in(directory)
+    }
+
+    fn start_in(directory: Rc<tempfile::TempDir>) -> Self {
+        let mut child = Command::new(linksctl(directory.path()))
+            .arg("--root")
+            .arg(directory.path().join("root"))
+            .args(["up", "--bundle"])
+            .arg(Artifacts::find().unwrap().tarball)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (tell, lines) = channel();
+        for stream in [
+            Box::new(child.stdout.take().unwrap()) as Box<dyn std::io::Read + Send>,
+            Box::new(child.stderr.take().unwrap()),
+        ] {
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines() {
+                    if tell.send(line.unwrap()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Self {
+            directory,
+            child,
+            lines,
+        }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.directory.path().join("root")
+    }
+
+    /// The next line that starts with `start`, blanks aside; without them.
+    fn line(&self, start: &str) -> String {
+        let mut seen = vec![];
+        while let Ok(line) = self.lines.recv_timeout(DEADLINE) {
+            if line.trim().starts_with(start) {
+                return line.trim().to_owned();
+            }
+            seen.push(line);
+        }
+        panic!("no line starts with {start:?}:\n{}", seen.join("\n"));
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    /// Waits for its end, and for that of everything that was started for it.
+    fn end(mut self) -> std::process::ExitStatus {
+        let status = eventually("linksctl up ends", DEADLINE, || Ok(self.child.try_wait()?)).unwrap();
+        eventually("its processes end", DEADLINE, || {
+            Ok(processes_of(&self.root()).is_empty().then_some(()))
+        })
+        .unwrap();
+        status
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        // Already gone in a test that came to its end.
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+        let _ = self.child.wait();
+    }
+}
+
+fn linksctl(directory: &Path) -> PathBuf {
+    let mut tops = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let top = tops
+        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("links-"))
+        .unwrap();
+    top.join("usr/bin/linksctl")
+}
+
+/// Command lines that name a directory.
+fn processes_of(directory: &Path) -> Vec<String> {
+    let name = directory.to_string_lossy().into_owned();
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| fs::read(entry.unwrap().path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(&name))
+        .collect()
+}
+
+fn shell(line: &str) -> Output {
+    Command::new("sh").args(["-c", line]).output().unwrap()
+}
+
+#[test]
+fn what_it_prints_can_be_pasted_and_ctrl_c_leaves_nothing() {
+    let up = Up::start();
+    let curl = up.line("curl ");
+    let url = up.line("http://");
+
+    let answer = shell(&format!("{curl} --silent --show-error --fail"));
+    let text = String::from_utf8_lossy(&answer.stdout);
+    assert!(
+        answer.status.success() && text.contains(&format!("\"short_url\":\"{url}\"")),
+        "{answer:?}"
+    );
+
+    let followed = shell(&format!("curl --silent --include {url}"));
+    let text = String::from_utf8_lossy(&followed.stdout).to_lowercase();
+    assert!(
+        text.starts_with("http/1.1 302") && text.contains("\nlocation: https://example.com/\r"),
+        "{text}"
+    );
+
+    let status = Command::new(linksctl(up.directory.path()))
+        .arg("--root")
+        .arg(up.root())
+        .args(["status", "--json"])
+        .output()
+        .unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(
+        (&status["ok"], status["instances"].as_array().unwrap().len()),
+        (&true.into(), 2),
+        "{status}"
+    );
+
+    assert!(
+        processes_of(&up.root()).len() >= 5,
+        "up, two supervisors, two runtimes: {:?}",
+        processes_of(&up.root())
+    );
+    up.signal(Signal::SIGINT);
+    assert!(up.end().success());
+}
+
+#[test]
+fn links_are_still_there_after_a_restart() {
+    let up = Up::start();
+    let curl = up.line("curl ");
+    let url = up.line("http://");
+    assert!(shell(&format!("{curl} --silent --fail")).status.success());
+    let directory = Rc::clone(&up.directory);
+    up.signal(Signal::SIGTERM);
+    assert!(up.end().success());
+
+    let again = Up::start_in(directory);
+    assert_eq!(again.line("http://"), url);
+    let followed = shell(&format!("curl --silent --include {url}"));
+    assert!(followed.stdout.starts_with(b"HTTP/1.1 302"), "{followed:?}");
+    again.signal(Signal::SIGTERM);
+    assert!(again.end().success());
+}
+
+#[test]
+fn the_end_of_an_instance_ends_everything_and_says_why() {
+    let up = Up::start();
+    up.line("Ctrl-C");
+    let runtime = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let line = String::from_utf8_lossy(&fs::read(path.join("cmdline")).ok()?).replace('\0', " ");
+            let ours = line.contains(&*up.root().to_string_lossy()) && line.contains(" up --from ");
+            ours.then(|| path.file_name()?.to_str()?.parse::<i32>().ok()).flatten()
+        })
+        .min()
+        .expect("a runtime runs");
+    kill(Pid::from_raw(runtime), Signal::SIGKILL).unwrap();
+    up.line("instance");
+    assert!(!up.end().success());
+}
