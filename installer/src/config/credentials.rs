@@ -22,6 +22,7 @@ impl Credentials {
         self.secrets.get(name).map(String::as_str)
     }
 
+    #[cfg(test)]
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.secrets.keys().map(String::as_str)
     }

@@ -422,7 +422,7 @@ mod tests {
             ReloadUnits,
             enable(),
             Move(vec![1, 2]),
-            Start,
+            start(), RestartAgent,
             Site,
         ];
         assert_eq!(plan(&upgraded(), true), steps);
@@ -462,7 +462,7 @@ mod tests {
             ReloadUnits,
             enable(),
             Move(vec![2]),
-            Start,
+            start(),
             Site,
         ];
         assert_eq!(plan(&changed, true), steps);
@@ -479,7 +479,7 @@ mod tests {
             Import,
             ReloadUnits,
             enable(),
-            Start,
+            start(),
             Retire(vec![3]),
             Site,
         ];

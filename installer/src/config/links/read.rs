@@ -15,11 +15,9 @@ use crate::layout::MAX_INSTANCES;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
+#[cfg(test)]
 impl Config {
-    /// Reads `links.toml`.
-    ///
-    /// # Errors
-    /// Everything that is wrong with it, in the order of the text, with the warnings.
+    /// The configuration, or all that is wrong.
     pub fn parse(text: &str, file: &str) -> Result<Self, Vec<Finding>> {
         let (config, findings) = read(text, file);
         config.ok_or(findings)
