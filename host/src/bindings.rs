@@ -5,6 +5,7 @@ wasmtime::component::bindgen!({
     world: "links:host/imports",
     // Plain WIT functions are async here as well: a write must not hold a thread of the executor.
     imports: { default: async | trappable },
+    additional_derives: [PartialEq],
     trappable_error_type: {
         "spin:sqlite/sqlite.error" => spin::sqlite::sqlite::Error,
         "spin:variables/variables.error" => spin::variables::variables::Error,

@@ -19,8 +19,10 @@ use crate::range::Range;
 const TICK: Duration = Duration::from_millis(10);
 /// Instances that can live at once. Spin's default.
 pub const MOST_INSTANCES: u32 = 1_000;
-/// Memory of a slot that is cleared by hand rather than given back to the kernel, in bytes. Spin's value.
+/// Memory of a free slot that is cleared by hand rather than given back to the kernel, in bytes. Spin's value.
 const KEEP_RESIDENT: usize = 2 << 20;
+/// Free slots that keep such memory: as many as a burst of requests uses, not a hundred as in Spin.
+const WARM_SLOTS: u32 = 32;
 
 /// Where compiled code is kept between starts.
 #[derive(Debug)]
@@ -103,6 +105,7 @@ fn pool() -> PoolingAllocationConfig {
         .max_tables_per_module(2)
         .max_memories_per_module(2)
         .max_memory_size(4 << 30)
+        .max_unused_warm_slots(WARM_SLOTS)
         .linear_memory_keep_resident(KEEP_RESIDENT)
         .table_keep_resident(KEEP_RESIDENT / 4);
     pool

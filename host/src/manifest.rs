@@ -351,7 +351,7 @@ mod tests {
             error.contains("`sqlite_database`") && error.contains("`sqlite_databases`"),
             "{error}"
         );
-        assert!(error.contains("line 15"), "{error}");
+        assert!(error.contains("line 14"), "{error}");
     }
 
     #[test]

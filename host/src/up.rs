@@ -83,26 +83,27 @@ fn check_grants(application: &Application, config: &Config) -> Result<()> {
 /// Opens the databases in use and compiles the components.
 fn app(up: &Up, application: Application, config: Config, app_dir: &Path, alive: mpsc::Sender<()>) -> Result<App> {
     let Application {
+        name,
         variables,
         routes,
         components,
-        ..
     } = application;
+    tracing::info!("application {name:?}");
     let variables = Arc::new(Variables::new(variables, config.providers)?);
     let mut databases = HashMap::new();
-    for (name, database) in config.sqlite_databases {
+    for (label, database) in config.sqlite_databases {
         let place = database.place.to_string();
         let database = Database::new(database.place, database.allow_attach_file);
         if components
             .values()
-            .any(|component| component.sqlite_databases.contains(&name))
+            .any(|component| component.sqlite_databases.contains(&label))
         {
             database
                 .prepare()
-                .with_context(|| format!("The SQLite database {name:?} cannot be used"))?;
-            tracing::info!("SQLite database {name:?}: {place}");
+                .with_context(|| format!("The SQLite database {label:?} cannot be used"))?;
+            tracing::info!("SQLite database {label:?}: {place}");
         }
-        databases.insert(name, database);
+        databases.insert(label, database);
     }
     let mut stores = HashMap::new();
     for (label, place) in config.key_value_stores {
