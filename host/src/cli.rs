@@ -1,0 +1,227 @@
+//! What links-host accepts: the flags of `spin up` that an appliance needs. The doc comments are the help.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueHint};
+
+use crate::engine::Reuse;
+use crate::range::Range;
+
+/// A small runtime for Spin components: HTTP, SQLite, key-value stores and variables.
+///
+/// It reads the same spin.toml and the same runtime configuration as Spin 4 and refuses, by name, what it lacks.
+#[derive(Debug, Parser)]
+#[command(name = "links-host", version, max_term_width = 100)]
+#[command(after_help = "Logs go to standard error; RUST_LOG sets what is logged (default: info).")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve an application
+    Up(Box<Up>),
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Up {
+    /// The application: a spin.toml, or a directory that holds one
+    #[arg(short = 'f', long = "from", value_name = "PATH", default_value = "spin.toml", value_hint = ValueHint::AnyPath)]
+    pub from: PathBuf,
+
+    /// Address and port to listen on
+    #[arg(long, env = "SPIN_HTTP_LISTEN_ADDR", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000",
+          value_parser = parse_listen)]
+    pub listen: SocketAddr,
+
+    /// The runtime configuration: databases, key-value stores, variable providers
+    #[arg(long, env = "RUNTIME_CONFIG_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub runtime_config_file: Option<PathBuf>,
+
+    /// Where databases without a path of their own live; empty for nowhere: such databases are then in memory
+    ///
+    /// The default is `.spin` beside spin.toml.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub state_dir: Option<String>,
+
+    /// Accepted only when empty: links-host writes no log files, the output of components is passed through
+    #[arg(short = 'L', long, env = "SPIN_LOG_DIR", value_name = "DIR")]
+    pub log_dir: Option<String>,
+
+    /// Drop the output of components
+    #[arg(short = 'q', long)]
+    pub quiet: bool,
+
+    /// Compile at every start, keep no compiled code
+    #[arg(long, env = "DISABLE_WASMTIME_CACHE", conflicts_with = "cache")]
+    pub disable_cache: bool,
+
+    /// Configuration file of the compile cache; without it the cache is $XDG_CACHE_HOME/wasmtime
+    #[arg(long, env = "WASMTIME_CACHE_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub cache: Option<PathBuf>,
+
+    /// Allocate every instance anew instead of from a pool (slower; for machines with little address space)
+    #[arg(long)]
+    pub disable_pooling: bool,
+
+    /// How many requests one instance may serve; a range such as 64..128 picks a number for each instance
+    #[arg(long, value_name = "COUNT", default_value = "128", value_parser = parse_count)]
+    pub max_instance_reuse_count: Range<usize>,
+
+    /// How many requests one instance may serve at a time; a number or a range
+    #[arg(long, value_name = "COUNT", default_value = "16", value_parser = parse_count)]
+    pub max_instance_concurrent_reuse_count: Range<usize>,
+
+    /// How long an instance without requests is kept: seconds, or with a suffix s, ms, us, ns; a time or a range
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
+    pub idle_instance_timeout: Range<Duration>,
+
+    /// How long a request may take; no limit by default
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub request_timeout: Option<Range<Duration>>,
+
+    /// After SIGTERM or SIGINT: how long requests that are being answered may still take (not a flag of Spin)
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub shutdown_timeout: Duration,
+
+    /// Set an environment variable in every component
+    #[arg(short = 'e', long = "env", value_name = "KEY=VALUE", value_parser = parse_env)]
+    pub env: Vec<(String, String)>,
+}
+
+impl Up {
+    pub fn reuse(&self) -> Reuse {
+        Reuse {
+            requests: self.max_instance_reuse_count,
+            at_a_time: self.max_instance_concurrent_reuse_count,
+            idle: self.idle_instance_timeout,
+            request_timeout: self.request_timeout,
+        }
+    }
+}
+
+/// An address and port, or a name and port; of several addresses 127.0.0.1 is preferred, as in Spin.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let addresses: Vec<SocketAddr> = text.to_socket_addrs().map_err(|error| error.to_string())?.collect();
+    let local = addresses
+        .iter()
+        .find(|address| address.ip() == std::net::Ipv4Addr::LOCALHOST);
+    local
+        .or(addresses.first())
+        .copied()
+        .ok_or_else(|| "the name has no address".to_owned())
+}
+
+/// A number or a range of numbers, at least 1.
+fn parse_count(text: &str) -> Result<Range<usize>, String> {
+    let parse = |text: &str| match usize::from_str(text) {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err(format!("expected a number or a range such as 64..128, got {text:?}")),
+    };
+    Range::parse(text, parse)
+}
+
+fn parse_time(text: &str) -> Result<Range<Duration>, String> {
+    Range::parse(text, parse_duration)
+}
+
+/// Whole seconds, or a whole number with the suffix s, ms, us (or μs) or ns.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let number = u64::from_str(digits).ok();
+    match (number, unit) {
+        (Some(number), "" | "s") => Ok(Duration::from_secs(number)),
+        (Some(number), "ms") => Ok(Duration::from_millis(number)),
+        (Some(number), "us" | "μs") => Ok(Duration::from_micros(number)),
+        (Some(number), "ns") => Ok(Duration::from_nanos(number)),
+        _ => Err(format!(
+            "expected a whole number with s, ms, us, ns or no suffix (seconds), got {text:?}"
+        )),
+    }
+}
+
+fn parse_env(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot parse its input has failed")]
+mod tests {
+    use super::*;
+
+    fn up(args: &[&str]) -> Result<Up, clap::Error> {
+        let cli = Cli::try_parse_from(["links-host", "up"].iter().chain(args))?;
+        let Command::Up(up) = cli.command;
+        Ok(*up)
+    }
+
+    #[test]
+    fn the_supervisors_command_line_is_accepted() {
+        let up = up(&[
+            "--from",
+            "/bundle/spin.toml",
+            "--listen",
+            "127.0.0.1:7001",
+            "--runtime-config-file",
+            "/run/links/1/runtime.toml",
+            "--state-dir",
+            "/var/lib/links/data",
+        ])
+        .unwrap();
+        assert_eq!(up.listen, "127.0.0.1:7001".parse().unwrap());
+        assert_eq!(up.from, PathBuf::from("/bundle/spin.toml"));
+        assert_eq!(up.state_dir.as_deref(), Some("/var/lib/links/data"));
+    }
+
+    #[test]
+    fn reuse_is_spins_by_default() {
+        let reuse = up(&[]).unwrap().reuse();
+        assert_eq!(reuse.requests, Range::One(128));
+        assert_eq!(reuse.at_a_time, Range::One(16));
+        assert_eq!(reuse.idle, Range::One(Duration::from_secs(1)));
+        assert_eq!(reuse.request_timeout, None);
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(parse_duration("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_duration("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_duration("30ms"), Ok(Duration::from_millis(30)));
+        assert_eq!(parse_duration("7us"), Ok(Duration::from_micros(7)));
+        assert!(parse_duration("1h").is_err());
+        assert!(parse_duration("").is_err());
+        assert_eq!(
+            parse_time("1..8s"),
+            Ok(Range::Between(Duration::from_secs(1), Duration::from_secs(8)))
+        );
+    }
+
+    #[test]
+    fn an_instance_serves_at_least_one_request() {
+        assert!(up(&["--max-instance-reuse-count", "0"]).is_err());
+        assert!(up(&["--max-instance-reuse-count", "0..4"]).is_err());
+        assert!(up(&["--max-instance-reuse-count", "4..4"]).is_err());
+    }
+
+    #[test]
+    fn an_unknown_flag_is_refused_by_name() {
+        let error = up(&["--find-free-port"]).unwrap_err().to_string();
+        assert!(error.contains("--find-free-port"), "{error}");
+    }
+
+    #[test]
+    fn names_resolve_and_nonsense_does_not() {
+        assert!(parse_listen("localhost:3000").is_ok());
+        assert!(parse_listen("3000").is_err());
+        assert!(up(&["--env", "NO_EQUALS_SIGN"]).is_err());
+    }
+}

@@ -1,0 +1,146 @@
+//! What one instance of a component has: its WASI context, its resources and its grants.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use wasmtime::component::ResourceTable;
+use wasmtime::{StoreLimits, StoreLimitsBuilder};
+use wasmtime_wasi::{TrappableError, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::WasiHttpCtx;
+use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::p3::{RequestOptions, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+
+use crate::key_value::Store;
+use crate::sqlite::Database;
+use crate::variables::ComponentVariables;
+
+/// What a component may use, and how it is set up; the same for all its instances.
+#[derive(Debug)]
+pub struct ComponentState {
+    pub id: String,
+    pub variables: ComponentVariables,
+    pub environment: Vec<(String, String)>,
+    pub granted_databases: HashSet<String>,
+    pub granted_stores: HashSet<String>,
+    /// All that the configuration defines.
+    pub databases: Arc<HashMap<String, Arc<Database>>>,
+    pub stores: Arc<HashMap<String, Store>>,
+    pub quiet: bool,
+    pub max_memory: Option<usize>,
+}
+
+/// Why a component does not get what it asks for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Denied {
+    NotGranted,
+    Unknown,
+}
+
+impl ComponentState {
+    pub fn database(&self, name: &str) -> Result<&Arc<Database>, Denied> {
+        grant(&self.granted_databases, &self.databases, name)
+    }
+
+    pub fn store(&self, label: &str) -> Result<&Store, Denied> {
+        grant(&self.granted_stores, &self.stores, label)
+    }
+}
+
+/// The grant is looked at first: what exists is nothing for a component without one to find out.
+fn grant<'a, T>(granted: &HashSet<String>, defined: &'a HashMap<String, T>, name: &str) -> Result<&'a T, Denied> {
+    if !granted.contains(name) {
+        return Err(Denied::NotGranted);
+    }
+    defined.get(name).ok_or(Denied::Unknown)
+}
+
+/// The data of a store.
+pub struct Context {
+    pub component: Arc<ComponentState>,
+    pub table: ResourceTable,
+    /// Open SQLite connections.
+    pub connections: usize,
+    /// Open key-value stores.
+    pub stores: usize,
+    pub limits: StoreLimits,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    outbound: NoOutbound,
+}
+
+impl Context {
+    pub fn new(component: Arc<ComponentState>) -> Self {
+        let mut wasi = WasiCtxBuilder::new();
+        if !component.quiet {
+            wasi.inherit_stdout().inherit_stderr();
+        }
+        wasi.envs(&component.environment);
+        let mut limits = StoreLimitsBuilder::new();
+        if let Some(bytes) = component.max_memory {
+            limits = limits.memory_size(bytes);
+        }
+        Self {
+            component,
+            table: ResourceTable::new(),
+            connections: 0,
+            stores: 0,
+            limits: limits.build(),
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            outbound: NoOutbound,
+        }
+    }
+}
+
+impl WasiView for Context {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+}
+
+impl WasiHttpView for Context {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            hooks: &mut self.outbound,
+            table: &mut self.table,
+            ctx: &mut self.http,
+        }
+    }
+}
+
+/// Outbound requests are refused; no manifest that asks for them is served.
+struct NoOutbound;
+
+type Sent = (http::Response<UnsyncBoxBody<Bytes, ErrorCode>>, Outcome);
+type Outcome = Box<dyn Future<Output = Result<(), ErrorCode>> + Send>;
+
+impl WasiHttpHooks for NoOutbound {
+    fn send_request(
+        &mut self,
+        _request: http::Request<UnsyncBoxBody<Bytes, ErrorCode>>,
+        _options: Option<RequestOptions>,
+        _outcome: Outcome,
+    ) -> Box<dyn Future<Output = Result<Sent, TrappableError<ErrorCode>>> + Send> {
+        Box::new(std::future::ready(Err(ErrorCode::HttpRequestDenied.into())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_comes_before_a_definition() {
+        let granted = HashSet::from(["default".to_owned(), "missing".to_owned()]);
+        let defined = HashMap::from([("default".to_owned(), 1), ("other".to_owned(), 2)]);
+        assert_eq!(grant(&granted, &defined, "default"), Ok(&1));
+        assert_eq!(grant(&granted, &defined, "other"), Err(Denied::NotGranted));
+        assert_eq!(grant(&granted, &defined, "missing"), Err(Denied::Unknown));
+        assert_eq!(grant(&granted, &defined, "nowhere"), Err(Denied::NotGranted));
+    }
+}

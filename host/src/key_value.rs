@@ -1,0 +1,269 @@
+//! Key-value stores in SQLite files, in the same table as Spin's, and the interface `spin:key-value`.
+
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+use wasmtime::component::{Accessor, FutureReader, HasSelf, Resource, StreamReader};
+
+use crate::bindings::key_value::{self, Error};
+use crate::bindings::sqlite::{self, RowResult, Value};
+use crate::config::Place;
+use crate::context::{Context, Denied};
+use crate::sqlite::{Database, Handle};
+
+/// How many stores one instance may have open. Spin's limit.
+const MOST_STORES: usize = 256;
+
+const CREATE: &str = "CREATE TABLE IF NOT EXISTS spin_key_value (
+    store TEXT NOT NULL,
+    key   TEXT NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (store, key)
+)";
+const GET: &str = "SELECT value FROM spin_key_value WHERE store = ? AND key = ?";
+const EXISTS: &str = "SELECT 1 FROM spin_key_value WHERE store = ? AND key = ?";
+const SET: &str = "INSERT INTO spin_key_value (store, key, value) VALUES (?1, ?2, ?3)
+    ON CONFLICT (store, key) DO UPDATE SET value = ?3";
+const DELETE: &str = "DELETE FROM spin_key_value WHERE store = ? AND key = ?";
+const KEYS: &str = "SELECT key FROM spin_key_value WHERE store = ?";
+
+/// A store that components may open.
+#[derive(Debug)]
+pub struct StoreFile {
+    label: String,
+    database: Arc<Database>,
+    in_memory: bool,
+    /// Set once the table is there: for a store in memory, the handle that is the store.
+    ready: OnceCell<Option<Handle>>,
+}
+
+/// A store that a component has opened.
+pub type Store = Arc<StoreFile>;
+
+impl StoreFile {
+    pub fn new(label: String, place: Place) -> Store {
+        let in_memory = place == Place::Memory;
+        Arc::new(Self {
+            label,
+            database: Database::new(place, false),
+            in_memory,
+            ready: OnceCell::new(),
+        })
+    }
+
+    /// # Errors
+    /// Names the file.
+    pub fn prepare(&self) -> anyhow::Result<()> {
+        self.database.prepare()
+    }
+
+    async fn handle(&self) -> Result<Handle, Error> {
+        let create = || async {
+            let handle = self.database.open().await?;
+            handle.execute_all(CREATE.to_owned(), vec![]).await?;
+            Ok::<_, sqlite::Error>(self.in_memory.then_some(handle))
+        };
+        match self.ready.get_or_try_init(create).await? {
+            Some(handle) => Ok(handle.clone()),
+            None => Ok(self.database.open().await?),
+        }
+    }
+
+    /// Runs a statement with the label and then `parameters`; the rows it gives.
+    async fn query(&self, sql: &str, parameters: impl IntoIterator<Item = Value>) -> Result<Vec<RowResult>, Error> {
+        let parameters = std::iter::once(Value::Text(self.label.clone()))
+            .chain(parameters)
+            .collect();
+        let (_, rows) = self.handle().await?.execute_all(sql.to_owned(), parameters).await?;
+        Ok(rows)
+    }
+
+    async fn get(&self, key: String) -> Result<Option<Vec<u8>>, Error> {
+        Ok(
+            match self
+                .query(GET, [Value::Text(key)])
+                .await?
+                .pop()
+                .and_then(|mut row| row.values.pop())
+            {
+                Some(Value::Blob(value)) => Some(value),
+                // Written by another program.
+                Some(Value::Text(value)) => Some(value.into_bytes()),
+                Some(_) => return Err(Error::Other("the stored value is a number".to_owned())),
+                None => None,
+            },
+        )
+    }
+
+    async fn exists(&self, key: String) -> Result<bool, Error> {
+        Ok(!self.query(EXISTS, [Value::Text(key)]).await?.is_empty())
+    }
+
+    async fn set(&self, key: String, value: Vec<u8>) -> Result<(), Error> {
+        self.query(SET, [Value::Text(key), Value::Blob(value)]).await.map(drop)
+    }
+
+    async fn delete(&self, key: String) -> Result<(), Error> {
+        self.query(DELETE, [Value::Text(key)]).await.map(drop)
+    }
+
+    async fn keys(&self) -> Result<Vec<String>, Error> {
+        let rows = self.query(KEYS, []).await?;
+        let key = |mut row: RowResult| match row.values.pop() {
+            Some(Value::Text(key)) => Some(key),
+            _ => None,
+        };
+        Ok(rows.into_iter().filter_map(key).collect())
+    }
+}
+
+impl From<sqlite::Error> for Error {
+    fn from(error: sqlite::Error) -> Self {
+        match error {
+            sqlite::Error::Io(message) => Self::Other(message),
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+impl From<Denied> for Error {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::NotGranted => Self::AccessDenied,
+            Denied::Unknown => Self::NoSuchStore,
+        }
+    }
+}
+
+fn store<T>(accessor: &Accessor<T, HasSelf<Context>>, resource: &Resource<Store>) -> Result<Store, Error> {
+    accessor
+        .with(|mut access| access.get().table.get(resource).cloned())
+        .map_err(|_| Error::NoSuchStore)
+}
+
+impl key_value::Host for Context {
+    fn convert_error(&mut self, error: Error) -> wasmtime::Result<Error> {
+        Ok(error)
+    }
+}
+
+impl key_value::HostStore for Context {
+    async fn drop(&mut self, store: Resource<Store>) -> wasmtime::Result<()> {
+        self.table.delete(store)?;
+        self.stores -= 1;
+        Ok(())
+    }
+}
+
+impl key_value::HostStoreWithStore for HasSelf<Context> {
+    async fn open<T: Send>(accessor: &Accessor<T, Self>, label: String) -> Result<Resource<Store>, Error> {
+        let store = accessor.with(|mut access| access.get().component.store(&label).cloned())?;
+        // So that a fault of the file shows here.
+        store.handle().await?;
+        accessor.with(|mut access| {
+            let context = access.get();
+            if context.stores >= MOST_STORES {
+                return Err(Error::StoreTableFull);
+            }
+            let resource = context.table.push(store).map_err(|_| Error::StoreTableFull)?;
+            context.stores += 1;
+            Ok(resource)
+        })
+    }
+
+    async fn get<T: Send>(
+        accessor: &Accessor<T, Self>,
+        resource: Resource<Store>,
+        key: String,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        store(accessor, &resource)?.get(key).await
+    }
+
+    async fn set<T: Send>(
+        accessor: &Accessor<T, Self>,
+        resource: Resource<Store>,
+        key: String,
+        value: Vec<u8>,
+    ) -> Result<(), Error> {
+        store(accessor, &resource)?.set(key, value).await
+    }
+
+    async fn delete<T: Send>(
+        accessor: &Accessor<T, Self>,
+        resource: Resource<Store>,
+        key: String,
+    ) -> Result<(), Error> {
+        store(accessor, &resource)?.delete(key).await
+    }
+
+    async fn exists<T: Send>(
+        accessor: &Accessor<T, Self>,
+        resource: Resource<Store>,
+        key: String,
+    ) -> Result<bool, Error> {
+        store(accessor, &resource)?.exists(key).await
+    }
+
+    async fn get_keys<T: Send>(
+        accessor: &Accessor<T, Self>,
+        resource: Resource<Store>,
+    ) -> wasmtime::Result<(StreamReader<String>, FutureReader<Result<(), Error>>)> {
+        let keys = match store(accessor, &resource) {
+            Ok(store) => store.keys().await,
+            Err(error) => Err(error),
+        };
+        let (keys, end) = match keys {
+            Ok(keys) => (keys, Ok(())),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        let end = std::future::ready(Ok::<_, wasmtime::Error>(end));
+        accessor.with(|mut access| {
+            Ok((
+                StreamReader::new(&mut access, keys)?,
+                FutureReader::new(&mut access, end)?,
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a store that fails here is a failed test")]
+mod tests {
+    use super::*;
+
+    async fn round_trip(place: Place) {
+        let store = StoreFile::new("default".into(), place.clone());
+        assert_eq!(store.get("a".into()).await.unwrap(), None);
+        store.set("a".into(), vec![1, 0, 255]).await.unwrap();
+        store.set("a".into(), vec![2]).await.unwrap();
+        store.set("b".into(), vec![]).await.unwrap();
+        assert_eq!(store.get("a".into()).await.unwrap(), Some(vec![2]));
+        assert_eq!(store.get("b".into()).await.unwrap(), Some(vec![]));
+        let mut keys = store.keys().await.unwrap();
+        keys.sort();
+        assert_eq!(keys, ["a", "b"]);
+        store.delete("a".into()).await.unwrap();
+        assert!(!store.exists("a".into()).await.unwrap());
+        assert!(store.exists("b".into()).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_is_set_is_got_until_it_is_deleted() {
+        round_trip(Place::Memory).await;
+        let dir = tempfile::tempdir().unwrap();
+        round_trip(Place::File(dir.path().join("kv.db"))).await;
+    }
+
+    #[tokio::test]
+    async fn stores_in_one_file_are_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::File(dir.path().join("kv.db"));
+        let (one, other) = (
+            StoreFile::new("one".into(), place.clone()),
+            StoreFile::new("other".into(), place),
+        );
+        one.set("a".into(), vec![1]).await.unwrap();
+        assert_eq!(other.get("a".into()).await.unwrap(), None);
+        assert!(other.keys().await.unwrap().is_empty());
+    }
+}

@@ -1,0 +1,689 @@
+//! One SQLite connection: running a statement at once or patiently, and what must hold before another may have it.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{CachedStatement, ErrorCode, OpenFlags, ToSql, ffi};
+
+use crate::bindings::sqlite::{Error, RowResult, Value};
+use crate::config::Place;
+
+/// How long a read may hold a thread of the executor before it is started again on the blocking pool.
+const AT_ONCE: Duration = Duration::from_millis(2);
+/// How much a read may return at once, in bytes; more is streamed.
+const AT_ONCE_BYTES: usize = 256 << 10;
+/// The most that may be held in memory for one result, in bytes. Spin's limit.
+pub const MOST_BYTES: usize = 128 << 20;
+/// How long a statement waits for another process's lock, unless `PRAGMA busy_timeout` says otherwise. Spin's value.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it looks whether the lock is free. SQLite's own handler backs off to 100 ms, and then a process that writes
+/// without a pause leaves another one no chance.
+const BUSY_POLL: Duration = Duration::from_millis(1);
+/// SQLite asks the progress handler once in so many instructions of its virtual machine.
+const PROGRESS_EVERY: i32 = 1_000;
+const CACHED_STATEMENTS: usize = 64;
+
+/// A whole result.
+#[derive(Debug)]
+pub struct Table {
+    pub columns: Vec<String>,
+    pub rows: Vec<RowResult>,
+}
+
+/// What to do with a statement that was not answered at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// It cannot change the database, but it may take long, or wait.
+    Read,
+    /// It may change the database.
+    Write,
+    /// It changes something else, a transaction or the connection, or is too rare to be answered at once.
+    Other,
+}
+
+/// How an attempt without waiting ended.
+#[derive(Debug)]
+pub enum Attempt {
+    Done(Table),
+    /// It must run on the blocking pool.
+    Later(Kind),
+    /// Even compiling the statement has to wait for another process.
+    Unclear,
+}
+
+pub struct Connection {
+    db: rusqlite::Connection,
+    hooks: Arc<Hooks>,
+    /// Device and inode of the file, by which a replaced file is noticed.
+    identity: Option<(u64, u64)>,
+}
+
+/// What SQLite's callbacks know.
+#[derive(Debug)]
+struct Hooks {
+    /// When a running read must give up, in microseconds by `now`; 0 for never.
+    deadline: AtomicU64,
+    /// In milliseconds.
+    busy_timeout: AtomicU64,
+    /// `PRAGMA busy_timeout` was compiled: SQLite puts its own handler in the place of ours.
+    busy_replaced: AtomicBool,
+    /// Something was compiled that changes the connection itself: nobody else may have it afterwards.
+    marked: AtomicBool,
+    /// Number of the patient statement that runs or ran last.
+    running: AtomicU64,
+    /// Number of the patient statement that nobody waits for any more.
+    abandoned: AtomicU64,
+}
+
+/// Microseconds since the first call; never 0.
+fn now() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(START.elapsed().as_micros()).unwrap_or(u64::MAX) + 1
+}
+
+impl Hooks {
+    fn interrupts(&self) -> bool {
+        let deadline = self.deadline.load(Relaxed);
+        let running = self.running.load(Relaxed);
+        (deadline != 0 && now() > deadline) || (running != 0 && self.abandoned.load(Relaxed) == running)
+    }
+
+    fn authorize(&self, action: &AuthAction<'_>, allow_attach_file: bool) -> Authorization {
+        match action {
+            // As in Spin: temporary and in-memory databases only. VACUUM attaches one of these.
+            AuthAction::Attach { filename } if !allow_attach_file && !matches!(*filename, "" | ":memory:") => {
+                return Authorization::Deny;
+            }
+            AuthAction::Pragma {
+                pragma_name,
+                pragma_value: Some(value),
+            } => {
+                if pragma_name.eq_ignore_ascii_case("busy_timeout") {
+                    self.busy_timeout.store(value.parse().unwrap_or(0), Relaxed);
+                    self.busy_replaced.store(true, Relaxed);
+                }
+                if changes_connection(pragma_name, value) {
+                    self.marked.store(true, Relaxed);
+                }
+            }
+            AuthAction::Attach { filename } if !filename.is_empty() => self.marked.store(true, Relaxed),
+            AuthAction::CreateTempTable { .. }
+            | AuthAction::CreateTempIndex { .. }
+            | AuthAction::CreateTempTrigger { .. }
+            | AuthAction::CreateTempView { .. } => self.marked.store(true, Relaxed),
+            _ => {}
+        }
+        Authorization::Allow
+    }
+}
+
+/// Whether a pragma with a value changes the connection rather than the file, or takes an argument only to ask.
+fn changes_connection(name: &str, value: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let about_the_file = [
+        "application_id",
+        "foreign_key_check",
+        "foreign_key_list",
+        "incremental_vacuum",
+        "index_info",
+        "index_list",
+        "index_xinfo",
+        "integrity_check",
+        "optimize",
+        "quick_check",
+        "table_info",
+        "table_list",
+        "table_xinfo",
+        "user_version",
+        "wal_checkpoint",
+    ];
+    // WAL is a property of the file, the other journal modes are not.
+    !(about_the_file.contains(&name.as_str()) || name == "journal_mode" && value.eq_ignore_ascii_case("wal"))
+}
+
+impl Connection {
+    /// # Errors
+    /// The file cannot be opened or created.
+    pub fn open(place: &Place, allow_attach_file: bool) -> rusqlite::Result<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let (mut db, identity) = match place {
+            Place::Memory => (rusqlite::Connection::open_in_memory()?, None),
+            Place::File(path) => (rusqlite::Connection::open_with_flags(path, flags)?, identity(path)),
+        };
+        let hooks = Arc::new(Hooks {
+            deadline: AtomicU64::new(0),
+            busy_timeout: AtomicU64::new(u64::try_from(BUSY_TIMEOUT.as_millis()).unwrap_or(u64::MAX)),
+            busy_replaced: AtomicBool::new(false),
+            marked: AtomicBool::new(false),
+            running: AtomicU64::new(0),
+            abandoned: AtomicU64::new(0),
+        });
+        db.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
+        let progress = hooks.clone();
+        db.progress_handler(PROGRESS_EVERY, Some(move || progress.interrupts()))?;
+        let authorizer = hooks.clone();
+        db.authorizer(Some(move |context: AuthContext<'_>| {
+            authorizer.authorize(&context.action, allow_attach_file)
+        }))?;
+        install_busy_handler(&mut db, &hooks)?;
+        Ok(Self { db, hooks, identity })
+    }
+
+    /// Answers a SELECT that is quick; everything else is left for the blocking pool, undone.
+    ///
+    /// # Errors
+    /// SQLite's, except that it would have to wait.
+    pub fn attempt(&self, sql: &str, parameters: &[Value]) -> Result<Attempt, Error> {
+        self.hooks.running.store(0, Relaxed);
+        self.hooks.deadline.store(now() + micros(AT_ONCE), Relaxed);
+        let result = self.attempt_until_deadline(sql, parameters);
+        self.hooks.deadline.store(0, Relaxed);
+        result
+    }
+
+    fn attempt_until_deadline(&self, sql: &str, parameters: &[Value]) -> Result<Attempt, Error> {
+        let mut statement = match self.db.prepare_cached(sql) {
+            Ok(statement) => statement,
+            Err(error) if would_wait(&error) => return Ok(Attempt::Unclear),
+            Err(error) => return Err(io(&error)),
+        };
+        if !statement.readonly() {
+            return Ok(Attempt::Later(Kind::Write));
+        }
+        if !is_query(sql) {
+            return Ok(Attempt::Later(Kind::Other));
+        }
+        let mut table = Table {
+            columns: columns(&statement),
+            rows: Vec::new(),
+        };
+        let mut bytes = 0;
+        let done = each_row(&mut statement, parameters, |row| {
+            bytes += size(&row);
+            table.rows.push(row);
+            Ok(bytes <= AT_ONCE_BYTES && !self.hooks.interrupts())
+        });
+        match done {
+            Ok(true) => Ok(Attempt::Done(table)),
+            Ok(false) => Ok(Attempt::Later(Kind::Read)),
+            Err(Failure::Sqlite(error)) if would_wait(&error) => Ok(Attempt::Later(Kind::Read)),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// What kind of statement it is; may wait for another process.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn classify(&self, sql: &str) -> Result<Kind, Error> {
+        let statement = self.db.prepare_cached(sql).map_err(|error| io(&error))?;
+        Ok(match statement.readonly() {
+            false => Kind::Write,
+            true if is_query(sql) => Kind::Read,
+            true => Kind::Other,
+        })
+    }
+
+    /// Runs a statement to its end, waiting for other processes, and returns all rows.
+    ///
+    /// # Errors
+    /// SQLite's, and a result too large to hold.
+    pub fn run(&self, sql: &str, parameters: &[Value]) -> Result<Table, Error> {
+        let mut statement = self.db.prepare_cached(sql).map_err(|error| io(&error))?;
+        let mut table = Table {
+            columns: columns(&statement),
+            rows: Vec::new(),
+        };
+        let mut bytes = 0;
+        each_row(&mut statement, parameters, |row| {
+            bytes += size(&row);
+            table.rows.push(row);
+            if bytes > MOST_BYTES { Err(too_large()) } else { Ok(true) }
+        })?;
+        Ok(table)
+    }
+
+    /// Runs a statement that only reads, handing on first its columns, then each row. `row` says whether to go on.
+    ///
+    /// # Errors
+    /// SQLite's, and a row too large to hold.
+    pub fn stream(
+        &self,
+        sql: &str,
+        parameters: &[Value],
+        head: impl FnOnce(Vec<String>),
+        mut row: impl FnMut(RowResult) -> bool,
+    ) -> Result<(), Error> {
+        let mut statement = self.db.prepare_cached(sql).map_err(|error| io(&error))?;
+        head(columns(&statement));
+        each_row(&mut statement, parameters, |values| {
+            if size(&values) > MOST_BYTES {
+                Err(too_large())
+            } else {
+                Ok(row(values))
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Numbers the patient statement that comes next, so that it can be abandoned.
+    pub fn abandonable(&self) -> Abandon {
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBERS.fetch_add(1, Relaxed);
+        self.hooks.running.store(number, Relaxed);
+        Abandon {
+            hooks: self.hooks.clone(),
+            number,
+        }
+    }
+
+    /// Puts things right after a patient statement.
+    ///
+    /// # Errors
+    /// SQLite refuses the busy handler, which it does not.
+    pub fn settle(&mut self) -> Result<(), Error> {
+        self.hooks.running.store(0, Relaxed);
+        if self.hooks.busy_replaced.swap(false, Relaxed) {
+            install_busy_handler(&mut self.db, &self.hooks).map_err(|error| io(&error))?;
+        }
+        Ok(())
+    }
+
+    pub fn in_transaction(&self) -> bool {
+        !self.db.is_autocommit()
+    }
+
+    /// Whether neither a rollback nor a close awaits it.
+    pub fn is_quick_to_end(&self) -> bool {
+        !self.in_transaction() && !self.hooks.marked.load(Relaxed)
+    }
+
+    pub fn changes(&self) -> u64 {
+        self.db.changes()
+    }
+
+    pub fn last_insert_rowid(&self) -> i64 {
+        self.db.last_insert_rowid()
+    }
+
+    /// Makes the connection as good as new for another handle; false when it cannot be and must be closed.
+    pub fn reset(&mut self) -> bool {
+        if self.in_transaction() && self.db.execute_batch("ROLLBACK").is_err() {
+            return false;
+        }
+        // SAFETY: the handle belongs to an open connection, which `&mut self` makes ours alone.
+        unsafe { ffi::sqlite3_set_last_insert_rowid(self.db.handle(), 0) };
+        !self.hooks.marked.load(Relaxed)
+    }
+
+    /// Whether the file at the path is still the one that was opened.
+    pub fn is_current(&self, place: &Place) -> bool {
+        match place {
+            Place::Memory => true,
+            Place::File(path) => self.identity.is_some() && self.identity == identity(path),
+        }
+    }
+
+    /// Whether the file can only be read. Reads it to find out whether it is a database at all.
+    ///
+    /// # Errors
+    /// The file is not a database, or cannot be read.
+    pub fn check(&self) -> rusqlite::Result<bool> {
+        self.db
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        self.db.is_readonly("main")
+    }
+}
+
+/// Ends the patient statement of its number when dropped; harmless when that has ended.
+#[derive(Debug)]
+pub struct Abandon {
+    hooks: Arc<Hooks>,
+    number: u64,
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.hooks.abandoned.store(self.number, Relaxed);
+    }
+}
+
+fn install_busy_handler(db: &mut rusqlite::Connection, hooks: &Arc<Hooks>) -> rusqlite::Result<()> {
+    let hooks = hooks.clone();
+    let mut since = 0;
+    db.busy_handler(Some(move |tries| {
+        if tries == 0 {
+            since = now();
+        }
+        // On a thread of the executor nothing waits.
+        let at_once = hooks.deadline.load(Relaxed) != 0;
+        if at_once || hooks.interrupts() || now() - since >= hooks.busy_timeout.load(Relaxed) * 1_000 {
+            return false;
+        }
+        std::thread::sleep(BUSY_POLL);
+        true
+    }))
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Whether a statement starts like one that only asks, and that does so from the start when it is run again.
+///
+/// `Statement::readonly` alone is not enough: it also holds for BEGIN, COMMIT and ATTACH.
+fn is_query(sql: &str) -> bool {
+    let mut rest = sql.trim_start();
+    loop {
+        rest = if let Some(comment) = rest.strip_prefix("--") {
+            comment.split_once('\n').map_or("", |(_, after)| after).trim_start()
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            comment.split_once("*/").map_or("", |(_, after)| after).trim_start()
+        } else {
+            break;
+        }
+    }
+    let word = rest.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
+    ["SELECT", "WITH", "VALUES"]
+        .iter()
+        .any(|query| word.eq_ignore_ascii_case(query))
+}
+
+fn would_wait(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::OperationInterrupted)
+    )
+}
+
+fn columns(statement: &CachedStatement<'_>) -> Vec<String> {
+    statement.column_names().into_iter().map(str::to_owned).collect()
+}
+
+/// Why rows ended early.
+enum Failure {
+    Sqlite(rusqlite::Error),
+    Other(Error),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Sqlite(error) => io(&error),
+            Failure::Other(error) => error,
+        }
+    }
+}
+
+/// Runs the statement and hands on its rows while `visit` says so; false if it did not.
+fn each_row(
+    statement: &mut CachedStatement<'_>,
+    parameters: &[Value],
+    mut visit: impl FnMut(RowResult) -> Result<bool, Error>,
+) -> Result<bool, Failure> {
+    let count = statement.column_count();
+    let mut rows = statement.query(rusqlite::params_from_iter(parameters.iter().map(Parameter)))?;
+    while let Some(row) = rows.next()? {
+        let mut values = Vec::with_capacity(count);
+        for column in 0..count {
+            values.push(value(row.get_ref(column)?).map_err(Failure::Other)?);
+        }
+        if !visit(RowResult { values }).map_err(Failure::Other)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn value(value: ValueRef<'_>) -> Result<Value, Error> {
+    Ok(match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(integer) => Value::Integer(integer),
+        ValueRef::Real(real) => Value::Real(real),
+        ValueRef::Text(text) => {
+            let text = std::str::from_utf8(text).map_err(|error| Error::Io(format!("a text is not UTF-8: {error}")))?;
+            Value::Text(text.to_owned())
+        }
+        ValueRef::Blob(blob) => Value::Blob(blob.to_vec()),
+    })
+}
+
+struct Parameter<'a>(&'a Value);
+
+impl ToSql for Parameter<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self.0 {
+            Value::Null => ValueRef::Null,
+            Value::Integer(integer) => ValueRef::Integer(*integer),
+            Value::Real(real) => ValueRef::Real(*real),
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Blob(blob) => ValueRef::Blob(blob),
+        }))
+    }
+}
+
+/// The memory that a row takes, in bytes.
+pub fn size(row: &RowResult) -> usize {
+    let payload = |value: &Value| match value {
+        Value::Text(text) => text.len(),
+        Value::Blob(blob) => blob.len(),
+        Value::Integer(_) | Value::Real(_) | Value::Null => 0,
+    };
+    row.values
+        .iter()
+        .map(|value| size_of::<Value>() + payload(value))
+        .sum::<usize>()
+        + size_of::<RowResult>()
+}
+
+pub fn too_large() -> Error {
+    Error::Io(format!("query result exceeds limit of {MOST_BYTES} bytes"))
+}
+
+/// Spin reports every failure of SQLite this way.
+pub fn io(error: &rusqlite::Error) -> Error {
+    Error::Io(error.to_string())
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a statement that fails here is a failed test"
+)]
+mod tests {
+    use super::*;
+
+    fn memory() -> Connection {
+        let connection = Connection::open(&Place::Memory, false).unwrap();
+        connection
+            .run("CREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT)", &[])
+            .unwrap();
+        connection
+    }
+
+    fn kind(connection: &Connection, sql: &str) -> Option<Kind> {
+        match connection.attempt(sql, &[]).unwrap() {
+            Attempt::Done(_) => None,
+            Attempt::Later(kind) => Some(kind),
+            Attempt::Unclear => panic!("{sql} is unclear"),
+        }
+    }
+
+    #[test]
+    fn reads_are_answered_at_once_and_nothing_else_is() {
+        let connection = memory();
+        for read in [
+            "SELECT 1",
+            " -- a\n /* b */ select b from t",
+            "WITH x AS (SELECT 1) SELECT * FROM x",
+            "VALUES (1)",
+        ] {
+            assert_eq!(kind(&connection, read), None, "{read}");
+        }
+        for write in [
+            "INSERT INTO t VALUES (1, 'x')",
+            "INSERT INTO t VALUES (2, 'x') RETURNING a",
+            "WITH x AS (SELECT 3) INSERT INTO t SELECT *, 'x' FROM x",
+            "DELETE FROM t",
+            "BEGIN IMMEDIATE",
+            "PRAGMA journal_mode = WAL",
+            "VACUUM",
+        ] {
+            assert_eq!(kind(&connection, write), Some(Kind::Write), "{write}");
+        }
+        for other in ["BEGIN", "COMMIT", "PRAGMA foreign_keys", "EXPLAIN SELECT 1"] {
+            assert_eq!(kind(&connection, other), Some(Kind::Other), "{other}");
+        }
+        // None of the attempts has done anything.
+        assert_eq!(
+            connection.run("SELECT count(*) FROM t", &[]).unwrap().rows[0].values,
+            [Value::Integer(0)]
+        );
+        assert!(!connection.in_transaction());
+    }
+
+    #[test]
+    fn a_slow_read_gives_up_soon_and_runs_patiently_to_its_end() {
+        let connection = memory();
+        let sql =
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) SELECT count(*) FROM n";
+        let start = Instant::now();
+        assert_eq!(kind(&connection, sql), Some(Kind::Read));
+        assert!(start.elapsed() < AT_ONCE * 25, "{:?}", start.elapsed());
+        assert_eq!(
+            connection.run(sql, &[]).unwrap().rows[0].values,
+            [Value::Integer(3_000_000)]
+        );
+    }
+
+    #[test]
+    fn a_large_read_is_left_for_streaming() {
+        let connection = memory();
+        assert_eq!(kind(&connection, "SELECT zeroblob(1000000)"), Some(Kind::Read));
+    }
+
+    #[test]
+    fn an_abandoned_statement_ends() {
+        let connection = memory();
+        let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+        drop(connection.abandonable());
+        assert!(matches!(connection.run(sql, &[]), Err(Error::Io(message)) if message.contains("interrupted")));
+        let _next = connection.abandonable();
+        assert!(connection.run("SELECT 1", &[]).is_ok());
+    }
+
+    #[test]
+    fn a_transaction_does_not_survive_a_reset() {
+        let mut connection = memory();
+        connection.run("BEGIN IMMEDIATE", &[]).unwrap();
+        connection.run("INSERT INTO t VALUES (7, 'x')", &[]).unwrap();
+        assert!(connection.reset());
+        assert!(!connection.in_transaction());
+        assert_eq!(connection.last_insert_rowid(), 0);
+        assert!(connection.run("SELECT * FROM t", &[]).unwrap().rows.is_empty());
+    }
+
+    #[test]
+    fn a_changed_connection_is_not_passed_on() {
+        for change in [
+            "PRAGMA foreign_keys = ON",
+            "PRAGMA synchronous = OFF",
+            "PRAGMA busy_timeout = 10",
+            "PRAGMA journal_mode = MEMORY",
+            "CREATE TEMP TABLE x (a)",
+            "ATTACH ':memory:' AS other",
+        ] {
+            let mut connection = memory();
+            connection.run(change, &[]).unwrap();
+            assert!(!connection.reset(), "{change}");
+        }
+        for harmless in [
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA user_version = 3",
+            "PRAGMA table_info(t)",
+            "VACUUM",
+        ] {
+            let mut connection = memory();
+            connection.run(harmless, &[]).unwrap();
+            assert!(connection.reset(), "{harmless}");
+        }
+    }
+
+    #[test]
+    fn files_are_not_attached_unless_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let attach = format!("ATTACH '{}' AS other", dir.path().join("other.db").display());
+        assert!(matches!(memory().run(&attach, &[]), Err(Error::Io(message)) if message.contains("not authorized")));
+        assert!(
+            Connection::open(&Place::Memory, true)
+                .unwrap()
+                .run(&attach, &[])
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn values_survive_the_way_there_and_back() {
+        let values = [
+            Value::Integer(i64::MIN),
+            Value::Real(0.5),
+            Value::Text("ä".into()),
+            Value::Blob(vec![0, 255]),
+            Value::Null,
+        ];
+        let table = memory().run("SELECT ?, ?, ?, ?, ?", &values).unwrap();
+        assert_eq!(table.rows[0].values, values);
+    }
+
+    #[test]
+    fn a_busy_timeout_of_the_guest_is_kept_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::File(dir.path().join("a.db"));
+        let (one, mut other) = (
+            Connection::open(&place, false).unwrap(),
+            Connection::open(&place, false).unwrap(),
+        );
+        other.run("PRAGMA busy_timeout = 30", &[]).unwrap();
+        other.settle().unwrap();
+        one.run("BEGIN IMMEDIATE", &[]).unwrap();
+        let start = Instant::now();
+        assert!(
+            matches!(other.run("CREATE TABLE t (a)", &[]), Err(Error::Io(message)) if message == "database is locked")
+        );
+        let waited = start.elapsed();
+        assert!(
+            waited >= Duration::from_millis(30) && waited < BUSY_TIMEOUT,
+            "{waited:?}"
+        );
+    }
+
+    #[test]
+    fn a_replaced_file_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let place = Place::File(path.clone());
+        let connection = Connection::open(&place, false).unwrap();
+        assert!(connection.is_current(&place));
+        std::fs::rename(&path, dir.path().join("old.db")).unwrap();
+        assert!(!connection.is_current(&place));
+        std::fs::write(&path, "").unwrap();
+        assert!(!connection.is_current(&place));
+    }
+}

@@ -1,0 +1,172 @@
+//! The interface `spin:sqlite`.
+
+use std::future::ready;
+use std::pin::Pin;
+use std::task::{Context as Task, Poll};
+
+use wasmtime::StoreContextMut;
+use wasmtime::component::{
+    Access, Accessor, Destination, FutureReader, HasSelf, Resource, StreamProducer, StreamReader, StreamResult,
+};
+
+use super::{Answer, Handle, RowStream, Rows};
+use crate::bindings::sqlite::{self, Connection, Error, QueryResult, RowResult, Value};
+use crate::context::{Context, Denied};
+
+/// How many connections one instance may have open. Spin's limit.
+const MOST_CONNECTIONS: usize = 256;
+
+type AsyncResult = (Vec<String>, StreamReader<RowResult>, FutureReader<Result<(), Error>>);
+
+impl From<Denied> for Error {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::NotGranted => Self::AccessDenied,
+            Denied::Unknown => Self::NoSuchDatabase,
+        }
+    }
+}
+
+impl Context {
+    fn push_connection(&mut self, handle: Handle) -> Result<Resource<Connection>, Error> {
+        let too_many = || Error::Io("too many connections opened".to_owned());
+        if self.connections >= MOST_CONNECTIONS {
+            return Err(too_many());
+        }
+        let resource = self.table.push(handle).map_err(|_| too_many())?;
+        self.connections += 1;
+        Ok(resource)
+    }
+
+    fn connection(&self, resource: &Resource<Connection>) -> Result<Handle, Error> {
+        self.table.get(resource).cloned().map_err(|_| Error::InvalidConnection)
+    }
+}
+
+fn handle<T>(accessor: &Accessor<T, HasSelf<Context>>, resource: &Resource<Connection>) -> Result<Handle, Error> {
+    accessor.with(|mut access: Access<'_, T, HasSelf<Context>>| access.get().connection(resource))
+}
+
+impl sqlite::Host for Context {
+    fn convert_error(&mut self, error: Error) -> wasmtime::Result<Error> {
+        Ok(error)
+    }
+}
+
+impl sqlite::HostConnection for Context {
+    async fn open(&mut self, database: String) -> Result<Resource<Connection>, Error> {
+        let handle = self.component.database(&database)?.open().await?;
+        self.push_connection(handle)
+    }
+
+    async fn execute(
+        &mut self,
+        connection: Resource<Connection>,
+        statement: String,
+        parameters: Vec<Value>,
+    ) -> Result<QueryResult, Error> {
+        let (columns, rows) = self.connection(&connection)?.execute_all(statement, parameters).await?;
+        Ok(QueryResult { columns, rows })
+    }
+
+    async fn last_insert_rowid(&mut self, connection: Resource<Connection>) -> wasmtime::Result<i64> {
+        Ok(self.connection(&connection)?.last_insert_rowid().await?)
+    }
+
+    async fn changes(&mut self, connection: Resource<Connection>) -> wasmtime::Result<u64> {
+        Ok(self.connection(&connection)?.changes().await?)
+    }
+
+    async fn drop(&mut self, connection: Resource<Connection>) -> wasmtime::Result<()> {
+        self.table.delete(connection)?;
+        self.connections -= 1;
+        Ok(())
+    }
+}
+
+impl sqlite::HostConnectionWithStore for HasSelf<Context> {
+    async fn open_async<T: Send>(
+        accessor: &Accessor<T, Self>,
+        database: String,
+    ) -> Result<Resource<Connection>, Error> {
+        let database = accessor.with(|mut access| access.get().component.database(&database).cloned())?;
+        let handle = database.open().await?;
+        accessor.with(|mut access| access.get().push_connection(handle))
+    }
+
+    async fn execute_async<T: Send>(
+        accessor: &Accessor<T, Self>,
+        connection: Resource<Connection>,
+        statement: String,
+        parameters: Vec<Value>,
+    ) -> Result<AsyncResult, Error> {
+        let Answer { columns, rows } = handle(accessor, &connection)?.execute(statement, parameters).await?;
+        let readers = accessor.with(|mut access| -> wasmtime::Result<_> {
+            Ok(match rows {
+                Rows::All(rows) => {
+                    let end = ready(Ok::<_, wasmtime::Error>(Ok(())));
+                    (
+                        StreamReader::new(&mut access, rows)?,
+                        FutureReader::new(&mut access, end)?,
+                    )
+                }
+                Rows::Stream(RowStream { rows, end, _abandon }) => {
+                    let rows = RowProducer { rows, _abandon };
+                    (
+                        StreamReader::new(&mut access, rows)?,
+                        FutureReader::new(&mut access, end)?,
+                    )
+                }
+            })
+        });
+        let (rows, end) = readers.map_err(|error| Error::Io(error.to_string()))?;
+        Ok((columns, rows, end))
+    }
+
+    async fn last_insert_rowid_async<T: Send>(
+        accessor: &Accessor<T, Self>,
+        connection: Resource<Connection>,
+    ) -> wasmtime::Result<i64> {
+        Ok(handle(accessor, &connection)?.last_insert_rowid().await?)
+    }
+
+    async fn changes_async<T: Send>(
+        accessor: &Accessor<T, Self>,
+        connection: Resource<Connection>,
+    ) -> wasmtime::Result<u64> {
+        Ok(handle(accessor, &connection)?.changes().await?)
+    }
+}
+
+/// Hands rows on as they come.
+struct RowProducer {
+    rows: tokio::sync::mpsc::Receiver<RowResult>,
+    _abandon: super::Abandon,
+}
+
+impl<D> StreamProducer<D> for RowProducer {
+    type Item = RowResult;
+    type Buffer = Option<RowResult>;
+
+    fn poll_produce<'a>(
+        mut self: Pin<&mut Self>,
+        task: &mut Task<'_>,
+        store: StoreContextMut<'a, D>,
+        mut destination: Destination<'a, RowResult, Option<RowResult>>,
+        finish: bool,
+    ) -> Poll<wasmtime::Result<StreamResult>> {
+        // A read of no items asks whether there may be some; the next read finds out.
+        if destination.remaining(store) == Some(0) {
+            return Poll::Ready(Ok(StreamResult::Completed));
+        }
+        match self.rows.poll_recv(task) {
+            Poll::Ready(Some(row)) => {
+                destination.set_buffer(Some(row));
+                Poll::Ready(Ok(StreamResult::Completed))
+            }
+            Poll::Ready(None) => Poll::Ready(Ok(StreamResult::Dropped)),
+            Poll::Pending if finish => Poll::Ready(Ok(StreamResult::Cancelled)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! SQLite databases: a pool of connections for each, one writer at a time, and the interface `spin:sqlite`.
+//!
+//! A quick read runs where it is called, without a change of thread; everything else runs on the blocking pool. Statements
+//! that may write queue up, first come first served, before a lock of this process, so that of each process only one
+//! connection ever waits for SQLite's own lock. A transaction holds that lock from its first write to its end.
+
+mod connection;
+mod host;
+
+use std::sync::Arc;
+use std::sync::Mutex as StdMutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot};
+use tokio::task::spawn_blocking;
+
+use self::connection::{Abandon, Attempt, Connection, Kind, Table, io};
+use crate::bindings::sqlite::{Error, RowResult, Value};
+use crate::config::Place;
+
+/// How many unused connections a database keeps open.
+const POOLED: usize = 32;
+/// Rows that are read ahead of a component that takes them one at a time.
+const ROWS_AHEAD: usize = 16;
+/// How long a writer waits while another one holds the lock and gets nowhere.
+const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A database that components may open.
+#[derive(Debug)]
+pub struct Database {
+    place: Place,
+    allow_attach_file: bool,
+    idle: StdMutex<Vec<Connection>>,
+    writer: Arc<Mutex<()>>,
+    /// How often the lock was given: it tells a slow queue from a stuck one.
+    turns: AtomicU64,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connection")
+    }
+}
+
+impl Database {
+    pub fn new(place: Place, allow_attach_file: bool) -> Arc<Self> {
+        Arc::new(Self {
+            place,
+            allow_attach_file,
+            idle: StdMutex::default(),
+            writer: Arc::default(),
+            turns: AtomicU64::new(0),
+        })
+    }
+
+    /// Creates the directory of the file and opens the database once, so that a fault shows at the start.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn prepare(&self) -> Result<()> {
+        let Place::File(path) = &self.place else { return Ok(()) };
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).with_context(|| format!("Creating the directory {}", dir.display()))?;
+        }
+        let next = "it and its directory must be readable and writable for this user";
+        let connection = Connection::open(&self.place, self.allow_attach_file)
+            .with_context(|| format!("Opening the database {}: {next}", path.display()))?;
+        let readonly = connection
+            .check()
+            .with_context(|| format!("Reading the database {}: {next}", path.display()))?;
+        if readonly {
+            tracing::warn!(
+                "the database {} can only be read: writing to it will fail; {next}",
+                path.display()
+            );
+        }
+        self.give_back(connection);
+        Ok(())
+    }
+
+    /// A handle with a connection of its own.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub async fn open(self: &Arc<Self>) -> Result<Handle, Error> {
+        let connection = match self.take() {
+            Some(connection) => connection,
+            None => {
+                let database = self.clone();
+                let open = move || Connection::open(&database.place, database.allow_attach_file);
+                on_blocking_pool(open).await?.map_err(|error| io(&error))?
+            }
+        };
+        let session = Session {
+            database: self.clone(),
+            connection: Some(connection),
+            turn: None,
+            wrote: false,
+        };
+        Ok(Handle(Arc::new(Mutex::new(session))))
+    }
+
+    fn take(&self) -> Option<Connection> {
+        loop {
+            let connection = self.idle().pop()?;
+            if connection.is_current(&self.place) {
+                return Some(connection);
+            }
+        }
+    }
+
+    fn give_back(&self, mut connection: Connection) {
+        // A database in memory belongs to one handle and ends with it.
+        if self.place != Place::Memory && connection.reset() {
+            let mut idle = self.idle();
+            if idle.len() < POOLED {
+                idle.push(connection);
+            }
+        }
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+        // Nothing that can panic happens under this lock.
+        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Waits for the turn to write.
+    ///
+    /// # Errors
+    /// Nobody's turn has ended for a while: a component keeps a transaction open.
+    async fn turn(&self) -> Result<OwnedMutexGuard<()>, Error> {
+        loop {
+            let turns = self.turns.load(Relaxed);
+            if let Ok(turn) = tokio::time::timeout(WRITER_TIMEOUT, self.writer.clone().lock_owned()).await {
+                self.turns.fetch_add(1, Relaxed);
+                return Ok(turn);
+            }
+            if self.turns.load(Relaxed) == turns {
+                // SQLite's own words for it, which components know.
+                return Err(Error::Io("database is locked".to_owned()));
+            }
+        }
+    }
+}
+
+/// A connection that a component has opened. Statements on it run one after the other.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Mutex<Session>>);
+
+#[derive(Debug)]
+struct Session {
+    database: Arc<Database>,
+    /// Taken out only when the session ends.
+    connection: Option<Connection>,
+    /// Held from the first write of a transaction to its end.
+    turn: Option<OwnedMutexGuard<()>>,
+    /// Whether this handle has written, and not only one that had the connection before it.
+    wrote: bool,
+}
+
+/// The answer to a statement.
+#[derive(Debug)]
+pub struct Answer {
+    pub columns: Vec<String>,
+    pub rows: Rows,
+}
+
+#[derive(Debug)]
+pub enum Rows {
+    All(Vec<RowResult>),
+    Stream(RowStream),
+}
+
+/// Rows that are still being read. Dropping it ends the statement.
+#[derive(Debug)]
+pub struct RowStream {
+    pub rows: mpsc::Receiver<RowResult>,
+    pub end: oneshot::Receiver<Result<(), Error>>,
+    _abandon: Abandon,
+}
+
+impl From<Table> for Answer {
+    fn from(table: Table) -> Self {
+        Self {
+            columns: table.columns,
+            rows: Rows::All(table.rows),
+        }
+    }
+}
+
+impl Handle {
+    /// Runs a statement. The rows of a long read come as a stream.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub async fn execute(&self, sql: String, parameters: Vec<Value>) -> Result<Answer, Error> {
+        let session = self.0.clone().lock_owned().await;
+        let attempt = session.connection()?.attempt(&sql, &parameters)?;
+        let (session, kind) = match attempt {
+            Attempt::Done(table) => return Ok(table.into()),
+            Attempt::Later(kind) => (session, kind),
+            Attempt::Unclear => classify(session, sql.clone()).await?,
+        };
+        match kind {
+            Kind::Read => read(session, sql, parameters).await,
+            Kind::Write => {
+                let session = with_turn(session).await?;
+                run(session, sql, parameters, true).await
+            }
+            Kind::Other => run(session, sql, parameters, false).await,
+        }
+    }
+
+    /// Runs a statement and collects its rows.
+    ///
+    /// # Errors
+    /// SQLite's, and a result too large to hold.
+    pub async fn execute_all(
+        &self,
+        sql: String,
+        parameters: Vec<Value>,
+    ) -> Result<(Vec<String>, Vec<RowResult>), Error> {
+        let Answer { columns, rows } = self.execute(sql, parameters).await?;
+        let rows = match rows {
+            Rows::All(rows) => rows,
+            Rows::Stream(stream) => stream.collect().await?,
+        };
+        Ok((columns, rows))
+    }
+
+    /// The row id of the last INSERT through this handle; 0 before one.
+    pub async fn last_insert_rowid(&self) -> Result<i64, Error> {
+        Ok(self.0.lock().await.connection()?.last_insert_rowid())
+    }
+
+    /// How many rows the last INSERT, UPDATE or DELETE through this handle has changed.
+    pub async fn changes(&self) -> Result<u64, Error> {
+        let session = self.0.lock().await;
+        Ok(if session.wrote {
+            session.connection()?.changes()
+        } else {
+            0
+        })
+    }
+}
+
+impl Session {
+    fn connection(&self) -> Result<&Connection, Error> {
+        self.connection.as_ref().ok_or(Error::InvalidConnection)
+    }
+
+    /// After a statement on the blocking pool.
+    fn settle(&mut self) -> Result<(), Error> {
+        let Some(connection) = &mut self.connection else {
+            return Err(Error::InvalidConnection);
+        };
+        connection.settle()?;
+        if !connection.in_transaction() {
+            self.turn = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        let quick = connection.is_quick_to_end();
+        let (database, turn) = (self.database.clone(), self.turn.take());
+        let end = move || {
+            database.give_back(connection);
+            drop(turn);
+        };
+        // Rolling back and closing may write to the disk.
+        if quick {
+            end();
+        } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(end);
+        } else {
+            end();
+        }
+    }
+}
+
+type Owned = OwnedMutexGuard<Session>;
+
+async fn classify(session: Owned, sql: String) -> Result<(Owned, Kind), Error> {
+    on_blocking_pool(move || {
+        let kind = session.connection()?.classify(&sql)?;
+        Ok((session, kind))
+    })
+    .await?
+}
+
+/// Waits for the turn to write, unless the session's transaction has it already.
+async fn with_turn(mut session: Owned) -> Result<Owned, Error> {
+    if session.turn.is_none() {
+        let database = session.database.clone();
+        let turn = database.turn().await?;
+        session.turn = Some(turn);
+    }
+    Ok(session)
+}
+
+/// Runs a statement to its end, whether somebody waits for it or not.
+async fn run(mut session: Owned, sql: String, parameters: Vec<Value>, writes: bool) -> Result<Answer, Error> {
+    on_blocking_pool(move || {
+        session.wrote |= writes;
+        let result = session.connection()?.run(&sql, &parameters);
+        session.settle()?;
+        Ok(result?.into())
+    })
+    .await?
+}
+
+/// Runs a read for as long as somebody wants its rows.
+async fn read(mut session: Owned, sql: String, parameters: Vec<Value>) -> Result<Answer, Error> {
+    let (head_sender, head) = oneshot::channel();
+    let (row_sender, rows) = mpsc::channel(ROWS_AHEAD);
+    let (end_sender, end) = oneshot::channel();
+    let abandon = session.connection()?.abandonable();
+    spawn_blocking(move || {
+        // That nobody receives any more is what ends the statement; it needs no error.
+        let head = |columns| drop(head_sender.send(columns));
+        let row = |row| row_sender.blocking_send(row).is_ok();
+        let result = session
+            .connection()
+            .and_then(|connection| connection.stream(&sql, &parameters, head, row));
+        let settled = session.settle();
+        drop(session);
+        drop(end_sender.send(result.and(settled)));
+    });
+    match head.await {
+        Ok(columns) => Ok(Answer {
+            columns,
+            rows: Rows::Stream(RowStream {
+                rows,
+                end,
+                _abandon: abandon,
+            }),
+        }),
+        // It did not compile; the end says why.
+        Err(_) => Err(end
+            .await
+            .unwrap_or(Ok(()))
+            .err()
+            .unwrap_or_else(|| Error::Io("internal runtime error".to_owned()))),
+    }
+}
+
+impl RowStream {
+    async fn collect(mut self) -> Result<Vec<RowResult>, Error> {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = self.rows.recv().await {
+            bytes += connection::size(&row);
+            if bytes > connection::MOST_BYTES {
+                return Err(connection::too_large());
+            }
+            rows.push(row);
+        }
+        self.end
+            .await
+            .map_err(|_| Error::Io("internal runtime error".to_owned()))??;
+        Ok(rows)
+    }
+}
+
+/// Runs on a thread that may block.
+async fn on_blocking_pool<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Io(format!("internal runtime error: {error}")))
+}
+
+#[cfg(test)]
+mod tests;

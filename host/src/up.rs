@@ -1,0 +1,185 @@
+//! `links-host up`: from the command line to a served application.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::sync::mpsc;
+
+use crate::cli::Up;
+use crate::config::{self, Config, Flags};
+use crate::context::ComponentState;
+use crate::engine::{self, CodeCache, Serving};
+use crate::key_value::StoreFile;
+use crate::manifest::{self, Application};
+use crate::respond::{App, Target};
+use crate::route::Router;
+use crate::server::{self, End, Signals};
+use crate::sqlite::Database;
+use crate::variables::{ComponentVariables, Variables};
+
+/// How long blocking work may still take after everything else has ended.
+const LAST_WORK: Duration = Duration::from_secs(1);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Everything that stands in the way of serving, before the first request is accepted.
+pub fn up(up: &Up) -> Result<()> {
+    let (application, app_dir) = manifest::load(&up.from)?;
+    let config = config::load(&Flags {
+        file: up.runtime_config_file.as_deref(),
+        state_dir: up.state_dir.as_deref(),
+        log_dir: up.log_dir.as_deref(),
+        app_dir: &app_dir,
+    })?;
+    check_grants(&application, &config)?;
+    if !config.logs_turned_off && !up.quiet {
+        tracing::info!("the output of components goes to standard output and error, not to log files");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let end = runtime.block_on(async {
+        let signals = Signals::new()?;
+        let socket = server::bind(up.listen)?;
+        let (alive_sender, alive) = mpsc::channel(1);
+        let app = Arc::new(app(up, application, config, &app_dir, alive_sender)?);
+        let listener = server::listen(socket, up.listen)?;
+        announce(&app, &format!("http://{}", listener.local_addr()?));
+        Ok::<_, anyhow::Error>(server::serve(listener, app, alive, signals, up.shutdown_timeout).await)
+    })?;
+    match end {
+        End::Complete => runtime.shutdown_timeout(LAST_WORK),
+        End::CutOff => runtime.shutdown_background(),
+    }
+    Ok(())
+}
+
+/// What a component is granted must be defined.
+fn check_grants(application: &Application, config: &Config) -> Result<()> {
+    for (id, component) in &application.components {
+        for name in &component.sqlite_databases {
+            if !config.sqlite_databases.contains_key(name) {
+                bail!(
+                    "component {id} uses the SQLite database {name:?}, which is not defined: check the spelling, or add a \
+                     [sqlite_database.{name}] to the runtime configuration"
+                );
+            }
+        }
+        for label in &component.key_value_stores {
+            if !config.key_value_stores.contains_key(label) {
+                bail!(
+                    "component {id} uses the key-value store {label:?}, which is not defined: check the spelling, or add a \
+                     [key_value_store.{label}] to the runtime configuration"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Opens the databases in use and compiles the components.
+fn app(up: &Up, application: Application, config: Config, app_dir: &Path, alive: mpsc::Sender<()>) -> Result<App> {
+    let Application {
+        name,
+        variables,
+        routes,
+        components,
+    } = application;
+    tracing::info!("application {name:?}");
+    let variables = Arc::new(Variables::new(variables, config.providers)?);
+    let mut databases = HashMap::new();
+    for (label, database) in config.sqlite_databases {
+        let place = database.place.to_string();
+        let database = Database::new(database.place, database.allow_attach_file);
+        if components
+            .values()
+            .any(|component| component.sqlite_databases.contains(&label))
+        {
+            database
+                .prepare()
+                .with_context(|| format!("The SQLite database {label:?} cannot be used"))?;
+            tracing::info!("SQLite database {label:?}: {place}");
+        }
+        databases.insert(label, database);
+    }
+    let mut stores = HashMap::new();
+    for (label, place) in config.key_value_stores {
+        let shown = place.to_string();
+        let store = StoreFile::new(label.clone(), place);
+        if components
+            .values()
+            .any(|component| component.key_value_stores.contains(&label))
+        {
+            store
+                .prepare()
+                .with_context(|| format!("The key-value store {label:?} cannot be used"))?;
+            tracing::info!("key-value store {label:?}: {shown}");
+        }
+        stores.insert(label, store);
+    }
+    let (databases, stores) = (Arc::new(databases), Arc::new(stores));
+
+    let cache = match &up.cache {
+        _ if up.disable_cache => CodeCache::Off,
+        Some(file) => CodeCache::Configured(file.clone()),
+        None => CodeCache::Default,
+    };
+    let engine = engine::engine(&cache, !up.disable_pooling)?;
+    let linker = engine::linker(&engine)?;
+    let mut handlers = HashMap::new();
+    for (id, component) in components {
+        let source = app_dir.join(&component.source);
+        let state = ComponentState {
+            id: id.clone(),
+            variables: ComponentVariables {
+                component: id.clone(),
+                templates: component.variables,
+                application: variables.clone(),
+            },
+            environment: component
+                .environment
+                .into_iter()
+                .chain(up.env.iter().cloned())
+                .collect(),
+            granted_databases: component.sqlite_databases.into_iter().collect(),
+            granted_stores: component.key_value_stores.into_iter().collect(),
+            databases: databases.clone(),
+            stores: stores.clone(),
+            quiet: up.quiet,
+            max_memory: config.max_instance_memory,
+        };
+        let serving = Serving {
+            engine: engine.clone(),
+            component: Arc::new(state),
+            reuse: up.reuse(),
+            _alive: alive.clone(),
+        };
+        let handler = engine::load(&linker, &source, serving).with_context(|| format!("component {id}"))?;
+        handlers.insert(id, Arc::new(handler));
+    }
+    let mut targets = Vec::new();
+    for (route, id) in routes {
+        let Some(handler) = handlers.get(&id) else {
+            bail!("there is no [component.{id}]")
+        };
+        let target = Target::new(id, handler.clone(), &route)?;
+        targets.push((route, target));
+    }
+    Ok(App::new(Router::new(targets)?))
+}
+
+/// Says where the application is served, in Spin's words.
+fn announce(app: &App, url: &str) {
+    let mut text = format!("Serving {url}\nAvailable Routes:\n");
+    for (route, id) in app.routes() {
+        let wildcard = if route.is_wildcard() { " (wildcard)" } else { "" };
+        text.push_str(&format!("  {id}: {url}{}{wildcard}\n", route.prefix()));
+    }
+    // Nobody may be reading; that is no reason not to serve.
+    if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
+        tracing::debug!("standard output: {error}");
+    }
+}

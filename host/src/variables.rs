@@ -1,0 +1,347 @@
+//! Variables: templates, the providers that give values, and the interface `spin:variables`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::env::VarError;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use wasmtime::component::{Accessor, HasSelf};
+
+use crate::bindings::variables::{self, Error};
+use crate::context::Context;
+
+/// A variable that spin.toml declares. Without a default, a provider must have it.
+#[derive(Debug)]
+pub struct Declared {
+    pub default: Option<String>,
+}
+
+/// Text with `{{ name }}` in it.
+#[derive(Debug, PartialEq)]
+pub struct Template(Vec<Part>);
+
+#[derive(Debug, PartialEq)]
+enum Part {
+    Text(String),
+    Variable(String),
+}
+
+impl Template {
+    /// # Errors
+    /// A `{{` that is not closed.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once("{{") {
+            let Some((name, after)) = after.split_once("}}") else {
+                bail!("{text:?} has a {{{{ without its }}}}");
+            };
+            if !before.is_empty() {
+                parts.push(Part::Text(before.to_owned()));
+            }
+            parts.push(Part::Variable(name.trim().to_owned()));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Text(rest.to_owned()));
+        }
+        Ok(Self(parts))
+    }
+
+    /// The variables in it.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Variable(name) => Some(name.as_str()),
+        })
+    }
+}
+
+/// Spin's rule for the names of variables: lower-case letters, digits and single underscores between them.
+///
+/// # Errors
+/// Says which part of the rule is broken.
+pub fn check_name(name: &str) -> Result<()> {
+    let odd = name
+        .chars()
+        .find(|c| !(c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_'));
+    let fault = if let Some(odd) = odd {
+        format!("{odd:?} is not a lower-case letter, a digit or an underscore")
+    } else if !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        "it must start with a letter".to_owned()
+    } else if name.ends_with('_') || name.contains("__") {
+        "underscores stand one at a time between other characters".to_owned()
+    } else {
+        return Ok(());
+    };
+    bail!("{name:?} is no name for a variable: {fault}")
+}
+
+/// Where values come from. The first provider that has a variable decides.
+#[derive(Debug)]
+pub enum Provider {
+    Static(HashMap<String, String>),
+    Environment(Environment),
+}
+
+/// The environment variables PREFIX_NAME, and after them those of a file.
+#[derive(Debug)]
+pub struct Environment {
+    pub prefix: String,
+    pub file: HashMap<String, String>,
+}
+
+impl Environment {
+    pub const DEFAULT_PREFIX: &str = "SPIN_VARIABLE";
+
+    /// `dotenv` need not exist, as in Spin.
+    ///
+    /// # Errors
+    /// A dotenv file that does not parse.
+    pub fn load(prefix: Option<String>, dotenv: Option<PathBuf>) -> Result<Self> {
+        let mut file = HashMap::new();
+        if let Some(path) = dotenv
+            && let Ok(entries) = dotenvy::from_path_iter(&path)
+        {
+            for entry in entries {
+                let (key, value) = entry.with_context(|| format!("Reading {}", path.display()))?;
+                file.insert(key, value);
+            }
+        }
+        Ok(Self {
+            prefix: prefix.unwrap_or_else(|| Self::DEFAULT_PREFIX.to_owned()),
+            file,
+        })
+    }
+
+    fn get(&self, name: &str) -> Result<Option<String>> {
+        let key = format!("{}_{}", self.prefix, name.to_ascii_uppercase());
+        match std::env::var(&key) {
+            Ok(value) => Ok(Some(value)),
+            Err(VarError::NotPresent) => Ok(self.file.get(&key).cloned()),
+            Err(VarError::NotUnicode(_)) => bail!("the environment variable {key} is not UTF-8"),
+        }
+    }
+}
+
+impl Provider {
+    /// Asynchronous for the sake of providers that ask over the network.
+    async fn get(&self, name: &str) -> Result<Option<String>> {
+        match self {
+            Self::Static(values) => Ok(values.get(name).cloned()),
+            Self::Environment(environment) => environment.get(name),
+        }
+    }
+
+    /// Whether the provider has the variable, as far as can be told without asking over the network.
+    fn may_have(&self, name: &str) -> bool {
+        match self {
+            Self::Static(values) => values.contains_key(name),
+            Self::Environment(environment) => matches!(environment.get(name), Ok(Some(_))),
+        }
+    }
+}
+
+/// The variables of the application.
+#[derive(Debug)]
+pub struct Variables {
+    declared: BTreeMap<String, Declared>,
+    providers: Vec<Provider>,
+}
+
+impl Variables {
+    /// # Errors
+    /// A required variable that no provider has.
+    pub fn new(declared: BTreeMap<String, Declared>, providers: Vec<Provider>) -> Result<Self> {
+        let missing: Vec<&str> = declared
+            .iter()
+            .filter(|(name, variable)| {
+                variable.default.is_none() && !providers.iter().any(|provider| provider.may_have(name))
+            })
+            .map(|(name, _)| name.as_str())
+            .collect();
+        ensure!(
+            missing.is_empty(),
+            "no value for required variables: {}; give them in a [[variables_provider]] of the runtime configuration, or in \
+             the environment as {}_NAME",
+            missing.join(", "),
+            Environment::DEFAULT_PREFIX
+        );
+        Ok(Self { declared, providers })
+    }
+
+    async fn value(&self, name: &str) -> Result<String, Error> {
+        for provider in &self.providers {
+            match provider.get(name).await {
+                Ok(Some(value)) => return Ok(value),
+                Ok(None) => {}
+                Err(error) => return Err(Error::Provider(format!("{error:#}"))),
+            }
+        }
+        let declared = self
+            .declared
+            .get(name)
+            .ok_or_else(|| Error::InvalidName(name.to_owned()))?;
+        let missing = || Error::Provider(format!("no provider resolved required variable {name:?}"));
+        declared.default.clone().ok_or_else(missing)
+    }
+}
+
+/// What one component sees of them.
+#[derive(Debug)]
+pub struct ComponentVariables {
+    pub component: String,
+    pub templates: BTreeMap<String, Template>,
+    pub application: Arc<Variables>,
+}
+
+impl ComponentVariables {
+    async fn get(&self, name: &str) -> Result<String, Error> {
+        check_name(name).map_err(|error| Error::InvalidName(error.to_string()))?;
+        let undefined = || Error::Undefined(format!("no variable for {:?}.{name:?}", self.component));
+        let template = self.templates.get(name).ok_or_else(undefined)?;
+        let mut value = String::new();
+        for part in &template.0 {
+            match part {
+                Part::Text(text) => value.push_str(text),
+                Part::Variable(name) => value.push_str(&self.application.value(name).await?),
+            }
+        }
+        Ok(value)
+    }
+}
+
+impl variables::Host for Context {
+    fn convert_error(&mut self, error: Error) -> wasmtime::Result<Error> {
+        Ok(error)
+    }
+}
+
+impl variables::HostWithStore for HasSelf<Context> {
+    async fn get<T: Send>(accessor: &Accessor<T, Self>, name: String) -> Result<String, Error> {
+        let component = accessor.with(|mut access| access.get().component.clone());
+        component.variables.get(&name).await
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a value that does not come is a failed test")]
+mod tests {
+    use super::*;
+
+    fn provider(values: &[(&str, &str)]) -> Provider {
+        Provider::Static(
+            values
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+        )
+    }
+
+    fn declared(variables: &[(&str, Option<&str>)]) -> BTreeMap<String, Declared> {
+        let declared = |default: &Option<&str>| Declared {
+            default: default.map(str::to_owned),
+        };
+        variables
+            .iter()
+            .map(|(name, default)| ((*name).to_owned(), declared(default)))
+            .collect()
+    }
+
+    fn component(variables: Variables, templates: &[(&str, &str)]) -> ComponentVariables {
+        let templates = templates
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), Template::parse(text).unwrap()));
+        ComponentVariables {
+            component: "c".into(),
+            templates: templates.collect(),
+            application: Arc::new(variables),
+        }
+    }
+
+    fn get(component: &ComponentVariables, name: &str) -> Result<String, Error> {
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(component.get(name))
+    }
+
+    #[test]
+    fn templates_are_filled_in() {
+        let variables = Variables::new(declared(&[("host", Some("h")), ("port", Some("80"))]), vec![]).unwrap();
+        let component = component(
+            variables,
+            &[("url", "http://{{ host }}:{{port}}/"), ("text", "plain"), ("empty", "")],
+        );
+        assert_eq!(get(&component, "url").unwrap(), "http://h:80/");
+        assert_eq!(get(&component, "text").unwrap(), "plain");
+        assert_eq!(get(&component, "empty").unwrap(), "");
+    }
+
+    #[test]
+    fn the_first_provider_decides_and_the_default_is_last() {
+        let providers = vec![provider(&[("a", "one")]), provider(&[("a", "two"), ("b", "two")])];
+        let variables = Variables::new(
+            declared(&[("a", Some("d")), ("b", Some("d")), ("c", Some("d"))]),
+            providers,
+        )
+        .unwrap();
+        let component = component(variables, &[("a", "{{ a }}"), ("b", "{{ b }}"), ("c", "{{ c }}")]);
+        assert_eq!(get(&component, "a").unwrap(), "one");
+        assert_eq!(get(&component, "b").unwrap(), "two");
+        assert_eq!(get(&component, "c").unwrap(), "d");
+    }
+
+    #[test]
+    fn required_variables_are_asked_for_at_the_start() {
+        assert!(Variables::new(declared(&[("token", None)]), vec![provider(&[("token", "t")])]).is_ok());
+        let error = Variables::new(declared(&[("token", None)]), vec![provider(&[])])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("token") && error.contains("variables_provider"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_component_sees_only_its_own_variables() {
+        let variables = Variables::new(declared(&[("secret", Some("s"))]), vec![]).unwrap();
+        let component = component(variables, &[]);
+        assert!(matches!(get(&component, "secret"), Err(Error::Undefined(_))));
+        assert!(matches!(get(&component, "Secret"), Err(Error::InvalidName(_))));
+    }
+
+    #[test]
+    fn names_follow_spins_rule() {
+        for good in ["a", "abc", "a1b2", "a_1", "a_1_b"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "aX", "1bc", "_x", "x.y", "x_", "a__b", "x-y"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_open_brace_is_an_error() {
+        assert!(Template::parse("{{ a }} {{ b").is_err());
+        assert_eq!(Template::parse("{{ a }}").unwrap().names().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn a_dotenv_file_gives_what_the_environment_lacks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".env");
+        std::fs::write(&path, "LINKS_TEST_ONLY_IN_FILE=\"from file\"\n").unwrap();
+        let environment = Environment::load(Some("LINKS_TEST".into()), Some(path)).unwrap();
+        assert_eq!(environment.get("only_in_file").unwrap().as_deref(), Some("from file"));
+        assert_eq!(environment.get("nowhere").unwrap(), None);
+        assert!(
+            Environment::load(None, Some(dir.path().join("missing")))
+                .unwrap()
+                .file
+                .is_empty()
+        );
+    }
+}

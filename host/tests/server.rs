@@ -1,0 +1,373 @@
+//! The binary, against components that are made here: what it answers itself, how it starts, fails and ends.
+//! The dummy component traps whenever it is called.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong here is a failed test")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use wit_component::{ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata};
+use wit_parser::{ManglingAndAbi, Resolve};
+
+/// For what takes milliseconds on an idle machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A component with the world's imports and exports, which traps in each of its functions.
+fn component(world: &str) -> Vec<u8> {
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve
+        .push_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wit"))
+        .unwrap();
+    let world = resolve.select_world(&[package], Some(world)).unwrap();
+    let mut module = dummy_module(&resolve, world, ManglingAndAbi::Standard32);
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+    ComponentEncoder::default().module(&module).unwrap().encode().unwrap()
+}
+
+/// An application directory with spin.toml, app.wasm and runtime.toml.
+struct App {
+    dir: TempDir,
+}
+
+impl App {
+    fn new(wasm: &[u8]) -> Self {
+        let app = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        app.write("app.wasm", wasm);
+        app.write("runtime.toml", b"log_dir = ''\n");
+        app.write(
+            "spin.toml",
+            br#"
+            spin_manifest_version = 2
+            [application]
+            name = "test"
+            [[trigger.http]]
+            route = "/app/..."
+            component = "app"
+            [component.app]
+            source = "app.wasm"
+            sqlite_databases = ["default"]
+            "#,
+        );
+        app
+    }
+
+    fn write(&self, name: &str, content: &[u8]) {
+        std::fs::write(self.dir.path().join(name), content).unwrap();
+    }
+
+    fn command(&self, listen: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_links-host"));
+        command
+            .arg("up")
+            .arg("--from")
+            .arg(self.dir.path())
+            .arg("--listen")
+            .arg(listen);
+        command
+            .arg("--runtime-config-file")
+            .arg(self.dir.path().join("runtime.toml"));
+        command
+            .env_clear()
+            .env("XDG_CACHE_HOME", self.dir.path().join("cache"))
+            .current_dir(self.dir.path());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// What it says when it does not start.
+    fn refusal(&self) -> String {
+        let output = finish(self.command("127.0.0.1:0").spawn().unwrap());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        stderr
+    }
+
+    fn start(&self) -> Server {
+        let mut child = self.command("127.0.0.1:0").spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            sender.send((line, stdout)).unwrap();
+        });
+        let (line, stdout) = lines.recv_timeout(DEADLINE).unwrap();
+        let address = line.trim_end().strip_prefix("Serving http://");
+        let address = address
+            .unwrap_or_else(|| panic!("{line:?}: {}", stderr(&mut child)))
+            .parse()
+            .unwrap();
+        Server {
+            child: Some(child),
+            address,
+            _stdout: stdout,
+        }
+    }
+}
+
+fn stderr(child: &mut Child) -> String {
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Waits for the end of a process; kills it when it does not come.
+fn finish(child: Child) -> Output {
+    let pid = child.id().to_string();
+    let (sender, output) = mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    match output.recv_timeout(DEADLINE) {
+        Ok(output) => output.unwrap(),
+        Err(_) => {
+            Command::new("kill").args(["-9", &pid]).status().unwrap();
+            panic!("it did not end");
+        }
+    }
+}
+
+struct Server {
+    child: Option<Child>,
+    address: SocketAddr,
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Server {
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+    }
+
+    /// Sends the head of a request and returns all that comes back.
+    fn ask(&self, head: &str) -> String {
+        let mut stream = self.connect();
+        write!(stream, "{head}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn get(&self, path: &str) -> String {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: test"))
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    fn end(mut self) -> Output {
+        finish(self.child.take().unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+#[test]
+fn it_answers_and_goes_on_after_a_trap() {
+    let app = App::new(&component("service"));
+    let server = app.start();
+    let health = server.get("/.well-known/spin/health");
+    assert!(
+        health.starts_with("HTTP/1.1 200 OK\r\n") && health.ends_with("\r\n\r\nOK"),
+        "{health}"
+    );
+    assert!(server.get("/elsewhere").starts_with("HTTP/1.1 404"));
+    assert!(server.get("/.well-known/spin/nothing").starts_with("HTTP/1.1 404"));
+    assert!(
+        server.ask("GET /app HTTP/1.1").starts_with("HTTP/1.1 400"),
+        "a request without a host"
+    );
+    for _ in 0..3 {
+        assert!(server.get("/app/x").starts_with("HTTP/1.1 500"));
+    }
+    assert!(server.get("/.well-known/spin/health").starts_with("HTTP/1.1 200"));
+    assert!(
+        app.dir.path().join(".spin/sqlite_db.db").exists(),
+        "the default database is where Spin has it"
+    );
+    server.signal("TERM");
+    let output = server.end();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    assert!(log.contains("component app") && log.contains("unreachable"), "{log}");
+}
+
+#[test]
+fn sigterm_closes_the_listener_and_idle_connections() {
+    let app = App::new(&component("service"));
+    let server = app.start();
+    let mut idle = server.connect();
+    // Answered, so that the connection is known to be served.
+    write!(idle, "GET /.well-known/spin/health HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    let mut answer = [0; 12];
+    idle.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    server.signal("TERM");
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).unwrap();
+    let address = server.address;
+    assert_eq!(server.end().status.code(), Some(0));
+    assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn a_request_in_flight_is_waited_for_and_the_second_signal_ends_it() {
+    let app = App::new(&component("service"));
+    let server = app.start();
+    // A request whose head is not complete is in flight.
+    let mut slow = server.connect();
+    write!(slow, "GET /.well-known/spin/health HTTP/1.1\r\nHost:").unwrap();
+    // A second one is answered, so that the first has been accepted.
+    assert!(server.get("/.well-known/spin/health").starts_with("HTTP/1.1 200"));
+    server.signal("TERM");
+    wait_until(|| TcpStream::connect(server.address).is_err());
+    write!(slow, " test\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(server.end().status.code(), Some(0));
+
+    let server = app.start();
+    let mut stuck = server.connect();
+    write!(stuck, "GET /.well-known/spin/health HTTP/1.1\r\nHost:").unwrap();
+    assert!(server.get("/.well-known/spin/health").starts_with("HTTP/1.1 200"));
+    server.signal("TERM");
+    wait_until(|| TcpStream::connect(server.address).is_err());
+    let start = Instant::now();
+    server.signal("INT");
+    assert_eq!(server.end().status.code(), Some(0));
+    assert!(
+        start.elapsed() < Duration::from_secs(8),
+        "it did not wait for the shutdown timeout"
+    );
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < DEADLINE);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_taken_address_is_named() {
+    let app = App::new(&component("service"));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = finish(app.command(&address).spawn().unwrap());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr.contains(&format!("{address} is already in use")), "{stderr}");
+}
+
+#[test]
+fn a_bad_component_is_named() {
+    let app = App::new(b"this is not wasm");
+    let error = app.refusal();
+    assert!(error.contains("app.wasm is not a WebAssembly component"), "{error}");
+
+    std::fs::remove_file(app.dir.path().join("app.wasm")).unwrap();
+    let error = app.refusal();
+    assert!(
+        error.contains("component app") && error.contains("app.wasm") && error.contains("No such file"),
+        "{error}"
+    );
+
+    let whole = component("service");
+    app.write("app.wasm", &whole[..whole.len() / 2]);
+    assert!(app.refusal().contains("app.wasm is not a WebAssembly component"));
+
+    app.write("app.wasm", &component("wants-redis"));
+    let error = app.refusal();
+    assert!(error.contains("spin:redis/redis@3.0.0"), "{error}");
+
+    app.write("app.wasm", &component("idle"));
+    let error = app.refusal();
+    assert!(error.contains("does not serve HTTP"), "{error}");
+}
+
+#[test]
+fn what_is_not_defined_or_lacking_is_named() {
+    let app = App::new(&component("service"));
+    app.write(
+        "runtime.toml",
+        b"log_dir = ''\n[sqlite_database.default]\ntype = 'libsql'\nurl = 'u'\ntoken = 't'\n",
+    );
+    let error = app.refusal();
+    assert!(
+        error.contains("runtime.toml") && error.contains("line 2") && error.contains("libsql"),
+        "{error}"
+    );
+
+    app.write(
+        "runtime.toml",
+        b"log_dir = ''\n[sqlite_database.default]\ntype = 'spin'\npath = 'app.wasm/links.db'\n",
+    );
+    let error = app.refusal();
+    assert!(error.contains("\"default\"") && error.contains("app.wasm"), "{error}");
+
+    app.write("runtime.toml", b"values = { admin_token = \"hunter2 }\n");
+    let error = app.refusal();
+    assert!(
+        error.contains("line 1") && !error.contains("hunter2"),
+        "a secret was printed: {error}"
+    );
+
+    app.write("runtime.toml", b"");
+    let manifest = std::fs::read_to_string(app.dir.path().join("spin.toml")).unwrap();
+    app.write("spin.toml", manifest.replace("[\"default\"]", "[\"other\"]").as_bytes());
+    let error = app.refusal();
+    assert!(
+        error.contains("\"other\"") && error.contains("[sqlite_database.other]"),
+        "{error}"
+    );
+}
+
+#[test]
+fn it_names_its_version_and_its_flags() {
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_links-host"))
+            .args(args)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap(),
+        )
+    };
+    assert_eq!(
+        run(&["--version"]),
+        (Some(0), format!("links-host {}\n", env!("CARGO_PKG_VERSION")))
+    );
+    let (code, help) = run(&["up", "--help"]);
+    assert_eq!(code, Some(0));
+    assert!(
+        help.contains("--runtime-config-file") && help.contains("--max-instance-reuse-count"),
+        "{help}"
+    );
+    assert_eq!(run(&["up", "--sqlite", "x"]).0, Some(2));
+}
