@@ -7,15 +7,15 @@
 #   1. the active one, if it has the standard library of wasm32-wasip2
 #   2. Debian's rustc-web, if an earlier run has made it ready (see 4)
 #   3. the active one, after `rustup target add wasm32-wasip2`
-#   4. Debian's packages: rustc-web, rust-web-src and rust-web-llvm (a compiler, the sources of its standard library, and
-#      wasm-component-ld), beside wasi-libc of the release after Debian 12, whose own is too old for wasm32-wasip2.
+#   4. Debian's packages: rustc-web, rust-web-src and rust-web-llvm (a compiler, the sources of its standard library,
+#      and wasm-component-ld), beside wasi-libc of the release after Debian 12, whose own is too old for wasm32-wasip2.
 #      wasi-libc is only unpacked, into the cache directory; the mirror is the one apt is configured with. The packages
 #      are installed if this runs as root; otherwise the line that installs them is printed, and the exit status is 1.
 #
 # Environment:
 #   XDG_CACHE_HOME    wasi-libc is kept in $XDG_CACHE_HOME/links (default ~/.cache/links)
 #   CARGO_TARGET_DIR  where cargo builds; the component is copied from there to its fixed place
-#   RUSTFLAGS         is ignored: the same tree and the same toolchain give the same bytes, with no machine's paths in them
+#   RUSTFLAGS         is ignored: the same tree and the same toolchain give the same bytes, with no path of a machine
 set -euo pipefail
 
 readonly target=wasm32-wasip2
@@ -73,12 +73,13 @@ install_packages() {
     mapfile -t missing < <(missing_packages)
     [ ${#missing[@]} -gt 0 ] || return 0
     if [ "$(id -u)" -ne 0 ]; then
-        say "rustup cannot add the target $target here, and these Debian packages are missing. Install them, then run again:"
+        say "rustup cannot add the target $target here, and Debian packages are missing. Install them, then run again:"
         die "    sudo apt-get install ${missing[*]}"
     fi
     say "installing ${missing[*]}"
     # --no-remove: rustc-web takes the place of /usr/bin/rustc; a machine that has another package there keeps it.
-    local install=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-remove --no-install-recommends install "${missing[@]}")
+    local install=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-remove --no-install-recommends install)
+    install+=("${missing[@]}")
     "${install[@]}" >&2 && return 0
     say "trying again with fresh package lists"
     apt-get -q update >&2 || die "apt-get update failed: is the mirror of this machine's apt configuration reachable?"
@@ -98,13 +99,14 @@ debian_mirrors() {
 # Unpacks wasi-libc from one mirror into the directory $2, with lists and cache of its own: nothing system-wide changes.
 unpack_wasi_libc() {
     local mirror=$1 dir=$2
-    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/root"
+    rm -rf "${dir:?}"/*
+    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/root" || return 1
     printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$wasi_libc_suite" \
         >"$dir/sources.list"
     # APT::Sandbox::User: the directory is not readable for the user _apt.
     local apt=(apt-get -q -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State::Lists=$dir/lists" -o "Dir::Cache=$dir/cache" -o APT::Sandbox::User=root
-        -o Acquire::Languages=none -o Acquire::Retries=3)
+        -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o Acquire::Retries=3)
     "${apt[@]}" update >&2 || return 1
     (cd "$dir" && "${apt[@]}" download wasi-libc >&2) || return 1
     dpkg-deb -x "$dir"/wasi-libc_*.deb "$dir/root" || return 1
@@ -128,8 +130,8 @@ get_wasi_libc() {
     done < <(debian_mirrors)
     rm -rf "$dir"
     trap - EXIT
-    [ -e "$wasi_libc_lib/libc.a" ] || die "cannot get wasi-libc: no mirror of this machine's apt configuration has it, or \
-none is reachable (apt's messages are above)"
+    [ -e "$wasi_libc_lib/libc.a" ] && return
+    die "cannot get wasi-libc: no mirror of this machine's apt configuration has it or can be reached (see above)"
 }
 
 # Sets cargo's environment and arguments for Debian's compiler, which brings the standard library as source.
@@ -141,6 +143,7 @@ use_debian() {
     # build-std is an unstable flag of cargo; only this build, with this pair of compiler and sources, gets it.
     export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1
     cargo_args+=('-Zbuild-std=std,panic_abort')
+    say "compiler: $(/usr/bin/rustc --version), of Debian's rustc-web"
 }
 
 rustflags=("--remap-path-prefix=$root=/links" "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo")
@@ -150,14 +153,17 @@ command -v cargo >/dev/null || die "cargo is not on PATH: install Rust first (ht
 
 if active_has_target; then
     say "compiler: $(rustc --version)"
-elif debian_ready || { ! rustup_adds_target && install_packages && get_wasi_libc; }; then
+elif debian_ready; then
     use_debian
-    say "compiler: $(/usr/bin/rustc --version) of Debian's rustc-web"
+elif rustup_adds_target; then
+    say "compiler: $(rustc --version), with the target that rustup added"
 else
-    say "compiler: $(rustc --version), target added by rustup"
+    install_packages
+    get_wasi_libc
+    use_debian
 fi
 
-# Small and always the same bytes, whatever the profile is for programs of the host: one unit, whole-program optimisation.
+# Small, and always the same bytes, whatever the workspace's profile says for programs of the host.
 export CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_PANIC=abort
 export CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_INCREMENTAL=0
 # spin-sdk's build script writes the commit of whatever git repository it finds itself in into the component.

@@ -1,8 +1,8 @@
 -- Version 1 of the database: the links.
 --
--- Several processes may run this at once, and an older release keeps running on what a newer one left. So every statement
--- is whole by itself and may be repeated, and a later version (a file of its own) only adds. Statements are separated by an
--- empty line (links_core::sql::statements); what each means is the same on SQLite and on libSQL.
+-- Several processes may run this at once, and an older release keeps running on what a newer one left. So every
+-- statement is whole by itself and may be repeated, and a later version (a file of its own) only adds. Statements are
+-- separated by an empty line (links_core::sql::statements); what each means is the same on SQLite and on libSQL.
 
 CREATE TABLE IF NOT EXISTS links (
     id INTEGER PRIMARY KEY,

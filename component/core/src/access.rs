@@ -27,8 +27,8 @@ pub enum Access {
 }
 
 impl Access {
-    /// Whoever sends this token; an empty one stands for none. White space around it is not part of it: a file it comes from
-    /// often ends with a line end, which no header can carry.
+    /// Whoever sends this token; an empty one stands for none. White space around it is not part of it: a file it comes
+    /// from often ends with a line end, which no header can carry.
     pub fn token(text: &str) -> Access {
         let text = text.trim();
         if text.is_empty() {
@@ -49,8 +49,8 @@ impl Access {
             Access::Closed => {
                 return Err(Problem::new(
                     503,
-                    "No token is configured on this server, so nobody may shorten. Its operator can set admin_token, or \
-                     shorten_access to \"open\".",
+                    "No token is configured on this server, so nobody may shorten. Its operator can set admin_token, \
+                     or shorten_access to \"open\".",
                 ));
             }
         };

@@ -1,7 +1,7 @@
 //! What the component decides, as values: no I/O, no clock, no runtime, so that all of it is tested on the host.
 //!
-//! A request becomes a [`route::Route`], its body a [`request::Shorten`] and then a [`link::NewLink`]; what is wrong with
-//! it is a [`problem::Problem`]; what is answered is a [`reply::Reply`].
+//! A request becomes a [`route::Route`], its body a [`request::Shorten`] and then a [`link::NewLink`]; what is wrong
+//! with it is a [`problem::Problem`]; what is answered is a [`reply::Reply`].
 
 pub mod access;
 pub mod cors;

@@ -38,8 +38,8 @@ impl NewLink {
     /// Whether the link that has the wanted slug is as good as this one.
     ///
     /// # Errors
-    /// 409 if it leads elsewhere, or ends at another time: a client that got 200 would rely on what it asked for. An expired
-    /// link keeps its slug: whoever has the old address must not be led to a stranger's page.
+    /// 409 if it leads elsewhere, or ends at another time: a client that got 200 would rely on what it asked for. An
+    /// expired link keeps its slug: whoever has the old address must not be led to a stranger's page.
     pub fn agree_with(&self, stored: &Stored) -> Result<(), Problem> {
         if stored.url != self.target.as_str() {
             return Err(Problem::new(

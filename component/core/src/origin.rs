@@ -16,7 +16,8 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Parses `https://sho.rt` or `http://host:8080/`. `None` for anything else: with a path, a query or a user, for example.
+    /// Parses `https://sho.rt` or `http://host:8080/`. `None` for anything else: with a path, a query or a user, for
+    /// example.
     pub fn parse(text: &str) -> Option<Origin> {
         let scheme = http_scheme(text)?;
         let url = Url::parse(text).ok()?;
@@ -35,7 +36,8 @@ impl Origin {
         })
     }
 
-    /// The origin the client used, as nginx tells it in `x-forwarded-proto` and `x-forwarded-host`, else as `host` says.
+    /// The origin the client used, as nginx tells it in `x-forwarded-proto` and `x-forwarded-host`, else as `host`
+    /// says.
     ///
     /// # Errors
     /// 400 if the host does not look like one: it would end up in every short URL.
@@ -59,8 +61,8 @@ impl Origin {
         format!("{self}/{slug}")
     }
 
-    /// Whether a URL leads to this host and port. Plain http and https count as one place where each is at its own port,
-    /// because the one redirects to the other; `host.` is `host`.
+    /// Whether a URL leads to this host and port. Plain http and https count as one place where each is at its own
+    /// port, because the one redirects to the other; `host.` is `host`.
     pub fn is_place_of(&self, url: &Url) -> bool {
         url.host_str()
             .is_some_and(|host| without_root_dot(host) == without_root_dot(&self.host))
@@ -99,8 +101,8 @@ fn public_port(port: Option<u16>) -> Option<u16> {
     port.filter(|port| *port != 80 && *port != 443)
 }
 
-/// What may stand in a Host header: a name, an IPv4 address or an IPv6 address in brackets, and a port. International names
-/// arrive in Punycode.
+/// What may stand in a Host header: a name, an IPv4 address or an IPv6 address in brackets, and a port. International
+/// names arrive in Punycode.
 fn looks_like_host(text: &str) -> bool {
     text.len() <= 255
         && text

@@ -24,8 +24,8 @@ impl Reply {
         Reply { status, headers, body }
     }
 
-    /// 302 to `url`, which is in its normal form and therefore ASCII. `no-store`: a browser that kept the redirect would go
-    /// on to the old place after the link was changed, had expired or was deleted.
+    /// 302 to `url`, which is in its normal form and therefore ASCII. `no-store`: a browser that kept the redirect
+    /// would go on to the old place after the link was changed, had expired or was deleted.
     pub fn redirect(url: String) -> Self {
         let headers = vec![("location", url.into()), ("cache-control", "no-store".into())];
         Reply {

@@ -47,8 +47,8 @@ impl Shorten {
 }
 
 /// # Errors
-/// 415 unless the `content-type` is JSON. It is asked for even though the body is judged by itself: a page of another site
-/// cannot send it without a preflight.
+/// 415 unless the `content-type` is JSON. It is asked for even though the body is judged by itself: a page of another
+/// site cannot send it without a preflight.
 pub fn check_content_type(content_type: Option<&str>) -> Result<(), Problem> {
     let media_type = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
     if media_type.eq_ignore_ascii_case("application/json") {

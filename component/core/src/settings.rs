@@ -38,7 +38,8 @@ impl fmt::Display for Invalid {
 
 impl Settings {
     /// # Errors
-    /// The first variable whose value is not understood: a typing error must not open anything or send people elsewhere.
+    /// The first variable whose value is not understood: a typing error must not open anything or send people
+    /// elsewhere.
     pub fn parse(variables: &Variables) -> Result<Settings, Invalid> {
         let access = match variables.shorten_access.trim() {
             "" | "token" => Access::token(&variables.admin_token),

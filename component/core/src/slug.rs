@@ -13,13 +13,15 @@ pub const MAX_LENGTH: usize = 64;
 /// Length of a generated slug: 36^6 is about 2.2 thousand million.
 const GENERATED_LENGTH: usize = 6;
 
-/// Attempts for one request before a generated slug gets longer, and in all. Three misses in a row at one length mean that
-/// the space of that length fills up: with a thousandth of it taken that happens once in a thousand million requests.
+/// Attempts for one request before a generated slug gets longer, and in all. Three misses in a row at one length mean
+/// that the space of that length fills up: with a thousandth of it taken that happens once in a thousand million
+/// requests.
 const ATTEMPTS_PER_LENGTH: usize = 3;
 pub const MAX_ATTEMPTS: usize = 12;
 
-/// Words no link may take, in lower case; compared without regard to case. Paths that mean something here, that will, or
-/// that browsers, crawlers and certificate issuers ask for by themselves. Adding a word never hides a link that exists.
+/// Words no link may take, in lower case; compared without regard to case. Paths that mean something here, that will,
+/// or that browsers, crawlers and certificate issuers ask for by themselves. Adding a word never hides a link that
+/// exists.
 const RESERVED: &[&str] = &[
     ".well-known",
     "_",
@@ -108,8 +110,8 @@ impl Slug {
         Ok(Slug(text.to_owned()))
     }
 
-    /// A random slug for the given attempt, counted from 0, of one request. `None` if a reserved word came out, which is an
-    /// attempt like one whose slug is taken.
+    /// A random slug for the given attempt, counted from 0, of one request. `None` if a reserved word came out, which
+    /// is an attempt like one whose slug is taken.
     pub fn generate(rng: &mut impl Rng, attempt: usize) -> Option<Slug> {
         let length = GENERATED_LENGTH + attempt / ATTEMPTS_PER_LENGTH;
         let text: String = iter::repeat_with(|| char::from_digit(rng.random_range(0..36), 36))

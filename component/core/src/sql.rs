@@ -1,7 +1,7 @@
 //! What needs to be known of SQL texts and of the database's messages, apart from any database.
 
-/// The statements of a script. One ends at the `;` that ends a line before an empty line or the end; so a trigger's body,
-/// which has no empty line in it, stays whole.
+/// The statements of a script. One ends at the `;` that ends a line before an empty line or the end; so a trigger's
+/// body, which has no empty line in it, stays whole.
 pub fn statements(script: &str) -> impl Iterator<Item = &str> {
     script
         .split(";\n\n")

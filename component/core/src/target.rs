@@ -10,7 +10,8 @@ use crate::problem::Problem;
 /// Longest URL, in bytes, as given and in its normal form.
 pub const MAX_BYTES: usize = 8192;
 
-/// An absolute http or https URL in the normal form of the WHATWG URL standard: ASCII, no default port, host in lower case.
+/// An absolute http or https URL in the normal form of the WHATWG URL standard: ASCII, no default port, host in lower
+/// case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target(Url);
 
@@ -28,8 +29,8 @@ impl Target {
                 text.len()
             ));
         }
-        // The parser drops tabs and line ends wherever they are, and control characters around: what is stored would not be
-        // what was read by whoever checked it before.
+        // The parser drops tabs and line ends wherever they are, and control characters around: what is stored would
+        // not be what was read by whoever checked it before.
         if let Some(c) = text.chars().find(|c| c.is_whitespace() || c.is_control()) {
             let c = c.escape_default();
             return refuse(format!(

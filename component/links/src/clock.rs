@@ -12,8 +12,8 @@ pub fn now() -> i64 {
         .map_or(0, |since| since.as_secs().try_into().unwrap_or(i64::MAX))
 }
 
-/// The outcome of `work`, or `None` if it takes longer than `limit`: `work` is then dropped, which cancels the host call it
-/// waits for. The clock comes second, so that work that is done at once never starts one.
+/// The outcome of `work`, or `None` if it takes longer than `limit`: `work` is then dropped, which cancels the host
+/// call it waits for. The clock comes second, so that work that is done at once never starts one.
 pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     match select(pin!(work), pin!(spin_sdk::time::sleep(limit))).await {
         Either::Left((outcome, _)) => Some(outcome),

@@ -1,7 +1,8 @@
 //! The component `links`: redirects, shortening, and the health of both.
 //!
-//! This crate only moves values between the runtime and `links_core`, which decides. An instance serves several requests at
-//! once and a panic would end them all, so no path here panics, and no borrow of shared state lives across an `await`.
+//! This crate only moves values between the runtime and `links_core`, which decides. An instance serves several
+//! requests at once and a panic would end them all, so no path here panics, and no borrow of shared state lives across
+//! an `await`.
 
 mod clock;
 mod log;

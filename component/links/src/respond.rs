@@ -22,11 +22,14 @@ pub fn send(reply: Reply, without_body: bool) -> Result<Response, ErrorCode> {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value.into_owned().into_bytes()))
         .collect();
+    // Without it the host would not know that a redirect has no body, and send chunks; 204 never has one (RFC 9110, 8.6).
+    if !without_body && status != 204 {
+        fields.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
+    }
     let (response, _) = if without_body || body.is_empty() {
         let (_, trailers) = wit_future::new(|| Ok(None));
         Response::new(from_list(&fields)?, None, trailers)
     } else {
-        fields.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
         let (writer, contents, trailers) = BodyWriter::new();
         let response = Response::new(from_list(&fields)?, Some(contents), trailers);
         spawn(async move {

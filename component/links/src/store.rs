@@ -1,8 +1,8 @@
 //! The database: the one place that talks to it, and that knows its statements (component/sql).
 //!
-//! Every statement is whole by itself, because requests share the connection of their instance and several processes share
-//! the database. Every statement may also be repeated: an insert that was done although its answer got lost finds its own
-//! row, which is a taken slug to the caller and costs at worst an unused row.
+//! Every statement is whole by itself, because requests share the connection of their instance and several processes
+//! share the database. Every statement may also be repeated: an insert that was done although its answer got lost finds
+//! its own row, which is a taken slug to the caller and costs at worst an unused row.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -29,7 +29,8 @@ const HEALTH: &str = include_str!("../../sql/health.sql");
 /// hangs would never say anything.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(6);
 
-/// After this long no statement is tried again for a request. With the statement then under way that makes 14 s at most.
+/// After this long no statement is tried again for a request. With the statement then under way that makes 14 s at
+/// most.
 const RETRY_LIMIT: Duration = Duration::from_secs(8);
 
 /// First pause before a busy database is asked again; doubled each time, up to [`LONGEST_PAUSE`].
@@ -37,8 +38,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 thread_local! {
-    /// This instance's connection, opened by the first request that needs it: opening one for every request costs more than
-    /// the request. Requests take a share of it and never hold the cell itself while they wait.
+    /// This instance's connection, opened by the first request that needs it: opening one for every request costs more
+    /// than the request. Requests take a share of it and never hold the cell itself while they wait.
     static KEPT: RefCell<Option<Rc<Connection>>> = const { RefCell::new(None) };
 }
 
