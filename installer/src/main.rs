@@ -20,6 +20,7 @@ mod supervise;
 mod token;
 mod up;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let layout = Layout::new(std::path::absolute(cli.root)?);
     match cli.command {
-        Command::Pack(_) => anyhow::bail!("not merged"),
+        Command::Pack(args) => package::pack(&args)?,
         Command::Run(args) => supervise::run(&layout, args.instance)?,
         Command::Agent => agent::run(&layout)?,
         Command::Up(args) => up::run(&layout, &args)?,
@@ -57,7 +58,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,
         Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), true, args.dry_run)?,
         Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
-        Command::Man | Command::Completions { .. } => anyhow::bail!("not merged"),
+        Command::Man => std::io::stdout().write_all(&package::man_page()?)?,
+        Command::Completions { shell } => std::io::stdout().write_all(&package::completions(shell)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }

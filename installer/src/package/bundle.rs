@@ -1,0 +1,288 @@
+//! The bundle: the application, its default configuration and the runtime, in one directory with a manifest.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::app::App;
+use super::digest;
+use super::identity::Identity;
+use super::manifest::{self, Manifest, RuntimeKind};
+use crate::config::load::Invalid;
+use crate::config::runtime::RuntimeToml;
+
+const APP: &str = "spin.toml";
+const RUNTIME_CONFIG: &str = "runtime.toml";
+
+/// What a bundle is made of.
+#[derive(Clone, Debug)]
+pub struct Ingredients {
+    pub identity: Identity,
+    /// Where the application manifest was read from; the components' paths are relative to its directory.
+    pub app_file: PathBuf,
+    pub app: App,
+    pub runtime_config: PathBuf,
+    pub runtime: Program,
+}
+
+/// A runtime: what it is and where it came from, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    pub kind: RuntimeKind,
+    pub version: String,
+    pub origin: String,
+}
+
+impl Program {
+    /// Its place in the bundle.
+    fn path(&self) -> String {
+        format!("runtime/{}", self.kind)
+    }
+}
+
+/// One file of a bundle that may not exist yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Relative to the bundle.
+    pub path: String,
+    pub executable: bool,
+    /// What it is made from, in words.
+    pub origin: String,
+}
+
+impl Ingredients {
+    fn component_source(&self, source: &Path) -> PathBuf {
+        self.app_file.parent().unwrap_or(Path::new("")).join(source)
+    }
+
+    /// The files that [`build`] will make.
+    pub fn plan(&self) -> Vec<Planned> {
+        let planned = |path: &str, executable, origin: String| Planned {
+            path: path.to_owned(),
+            executable,
+            origin,
+        };
+        let mut files = vec![
+            planned(APP, false, format!("{}, rewritten", self.app_file.display())),
+            planned(RUNTIME_CONFIG, false, self.runtime_config.display().to_string()),
+            planned(
+                &self.runtime.path(),
+                true,
+                format!(
+                    "{} {}: {}",
+                    self.runtime.kind, self.runtime.version, self.runtime.origin
+                ),
+            ),
+            planned(manifest::FILE_NAME, false, "digests of the other files".to_owned()),
+        ];
+        files.extend(self.app.components.iter().map(|component| {
+            let source = self.component_source(&component.source);
+            planned(&component.path(), false, source.display().to_string())
+        }));
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        files
+    }
+}
+
+/// Makes the bundle in `dir`, which must not exist, with `executable` as its runtime.
+///
+/// # Errors
+/// A file cannot be read or written, a component's file is no WebAssembly component, or the runtime configuration
+/// is wrong.
+pub fn build(dir: &Path, ingredients: &Ingredients, executable: &Path) -> anyhow::Result<Manifest> {
+    let runtime = &ingredients.runtime;
+    let mut files = BTreeMap::new();
+    let mut add = |path: &str, executable: bool, write: &dyn Fn(&Path) -> anyhow::Result<()>| -> anyhow::Result<()> {
+        let target = dir.join(path);
+        fs::create_dir_all(target.parent().unwrap_or(dir)).with_context(|| format!("Creating {}", dir.display()))?;
+        write(&target)?;
+        let mode = if executable { 0o755 } else { 0o644 };
+        let (size, sha256) = finish(&target, mode).with_context(|| format!("Writing {}", target.display()))?;
+        files.insert(
+            path.to_owned(),
+            manifest::File {
+                sha256,
+                size,
+                executable,
+            },
+        );
+        Ok(())
+    };
+    add(APP, false, &|target| {
+        fs::write(target, &ingredients.app.manifest).with_context(|| format!("Writing {}", target.display()))
+    })?;
+    add(RUNTIME_CONFIG, false, &|target| {
+        let text = read_runtime_config(&ingredients.runtime_config)?;
+        fs::write(target, text).with_context(|| format!("Writing {}", target.display()))
+    })?;
+    for component in &ingredients.app.components {
+        let source = ingredients.component_source(&component.source);
+        check_component(&source).with_context(|| format!("component.{} of {}", component.id, APP))?;
+        add(&component.path(), false, &|target| copy(&source, target))?;
+    }
+    add(&runtime.path(), true, &|target| copy(executable, target))?;
+
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        version: ingredients.identity.version.clone(),
+        arch: ingredients.identity.arch.debian().to_owned(),
+        runtime: manifest::Runtime {
+            kind: runtime.kind,
+            version: runtime.version.clone(),
+            path: runtime.path(),
+            origin: runtime.origin.clone(),
+        },
+        app: APP.to_owned(),
+        runtime_config: RUNTIME_CONFIG.to_owned(),
+        files,
+    };
+    let target = dir.join(manifest::FILE_NAME);
+    fs::write(&target, manifest.to_json()?).with_context(|| format!("Writing {}", target.display()))?;
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o644))?;
+    Ok(manifest)
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::copy(from, to).with_context(|| format!("Copying {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+/// Sets the mode, whatever the umask and the original had, and tells size and digest.
+fn finish(path: &Path, mode: u32) -> io::Result<(u64, String)> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    digest::of(&mut File::open(path)?)
+}
+
+/// # Errors
+/// The file cannot be read, or [`Invalid`]: what every host would refuse is not packed.
+pub fn read_runtime_config(path: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("Reading {} (--runtime-config says where it is)", path.display()))?;
+    RuntimeToml::parse(&text, &path.display().to_string()).map_err(Invalid)?;
+    Ok(text)
+}
+
+/// Sees that a file starts as a WebAssembly component does, which a truncated or misnamed one does not.
+///
+/// # Errors
+/// It does not, or it cannot be read.
+pub fn check_component(path: &Path) -> anyhow::Result<()> {
+    const HINT: &str = "build the component first (component/build.sh)";
+    let mut start = Vec::new();
+    File::open(path)
+        .with_context(|| format!("Opening {}; {HINT}", path.display()))?
+        .take(8)
+        .read_to_end(&mut start)
+        .with_context(|| format!("Reading {}", path.display()))?;
+    // The preamble of the binary format: magic, then version and layer; layer 1 is a component's, 0 a core module's.
+    match start[..] {
+        [0, b'a', b's', b'm', 0x0d, 0, 1, 0] => Ok(()),
+        [0, b'a', b's', b'm', 1, 0, 0, 0] => anyhow::bail!(
+            "{} is a core module and no component; build it for the target wasm32-wasip2",
+            path.display()
+        ),
+        _ => anyhow::bail!("{} is no WebAssembly component; {HINT}", path.display()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::super::{app, identity::Arch};
+    use super::*;
+    use sha2::{Digest as _, Sha256};
+
+    const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0rest";
+
+    fn ingredients(dir: &Path) -> Ingredients {
+        fs::create_dir(dir.join("component")).unwrap();
+        let app_file = dir.join("component/spin.toml");
+        fs::write(&app_file, "[component.links]\nsource = '../links.wasm'\n").unwrap();
+        fs::write(dir.join("links.wasm"), COMPONENT).unwrap();
+        fs::write(dir.join("runtime.toml"), "").unwrap();
+        fs::write(dir.join("host"), "#!/bin/sh\n").unwrap();
+        Ingredients {
+            identity: Identity::new("1.2.3", Arch::Amd64).unwrap(),
+            app: app::rewrite(&fs::read_to_string(&app_file).unwrap()).unwrap(),
+            app_file,
+            runtime_config: dir.join("runtime.toml"),
+            runtime: Program {
+                kind: RuntimeKind::LinksHost,
+                version: "0.1.0".to_owned(),
+                origin: "a test".to_owned(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_bundle_holds_what_was_planned_and_its_manifest_lists_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let ingredients = ingredients(dir.path());
+        let bundle = dir.path().join("bundle");
+        let manifest = build(&bundle, &ingredients, &dir.path().join("host")).unwrap();
+
+        let planned: Vec<_> = ingredients.plan().into_iter().map(|file| file.path).collect();
+        assert_eq!(
+            planned,
+            [
+                "components/links.wasm",
+                "manifest.json",
+                "runtime.toml",
+                "runtime/links-host",
+                "spin.toml"
+            ]
+        );
+        for file in ingredients.plan() {
+            let mode = fs::metadata(bundle.join(&file.path)).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, if file.executable { 0o755 } else { 0o644 }, "{}", file.path);
+        }
+        let listed: Vec<_> = manifest.files.keys().map(String::as_str).collect();
+        assert_eq!(
+            listed,
+            [
+                "components/links.wasm",
+                "runtime.toml",
+                "runtime/links-host",
+                "spin.toml"
+            ]
+        );
+        let component = &manifest.files["components/links.wasm"];
+        assert_eq!(component.size, COMPONENT.len() as u64);
+        assert_eq!(component.sha256, manifest::hex(&Sha256::digest(COMPONENT)));
+        let written = fs::read(bundle.join("manifest.json")).unwrap();
+        assert_eq!(Manifest::parse(&written).unwrap(), manifest);
+        assert_eq!(manifest.runtime.path, "runtime/links-host");
+    }
+
+    #[test]
+    fn what_is_missing_or_damaged_is_named_with_the_next_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let ingredients = ingredients(dir.path());
+        let attempt = |n: &str| {
+            let error = build(&dir.path().join(n), &ingredients, &dir.path().join("host")).unwrap_err();
+            format!("{error:#}")
+        };
+        let wasm = dir.path().join("links.wasm");
+        fs::write(&wasm, "\0asm\x01\0\0\0").unwrap();
+        assert!(attempt("1").contains("wasm32-wasip2"), "{}", attempt("2"));
+        fs::write(&wasm, "\0as").unwrap();
+        assert!(attempt("3").contains("no WebAssembly component"), "{}", attempt("4"));
+        fs::remove_file(&wasm).unwrap();
+        let message = attempt("5");
+        assert!(
+            message.contains("links.wasm") && message.contains("component/build.sh"),
+            "{message}"
+        );
+        fs::write(&wasm, COMPONENT).unwrap();
+        fs::write(dir.path().join("runtime.toml"), "\nunknown = 1\n").unwrap();
+        let message = attempt("6");
+        assert!(
+            message.contains("runtime.toml:2:1") && message.contains("unknown"),
+            "{message}"
+        );
+    }
+}

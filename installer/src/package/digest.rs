@@ -1,0 +1,52 @@
+//! Size and SHA-256 of what passes through a writer.
+
+use std::io::{self, Read, Write};
+
+use sha2::{Digest, Sha256};
+
+use super::manifest::hex;
+
+/// Passes everything on to `out`.
+pub struct Counting<W> {
+    out: W,
+    size: u64,
+    digest: Sha256,
+}
+
+impl<W: Write> Counting<W> {
+    pub fn new(out: W) -> Self {
+        Self {
+            out,
+            size: 0,
+            digest: Sha256::new(),
+        }
+    }
+
+    /// Bytes, and lower-case hexadecimal.
+    pub fn sum(self) -> (u64, String) {
+        (self.size, hex(&self.digest.finalize()))
+    }
+}
+
+impl<W: Write> Write for Counting<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(buffer)?;
+        self.digest.update(&buffer[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Reads to the end.
+///
+/// # Errors
+/// Reading fails.
+pub fn of(reader: &mut impl Read) -> io::Result<(u64, String)> {
+    let mut counting = Counting::new(io::sink());
+    io::copy(reader, &mut counting)?;
+    Ok(counting.sum())
+}

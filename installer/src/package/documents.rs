@@ -1,0 +1,111 @@
+//! The man page and the completions, made from the command line's own declarations.
+
+use std::io::Write as _;
+
+use clap::{Command, CommandFactory as _};
+use clap_mangen::Man;
+
+use crate::cli::{Cli, CompletionShell};
+
+/// Sections that no declaration holds.
+const MAN_TAIL: &str = include_str!("../../../packaging/linksctl.1.tail");
+
+/// linksctl(1), with every command a person gives on one page. `date` stands at the foot (`YYYY-MM-DD`).
+///
+/// # Errors
+/// None in practice: it writes to memory.
+pub fn man_page(date: &str) -> anyhow::Result<Vec<u8>> {
+    let mut command = Cli::command();
+    command.build();
+    let mut page = Vec::new();
+    let man = Man::new(command.clone()).date(date).manual("links");
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    writeln!(page, ".SH COMMANDS")?;
+    for subcommand in command.get_subcommands().filter(|command| shown(command)) {
+        write_subcommand(&mut page, subcommand.clone())?;
+    }
+    let mut exit_status = Vec::new();
+    man.render_extra_section(&mut exit_status)?;
+    let exit_status = String::from_utf8_lossy(&exit_status).replace(".SH EXTRA", ".SH \"EXIT STATUS\"");
+    page.extend_from_slice(exit_status.as_bytes());
+    page.extend_from_slice(MAN_TAIL.as_bytes());
+    Ok(page)
+}
+
+fn shown(command: &Command) -> bool {
+    !command.is_hide_set() && command.get_name() != "help"
+}
+
+/// As a subsection: the sections of a page of its own, their headings taken off.
+fn write_subcommand(page: &mut Vec<u8>, command: Command) -> anyhow::Result<()> {
+    writeln!(page, ".SS {}", command.get_name())?;
+    let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
+    // The options that every command has are told once, at the top.
+    let command = command.mut_args(|argument| {
+        let everywhere = argument.is_global_set() || matches!(argument.get_id().as_str(), "help" | "version");
+        argument.hide(everywhere)
+    });
+    let has_options = command.get_arguments().any(|argument| !argument.is_hide_set());
+    let man = Man::new(command.display_name(name));
+    let mut sections = Vec::new();
+    man.render_synopsis_section(&mut sections)?;
+    writeln!(sections, ".PP")?;
+    man.render_description_section(&mut sections)?;
+    if has_options {
+        man.render_options_section(&mut sections)?;
+    }
+    for line in String::from_utf8_lossy(&sections).lines() {
+        if !line.starts_with(".SH ") && !line.starts_with(".ie ") && !line.starts_with(".el ") {
+            writeln!(page, "{line}")?;
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// None in practice: it writes to memory.
+pub fn completions(shell: CompletionShell) -> anyhow::Result<Vec<u8>> {
+    let shell = match shell {
+        CompletionShell::Bash => clap_complete::Shell::Bash,
+        CompletionShell::Zsh => clap_complete::Shell::Zsh,
+    };
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "linksctl", &mut text);
+    Ok(text)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_man_page_tells_every_command_and_no_hidden_one() {
+        let page = String::from_utf8(man_page("2026-11-22").unwrap()).unwrap();
+        for part in [
+            ".TH linksctl 1 2026-11-22",
+            ".SH COMMANDS",
+            ".SS pack",
+            ".SS status",
+            ".SH FILES",
+            "release\\-version",
+        ] {
+            assert!(page.contains(part), "{part}");
+        }
+        for part in [".SS configure", ".SS man", ".SS help", "linksctl\\-pack(1)"] {
+            assert!(!page.contains(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn completions_know_the_commands() {
+        for shell in [CompletionShell::Bash, CompletionShell::Zsh] {
+            let text = String::from_utf8(completions(shell).unwrap()).unwrap();
+            assert!(text.contains("linksctl") && text.contains("pack") && text.contains("runtime-config"));
+        }
+    }
+}

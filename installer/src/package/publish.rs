@@ -1,0 +1,85 @@
+//! A finished file in its place, or none: written under another name, synced, then renamed.
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::digest::Counting;
+use crate::files;
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Published {
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// Lower-case hexadecimal.
+    pub sha256: String,
+}
+
+/// Hands a writer to `write` and puts what it wrote at `path` (0644), whose directory exists.
+///
+/// # Errors
+/// `write` fails, or the disk does; then `path` is as it was before.
+pub fn publish(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<Published> {
+    let writing = || format!("Writing {}", path.display());
+    let directory = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let temporary = tempfile::NamedTempFile::new_in(directory).with_context(writing)?;
+    let mut out = Counting::new(BufWriter::new(temporary.as_file()));
+    write(&mut out).with_context(writing)?;
+    out.flush().with_context(writing)?;
+    let (size, sha256) = out.sum();
+    let file = temporary.as_file();
+    file.set_permissions(fs::Permissions::from_mode(0o644))
+        .and_then(|()| file.sync_all())
+        .with_context(writing)?;
+    temporary
+        .persist(path)
+        .map_err(|error| error.error)
+        .with_context(writing)?;
+    files::sync_directory(directory).with_context(writing)?;
+    Ok(Published {
+        path: path.to_owned(),
+        size,
+        sha256,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::super::manifest::hex;
+    use super::*;
+    use sha2::{Digest as _, Sha256};
+
+    #[test]
+    fn a_published_file_is_readable_by_all_and_described() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.deb");
+        let published = publish(&path, |out| out.write_all(b"binary")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"binary");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!((published.size, published.sha256), (6, hex(&Sha256::digest(b"binary"))));
+    }
+
+    #[test]
+    fn a_failure_leaves_what_was_there_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.deb");
+        fs::write(&path, "before").unwrap();
+        let error = publish(&path, |out| {
+            out.write_all(b"half")?;
+            Err(io::Error::other("no more"))
+        });
+        assert!(format!("{:#}", error.unwrap_err()).contains("no more"));
+        assert_eq!(fs::read(&path).unwrap(), b"before");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
