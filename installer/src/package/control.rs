@@ -123,6 +123,8 @@ mod tests {
     use super::super::identity::Arch;
     use super::super::payload::Digests;
     use super::*;
+    use crate::cli::Cli;
+    use clap::Parser as _;
 
     fn items() -> Vec<Item> {
         let item = |path: &str, bytes: Option<Vec<u8>>, conffile| Item {
@@ -190,6 +192,25 @@ mod tests {
                 script.starts_with("#!/bin/sh\n") && script.contains("\nset -e\n"),
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn scripts_call_linksctl_as_it_is() {
+        let calls: Vec<_> = SCRIPTS
+            .iter()
+            .flat_map(|(_, text)| text.lines())
+            .map(str::trim)
+            .filter(|line| line.starts_with("linksctl "))
+            .collect();
+        assert!(
+            calls.contains(&"linksctl configure") && calls.contains(&"linksctl deconfigure"),
+            "{calls:?}"
+        );
+        for call in calls {
+            if let Err(error) = Cli::try_parse_from(call.split(' ')) {
+                unreachable!("{call}: {error}");
+            }
         }
     }
 
