@@ -123,6 +123,11 @@ mod tests {
     use super::super::identity::Arch;
     use super::super::payload::Digests;
     use super::*;
+<<<<<<< HEAD
+=======
+    use crate::cli::Cli;
+    use clap::Parser as _;
+>>>>>>> package
 
     fn items() -> Vec<Item> {
         let item = |path: &str, bytes: Option<Vec<u8>>, conffile| Item {
@@ -194,6 +199,28 @@ mod tests {
     }
 
     #[test]
+<<<<<<< HEAD
+=======
+    fn scripts_call_linksctl_as_it_is() {
+        let calls: Vec<_> = SCRIPTS
+            .iter()
+            .flat_map(|(_, text)| text.lines())
+            .map(str::trim)
+            .filter(|line| line.starts_with("linksctl "))
+            .collect();
+        assert!(
+            calls.contains(&"linksctl configure") && calls.contains(&"linksctl deconfigure"),
+            "{calls:?}"
+        );
+        for call in calls {
+            if let Err(error) = Cli::try_parse_from(call.split(' ')) {
+                unreachable!("{call}: {error}");
+            }
+        }
+    }
+
+    #[test]
+>>>>>>> package
     fn the_maintainer_has_a_name_and_an_address() {
         let maintainer = maintainer().unwrap();
         assert!(maintainer.contains(" <") && maintainer.ends_with('>'), "{maintainer}");
