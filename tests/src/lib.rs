@@ -15,6 +15,7 @@
 //! network but its own loopback. Whatever it did is gone when the [`Machine`] is dropped, and also when the test process
 //! is killed.
 
+mod appliance;
 mod artifacts;
 mod cache;
 mod cgroup;
@@ -25,6 +26,7 @@ mod namespace;
 mod process;
 mod tree;
 
+pub use appliance::{Appliance, DEB, UNPACKED};
 pub use artifacts::{Artifacts, Runtime};
 pub use machine::{Machine, Output};
 pub use namespace::NetNamespace;

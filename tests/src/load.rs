@@ -32,6 +32,7 @@ pub struct Load {
     clients: Vec<Client>,
     writers: usize,
     connections: Connections,
+    label: String,
 }
 
 impl Load {
@@ -43,7 +44,15 @@ impl Load {
             clients,
             writers,
             connections: Connections::KeptAlive,
+            label: "load".to_owned(),
         }
+    }
+
+    /// Tells this load's URLs from another's: `https://load.example/LABEL/WRITER/NUMBER`, both from 0.
+    #[must_use]
+    pub fn label(mut self, label: &str) -> Self {
+        label.clone_into(&mut self.label);
+        self
     }
 
     #[must_use]
@@ -61,15 +70,19 @@ impl Load {
     /// Starts the writers; they go on until [`Running::stop`].
     pub fn start(&self) -> Running {
         let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(AtomicUsize::new(0));
         let writers = (0..self.writers)
             .zip(self.clients.iter().cycle())
             .map(|(number, client)| {
-                let (client, connections, stop) = (client.clone(), self.connections, stop.clone());
-                thread::spawn(move || write(number, client, connections, &stop))
+                let (client, connections) = (client.clone(), self.connections);
+                let urls = format!("https://load.example/{}/{number}", self.label);
+                let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
+                thread::spawn(move || write(client, connections, &urls, &stop, &acknowledged))
             })
             .collect();
         Running {
             stop,
+            acknowledged,
             writers,
             begin: Instant::now(),
         }
@@ -90,11 +103,17 @@ impl Load {
 #[derive(Debug)]
 pub struct Running {
     stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
     writers: Vec<JoinHandle<Result<Report>>>,
     begin: Instant,
 }
 
 impl Running {
+    /// Links acknowledged so far.
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
     /// Lets every writer finish its request, and adds up.
     ///
     /// # Errors
@@ -228,14 +247,22 @@ impl Line {
     }
 }
 
-fn write(number: usize, client: Client, connections: Connections, stop: &AtomicBool) -> Result<Report> {
+fn write(
+    client: Client,
+    connections: Connections,
+    urls: &str,
+    stop: &AtomicBool,
+    acknowledged: &AtomicUsize,
+) -> Result<Report> {
     let mut line = Line::open(client, connections)?;
     let mut report = Report::default();
     let mut sent = 0_u64;
     while !stop.load(Ordering::Relaxed) {
-        let url = format!("https://load.example/{number}/{sent}");
+        let url = format!("{urls}/{sent}");
         let answer = line.send(|connection| connection.post("/shorten", serde_json::json!({ "url": &url })));
+        let before = report.acknowledged.len();
         report.count(url, answer);
+        acknowledged.fetch_add(report.acknowledged.len() - before, Ordering::Relaxed);
         sent += 1;
     }
     Ok(report)

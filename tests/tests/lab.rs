@@ -143,8 +143,8 @@ fn the_load_tells_every_outcome_and_every_lost_link() -> Result<()> {
         assert_eq!(report.statuses[&200], report.acknowledged.len() as u64, "{report}");
 
         let mut lost = verify_all(&machine.http_at(8090), &report.acknowledged)?;
-        assert_eq!(lost.len(), report.acknowledged.len() - 1, "all but /0/3");
-        assert_eq!(lost.pop().unwrap().found, "302 Found https://load.example/0/3");
+        assert_eq!(lost.len(), report.acknowledged.len() - 1, "all but one");
+        assert_eq!(lost.pop().unwrap().found, "302 Found https://load.example/load/0/3");
     }
 
     let refusing = Load::through([machine.http_at(8091)]).run(second)?;

@@ -1,0 +1,230 @@
+//! The appliance on a machine, as its user meets it.
+
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+use crate::http::Client;
+use crate::load::Link;
+use crate::{Artifacts, Machine, Tree, eventually};
+
+/// Where the .deb lies inside.
+pub const DEB: &str = "/root/links-shortener.deb";
+/// Where the tarball is unpacked inside; its one directory is left out.
+pub const UNPACKED: &str = "/root/links";
+
+/// A machine that is to have the appliance; everything that a [`Machine`] can, it can.
+#[derive(Debug)]
+pub struct Appliance {
+    pub machine: Machine,
+    pub artifacts: Artifacts,
+}
+
+impl Deref for Appliance {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+impl Appliance {
+    /// A booted machine with both packages on it, neither installed.
+    ///
+    /// # Errors
+    /// There are no packages (`make deb` makes them), or the machine does not boot.
+    pub fn prepared(tree: &Tree) -> Result<Self> {
+        let artifacts = Artifacts::find()?;
+        let runtime = artifacts.runtime()?;
+        println!("the packages hold {} {}", runtime.kind, runtime.version);
+        let machine = Machine::boot(tree)?;
+        machine.copy_in(&artifacts.deb, DEB)?;
+        machine.copy_in(&artifacts.tarball, "/root/links.tar.gz")?;
+        machine.ok(["mkdir", UNPACKED])?;
+        machine.ok([
+            "tar",
+            "-xf",
+            "/root/links.tar.gz",
+            "--strip-components=1",
+            "-C",
+            UNPACKED,
+        ])?;
+        Ok(Self { machine, artifacts })
+    }
+
+    /// The package installed by apt beside nginx, and running.
+    ///
+    /// # Errors
+    /// As [`Self::prepared`], or the installation fails.
+    pub fn installed() -> Result<Self> {
+        let appliance = Self::prepared(&Tree::with_nginx()?)?;
+        appliance.apt_install()?;
+        appliance.ok(["systemctl", "start", "links"])?;
+        Ok(appliance)
+    }
+
+    /// What apt said.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn apt_install(&self) -> Result<String> {
+        let output = self.ok(["apt-get", "--yes", "install", DEB])?;
+        Ok(output.stdout + &output.stderr)
+    }
+
+    /// # Errors
+    /// `linksctl token` failed.
+    pub fn token(&self) -> Result<String> {
+        Ok(self.ok(["linksctl", "token"])?.stdout.trim().to_owned())
+    }
+
+    /// nginx's port 80, with the right to shorten.
+    ///
+    /// # Errors
+    /// As [`Self::token`].
+    pub fn site(&self) -> Result<Client> {
+        Ok(self.http().bearer(&self.token()?))
+    }
+
+    /// Straight to one instance, with the right to shorten.
+    ///
+    /// # Errors
+    /// As [`Self::token`].
+    pub fn instance(&self, number: u16) -> Result<Client> {
+        Ok(self.http_at(7000 + number).bearer(&self.token()?))
+    }
+
+    /// Shortens through nginx.
+    ///
+    /// # Errors
+    /// The answer is not the 200 that the interface promises.
+    pub fn shorten(&self, url: &str) -> Result<Link> {
+        #[derive(Deserialize)]
+        struct Shortened {
+            slug: String,
+            short_url: String,
+        }
+        let answer = self.site()?.post("/shorten", serde_json::json!({ "url": url }))?;
+        ensure!(answer.status == 200, "POST /shorten: {answer}");
+        let Shortened { slug, short_url } = answer.json()?;
+        ensure!(
+            short_url == format!("http://links.example/{slug}"),
+            "short_url is {short_url}"
+        );
+        Ok(Link {
+            slug,
+            url: url.to_owned(),
+        })
+    }
+
+    /// Sees through nginx that the link leads where it should.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn follow(&self, link: &Link) -> Result<()> {
+        let answer = self.http().get(&format!("/{}", link.slug))?;
+        ensure!(
+            answer.status == 302 && answer.header("location") == link.url,
+            "/{} should lead to {}: {answer}",
+            link.slug,
+            link.url
+        );
+        Ok(())
+    }
+
+    /// `StatusText` of the service: the line that `systemctl status links` shows.
+    ///
+    /// # Errors
+    /// systemctl failed.
+    pub fn status_line(&self) -> Result<String> {
+        let shown = self.ok(["systemctl", "show", "--property=StatusText", "--value", "links"])?;
+        Ok(shown.stdout.trim().to_owned())
+    }
+
+    /// Waits until the status line starts so; it follows the instances within a moment.
+    ///
+    /// # Errors
+    /// It does not within 20 s.
+    pub fn wait_for_status(&self, beginning: &str) -> Result<String> {
+        let mut last = String::new();
+        eventually(
+            &format!("the status line {beginning:?}"),
+            Duration::from_secs(20),
+            || {
+                last = self.status_line()?;
+                Ok(last.starts_with(beginning).then(|| last.clone()))
+            },
+        )
+        .with_context(|| format!("the status line is {last:?}"))
+    }
+
+    /// Waits until an instance says that it serves.
+    ///
+    /// # Errors
+    /// It does not within 20 s.
+    pub fn wait_until_healthy(&self, instance: u16) -> Result<()> {
+        let client = self.http_at(7000 + instance);
+        eventually(
+            &format!("instance {instance} is healthy"),
+            Duration::from_secs(20),
+            || {
+                Ok(client
+                    .get("/health")
+                    .is_ok_and(|answer| answer.status == 200)
+                    .then_some(()))
+            },
+        )
+    }
+
+    /// The processes that belong to our units or run our programs, one per line.
+    ///
+    /// # Errors
+    /// ps failed.
+    pub fn processes(&self) -> Result<String> {
+        let all = self.ok(["ps", "-eo", "pid=,user=,unit=,args="])?.stdout;
+        let ours =
+            |line: &&str| line.contains(" links ") || line.contains("linksctl") || line.contains("/var/lib/links");
+        Ok(all.lines().filter(ours).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Every path of the machine's disk, and every user and group; without what apt, dpkg and systemd keep for themselves.
+    ///
+    /// # Errors
+    /// find failed.
+    pub fn inventory(&self) -> Result<BTreeSet<String>> {
+        let prune = [
+            "/root",
+            "/var/log",
+            "/var/lib/apt",
+            "/var/lib/dpkg",
+            "/var/lib/systemd",
+            "/var/cache/apt",
+            "/var/backups",
+            "/var/tmp",
+            "/tmp",
+        ];
+        let prune = prune.map(|path| format!("-path {path}")).join(" -o ");
+        let files = self
+            .shell(&format!("find / -xdev \\( {prune} \\) -prune -o -print | sort"))?
+            .stdout;
+        let accounts = self
+            .shell("cat /etc/passwd /etc/shadow /etc/group /etc/gshadow | cut -d: -f1,3,4 | sort")?
+            .stdout;
+        // Their numbers and names count; the backup copies that the tools leave of them do not.
+        let kept = |line: &&str| {
+            !matches!(
+                *line,
+                "/etc/passwd-" | "/etc/shadow-" | "/etc/group-" | "/etc/gshadow-" | "/etc/.pwd.lock"
+            )
+        };
+        Ok(files
+            .lines()
+            .filter(kept)
+            .chain(accounts.lines())
+            .map(str::to_owned)
+            .collect())
+    }
+}

@@ -1,0 +1,286 @@
+//! The appliance on a Debian host, from `apt install` to `apt purge`.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use links_tests::load::{Link, Load, verify_all};
+use links_tests::{Appliance, Artifacts, Tree, UNPACKED, eventually};
+
+const URL: &str = "https://example.com/a?b=c#d";
+
+#[test]
+fn apt_installs_it_with_nginx_and_the_first_link_redirects() -> Result<()> {
+    let appliance = Appliance::prepared(&Tree::plain()?)?;
+    let begin = Instant::now();
+    let said = appliance.apt_install()?;
+    let link = appliance.shorten(URL)?;
+    appliance.follow(&link)?;
+    println!(
+        "from apt install to the first redirect: {:.1} s",
+        begin.elapsed().as_secs_f64()
+    );
+    appliance.ok(["systemctl", "start", "links"])?;
+
+    assert_eq!(
+        appliance.http().head(&format!("/{}", link.slug))?.header("location"),
+        URL
+    );
+    let unauthorized = appliance.http().post("/shorten", r#"{"url": "https://example.com"}"#)?;
+    assert_eq!(unauthorized.status, 401, "{unauthorized}");
+    // What is between the instance and its supervisor stays there.
+    assert_eq!(appliance.http().get("/.well-known/spin/health")?.status, 404);
+
+    let token = appliance.token()?;
+    assert!(
+        token.len() >= 32 && !said.contains(&token),
+        "the token is told only when asked for"
+    );
+    let modes = appliance
+        .shell("stat -c '%a %U:%G %n' /etc/links/credentials{,/*}")?
+        .stdout;
+    assert_eq!(
+        modes,
+        "700 root:root /etc/links/credentials\n600 root:root /etc/links/credentials/admin_token\n"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_status_line_tells_what_runs() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    let runtime = appliance.artifacts.runtime()?;
+    let version = appliance
+        .ok(["dpkg-query", "--show", "--showformat=${Version}", "links-shortener"])?
+        .stdout;
+
+    let line = appliance.wait_for_status("2/2 instances ready")?;
+    let expected = format!(
+        "2/2 instances ready, release {version}, runtime {} {}",
+        runtime.kind, runtime.version
+    );
+    assert_eq!(line, expected);
+    let status = appliance.ok(["systemctl", "status", "links"])?.stdout;
+    assert!(status.contains(&format!("Status: \"{expected}\"")), "{status}");
+    appliance.ok(["linksctl", "status"])?;
+
+    appliance.ok(["systemctl", "stop", "links@2"])?;
+    appliance.wait_for_status("1/2 instances ready")?;
+    assert_eq!(appliance.run(["linksctl", "status"])?.status, 1);
+    appliance.ok(["systemctl", "start", "links@2"])?;
+    appliance.wait_for_status("2/2 instances ready")?;
+    Ok(())
+}
+
+#[test]
+fn it_starts_at_boot_and_stops_when_told() -> Result<()> {
+    let mut appliance = Appliance::installed()?;
+    let link = appliance.shorten(URL)?;
+
+    appliance.machine.reboot()?;
+    appliance.wait_for_status("2/2 instances ready")?;
+    appliance.follow(&link)?;
+
+    appliance.machine.kill_host()?;
+    appliance.wait_for_status("2/2 instances ready")?;
+    appliance.follow(&link)?;
+
+    appliance.ok(["systemctl", "stop", "links"])?;
+    assert_eq!(appliance.processes()?, "");
+    assert_eq!(appliance.http().get(&format!("/{}", link.slug))?.status, 502);
+    assert_eq!(
+        appliance
+            .run(["systemctl", "is-active", "links", "links@1", "links@2"])?
+            .stdout,
+        "inactive\n".repeat(3)
+    );
+
+    appliance.ok(["systemctl", "start", "links"])?;
+    appliance.follow(&link)?;
+    Ok(())
+}
+
+#[test]
+fn removal_keeps_the_links_and_purge_leaves_nothing() -> Result<()> {
+    let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
+    let before = appliance.inventory()?;
+    appliance.apt_install()?;
+    let link = appliance.shorten(URL)?;
+    let token = appliance.token()?;
+
+    appliance.ok(["apt-get", "--yes", "remove", "links-shortener"])?;
+    assert_eq!(appliance.processes()?, "");
+    assert_default_site(&appliance)?;
+
+    appliance.apt_install()?;
+    appliance.follow(&link)?;
+    assert_eq!(appliance.token()?, token);
+
+    appliance.ok(["apt-get", "--yes", "purge", "links-shortener"])?;
+    assert_eq!(appliance.processes()?, "");
+    assert_default_site(&appliance)?;
+    assert_eq!(difference(&before, &appliance.inventory()?), Vec::<String>::new());
+    assert_eq!(
+        appliance
+            .run(["systemctl", "list-unit-files", "--quiet", "--no-legend", "links*"])?
+            .stdout,
+        ""
+    );
+
+    appliance.apt_install()?;
+    assert_eq!(
+        appliance.http().get(&format!("/{}", link.slug))?.status,
+        404,
+        "purge deleted the links"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_tarball_installs_and_uninstalls_without_apt() -> Result<()> {
+    let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
+    appliance.shell("rm -r /usr/bin/apt* /usr/lib/apt")?;
+    let before = appliance.inventory()?;
+    let install = [&format!("{UNPACKED}/usr/bin/linksctl"), "install"];
+
+    appliance.ok(install)?;
+    let link = appliance.shorten(URL)?;
+    appliance.follow(&link)?;
+    appliance.wait_for_status("2/2 instances ready")?;
+    assert_sound_units(&appliance)?;
+
+    appliance.ok(["linksctl", "uninstall"])?;
+    assert_eq!(appliance.processes()?, "");
+    assert_default_site(&appliance)?;
+
+    appliance.ok(install)?;
+    appliance.follow(&link)?;
+
+    appliance.ok(["linksctl", "uninstall", "--purge"])?;
+    assert_default_site(&appliance)?;
+    assert_eq!(difference(&before, &appliance.inventory()?), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn the_units_are_sound_and_sandboxed() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    assert_sound_units(&appliance)?;
+    assert!(exposure(&appliance, "links@1.service")? <= 1.0);
+    assert!(exposure(&appliance, "links.service")? <= 1.5);
+    Ok(())
+}
+
+#[test]
+fn nginx_finds_nothing_to_say_about_the_site() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    assert_eq!(appliance.ok(["nginx", "-t", "-q"])?.stderr, "");
+    let enabled = appliance.ok(["ls", "/etc/nginx/sites-enabled"])?.stdout;
+    assert_eq!(enabled, "links\n", "the default site made way");
+    Ok(())
+}
+
+#[test]
+fn lintian_finds_nothing() -> Result<()> {
+    let deb = Artifacts::find()?.deb;
+    let output = Command::new("lintian")
+        .args(["--allow-root", "--fail-on=error,warning", "--tag-display-limit=0"])
+        .arg(deb)
+        .output()
+        .context("Starting lintian (apt-get install lintian)")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "lintian: {said}");
+    Ok(())
+}
+
+/// Twenty writers, half a minute, both instances; then the worst.
+#[test]
+fn whatever_was_acknowledged_is_found_after_kill_9() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    let both = [appliance.instance(1)?, appliance.instance(2)?];
+    let resolves = |links: &[Link]| -> Result<()> {
+        for client in &both {
+            let lost = verify_all(client, links)?;
+            ensure!(
+                lost.is_empty(),
+                "{} of {} lost, e.g. {:?}",
+                lost.len(),
+                links.len(),
+                lost[0]
+            );
+        }
+        Ok(())
+    };
+
+    let load = Load::through(both.clone()).writers(20);
+    let calm = load.run(Duration::from_secs(30))?;
+    println!("{calm}");
+    assert_eq!(calm.failed(), 0, "{calm}");
+    resolves(&calm.acknowledged)?;
+
+    // Other URLs than before: the same ones would get their old slugs, and nothing new would be at stake.
+    let writing = load.label("killed").start();
+    eventually("the writers have written", Duration::from_secs(10), || {
+        Ok((writing.acknowledged() > 500).then_some(()))
+    })?;
+    appliance.ok(["systemctl", "kill", "--signal=KILL", "links@1", "links@2"])?;
+    let killed = writing.stop()?;
+    println!("{killed}");
+    assert!(killed.resets + killed.refused > 0, "the kill was felt: {killed}");
+    assert!(killed.statuses.keys().all(|status| *status < 500), "{killed}");
+
+    for instance in [1, 2] {
+        appliance.wait_until_healthy(instance)?;
+    }
+    resolves(&calm.acknowledged)?;
+    resolves(&killed.acknowledged)?;
+    appliance.wait_for_status("2/2 instances ready")?;
+    Ok(())
+}
+
+fn assert_default_site(appliance: &Appliance) -> Result<()> {
+    let page = appliance.http().get("/")?;
+    ensure!(
+        page.text().contains("Welcome to nginx"),
+        "the default site should be back: {page}"
+    );
+    Ok(())
+}
+
+/// `systemd-analyze verify` has nothing to say.
+fn assert_sound_units(appliance: &Appliance) -> Result<()> {
+    // The manual page that the units name is there; the lab has no `man` to look it up with.
+    appliance.shell("test -e /usr/share/man/man1/linksctl.1.gz")?;
+    let said = appliance.ok([
+        "systemd-analyze",
+        "verify",
+        "--man=no",
+        "links.service",
+        "links@1.service",
+    ])?;
+    ensure!(
+        said.stdout.is_empty() && said.stderr.is_empty(),
+        "systemd-analyze verify: {said}"
+    );
+    Ok(())
+}
+
+/// The "overall exposure level" of `systemd-analyze security`: 0 (none) to 10.
+fn exposure(appliance: &Appliance, unit: &str) -> Result<f64> {
+    let report = appliance
+        .ok(["systemd-analyze", "security", "--no-pager", unit])?
+        .stdout;
+    let level = report
+        .split("exposure level for ")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().nth(1));
+    let level = level.with_context(|| format!("no exposure level in:\n{report}"))?;
+    println!("{unit}: exposure {level}");
+    Ok(level.parse()?)
+}
+
+/// Lines that are only in one of the two.
+fn difference(before: &BTreeSet<String>, after: &BTreeSet<String>) -> Vec<String> {
+    before.symmetric_difference(after).cloned().collect()
+}

@@ -1,0 +1,337 @@
+//! What goes wrong on a host gets a clear answer, loses nothing, and leaves no process behind.
+
+use anyhow::{Context as _, Result, ensure};
+use links_tests::load::Link;
+use links_tests::{Appliance, DEB, Output, Tree};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+/// EX_NOPERM and EX_CONFIG of sysexits.h.
+const NEEDS_ROOT: i32 = 77;
+const WRONG_CONFIGURATION: i32 = 78;
+
+#[test]
+fn a_wrong_configuration_is_refused_by_line_and_what_runs_goes_on() -> Result<()> {
+    let host = Host::serving()?;
+    let cases = [
+        (
+            "links.toml",
+            "\ninstnaces = 3\n",
+            ":2:1: unknown key `instnaces`; did you mean `instances`?",
+        ),
+        ("links.toml", "instances = \"three\"\n", ":1:13: "),
+        ("links.toml", "# one\n\ninstances = = 3\n", ":3:13: "),
+        (
+            "runtime.toml",
+            "[sqlite_database.default]\ntype = \"spin\"\npaht = \"x.db\"\n",
+            ":3:1: ",
+        ),
+        ("runtime.toml", "[sqlite_database.default]\ntype = 7\n", ":2:8: "),
+        ("runtime.toml", "[sqlite_database.default\n", ":1:"),
+    ];
+    for (file, text, expected) in cases {
+        let path = format!("/etc/links/{file}");
+        let good = host.appliance.read(&path)?;
+        host.appliance.write(&path, text)?;
+        let expected = format!("{path}{expected}");
+
+        let check = host.appliance.run(["linksctl", "check"])?;
+        assert_eq!(check.status, WRONG_CONFIGURATION, "{check}");
+        assert!(check.stdout.contains(&expected), "{expected:?} in {check}");
+        let configure = host.appliance.run(["linksctl", "configure"])?;
+        assert_eq!(configure.status, WRONG_CONFIGURATION, "{configure}");
+        assert!(configure.stderr.contains(&expected), "{expected:?} in {configure}");
+        host.still_serves()?;
+
+        host.restart_fails(&expected)?;
+        host.appliance.write(&path, good)?;
+        host.recovers()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_in_use_is_named() -> Result<()> {
+    let host = Host::serving()?;
+    host.appliance.ok(["systemctl", "stop", "links@1"])?;
+    // systemd itself listens for it.
+    let squatter = [
+        "systemd-run",
+        "--unit=squatter",
+        "--socket-property=ListenStream=127.0.0.1:7001",
+        "cat",
+    ];
+    host.appliance.ok(squatter)?;
+    host.restart_fails("127.0.0.1:7001 is in use by another program")?;
+    host.still_serves()?;
+    host.appliance.ok(["systemctl", "stop", "squatter.socket"])?;
+    host.recovers()
+}
+
+#[test]
+fn a_read_only_database_directory_is_named() -> Result<()> {
+    let host = Host::serving()?;
+    let data = "/var/lib/links/data";
+    host.appliance
+        .shell(&format!("mount --bind {data} {data}; mount -o remount,bind,ro {data}"))?;
+    host.restart_fails("the database directory /var/lib/links/data has to be writable by user links")?;
+    host.appliance.ok(["umount", data])?;
+    host.recovers()
+}
+
+#[test]
+fn a_damaged_release_is_named_and_the_other_instance_serves() -> Result<()> {
+    let host = Host::serving()?;
+    let release = host.release_of_instance_1()?;
+    for file in ["components/links.wasm", &host.manifest(&release)?.runtime_path()?] {
+        let path = format!("{release}/{file}");
+        let kept = format!("{path}.kept");
+        host.appliance.ok(["cp", "--preserve", &path, &kept])?;
+
+        host.appliance.ok(["rm", &path])?;
+        host.restart_fails(&path)?;
+        host.still_serves()?;
+
+        host.appliance
+            .shell(&format!("tr '\\0' '\\1' <{kept} >{path}; chmod 755 {path}"))?;
+        host.restart_fails(&format!("{path} differs from the manifest"))?;
+        host.still_serves()?;
+
+        host.appliance.ok(["mv", &kept, &path])?;
+        host.recovers()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_runtime_of_another_version_is_refused() -> Result<()> {
+    let host = Host::serving()?;
+    let good = host.release_of_instance_1()?;
+    let mut manifest = host.manifest(&good)?;
+    manifest.0["runtime"]["version"] = "0.0.9".into();
+    host.run_another_release(&good, &manifest)?;
+    host.restart_fails("0.0.9`")?;
+    host.still_serves()?;
+    host.run_release(&good)?;
+    host.recovers()
+}
+
+#[test]
+fn a_runtime_that_exits_at_once_is_told_with_its_last_words() -> Result<()> {
+    let host = Host::serving()?;
+    let good = host.release_of_instance_1()?;
+    let mut manifest = host.manifest(&good)?;
+    let app = manifest.0["app"].as_str().context("app")?.to_owned();
+    let nonsense = "spin_manifest_version = 99\n";
+    manifest.0["files"][&app]["size"] = nonsense.len().into();
+    manifest.0["files"][&app]["sha256"] = sha256(nonsense).into();
+    let bad = host.run_another_release(&good, &manifest)?;
+    host.appliance.write(&format!("{bad}/{app}"), nonsense)?;
+
+    host.restart_fails("instance 1: the runtime exited with status")?;
+    host.still_serves()?;
+    host.run_release(&good)?;
+    host.recovers()
+}
+
+#[test]
+fn a_second_supervisor_of_an_instance_is_refused() -> Result<()> {
+    let host = Host::serving()?;
+    let before = host.appliance.processes()?;
+    let second = host.appliance.run(["linksctl", "run", "1"])?;
+    assert_eq!(second.status, 1, "{second}");
+    assert!(
+        second.stderr.contains("instance 1 is already run by process"),
+        "{second}"
+    );
+    assert_eq!(host.appliance.processes()?, before);
+    host.appliance.wait_for_status("2/2 instances ready")?;
+    host.still_serves()
+}
+
+#[test]
+fn a_broken_nginx_stays_as_it_is_and_the_installation_succeeds() -> Result<()> {
+    let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
+    appliance.write("/etc/nginx/conf.d/broken.conf", "no_such_directive on;\n")?;
+    let workers = || {
+        appliance.ok([
+            "pgrep",
+            "--parent",
+            appliance.ok(["cat", "/run/nginx.pid"])?.stdout.trim(),
+        ])
+    };
+    let before = workers()?.stdout;
+
+    let said = appliance.apt_install()?;
+    assert!(said.contains("no_such_directive"), "{said}");
+    assert!(said.contains("nginx was not reloaded"), "{said}");
+    assert_eq!(workers()?.stdout, before, "no reload");
+    let page = appliance.http().get("/")?;
+    assert!(page.text().contains("Welcome to nginx"), "{page}");
+    appliance.wait_for_status("2/2 instances ready")?;
+
+    appliance.ok(["rm", "/etc/nginx/conf.d/broken.conf"])?;
+    appliance.ok(["systemctl", "restart", "nginx"])?;
+    appliance.follow(&appliance.shorten("https://example.com/mended")?)
+}
+
+#[test]
+fn policy_rc_d_forbids_the_start() -> Result<()> {
+    let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
+    appliance.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n")?;
+    appliance.ok(["chmod", "755", "/usr/sbin/policy-rc.d"])?;
+
+    let said = appliance.apt_install()?;
+    assert!(
+        said.contains("not started, by policy: `systemctl start links.service`"),
+        "{said}"
+    );
+    assert_eq!(appliance.processes()?, "");
+    assert_eq!(appliance.run(["systemctl", "is-enabled", "links"])?.stdout, "enabled\n");
+
+    appliance.ok(["systemctl", "start", "links"])?;
+    appliance.ok(["systemctl", "reload", "nginx"])?;
+    appliance.wait_for_status("2/2 instances ready")?;
+    appliance.follow(&appliance.shorten("https://example.com/allowed")?)
+}
+
+#[test]
+fn a_full_disk_stops_the_installation_and_room_completes_it() -> Result<()> {
+    let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
+    // The release does not fit into the store.
+    appliance.shell("mkdir /var/lib/links; mount -t tmpfs -o size=1m,mode=755 tmpfs /var/lib/links")?;
+    let failed = appliance.run(["apt-get", "--yes", "install", DEB])?;
+    assert_ne!(failed.status, 0, "{failed}");
+    assert!(
+        (failed.stdout + &failed.stderr).contains("No space left on device"),
+        "no clear answer"
+    );
+    assert_eq!(
+        appliance
+            .ok(["find", "/var/lib/links/releases", "-mindepth", "1"])?
+            .stdout,
+        "",
+        "no half a release"
+    );
+    assert_eq!(appliance.processes()?, "");
+    let page = appliance.http().get("/")?;
+    assert!(page.text().contains("Welcome to nginx"), "{page}");
+
+    appliance.ok(["umount", "/var/lib/links"])?;
+    appliance.ok(["dpkg", "--configure", "--pending"])?;
+    appliance.wait_for_status("2/2 instances ready")?;
+    appliance.follow(&appliance.shorten("https://example.com/room")?)
+}
+
+#[test]
+fn an_ordinary_user_is_told_to_become_root() -> Result<()> {
+    let host = Host::serving()?;
+    let commands: [&[&str]; 4] = [&["token"], &["token", "--rotate"], &["configure"], &["deconfigure"]];
+    for command in commands {
+        let line = [&["runuser", "-u", "nobody", "--", "linksctl"], command].concat();
+        let output = host.appliance.run(line)?;
+        assert_eq!(output.status, NEEDS_ROOT, "{command:?}: {output}");
+        assert!(
+            output.stderr.contains("needs root") && output.stderr.contains("sudo"),
+            "{command:?}: {output}"
+        );
+        assert_eq!(output.stdout, "");
+    }
+    host.still_serves()
+}
+
+/// The appliance at work, with a link that must never be lost.
+struct Host {
+    appliance: Appliance,
+    link: Link,
+}
+
+impl Host {
+    fn serving() -> Result<Self> {
+        let appliance = Appliance::installed()?;
+        let link = appliance.shorten("https://example.com/precious")?;
+        Ok(Self { appliance, link })
+    }
+
+    fn still_serves(&self) -> Result<()> {
+        self.appliance.follow(&self.link)
+    }
+
+    /// Restarting instance 1 fails, its journal then says why, and no process of it is left.
+    fn restart_fails(&self, expected: &str) -> Result<()> {
+        let already_said = self.appliance.journal("links@1")?.len();
+        let restart: Output = self.appliance.run(["systemctl", "restart", "links@1"])?;
+        ensure!(restart.status != 0, "links@1 should not have started");
+        // It may be waiting for its next try.
+        self.appliance.ok(["systemctl", "stop", "links@1"])?;
+        let journal = self.appliance.journal("links@1")?;
+        let said = &journal[already_said..];
+        ensure!(
+            said.contains(expected),
+            "{expected:?} should be said by links@1:\n{said}"
+        );
+        let left = self
+            .appliance
+            .run(["systemctl", "show", "--property=MainPID,ControlGroup", "links@1"])?
+            .stdout;
+        ensure!(
+            left == "MainPID=0\nControlGroup=\n",
+            "links@1 should have no process: {left}"
+        );
+        ensure!(
+            !self.appliance.exists("/run/links/ready/1")?,
+            "instance 1 should be out of rotation"
+        );
+        Ok(())
+    }
+
+    fn recovers(&self) -> Result<()> {
+        // Failed starts count against the unit's limit.
+        self.appliance.ok(["systemctl", "reset-failed", "links@1"])?;
+        self.appliance.ok(["systemctl", "start", "links@1"])?;
+        self.appliance.wait_for_status("2/2 instances ready")?;
+        self.still_serves()
+    }
+
+    fn release_of_instance_1(&self) -> Result<String> {
+        Ok(self
+            .appliance
+            .ok(["readlink", "-f", "/var/lib/links/instances/1"])?
+            .stdout
+            .trim()
+            .to_owned())
+    }
+
+    fn manifest(&self, release: &str) -> Result<Manifest> {
+        let text = self.appliance.read(&format!("{release}/manifest.json"))?;
+        Ok(Manifest(serde_json::from_str(&text)?))
+    }
+
+    /// Points instance 1 to a copy of `release` with another manifest; returns the copy.
+    fn run_another_release(&self, release: &str, manifest: &Manifest) -> Result<String> {
+        let bad = format!("{release}-bad");
+        self.appliance.ok(["cp", "--archive", release, &bad])?;
+        self.appliance
+            .write(&format!("{bad}/manifest.json"), manifest.0.to_string())?;
+        self.run_release(&bad)?;
+        Ok(bad)
+    }
+
+    fn run_release(&self, release: &str) -> Result<()> {
+        self.appliance
+            .ok(["ln", "-sfn", release, "/var/lib/links/instances/1"])?;
+        Ok(())
+    }
+}
+
+struct Manifest(Value);
+
+impl Manifest {
+    fn runtime_path(&self) -> Result<String> {
+        Ok(self.0["runtime"]["path"].as_str().context("runtime.path")?.to_owned())
+    }
+}
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
