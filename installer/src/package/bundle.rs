@@ -278,17 +278,10 @@ mod tests {
             "{message}"
         );
         fs::write(&wasm, COMPONENT).unwrap();
-<<<<<<< HEAD
-        fs::write(dir.path().join("runtime.toml"), "a = \n").unwrap();
-        let message = attempt("6");
-        assert!(
-            message.contains("runtime.toml") && message.contains("line 1"),
-=======
         fs::write(dir.path().join("runtime.toml"), "\nunknown = 1\n").unwrap();
         let message = attempt("6");
         assert!(
             message.contains("runtime.toml:2:1") && message.contains("unknown"),
->>>>>>> package
             "{message}"
         );
     }

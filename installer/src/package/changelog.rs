@@ -1,12 +1,8 @@
 //! CHANGELOG.md as Debian's changelog, and the time that a pack carries.
 
 use anyhow::Context as _;
-<<<<<<< HEAD
-use jiff::civil::Date;
-=======
 use time::format_description::well_known::{Iso8601, Rfc2822};
 use time::{Date, Time};
->>>>>>> package
 
 /// One release of CHANGELOG.md.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,11 +62,7 @@ fn release(heading: &str) -> anyhow::Result<Release> {
     let (version, date) = heading.split_once(" - ").with_context(form)?;
     Ok(Release {
         version: version.trim().trim_matches(['[', ']']).to_owned(),
-<<<<<<< HEAD
-        date: date.trim().parse().with_context(form)?,
-=======
         date: Date::parse(date.trim(), &Iso8601::PARSING).with_context(form)?,
->>>>>>> package
         points: Vec::new(),
     })
 }
@@ -88,15 +80,7 @@ pub fn debian(releases: &[Release], package: &str, version: &str, maintainer: &s
         for point in points {
             write_point(&mut text, point);
         }
-<<<<<<< HEAD
-        writeln!(
-            text,
-            "\n -- {maintainer}  {}\n",
-            date.strftime("%a, %d %b %Y 00:00:00 +0000")
-        )?;
-=======
         writeln!(text, "\n -- {maintainer}  {}\n", midnight(date).format(&Rfc2822)?)?;
->>>>>>> package
         Ok(())
     };
     if let Some(newest) = releases.first().filter(|newest| newest.version != version) {
@@ -147,17 +131,12 @@ pub fn timestamp(source_date_epoch: Option<&str>, releases: &[Release]) -> anyho
             });
     }
     let newest = releases.first().context("CHANGELOG.md names no release")?;
-<<<<<<< HEAD
-    let midnight = newest.date.to_zoned(jiff::tz::TimeZone::UTC)?.timestamp().as_second();
-    u64::try_from(midnight).context("the newest release of CHANGELOG.md is from before 1970")
-=======
     u64::try_from(midnight(newest.date).unix_timestamp())
         .context("the newest release of CHANGELOG.md is from before 1970")
 }
 
 fn midnight(date: Date) -> time::UtcDateTime {
     time::UtcDateTime::new(date, Time::MIDNIGHT)
->>>>>>> package
 }
 
 /// What eleven octal digits of a tar header hold.

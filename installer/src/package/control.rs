@@ -123,11 +123,8 @@ mod tests {
     use super::super::identity::Arch;
     use super::super::payload::Digests;
     use super::*;
-<<<<<<< HEAD
-=======
     use crate::cli::Cli;
     use clap::Parser as _;
->>>>>>> package
 
     fn items() -> Vec<Item> {
         let item = |path: &str, bytes: Option<Vec<u8>>, conffile| Item {
@@ -199,8 +196,6 @@ mod tests {
     }
 
     #[test]
-<<<<<<< HEAD
-=======
     fn scripts_call_linksctl_as_it_is() {
         let calls: Vec<_> = SCRIPTS
             .iter()
@@ -220,7 +215,6 @@ mod tests {
     }
 
     #[test]
->>>>>>> package
     fn the_maintainer_has_a_name_and_an_address() {
         let maintainer = maintainer().unwrap();
         assert!(maintainer.contains(" <") && maintainer.ends_with('>'), "{maintainer}");

@@ -96,11 +96,7 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part}");
         }
-<<<<<<< HEAD
-        for part in [".SS configure", ".SS man", ".SS help", "linksctl\\-pack(1)"] {
-=======
         for part in [".SS completions", ".SS man", ".SS help", "linksctl\\-pack(1)"] {
->>>>>>> package
             assert!(!page.contains(part), "{part}");
         }
     }

@@ -138,17 +138,12 @@ pub fn fetch(release: &Release, cache: &Path) -> Result<PathBuf, Failure> {
     let length = part.metadata().with_context(opening)?.len();
     // A download that ended just before its rename is complete.
     let complete = length > 0 && release.matches(&mut part).with_context(opening)?.is_ok();
-<<<<<<< HEAD
-    if !complete {
-        receive(release, &mut part, &path, length)?;
-=======
     if !complete && let Err(failure) = receive(release, &mut part, &path, length) {
         if part.metadata().is_ok_and(|metadata| metadata.len() == 0) {
             // Nothing to go on from; where it cannot be deleted, the reason why nothing arrived is the better one.
             let _ = fs::remove_file(&path);
         }
         return Err(failure);
->>>>>>> package
     }
     if let Err(found) = release.matches(&mut part).with_context(opening)? {
         fs::remove_file(&path).with_context(|| format!("Deleting {}", path.display()))?;
@@ -509,11 +504,7 @@ mod tests {
     fn an_error_page_is_unreachable_and_leaves_nothing_to_resume() {
         let case = Case::new(vec![response("404 Not Found", "", 5, b"sorry")]);
         assert!(matches!(case.fetch(), Err(Failure::Unreachable(_))));
-<<<<<<< HEAD
-        assert_eq!(fs::metadata(case.part()).unwrap().len(), 0);
-=======
         assert_eq!(fs::read_dir(case.cache.path()).unwrap().count(), 0);
->>>>>>> package
         case.asked();
     }
 

@@ -144,14 +144,11 @@ pub fn table(bundle: &[bundle::Planned], linksctl: &Path, runtime_config: &Path)
             0o644,
             repository!("packaging/deb/copyright"),
         ),
-<<<<<<< HEAD
-=======
         file(
             &format!("usr/share/lintian/overrides/{}", layout::PACKAGE),
             0o644,
             repository!("packaging/deb/lintian-overrides"),
         ),
->>>>>>> package
     ];
     entries.extend(bundle.iter().map(|planned| {
         let path = at(layout.bundle().join(&planned.path));
