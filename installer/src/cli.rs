@@ -70,6 +70,10 @@ pub enum Command {
     #[command(hide = true)]
     Deconfigure(DeconfigureArgs),
 
+    /// Wait until the instances that are being stopped are gone (run by links.service when it stops)
+    #[command(hide = true)]
+    AwaitStop,
+
     /// Write the man page to standard output
     #[command(hide = true)]
     Man,

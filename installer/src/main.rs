@@ -58,6 +58,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,
         Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), true, args.dry_run)?,
         Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
+        Command::AwaitStop => install::await_stop()?,
         Command::Man => std::io::stdout().write_all(&package::man_page()?)?,
         Command::Completions { shell } => std::io::stdout().write_all(&package::completions(shell)?)?,
     }

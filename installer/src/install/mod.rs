@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 
 use anyhow::{Context as _, bail};
 
-pub use services::{OnBehalfOf, Services};
+pub use services::{OnBehalfOf, Services, await_stop};
 
 use crate::config::load::{load, load_links};
 use crate::config::render;
@@ -422,7 +422,8 @@ mod tests {
             ReloadUnits,
             enable(),
             Move(vec![1, 2]),
-            start(), RestartAgent,
+            start(),
+            RestartAgent,
             Site,
         ];
         assert_eq!(plan(&upgraded(), true), steps);

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 
-use crate::exec;
+use crate::{exec, layout};
 
 /// Debian's way for an administrator to forbid starts from maintainer scripts (invoke-rc.d's specification,
 /// /usr/share/doc/init-system-helpers/README.policy-rc.d.gz).
@@ -151,6 +151,31 @@ impl Services {
     }
 }
 
+/// Waits for the instances that have a stop job, which a restart of links.service alone does not give them.
+///
+/// # Errors
+/// systemctl refuses.
+pub fn await_stop() -> anyhow::Result<()> {
+    let jobs = exec::run("systemctl", ["list-jobs", "--no-legend", "--no-pager", "--full"])?;
+    let stopping = stopping_instances(&jobs);
+    if !stopping.is_empty() {
+        // Joins the jobs that are there, and returns when they are done.
+        exec::run("systemctl", ["stop"].into_iter().chain(stopping))?;
+    }
+    Ok(())
+}
+
+/// `JOB UNIT TYPE STATE` (systemctl(1), list-jobs).
+fn stopping_instances(jobs: &str) -> Vec<&str> {
+    jobs.lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let unit = words.next()?;
+            (words.next()? == "stop" && layout::instance_of_unit(unit).is_some()).then_some(unit)
+        })
+        .collect()
+}
+
 /// The end of a unit's journal.
 ///
 /// # Errors
@@ -158,4 +183,17 @@ impl Services {
 pub fn last_lines(unit: &str) -> anyhow::Result<String> {
     let arguments = ["--no-pager", "--quiet", "--output=cat", "--lines=10", "--unit", unit];
     Ok(exec::finish("journalctl", arguments)?.stdout.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_instances_that_stop_are_waited_for() {
+        let jobs = "12 links.service stop running\n13 links@1.service stop waiting\n14 links@2.service restart waiting\n\
+                    15 nginx.service stop waiting\n";
+        assert_eq!(stopping_instances(jobs), ["links@1.service"]);
+        assert!(stopping_instances("").is_empty());
+    }
 }
