@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use time::format_description::well_known::{Iso8601, Rfc2822};
-use time::{Date, Time};
+use time::{Date, Duration, Time};
 
 /// One release of CHANGELOG.md.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,22 +73,29 @@ fn release(heading: &str) -> anyhow::Result<Release> {
 /// # Errors
 /// None in practice: every date has a form.
 pub fn debian(releases: &[Release], package: &str, version: &str, maintainer: &str) -> anyhow::Result<String> {
+    use std::fmt::Write as _;
+    let mut entries = releases.to_vec();
+    if let Some(newest) = releases.first().filter(|newest| newest.version != version) {
+        let packed = Release {
+            version: version.to_owned(),
+            date: newest.date,
+            points: vec![format!("Packed as {version} from the sources of {}.", newest.version)],
+        };
+        entries.insert(0, packed);
+    }
     let mut text = String::new();
-    let mut entry = |version: &str, date: Date, points: &[String]| -> anyhow::Result<()> {
-        use std::fmt::Write as _;
-        writeln!(text, "{package} ({version}) stable; urgency=medium\n")?;
-        for point in points {
+    for (index, entry) in entries.iter().enumerate() {
+        writeln!(text, "{package} ({}) stable; urgency=medium\n", entry.version)?;
+        for point in &entry.points {
             write_point(&mut text, point);
         }
-        writeln!(text, "\n -- {maintainer}  {}\n", midnight(date).format(&Rfc2822)?)?;
-        Ok(())
-    };
-    if let Some(newest) = releases.first().filter(|newest| newest.version != version) {
-        let point = format!("Packed as {version} from the sources of {}.", newest.version);
-        entry(version, newest.date, &[point])?;
-    }
-    for release in releases {
-        entry(&release.version, release.date, &release.points)?;
+        // Each entry must be younger than the next; those of one day are a second apart.
+        let older = entries[index + 1..]
+            .iter()
+            .filter(|older| older.date == entry.date)
+            .count();
+        let time = midnight(entry.date) + Duration::seconds(i64::try_from(older)?);
+        writeln!(text, "\n -- {maintainer}  {}\n", time.format(&Rfc2822)?)?;
     }
     Ok(text)
 }
@@ -192,6 +199,7 @@ mod tests {
         );
         let other = debian(&releases, "links-shortener", "1.2.0", "A <a@b.c>").unwrap();
         assert!(other.starts_with("links-shortener (1.2.0) stable"), "{other}");
+        assert!(other.contains("  Tue, 01 Dec 2026 00:00:01 +0000\n"), "{other}");
         assert!(
             other.contains("  * Packed as 1.2.0 from the sources of 1.1.0.\n"),
             "{other}"
