@@ -5,7 +5,7 @@ DIST  := target/dist
 LINKSCTL := target/release/linksctl
 
 .DEFAULT_GOAL := help
-.PHONY: help run test deb lint bench clean build packages-run packages-test
+.PHONY: help run test deb lint bench clean build packages-run packages-bench packages-test
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,11 +29,11 @@ lint: packages-test ## formatting, clippy, shellcheck: everything that must be s
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	git ls-files | xargs grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh' | xargs shellcheck
 
-bench: packages-run deb ## speed of this build on this machine
+bench: packages-bench deb ## speed of this build on this machine
 	$(CARGO) run --release --locked -p links-tests --bin bench
 
 clean: ## remove what was built (the caches below ~/.cache/links stay)
 	$(CARGO) clean
 
-packages-run packages-test:
+packages-run packages-bench packages-test:
 	@.ci/packages $(@:packages-%=%)

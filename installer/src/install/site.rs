@@ -266,10 +266,7 @@ fn other_default_server(layout: &Layout) -> anyhow::Result<bool> {
             }
             // A dangling link or a directory is nginx's to complain of.
             let text = fs::read(&path).unwrap_or_default();
-            if String::from_utf8_lossy(&text)
-                .lines()
-                .any(|line| says_default_server(line))
-            {
+            if String::from_utf8_lossy(&text).lines().any(says_default_server) {
                 return Ok(true);
             }
         }

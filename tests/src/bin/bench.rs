@@ -1,0 +1,305 @@
+//! `make bench`: how fast one instance redirects and shortens on this machine, how fast it starts, what it takes.
+//!
+//! Every runtime that can be had is measured in the same run, in alternating rounds: links-host, and Spin where `$SPIN`
+//! names its binary. Fails where an answer is not the expected one.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Serialize;
+
+const ROUNDS: usize = 5;
+const SECONDS_PER_ROUND: u32 = 4;
+const CREATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/create.lua");
+
+fn main() -> Result<()> {
+    let linksctl = Path::new("target/release/linksctl")
+        .canonicalize()
+        .context("Looking for linksctl (`make deb`)")?;
+    let scratch = tempfile::tempdir().context("Making a temporary directory")?;
+    let mut subjects = vec![Subject::pack(
+        &linksctl,
+        "links-host",
+        "links-host".as_ref(),
+        scratch.path(),
+    )?];
+    if let Some(spin) = std::env::var_os("SPIN") {
+        subjects.push(Subject::pack(&linksctl, "spin", spin.as_ref(), scratch.path())?);
+    }
+    for subject in &mut subjects {
+        for start in [Start::Cold, Start::Warm] {
+            subject.measure_start(start)?;
+        }
+    }
+    for round in 0..ROUNDS {
+        for subject in &mut subjects {
+            let up = subject.up()?;
+            if round == 0 {
+                subject.result.idle_resident_kib = up.resident_kib()?;
+            }
+            subject.rates.push(up.rates(round)?);
+            up.stop()?;
+        }
+    }
+    let results: Vec<_> = subjects.into_iter().map(Subject::result).collect();
+    print_table(&results);
+    let path = Path::new("target/bench.json");
+    fs::write(path, serde_json::to_vec_pretty(&results)?).with_context(|| format!("Writing {}", path.display()))?;
+    println!(
+        "\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, one instance, no nginx; saved as {}",
+        path.display()
+    );
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Start {
+    /// The components are compiled first.
+    Cold,
+    /// Compiled components are in the cache.
+    Warm,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+struct Figures {
+    runtime: String,
+    /// From the start of the runtime to READY.
+    cold_start_ms: u64,
+    warm_start_ms: u64,
+    /// Of one instance's runtime, after its start.
+    idle_resident_kib: u64,
+    redirects_per_second: f64,
+    creates_per_second: f64,
+}
+
+/// One runtime under test.
+struct Subject {
+    linksctl: PathBuf,
+    bundle: PathBuf,
+    root: PathBuf,
+    rates: Vec<(f64, f64)>,
+    result: Figures,
+}
+
+impl Subject {
+    fn pack(linksctl: &Path, name: &str, runtime: &Path, scratch: &Path) -> Result<Self> {
+        let out = scratch.join(name);
+        let status = Command::new(linksctl)
+            .args(["pack", "--offline", "--runtime"])
+            .arg(runtime)
+            .arg("--out")
+            .arg(&out)
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(status.success(), "packing with {} failed", runtime.display());
+        let bundle = fs::read_dir(&out)?
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .find(|path| path.to_string_lossy().ends_with(".tar.gz"))
+            .context("no tarball was packed")?;
+        let result = Figures {
+            runtime: name.to_owned(),
+            ..Figures::default()
+        };
+        Ok(Self {
+            linksctl: linksctl.to_owned(),
+            bundle,
+            root: out.join("root"),
+            rates: vec![],
+            result,
+        })
+    }
+
+    fn up(&self) -> Result<Up> {
+        Up::start(&self.linksctl, &self.root, &self.bundle)
+    }
+
+    fn measure_start(&mut self, start: Start) -> Result<()> {
+        let cache = self.root.join("var/cache/links");
+        if matches!(start, Start::Cold) && cache.exists() {
+            fs::remove_dir_all(&cache)?;
+        }
+        let up = self.up()?;
+        match start {
+            Start::Cold => self.result.cold_start_ms = up.ready_ms,
+            Start::Warm => self.result.warm_start_ms = up.ready_ms,
+        }
+        up.stop()
+    }
+
+    fn result(mut self) -> Figures {
+        let median = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied().unwrap_or(0.0)
+        };
+        self.result.redirects_per_second = median(self.rates.iter().map(|rates| rates.0).collect());
+        self.result.creates_per_second = median(self.rates.iter().map(|rates| rates.1).collect());
+        self.result
+    }
+}
+
+/// A running appliance.
+struct Up {
+    child: Child,
+    root: PathBuf,
+    instance: String,
+    token: String,
+    /// Of the slower instance.
+    ready_ms: u64,
+}
+
+impl Up {
+    fn start(linksctl: &Path, root: &Path, bundle: &Path) -> Result<Self> {
+        let mut child = Command::new("sh")
+            // One stream: what supervisors say and what `up` says, in order.
+            .args(["-c", "exec \"$0\" \"$@\" 2>&1"])
+            .arg(linksctl)
+            .arg("--root")
+            .arg(root)
+            .args(["up", "--bundle"])
+            .arg(bundle)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("linksctl up has no output")?).lines();
+        let (mut ready_ms, mut instance, mut token, mut seen) = (0, None, None, vec![]);
+        for line in lines {
+            let line = line?;
+            if let Some((_, after)) = line.split_once(": ready after ") {
+                let number = after.split(' ').next().unwrap_or_default().parse().unwrap_or(0);
+                ready_ms = ready_ms.max(number);
+            }
+            if line.starts_with("instance 1: release ") {
+                instance = line.rsplit(", ").next().map(str::to_owned);
+            }
+            if let Some((_, after)) = line.split_once("Bearer ") {
+                token = after.split('\'').next().map(str::to_owned);
+            }
+            if line.starts_with("Ctrl-C") {
+                break;
+            }
+            seen.push(line);
+        }
+        let (Some(instance), Some(token)) = (instance, token) else {
+            anyhow::bail!("linksctl up did not come up:\n{}", seen.join("\n"));
+        };
+        Ok(Self {
+            child,
+            root: root.to_owned(),
+            instance,
+            token,
+            ready_ms,
+        })
+    }
+
+    fn rates(&self, round: usize) -> Result<(f64, f64)> {
+        let body = r#"{"url": "https://example.com/bench", "slug": "bench"}"#;
+        let created = Command::new("curl")
+            .args([
+                "--silent",
+                "--fail",
+                "-H",
+                "Content-Type: application/json",
+                "-d",
+                body,
+                "-H",
+            ])
+            .arg(format!("Authorization: Bearer {}", self.token))
+            .arg(format!("http://{}/shorten", self.instance))
+            .output()?;
+        ensure!(created.status.success(), "the link for the bench was refused");
+        let url = format!("http://{}/bench", self.instance);
+        let followed = Command::new("curl").args(["--silent", "--include", &url]).output()?;
+        ensure!(
+            followed.stdout.starts_with(b"HTTP/1.1 302 "),
+            "no redirect: {followed:?}"
+        );
+        let redirects = wrk(&[&url])?;
+        let creates = wrk(&[
+            "-s",
+            CREATE,
+            &format!("http://{}/shorten", self.instance),
+            "--",
+            &self.token,
+            &format!("{}-{round}", std::process::id()),
+        ])?;
+        Ok((redirects, creates))
+    }
+
+    /// Of the process that listens for instance 1, and its parent where that is a runtime too.
+    fn resident_kib(&self) -> Result<u64> {
+        let marker = self
+            .root
+            .join("run/links/1/runtime.toml")
+            .to_string_lossy()
+            .into_owned();
+        let mut sum = 0;
+        for entry in fs::read_dir("/proc")? {
+            let path = entry?.path();
+            let line = fs::read(path.join("cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&line).contains(&marker) {
+                let status = fs::read_to_string(path.join("status")).unwrap_or_default();
+                let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+                sum += resident
+                    .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
+                    .unwrap_or(0);
+            }
+        }
+        ensure!(sum > 0, "no process has {marker} on its command line");
+        Ok(sum)
+    }
+
+    fn stop(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+/// Requests per second of one wrk thread with 32 connections.
+fn wrk(arguments: &[&str]) -> Result<f64> {
+    let output = Command::new("wrk")
+        .args(["-t1", "-c32", &format!("-d{SECONDS_PER_ROUND}s")])
+        .args(arguments)
+        .output()
+        .context("Starting wrk (apt-get install wrk)")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "wrk failed: {output:?}");
+    ensure!(
+        !text.contains("Non-2xx or 3xx responses") && !text.contains("Socket errors"),
+        "wrk saw failures:\n{text}"
+    );
+    let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
+    rate.and_then(|rate| rate.trim().parse().ok())
+        .with_context(|| format!("wrk gave no rate:\n{text}"))
+}
+
+fn print_table(results: &[Figures]) {
+    println!(
+        "{:<12} {:>12} {:>10} {:>10} {:>10} {:>10}",
+        "runtime", "redirects/s", "creates/s", "cold ms", "warm ms", "idle MiB"
+    );
+    for figures in results {
+        println!(
+            "{:<12} {:>12.0} {:>10.0} {:>10} {:>10} {:>10.1}",
+            figures.runtime,
+            figures.redirects_per_second,
+            figures.creates_per_second,
+            figures.cold_start_ms,
+            figures.warm_start_ms,
+            figures.idle_resident_kib as f64 / 1024.0
+        );
+    }
+    if let [ours, spin] = results {
+        println!(
+            "{:<12} {:>12.1} {:>10.1}",
+            "ratio",
+            ours.redirects_per_second / spin.redirects_per_second,
+            ours.creates_per_second / spin.creates_per_second
+        );
+    }
+}
