@@ -190,6 +190,37 @@ impl Appliance {
         Ok(all.lines().filter(ours).collect::<Vec<_>>().join("\n"))
     }
 
+    /// Waits until every unit of ours is inactive and no process of theirs is left.
+    ///
+    /// # Errors
+    /// They are not within 20 s.
+    pub fn wait_until_stopped(&self) -> Result<()> {
+        let units = ["links", "links@1", "links@2"];
+        eventually("links has stopped", Duration::from_secs(20), || {
+            let states = self.run(["systemctl", "is-active"].into_iter().chain(units))?.stdout;
+            let stopped = states == "inactive\n".repeat(units.len()) && self.processes()?.is_empty();
+            Ok(stopped.then_some(()))
+        })
+    }
+
+    /// Makes nginx read its configuration, and waits until only workers that know it take connections.
+    ///
+    /// `systemctl reload nginx` returns at once; the old workers accept beside the new ones for another 100 ms or more.
+    ///
+    /// # Errors
+    /// nginx does not run, refuses, or keeps its old workers for 10 s.
+    pub fn reload_nginx(&self) -> Result<()> {
+        let workers = || self.shell("pgrep --list-full --parent $(cat /run/nginx.pid)");
+        let before = workers()?.stdout;
+        self.ok(["systemctl", "reload", "nginx"])?;
+        eventually("nginx has new workers", Duration::from_secs(10), || {
+            let now = workers()?.stdout;
+            // One that only finishes what it has got has another title: "nginx: worker process is shutting down".
+            let old = now.lines().any(|worker| before.lines().any(|old| old == worker));
+            Ok((!old && !now.is_empty()).then_some(()))
+        })
+    }
+
     /// Every path of the machine's disk, and every user and group; without what apt, dpkg and systemd keep for themselves.
     ///
     /// # Errors

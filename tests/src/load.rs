@@ -260,6 +260,10 @@ fn write(
     while !stop.load(Ordering::Relaxed) {
         let url = format!("{urls}/{sent}");
         let answer = line.send(|connection| connection.post("/shorten", serde_json::json!({ "url": &url })));
+        if matches!(answer, Err(Failure::Refused)) {
+            // Nobody listens: asking again at once would only take the processor from whoever is to.
+            thread::sleep(Duration::from_millis(10));
+        }
         let before = report.acknowledged.len();
         report.count(url, answer);
         acknowledged.fetch_add(report.acknowledged.len() - before, Ordering::Relaxed);

@@ -87,14 +87,9 @@ fn it_starts_at_boot_and_stops_when_told() -> Result<()> {
     appliance.follow(&link)?;
 
     appliance.ok(["systemctl", "stop", "links"])?;
-    assert_eq!(appliance.processes()?, "");
+    // The instances stop after the service, each when it has answered what it still serves.
+    appliance.wait_until_stopped()?;
     assert_eq!(appliance.http().get(&format!("/{}", link.slug))?.status, 502);
-    assert_eq!(
-        appliance
-            .run(["systemctl", "is-active", "links", "links@1", "links@2"])?
-            .stdout,
-        "inactive\n".repeat(3)
-    );
 
     appliance.ok(["systemctl", "start", "links"])?;
     appliance.follow(&link)?;

@@ -190,8 +190,12 @@ fn policy_rc_d_forbids_the_start() -> Result<()> {
     assert_eq!(appliance.run(["systemctl", "is-enabled", "links"])?.stdout, "enabled\n");
 
     appliance.ok(["systemctl", "start", "links"])?;
-    appliance.ok(["systemctl", "reload", "nginx"])?;
     appliance.wait_for_status("2/2 instances ready")?;
+    assert!(
+        said.contains("nginx was not reloaded, by policy: `systemctl reload nginx`"),
+        "{said}"
+    );
+    appliance.reload_nginx()?;
     appliance.follow(&appliance.shorten("https://example.com/allowed")?)
 }
 
