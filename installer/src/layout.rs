@@ -138,6 +138,10 @@ impl Layout {
     }
 
     // nginx's.
+    /// Of the packaged nginx.
+    pub fn nginx_pid(&self) -> PathBuf {
+        self.at("run/nginx.pid")
+    }
     pub fn nginx_conf_d(&self) -> PathBuf {
         self.at("etc/nginx/conf.d")
     }

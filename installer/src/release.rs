@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use sha2::{Digest as _, Sha256};
 
 use crate::files;
@@ -152,13 +153,21 @@ impl<'a> Store<'a> {
             .with_context(|| format!("Making a directory in {}", releases.display()))?;
         copy(&source, staging.path())
             .with_context(|| format!("Importing release {} into {}", source.id, releases.display()))?;
-        // A damaged release of the same name gives way; the instances that run it hold its files open.
         if directory.exists() {
-            fs::remove_dir_all(&directory).with_context(|| format!("Removing {}", directory.display()))?;
+            // A damaged release of the same name: in one step, because instances point to it.
+            renameat2(
+                AT_FDCWD,
+                staging.path(),
+                AT_FDCWD,
+                &directory,
+                RenameFlags::RENAME_EXCHANGE,
+            )
+            .with_context(|| format!("Replacing {}", directory.display()))?;
+        } else {
+            fs::rename(staging.path(), &directory).with_context(|| format!("Making {}", directory.display()))?;
+            // Its name is taken: there is nothing left to clean up.
+            let _ = staging.keep();
         }
-        fs::rename(staging.path(), &directory).with_context(|| format!("Making {}", directory.display()))?;
-        // Its name is taken: there is nothing left to clean up.
-        let _ = staging.keep();
         files::sync_directory(&releases)?;
         Release::open(&directory)
     }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
@@ -14,6 +15,8 @@ use crate::nginx::{self, Surroundings};
 use crate::{exec, files};
 
 const UNIT: &str = "nginx.service";
+/// From the signal to new workers; nginx needs about a tenth of a second.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is to be said to the person about it.
 pub type Notices = Vec<String>;
@@ -140,7 +143,7 @@ pub fn install(layout: &Layout, config: &Config, services: Services) -> anyhow::
     match (test(), broken_before) {
         (Ok(()), _) => {
             if changed {
-                notices.extend(reload(services)?);
+                notices.extend(reload(layout, services)?);
             }
         }
         (Err(why), Some(_)) => notices.push(format!(
@@ -185,7 +188,7 @@ pub fn remove(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
         return Ok(vec![]);
     }
     match test() {
-        Ok(()) => reload(services),
+        Ok(()) => reload(layout, services),
         Err(why) => Ok(vec![format!(
             "nginx's configuration is broken, so nginx was not reloaded:\n{why}"
         )]),
@@ -210,17 +213,60 @@ fn test() -> Result<(), String> {
     }
 }
 
-fn reload(services: Services) -> anyhow::Result<Notices> {
+/// `systemctl reload nginx` returns when the master has the signal; its old workers go on accepting for a while. Done is
+/// when none of them takes new connections any more, so that whoever asks next is answered by the new site.
+fn reload(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
     if !services.is_active(UNIT)? {
         return Ok(match services.running() {
             true => vec!["nginx does not run: `systemctl start nginx`".to_owned()],
             false => vec![],
         });
     }
+    let old = workers(layout)?;
     Ok(match services.act("reload", &[UNIT.to_owned()])? {
-        true => vec![],
+        true => {
+            wait_until_retired(&old)?;
+            vec![]
+        }
         false => vec!["nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned()],
     })
+}
+
+/// The processes that accept connections now: the children of the master.
+fn workers(layout: &Layout) -> anyhow::Result<Vec<PathBuf>> {
+    let Ok(master) = fs::read_to_string(layout.nginx_pid()) else {
+        return Ok(vec![]);
+    };
+    // The master has one thread.
+    let path = format!("/proc/{0}/task/{0}/children", master.trim());
+    let children = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        children => children.with_context(|| format!("Reading {path}"))?,
+    };
+    Ok(children
+        .split_whitespace()
+        .map(|pid| Path::new("/proc").join(pid))
+        .collect())
+}
+
+/// Waits until each is gone or says in its title that it shuts down, which no event announces.
+fn wait_until_retired(workers: &[PathBuf]) -> anyhow::Result<()> {
+    let deadline = Instant::now() + RELOAD_TIMEOUT;
+    let serves = |worker: &PathBuf| {
+        let title = fs::read(worker.join("cmdline")).unwrap_or_default();
+        title.starts_with(b"nginx: worker process") && !String::from_utf8_lossy(&title).contains("shutting down")
+    };
+    while workers.iter().any(serves) {
+        if Instant::now() >= deadline {
+            bail!(
+                "nginx does not take its new configuration: its old workers still serve {} s after the reload; \
+                 `journalctl -u nginx` and /var/log/nginx/error.log say why",
+                RELOAD_TIMEOUT.as_secs()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// Whether dpkg knows the default site with the contents that it has.
