@@ -19,8 +19,9 @@ use crate::range::Range;
 const TICK: Duration = Duration::from_millis(10);
 /// Instances that can live at once. Spin's default.
 pub const MOST_INSTANCES: u32 = 1_000;
-/// Memory of a free slot that is cleared by hand rather than given back to the kernel, in bytes. Spin's value.
-const KEEP_RESIDENT: usize = 2 << 20;
+/// Memory of a free slot that is cleared by hand rather than given back to the kernel, in bytes. Spin keeps 2 MiB; but an
+/// instance serves many requests, so that making one is rare, and the memory counts.
+const KEEP_RESIDENT: usize = 256 << 10;
 /// Free slots that keep such memory: as many as a burst of requests uses, not a hundred as in Spin.
 const WARM_SLOTS: u32 = 32;
 
@@ -107,7 +108,7 @@ fn pool() -> PoolingAllocationConfig {
         .max_memory_size(4 << 30)
         .max_unused_warm_slots(WARM_SLOTS)
         .linear_memory_keep_resident(KEEP_RESIDENT)
-        .table_keep_resident(KEEP_RESIDENT / 4);
+        .table_keep_resident(KEEP_RESIDENT);
     pool
 }
 

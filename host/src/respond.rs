@@ -151,10 +151,10 @@ fn prepare<B>(mut request: Request<B>, matched: &Match<'_>, target: &Target, pee
     uri.authority = Some(authority);
     *request.uri_mut() = Uri::from_parts(uri).ok()?;
 
-    // They replace what the client may have sent under these names.
+    // They replace what the client may have sent under these names. A path may hold bytes beyond ASCII; so may a header.
     let headers = request.headers_mut();
-    headers.insert(PATH_INFO, HeaderValue::from_str(&matched.rest).ok()?);
-    headers.insert(FULL_URL, HeaderValue::from_str(&full_url).ok()?);
+    headers.insert(PATH_INFO, HeaderValue::from_bytes(matched.rest.as_bytes()).ok()?);
+    headers.insert(FULL_URL, HeaderValue::from_bytes(full_url.as_bytes()).ok()?);
     headers.insert(MATCHED_ROUTE, target.raw.clone());
     headers.insert(BASE_PATH, HeaderValue::from_static("/"));
     headers.insert(RAW_COMPONENT_ROUTE, target.raw.clone());
@@ -164,7 +164,7 @@ fn prepare<B>(mut request: Request<B>, matched: &Match<'_>, target: &Target, pee
         let name = format!("spin-path-match-{}", name.to_ascii_lowercase().replace('_', "-"));
         headers.insert(
             HeaderName::from_bytes(name.as_bytes()).ok()?,
-            HeaderValue::from_str(value).ok()?,
+            HeaderValue::from_bytes(value.as_bytes()).ok()?,
         );
     }
     Some(request)

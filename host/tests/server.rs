@@ -92,7 +92,30 @@ impl App {
     }
 
     fn start(&self) -> Server {
-        let mut child = self.command("127.0.0.1:0").spawn().unwrap();
+        self.run(self.command("127.0.0.1:0"))
+    }
+
+    /// With this many file descriptors at most.
+    fn start_with(&self, descriptors: u32) -> Server {
+        let command = self.command("127.0.0.1:0");
+        let mut limited = Command::new("/bin/sh");
+        limited
+            .arg("-c")
+            .arg(format!("ulimit -n {descriptors} && exec \"$@\""))
+            .arg("sh");
+        limited.arg(command.get_program()).args(command.get_args());
+        limited
+            .env_clear()
+            .envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        limited
+            .current_dir(self.dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.run(limited)
+    }
+
+    fn run(&self, mut command: Command) -> Server {
+        let mut child = command.spawn().unwrap();
         let (sender, lines) = mpsc::channel();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
@@ -271,6 +294,28 @@ fn wait_until(mut done: impl FnMut() -> bool) {
         assert!(start.elapsed() < DEADLINE);
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn it_outlives_a_want_of_descriptors() {
+    let app = App::new(&component("service"));
+    let server = app.start_with(40);
+    // The kernel takes them all, the server only some.
+    let many: Vec<TcpStream> = (0..80).map(|_| server.connect()).collect();
+    let (sender, answer) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| sender.send(server.get("/.well-known/spin/health")));
+        // The request waits behind the others; it is answered once they are gone.
+        assert!(
+            answer.recv_timeout(Duration::from_millis(300)).is_err(),
+            "there were descriptors enough"
+        );
+        drop(many);
+        assert!(answer.recv_timeout(DEADLINE).unwrap().starts_with("HTTP/1.1 200"));
+    });
+    server.signal("TERM");
+    let log = String::from_utf8(server.end().stderr).unwrap();
+    assert!(log.contains("could not be accepted"), "{log}");
 }
 
 #[test]

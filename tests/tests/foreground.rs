@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use links_tests::{Artifacts, eventually};
@@ -19,6 +20,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// One at a time: each takes the ports that it finds free.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// A `linksctl up` below a directory of its own.
 struct Up {
@@ -140,6 +144,7 @@ fn shell(line: &str) -> Output {
 
 #[test]
 fn what_it_prints_can_be_pasted_and_ctrl_c_leaves_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let up = Up::start();
     let curl = up.line("curl ");
     let url = up.line("http://");
@@ -182,6 +187,7 @@ fn what_it_prints_can_be_pasted_and_ctrl_c_leaves_nothing() {
 
 #[test]
 fn links_are_still_there_after_a_restart() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let up = Up::start();
     let curl = up.line("curl ");
     let url = up.line("http://");
@@ -200,6 +206,7 @@ fn links_are_still_there_after_a_restart() {
 
 #[test]
 fn the_end_of_an_instance_ends_everything_and_says_why() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let up = Up::start();
     up.line("Ctrl-C");
     let runtime = fs::read_dir("/proc")

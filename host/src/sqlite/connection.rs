@@ -407,7 +407,7 @@ fn would_wait(error: &rusqlite::Error) -> bool {
 }
 
 fn columns(statement: &CachedStatement<'_>) -> Vec<String> {
-    statement.column_names().into_iter().map(str::to_owned).collect()
+    statement.column_names().map(str::to_owned).collect()
 }
 
 /// Why rows ended early.

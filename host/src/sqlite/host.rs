@@ -7,6 +7,7 @@ use std::task::{Context as Task, Poll};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{
     Access, Accessor, Destination, FutureReader, HasSelf, Resource, StreamProducer, StreamReader, StreamResult,
+    VecBuffer,
 };
 
 use super::{Answer, Handle, RowStream, Rows};
@@ -146,25 +147,26 @@ struct RowProducer {
 
 impl<D> StreamProducer<D> for RowProducer {
     type Item = RowResult;
-    type Buffer = Option<RowResult>;
+    type Buffer = VecBuffer<RowResult>;
 
     fn poll_produce<'a>(
         mut self: Pin<&mut Self>,
         task: &mut Task<'_>,
         store: StoreContextMut<'a, D>,
-        mut destination: Destination<'a, RowResult, Option<RowResult>>,
+        mut destination: Destination<'a, RowResult, VecBuffer<RowResult>>,
         finish: bool,
     ) -> Poll<wasmtime::Result<StreamResult>> {
         // A read of no items asks whether there may be some; the next read finds out.
         if destination.remaining(store) == Some(0) {
             return Poll::Ready(Ok(StreamResult::Completed));
         }
-        match self.rows.poll_recv(task) {
-            Poll::Ready(Some(row)) => {
-                destination.set_buffer(Some(row));
+        let mut rows = Vec::new();
+        match self.rows.poll_recv_many(task, &mut rows, super::ROWS_AHEAD) {
+            Poll::Ready(0) => Poll::Ready(Ok(StreamResult::Dropped)),
+            Poll::Ready(_) => {
+                destination.set_buffer(rows.into());
                 Poll::Ready(Ok(StreamResult::Completed))
             }
-            Poll::Ready(None) => Poll::Ready(Ok(StreamResult::Dropped)),
             Poll::Pending if finish => Poll::Ready(Ok(StreamResult::Cancelled)),
             Poll::Pending => Poll::Pending,
         }

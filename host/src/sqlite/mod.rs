@@ -22,8 +22,8 @@ use crate::config::Place;
 
 /// How many unused connections a database keeps open.
 const POOLED: usize = 32;
-/// Rows that are read ahead of a component that takes them one at a time.
-const ROWS_AHEAD: usize = 16;
+/// Rows that are read ahead of a component, and handed to it at a time.
+const ROWS_AHEAD: usize = 64;
 /// How long a writer waits while another one holds the lock and gets nowhere.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
 
