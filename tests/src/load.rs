@@ -70,19 +70,20 @@ impl Load {
     /// Starts the writers; they go on until [`Running::stop`].
     pub fn start(&self) -> Running {
         let stop = Arc::new(AtomicBool::new(false));
-        let acknowledged = Arc::new(AtomicUsize::new(0));
+        let [acknowledged, failed] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
         let writers = (0..self.writers)
             .zip(self.clients.iter().cycle())
             .map(|(number, client)| {
                 let (client, connections) = (client.clone(), self.connections);
                 let urls = format!("https://load.example/{}/{number}", self.label);
-                let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
-                thread::spawn(move || write(client, connections, &urls, &stop, &acknowledged))
+                let (stop, acknowledged, failed) = (stop.clone(), acknowledged.clone(), failed.clone());
+                thread::spawn(move || write(client, connections, &urls, &stop, (&acknowledged, &failed)))
             })
             .collect();
         Running {
             stop,
             acknowledged,
+            failed,
             writers,
             begin: Instant::now(),
         }
@@ -104,6 +105,7 @@ impl Load {
 pub struct Running {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
     writers: Vec<JoinHandle<Result<Report>>>,
     begin: Instant,
 }
@@ -112,6 +114,11 @@ impl Running {
     /// Links acknowledged so far.
     pub fn acknowledged(&self) -> usize {
         self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Requests so far that ended in anything else.
+    pub fn failed(&self) -> usize {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Lets every writer finish its request, and adds up.
@@ -252,7 +259,7 @@ fn write(
     connections: Connections,
     urls: &str,
     stop: &AtomicBool,
-    acknowledged: &AtomicUsize,
+    (acknowledged, failed): (&AtomicUsize, &AtomicUsize),
 ) -> Result<Report> {
     let mut line = Line::open(client, connections)?;
     let mut report = Report::default();
@@ -266,7 +273,9 @@ fn write(
         }
         let before = report.acknowledged.len();
         report.count(url, answer);
-        acknowledged.fetch_add(report.acknowledged.len() - before, Ordering::Relaxed);
+        let new = report.acknowledged.len() - before;
+        acknowledged.fetch_add(new, Ordering::Relaxed);
+        failed.fetch_add(1 - new, Ordering::Relaxed);
         sent += 1;
     }
     Ok(report)
