@@ -220,6 +220,6 @@ fn the_end_of_an_instance_ends_everything_and_says_why() {
         .min()
         .expect("a runtime runs");
     kill(Pid::from_raw(runtime), Signal::SIGKILL).unwrap();
-    up.line("instance");
+    up.line("linksctl: instance");
     assert!(!up.end().success());
 }
