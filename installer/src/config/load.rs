@@ -26,17 +26,13 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// All of it, the credentials from where systemd put them or else from where a person keeps them. Warnings are logged.
+/// All of it, the credentials from where systemd put them or else from where a person keeps them.
 ///
 /// # Errors
 /// [`Invalid`]
 pub fn load(layout: &Layout) -> Result<Loaded, Invalid> {
     let source = Source::new(layout, std::env::var_os("CREDENTIALS_DIRECTORY"));
-    let loaded = check::load(layout, &source, &Disk).map_err(Invalid)?;
-    for warning in &loaded.warnings {
-        log::notice!("{warning}");
-    }
-    Ok(loaded)
+    check::load(layout, &source, &Disk).map_err(Invalid)
 }
 
 /// links.toml alone, for those who need no secret.
@@ -52,6 +48,13 @@ pub fn load_links(layout: &Layout) -> Result<Config, Invalid> {
 }
 
 impl Loaded {
+    /// Tells what somebody should look at.
+    pub fn log_warnings(&self) {
+        for warning in &self.warnings {
+            log::notice!("{warning}");
+        }
+    }
+
     /// What the runtime is started with; holds secrets.
     ///
     /// # Errors

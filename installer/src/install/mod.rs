@@ -164,9 +164,7 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
     for step in &steps {
         match step {
             Step::MakeToken => token::make(layout)?,
-            Step::CheckConfiguration => {
-                load(layout)?;
-            }
+            Step::CheckConfiguration => load(layout)?.log_warnings(),
             Step::Import => {
                 store.remove_leftovers()?;
                 store.import(&layout.bundle())?;
@@ -189,7 +187,11 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
             Step::RestartAgent => {
                 services.act("restart", &[layout::SERVICE.to_owned()])?;
             }
-            Step::Move(numbers) => move_instances(&store, services, numbers, &payload.id)?,
+            Step::Move(numbers) => {
+                if !move_instances(&store, services, numbers, &payload.id)? {
+                    notices.push("not restarted, by policy: `systemctl restart 'links@*'`".to_owned());
+                }
+            }
             Step::Retire(numbers) => {
                 services.act("stop", &units(numbers))?;
                 services.disable(&units(numbers))?;
@@ -249,28 +251,34 @@ fn units(instances: &[u16]) -> Vec<String> {
         .collect()
 }
 
-/// Moves running instances to `release`, one after the other; back, if one of them fails.
-fn move_instances(store: &Store<'_>, services: Services, instances: &[u16], release: &str) -> anyhow::Result<()> {
+/// Moves running instances to `release`, one after the other; back, if one of them fails. False where the policy forbids
+/// restarts: then they run it from their next start on.
+fn move_instances(store: &Store<'_>, services: Services, instances: &[u16], release: &str) -> anyhow::Result<bool> {
     let mut moved: Vec<(u16, Option<String>)> = vec![];
+    let mut restarted = true;
     for &instance in instances {
         let before = store.of_instance(instance).ok().map(|release| release.id);
         store.point(instance, release)?;
         moved.push((instance, before));
-        if let Err(error) = services.act("restart", &units(&[instance])) {
-            for (instance, before) in &moved {
-                if let Some(before) = before {
-                    store.point(*instance, before)?;
-                    services.act("restart", &units(&[*instance])).with_context(|| {
-                        format!("Putting instance {instance} back to release {before}, after: {error:#}")
-                    })?;
-                }
+        let error = match services.act("restart", &units(&[instance])) {
+            Ok(done) => {
+                restarted &= done;
+                continue;
             }
-            return Err(error).with_context(|| {
-                format!("instance {instance} does not run release {release}; every instance is back on what it ran")
-            });
+            Err(error) => error,
+        };
+        for (instance, before) in &moved {
+            let Some(before) = before else { continue };
+            store.point(*instance, before)?;
+            services
+                .act("restart", &units(&[*instance]))
+                .with_context(|| format!("Putting instance {instance} back to release {before}, after: {error:#}"))?;
         }
+        return Err(error).with_context(|| {
+            format!("instance {instance} does not run release {release}; every instance is back on what it ran")
+        });
     }
-    Ok(())
+    Ok(restarted)
 }
 
 /// Stops what runs and takes the host's integration away: prerm's and `uninstall`'s work. The data stays.

@@ -44,6 +44,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     let flag = Flag::new(layout, instance)?;
 
     let loaded = load(layout)?;
+    loaded.log_warnings();
     let release = Store::new(layout).of_instance(instance)?;
     runtime::check_release(&release)?;
     if let Some(database) = loaded.local_database(layout) {
