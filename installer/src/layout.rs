@@ -18,6 +18,9 @@ pub const ADMIN_TOKEN: &str = "admin_token";
 /// (systemd.exec(5): the ID is suffixed with `_` and the file name).
 pub const CREDENTIAL_PREFIX: &str = "links_";
 
+/// The kernel's tables of TCP connections, IPv4 and IPv6. `/proc/net` itself is not there under `ProcSubset=pid`.
+pub const CONNECTION_TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+
 /// Where things are, below one root directory: `/` on a host, any directory for `linksctl up`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {

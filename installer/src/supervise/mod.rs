@@ -1,14 +1,15 @@
 //! `linksctl run N`: the supervisor of one instance.
 
+mod connections;
 mod machine;
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, atomic};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -25,13 +26,15 @@ use crate::layout::{self, Layout};
 use crate::process::{self, Process};
 use crate::release::Store;
 use crate::runtime::{self, Call};
-use crate::{files, log};
-use machine::{Action, Event, Machine, Times};
+use crate::{files, log, rotation};
+use machine::{Action, Event, Machine, Probing, Times, Traffic};
 
 /// Between two probes before the first healthy answer; a warm start takes 10 to 40 ms.
 const PROBE_AT_START: Duration = Duration::from_millis(10);
 /// Added to the times that systemd is told, for what happens besides the waiting.
 const MARGIN: Duration = Duration::from_secs(10);
+/// systemd's watchdog is fed at least this often, where it does not say how often it is to be; a third of `WatchdogSec=`.
+const FEED: Duration = Duration::from_secs(10);
 
 /// Runs instance `instance` until it is stopped or its runtime ends.
 ///
@@ -90,17 +93,15 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
         start_timeout: config.health.start_timeout,
         drain_timeout: config.drain.timeout,
     };
-    notify(&[NotifyState::ExtendTimeoutUsec(microseconds(
-        times.start_timeout + MARGIN,
-    ))]);
-    let (mut machine, mut actions) = Machine::start(times);
-    let starting = Arc::new(atomic::AtomicBool::new(true));
-    let prober = spawn_prober(listen, config, tell, Arc::clone(&starting));
+    let (mut machine, actions) = Machine::start(times);
+    let mut actions = VecDeque::from(actions);
+    let mut probing = machine.probing();
+    let prober = spawn_prober(listen, config, tell, probing);
     let mut deadline = None;
 
     // `prober` stays connected to its channel until here is left; then its thread ends.
     let outcome = 'supervision: loop {
-        for action in actions.drain(..) {
+        while let Some(action) = actions.pop_front() {
             match action {
                 Action::SetFlag => flag.set()?,
                 Action::ClearFlag => flag.clear()?,
@@ -108,35 +109,42 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
                     log::notice!("instance {instance}: ready after {} ms", started.elapsed().as_millis());
                     notify(&[NotifyState::Ready]);
                 }
-                Action::TellStopping => notify(&[
-                    NotifyState::Stopping,
-                    NotifyState::ExtendTimeoutUsec(microseconds(machine::SETTLE + times.drain_timeout + MARGIN)),
-                ]),
+                Action::TellStopping => notify(&[NotifyState::Stopping]),
                 Action::TellStatus(text) => notify(&[NotifyState::Status(&text)]),
+                Action::Extend(time) => notify(&[NotifyState::ExtendTimeoutUsec(microseconds(time + MARGIN))]),
                 Action::Log(text) => log::notice!("instance {instance}: {text}"),
+                Action::Look => {
+                    let seen = Event::Seen(look(layout, instance, listen));
+                    actions.extend(machine.on(seen, started.elapsed()));
+                }
                 Action::Wake(after) => deadline = Some(Instant::now() + after),
                 Action::Terminate => running.terminate(),
                 Action::Kill => running.kill(),
                 Action::Leave(outcome) => break 'supervision outcome,
             }
         }
-        starting.store(machine.is_starting(), atomic::Ordering::Relaxed);
+        if machine.probing() != probing {
+            probing = machine.probing();
+            // It listens until here is left.
+            let _ = prober.send(probing);
+        }
         let message = match deadline {
             Some(at) => told.recv_timeout(at.saturating_duration_since(Instant::now())),
             None => told.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
-        actions = match message {
-            Ok(Message::Event(event)) => machine.on(event),
+        let event = match message {
+            Ok(Message::Event(event)) => event,
             Ok(Message::Alive) => {
                 notify(&[NotifyState::Watchdog]);
-                vec![]
+                continue;
             }
             Err(RecvTimeoutError::Timeout) => {
                 deadline = None;
-                machine.on(Event::Deadline)
+                Event::Deadline
             }
             Err(RecvTimeoutError::Disconnected) => bail!("the supervisor's own threads have ended"),
         };
+        actions.extend(machine.on(event, started.elapsed()));
     };
     drop(prober);
     flag.clear()?;
@@ -145,7 +153,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
 
 enum Message {
     Event(Event),
-    /// The runtime's listener answers.
+    /// The watchdog may be fed: the runtime's listener answers, or the machine waits for its end with deadlines of its own.
     Alive,
 }
 
@@ -269,42 +277,72 @@ fn forward_signals(tell: Sender<Message>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Probes until the returned sender is dropped.
-fn spawn_prober(
-    listen: SocketAddr,
-    config: &Config,
-    tell: Sender<Message>,
-    starting: Arc<atomic::AtomicBool>,
-) -> Sender<()> {
+/// Probes as it is told, until the returned sender is dropped.
+fn spawn_prober(listen: SocketAddr, config: &Config, tell: Sender<Message>, mut probing: Probing) -> Sender<Probing> {
     let probe = Probe::new(listen, config.health.timeout);
     let interval = config.health.interval;
-    let (stop, stopped) = mpsc::channel::<()>();
+    let feed = sd_notify::watchdog_enabled().map_or(FEED, |watchdog| watchdog / 3);
+    let (change, changed) = mpsc::channel();
     std::thread::spawn(move || {
         loop {
-            // Two questions: whether the process serves at all decides over its life, whether the component can do
-            // its work only over the rotation. A database that is away is no reason to restart.
-            let alive = probe.alive();
-            let ready = alive.clone().and_then(|()| probe.ready());
-            let messages = [
-                alive.is_ok().then_some(Message::Alive),
-                Some(Message::Event(ready.map_or_else(Event::NotReady, |()| Event::Ready))),
-            ];
+            let messages = match probing {
+                Probing::Eager | Probing::Regular => {
+                    // Two questions: whether the process serves at all decides over its life, whether the component can
+                    // do its work only over the rotation. A database that is away is no reason to restart.
+                    let alive = probe.alive();
+                    let ready = alive.clone().and_then(|()| probe.ready());
+                    [
+                        alive.is_ok().then_some(Message::Alive),
+                        Some(Message::Event(ready.map_or_else(Event::NotReady, |()| Event::Ready))),
+                    ]
+                }
+                Probing::Off => [Some(Message::Alive), None],
+            };
             for message in messages.into_iter().flatten() {
                 if tell.send(message).is_err() {
                     return;
                 }
             }
-            let pause = if starting.load(atomic::Ordering::Relaxed) {
-                PROBE_AT_START
-            } else {
-                interval
+            let pause = match probing {
+                Probing::Eager => PROBE_AT_START,
+                Probing::Regular => interval.min(feed),
+                Probing::Off => feed,
             };
-            if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
-                return;
+            match changed.recv_timeout(pause) {
+                Ok(new) => probing = new,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     });
-    stop
+    change
+}
+
+/// What the machine asks for with [`Action::Look`].
+fn look(layout: &Layout, instance: u16, listen: SocketAddr) -> Traffic {
+    let others = rotation::ready_instances(layout).map(|ready| ready.iter().any(|other| *other != instance));
+    Traffic {
+        connections: count_connections(listen),
+        others: others.unwrap_or_else(|error| {
+            log::error!("reading {}: {error}", layout.ready_dir().display());
+            // nginx cannot look either, and asks everybody.
+            false
+        }),
+    }
+}
+
+/// Connections of the server on `listen`, from the kernel's tables.
+fn count_connections(listen: SocketAddr) -> Result<usize, String> {
+    let mut count = 0;
+    for path in layout::CONNECTION_TABLES {
+        match fs::read_to_string(path) {
+            Ok(table) => count += connections::count(&table, listen)?,
+            // A kernel without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => {}
+            Err(error) => return Err(format!("{path}: {error}")),
+        }
+    }
+    Ok(count)
 }
 
 /// Tells systemd, where it listens.
@@ -314,6 +352,7 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
+/// At most 71 minutes, which is more than links.toml allows for a start or a drain.
 fn microseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
@@ -321,6 +360,9 @@ fn microseconds(duration: Duration) -> u32 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
+    use std::io::Read as _;
+    use std::net::TcpStream;
+
     use super::*;
 
     #[test]
@@ -373,5 +415,108 @@ mod tests {
         assert!(layout.ready_flag(1).exists());
         drop(flag);
         assert!(!layout.ready_flag(1).exists());
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_no_flag() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        fs::create_dir_all(layout.ready_dir()).unwrap();
+        fs::write(layout.ready_flag(1), b"").unwrap();
+        fs::write(layout.ready_flag(2), b"").unwrap();
+        // There is nothing to run.
+        run(&layout, 1).unwrap_err();
+        assert!(!layout.ready_flag(1).exists());
+        assert!(layout.ready_flag(2).exists(), "that is another instance's");
+    }
+
+    #[test]
+    fn the_flag_of_an_instance_that_runs_is_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        fs::create_dir_all(layout.ready_dir()).unwrap();
+        fs::create_dir_all(layout.instance_run_dir(1)).unwrap();
+        fs::write(layout.ready_flag(1), b"").unwrap();
+        let _held = lock(&layout.instance_run_dir(1).join("lock"), 1).unwrap();
+        let error = run(&layout, 1).unwrap_err().to_string();
+        assert!(error.contains("already run"), "{error}");
+        assert!(layout.ready_flag(1).exists());
+    }
+
+    #[test]
+    fn the_unit_takes_the_flag_of_a_supervisor_that_was_killed() {
+        let unit = include_str!("../../../systemd/links@.service");
+        let ready = Layout::new("/").ready_dir();
+        let line = format!("ExecStopPost=/usr/bin/rm -f {}/%i", ready.display());
+        assert!(unit.lines().any(|found| found == line), "{line}");
+    }
+
+    /// The kernel's table has no event: looks until it shows `expected`.
+    fn comes_to(expected: usize, server: SocketAddr) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let found = count_connections(server).unwrap();
+            if found == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{found} connections instead of {expected}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn connections_are_counted_as_long_as_anybody_needs_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        // The listener is none.
+        comes_to(0, server);
+
+        let mut clients: Vec<_> = (0..3).map(|_| TcpStream::connect(server).unwrap()).collect();
+        // Not accepted yet, and the clients' sides are in the table of this process as well.
+        comes_to(3, server);
+        let mut served: Vec<_> = (0..3).map(|_| listener.accept().unwrap().0).collect();
+        comes_to(3, server);
+
+        // One ends: the client closes, and may still be answered until the server does.
+        drop(clients.pop());
+        comes_to(3, server);
+        drop(served.pop());
+        comes_to(2, server);
+
+        // One is answered with more than the client takes at once, and closed.
+        let mut answered = served.pop().unwrap();
+        answered.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(bytes) = answered.write(&[0; 65536]) {
+            sent += bytes;
+        }
+        drop(answered);
+        comes_to(2, server);
+        let mut client = clients.pop().unwrap();
+        assert_eq!(client.read_to_end(&mut vec![]).unwrap(), sent);
+        comes_to(1, server);
+
+        drop((served, clients));
+        comes_to(0, server);
+    }
+
+    #[test]
+    fn who_else_is_ready_is_read_from_the_flags() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let others = || look(&layout, 1, server).others;
+        assert!(!others(), "there is no directory");
+        fs::create_dir_all(layout.ready_dir()).unwrap();
+        fs::write(layout.ready_flag(1), b"").unwrap();
+        assert!(!others(), "that is the instance itself");
+        fs::write(layout.ready_flag(2), b"").unwrap();
+        assert!(others());
+    }
+
+    #[test]
+    fn systemd_can_be_told_of_the_longest_times() {
+        assert_eq!(microseconds(Duration::from_hours(1) + MARGIN), 3_610_000_000);
     }
 }

@@ -1,0 +1,162 @@
+//! The kernel's tables of TCP connections (`/proc/PID/net/tcp` and `tcp6`; proc_pid_net(5)) as text: how many connections
+//! of one server still matter to somebody.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// States as the kernel numbers them (include/net/tcp_states.h).
+mod state {
+    pub const ESTABLISHED: u8 = 0x01;
+    pub const SYN_RECV: u8 = 0x03;
+    pub const FIN_WAIT1: u8 = 0x04;
+    pub const CLOSE_WAIT: u8 = 0x08;
+    pub const LAST_ACK: u8 = 0x09;
+    pub const CLOSING: u8 = 0x0B;
+}
+
+/// How many connections of the server on `server` are in `table`, seen from the server's side: those over which a request
+/// may be served, or an answer is on its way. What both sides are done with is not counted, and neither is the socket
+/// that listens.
+///
+/// # Errors
+/// A line that the kernel does not write, quoted.
+pub fn count(table: &str, server: SocketAddr) -> Result<usize, String> {
+    let names = names(server);
+    let mut count = 0;
+    // The first line names the columns.
+    for line in table.lines().skip(1) {
+        let mut columns = line.split_ascii_whitespace().skip(1);
+        let (Some(local), Some(_remote), Some(state), Some(queues)) =
+            (columns.next(), columns.next(), columns.next(), columns.next())
+        else {
+            return Err(format!("a table of connections has the line `{line}`"));
+        };
+        if !names.iter().any(|name| name == local) {
+            continue;
+        }
+        let unsent = queues.split(':').next().unwrap_or_default();
+        match (u8::from_str_radix(state, 16), u64::from_str_radix(unsent, 16)) {
+            (Ok(state), Ok(unsent)) => count += usize::from(matters(state, unsent)),
+            _ => return Err(format!("a table of connections has the line `{line}`")),
+        }
+    }
+    Ok(count)
+}
+
+/// `unsent`: bytes that the other side has not confirmed.
+fn matters(state: u8, unsent: u64) -> bool {
+    match state {
+        // One that nobody has accepted yet is here too: its client may have sent its request.
+        state::ESTABLISHED => true,
+        // The client has its side of the handshake done where the last packet of it waits for room in the queue.
+        state::SYN_RECV => true,
+        // The client sends no more, but may wait for the answer; the server has not closed yet.
+        state::CLOSE_WAIT => true,
+        // The server sends no more, and the kernel is still at it. The end itself counts as one byte. Where the server
+        // holds such a socket with something unread in it, its death would throw the rest of the answer away.
+        state::FIN_WAIT1 | state::CLOSING | state::LAST_ACK => unsent > 1,
+        _ => false,
+    }
+}
+
+/// An address as the kernel prints it: in words of four bytes, each a number in the machine's order. A socket of IPv6
+/// that talks to a client of IPv4 has the mapped form (RFC 4291, 2.5.5.2).
+fn names(server: SocketAddr) -> Vec<String> {
+    let port = server.port();
+    match server.ip().to_canonical() {
+        IpAddr::V4(v4) => vec![
+            format!("{}:{port:04X}", words(&v4.octets())),
+            format!("{}:{port:04X}", words(&v4.to_ipv6_mapped().octets())),
+        ],
+        IpAddr::V6(v6) => vec![format!("{}:{port:04X}", words(&v6.octets()))],
+    }
+}
+
+fn words(address: &[u8]) -> String {
+    let (words, _) = address.as_chunks::<4>();
+    words
+        .iter()
+        .map(|word| format!("{:08X}", u32::from_ne_bytes(*word)))
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    const HEAD: &str =
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
+
+    /// `rows` have the columns from the local address to the queues, as the kernel of a little-endian machine prints them.
+    #[cfg(target_endian = "little")]
+    fn counted(server: &str, rows: &[&str]) -> usize {
+        let rows = rows.iter().enumerate().map(|(index, row)| {
+            format!("{index:4}: {row} 00:00000000 00000000     0        0 1147840 2 00000000536116be 20 0 0 10 -1")
+        });
+        let table: Vec<_> = std::iter::once(HEAD.to_owned()).chain(rows).collect();
+        count(&table.join("\n"), server.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn only_the_servers_side_of_its_own_connections_counts() {
+        let rows = [
+            "0100007F:1B59 00000000:0000 0A 00000000:00000000",
+            "0100007F:1B59 0100007F:D25A 01 00000000:00000000",
+            "0100007F:1B59 0100007F:D25B 01 00000000:00000000",
+            "0100007F:D25A 0100007F:1B59 01 00000000:00000000",
+            "0100007F:1B5A 0100007F:D25C 01 00000000:00000000",
+            "0200007F:1B59 0100007F:D25D 01 00000000:00000000",
+        ];
+        assert_eq!(counted("127.0.0.1:7001", &rows), 2);
+        assert_eq!(counted("127.0.0.1:7002", &rows), 1);
+        assert_eq!(counted("127.0.0.1:7003", &rows), 0);
+    }
+
+    #[test]
+    fn a_server_is_known_by_its_ipv6_addresses_too() {
+        let rows = [
+            "00000000000000000000000000000000:93AF 00000000000000000000000000000000:0000 0A 00000000:00000000",
+            "0000000000000000FFFF00000100007F:93AF 0000000000000000FFFF00000100007F:D25A 01 00000000:00000000",
+            "00000000000000000000000001000000:93AF 00000000000000000000000001000000:A9D4 01 00000000:00000000",
+            "00000000000000000000000001000000:93AF 00000000000000000000000001000000:A9D5 01 00000000:00000000",
+            "00000000000000000000000001000000:A9D4 00000000000000000000000001000000:93AF 01 00000000:00000000",
+        ];
+        assert_eq!(counted("127.0.0.1:37807", &rows), 1);
+        assert_eq!(counted("[::ffff:127.0.0.1]:37807", &rows), 1);
+        assert_eq!(counted("[::1]:37807", &rows), 2);
+    }
+
+    #[test]
+    fn what_counts_is_a_request_or_an_answer_on_its_way() {
+        let expected = [
+            ("01", "00000000", 1, "established"),
+            ("02", "00000000", 0, "a call of its own"),
+            ("03", "00000000", 1, "waits to be accepted"),
+            ("04", "003B2C01", 1, "closed with an answer unsent"),
+            ("04", "00000001", 0, "closed, only the end is unsent"),
+            ("05", "00000000", 0, "all is sent"),
+            ("06", "00000000", 0, "both sides are done"),
+            ("07", "00000000", 0, "closed"),
+            ("08", "00000000", 1, "the client may still wait"),
+            ("09", "00000001", 0, "both have closed"),
+            ("09", "00000002", 1, "both have closed, an answer is unsent"),
+            ("0A", "00000000", 0, "listens"),
+            ("0B", "00000001", 0, "both have closed at once"),
+            ("0B", "00000400", 1, "both have closed at once, an answer is unsent"),
+        ];
+        for (state, unsent, count, what) in expected {
+            let row = format!("0100007F:1B59 0100007F:D25A {state} {unsent}:00000000");
+            assert_eq!(counted("127.0.0.1:7001", &[&row]), count, "{what}");
+        }
+    }
+
+    #[test]
+    fn another_format_is_an_error_and_not_an_empty_table() {
+        let server = "127.0.0.1:7001".parse().unwrap();
+        assert_eq!(count("", server), Ok(0));
+        assert_eq!(count(HEAD, server), Ok(0));
+        assert!(count("head\n0: 0100007F:1B59", server).unwrap_err().contains("1B59"));
+        let name = &names(server)[0];
+        assert!(count(&format!("head\n0: {name} x ZZ 0:0"), server).is_err());
+    }
+}
