@@ -1,5 +1,8 @@
--- A row comes back only if this made it. No check before: between a check and an insert another process may take the
--- slug.
-INSERT INTO links (slug, url, created_at, expires_at) VALUES (?1, ?2, ?3, ?4)
+-- The row that comes back is this request's link: made now, or by the same request before (?5 is its id, or NULL, which
+-- is nobody's). No row: another link has the slug. One statement, no check before: between a check and an insert
+-- another process may take the slug, or serve the same request. The id's clause stands first and is judged first: a
+-- repeat conflicts with its own link's slug as well. What it sets is what is there: only an update gives back a row.
+INSERT INTO links (slug, url, created_at, expires_at, request_id) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT (request_id) WHERE request_id IS NOT NULL DO UPDATE SET request_id = request_id
 ON CONFLICT (slug) DO NOTHING
-RETURNING id
+RETURNING slug, url, expires_at

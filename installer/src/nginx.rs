@@ -146,20 +146,26 @@ mod tests {
     }
 
     #[test]
-    fn one_pool_per_missing_flag_with_the_missing_one_as_backup() {
+    fn one_pool_per_missing_flag_and_a_second_round_of_all() {
         let site = site_of(2, PLAIN);
         assert_eq!(
             block(&site, "upstream links_all"),
             [
                 "server 127.0.0.1:7001 max_fails=0;",
                 "server 127.0.0.1:7002 max_fails=0;",
+                "server 127.0.0.1:7001 max_fails=0 backup;",
+                "server 127.0.0.1:7002 max_fails=0 backup;",
                 "keepalive 64;",
                 "keepalive_timeout 1s;"
             ]
         );
         assert_eq!(
-            block(&site, "upstream links_without_1")[..2],
-            ["server 127.0.0.1:7002 max_fails=0;", "server 127.0.0.1:7001 backup;"]
+            block(&site, "upstream links_without_1")[..3],
+            [
+                "server 127.0.0.1:7002 max_fails=0;",
+                "server 127.0.0.1:7001 max_fails=0 backup;",
+                "server 127.0.0.1:7002 max_fails=0 backup;",
+            ]
         );
         assert_eq!(
             block(&site, "map"),
@@ -170,6 +176,47 @@ mod tests {
             ]
         );
         assert!(site.contains(r#"if (!-f /run/links/ready/2) { set $links_missing "${links_missing}/2"; }"#));
+    }
+
+    /// What is said in the location of the path, and at the level around it.
+    fn location<'a>(site: &'a str, opening: &str) -> (Vec<&'a str>, Vec<&'a str>) {
+        let around = site.lines().skip_while(|line| *line != "server {").skip(1);
+        let around = around.filter(|line| line.starts_with("    ") && !line.starts_with("     "));
+        let inside = site
+            .lines()
+            .map(str::trim)
+            .skip_while(|line| !line.starts_with(opening));
+        let inside = inside.skip(1).take_while(|line| *line != "}");
+        (inside.collect(), around.map(str::trim).collect())
+    }
+
+    #[test]
+    fn creating_alone_is_tried_again_whatever_became_of_it() {
+        let site = site_of(2, PLAIN);
+        let (create, all) = location(&site, "location = /shorten {");
+        assert_eq!(
+            create,
+            [
+                "proxy_pass http://$links_pool;",
+                "proxy_next_upstream error timeout non_idempotent;"
+            ]
+        );
+        assert!(all.contains(&"location / { proxy_pass http://$links_pool; }"), "{site}");
+        assert!(all.contains(&"proxy_next_upstream error timeout;"), "{site}");
+        assert_eq!(site.matches("non_idempotent").count(), 1);
+    }
+
+    /// A `proxy_set_header` inside a location would take away all those around it, the id of the request among them.
+    #[test]
+    fn every_location_sends_the_request_s_own_id() {
+        let site = site_of(2, PLAIN);
+        let headers = |line: &&str| line.trim().starts_with("proxy_set_header ");
+        let (_, all) = location(&site, "location /");
+        assert!(all.contains(&"proxy_set_header X-Request-Id $request_id;"), "{site}");
+        assert_eq!(
+            site.lines().filter(headers).count(),
+            all.iter().copied().filter(headers).count()
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod origin;
 pub mod problem;
 pub mod reply;
 pub mod request;
+pub mod request_id;
 pub mod route;
 pub mod settings;
 pub mod slug;

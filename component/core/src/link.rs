@@ -61,6 +61,13 @@ impl NewLink {
         }
         Ok(())
     }
+
+    /// Whether the link stored under this slug is this one: what was asked for before was the same.
+    pub fn is_stored_as(&self, slug: &Slug, stored: &Stored) -> bool {
+        self.slug.as_ref().is_none_or(|wanted| wanted == slug)
+            && self.target.as_str() == stored.url
+            && self.expiry == stored.expiry
+    }
 }
 
 /// A link in the database.
@@ -144,6 +151,24 @@ mod tests {
             let problem = link.agree_with(&other).unwrap_err();
             assert_eq!(problem.status, 409);
             assert!(problem.detail.contains(hint), "{}", problem.detail);
+        }
+    }
+
+    #[test]
+    fn a_stored_link_is_the_same_in_all_that_was_asked_for() {
+        let [x, y] = ["x", "y"].map(|text| Slug::custom(text).unwrap());
+        let same = stored("https://example.com/", Some(NOW + 10));
+        let expires_at = Some("2026-01-01T00:00:10Z");
+        let generated = wish("https://example.com", None, expires_at).unwrap();
+        assert!(generated.is_stored_as(&x, &same) && generated.is_stored_as(&y, &same));
+        let custom = wish("https://example.com", Some("x"), expires_at).unwrap();
+        assert!(custom.is_stored_as(&x, &same) && !custom.is_stored_as(&y, &same));
+        for other in [
+            stored("https://example.com/other", Some(NOW + 10)),
+            stored("https://example.com/", Some(NOW + 11)),
+            stored("https://example.com/", None),
+        ] {
+            assert!(!custom.is_stored_as(&x, &other) && !generated.is_stored_as(&x, &other));
         }
     }
 

@@ -9,12 +9,18 @@ pub fn statements(script: &str) -> impl Iterator<Item = &str> {
         .filter(|statement| !statement.is_empty())
 }
 
+/// Whether a statement of a schema failed because an earlier run of it did its work: a column cannot be added "if not
+/// exists".
+pub fn is_done(message: &str) -> bool {
+    message.to_ascii_lowercase().contains("duplicate column name")
+}
+
 /// What a database error means for the request that met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     /// Another connection writes: the same statement works a moment later.
     Busy,
-    /// The tables are not there, on a database that was made or replaced after this connection began.
+    /// The tables are not there, or are older than this release, on a database that was made or replaced after this connection began.
     NoSchema,
     /// Anything else. A kept connection may be the cause (a remote database ends idle ones): a new one may work.
     Other,
@@ -27,7 +33,10 @@ impl Trouble {
         let says = |text| message.contains(text);
         if says("locked") || says("busy") {
             Trouble::Busy
-        } else if says("no such table") || says("no such column") {
+        } else if ["no such table", "no such column", "has no column named"]
+            .into_iter()
+            .any(says)
+        {
             Trouble::NoSchema
         } else {
             Trouble::Other
@@ -53,6 +62,13 @@ mod tests {
     }
 
     #[test]
+    fn a_column_that_is_there_was_added_before() {
+        assert!(is_done("duplicate column name: request_id"));
+        assert!(is_done("SQLite error: Duplicate column name: request_id"));
+        assert!(!is_done("no such table: links") && !is_done("database is locked"));
+    }
+
+    #[test]
     fn messages_have_a_meaning() {
         for (message, trouble) in [
             ("database is locked", Trouble::Busy),
@@ -60,6 +76,8 @@ mod tests {
             ("SQLITE_BUSY: database is locked", Trouble::Busy),
             ("database table is locked: links", Trouble::Busy),
             ("no such table: links", Trouble::NoSchema),
+            ("table links has no column named request_id", Trouble::NoSchema),
+            ("no such column: request_id", Trouble::NoSchema),
             ("disk I/O error", Trouble::Other),
             ("attempt to write a readonly database", Trouble::Other),
             ("", Trouble::Other),

@@ -5,34 +5,78 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use links_core::sql::{Trouble, statements};
+use links_core::sql::{Trouble, is_done, statements};
 use rusqlite::{Connection, OptionalExtension, params};
 
-const SCHEMA: &str = include_str!("../../sql/0001_links.sql");
+const SCHEMA: [&str; 2] = [
+    include_str!("../../sql/0001_links.sql"),
+    include_str!("../../sql/0002_request_ids.sql"),
+];
 const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
 const FIND_LINK: &str = include_str!("../../sql/find_link.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
 
+/// What releases of version 1 of the database run on any later one.
+const INSERT_LINK_OF_1: &str = "INSERT INTO links (slug, url, created_at, expires_at) VALUES (?1, ?2, ?3, ?4)
+    ON CONFLICT (slug) DO NOTHING RETURNING id";
+
 type Link = (String, Option<i64>);
 
-fn apply(connection: &Connection) -> rusqlite::Result<()> {
-    statements(SCHEMA).try_for_each(|statement| connection.execute(statement, []).map(drop))
+/// Slug, URL and expiry, as an insert gives them back.
+type Row = (String, String, Option<i64>);
+
+fn apply(connection: &Connection, script: &str) -> rusqlite::Result<()> {
+    statements(script).try_for_each(|statement| match connection.execute(statement, []) {
+        Err(error) if !is_done(&error.to_string()) => Err(error),
+        _ => Ok(()),
+    })
+}
+
+fn apply_all(connection: &Connection) -> rusqlite::Result<()> {
+    SCHEMA.into_iter().try_for_each(|script| apply(connection, script))
 }
 
 fn new_database() -> Connection {
     let connection = Connection::open_in_memory().unwrap();
-    apply(&connection).unwrap();
+    apply_all(&connection).unwrap();
     connection
 }
 
+fn version(connection: &Connection) -> i64 {
+    connection.query_row(APPLIED, [], |row| row.get(0)).unwrap()
+}
+
+fn rows(connection: &Connection) -> i64 {
+    connection
+        .query_row("SELECT count(*) FROM links", [], |row| row.get(0))
+        .unwrap()
+}
+
+/// For a request with the given id; the answer is the link it has now.
+fn insert_for(
+    connection: &Connection,
+    id: Option<[u8; 16]>,
+    slug: &str,
+    url: &str,
+    expires_at: Option<i64>,
+) -> rusqlite::Result<Option<Row>> {
+    let row = params![slug, url, 1_767_225_600_i64, expires_at, id];
+    connection
+        .query_row(INSERT_LINK, row, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()
+}
+
+/// For a request without an id.
 fn insert(connection: &Connection, slug: &str, url: &str, expires_at: Option<i64>) -> rusqlite::Result<bool> {
-    let row = params![slug, url, 1_767_225_600_i64, expires_at];
-    Ok(connection
-        .query_row(INSERT_LINK, row, |row| row.get::<_, i64>(0))
-        .optional()?
-        .is_some())
+    Ok(insert_for(connection, None, slug, url, expires_at)?.is_some())
+}
+
+fn insert_as_1(connection: &Connection, slug: &str, url: &str) -> bool {
+    let row = params![slug, url, 1_767_225_600_i64, None::<i64>];
+    let made = connection.query_row(INSERT_LINK_OF_1, row, |row| row.get::<_, i64>(0));
+    made.optional().unwrap().is_some()
 }
 
 fn find(connection: &Connection, slug: &str) -> Option<Link> {
@@ -54,11 +98,74 @@ fn a_database_without_tables_is_recognised() {
 #[test]
 fn the_schema_may_be_applied_again() {
     let connection = new_database();
-    assert!(insert(&connection, "kept", "https://example.com/", None).unwrap());
-    apply(&connection).unwrap();
+    assert!(
+        insert_for(&connection, Some([1; 16]), "kept", "https://example.com/", None)
+            .unwrap()
+            .is_some()
+    );
+    apply_all(&connection).unwrap();
     assert!(find(&connection, "kept").is_some());
-    let version = connection.query_row(APPLIED, [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(version, 1);
+    assert_eq!(version(&connection), 2);
+}
+
+#[test]
+fn each_script_leads_to_its_version() {
+    let connection = Connection::open_in_memory().unwrap();
+    for (script, wanted) in SCHEMA.into_iter().zip(1..) {
+        apply(&connection, script).unwrap();
+        assert_eq!(version(&connection), wanted);
+    }
+}
+
+/// A process that ends between two statements leaves the rest to the next one.
+#[test]
+fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
+    for done in 0..statements(SCHEMA[1]).count() {
+        let connection = Connection::open_in_memory().unwrap();
+        apply(&connection, SCHEMA[0]).unwrap();
+        for statement in statements(SCHEMA[1]).take(done) {
+            connection.execute(statement, []).unwrap();
+        }
+        assert_eq!(version(&connection), 1, "after {done} statements");
+        apply(&connection, SCHEMA[1]).unwrap();
+        assert_eq!(version(&connection), 2);
+        let link = |slug| insert_for(&connection, Some([1; 16]), slug, "https://example.com/", None).unwrap();
+        assert_eq!(link("x"), link("y"), "after {done} statements");
+    }
+}
+
+#[test]
+fn an_older_release_goes_on_while_the_database_is_changed_below_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let [old, new] = [(); 2].map(|()| Connection::open(directory.path().join("links.db")).unwrap());
+    apply(&old, SCHEMA[0]).unwrap();
+    assert!(insert_as_1(&old, "before", "https://example.com/1"));
+    apply_all(&new).unwrap();
+    assert!(insert_as_1(&old, "after", "https://example.com/2"));
+    assert!(
+        insert_as_1(&old, "another", "https://example.com/2"),
+        "without an id nothing is a repeat"
+    );
+    assert!(!insert_as_1(&old, "before", "https://example.com/3"));
+    assert!(
+        insert_for(&new, Some([1; 16]), "new", "https://example.com/4", None)
+            .unwrap()
+            .is_some()
+    );
+    assert!(!insert_as_1(&old, "new", "https://example.com/5"));
+    for (slug, url) in [("before", "1"), ("after", "2"), ("another", "2"), ("new", "4")] {
+        let link = Some((format!("https://example.com/{url}"), None));
+        assert_eq!((find(&old, slug), find(&new, slug)), (link.clone(), link), "{slug}");
+    }
+}
+
+/// A release that meets a database from before its time (a backup that was put back) knows what is missing.
+#[test]
+fn an_older_database_is_recognised() {
+    let connection = Connection::open_in_memory().unwrap();
+    apply(&connection, SCHEMA[0]).unwrap();
+    let error = connection.prepare(INSERT_LINK).unwrap_err().to_string();
+    assert_eq!(Trouble::of(&error), Trouble::NoSchema, "{error}");
 }
 
 #[test]
@@ -79,6 +186,51 @@ fn the_first_insert_has_the_slug() {
     assert!(insert(&connection, "x", "https://example.com/", Some(5)).unwrap());
     assert!(!insert(&connection, "x", "https://example.org/", None).unwrap());
     assert_eq!(find(&connection, "x"), Some(("https://example.com/".into(), Some(5))));
+}
+
+#[test]
+fn a_request_has_one_link_however_often_it_comes() {
+    let connection = new_database();
+    let made = Some(("x".into(), "https://example.com/".into(), Some(5)));
+    for slug in ["x", "y", "x"] {
+        let link = insert_for(&connection, Some([1; 16]), slug, "https://example.com/", Some(5)).unwrap();
+        assert_eq!(link, made, "with the slug {slug}");
+    }
+    assert_eq!(rows(&connection), 1);
+}
+
+#[test]
+fn a_repeat_of_another_content_changes_nothing_and_is_told_what_there_is() {
+    let connection = new_database();
+    let first = insert_for(&connection, Some([1; 16]), "x", "https://example.com/", None).unwrap();
+    insert_for(&connection, Some([2; 16]), "y", "https://example.net/", None).unwrap();
+    for slug in ["x", "y", "z"] {
+        let other = insert_for(&connection, Some([1; 16]), slug, "https://example.org/", Some(5)).unwrap();
+        assert_eq!(other, first, "with the slug {slug}");
+    }
+    assert_eq!(rows(&connection), 2);
+    assert_eq!(find(&connection, "x"), Some(("https://example.com/".into(), None)));
+    assert_eq!(find(&connection, "y"), Some(("https://example.net/".into(), None)));
+}
+
+#[test]
+fn another_request_does_not_get_the_slug() {
+    let connection = new_database();
+    for (id, made) in [(Some([1; 16]), true), (Some([2; 16]), false), (None, false)] {
+        let link = insert_for(&connection, id, "x", "https://example.com/", None).unwrap();
+        assert_eq!(link.is_some(), made, "{id:?}");
+    }
+    // The second one's id is still free: its next attempt, with another slug, makes its link.
+    let link = insert_for(&connection, Some([2; 16]), "y", "https://example.com/", None).unwrap();
+    assert_eq!(link.map(|(slug, ..)| slug).as_deref(), Some("y"));
+}
+
+#[test]
+fn requests_without_an_id_are_never_the_same() {
+    let connection = new_database();
+    assert!(insert(&connection, "a", "https://example.com/", None).unwrap());
+    assert!(insert(&connection, "b", "https://example.com/", None).unwrap());
+    assert_eq!(rows(&connection), 2);
 }
 
 #[test]
@@ -124,8 +276,19 @@ fn writers_at_once_share_a_new_database() {
         let connection = Connection::open(&path).unwrap();
         connection.busy_timeout(Duration::from_secs(5)).unwrap();
         patiently(&|| connection.query_row(WRITE_AHEAD, [], |row| Ok(row.get::<_, String>(0)? == "wal")));
-        patiently(&|| apply(&connection).map(|()| true));
+        patiently(&|| apply_all(&connection).map(|()| true));
         let url = format!("https://example.com/{writer}");
+        // One request that each of them is asked to serve.
+        let repeated = || {
+            insert_for(
+                &connection,
+                Some([7; 16]),
+                &format!("repeated-{writer}"),
+                "https://example.com/",
+                None,
+            )
+        };
+        patiently(&|| repeated().map(|link| link.is_some()));
         (0..SLUGS)
             .filter(|slug| patiently(&|| insert(&connection, &slug.to_string(), &url, None)))
             .collect::<Vec<_>>()
@@ -148,6 +311,12 @@ fn writers_at_once_share_a_new_database() {
         SLUGS,
         "every slug has one winner"
     );
+    assert_eq!(
+        rows(&connection),
+        1 + i64::try_from(SLUGS).unwrap(),
+        "the repeated request has one link"
+    );
+    assert_eq!(version(&connection), 2);
     let mode: String = connection
         .query_row("PRAGMA journal_mode", [], |row| row.get(0))
         .unwrap();

@@ -8,6 +8,7 @@ use links_core::origin::Origin;
 use links_core::problem::Problem;
 use links_core::reply::Reply;
 use links_core::request::{self, Shorten};
+use links_core::request_id::{self, RequestId};
 use links_core::settings::Settings;
 use links_core::slug::{MAX_ATTEMPTS, Slug};
 use spin_sdk::http::Request;
@@ -36,12 +37,14 @@ async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem>
         Some(public) => public.clone(),
         None => origin(&request)?,
     };
+    let id = request.headers().get(request_id::HEADER);
+    let id = id.and_then(|value| RequestId::parse(value.as_bytes()));
     let wish = Shorten::parse(&read_body(request).await?)?;
     let now = clock::now();
     let link = NewLink::check(&wish, &own, now)?;
     let slug = match &link.slug {
-        Some(slug) => with_slug(slug, &link, now).await?,
-        None => with_generated_slug(&link, now).await?,
+        Some(slug) => with_slug(slug, &link, id, now).await?,
+        None => with_generated_slug(&link, id, now).await?,
     };
     Ok(Reply::shortened(slug.as_str(), &own.short_url(&slug)))
 }
@@ -70,12 +73,12 @@ async fn read_body(request: Request) -> Result<Vec<u8>, Problem> {
     }
 }
 
-async fn with_slug(slug: &Slug, link: &NewLink, now: i64) -> Result<Slug, Problem> {
+async fn with_slug(slug: &Slug, link: &NewLink, id: Option<RequestId>, now: i64) -> Result<Slug, Problem> {
     let store = Store::new();
     // Twice: the link that had the slug may be deleted between the insert and the look at it.
     for _ in 0..2 {
-        if store.insert(slug, link, now).await? {
-            return Ok(slug.clone());
+        if let Some(slug) = insert(&store, slug, link, id, now).await? {
+            return Ok(slug);
         }
         if let Some(stored) = store.find(slug).await? {
             return link.agree_with(&stored).map(|()| slug.clone());
@@ -84,7 +87,7 @@ async fn with_slug(slug: &Slug, link: &NewLink, now: i64) -> Result<Slug, Proble
     Err(Problem::unavailable("The slug is being changed by others. Try again."))
 }
 
-async fn with_generated_slug(link: &NewLink, now: i64) -> Result<Slug, Problem> {
+async fn with_generated_slug(link: &NewLink, id: Option<RequestId>, now: i64) -> Result<Slug, Problem> {
     let store = Store::new();
     for attempt in 0..MAX_ATTEMPTS {
         let slug = random::slug(attempt).map_err(|error| {
@@ -92,7 +95,7 @@ async fn with_generated_slug(link: &NewLink, now: i64) -> Result<Slug, Problem> 
             Problem::new(500, "The server cannot make a slug. Send one of your own.")
         })?;
         if let Some(slug) = slug
-            && store.insert(&slug, link, now).await?
+            && let Some(slug) = insert(&store, &slug, link, id, now).await?
         {
             return Ok(slug);
         }
@@ -101,4 +104,22 @@ async fn with_generated_slug(link: &NewLink, now: i64) -> Result<Slug, Problem> 
     Err(Problem::unavailable(
         "No free slug was found. Try again, or send one of your own.",
     ))
+}
+
+/// The slug under which the link is there now: the one given, or the one that an earlier attempt of nginx at this
+/// request got. `None`: the slug given is taken.
+async fn insert(
+    store: &Store,
+    slug: &Slug,
+    link: &NewLink,
+    id: Option<RequestId>,
+    now: i64,
+) -> Result<Option<Slug>, Problem> {
+    match store.insert(slug, link, id, now).await? {
+        Some((slug, stored)) if link.is_stored_as(&slug, &stored) => Ok(Some(slug)),
+        None => Ok(None),
+        // Another link has the id. Two requests of nginx never share one, so this comes from somebody who asks past it
+        // and sends one id for all he does: it says nothing.
+        Some(_) => Ok(store.insert(slug, link, None, now).await?.map(|(slug, _)| slug)),
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Every statement is whole by itself, because requests share the connection of their instance and several processes
 //! share the database. Every statement may also be repeated: an insert that was done although its answer got lost finds
-//! its own row, which is a taken slug to the caller and costs at worst an unused row.
+//! its own row, by the request's id. Without one that is a taken slug to the caller, and costs at worst an unused row.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,14 +11,18 @@ use std::time::{Duration, Instant};
 use links_core::expiry::Expiry;
 use links_core::link::{NewLink, Stored};
 use links_core::problem::Problem;
+use links_core::request_id::RequestId;
 use links_core::slug::Slug;
 use links_core::sql::{self, Trouble};
 use spin_sdk::sqlite::{Connection, Error, RowResult, Value};
 
 use crate::{clock, log};
 
-const SCHEMA_VERSION: i64 = 1;
-const SCHEMA: &str = include_str!("../../sql/0001_links.sql");
+/// The scripts that lead from one version of the tables to the next, version 0 being none.
+const SCHEMA: [&str; 2] = [
+    include_str!("../../sql/0001_links.sql"),
+    include_str!("../../sql/0002_request_ids.sql"),
+];
 const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
@@ -57,29 +61,38 @@ impl Store {
     /// 503
     pub async fn find(&self, slug: &Slug) -> Result<Option<Stored>, Problem> {
         let rows = self.run(FIND_LINK, &[Value::Text(slug.as_str().to_owned())]).await?;
-        // The table is STRICT and the statement names two columns, so a row has this form.
         Ok(rows.into_iter().next().and_then(|row| {
-            let expiry = row.get::<i64>(1).map(Expiry);
-            match row.values.into_iter().next() {
-                Some(Value::Text(url)) => Some(Stored { url, expiry }),
-                _ => None,
-            }
+            let [url, expires_at] = row.values.try_into().ok()?;
+            stored(url, &expires_at)
         }))
     }
 
-    /// Whether the link now exists by this call; `false`: the slug is taken. `now` in Unix seconds.
+    /// The link that this request has now, made by this call or before by one with the same id; `None`: the slug is
+    /// taken by a link of others. `now` in Unix seconds.
     ///
     /// # Errors
     /// 503
-    pub async fn insert(&self, slug: &Slug, link: &NewLink, now: i64) -> Result<bool, Problem> {
+    pub async fn insert(
+        &self,
+        slug: &Slug,
+        link: &NewLink,
+        id: Option<RequestId>,
+        now: i64,
+    ) -> Result<Option<(Slug, Stored)>, Problem> {
         let row = [
             Value::Text(slug.as_str().to_owned()),
             Value::Text(link.target.as_str().to_owned()),
             Value::Integer(now),
             link.expiry
                 .map_or(Value::Null, |Expiry(seconds)| Value::Integer(seconds)),
+            id.map_or(Value::Null, |id| Value::Blob(id.as_bytes().to_vec())),
         ];
-        Ok(!self.run(INSERT_LINK, &row).await?.is_empty())
+        let rows = self.run(INSERT_LINK, &row).await?;
+        Ok(rows.into_iter().next().and_then(|row| {
+            let [slug, url, expires_at] = row.values.try_into().ok()?;
+            let Value::Text(slug) = slug else { return None };
+            Some((Slug::in_path(&slug)?, stored(url, &expires_at)?))
+        }))
     }
 
     /// Reads from the table of links; on a new database it makes it first.
@@ -130,6 +143,16 @@ impl Store {
     }
 }
 
+/// A link of two columns. The table is STRICT, so they have these types.
+fn stored(url: Value, expires_at: &Value) -> Option<Stored> {
+    let Value::Text(url) = url else { return None };
+    let expiry = match expires_at {
+        Value::Integer(seconds) => Some(Expiry(*seconds)),
+        _ => None,
+    };
+    Some(Stored { url, expiry })
+}
+
 /// What is wrong with the database is for the operator to read, in the log; the client learns that it is not its fault.
 fn unavailable(error: &str) -> Problem {
     log::line("the database does not answer", error);
@@ -145,30 +168,45 @@ fn forget() {
 /// instance are one connection too many for a moment, no more.
 async fn open() -> Result<Rc<Connection>, String> {
     let connection = Rc::new(Connection::open_default().await.map_err(message)?);
-    if applied(&connection).await? < SCHEMA_VERSION {
-        apply_schema(&connection).await?;
+    let missing = SCHEMA.get(applied(&connection).await?..).unwrap_or_default();
+    if !missing.is_empty() {
+        write_ahead(&connection).await?;
+    }
+    for script in missing {
+        apply(&connection, script).await?;
     }
     drop(KEPT.replace(Some(connection.clone())));
     Ok(connection)
 }
 
 /// The version of the tables; 0 for none.
-async fn applied(connection: &Connection) -> Result<i64, String> {
+async fn applied(connection: &Connection) -> Result<usize, String> {
     match rows(connection, APPLIED, &[]).await {
-        Ok(rows) => Ok(rows.first().and_then(|row| row.get(0)).unwrap_or(0)),
+        Ok(rows) => {
+            let version = rows.first().and_then(|row| row.get::<i64>(0));
+            Ok(version.and_then(|version| version.try_into().ok()).unwrap_or(0))
+        }
         Err(error) if Trouble::of(&error) == Trouble::NoSchema => Ok(0),
         Err(error) => Err(error),
     }
 }
 
-async fn apply_schema(connection: &Connection) -> Result<(), String> {
+async fn write_ahead(connection: &Connection) -> Result<(), String> {
     match rows(connection, WRITE_AHEAD, &[]).await {
         Err(error) if Trouble::of(&error) == Trouble::Busy => return Err(error),
         Err(error) => log::line("going on without a write-ahead log", error),
         Ok(_) => {}
     }
-    for statement in sql::statements(SCHEMA) {
-        rows(connection, statement, &[]).await?;
+    Ok(())
+}
+
+/// Another process may be about the same, so each statement may have been run before.
+async fn apply(connection: &Connection, script: &str) -> Result<(), String> {
+    for statement in sql::statements(script) {
+        match rows(connection, statement, &[]).await {
+            Err(error) if !sql::is_done(&error) => return Err(error),
+            _ => {}
+        }
     }
     Ok(())
 }
