@@ -1,6 +1,7 @@
 //! The one place that runs other programs and waits for them.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -23,8 +24,23 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let output = Command::new(program)
-        .args(arguments)
+    finish_command(program, Command::new(program).args(arguments))
+}
+
+/// As [`finish`], for what is to go on when the person at the terminal interrupts: Ctrl-C reaches only us.
+///
+/// # Errors
+/// As [`finish`].
+pub fn finish_undisturbed<I, S>(program: &str, arguments: I) -> anyhow::Result<Finished>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    finish_command(program, Command::new(program).args(arguments).process_group(0))
+}
+
+fn finish_command(program: &str, command: &mut Command) -> anyhow::Result<Finished> {
+    let output = command
         .stdin(Stdio::null())
         .env("LC_ALL", "C.UTF-8")
         .output()
