@@ -1,11 +1,14 @@
 //! Changes of what runs: no client notices those that succeed, nor those that fail.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::load::{Connections, Load, Report, verify_all};
-use links_tests::{Appliance, Output, eventually};
+use links_tests::{Appliance, DEB, Output, eventually};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 const BUNDLE: &str = "/usr/lib/links/bundle";
 
@@ -318,4 +321,157 @@ impl Host {
 fn events(output: &Output) -> Result<Vec<Value>> {
     let lines = output.stdout.lines().map(serde_json::from_str);
     Ok(lines.collect::<Result<_, _>>()?)
+}
+
+#[test]
+fn apt_upgrades_and_downgrades_while_nobody_notices() -> Result<()> {
+    let host = Host::serving()?;
+    let package = Package::unpack(&host)?;
+    let next = package.build(&host, "9.9.9", |_| Ok(()))?;
+    let install = |deb: &str| {
+        let words = ["apt-get", "--yes", "--allow-downgrades", "--reinstall", "install", deb];
+        host.appliance.ok(words)
+    };
+    host.under_load("upgrade", || install(&next))?;
+    host.appliance.wait_for_status("2/2 instances ready, release 9.9.9,")?;
+    host.under_load("again", || install(&next))?;
+    host.under_load("downgrade", || install(DEB))?;
+    let version = host.appliance.wait_for_status("2/2 instances ready, release ")?;
+    ensure!(!version.contains("9.9.9"), "{version}");
+
+    host.appliance.ok(["systemctl", "stop", "links"])?;
+    install(&next)?;
+    assert_eq!(host.appliance.processes()?, "");
+    host.appliance.ok(["systemctl", "start", "links"])?;
+    host.appliance.wait_for_status("2/2 instances ready, release 9.9.9,")?;
+    host.still_serves()
+}
+
+#[test]
+fn a_failed_upgrade_leaves_the_old_release_serving_and_a_retry_works() -> Result<()> {
+    let host = Host::serving()?;
+    let old = host.release_of(1)?;
+    let package = Package::unpack(&host)?;
+    let state = || -> Result<String> {
+        let words = [
+            "dpkg-query",
+            "--show",
+            "--showformat=${db:Status-Status}",
+            "links-shortener",
+        ];
+        Ok(host.appliance.ok(words)?.stdout)
+    };
+
+    // A release that does not start: the next one mends it.
+    let broken = package.build(&host, "9.9.8", |root| {
+        let path = root.join("usr/lib/links/bundle/manifest.json");
+        let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+        let app = manifest["app"].as_str().context("app")?.to_owned();
+        let nonsense = "spin_manifest_version = 99\n";
+        std::fs::write(root.join("usr/lib/links/bundle").join(&app), nonsense)?;
+        manifest["files"][&app]["size"] = nonsense.len().into();
+        let digest = Sha256::digest(nonsense);
+        manifest["files"][&app]["sha256"] = digest
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+            .into();
+        Ok(std::fs::write(&path, manifest.to_string())?)
+    })?;
+    let failed = host.under_load("broken", || {
+        host.appliance.run(["apt-get", "--yes", "install", &broken])
+    })?;
+    assert_ne!(failed.status, 0, "{failed}");
+    let said = failed.stdout + &failed.stderr;
+    ensure!(said.contains("every instance is back on what it ran before"), "{said}");
+    ensure!(said.contains("the runtime exited with status"), "{said}");
+    assert_eq!(state()?, "half-configured");
+    assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old.clone()]);
+    host.appliance.ok(["linksctl", "status"])?;
+
+    // A cause outside of the package: once it is gone, the same package goes in.
+    let next = package.build(&host, "9.9.9", |_| Ok(()))?;
+    let path = "/etc/links/links.toml";
+    let good = host.appliance.read(path)?;
+    host.appliance.write(path, "instnaces = 3\n")?;
+    let failed = host.appliance.run(["apt-get", "--yes", "install", &next])?;
+    assert_ne!(failed.status, 0, "{failed}");
+    assert_eq!(state()?, "half-configured");
+    assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old]);
+    host.still_serves()?;
+    host.appliance.write(path, good)?;
+    host.under_load("retry", || host.appliance.ok(["dpkg", "--configure", "--pending"]))?;
+    assert_eq!(state()?, "installed");
+    host.appliance.wait_for_status("2/2 instances ready, release 9.9.9,")?;
+
+    let postinst = "/var/lib/dpkg/info/links-shortener.postinst";
+    for arguments in [
+        "abort-upgrade 1",
+        "abort-remove",
+        "abort-deconfigure in-favour x 1",
+        "configure 9.9.9",
+    ] {
+        host.appliance.shell(&format!("{postinst} {arguments}"))?;
+    }
+    host.appliance.ok(["linksctl", "status"])?;
+    Ok(())
+}
+
+/// The package under test, to be built anew with changes.
+struct Package {
+    directory: tempfile::TempDir,
+}
+
+impl Package {
+    fn unpack(host: &Host) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let deb = &host.appliance.artifacts.deb;
+        run(Command::new("dpkg-deb")
+            .arg("--raw-extract")
+            .arg(deb)
+            .arg(directory.path().join("tree")))?;
+        Ok(Self { directory })
+    }
+
+    /// Returns the path inside of the machine.
+    fn build(&self, host: &Host, version: &str, change: impl FnOnce(&Path) -> Result<()>) -> Result<String> {
+        let tree = self.directory.path().join(version);
+        run(Command::new("cp")
+            .arg("--archive")
+            .arg(self.directory.path().join("tree"))
+            .arg(&tree))?;
+        let control = tree.join("DEBIAN/control");
+        let text = std::fs::read_to_string(&control)?;
+        let lines: Vec<_> = text
+            .lines()
+            .map(|line| match line.starts_with("Version:") {
+                true => format!("Version: {version}"),
+                false => line.to_owned(),
+            })
+            .collect();
+        std::fs::write(&control, lines.join("\n") + "\n")?;
+        let manifest = tree.join("usr/lib/links/bundle/manifest.json");
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&manifest)?)?;
+        json["version"] = version.into();
+        std::fs::write(&manifest, serde_json::to_string_pretty(&json)?)?;
+        change(&tree)?;
+        let deb = self.directory.path().join(format!("{version}.deb"));
+        run(Command::new("dpkg-deb")
+            .args(["-Znone", "--root-owner-group", "--build"])
+            .arg(&tree)
+            .arg(&deb))?;
+        let inside = format!("/root/links-shortener_{version}.deb");
+        host.appliance.copy_in(&deb, &inside)?;
+        Ok(inside)
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("Starting {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }

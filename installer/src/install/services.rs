@@ -6,7 +6,9 @@ use std::time::SystemTime;
 
 use anyhow::Context as _;
 
-use crate::{exec, layout};
+use super::enabled_instances;
+use crate::exec;
+use crate::layout::{self, Layout};
 
 /// Debian's way for an administrator to forbid starts from maintainer scripts (invoke-rc.d's specification,
 /// /usr/share/doc/init-system-helpers/README.policy-rc.d.gz).
@@ -149,6 +151,24 @@ impl Services {
         let arguments = ["is-active"].into_iter().chain(units.iter().map(String::as_str));
         let said = exec::finish("systemctl", arguments)?.stdout;
         Ok(said.lines().map(str::to_owned).collect())
+    }
+
+    /// Waits for the enabled instances, which start with links.service; those that do not run are started.
+    ///
+    /// # Errors
+    /// systemctl is missing. An instance that fails says so itself.
+    pub fn await_start(self, layout: &Layout) -> anyhow::Result<()> {
+        let units: Vec<_> = enabled_instances(layout)?
+            .into_iter()
+            .map(layout::instance_unit)
+            .collect();
+        if self.running && !units.is_empty() {
+            exec::finish_undisturbed(
+                "systemctl",
+                ["start"].into_iter().chain(units.iter().map(String::as_str)),
+            )?;
+        }
+        Ok(())
     }
 
     /// `restart` or `stop` of one unit, waited for, also when a person interrupts meanwhile. Asks no policy.

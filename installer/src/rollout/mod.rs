@@ -16,6 +16,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use nix::sys::stat::{Mode, umask};
 
 pub use apply::Failure;
 pub use journal::Journal;
@@ -56,6 +57,8 @@ impl<'a> Session<'a> {
     }
 
     fn with(layout: &'a Layout, services: Services, lock: Lock, style: Style) -> anyhow::Result<Self> {
+        // links.service has a strict one for its agent; what is made here is for others to read, unless it says otherwise.
+        umask(Mode::S_IWGRP | Mode::S_IWOTH);
         let mut session = Self {
             layout,
             services,
@@ -170,6 +173,7 @@ pub fn rollout(layout: &Layout, args: &RolloutArgs) -> anyhow::Result<()> {
     }
     let style = if args.json { Style::Json } else { Style::Text };
     let mut session = if args.from_systemd {
+        services.await_start(layout)?;
         // Whoever holds the lock may be who is starting us, and is at it already.
         let Some(lock) = Lock::try_take(layout)? else {
             log::notice!("a rollout is under way already");

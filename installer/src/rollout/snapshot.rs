@@ -52,6 +52,8 @@ pub fn take(layout: &Layout) -> anyhow::Result<String> {
         .permissions(Permissions::from_mode(0o755))
         .tempdir_in(&applied)
         .with_context(|| format!("Making a directory in {}", applied.display()))?;
+    // Whatever the umask is: the instances' user has to read it.
+    fs::set_permissions(staging.path(), Permissions::from_mode(0o755))?;
     let copy = layout.with_config_dir(staging.path().to_owned());
     copy_files(layout, &copy).with_context(|| format!("Copying the configuration to {}", applied.display()))?;
     // Of the copy: somebody may be editing the files right now.
