@@ -24,23 +24,10 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    finish_command(program, Command::new(program).args(arguments))
-}
-
-/// As [`finish`], for what is to go on when the person at the terminal interrupts: Ctrl-C reaches only us.
-///
-/// # Errors
-/// As [`finish`].
-pub fn finish_undisturbed<I, S>(program: &str, arguments: I) -> anyhow::Result<Finished>
-where
-    I: IntoIterator<Item = S>,
-    S: AsRef<OsStr>,
-{
-    finish_command(program, Command::new(program).args(arguments).process_group(0))
-}
-
-fn finish_command(program: &str, command: &mut Command) -> anyhow::Result<Finished> {
-    let output = command
+    let output = Command::new(program)
+        .args(arguments)
+        // Ctrl-C is for us, who decide what becomes of what is under way.
+        .process_group(0)
         .stdin(Stdio::null())
         .env("LC_ALL", "C.UTF-8")
         .output()

@@ -51,7 +51,9 @@ fn scale_adds_and_removes_instances() -> Result<()> {
     let host = Host::serving()?;
     let toml = host.appliance.read("/etc/links/links.toml")?;
     for count in ["5", "3", "1", "2"] {
-        let scaled = host.appliance.ok(["linksctl", "scale", count])?;
+        let scaled = host.under_load(&format!("scale-{count}"), || {
+            host.appliance.ok(["linksctl", "scale", count])
+        })?;
         let ready = host.appliance.ok(["ls", "/run/links/ready"])?.stdout.lines().count();
         assert_eq!(ready.to_string(), count, "{scaled}");
         let site = host.appliance.read("/etc/nginx/sites-available/links")?;

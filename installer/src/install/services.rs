@@ -163,7 +163,7 @@ impl Services {
             .map(layout::instance_unit)
             .collect();
         if self.running && !units.is_empty() {
-            exec::finish_undisturbed(
+            exec::finish(
                 "systemctl",
                 ["start"].into_iter().chain(units.iter().map(String::as_str)),
             )?;
@@ -178,9 +178,9 @@ impl Services {
     pub fn carry_out(self, verb: &str, unit: &str) -> anyhow::Result<()> {
         // A start limit that was reached before the cause was mended must not count now. Fails for a unit that is not
         // loaded yet, which then has nothing to reset.
-        exec::finish_undisturbed("systemctl", ["reset-failed", unit])?;
+        exec::finish("systemctl", ["reset-failed", unit])?;
         let since = SystemTime::now();
-        let finished = exec::finish_undisturbed("systemctl", [verb, unit])?;
+        let finished = exec::finish("systemctl", [verb, unit])?;
         if finished.success {
             return Ok(());
         }

@@ -99,7 +99,8 @@ pub fn apply(plan: &Plan, before: &Observed, host: &mut impl Host, reporter: &mu
     let mut committed = !plan.steps.iter().any(|step| matches!(step, Step::Commit(_)));
     let mut begun = false;
     for step in &plan.steps {
-        if host.is_interrupted() && !committed {
+        // Once nginx has the new site, the commit is all that is missing.
+        if !committed && !matches!(step, Step::Commit(_)) && host.is_interrupted() {
             return Err(Failure::Interrupted(take_back(before, &touched, begun, host, reporter)));
         }
         reporter.tell(&Event::step(step));
@@ -331,6 +332,16 @@ mod tests {
         });
         assert!(outcome.is_ok());
         assert_eq!(did.last().map(String::as_str), Some("finish"));
+    }
+
+    #[test]
+    fn a_signal_after_the_site_comes_too_late() {
+        let (outcome, did) = two_to_new(Fake {
+            interrupted_after: Some("site"),
+            ..Fake::default()
+        });
+        assert!(outcome.is_ok());
+        assert_eq!(did[did.len() - 2..], ["current new", "finish"]);
     }
 
     #[test]

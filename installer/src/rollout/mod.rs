@@ -28,7 +28,7 @@ pub use state::State;
 
 use crate::cli::{RestartArgs, RollbackArgs, RolloutArgs, ScaleArgs};
 use crate::config::links::Config;
-use crate::config::load::load_as_kept;
+use crate::config::load::{load_as_kept, load_links};
 use crate::install::{OnBehalfOf, Services, require_root};
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
@@ -130,9 +130,16 @@ impl<'a> Session<'a> {
             instances: loaded.config.instances,
             force,
             site: true,
+            new_ports: has_new_ports(self.layout, &loaded.config),
         };
         Ok((wanted, loaded.config))
     }
+}
+
+/// By what instance 1 was configured with last.
+fn has_new_ports(layout: &Layout, config: &Config) -> bool {
+    let (own, _) = snapshot::of_instance(layout, 1);
+    load_links(&own).is_ok_and(|before| before.base_port != config.base_port)
 }
 
 fn planned(observed: &Observed, wanted: &Wanted, plan: &Plan) -> Event {
@@ -209,6 +216,7 @@ fn show(layout: &Layout, services: Services, args: &RolloutArgs) -> anyhow::Resu
         instances: loaded.config.instances,
         force: args.force,
         site: true,
+        new_ports: has_new_ports(layout, &loaded.config),
     };
     let observed = observe(layout, services)?;
     let plan = plan::plan(&observed, &wanted);

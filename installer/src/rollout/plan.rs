@@ -51,6 +51,8 @@ pub struct Wanted {
     pub force: bool,
     /// Whether nginx's site is brought in line.
     pub site: bool,
+    /// The instances listen elsewhere than before: until nginx knows, it finds nobody where it looks.
+    pub new_ports: bool,
 }
 
 /// One thing that is done.
@@ -155,6 +157,7 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
         }
         plan.steps.extend(steps);
     }
+    plan.interrupts |= wanted.new_ports && plan.steps.iter().any(|step| matches!(step, Step::Restart(_)));
     // After those that it names serve, and before those that it names no longer stop.
     if wanted.site {
         plan.steps.push(Step::Site);
@@ -257,6 +260,7 @@ pub mod tests {
             instances,
             force: false,
             site: true,
+            new_ports: false,
         }
     }
 
@@ -325,6 +329,14 @@ pub mod tests {
         assert!(!Host::running(1, "old").to("old", 1).interrupts);
         assert!(!Host::running(2, "old").down(1).to("new", 2).interrupts);
         assert!(!Host::stopped(1, "old").to("new", 1).interrupts);
+    }
+
+    #[test]
+    fn new_ports_interrupt() {
+        let mut wanted = wanted("old/b", 2);
+        wanted.new_ports = true;
+        assert!(plan(&Host::running(2, "old/a").0, &wanted).interrupts);
+        assert!(!plan(&Host::stopped(2, "old/a").0, &wanted).interrupts);
     }
 
     #[test]

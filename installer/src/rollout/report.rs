@@ -1,6 +1,6 @@
 //! What a rollout tells while it goes on: lines to a person, events to a script.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
@@ -85,9 +85,9 @@ impl Event {
                 let list: Vec<_> = instances.iter().map(u16::to_string).collect();
                 match (instances.is_empty(), *live, *interrupts) {
                     (true, ..) => format!("every instance has {wanted} already"),
-                    (_, false, _) => format!("links does not run: from the next start on, {wanted}"),
+                    (_, false, _) => format!("from the next start on: {wanted}"),
                     (_, _, true) => format!(
-                        "moving instance {} to {wanted}; nobody else serves meanwhile, so this interrupts service for a moment",
+                        "moving instance {} to {wanted}; this interrupts service for a moment",
                         list.join(", ")
                     ),
                     (_, _, false) => format!("moving instance {} to {wanted}", list.join(", then ")),
@@ -143,18 +143,23 @@ impl Reporter {
             Style::Text => {
                 let Some(line) = event.line() else { return };
                 match &self.spinner {
-                    Some(spinner) => spinner.suspend(|| println!("{line}")),
-                    None => println!("{line}"),
+                    Some(spinner) => spinner.suspend(|| print(&line)),
+                    None => print(&line),
                 }
             }
             Style::Json => match serde_json::to_string(event) {
-                Ok(line) => println!("{line}"),
+                Ok(line) => print(&line),
                 Err(error) => crate::log::error!("writing an event: {error}"),
             },
             #[cfg(test)]
             Style::Silent => {}
         }
     }
+}
+
+fn print(line: &str) {
+    // A terminal that was closed is no reason to leave a rollout half done.
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 impl Drop for Reporter {
