@@ -236,7 +236,16 @@ fn a_full_disk_stops_the_installation_and_room_completes_it() -> Result<()> {
 #[test]
 fn an_ordinary_user_is_told_to_become_root() -> Result<()> {
     let host = Host::serving()?;
-    let commands: [&[&str]; 4] = [&["token"], &["token", "--rotate"], &["configure"], &["deconfigure"]];
+    let commands: [&[&str]; 8] = [
+        &["token"],
+        &["token", "--rotate"],
+        &["configure"],
+        &["deconfigure"],
+        &["rollout"],
+        &["rollback"],
+        &["restart"],
+        &["scale", "3"],
+    ];
     for command in commands {
         let line = [&["runuser", "-u", "nobody", "--", "linksctl"], command].concat();
         let output = host.appliance.run(line)?;

@@ -32,30 +32,28 @@ impl Lock {
     /// # Errors
     /// Somebody else holds it: who, is said.
     pub fn take(layout: &Layout, patience: Patience) -> anyhow::Result<Self> {
-        match Self::try_take(layout)? {
-            Some(lock) => return Ok(lock),
-            None => match patience {
-                Patience::None => bail!("a rollout is under way already, by process {}", holder(layout)),
-                Patience::Until(time) => {
-                    log::notice!(
-                        "waiting for the rollout that is under way, by process {}",
-                        holder(layout)
-                    );
-                    let deadline = Instant::now() + time;
-                    while Instant::now() < deadline {
-                        std::thread::sleep(LOOK_AGAIN);
-                        if let Some(lock) = Self::try_take(layout)? {
-                            return Ok(lock);
-                        }
-                    }
-                    bail!(
-                        "a rollout is still under way after {} s, by process {}",
-                        time.as_secs(),
-                        holder(layout)
-                    )
-                }
-            },
+        if let Some(lock) = Self::try_take(layout)? {
+            return Ok(lock);
         }
+        let Patience::Until(time) = patience else {
+            bail!("a rollout is under way already, by process {}", holder(layout));
+        };
+        log::notice!(
+            "waiting for the rollout that is under way, by process {}",
+            holder(layout)
+        );
+        let deadline = Instant::now() + time;
+        while Instant::now() < deadline {
+            std::thread::sleep(LOOK_AGAIN);
+            if let Some(lock) = Self::try_take(layout)? {
+                return Ok(lock);
+            }
+        }
+        bail!(
+            "a rollout is still under way after {} s, by process {}",
+            time.as_secs(),
+            holder(layout)
+        )
     }
 
     /// None where somebody else holds it.

@@ -79,6 +79,7 @@ impl<'a> Session<'a> {
     /// [`Failure`], or the host cannot be asked.
     pub fn bring_about(&mut self, wanted: &Wanted, config: &Config) -> anyhow::Result<()> {
         let mut notices = vec![];
+        State::new(self.layout).adopt(&wanted.version.config)?;
         let mut observed = observe(self.layout, self.services)?;
         if observed.live && !self.services.allowed(&layout::instance_unit(1), "restart")? {
             observed.live = false;

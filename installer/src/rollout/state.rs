@@ -33,6 +33,21 @@ impl<'a> State<'a> {
         )
     }
 
+    /// Gives this configuration to the instances that have a release and no configuration: an older linksctl, which took no
+    /// snapshots, started them with what the person edits.
+    ///
+    /// # Errors
+    /// A link cannot be written.
+    pub fn adopt(&self, config: &str) -> anyhow::Result<()> {
+        for instance in self.instances()? {
+            let link = self.layout.instance_config(instance);
+            if leads_to(&link).is_none() {
+                files::replace_link(&link, &Path::new("../applied").join(config))?;
+            }
+        }
+        Ok(())
+    }
+
     /// What `instance` runs from its next start on.
     pub fn points(&self, instance: u16) -> Option<Version> {
         Some(Version {
@@ -209,6 +224,17 @@ mod tests {
         assert_eq!(state.points(10), Some(version("r/c")));
         state.forget(2).unwrap();
         assert_eq!(state.instances().unwrap(), [10]);
+    }
+
+    #[test]
+    fn an_instance_without_a_configuration_gets_one() {
+        let (_root, layout) = layout();
+        let state = State::new(&layout);
+        Store::new(&layout).point(1, "r").unwrap();
+        state.point(2, &version("r/b")).unwrap();
+        state.adopt("a").unwrap();
+        assert_eq!(state.points(1), Some(version("r/a")));
+        assert_eq!(state.points(2), Some(version("r/b")));
     }
 
     #[test]
