@@ -44,6 +44,9 @@ impl<'a> State<'a> {
             if leads_to(&link).is_none() {
                 files::replace_link(&link, &Path::new("../applied").join(config))?;
             }
+            if let (None, Some(points)) = (self.current(), self.points(instance)) {
+                self.set_current(&points.release)?;
+            }
         }
         Ok(())
     }
@@ -234,6 +237,7 @@ mod tests {
         state.point(2, &version("r/b")).unwrap();
         state.adopt("a").unwrap();
         assert_eq!(state.points(1), Some(version("r/a")));
+        assert_eq!(state.current().as_deref(), Some("r"));
         assert_eq!(state.points(2), Some(version("r/b")));
     }
 
