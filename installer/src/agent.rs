@@ -12,6 +12,7 @@ use crate::config::load::load_links;
 use crate::layout::Layout;
 use crate::log;
 use crate::release::Store;
+use crate::rollout::State;
 use crate::rotation::{self, Watch};
 
 /// The status is looked at this often even if no flag changes: a release may have been changed, a file edited.
@@ -27,7 +28,15 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         // The handler interrupts poll(), which returns then.
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("Catching signals")?;
     }
-    let mut wanted = load_links(layout)?.instances;
+    // A file that somebody is editing, or has got wrong, is no reason to leave: then as many as there are.
+    let applied = || State::new(layout).instances().map(|instances| instances.len());
+    let mut wanted = match load_links(layout) {
+        Ok(config) => config.instances,
+        Err(error) => match applied()? {
+            0 => return Err(error.into()),
+            count => u16::try_from(count)?,
+        },
+    };
     let watch = Watch::new(layout)?;
     let mut told = String::new();
     notify(&[NotifyState::Ready]);

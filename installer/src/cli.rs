@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 #[derive(Debug, Parser)]
 #[command(name = "linksctl", version, propagate_version = true, max_term_width = 100)]
 #[command(
-    after_help = "Exit status: 0 done; 1 failed; 2 wrong usage; 77 root is needed; 78 the configuration is wrong."
+    after_help = "Exit status: 0 done; 1 failed; 2 wrong usage; 77 root is needed; 78 the configuration is wrong; 130 interrupted."
 )]
 pub struct Cli {
     /// Work on the tree under DIR instead of /
@@ -60,11 +60,34 @@ pub enum Command {
     /// Remove what `install` put there; the data stays unless --purge is given
     Uninstall(UninstallArgs),
 
+    /// Put links.toml, runtime.toml, the credentials and a release into effect, without a failed request
+    ///
+    /// Instances that run another release or another configuration are moved one after the other: each is drained,
+    /// restarted, and has to stay healthy for rollout.min_healthy before it is the next one's turn. If one fails, all go
+    /// back to what they ran, and the command fails. `systemctl reload links` runs this.
+    Rollout(RolloutArgs),
+
+    /// Roll out the release that ran before the current one
+    Rollback(RollbackArgs),
+
+    /// List the releases that are here: which instance runs which, which one `rollback` goes to
+    Releases(ReleasesArgs),
+
+    /// Restart every instance, one after the other
+    Restart(RestartArgs),
+
+    /// Set how many instances serve, in links.toml, and add or remove them
+    Scale(ScaleArgs),
+
     /// Bring the host in line with links.toml, runtime.toml and the installed release
     ///
-    /// Imports the release, moves instances that run another one or another configuration, one after the other, and
-    /// writes the nginx site. The package's postinst and `systemctl reload links` run this; doing it again is harmless.
+    /// Imports the release, rolls it out, and writes the nginx site. The package's postinst runs this; doing it again is
+    /// harmless.
     Configure(ConfigureArgs),
+
+    /// Take back what a rollout that was cut off has changed (run at boot, before the first instance)
+    #[command(hide = true)]
+    Recover,
 
     /// Take the host's integration away (run by the package's prerm)
     #[command(hide = true)]
@@ -172,9 +195,65 @@ pub struct VersionArgs {
 
 #[derive(Args, Debug)]
 pub struct TokenArgs {
-    /// Replace the token by a new one first; it counts from the next restart of each instance
+    /// Replace the token by a new one first; it counts from the next `linksctl rollout`
     #[arg(long)]
     pub rotate: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct RolloutArgs {
+    /// A release: its name in `linksctl releases`, or a bundle, an unpacked tarball or a tarball; the current one by
+    /// default
+    #[arg(long, value_name = "ID|PATH", value_hint = ValueHint::AnyPath)]
+    pub release: Option<String>,
+
+    /// Restart also the instances that have nothing to change
+    #[arg(long)]
+    pub force: bool,
+
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Leave it to a rollout that is under way
+    #[arg(long, hide = true)]
+    pub from_systemd: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct RollbackArgs {
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct RestartArgs {
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ReleasesArgs {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ScaleArgs {
+    /// How many instances, from 1 to 16
+    #[arg(value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub instances: u16,
+
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]

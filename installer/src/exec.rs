@@ -1,6 +1,7 @@
 //! The one place that runs other programs and waits for them.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -25,6 +26,8 @@ where
 {
     let output = Command::new(program)
         .args(arguments)
+        // Ctrl-C is for us, who decide what becomes of what is under way.
+        .process_group(0)
         .stdin(Stdio::null())
         .env("LC_ALL", "C.UTF-8")
         .output()

@@ -10,6 +10,8 @@ pub const PACKAGE: &str = "links-shortener";
 pub const USER: &str = "links";
 /// The service a person starts and stops.
 pub const SERVICE: &str = "links.service";
+/// Takes back, at boot, what a rollout that was cut off has changed.
+pub const RECOVER: &str = "links-recover.service";
 /// Largest number of instances; nginx gets one upstream pool per missing flag.
 pub const MAX_INSTANCES: u16 = 16;
 /// Name of the admin token's credential, and of the component's variable.
@@ -25,11 +27,24 @@ pub const CONNECTION_TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     root: PathBuf,
+    config: PathBuf,
 }
 
 impl Layout {
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        let root = root.into();
+        Self {
+            config: root.join("etc/links"),
+            root,
+        }
+    }
+
+    /// The same, configured by the files of another directory.
+    pub fn with_config_dir(&self, config: PathBuf) -> Self {
+        Self {
+            root: self.root.clone(),
+            config,
+        }
     }
 
     pub fn root(&self) -> &Path {
@@ -47,17 +62,17 @@ impl Layout {
 
     // Configuration: a person's.
     pub fn config_dir(&self) -> PathBuf {
-        self.at("etc/links")
+        self.config.clone()
     }
     pub fn links_toml(&self) -> PathBuf {
-        self.at("etc/links/links.toml")
+        self.config.join("links.toml")
     }
     pub fn runtime_toml(&self) -> PathBuf {
-        self.at("etc/links/runtime.toml")
+        self.config.join("runtime.toml")
     }
     /// One file per secret, 0600 root; the file's name is the credential's.
     pub fn credentials_dir(&self) -> PathBuf {
-        self.at("etc/links/credentials")
+        self.config.join("credentials")
     }
 
     /// The file of one credential.
@@ -93,12 +108,32 @@ impl Layout {
     pub fn releases_dir(&self) -> PathBuf {
         self.at("var/lib/links/releases")
     }
-    /// Holds one symbolic link per instance, to the release that it runs.
+    /// One copy of the configuration per rollout, while an instance runs with it.
+    pub fn applied_dir(&self) -> PathBuf {
+        self.at("var/lib/links/applied")
+    }
+    /// The release of the last rollout that succeeded, as a symbolic link.
+    pub fn current_release(&self) -> PathBuf {
+        self.at("var/lib/links/current")
+    }
+    /// The one before that.
+    pub fn previous_release(&self) -> PathBuf {
+        self.at("var/lib/links/previous")
+    }
+    /// What a rollout that has not ended would have to take back.
+    pub fn rollout_journal(&self) -> PathBuf {
+        self.at("var/lib/links/rollout.json")
+    }
+    /// Holds two symbolic links per instance: to the release that it runs, and to the configuration.
     pub fn instances_dir(&self) -> PathBuf {
         self.at("var/lib/links/instances")
     }
     pub fn instance_release(&self, instance: u16) -> PathBuf {
         self.instances_dir().join(instance.to_string())
+    }
+    /// A directory like [`Self::config_dir`].
+    pub fn instance_config(&self, instance: u16) -> PathBuf {
+        self.instances_dir().join(format!("{instance}.config"))
     }
     /// Says that links.service was enabled once; from then on that is the administrator's business.
     pub fn configured_marker(&self) -> PathBuf {
@@ -129,15 +164,25 @@ impl Layout {
         self.run_dir().join(instance.to_string())
     }
 
-    /// Digest of the configuration that the instance was started with.
-    pub fn instance_digest(&self, instance: u16) -> PathBuf {
-        self.instance_run_dir(instance).join("digest")
+    /// The release and the configuration that the instance was started with.
+    pub fn instance_runs(&self, instance: u16) -> PathBuf {
+        self.instance_run_dir(instance).join("runs.json")
+    }
+
+    /// Held by the one rollout that is under way.
+    pub fn rollout_lock(&self) -> PathBuf {
+        self.at("run/links/rollout.lock")
     }
 
     // systemd's.
     /// Where `systemctl enable links@N` puts its links.
     pub fn service_wants_dir(&self) -> PathBuf {
         self.at("etc/systemd/system/links.service.wants")
+    }
+
+    // needrestart's.
+    pub fn needrestart(&self) -> PathBuf {
+        self.at("etc/needrestart/conf.d/links.conf")
     }
 
     // nginx's.

@@ -13,6 +13,7 @@ mod nginx;
 mod package;
 mod process;
 mod release;
+mod rollout;
 mod rotation;
 mod runtime;
 mod status;
@@ -29,9 +30,12 @@ use cli::{Cli, Command};
 use config::load::Invalid;
 use install::{NeedsRoot, OnBehalfOf};
 use layout::Layout;
+use rollout::Failure;
 
 /// EX_NOPERM of sysexits.h.
 const NEEDS_ROOT: u8 = 77;
+/// As a shell has it for a program that SIGINT ended.
+const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
@@ -56,6 +60,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Token(args) => token::show(&layout, args.rotate)?,
         Command::Install(args) => install::payload::install(&layout, args.no_start, args.dry_run)?,
         Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,
+        Command::Rollout(args) => rollout::rollout(&layout, &args)?,
+        Command::Rollback(args) => rollout::rollback(&layout, &args)?,
+        Command::Releases(args) => rollout::list(&layout, args.json)?,
+        Command::Restart(args) => rollout::restart(&layout, &args)?,
+        Command::Scale(args) => rollout::scale(&layout, &args)?,
+        Command::Recover => rollout::recover(&layout)?,
         Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), true, args.dry_run)?,
         Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
         Command::AwaitStop => install::await_stop()?,
@@ -71,6 +81,8 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         ExitCode::from(NEEDS_ROOT)
     } else if error.is::<Invalid>() {
         ExitCode::from(config::command::WRONG)
+    } else if matches!(error.downcast_ref(), Some(Failure::Interrupted(_))) {
+        ExitCode::from(INTERRUPTED)
     } else {
         ExitCode::FAILURE
     }

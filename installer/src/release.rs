@@ -151,6 +151,8 @@ impl<'a> Store<'a> {
             .permissions(fs::Permissions::from_mode(0o755))
             .tempdir_in(&releases)
             .with_context(|| format!("Making a directory in {}", releases.display()))?;
+        // Whatever the umask is: the instances' user has to read it.
+        fs::set_permissions(staging.path(), fs::Permissions::from_mode(0o755))?;
         copy(&source, staging.path())
             .with_context(|| format!("Importing release {} into {}", source.id, releases.display()))?;
         if directory.exists() {

@@ -13,7 +13,7 @@ use crate::config::runtime::{self, Database};
 use crate::health::Probe;
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
-use crate::rotation;
+use crate::{rollout, rotation};
 
 #[derive(Serialize)]
 struct Status {
@@ -22,6 +22,8 @@ struct Status {
     instances: Vec<Instance>,
     /// The release that the installed payload holds.
     payload: Option<String>,
+    /// One that is under way, or was interrupted.
+    rollout: Option<String>,
     database: Option<DatabaseFile>,
     public_url: Option<String>,
     nginx: Vec<String>,
@@ -88,6 +90,7 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
             .all(|instance| instance.ready && instance.trouble.is_none()),
         instances,
         payload: Release::open(&layout.bundle()).ok().map(|release| release.id),
+        rollout: rollout::unfinished(layout)?,
         database: database(layout),
         public_url: config.public_url.clone(),
         nginx: config.nginx.listen.iter().map(ToString::to_string).collect(),
@@ -131,6 +134,9 @@ fn text(status: &Status) -> String {
     }
     if let Some(payload) = &status.payload {
         lines.push(format!("installed   {payload}"));
+    }
+    if let Some(rollout) = &status.rollout {
+        lines.push(format!("rollout     {rollout}"));
     }
     if let Some(database) = &status.database {
         let size = database
@@ -201,6 +207,7 @@ mod tests {
             ok: false,
             instances: vec![instance(1, None), instance(2, Some("connection refused"))],
             payload: Some("1.2.3-abc".into()),
+            rollout: Some("to release 1.2.4-def, interrupted".into()),
             database: Some(DatabaseFile {
                 path: "/var/lib/links/data/links.db".into(),
                 bytes: Some(4097),
@@ -215,6 +222,7 @@ mod tests {
              \x20 2  127.0.0.1:7002  down  1.2.3-abc  spin 4.0.2\n\
              \x20    connection refused\n\
              installed   1.2.3-abc\n\
+             rollout     to release 1.2.4-def, interrupted\n\
              database    /var/lib/links/data/links.db  5 KiB\n\
              nginx       80\n"
         );

@@ -41,9 +41,14 @@ fn a_wrong_configuration_is_refused_by_line_and_what_runs_goes_on() -> Result<()
         let configure = host.appliance.run(["linksctl", "configure"])?;
         assert_eq!(configure.status, WRONG_CONFIGURATION, "{configure}");
         assert!(configure.stderr.contains(&expected), "{expected:?} in {configure}");
+        let rollout = host.appliance.run(["linksctl", "rollout"])?;
+        assert_eq!(rollout.status, WRONG_CONFIGURATION, "{rollout}");
+        assert!(rollout.stderr.contains(&expected), "{expected:?} in {rollout}");
         host.still_serves()?;
 
-        host.restart_fails(&expected)?;
+        // Whoever restarts, at whatever moment of an edit, gets the configuration that was applied last.
+        host.appliance.ok(["systemctl", "restart", "links@1"])?;
+        host.still_serves()?;
         host.appliance.write(&path, good)?;
         host.recovers()?;
     }
@@ -231,7 +236,16 @@ fn a_full_disk_stops_the_installation_and_room_completes_it() -> Result<()> {
 #[test]
 fn an_ordinary_user_is_told_to_become_root() -> Result<()> {
     let host = Host::serving()?;
-    let commands: [&[&str]; 4] = [&["token"], &["token", "--rotate"], &["configure"], &["deconfigure"]];
+    let commands: [&[&str]; 8] = [
+        &["token"],
+        &["token", "--rotate"],
+        &["configure"],
+        &["deconfigure"],
+        &["rollout"],
+        &["rollback"],
+        &["restart"],
+        &["scale", "3"],
+    ];
     for command in commands {
         let line = [&["runuser", "-u", "nobody", "--", "linksctl"], command].concat();
         let output = host.appliance.run(line)?;

@@ -35,6 +35,14 @@ pub fn load(layout: &Layout) -> Result<Loaded, Invalid> {
     check::load(layout, &source, &Disk).map_err(Invalid)
 }
 
+/// All of it, the credentials from where a person keeps them.
+///
+/// # Errors
+/// [`Invalid`]
+pub fn load_as_kept(layout: &Layout) -> Result<Loaded, Invalid> {
+    check::load(layout, &Source::of_host(layout), &Disk).map_err(Invalid)
+}
+
 /// links.toml alone, for those who need no secret.
 ///
 /// # Errors

@@ -214,7 +214,7 @@ fn ours(layout: &Layout) -> [PathBuf; 4] {
 /// Those that the payload has files in and nobody else has; the deepest first.
 fn remove_empty_directories(layout: &Layout, list: &List) {
     for entry in list.entries.iter().rev().filter(|entry| entry.file.is_none()) {
-        if entry.path.contains(layout::USER) {
+        if entry.path.contains(layout::USER) || entry.path.starts_with("etc/") {
             // Not empty or not there: in both cases it is not to be removed.
             let _ = fs::remove_dir(layout.root().join(&entry.path));
         }

@@ -2,10 +2,13 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 
-use crate::{exec, layout};
+use super::enabled_instances;
+use crate::exec;
+use crate::layout::{self, Layout};
 
 /// Debian's way for an administrator to forbid starts from maintainer scripts (invoke-rc.d's specification,
 /// /usr/share/doc/init-system-helpers/README.policy-rc.d.gz).
@@ -137,7 +140,59 @@ impl Services {
         anyhow::bail!(error)
     }
 
-    fn allowed(self, unit: &str, verb: &str) -> anyhow::Result<bool> {
+    /// The state of each unit, in systemd's word.
+    ///
+    /// # Errors
+    /// systemctl is missing.
+    pub fn states(self, units: &[String]) -> anyhow::Result<Vec<String>> {
+        if !self.running || units.is_empty() {
+            return Ok(vec!["inactive".to_owned(); units.len()]);
+        }
+        let arguments = ["is-active"].into_iter().chain(units.iter().map(String::as_str));
+        let said = exec::finish("systemctl", arguments)?.stdout;
+        Ok(said.lines().map(str::to_owned).collect())
+    }
+
+    /// Waits for the enabled instances, which start with links.service; those that do not run are started.
+    ///
+    /// # Errors
+    /// systemctl is missing. An instance that fails says so itself.
+    pub fn await_start(self, layout: &Layout) -> anyhow::Result<()> {
+        let units: Vec<_> = enabled_instances(layout)?
+            .into_iter()
+            .map(layout::instance_unit)
+            .collect();
+        if self.running && !units.is_empty() {
+            exec::finish(
+                "systemctl",
+                ["start"].into_iter().chain(units.iter().map(String::as_str)),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// `restart` or `stop` of one unit, waited for, also when a person interrupts meanwhile. Asks no policy.
+    ///
+    /// # Errors
+    /// It failed; the error ends with what the unit said since.
+    pub fn carry_out(self, verb: &str, unit: &str) -> anyhow::Result<()> {
+        // A start limit that was reached before the cause was mended must not count now. Fails for a unit that is not
+        // loaded yet, which then has nothing to reset.
+        exec::finish("systemctl", ["reset-failed", unit])?;
+        let since = SystemTime::now();
+        let finished = exec::finish("systemctl", [verb, unit])?;
+        if finished.success {
+            return Ok(());
+        }
+        anyhow::bail!(
+            "`systemctl {verb} {unit}` failed. It said:\n{}",
+            lines_since(unit, since)?
+        )
+    }
+
+    /// # Errors
+    /// The policy cannot be asked.
+    pub fn allowed(self, unit: &str, verb: &str) -> anyhow::Result<bool> {
         if self.on_behalf_of == OnBehalfOf::Person || !Path::new(POLICY).exists() {
             return Ok(true);
         }
@@ -174,6 +229,30 @@ fn stopping_instances(jobs: &str) -> Vec<&str> {
             (words.next()? == "stop" && layout::instance_of_unit(unit).is_some()).then_some(unit)
         })
         .collect()
+}
+
+/// The end of what a unit said since then.
+///
+/// # Errors
+/// journalctl is missing.
+pub fn lines_since(unit: &str, since: SystemTime) -> anyhow::Result<String> {
+    // What was said is written a moment later.
+    exec::finish("journalctl", ["--sync"])?;
+    let seconds = since
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let since = format!("--since=@{seconds}");
+    let arguments = [
+        "--no-pager",
+        "--quiet",
+        "--output=cat",
+        "--lines=12",
+        &since,
+        "--unit",
+        unit,
+    ];
+    Ok(exec::finish("journalctl", arguments)?.stdout.trim_end().to_owned())
 }
 
 /// The end of a unit's journal.

@@ -102,6 +102,7 @@ pub fn table(bundle: &[bundle::Planned], linksctl: &Path, runtime_config: &Path)
     let mut entries = vec![
         conffile(layout.links_toml(), repository!("packaging/links.toml")),
         conffile(layout.runtime_toml(), Source::File(runtime_config.to_owned())),
+        conffile(layout.needrestart(), repository!("packaging/needrestart/links.conf")),
         file("usr/bin/linksctl", 0o755, Source::File(linksctl.to_owned())),
         file(
             "usr/lib/systemd/system/links.service",
@@ -112,6 +113,11 @@ pub fn table(bundle: &[bundle::Planned], linksctl: &Path, runtime_config: &Path)
             "usr/lib/systemd/system/links@.service",
             0o644,
             repository!("systemd/links@.service"),
+        ),
+        file(
+            "usr/lib/systemd/system/links-recover.service",
+            0o644,
+            repository!("systemd/links-recover.service"),
         ),
         file(
             &at(layout.sysusers()),
@@ -396,7 +402,14 @@ mod tests {
             .filter(|entry| entry.conffile)
             .map(|entry| entry.path)
             .collect();
-        assert_eq!(conffiles, ["etc/links/links.toml", "etc/links/runtime.toml"]);
+        assert_eq!(
+            conffiles,
+            [
+                "etc/links/links.toml",
+                "etc/links/runtime.toml",
+                "etc/needrestart/conf.d/links.conf"
+            ]
+        );
         assert!(
             entries()
                 .iter()

@@ -25,6 +25,7 @@ use crate::health::Probe;
 use crate::layout::{self, Layout};
 use crate::process::{self, Process};
 use crate::release::Store;
+use crate::rollout::{Version, snapshot};
 use crate::runtime::{self, Call};
 use crate::{files, log, rotation};
 use machine::{Action, Event, Machine, Probing, Times, Traffic};
@@ -46,7 +47,8 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     let _lock = lock(&run_dir.join("lock"), instance)?;
     let flag = Flag::new(layout, instance)?;
 
-    let loaded = load(layout)?;
+    let (applied, digest) = snapshot::of_instance(layout, instance);
+    let loaded = load(&applied)?;
     loaded.log_warnings();
     let release = Store::new(layout).of_instance(instance)?;
     runtime::check_release(&release)?;
@@ -60,11 +62,11 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     let runtime_config = run_dir.join("runtime.toml");
     let rendered = loaded.render(layout)?;
     files::replace(&runtime_config, rendered.as_bytes(), 0o600)?;
-    files::replace(
-        &layout.instance_digest(instance),
-        render::digest(&rendered, config).as_bytes(),
-        0o600,
-    )?;
+    let runs = Version {
+        release: release.id.clone(),
+        config: digest.unwrap_or_else(|| render::digest(&rendered, config)),
+    };
+    files::replace(&layout.instance_runs(instance), &serde_json::to_vec(&runs)?, 0o600)?;
     let call = Call {
         release: &release,
         listen,

@@ -1,0 +1,401 @@
+//! Carries a plan out, and takes it back where a step fails. Decides nothing.
+
+use std::fmt;
+
+use super::plan::{Observed, Plan, Step, Version, undo};
+use super::report::{Event, Reporter};
+
+/// What a rollout does to the world.
+pub trait Host {
+    /// Before the first change: what is written here survives a crash, and says how to take the changes back.
+    fn begin(&mut self) -> anyhow::Result<()>;
+    /// Everything is as wanted, or as before.
+    fn finish(&mut self) -> anyhow::Result<()>;
+    fn enable(&mut self, instance: u16) -> anyhow::Result<()>;
+    fn point(&mut self, instance: u16, version: &Version) -> anyhow::Result<()>;
+    /// # Errors
+    /// It does not become ready; with what it said last.
+    fn restart(&mut self, instance: u16) -> anyhow::Result<()>;
+    /// # Errors
+    /// It does not stay healthy; with what it said last.
+    fn settle(&mut self, instance: u16) -> anyhow::Result<()>;
+    /// # Errors
+    /// nginx refuses the site, which is then as it was.
+    fn site(&mut self) -> anyhow::Result<()>;
+    fn set_current(&mut self, release: &str) -> anyhow::Result<()>;
+    fn retire(&mut self, instance: u16) -> anyhow::Result<()>;
+    /// Whether instances are to run: false when somebody stops the service meanwhile.
+    fn is_live(&mut self) -> bool;
+    /// Somebody wants the rollout to end.
+    fn is_interrupted(&mut self) -> bool;
+}
+
+/// Why a rollout was taken back.
+#[derive(Debug)]
+pub enum Failure {
+    /// By a signal.
+    Interrupted(Undone),
+    Step {
+        error: anyhow::Error,
+        undone: Undone,
+    },
+    /// After the rollout itself had succeeded: there is nothing to take back.
+    Afterwards {
+        error: anyhow::Error,
+    },
+}
+
+/// How well the way back went.
+#[derive(Debug, Default)]
+pub struct Undone {
+    /// Nothing had been changed yet.
+    pub nothing: bool,
+    /// What went wrong on the way back.
+    pub troubles: Vec<String>,
+}
+
+impl fmt::Display for Undone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.troubles.is_empty() {
+            return f.write_str(match self.nothing {
+                true => "nothing was changed",
+                false => "every instance is back on what it ran before",
+            });
+        }
+        f.write_str("not everything could be put back:")?;
+        self.troubles.iter().try_for_each(|trouble| write!(f, "\n  {trouble}"))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interrupted(undone) => write!(f, "interrupted: {undone}"),
+            Self::Step { error, undone } => {
+                write!(f, "{error:#}\nThe rollout failed; {undone}.")?;
+                if undone.troubles.is_empty() {
+                    write!(f, " Mend what is said above, then run it again")
+                } else {
+                    write!(
+                        f,
+                        "\nMend it, then `linksctl rollout`; `linksctl status` shows what runs"
+                    )
+                }
+            }
+            Self::Afterwards { error } => write!(
+                f,
+                "{error:#}\nThe rollout itself is done; `linksctl rollout` tries the rest again"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// # Errors
+/// [`Failure`]: everything was taken back then, unless it says otherwise.
+pub fn apply(plan: &Plan, before: &Observed, host: &mut impl Host, reporter: &mut Reporter) -> Result<(), Failure> {
+    let mut touched: Vec<u16> = vec![];
+    let mut committed = !plan.steps.iter().any(|step| matches!(step, Step::Commit(_)));
+    let mut begun = false;
+    for step in &plan.steps {
+        // Once nginx has the new site, the commit is all that is missing.
+        if !committed && !matches!(step, Step::Commit(_)) && host.is_interrupted() {
+            return Err(Failure::Interrupted(take_back(before, &touched, begun, host, reporter)));
+        }
+        reporter.tell(&Event::step(step));
+        let done = (|| {
+            if !committed && !begun {
+                host.begin()?;
+                begun = true;
+            }
+            if let Some(instance) = step.instance()
+                && !committed
+                && !touched.contains(&instance)
+            {
+                touched.push(instance);
+            }
+            perform(step, host)
+        })();
+        match done {
+            Ok(()) => committed |= matches!(step, Step::Commit(_)),
+            Err(error) if committed => {
+                return Err(Failure::Afterwards { error });
+            }
+            Err(error) => {
+                // A signal may have ended what the step waited for.
+                let interrupted = host.is_interrupted();
+                reporter.tell(&Event::failed(step, &error));
+                let undone = take_back(before, &touched, begun, host, reporter);
+                return Err(match interrupted {
+                    true => Failure::Interrupted(undone),
+                    false => Failure::Step { error, undone },
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn perform(step: &Step, host: &mut impl Host) -> anyhow::Result<()> {
+    match step {
+        Step::Enable(instance) => host.enable(*instance),
+        Step::Point(instance, version) => host.point(*instance, version),
+        Step::Restart(instance) => host.restart(*instance),
+        Step::Settle(instance) => host.settle(*instance),
+        Step::Site => host.site(),
+        Step::Commit(release) => {
+            host.set_current(release)?;
+            host.finish()
+        }
+        Step::Retire(instance) => host.retire(*instance),
+    }
+}
+
+/// Every step is tried, whatever becomes of the others.
+fn take_back(before: &Observed, touched: &[u16], begun: bool, host: &mut impl Host, reporter: &mut Reporter) -> Undone {
+    let mut undone = Undone {
+        nothing: touched.is_empty(),
+        troubles: vec![],
+    };
+    let mut pointed = true;
+    let live = host.is_live();
+    for step in undo(before, touched, live) {
+        reporter.tell(&Event::undoing(&step));
+        // Somebody may stop the service in the middle of it.
+        if matches!(step, Step::Restart(_) | Step::Settle(_)) && !host.is_live() {
+            continue;
+        }
+        if let Err(error) = perform(&step, host) {
+            pointed &= !matches!(step, Step::Point(..));
+            undone.troubles.push(format!("{step}: {error:#}"));
+        }
+    }
+    // What could not even be pointed back is left to the next rollout.
+    if begun
+        && pointed
+        && let Err(error) = host.finish()
+    {
+        undone.troubles.push(format!("{error:#}"));
+    }
+    undone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::{Host as Setting, version, wanted};
+    use super::super::plan::{Instance, plan};
+    use super::*;
+
+    /// Records what it is told, in words; fails where it is told to.
+    #[derive(Default)]
+    struct Fake {
+        did: Vec<String>,
+        fails: Vec<&'static str>,
+        interrupted_after: Option<&'static str>,
+        stopped_after: Option<&'static str>,
+    }
+
+    impl Fake {
+        fn failing(fails: &'static str) -> Self {
+            Self {
+                fails: vec![fails],
+                ..Self::default()
+            }
+        }
+
+        /// Each failure happens once.
+        fn note(&mut self, what: String) -> anyhow::Result<()> {
+            let fails = self.fails.iter().position(|fails| *fails == what);
+            self.did.push(what);
+            match fails {
+                Some(index) => anyhow::bail!("{} failed", self.fails.remove(index)),
+                None => Ok(()),
+            }
+        }
+
+        fn has_done(&self, what: Option<&'static str>) -> bool {
+            what.is_some_and(|what| self.did.iter().any(|did| did == what))
+        }
+    }
+
+    impl Host for Fake {
+        fn begin(&mut self) -> anyhow::Result<()> {
+            self.note("begin".into())
+        }
+        fn finish(&mut self) -> anyhow::Result<()> {
+            self.note("finish".into())
+        }
+        fn enable(&mut self, instance: u16) -> anyhow::Result<()> {
+            self.note(format!("enable {instance}"))
+        }
+        fn point(&mut self, instance: u16, version: &Version) -> anyhow::Result<()> {
+            self.note(format!("point {instance} {}", version.release))
+        }
+        fn restart(&mut self, instance: u16) -> anyhow::Result<()> {
+            self.note(format!("restart {instance}"))
+        }
+        fn settle(&mut self, instance: u16) -> anyhow::Result<()> {
+            self.note(format!("settle {instance}"))
+        }
+        fn site(&mut self) -> anyhow::Result<()> {
+            self.note("site".into())
+        }
+        fn set_current(&mut self, release: &str) -> anyhow::Result<()> {
+            self.note(format!("current {release}"))
+        }
+        fn retire(&mut self, instance: u16) -> anyhow::Result<()> {
+            self.note(format!("retire {instance}"))
+        }
+        fn is_live(&mut self) -> bool {
+            !self.has_done(self.stopped_after)
+        }
+        fn is_interrupted(&mut self) -> bool {
+            self.has_done(self.interrupted_after)
+        }
+    }
+
+    fn run(setting: &Setting, name: &str, instances: u16, fake: &mut Fake) -> Result<(), Failure> {
+        let plan = plan(&setting.0, &wanted(name, instances));
+        apply(&plan, &setting.0, fake, &mut Reporter::silent())
+    }
+
+    fn two_to_new(mut fake: Fake) -> (Result<(), Failure>, Vec<String>) {
+        let outcome = run(&Setting::running(2, "old"), "new", 2, &mut fake);
+        (outcome, fake.did)
+    }
+
+    const FIRST: [&str; 4] = ["begin", "point 1 new", "restart 1", "settle 1"];
+    const FIRST_BACK: [&str; 4] = ["point 1 old", "restart 1", "settle 1", "finish"];
+
+    #[test]
+    fn a_rollout_that_goes_well() {
+        let (outcome, did) = two_to_new(Fake::default());
+        assert!(outcome.is_ok());
+        let rest = ["point 2 new", "restart 2", "settle 2", "site", "current new", "finish"];
+        assert_eq!(did, [&FIRST[..], &rest].concat());
+    }
+
+    #[test]
+    fn the_first_instance_fails_and_the_second_is_never_touched() {
+        let (outcome, did) = two_to_new(Fake::failing("restart 1"));
+        assert_eq!(did, [&FIRST[..3], &FIRST_BACK].concat());
+        let said = outcome.map_err(|failure| failure.to_string());
+        assert!(said.is_err_and(|said| said.contains("restart 1 failed") && said.contains("back on what it ran")));
+    }
+
+    #[test]
+    fn the_second_instance_fails_and_both_go_back_the_last_first() {
+        for fails in ["restart 2", "settle 2"] {
+            let (outcome, did) = two_to_new(Fake::failing(fails));
+            let said = outcome.map_err(|failure| failure.to_string());
+            assert!(said.is_err_and(|said| said.contains(&format!("{fails} failed"))));
+            let back = [&["point 2 old", "restart 2", "settle 2"][..], &FIRST_BACK].concat();
+            assert!(
+                did.ends_with(&back.iter().map(|did| (*did).to_owned()).collect::<Vec<_>>()),
+                "{did:?}"
+            );
+            assert!(!did.contains(&"current new".to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_refused_site_takes_the_instances_back() {
+        let (outcome, did) = two_to_new(Fake::failing("site"));
+        assert!(outcome.is_err());
+        assert!(did.contains(&"point 1 old".to_owned()) && did.contains(&"point 2 old".to_owned()));
+        assert_eq!(did.last().map(String::as_str), Some("finish"));
+    }
+
+    #[test]
+    fn without_a_journal_nothing_is_touched() {
+        let (outcome, did) = two_to_new(Fake::failing("begin"));
+        assert!(outcome.is_err_and(|failure| failure.to_string().contains("nothing was changed")));
+        assert_eq!(did, ["begin"]);
+    }
+
+    #[test]
+    fn a_signal_lets_the_step_end_and_takes_back() {
+        let (outcome, did) = two_to_new(Fake {
+            interrupted_after: Some("restart 1"),
+            ..Fake::default()
+        });
+        assert!(matches!(outcome, Err(Failure::Interrupted(_))));
+        assert_eq!(did, [&FIRST[..3], &FIRST_BACK].concat());
+    }
+
+    #[test]
+    fn a_signal_after_the_commit_changes_nothing() {
+        let (outcome, did) = two_to_new(Fake {
+            interrupted_after: Some("current new"),
+            ..Fake::default()
+        });
+        assert!(outcome.is_ok());
+        assert_eq!(did.last().map(String::as_str), Some("finish"));
+    }
+
+    #[test]
+    fn a_signal_after_the_site_comes_too_late() {
+        let (outcome, did) = two_to_new(Fake {
+            interrupted_after: Some("site"),
+            ..Fake::default()
+        });
+        assert!(outcome.is_ok());
+        assert_eq!(did[did.len() - 2..], ["current new", "finish"]);
+    }
+
+    #[test]
+    fn who_stops_the_service_does_not_get_it_started_again() {
+        let (outcome, did) = two_to_new(Fake {
+            stopped_after: Some("restart 1"),
+            ..Fake::failing("settle 1")
+        });
+        assert!(outcome.is_err());
+        assert_eq!(did, [&FIRST[..], &["point 1 old", "finish"]].concat());
+    }
+
+    #[test]
+    fn trouble_on_the_way_back_stops_nothing_and_is_told() {
+        let (outcome, did) = two_to_new(Fake {
+            fails: vec!["settle 2", "point 2 old"],
+            ..Fake::default()
+        });
+        let said = outcome.map_err(|failure| failure.to_string());
+        assert!(said.is_err_and(|said| said.contains("not everything could be put back")));
+        assert_eq!(did[did.len() - 3..], FIRST_BACK[..3], "the journal stays: {did:?}");
+    }
+
+    #[test]
+    fn nothing_to_do_leaves_no_journal() {
+        let mut fake = Fake::default();
+        assert!(run(&Setting::running(2, "old"), "old", 2, &mut fake).is_ok());
+        assert_eq!(fake.did, ["site"]);
+    }
+
+    #[test]
+    fn a_new_instance_that_fails_goes_again() {
+        let mut fake = Fake::failing("restart 3");
+        assert!(run(&Setting::running(2, "old"), "old", 3, &mut fake).is_err());
+        assert_eq!(
+            fake.did,
+            ["begin", "enable 3", "point 3 old", "restart 3", "retire 3", "finish"]
+        );
+    }
+
+    #[test]
+    fn a_leaving_instance_that_does_not_stop_takes_nothing_back() {
+        let mut fake = Fake::failing("retire 3");
+        let outcome = run(&Setting::running(3, "old"), "old", 2, &mut fake);
+        assert!(matches!(outcome, Err(Failure::Afterwards { .. })));
+        assert_eq!(fake.did, ["site", "retire 3"]);
+    }
+
+    #[test]
+    fn an_instance_that_was_down_need_not_become_healthy_on_the_way_back() {
+        let down = |is: &mut Instance| (is.runs, is.in_rotation) = (None, false);
+        let mut fake = Fake::failing("restart 1");
+        assert!(run(&Setting::running(2, "old").with(1, down), "new", 2, &mut fake).is_err());
+        assert_eq!(fake.did[3..], ["point 1 old", "restart 1", "finish"]);
+        assert_eq!(version("new").release, "new");
+    }
+}

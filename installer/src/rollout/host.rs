@@ -1,0 +1,194 @@
+//! The host that a rollout changes: systemd, nginx, and the links below /var/lib/links.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::apply;
+use super::journal::Journal;
+use super::plan::{Instance, Observed, Version};
+use super::snapshot;
+use super::state::State;
+use crate::config::links::Config;
+use crate::config::load::load_links;
+use crate::health::Probe;
+use crate::install::{Services, enabled_instances, lines_since, site};
+use crate::layout::{self, Layout};
+use crate::rotation::{self, Watch};
+
+/// Between two looks at an instance that has to stay healthy.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Failed looks in a row that are not forgiven; one may be a full queue.
+const FAILURES: u32 = 3;
+
+/// # Errors
+/// systemd or the links cannot be asked.
+pub fn observe(layout: &Layout, services: Services) -> anyhow::Result<Observed> {
+    let state = State::new(layout);
+    let enabled = enabled_instances(layout)?;
+    let mut numbers = state.instances()?;
+    numbers.extend(&enabled);
+    numbers.sort_unstable();
+    numbers.dedup();
+    let units: Vec<_> = numbers.iter().map(|number| layout::instance_unit(*number)).collect();
+    let states = services.states(&units)?;
+    let ready = rotation::ready_instances(layout).context("Reading the ready flags")?;
+    let instances = numbers
+        .into_iter()
+        .zip(states)
+        .map(|(number, unit)| {
+            let is_up = unit == "active";
+            let instance = Instance {
+                enabled: enabled.contains(&number),
+                points: state.points(number),
+                runs: state.runs(number).filter(|_| is_up),
+                in_rotation: is_up && ready.contains(&number),
+            };
+            (number, instance)
+        })
+        .collect();
+    Ok(Observed {
+        instances,
+        live: services.is_active(layout::SERVICE)?,
+        current: state.current(),
+    })
+}
+
+/// Set by the signals that end a rollout early.
+#[derive(Clone, Debug)]
+pub struct Interruption(Arc<AtomicBool>);
+
+impl Interruption {
+    /// From now on such a signal does not end the process any more.
+    ///
+    /// # Errors
+    /// The handlers cannot be set.
+    pub fn watch() -> anyhow::Result<Self> {
+        let flag = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&flag)).context("Catching signals")?;
+        }
+        Ok(Self(flag))
+    }
+
+    pub fn came(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+pub struct Host<'a> {
+    pub layout: &'a Layout,
+    pub services: Services,
+    /// What is to be.
+    pub config: &'a Config,
+    pub journal: Journal,
+    pub interruption: &'a Interruption,
+    /// What is to be said to the person at the end.
+    pub notices: Vec<String>,
+}
+
+impl Host<'_> {
+    fn state(&self) -> State<'_> {
+        State::new(self.layout)
+    }
+
+    fn explain(&self, instance: u16, error: anyhow::Error) -> anyhow::Error {
+        let what = self.state().points(instance).map(|version| version.to_string());
+        error.context(format!(
+            "instance {instance} does not serve with {}",
+            what.unwrap_or_else(|| "nothing to run".to_owned())
+        ))
+    }
+
+    fn watch_health(&self, instance: u16) -> anyhow::Result<()> {
+        let (own, _) = snapshot::of_instance(self.layout, instance);
+        let config = load_links(&own)?;
+        let probe = Probe::new(
+            layout::instance_address(config.base_port, instance),
+            config.health.timeout,
+        );
+        let since = SystemTime::now();
+        let watch = Watch::new(self.layout)?;
+        let end = Instant::now() + self.config.rollout.min_healthy;
+        let mut failures = 0;
+        loop {
+            let in_rotation = rotation::ready_instances(self.layout)?.contains(&instance);
+            let outcome = probe.ready();
+            failures = if outcome.is_ok() { 0 } else { failures + 1 };
+            if !in_rotation || failures >= FAILURES {
+                let why = outcome.err().unwrap_or_else(|| "it left the rotation".to_owned());
+                bail!(
+                    "it became ready, and did not stay healthy: {why}. It said:\n{}",
+                    lines_since(&layout::instance_unit(instance), since)?
+                );
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() && failures == 0 {
+                return Ok(());
+            }
+            watch.wait(left.clamp(Duration::from_millis(1), LOOK_AGAIN))?;
+        }
+    }
+}
+
+impl apply::Host for Host<'_> {
+    fn begin(&mut self) -> anyhow::Result<()> {
+        self.journal.write(self.layout)
+    }
+
+    fn finish(&mut self) -> anyhow::Result<()> {
+        Journal::remove(self.layout)
+    }
+
+    fn enable(&mut self, instance: u16) -> anyhow::Result<()> {
+        self.services.enable(&[layout::instance_unit(instance)])?;
+        self.services.reload_units()
+    }
+
+    fn point(&mut self, instance: u16, version: &Version) -> anyhow::Result<()> {
+        self.state().point(instance, version)
+    }
+
+    fn restart(&mut self, instance: u16) -> anyhow::Result<()> {
+        self.services
+            .carry_out("restart", &layout::instance_unit(instance))
+            .map_err(|error| self.explain(instance, error))
+    }
+
+    fn settle(&mut self, instance: u16) -> anyhow::Result<()> {
+        self.watch_health(instance)
+            .map_err(|error| self.explain(instance, error))
+    }
+
+    fn site(&mut self) -> anyhow::Result<()> {
+        let notices = site::install(self.layout, self.config, self.services)?;
+        self.notices.extend(notices);
+        Ok(())
+    }
+
+    fn set_current(&mut self, release: &str) -> anyhow::Result<()> {
+        self.state().set_current(release)
+    }
+
+    fn retire(&mut self, instance: u16) -> anyhow::Result<()> {
+        let unit = layout::instance_unit(instance);
+        if self.services.running() {
+            self.services.carry_out("stop", &unit)?;
+        }
+        self.services.disable(&[unit])?;
+        self.state().forget(instance)?;
+        self.services.reload_units()
+    }
+
+    fn is_live(&mut self) -> bool {
+        // Where systemd does not answer, nothing is started.
+        self.services.is_active(layout::SERVICE).unwrap_or(false)
+    }
+
+    fn is_interrupted(&mut self) -> bool {
+        self.interruption.came()
+    }
+}

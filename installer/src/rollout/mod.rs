@@ -1,0 +1,358 @@
+//! Every change of what runs: one instance after the other, one rollout at a time, and back where it fails.
+
+mod apply;
+mod host;
+mod journal;
+mod lock;
+mod plan;
+mod releases;
+mod report;
+mod scale;
+pub mod snapshot;
+mod state;
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use nix::sys::stat::{Mode, umask};
+
+pub use apply::Failure;
+pub use journal::Journal;
+pub use lock::{Lock, Patience, held_by};
+pub use plan::{Version, Wanted};
+pub use releases::list;
+pub use report::Style;
+pub use state::State;
+
+use crate::cli::{RestartArgs, RollbackArgs, RolloutArgs, ScaleArgs};
+use crate::config::links::Config;
+use crate::config::load::{load_as_kept, load_links};
+use crate::install::{OnBehalfOf, Services, require_root};
+use crate::layout::{self, Layout};
+use crate::release::{Release, Store};
+use crate::{files, log};
+use host::{Host, Interruption, observe};
+use plan::{Observed, Plan};
+use report::{Event, Reporter};
+
+/// The right to change what runs.
+pub struct Session<'a> {
+    layout: &'a Layout,
+    services: Services,
+    reporter: Reporter,
+    interruption: Interruption,
+    begun: Instant,
+    _lock: Lock,
+}
+
+impl<'a> Session<'a> {
+    /// Also takes back what a rollout that was cut off has left.
+    ///
+    /// # Errors
+    /// Somebody else has the right, or what was left cannot be taken back.
+    pub fn begin(layout: &'a Layout, services: Services, patience: Patience, style: Style) -> anyhow::Result<Self> {
+        Self::with(layout, services, Lock::take(layout, patience)?, style)
+    }
+
+    fn with(layout: &'a Layout, services: Services, lock: Lock, style: Style) -> anyhow::Result<Self> {
+        // links.service has a strict one for its agent; what is made here is for others to read, unless it says otherwise.
+        umask(Mode::S_IWGRP | Mode::S_IWOTH);
+        let mut session = Self {
+            layout,
+            services,
+            reporter: Reporter::new(style),
+            interruption: Interruption::watch()?,
+            begun: Instant::now(),
+            _lock: lock,
+        };
+        if let Some(text) = take_back(layout, services)? {
+            session.reporter.tell(&Event::Recovered { text });
+        }
+        Ok(session)
+    }
+
+    /// Makes it so, and removes what nobody needs any more.
+    ///
+    /// # Errors
+    /// [`Failure`], or the host cannot be asked.
+    pub fn bring_about(&mut self, wanted: &Wanted, config: &Config) -> anyhow::Result<()> {
+        let mut notices = vec![];
+        State::new(self.layout).adopt(&wanted.version.config)?;
+        let mut observed = observe(self.layout, self.services)?;
+        if observed.live && !self.services.allowed(&layout::instance_unit(1), "restart")? {
+            observed.live = false;
+            notices.push("not restarted, by policy: `linksctl rollout` does it".to_owned());
+        }
+        let plan = plan::plan(&observed, wanted);
+        self.reporter.tell(&planned(&observed, wanted, &plan));
+        let state = State::new(self.layout);
+        let mut host = Host {
+            layout: self.layout,
+            services: self.services,
+            config,
+            journal: Journal::new(&observed, &plan.moving, wanted.version.clone(), state.previous()),
+            interruption: &self.interruption,
+            notices,
+        };
+        let applied = apply::apply(&plan, &observed, &mut host, &mut self.reporter);
+        for text in host.notices {
+            self.reporter.tell(&Event::Notice { text });
+        }
+        // What could not be put back is still needed.
+        if Journal::read(self.layout)?.is_none() {
+            state.prune()?;
+        }
+        applied?;
+        self.reporter.tell(&Event::Done {
+            seconds: self.begun.elapsed().as_secs_f64(),
+        });
+        Ok(())
+    }
+
+    fn roll(&mut self, release: String, force: bool) -> anyhow::Result<()> {
+        let (wanted, config) = self.wanted(release, force)?;
+        self.bring_about(&wanted, &config)
+    }
+
+    /// That release, with the configuration that a person has written.
+    ///
+    /// # Errors
+    /// The configuration is wrong.
+    pub fn wanted(&self, release: String, force: bool) -> anyhow::Result<(Wanted, Config)> {
+        let loaded = load_as_kept(self.layout)?;
+        loaded.log_warnings();
+        let wanted = Wanted {
+            version: Version {
+                release,
+                config: snapshot::take(self.layout)?,
+            },
+            instances: loaded.config.instances,
+            force,
+            site: true,
+            new_ports: has_new_ports(self.layout, &loaded.config),
+        };
+        Ok((wanted, loaded.config))
+    }
+}
+
+/// By what instance 1 was configured with last.
+fn has_new_ports(layout: &Layout, config: &Config) -> bool {
+    let (own, _) = snapshot::of_instance(layout, 1);
+    load_links(&own).is_ok_and(|before| before.base_port != config.base_port)
+}
+
+fn planned(observed: &Observed, wanted: &Wanted, plan: &Plan) -> Event {
+    Event::Planned {
+        wanted: wanted.version.clone(),
+        instances: plan.moving.clone(),
+        interrupts: plan.interrupts,
+        live: observed.live,
+    }
+}
+
+/// Says what it did; none where no rollout is unfinished.
+fn take_back(layout: &Layout, services: Services) -> anyhow::Result<Option<String>> {
+    let Some(journal) = Journal::read(layout)? else {
+        return Ok(None);
+    };
+    let new: Vec<_> = journal
+        .take_back(layout)?
+        .into_iter()
+        .map(layout::instance_unit)
+        .collect();
+    services.disable(&new)?;
+    Ok(Some(format!(
+        "a rollout to {} was cut off: every instance is to run again what it ran before",
+        journal.wanted
+    )))
+}
+
+/// `linksctl rollout`
+///
+/// # Errors
+/// See [`Session::bring_about`]; no such release.
+pub fn rollout(layout: &Layout, args: &RolloutArgs) -> anyhow::Result<()> {
+    require_root()?;
+    let services = Services::of_host(OnBehalfOf::Person);
+    if args.dry_run {
+        return show(layout, services, args);
+    }
+    let style = if args.json { Style::Json } else { Style::Text };
+    let mut session = if args.from_systemd {
+        services.await_start(layout)?;
+        // Whoever holds the lock may be who is starting us, and is at it already.
+        let Some(lock) = Lock::try_take(layout)? else {
+            log::notice!("a rollout is under way already");
+            return Ok(());
+        };
+        Session::with(layout, services, lock, style)?
+    } else {
+        Session::begin(layout, services, Patience::None, style)?
+    };
+    let release = choose(layout, args.release.as_deref())?;
+    session.roll(release, args.force)
+}
+
+/// Without touching anything.
+fn show(layout: &Layout, services: Services, args: &RolloutArgs) -> anyhow::Result<()> {
+    if Journal::read(layout)?.is_some() {
+        println!("take back what an interrupted rollout has changed");
+    }
+    let release = match args.release.as_deref() {
+        None => release_in_force(layout)?,
+        // It is not imported now.
+        Some(name) => match in_store(layout, name) {
+            Some(release) => release.id,
+            None => Release::open(Path::new(name))?.id,
+        },
+    };
+    let loaded = load_as_kept(layout)?;
+    let wanted = Wanted {
+        version: Version {
+            release,
+            config: snapshot::digest(layout)?,
+        },
+        instances: loaded.config.instances,
+        force: args.force,
+        site: true,
+        new_ports: has_new_ports(layout, &loaded.config),
+    };
+    let observed = observe(layout, services)?;
+    let plan = plan::plan(&observed, &wanted);
+    let mut reporter = Reporter::new(if args.json { Style::Json } else { Style::Text });
+    reporter.tell(&planned(&observed, &wanted, &plan));
+    for step in &plan.steps {
+        reporter.tell(&Event::step(step));
+    }
+    Ok(())
+}
+
+/// The release of that name, or of that path; without one, the one that is in force.
+fn choose(layout: &Layout, name: Option<&str>) -> anyhow::Result<String> {
+    let Some(name) = name else {
+        return release_in_force(layout);
+    };
+    if let Some(release) = in_store(layout, name) {
+        release.verify()?;
+        return Ok(release.id);
+    }
+    let path = Path::new(name);
+    ensure!(
+        path.exists(),
+        "{name} is neither a release in the store (`linksctl releases` lists them) nor a bundle, an unpacked tarball, \
+         or a tarball"
+    );
+    let store = Store::new(layout);
+    store.remove_leftovers()?;
+    Ok(store.import_from(path)?.id)
+}
+
+/// Of the last rollout that succeeded; before the first one, the installed one.
+fn release_in_force(layout: &Layout) -> anyhow::Result<String> {
+    match State::new(layout).current() {
+        Some(current) => Ok(current),
+        None => Ok(Store::new(layout).import(&layout.bundle())?.id),
+    }
+}
+
+fn in_store(layout: &Layout, name: &str) -> Option<Release> {
+    let is_name = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
+    is_name
+        .then(|| Release::open(&layout.releases_dir().join(name)).ok())
+        .flatten()
+}
+
+/// `linksctl rollback`
+///
+/// # Errors
+/// There is no release to go back to; see [`Session::bring_about`].
+pub fn rollback(layout: &Layout, args: &RollbackArgs) -> anyhow::Result<()> {
+    require_root()?;
+    let style = if args.json { Style::Json } else { Style::Text };
+    let mut session = Session::begin(layout, Services::of_host(OnBehalfOf::Person), Patience::None, style)?;
+    let previous = State::new(layout).previous();
+    let previous = previous.context("there is no release to go back to: no other one has run here")?;
+    let release = choose(layout, Some(&previous))?;
+    session.roll(release, false)
+}
+
+/// `linksctl restart`
+///
+/// # Errors
+/// links does not run; see [`Session::bring_about`].
+pub fn restart(layout: &Layout, args: &RestartArgs) -> anyhow::Result<()> {
+    require_root()?;
+    let services = Services::of_host(OnBehalfOf::Person);
+    let style = if args.json { Style::Json } else { Style::Text };
+    let mut session = Session::begin(layout, services, Patience::None, style)?;
+    ensure!(
+        services.is_active(layout::SERVICE)?,
+        "links does not run: `systemctl start {}`",
+        layout::SERVICE
+    );
+    let release = release_in_force(layout)?;
+    session.roll(release, true)
+}
+
+/// `linksctl scale N`
+///
+/// # Errors
+/// links.toml cannot be edited; see [`Session::bring_about`]. links.toml is then as it was.
+pub fn scale(layout: &Layout, args: &ScaleArgs) -> anyhow::Result<()> {
+    require_root()?;
+    let style = if args.json { Style::Json } else { Style::Text };
+    let mut session = Session::begin(layout, Services::of_host(OnBehalfOf::Person), Patience::None, style)?;
+    let path = layout.links_toml();
+    let before = fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))?;
+    // Somebody else's mistake in the files is not to be mixed up with ours.
+    load_as_kept(layout)?;
+    let release = release_in_force(layout)?;
+    let after = scale::with_instances(&before, args.instances)?;
+    if after != before {
+        files::replace(&path, after.as_bytes(), 0o644)?;
+    }
+    let scaled = session.roll(release, false);
+    let retire_failed = matches!(
+        scaled.as_ref().map_err(|error| error.downcast_ref::<Failure>()),
+        Err(Some(Failure::Afterwards { .. }))
+    );
+    if scaled.is_err() && !retire_failed && after != before {
+        files::replace(&path, before.as_bytes(), 0o644)?;
+    }
+    scaled
+}
+
+/// `linksctl recover`, before the first instance starts at boot.
+///
+/// # Errors
+/// A link cannot be moved back.
+pub fn recover(layout: &Layout) -> anyhow::Result<()> {
+    require_root()?;
+    // A rollout that is alive restarts instances, which start this; it needs no help.
+    let Some(_lock) = Lock::try_take(layout)? else {
+        return Ok(());
+    };
+    if let Some(text) = take_back(layout, Services::of_host(OnBehalfOf::Person))? {
+        log::notice!("{text}");
+    }
+    Ok(())
+}
+
+/// For `linksctl status`.
+///
+/// # Errors
+/// The journal cannot be understood.
+pub fn unfinished(layout: &Layout) -> anyhow::Result<Option<String>> {
+    let Some(journal) = Journal::read(layout)? else {
+        return Ok(None);
+    };
+    Ok(Some(match held_by(layout) {
+        Some(holder) => format!("to {}, under way, by process {holder}", journal.wanted),
+        None => format!(
+            "to {}, interrupted: `linksctl rollout` takes it back and goes on from there",
+            journal.wanted
+        ),
+    }))
+}

@@ -1,0 +1,426 @@
+//! What a rollout does: (observed, wanted) to steps, purely. [`super::apply`] carries them out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What an instance runs: a release of the store, and a snapshot of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    pub release: String,
+    pub config: String,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Enough to tell two configurations apart.
+        let config = self.config.get(..8).unwrap_or(&self.config);
+        write!(f, "release {} with configuration {config}", self.release)
+    }
+}
+
+/// One instance as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Instance {
+    /// Belongs to links.service.
+    pub enabled: bool,
+    /// What it runs from its next start on.
+    pub points: Option<Version>,
+    /// What it runs; none where its unit is not up.
+    pub runs: Option<Version>,
+    pub in_rotation: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Those that belong to links.service or have something to run.
+    pub instances: BTreeMap<u16, Instance>,
+    /// Instances are to run now. Otherwise links.service is stopped, or starts are forbidden: what is wanted counts from
+    /// the next start on.
+    pub live: bool,
+    pub current: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub version: Version,
+    /// Instances 1 to this one.
+    pub instances: u16,
+    /// Restart also those that run the wanted version already.
+    pub force: bool,
+    /// Whether nginx's site is brought in line.
+    pub site: bool,
+    /// The instances listen elsewhere than before: until nginx knows, it finds nobody where it looks.
+    pub new_ports: bool,
+}
+
+/// One thing that is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It belongs to links.service from now on.
+    Enable(u16),
+    /// From its next start on.
+    Point(u16, Version),
+    /// Or start; done when it is READY.
+    Restart(u16),
+    /// Stays healthy and in rotation for rollout.min_healthy.
+    Settle(u16),
+    Site,
+    /// `current` leads to this release: the rollout has succeeded, and nothing is undone any more.
+    Commit(String),
+    /// Drain, stop, disable; it has nothing to run any more.
+    Retire(u16),
+}
+
+impl Step {
+    pub fn instance(&self) -> Option<u16> {
+        match self {
+            Self::Enable(instance)
+            | Self::Point(instance, _)
+            | Self::Restart(instance)
+            | Self::Settle(instance)
+            | Self::Retire(instance) => Some(*instance),
+            Self::Site | Self::Commit(_) => None,
+        }
+    }
+
+    /// For scripts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Enable(_) => "enable",
+            Self::Point(..) => "point",
+            Self::Restart(_) => "restart",
+            Self::Settle(_) => "settle",
+            Self::Site => "site",
+            Self::Commit(_) => "commit",
+            Self::Retire(_) => "retire",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Enable(instance) => write!(f, "instance {instance}: enable"),
+            Self::Point(instance, version) => write!(f, "instance {instance}: point to {version}"),
+            Self::Restart(instance) => write!(f, "instance {instance}: drain, restart, wait until it is ready"),
+            Self::Settle(instance) => write!(f, "instance {instance}: stays healthy for rollout.min_healthy"),
+            Self::Site => write!(
+                f,
+                "write and enable the nginx site, test it, reload nginx if it changed"
+            ),
+            Self::Commit(release) => write!(f, "current is release {release}"),
+            Self::Retire(instance) => write!(f, "instance {instance}: drain, stop, disable"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// The instances that change, in the order in which they do.
+    pub moving: Vec<u16>,
+    /// For a moment nobody serves.
+    pub interrupts: bool,
+}
+
+/// What is to be done, in order. An instance that does not serve comes first: then one more serves when it is the turn
+/// of those that do.
+pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
+    let none = Instance::default();
+    let of = |instance: u16| observed.instances.get(&instance).unwrap_or(&none);
+    let mut order: Vec<u16> = (1..=wanted.instances).collect();
+    order.sort_by_key(|instance| of(*instance).in_rotation);
+
+    let mut plan = Plan::default();
+    let mut serving: BTreeSet<u16> = (1..=wanted.instances)
+        .filter(|instance| of(*instance).in_rotation)
+        .collect();
+    for instance in order {
+        let is = of(instance);
+        let restart = observed.live && (wanted.force || is.runs.as_ref() != Some(&wanted.version));
+        let mut steps = vec![];
+        if !is.enabled {
+            steps.push(Step::Enable(instance));
+        }
+        if is.points.as_ref() != Some(&wanted.version) {
+            steps.push(Step::Point(instance, wanted.version.clone()));
+        }
+        if restart {
+            steps.extend([Step::Restart(instance), Step::Settle(instance)]);
+            plan.interrupts |= serving.remove(&instance) && serving.is_empty();
+            serving.insert(instance);
+        }
+        if !steps.is_empty() {
+            plan.moving.push(instance);
+        }
+        plan.steps.extend(steps);
+    }
+    plan.interrupts |= wanted.new_ports && plan.steps.iter().any(|step| matches!(step, Step::Restart(_)));
+    // After those that it names serve, and before those that it names no longer stop.
+    if wanted.site {
+        plan.steps.push(Step::Site);
+    }
+    if observed.current.as_ref() != Some(&wanted.version.release) || !plan.moving.is_empty() {
+        plan.steps.push(Step::Commit(wanted.version.release.clone()));
+    }
+    let surplus = observed.instances.keys().rev();
+    plan.steps.extend(
+        surplus
+            .filter(|instance| **instance > wanted.instances)
+            .map(|instance| Step::Retire(*instance)),
+    );
+    plan
+}
+
+/// Back to what was observed before, for the instances that were touched, the last one first. `live`: whether instances
+/// are still to run; who stops the service while a rollout is undone does not get it started again.
+pub fn undo(before: &Observed, touched: &[u16], live: bool) -> Vec<Step> {
+    let mut steps = vec![];
+    for &instance in touched.iter().rev() {
+        let was = before.instances.get(&instance);
+        match was.and_then(|was| was.points.clone()) {
+            // The first thing that it was ever to run.
+            None if before.live => steps.push(Step::Retire(instance)),
+            None => {}
+            Some(version) => {
+                steps.push(Step::Point(instance, version));
+                if live && before.live {
+                    steps.push(Step::Restart(instance));
+                    if was.is_some_and(|was| was.in_rotation) {
+                        steps.push(Step::Settle(instance));
+                    }
+                }
+            }
+        }
+    }
+    steps
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::Step::{Commit, Enable, Point, Restart, Retire, Settle, Site};
+    use super::*;
+
+    pub fn version(name: &str) -> Version {
+        let (release, config) = name.split_once('/').unwrap_or((name, "a"));
+        Version {
+            release: release.to_owned(),
+            config: config.to_owned(),
+        }
+    }
+
+    /// A host, as sentences about it.
+    #[derive(Clone)]
+    pub struct Host(pub Observed);
+
+    impl Host {
+        /// links.service runs, with `count` instances in rotation that run `name`.
+        pub fn running(count: u16, name: &str) -> Self {
+            let instance = Instance {
+                enabled: true,
+                points: Some(version(name)),
+                runs: Some(version(name)),
+                in_rotation: true,
+            };
+            Self(Observed {
+                instances: (1..=count).map(|number| (number, instance.clone())).collect(),
+                live: true,
+                current: Some(version(name).release),
+            })
+        }
+
+        pub fn stopped(count: u16, name: &str) -> Self {
+            let mut host = Self::running(count, name);
+            host.0.live = false;
+            for instance in host.0.instances.values_mut() {
+                (instance.runs, instance.in_rotation) = (None, false);
+            }
+            host
+        }
+
+        pub fn with(mut self, instance: u16, change: impl FnOnce(&mut Instance)) -> Self {
+            change(self.0.instances.entry(instance).or_default());
+            self
+        }
+
+        fn down(self, instance: u16) -> Self {
+            self.with(instance, |is| (is.runs, is.in_rotation) = (None, false))
+        }
+
+        fn to(&self, name: &str, instances: u16) -> Plan {
+            plan(&self.0, &wanted(name, instances))
+        }
+    }
+
+    pub fn wanted(name: &str, instances: u16) -> Wanted {
+        Wanted {
+            version: version(name),
+            instances,
+            force: false,
+            site: true,
+            new_ports: false,
+        }
+    }
+
+    fn commit(name: &str) -> Step {
+        Commit(name.to_owned())
+    }
+
+    fn moved(instance: u16, name: &str) -> [Step; 3] {
+        [Point(instance, version(name)), Restart(instance), Settle(instance)]
+    }
+
+    fn joined(parts: &[&[Step]]) -> Vec<Step> {
+        parts.concat()
+    }
+
+    #[test]
+    fn a_new_release_moves_one_instance_after_the_other() {
+        let plan = Host::running(2, "old").to("new", 2);
+        assert_eq!(
+            plan.steps,
+            joined(&[&moved(1, "new"), &moved(2, "new"), &[Site, commit("new")]])
+        );
+        assert!(!plan.interrupts);
+    }
+
+    #[test]
+    fn what_runs_it_already_is_left_alone() {
+        let same = Host::running(2, "old").to("old", 2);
+        assert_eq!((same.steps, same.moving), (vec![Site], vec![]));
+        let half = Host::running(2, "old").with(1, |is| {
+            (is.points, is.runs) = (Some(version("new")), Some(version("new")));
+        });
+        assert_eq!(
+            half.to("new", 2).steps,
+            joined(&[&moved(2, "new"), &[Site, commit("new")]])
+        );
+    }
+
+    #[test]
+    fn another_configuration_counts_like_another_release() {
+        let plan = Host::running(2, "old/a").to("old/b", 2);
+        assert_eq!(plan.moving, [1, 2]);
+    }
+
+    #[test]
+    fn what_runs_counts_and_not_only_what_is_pointed_to() {
+        let behind = Host::running(2, "new").with(2, |is| is.runs = Some(version("old")));
+        assert_eq!(
+            behind.to("new", 2).steps,
+            [Restart(2), Settle(2), Site, commit("new")],
+            "pointed to by an upgrade that was not allowed to restart"
+        );
+    }
+
+    #[test]
+    fn who_does_not_serve_comes_first() {
+        let plan = Host::running(3, "old").down(2).to("new", 3);
+        assert_eq!(plan.moving, [2, 1, 3]);
+        let plan = Host::running(2, "old").down(2).to("old", 2);
+        assert_eq!(plan.steps[..2], [Restart(2), Settle(2)], "a stopped one is started");
+    }
+
+    #[test]
+    fn one_instance_interrupts_and_two_do_not() {
+        assert!(Host::running(1, "old").to("new", 1).interrupts);
+        assert!(!Host::running(1, "old").to("old", 1).interrupts);
+        assert!(!Host::running(2, "old").down(1).to("new", 2).interrupts);
+        assert!(!Host::stopped(1, "old").to("new", 1).interrupts);
+    }
+
+    #[test]
+    fn new_ports_interrupt() {
+        let mut wanted = wanted("old/b", 2);
+        wanted.new_ports = true;
+        assert!(plan(&Host::running(2, "old/a").0, &wanted).interrupts);
+        assert!(!plan(&Host::stopped(2, "old/a").0, &wanted).interrupts);
+    }
+
+    #[test]
+    fn force_restarts_all() {
+        let force = Wanted {
+            force: true,
+            ..wanted("old", 2)
+        };
+        let plan = plan(&Host::running(2, "old").0, &force);
+        assert_eq!(
+            plan.steps,
+            [Restart(1), Settle(1), Restart(2), Settle(2), Site, commit("old")]
+        );
+    }
+
+    #[test]
+    fn a_stopped_service_stays_stopped() {
+        let plan = Host::stopped(2, "old").to("new", 2);
+        assert_eq!(
+            plan.steps,
+            [Point(1, version("new")), Point(2, version("new")), Site, commit("new")]
+        );
+    }
+
+    #[test]
+    fn a_first_install_points_and_enables() {
+        let plan = Host(Observed::default()).to("new", 2);
+        assert_eq!(
+            plan.steps,
+            [
+                Enable(1),
+                Point(1, version("new")),
+                Enable(2),
+                Point(2, version("new")),
+                Site,
+                commit("new")
+            ]
+        );
+    }
+
+    #[test]
+    fn more_instances_serve_before_nginx_knows_them() {
+        let plan = Host::running(2, "old").to("old", 3);
+        assert_eq!(
+            plan.steps,
+            joined(&[&[Enable(3)], &moved(3, "old"), &[Site, commit("old")]])
+        );
+        // A changed configuration with it: the new one first, so that more serve during the rest.
+        assert_eq!(Host::running(2, "old/a").to("old/b", 3).moving, [3, 1, 2]);
+    }
+
+    #[test]
+    fn fewer_instances_stop_after_nginx_has_forgotten_them() {
+        let plan = Host::running(4, "old").to("old", 2);
+        assert_eq!(plan.steps, [Site, Retire(4), Retire(3)]);
+    }
+
+    #[test]
+    fn undo_goes_backwards() {
+        let before = Host::running(2, "old");
+        assert_eq!(
+            undo(&before.0, &[1, 2], true),
+            joined(&[&moved(2, "old"), &moved(1, "old")])
+        );
+    }
+
+    #[test]
+    fn undo_of_a_service_that_stops_meanwhile_starts_nothing() {
+        let before = Host::running(2, "old");
+        assert_eq!(undo(&before.0, &[1], false), [Point(1, version("old"))]);
+    }
+
+    #[test]
+    fn undo_takes_a_new_instance_away_again() {
+        assert_eq!(undo(&Host::running(2, "old").0, &[3], true), [Retire(3)]);
+    }
+
+    #[test]
+    fn undo_does_not_ask_more_of_an_instance_than_it_did_before() {
+        let before = Host::running(2, "old").down(1);
+        assert_eq!(
+            undo(&before.0, &[1], true),
+            [Point(1, version("old")), Restart(1)],
+            "it was down before"
+        );
+    }
+}

@@ -1,0 +1,133 @@
+//! `linksctl releases`
+
+use std::fs;
+use std::io;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::state::State;
+use crate::layout::Layout;
+use crate::release::Release;
+
+#[derive(Serialize)]
+struct Listed {
+    release: String,
+    runtime: String,
+    /// The instances that it is for, from their next start on at the latest.
+    instances: Vec<u16>,
+    /// Of the last rollout that succeeded.
+    current: bool,
+    /// Where `linksctl rollback` goes.
+    previous: bool,
+    /// What the installed package holds.
+    installed: bool,
+}
+
+/// # Errors
+/// The store cannot be read.
+pub fn list(layout: &Layout, json: bool) -> anyhow::Result<()> {
+    let listed = collect(layout)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&listed)?);
+    } else {
+        print!("{}", text(&listed));
+    }
+    Ok(())
+}
+
+fn collect(layout: &Layout) -> anyhow::Result<Vec<Listed>> {
+    let state = State::new(layout);
+    let (current, previous) = (state.current(), state.previous());
+    let installed = Release::open(&layout.bundle()).ok().map(|release| release.id);
+    let mut points = vec![];
+    for instance in state.instances()? {
+        points.push((instance, state.points(instance)));
+    }
+    let directory = layout.releases_dir();
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
+    };
+    let mut listed = vec![];
+    for entry in entries {
+        // What is no release, an import that was cut off, is not listed.
+        let Ok(release) = Release::open(&entry?.path()) else {
+            continue;
+        };
+        let is = |other: &Option<String>| other.as_ref() == Some(&release.id);
+        listed.push(Listed {
+            runtime: release.runtime_name(),
+            instances: points
+                .iter()
+                .filter(|(_, points)| points.as_ref().is_some_and(|points| points.release == release.id))
+                .map(|(instance, _)| *instance)
+                .collect(),
+            current: is(&current),
+            previous: is(&previous),
+            installed: is(&installed),
+            release: release.id,
+        });
+    }
+    listed.sort_by(|a, b| a.release.cmp(&b.release));
+    Ok(listed)
+}
+
+fn text(listed: &[Listed]) -> String {
+    let line = |release: &Listed| {
+        let mut words = vec![];
+        if !release.instances.is_empty() {
+            let list: Vec<_> = release.instances.iter().map(u16::to_string).collect();
+            words.push(format!("instance {}", list.join(", ")));
+        }
+        let marks = [
+            (release.current, "current"),
+            (release.previous, "previous"),
+            (release.installed, "installed"),
+        ];
+        words.extend(marks.into_iter().filter(|(is, _)| *is).map(|(_, word)| word.to_owned()));
+        format!("{}  {}  {}", release.release, release.runtime, words.join(", "))
+            .trim_end()
+            .to_owned()
+            + "\n"
+    };
+    listed.iter().map(line).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::super::plan::Version;
+    use super::*;
+    use crate::release::Store;
+    use crate::release::tests::bundle;
+
+    #[test]
+    fn the_list_tells_who_runs_what_and_where_rollback_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path().join("root"));
+        let state = State::new(&layout);
+        let import = |name: &str, runtime: &[u8]| {
+            let source = root.path().join(name);
+            fs::create_dir(&source).unwrap();
+            let release = bundle(&source, runtime);
+            Store::new(&layout).import(&release.directory).unwrap().id
+        };
+        let (old, new) = (import("old", b"1"), import("new", b"2"));
+        for release in [&old, &new] {
+            state.set_current(release).unwrap();
+        }
+        for instance in [1, 2] {
+            let release = new.clone();
+            let config = "c".to_owned();
+            fs::create_dir_all(layout.instances_dir()).unwrap();
+            state.point(instance, &Version { release, config }).unwrap();
+        }
+        let mut lines = [
+            format!("{old}  links-host 1.2.3  previous\n"),
+            format!("{new}  links-host 1.2.3  instance 1, 2, current\n"),
+        ];
+        lines.sort();
+        assert_eq!(text(&collect(&layout).unwrap()), lines.concat());
+    }
+}

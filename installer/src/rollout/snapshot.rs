@@ -1,0 +1,196 @@
+//! The configuration as it was applied: to go back to it, it has to be there still when /etc/links says something else.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use crate::config::credentials::{Source, is_name};
+use crate::config::load::load_as_kept;
+use crate::config::render;
+use crate::files;
+use crate::layout::Layout;
+
+const STAGING_PREFIX: &str = ".taking-";
+
+/// What an instance is to be configured with: its snapshot's layout and digest. Without a snapshot (`linksctl up`), what
+/// the person edits, and no digest.
+pub fn of_instance(layout: &Layout, instance: u16) -> (Layout, Option<String>) {
+    match fs::canonicalize(layout.instance_config(instance)) {
+        Ok(directory) => {
+            let digest = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+            (layout.with_config_dir(directory), digest)
+        }
+        Err(_) => (layout.clone(), None),
+    }
+}
+
+/// The name that a snapshot of the configuration would have.
+///
+/// # Errors
+/// The configuration is wrong.
+pub fn digest(layout: &Layout) -> anyhow::Result<String> {
+    let loaded = load_as_kept(layout)?;
+    Ok(render::digest(&loaded.render(layout)?, &loaded.config))
+}
+
+/// Copies the configuration; complete or absent. Returns its digest, which is the snapshot's name: two configurations
+/// that no instance can tell apart are one.
+///
+/// # Errors
+/// The configuration is wrong, or the disk is full.
+pub fn take(layout: &Layout) -> anyhow::Result<String> {
+    // Errors are about the files that a person knows.
+    load_as_kept(layout)?;
+    let applied = layout.applied_dir();
+    fs::create_dir_all(&applied).with_context(|| format!("Making {}", applied.display()))?;
+    remove_leftovers(&applied)?;
+    let staging = tempfile::Builder::new()
+        .prefix(STAGING_PREFIX)
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir_in(&applied)
+        .with_context(|| format!("Making a directory in {}", applied.display()))?;
+    // Whatever the umask is: the instances' user has to read it.
+    fs::set_permissions(staging.path(), Permissions::from_mode(0o755))?;
+    let copy = layout.with_config_dir(staging.path().to_owned());
+    copy_files(layout, &copy).with_context(|| format!("Copying the configuration to {}", applied.display()))?;
+    // Of the copy: somebody may be editing the files right now.
+    let digest = digest(&copy)?;
+    let directory = applied.join(&digest);
+    if !directory.exists() {
+        fs::rename(staging.path(), &directory).with_context(|| format!("Making {}", directory.display()))?;
+        // Its name is taken: there is nothing left to clean up.
+        let _ = staging.keep();
+        files::sync_directory(&applied)?;
+    }
+    Ok(digest)
+}
+
+fn copy_files(from: &Layout, to: &Layout) -> anyhow::Result<()> {
+    for (source, target) in [
+        (from.links_toml(), to.links_toml()),
+        (from.runtime_toml(), to.runtime_toml()),
+    ] {
+        copy_file(&source, &target, 0o644)?;
+    }
+    let target = to.credentials_dir();
+    fs::create_dir(&target)?;
+    fs::set_permissions(&target, Permissions::from_mode(0o700))?;
+    let source = Source::of_host(from).directory;
+    let entries = match fs::read_dir(&source) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        entries => Some(entries.with_context(|| format!("Reading {}", source.display()))?),
+    };
+    for entry in entries.into_iter().flatten() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(is_name) && entry.path().is_file() {
+            copy_file(&entry.path(), &target.join(name), 0o600)?;
+        }
+    }
+    files::sync_directory(&target)?;
+    files::sync_directory(&to.config_dir())?;
+    Ok(())
+}
+
+fn copy_file(source: &Path, target: &Path, mode: u32) -> anyhow::Result<()> {
+    let mut open = File::open(source).with_context(|| format!("Opening {}", source.display()))?;
+    files::replace_from(target, &mut open, mode)
+}
+
+/// Of a copy that was cut off.
+fn remove_leftovers(applied: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(applied).with_context(|| format!("Reading {}", applied.display()))? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
+            fs::remove_dir_all(entry.path()).with_context(|| format!("Removing {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+    use crate::token;
+
+    fn layout() -> (tempfile::TempDir, Layout) {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        fs::create_dir_all(layout.config_dir()).unwrap();
+        fs::write(layout.links_toml(), "# nothing\n").unwrap();
+        fs::write(layout.runtime_toml(), include_str!("../../../runtime.toml")).unwrap();
+        token::make(&layout).unwrap();
+        (root, layout)
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_snapshot_is_whole_and_its_secrets_are_private() {
+        let (_root, layout) = layout();
+        fs::write(layout.credentials_dir().join(".half-written"), "x").unwrap();
+        let digest = take(&layout).unwrap();
+        let copy = layout.with_config_dir(layout.applied_dir().join(&digest));
+        assert_eq!(super::digest(&copy).unwrap(), digest);
+        assert_eq!(token::read(&copy).unwrap(), token::read(&layout).unwrap());
+        assert_eq!(names(&copy.credentials_dir()), ["admin_token"]);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&copy.config_dir()), 0o755);
+        assert_eq!(mode(&copy.links_toml()), 0o644);
+        assert_eq!(mode(&copy.credentials_dir()), 0o700);
+        assert_eq!(mode(&copy.credential("admin_token")), 0o600);
+    }
+
+    #[test]
+    fn what_no_instance_notices_is_no_new_snapshot() {
+        let (_root, layout) = layout();
+        let first = take(&layout).unwrap();
+        fs::write(layout.links_toml(), "instances = 3 # and a comment\n").unwrap();
+        assert_eq!(take(&layout).unwrap(), first);
+        fs::write(layout.links_toml(), "[drain]\ntimeout = \"1s\"\n").unwrap();
+        assert_ne!(take(&layout).unwrap(), first);
+        assert_eq!(names(&layout.applied_dir()).len(), 2);
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_refused_by_the_name_that_a_person_knows() {
+        let (_root, layout) = layout();
+        fs::write(layout.links_toml(), "instnaces = 3\n").unwrap();
+        let error = take(&layout).unwrap_err().to_string();
+        let named = format!("{}:1:1", layout.links_toml().display());
+        assert!(error.contains(&named), "{error}");
+        assert!(!layout.applied_dir().exists());
+    }
+
+    #[test]
+    fn leftovers_of_a_cut_off_copy_go() {
+        let (_root, layout) = layout();
+        fs::create_dir_all(layout.applied_dir().join(".taking-abc")).unwrap();
+        let digest = take(&layout).unwrap();
+        assert_eq!(names(&layout.applied_dir()), [digest]);
+    }
+
+    #[test]
+    fn an_instance_without_a_snapshot_has_what_the_person_edits() {
+        let (_root, layout) = layout();
+        assert_eq!(of_instance(&layout, 1), (layout.clone(), None));
+        let digest = take(&layout).unwrap();
+        fs::create_dir_all(layout.instances_dir()).unwrap();
+        files::replace_link(&layout.instance_config(1), &Path::new("../applied").join(&digest)).unwrap();
+        let (own, named) = of_instance(&layout, 1);
+        assert_eq!(named, Some(digest));
+        assert!(
+            own.links_toml()
+                .starts_with(layout.applied_dir().canonicalize().unwrap())
+        );
+    }
+}

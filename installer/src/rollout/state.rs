@@ -1,0 +1,268 @@
+//! What the disk says of which instance runs what: links below /var/lib/links, moved in one step each.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::plan::Version;
+use crate::files;
+use crate::layout::{self, Layout};
+use crate::release::Store;
+
+#[derive(Debug)]
+pub struct State<'a> {
+    layout: &'a Layout,
+}
+
+impl<'a> State<'a> {
+    pub fn new(layout: &'a Layout) -> Self {
+        Self { layout }
+    }
+
+    /// Makes `instance` run `version` from its next start on.
+    ///
+    /// # Errors
+    /// A link cannot be written. Both are then to be written again.
+    pub fn point(&self, instance: u16, version: &Version) -> anyhow::Result<()> {
+        Store::new(self.layout).point(instance, &version.release)?;
+        files::replace_link(
+            &self.layout.instance_config(instance),
+            &Path::new("../applied").join(&version.config),
+        )
+    }
+
+    /// Gives this configuration to the instances that have a release and no configuration: an older linksctl, which took no
+    /// snapshots, started them with what the person edits.
+    ///
+    /// # Errors
+    /// A link cannot be written.
+    pub fn adopt(&self, config: &str) -> anyhow::Result<()> {
+        for instance in self.instances()? {
+            let link = self.layout.instance_config(instance);
+            if leads_to(&link).is_none() {
+                files::replace_link(&link, &Path::new("../applied").join(config))?;
+            }
+            if let (None, Some(points)) = (self.current(), self.points(instance)) {
+                self.set_current(&points.release)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What `instance` runs from its next start on.
+    pub fn points(&self, instance: u16) -> Option<Version> {
+        Some(Version {
+            release: leads_to(&self.layout.instance_release(instance))?,
+            config: leads_to(&self.layout.instance_config(instance))?,
+        })
+    }
+
+    /// What the supervisor of `instance` said that it runs; gone with it.
+    pub fn runs(&self, instance: u16) -> Option<Version> {
+        let text = fs::read(self.layout.instance_runs(instance)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// # Errors
+    /// A link cannot be removed.
+    pub fn forget(&self, instance: u16) -> anyhow::Result<()> {
+        for link in [
+            self.layout.instance_release(instance),
+            self.layout.instance_config(instance),
+        ] {
+            files::remove_if_present(&link).with_context(|| format!("Removing {}", link.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The instances that have something to run, in order.
+    ///
+    /// # Errors
+    /// The links cannot be listed.
+    pub fn instances(&self) -> anyhow::Result<Vec<u16>> {
+        let mut numbers: Vec<u16> = list(&self.layout.instances_dir())?
+            .into_iter()
+            .filter_map(|name| name.parse().ok())
+            .filter(|number| (1..=layout::MAX_INSTANCES).contains(number))
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// The release of the last rollout that succeeded.
+    pub fn current(&self) -> Option<String> {
+        leads_to(&self.layout.current_release())
+    }
+
+    /// The release before that one.
+    pub fn previous(&self) -> Option<String> {
+        leads_to(&self.layout.previous_release())
+    }
+
+    /// # Errors
+    /// A link cannot be written.
+    pub fn set_current(&self, release: &str) -> anyhow::Result<()> {
+        let was = self.current();
+        if was.as_deref() == Some(release) {
+            return Ok(());
+        }
+        if let Some(was) = was {
+            self.link(&self.layout.previous_release(), Some(&was))?;
+        }
+        self.link(&self.layout.current_release(), Some(release))
+    }
+
+    /// # Errors
+    /// A link cannot be written.
+    pub fn restore_current(&self, current: Option<&str>, previous: Option<&str>) -> anyhow::Result<()> {
+        self.link(&self.layout.current_release(), current)?;
+        self.link(&self.layout.previous_release(), previous)
+    }
+
+    fn link(&self, link: &Path, release: Option<&str>) -> anyhow::Result<()> {
+        match release {
+            Some(release) => files::replace_link(link, &Path::new("releases").join(release)),
+            None => files::remove_if_present(link).with_context(|| format!("Removing {}", link.display())),
+        }
+    }
+
+    /// Removes the releases and snapshots that nobody needs: not those in use, and of the releases not the two that were
+    /// in use before. A snapshot holds secrets, and there is no way back to it once its rollout is over.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub fn prune(&self) -> anyhow::Result<()> {
+        let instances = self.instances()?;
+        let in_use: Vec<_> = instances
+            .iter()
+            .flat_map(|instance| [self.points(*instance), self.runs(*instance)])
+            .flatten()
+            .collect();
+        let used = |name: &String| in_use.iter().any(|version| version.config == *name);
+        for snapshot in list(&self.layout.applied_dir())?.iter().filter(|name| !used(name)) {
+            remove(&self.layout.applied_dir().join(snapshot))?;
+        }
+
+        let releases = self.layout.releases_dir();
+        let current = self.current();
+        let mut old: Vec<_> = list(&releases)?
+            .into_iter()
+            .filter(|name| !name.starts_with('.'))
+            .filter(|name| current.as_ref() != Some(name) && in_use.iter().all(|version| version.release != *name))
+            .filter_map(|name| Some((fs::metadata(releases.join(&name)).ok()?.modified().ok()?, name)))
+            .collect();
+        // The one that `linksctl rollback` goes to stays, whenever it was made.
+        let previous = self.previous();
+        old.sort();
+        old.sort_by_key(|(_, name)| previous.as_ref() == Some(name));
+        for (_, name) in old.iter().rev().skip(OLD_RELEASES) {
+            remove(&releases.join(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// Kept besides those in use.
+const OLD_RELEASES: usize = 2;
+
+/// The last part of where a link leads, whether or not something is there.
+fn leads_to(link: &Path) -> Option<String> {
+    Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned())
+}
+
+fn list(directory: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
+    };
+    let mut names = vec![];
+    for entry in entries {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn remove(directory: &Path) -> anyhow::Result<()> {
+    fs::remove_dir_all(directory).with_context(|| format!("Removing {}", directory.display()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::super::plan::tests::version;
+    use super::*;
+
+    fn layout() -> (tempfile::TempDir, Layout) {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        fs::create_dir_all(layout.instances_dir()).unwrap();
+        (root, layout)
+    }
+
+    #[test]
+    fn current_and_previous_follow_the_releases() {
+        let (_root, layout) = layout();
+        let state = State::new(&layout);
+        assert_eq!((state.current(), state.previous()), (None, None));
+        for release in ["a", "b", "b"] {
+            state.set_current(release).unwrap();
+        }
+        assert_eq!(
+            (state.current().as_deref(), state.previous().as_deref()),
+            (Some("b"), Some("a"))
+        );
+    }
+
+    #[test]
+    fn instances_are_those_with_a_link() {
+        let (_root, layout) = layout();
+        let state = State::new(&layout);
+        for instance in [10, 2] {
+            state.point(instance, &version("r/c")).unwrap();
+        }
+        assert_eq!(state.instances().unwrap(), [2, 10]);
+        assert_eq!(state.points(10), Some(version("r/c")));
+        state.forget(2).unwrap();
+        assert_eq!(state.instances().unwrap(), [10]);
+    }
+
+    #[test]
+    fn an_instance_without_a_configuration_gets_one() {
+        let (_root, layout) = layout();
+        let state = State::new(&layout);
+        Store::new(&layout).point(1, "r").unwrap();
+        state.point(2, &version("r/b")).unwrap();
+        state.adopt("a").unwrap();
+        assert_eq!(state.points(1), Some(version("r/a")));
+        assert_eq!(state.current().as_deref(), Some("r"));
+        assert_eq!(state.points(2), Some(version("r/b")));
+    }
+
+    #[test]
+    fn pruning_keeps_what_is_in_use_and_two_old_releases() {
+        let (_root, layout) = layout();
+        let state = State::new(&layout);
+        for (age, name) in ["1", "2", "3", "4", "5"].iter().enumerate() {
+            let directory = layout.releases_dir().join(name);
+            fs::create_dir_all(&directory).unwrap();
+            let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(age as u64);
+            fs::File::open(directory).unwrap().set_modified(time).unwrap();
+        }
+        for name in ["a", "b"] {
+            fs::create_dir_all(layout.applied_dir().join(name)).unwrap();
+        }
+        state.set_current("1").unwrap();
+        state.set_current("5").unwrap();
+        state.point(1, &version("5/b")).unwrap();
+        state.prune().unwrap();
+        assert_eq!(
+            list(&layout.releases_dir()).unwrap(),
+            ["1", "4", "5"],
+            "1 is the previous one"
+        );
+        assert_eq!(list(&layout.applied_dir()).unwrap(), ["b"]);
+    }
+}
