@@ -10,6 +10,7 @@ mod install;
 mod layout;
 mod log;
 mod nginx;
+mod notify;
 mod package;
 mod process;
 mod release;
