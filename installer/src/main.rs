@@ -30,6 +30,7 @@ use cli::{Cli, Command};
 use config::load::Invalid;
 use install::{NeedsRoot, OnBehalfOf};
 use layout::Layout;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// EX_NOPERM of sysexits.h.
 const NEEDS_ROOT: u8 = 77;
@@ -46,6 +47,9 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let layout = Layout::new(std::path::absolute(cli.root)?);
+    if cli.command.only_prints() {
+        end_with_the_reader()?;
+    }
     match cli.command {
         Command::Pack(args) => package::pack(&args)?,
         Command::Run(args) => supervise::run(&layout, args.instance)?,
@@ -64,6 +68,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => std::io::stdout().write_all(&package::completions(shell)?)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `linksctl status | head -1` ends in silence, as other programs do, where Rust's default is a panic.
+fn end_with_the_reader() -> anyhow::Result<()> {
+    // SAFETY: the default action runs no code of ours.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    Ok(())
 }
 
 /// 77 and 78 as in sysexits.h, so that a script and systemd (`RestartPreventExitStatus=`) can tell them apart.
