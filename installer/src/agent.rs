@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::config::load::load_links;
 use crate::layout::Layout;
 use crate::log;
+use crate::notify::notify;
 use crate::release::Store;
 use crate::rollout::State;
 use crate::rotation::{self, Watch};
@@ -81,12 +82,6 @@ fn status_line(layout: &Layout, wanted: u16) -> String {
         versions.join(" and "),
         runtimes.join(" and ")
     )
-}
-
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        log::error!("telling systemd {states:?}: {error}");
-    }
 }
 
 #[cfg(test)]

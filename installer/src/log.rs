@@ -7,14 +7,19 @@ use std::sync::LazyLock;
 static TO_JOURNAL: LazyLock<bool> = LazyLock::new(|| std::env::var_os("JOURNAL_STREAM").is_some());
 
 /// Writes one line; each further line of `text` gets the same priority.
+///
+/// Nobody may read any more (a closed terminal, a pipe whose reader left). That is no reason to stop serving, which
+/// `eprintln!`'s panic would do.
 pub fn write(priority: u8, text: &str) {
-    let mut stderr = std::io::stderr().lock();
+    let mut stream = std::io::stderr().lock();
     for line in text.lines() {
-        // A terminal that was closed is no reason to leave anything half done.
-        let _ = match *TO_JOURNAL {
-            true => writeln!(stderr, "<{priority}>{line}"),
-            false => writeln!(stderr, "{line}"),
+        // In one piece: others write to the same stream.
+        let line = if *TO_JOURNAL {
+            format!("<{priority}>{line}\n")
+        } else {
+            format!("{line}\n")
         };
+        let _ = stream.write_all(line.as_bytes());
     }
 }
 

@@ -10,6 +10,7 @@ mod install;
 mod layout;
 mod log;
 mod nginx;
+mod notify;
 mod package;
 mod process;
 mod release;
@@ -30,6 +31,7 @@ use cli::{Cli, Command};
 use config::load::Invalid;
 use install::{NeedsRoot, OnBehalfOf};
 use layout::Layout;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use rollout::Failure;
 
 /// EX_NOPERM of sysexits.h.
@@ -49,6 +51,9 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let layout = Layout::new(std::path::absolute(cli.root)?);
+    if cli.command.only_prints() {
+        end_with_the_reader()?;
+    }
     match cli.command {
         Command::Pack(args) => package::pack(&args)?,
         Command::Run(args) => supervise::run(&layout, args.instance)?,
@@ -73,6 +78,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => std::io::stdout().write_all(&package::completions(shell)?)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `linksctl status | head -1` ends in silence, as other programs do, where Rust's default is a panic.
+fn end_with_the_reader() -> anyhow::Result<()> {
+    // SAFETY: the default action runs no code of ours.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    Ok(())
 }
 
 /// 77 and 78 as in sysexits.h, so that a script and systemd (`RestartPreventExitStatus=`) can tell them apart.

@@ -1,10 +1,13 @@
 //! Programs that run beside us: started in a process group of their own, watched, ended.
 
+use std::fs;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus};
 
+use anyhow::Context as _;
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 /// A program that was started, and what it starts: Spin serves from a child process, nginx from workers.
@@ -54,6 +57,50 @@ impl Process {
             Err(error) => crate::log::error!("sending {signal} to process group {}: {error}", self.group),
         }
     }
+}
+
+/// From here on, what a child of this process leaves behind becomes a child of this process. A supervisor that is killed
+/// cannot end its runtime's own children; systemd does so by the control group, and where there is none, we do.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn adopt_orphans() -> anyhow::Result<()> {
+    nix::sys::prctl::set_child_subreaper(true).context("Becoming the reaper of orphans")
+}
+
+/// Ends every child that is left, and the children that come to us by that; to be called when all of them are orphans.
+///
+/// # Errors
+/// They cannot be waited for.
+pub fn end_orphans() -> anyhow::Result<()> {
+    loop {
+        for child in children()? {
+            // It may have ended since it was listed.
+            let _ = kill(child, Signal::SIGKILL);
+        }
+        match waitpid(None, None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(Errno::ECHILD) => return Ok(()),
+            Err(error) => return Err(error).context("Waiting for orphans"),
+        }
+    }
+}
+
+/// Whose parent this process is, by the kernel's list of processes.
+fn children() -> anyhow::Result<Vec<Pid>> {
+    let parent = format!("PPid:\t{}", std::process::id());
+    let mut found = vec![];
+    for entry in fs::read_dir("/proc").context("Listing processes")? {
+        let path = entry.context("Listing processes")?.path();
+        let id = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        // Other entries are no processes, and a process may have ended since it was listed.
+        if let (Some(id), Ok(status)) = (id, fs::read_to_string(path.join("status")))
+            && status.lines().any(|line| line == parent)
+        {
+            found.push(Pid::from_raw(id));
+        }
+    }
+    Ok(found)
 }
 
 /// `exited with status 3`, `was killed by SIGKILL`.

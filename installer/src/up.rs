@@ -1,13 +1,14 @@
 //! `linksctl up`: the appliance in the foreground, without systemd. nginx and one supervisor per instance, everything
 //! below one directory.
 
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -69,6 +70,7 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
         supervise::check_free(listen.address())?;
     }
 
+    process::adopt_orphans()?;
     let (tell, told) = mpsc::channel();
     forward_signals(tell.clone())?;
     let watch = Watch::new(layout)?;
@@ -99,6 +101,7 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
         parts.wait()
     })();
     parts.stop();
+    process::end_orphans()?;
     up
 }
 
@@ -197,7 +200,7 @@ fn public_address(config: &Config) -> SocketAddr {
 }
 
 /// nginx tells nobody when it listens.
-fn wait_until_open(address: SocketAddr, check: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn wait_until_open(address: SocketAddr, mut check: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let deadline = Instant::now() + MARGIN;
     while let Err(error) = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
         check()?;
@@ -210,7 +213,9 @@ fn wait_until_open(address: SocketAddr, check: impl Fn() -> anyhow::Result<()>) 
 fn announce(layout: &Layout, config: &Config, release: &Release) -> anyhow::Result<()> {
     let origin = format!("http://{}", public_address(config));
     let token = token::read(layout)?;
-    println!(
+    // Not `println!`, whose panic would leave the parts running where nobody reads.
+    writeln!(
+        io::stdout(),
         "\nlinks {} on {} is up at {origin} ({} instances; configuration: {})\n\n\
          Shorten:\n  curl -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \
          -d '{{\"url\": \"https://example.com/\", \"slug\": \"hello\"}}' {origin}/shorten\n\n\
@@ -219,8 +224,8 @@ fn announce(layout: &Layout, config: &Config, release: &Release) -> anyhow::Resu
         release.runtime_name(),
         config.instances,
         layout.config_dir().display(),
-    );
-    Ok(())
+    )
+    .context("Telling where it is up")
 }
 
 /// The processes that make up the appliance.
@@ -247,20 +252,25 @@ impl Parts {
     }
 
     /// While others start.
-    fn nobody_ended(&self) -> anyhow::Result<()> {
+    fn nobody_ended(&mut self) -> anyhow::Result<()> {
         match self.told.try_recv() {
-            Ok(Event::Ended { who, how }) => bail!("{who} {how}"),
+            Ok(Event::Ended { who, how }) => Err(self.ended(&who, &how)),
             Ok(Event::Stop) => bail!("stopped before it was up"),
             Err(_) => Ok(()),
         }
     }
 
     /// Until the person has enough of it.
-    fn wait(&self) -> anyhow::Result<()> {
+    fn wait(&mut self) -> anyhow::Result<()> {
         match self.told.recv() {
-            Ok(Event::Ended { who, how }) => bail!("{who} {how}"),
+            Ok(Event::Ended { who, how }) => Err(self.ended(&who, &how)),
             Ok(Event::Stop) | Err(_) => Ok(()),
         }
+    }
+
+    fn ended(&mut self, who: &str, how: &str) -> anyhow::Error {
+        self.running.retain(|(name, _)| name != who);
+        anyhow!("{who} {how}")
     }
 
     /// nginx first, so that nobody asks what is going.
@@ -269,13 +279,12 @@ impl Parts {
         for (_, process) in self.running.iter().rev() {
             process.signal(Signal::SIGTERM);
         }
-        let mut left = self.running.len();
-        while left > 0 {
+        while !self.running.is_empty() {
             match self
                 .told
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
-                Ok(Event::Ended { .. }) => left -= 1,
+                Ok(Event::Ended { who, .. }) => self.running.retain(|(name, _)| *name != who),
                 // A second Ctrl-C: no more patience.
                 Ok(Event::Stop) | Err(RecvTimeoutError::Timeout) => {
                     self.running.iter().for_each(|(_, process)| process.kill());

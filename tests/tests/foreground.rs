@@ -96,6 +96,13 @@ impl Up {
         panic!("no line starts with {start:?}:\n{}", seen.join("\n"));
     }
 
+    /// The first of its processes with `part` on the command line.
+    fn process(&self, part: &str) -> Pid {
+        let processes = processes_of(&self.root());
+        let found = processes.iter().find(|(_, line)| line.contains(part));
+        found.unwrap_or_else(|| panic!("no {part:?} in {processes:?}")).0
+    }
+
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
@@ -127,15 +134,24 @@ fn linksctl(directory: &Path) -> PathBuf {
     top.join("usr/bin/linksctl")
 }
 
-/// Command lines that name a directory.
-fn processes_of(directory: &Path) -> Vec<String> {
+/// Processes whose command line names a directory, oldest first, with it.
+fn processes_of(directory: &Path) -> Vec<(Pid, String)> {
     let name = directory.to_string_lossy().into_owned();
-    fs::read_dir("/proc")
+    let mut found: Vec<_> = fs::read_dir("/proc")
         .unwrap()
-        .filter_map(|entry| fs::read(entry.unwrap().path().join("cmdline")).ok())
-        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
-        .filter(|line| line.contains(&name))
-        .collect()
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let id = path.file_name()?.to_str()?.parse().ok()?;
+            let line = fs::read(path.join("cmdline")).ok()?;
+            Some((
+                Pid::from_raw(id),
+                String::from_utf8_lossy(&line).replace('\0', " "),
+            ))
+        })
+        .filter(|(_, line)| line.contains(&name))
+        .collect();
+    found.sort();
+    found
 }
 
 fn shell(line: &str) -> Output {
@@ -209,17 +225,43 @@ fn the_end_of_an_instance_ends_everything_and_says_why() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let up = Up::start();
     up.line("Ctrl-C");
-    let runtime = fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| {
-            let path = entry.unwrap().path();
-            let line = String::from_utf8_lossy(&fs::read(path.join("cmdline")).ok()?).replace('\0', " ");
-            let ours = line.contains(&*up.root().to_string_lossy()) && line.contains(" up --from ");
-            ours.then(|| path.file_name()?.to_str()?.parse::<i32>().ok()).flatten()
-        })
-        .min()
-        .expect("a runtime runs");
-    kill(Pid::from_raw(runtime), Signal::SIGKILL).unwrap();
+    let runtime = up.process(" up --from ");
+    kill(runtime, Signal::SIGKILL).unwrap();
     up.line("linksctl: instance");
     assert!(!up.end().success());
+}
+
+/// Spin serves from a child in a process group of its own, which nobody ends when its supervisor cannot.
+#[test]
+fn a_supervisor_that_is_killed_leaves_nothing_behind() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let up = Up::start();
+    up.line("Ctrl-C");
+    kill(up.process(" run 1"), Signal::SIGKILL).unwrap();
+    up.line("linksctl: instance 1 was killed by SIGKILL");
+    assert!(!up.end().success());
+}
+
+#[test]
+fn it_serves_on_when_nobody_reads_what_it_says() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut up = Up::start();
+    up.line("Ctrl-C");
+    // The threads that read leave at the next line, and their ends of the pipes with them.
+    up.lines = channel().1;
+    let flag = up.root().join("run/links/ready/1");
+    let runtimes = processes_of(&up.root().join("run/links/1/runtime.toml"));
+    // The supervisor says that its instance is not ready, and that it is again.
+    for (signal, ready) in [(Signal::SIGSTOP, false), (Signal::SIGCONT, true)] {
+        for (runtime, _) in &runtimes {
+            kill(*runtime, signal).unwrap();
+        }
+        eventually("the flag follows the runtime", DEADLINE, || {
+            Ok((flag.exists() == ready).then_some(()))
+        })
+        .unwrap();
+    }
+    assert!(up.child.try_wait().unwrap().is_none(), "it ended");
+    up.signal(Signal::SIGTERM);
+    assert!(up.end().success());
 }

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::statvfs::statvfs;
-use sha2::{Digest as _, Sha256};
 
 use super::{OnBehalfOf, Services, configure, deconfigure, make_directory, require_root};
 use crate::layout::{self, Layout};
-use crate::package::manifest::hex;
+use crate::package::digest;
 use crate::package::payload::{LIST_FORMAT, LIST_NAME, List, Listed, ListedFile};
 use crate::{exec, files};
 
@@ -67,12 +66,11 @@ impl Payload {
     fn verify(&self) -> anyhow::Result<()> {
         for (entry, file) in self.files() {
             let path = self.directory.join(&entry.path);
-            let mut digest = Sha256::new();
-            File::open(&path)
-                .and_then(|mut open| io::copy(&mut open, &mut HashWriter(&mut digest)))
+            let (_, sha256) = File::open(&path)
+                .and_then(|mut open| digest::of(&mut open))
                 .with_context(|| format!("Reading {}", path.display()))?;
             ensure!(
-                hex(&digest.finalize()) == file.sha256,
+                sha256 == file.sha256,
                 "{} differs from {LIST_NAME}: unpack the tarball again",
                 path.display()
             );
@@ -82,19 +80,6 @@ impl Payload {
 
     fn size(&self) -> u64 {
         self.files().map(|(_, file)| file.size).sum()
-    }
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ mod archive;
 mod bundle;
 mod changelog;
 mod control;
-mod digest;
+pub mod digest;
 mod documents;
 mod download;
 mod identity;

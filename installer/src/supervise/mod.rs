@@ -23,6 +23,7 @@ use crate::config::load::load;
 use crate::config::render;
 use crate::health::Probe;
 use crate::layout::{self, Layout};
+use crate::notify::notify;
 use crate::process::{self, Process};
 use crate::release::Store;
 use crate::rollout::{Version, snapshot};
@@ -345,13 +346,6 @@ fn count_connections(listen: SocketAddr) -> Result<usize, String> {
         }
     }
     Ok(count)
-}
-
-/// Tells systemd, where it listens.
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        log::error!("telling systemd {states:?}: {error}");
-    }
 }
 
 /// At most 71 minutes, which is more than links.toml allows for a start or a drain.

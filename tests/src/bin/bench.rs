@@ -165,16 +165,13 @@ impl Up {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
-        let lines = BufReader::new(child.stdout.take().context("linksctl up has no output")?).lines();
-        let (mut ready_ms, mut instance, mut token, mut seen) = (0, None, None, vec![]);
-        for line in lines {
+        let mut lines = BufReader::new(child.stdout.take().context("linksctl up has no output")?).lines();
+        let (mut ready_ms, mut token, mut seen) = (0, None, vec![]);
+        for line in &mut lines {
             let line = line?;
             if let Some((_, after)) = line.split_once(": ready after ") {
                 let number = after.split(' ').next().unwrap_or_default().parse().unwrap_or(0);
                 ready_ms = ready_ms.max(number);
-            }
-            if line.starts_with("instance 1: release ") {
-                instance = line.rsplit(", ").next().map(str::to_owned);
             }
             if let Some((_, after)) = line.split_once("Bearer ") {
                 token = after.split('\'').next().map(str::to_owned);
@@ -184,13 +181,22 @@ impl Up {
             }
             seen.push(line);
         }
-        let (Some(instance), Some(token)) = (instance, token) else {
+        // What it says later is for nobody, but a pipe that is full would stop it.
+        std::thread::spawn(move || lines.for_each(drop));
+        let Some(token) = token else {
             anyhow::bail!("linksctl up did not come up:\n{}", seen.join("\n"));
         };
+        let status = Command::new(linksctl)
+            .arg("--root")
+            .arg(root)
+            .args(["status", "--json"])
+            .output()?;
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
+        let instance = status["instances"][0]["address"].as_str();
         Ok(Self {
             child,
             root: root.to_owned(),
-            instance,
+            instance: instance.context("linksctl status gives no address")?.to_owned(),
             token,
             ready_ms,
         })
