@@ -1,0 +1,495 @@
+//! Changes of what runs, which no client notices.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use links_tests::load::Outcome;
+use links_tests::{Appliance, Fault, Output, Releases, Traffic, eventually, verify};
+
+const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
+
+#[test]
+fn nothing_fails_at_rest() -> Result<()> {
+    let host = Host::serving()?;
+    let traffic = Traffic::start(&host, "rest")?;
+    traffic.wait_for(20_000)?;
+    let report = traffic.finish(&host)?;
+    let share = report.acknowledged.len() as f64 / report.requests() as f64;
+    assert!((0.24..0.26).contains(&share), "a quarter is POST: {report}");
+    // Nobody closed a connection but nginx, after the thousand requests that it takes on one.
+    assert_eq!(report.retries, 0, "{report}");
+    Ok(())
+}
+
+#[test]
+fn an_instance_restarts_unnoticed() -> Result<()> {
+    let host = Host::serving()?;
+    let traffic = Traffic::start(&host, "restart")?;
+    for unit in ["links@1", "links@2", "links@1", "links@2"] {
+        traffic.during("restart", || host.restarted(|| host.ok(["systemctl", "restart", unit])))?;
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn the_service_restarts_and_reloads_unnoticed() -> Result<()> {
+    let host = Host::serving()?;
+    let traffic = Traffic::start(&host, "reload")?;
+    host.write("/etc/links/links.toml", "[health]\ninterval = \"900ms\"\n")?;
+    let before = host.starts(2)?;
+    traffic.during("reload", || host.ok(["systemctl", "reload", "links"]))?;
+    host.wait_for_rotation(2)?;
+    let after = host.starts(2)?;
+    assert!(before.iter().all(|start| !after.contains(start)), "each was restarted");
+
+    traffic.during("reload", || host.ok(["systemctl", "reload", "links"]))?;
+    assert_eq!(host.starts(2)?, after, "nothing to do");
+
+    host.write("/etc/links/links.toml", "[health]\ninterval = \"800ms\"\n")?;
+    traffic.during("restart", || host.ok(["systemctl", "restart", "links"]))?;
+    host.wait_for_rotation(2)?;
+    let last = host.starts(2)?;
+    assert!(
+        after.iter().all(|start| !last.contains(start)),
+        "each runs the wanted configuration"
+    );
+
+    // What is wrong is refused before anything is touched.
+    host.write("/etc/links/links.toml", "instnaces = 3\n")?;
+    let refused = traffic.during("reload", || host.run(["systemctl", "reload", "links"]))?;
+    assert_ne!(refused.status, 0, "{refused}");
+    assert_eq!(host.starts(2)?, last);
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn apt_installs_the_next_version_the_one_before_and_the_same_again_unnoticed() -> Result<()> {
+    let host = Host::serving()?;
+    let (first, next) = (host.releases.version(), host.releases.later(1));
+    let traffic = Traffic::start(&host, "upgrade")?;
+    for version in [&next, first, first] {
+        let deb = host.deb(version, None)?;
+        let begin = Instant::now();
+        traffic.during("upgrade", || host.apt_installs(&deb, version))?;
+        println!("apt install of {version}: {:.1} s", begin.elapsed().as_secs_f64());
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_of_a_stopped_service_leaves_it_stopped() -> Result<()> {
+    let host = Host::serving()?;
+    let next = host.releases.later(1);
+    let deb = host.deb(&next, None)?;
+    host.ok(["systemctl", "stop", "links"])?;
+    host.wait_until_stopped()?;
+    let said = host.apt_install_any(&deb)?;
+    assert_eq!(said.status, 0, "{said}");
+    assert_eq!(host.processes()?, "", "{said}");
+    host.ok(["systemctl", "start", "links"])?;
+    host.wait_for_rotation(2)?;
+    host.runs(&next)
+}
+
+#[test]
+fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
+    let host = Host::serving()?;
+    let (first, next) = (host.releases.version(), host.releases.later(1));
+    let bundle = host.bundle(&next, None)?;
+    let traffic = Traffic::start(&host, "rollout")?;
+    let linksctl = |arguments: &[&str]| {
+        let begin = Instant::now();
+        traffic.during("rollout", || host.ok([&["linksctl"], arguments].concat()))?;
+        println!("linksctl {}: {:.1} s", arguments[0], begin.elapsed().as_secs_f64());
+        host.wait_for_rotation(2)
+    };
+
+    linksctl(&["rollout", "--release", &bundle])?;
+    host.runs(&next)?;
+    linksctl(&["rollback"])?;
+    host.runs(first)?;
+
+    let before = host.starts(2)?;
+    linksctl(&["rollout"])?;
+    assert_eq!(host.starts(2)?, before, "nothing to do");
+    host.restarted(|| linksctl(&["restart"]))?;
+    host.restarted(|| linksctl(&["rollout", "--force"]))?;
+    let after = host.starts(2)?;
+    assert!(before.iter().all(|start| !after.contains(start)), "each was restarted");
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn linksctl_scales_up_and_down_unnoticed() -> Result<()> {
+    let host = Host::serving()?;
+    let traffic = Traffic::start(&host, "scale")?;
+    for count in [5, 1, 2] {
+        traffic.during("scale", || host.ok(["linksctl", "scale", &count.to_string()]))?;
+        host.wait_for_rotation(count)?;
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result<()> {
+    let host = Host::serving()?;
+    let deb = host.deb(&host.releases.later(1), None)?;
+    let traffic = Traffic::start(&host, "both")?;
+    let (restart, upgrade) = traffic.during("both", || {
+        thread::scope(|scope| {
+            let restart = scope.spawn(|| host.run(["linksctl", "restart"]));
+            eventually("the first has begun", Duration::from_secs(10), || {
+                Ok((host.in_rotation()?.len() < 2).then_some(()))
+            })?;
+            let second = host.run(["linksctl", "restart"])?;
+            ensure!(second.status != 0, "the second should be refused: {second}");
+            ensure!(said(&second).contains("linksctl"), "who holds the lock: {second}");
+            let upgrade = host.apt_install_any(&deb)?;
+            let restart = restart.join().ok().context("the thread panicked")??;
+            Ok((restart, upgrade))
+        })
+    })?;
+    assert_eq!(restart.status, 0, "{restart}");
+    // apt may have waited, or failed with the reason; then a retry completes it.
+    if upgrade.status != 0 {
+        traffic.during("both", || host.ok(["dpkg", "--configure", "--pending"]))?;
+    }
+    host.wait_for_rotation(2)?;
+    host.runs(&host.releases.later(1))?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn broken_releases_are_undone_unnoticed() -> Result<()> {
+    let host = Host::serving()?;
+    host.gives_up_early()?;
+    let before = host.releases(2)?;
+    let cases = [
+        (Fault::Exits, "exited with status 3"),
+        (Fault::Hangs, "did not become healthy within"),
+        (Fault::Deaf, "did not become healthy within"),
+        (Fault::Sick, "500"),
+        (Fault::SecondInstance, "instance 2"),
+        (Fault::DiesYoung, "SIGALRM"),
+        (Fault::CorruptWasm, "exited with status"),
+        (Fault::Migration, "503"),
+        (Fault::Digest, "differs from the manifest"),
+    ];
+    let traffic = Traffic::start(&host, "broken")?;
+    for (fault, reason) in cases {
+        let bundle = host.bundle(&host.releases.later(1), Some(fault))?;
+        let begin = Instant::now();
+        let rollout = ["linksctl", "rollout", "--release", &bundle];
+        let output = traffic
+            .during("rollout", || host.run(rollout))
+            .with_context(|| format!("{fault:?}"))?;
+        println!(
+            "{fault:?}: {:.1} s: {}",
+            begin.elapsed().as_secs_f64(),
+            said(&output).trim_end()
+        );
+        assert_ne!(output.status, 0, "{fault:?}: {output}");
+        assert!(
+            said(&output).contains(reason),
+            "{reason:?} is the reason, {fault:?}: {output}"
+        );
+        host.wait_for_rotation(2)
+            .with_context(|| format!("{fault:?}: {output}"))?;
+        assert_eq!(host.releases(2)?, before, "{fault:?}: {output}");
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_broken_package_stays_half_configured_until_a_sound_one_comes() -> Result<()> {
+    let host = Host::serving()?;
+    host.gives_up_early()?;
+    let before = host.releases(2)?;
+    let broken = host.deb(&host.releases.later(1), Some(Fault::SecondInstance))?;
+    let sound = host.deb(&host.releases.later(2), None)?;
+    let traffic = Traffic::start(&host, "package")?;
+
+    let failed = traffic.during("upgrade", || host.apt_install_any(&broken))?;
+    assert_ne!(failed.status, 0, "{failed}");
+    assert!(said(&failed).contains("instance 2"), "{failed}");
+    assert_eq!(host.package_state()?, "half-configured");
+    host.wait_for_rotation(2)?;
+    assert_eq!(host.releases(2)?, before);
+
+    let again = traffic.during("upgrade", || host.run(["dpkg", "--configure", "--pending"]))?;
+    assert_ne!(again.status, 0, "the cause is still there: {again}");
+    host.wait_for_rotation(2)?;
+    assert_eq!(host.releases(2)?, before);
+
+    traffic.during("upgrade", || host.apt_installs(&sound, &host.releases.later(2)))?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_stranger_on_a_port_stops_a_rollout_and_costs_no_request() -> Result<()> {
+    let host = Host::serving()?;
+    let bundle = host.bundle(&host.releases.later(1), None)?;
+    let before = host.releases(2)?;
+    let traffic = Traffic::start(&host, "stranger")?;
+    let (network, done) = (host.network(), AtomicBool::new(false));
+    let output = thread::scope(|scope| {
+        // Takes the port in the moment in which the instance is being restarted.
+        scope.spawn(|| -> Result<()> {
+            network.enter()?;
+            let taken = eventually("the port is free", Duration::from_secs(60), || {
+                Ok(TcpListener::bind("127.0.0.1:7001").ok())
+            })?;
+            eventually("the rollout has ended", Duration::from_secs(120), || {
+                Ok(done.load(Ordering::Relaxed).then_some(()))
+            })?;
+            drop(taken);
+            Ok(())
+        });
+        let output = traffic.during("rollout", || host.run(["linksctl", "rollout", "--release", &bundle]));
+        done.store(true, Ordering::Relaxed);
+        output
+    })?;
+    assert_ne!(output.status, 0, "{output}");
+    assert!(said(&output).contains("127.0.0.1:7001 is in use"), "{output}");
+    // Nothing else kept it from coming back.
+    host.run(["systemctl", "reset-failed", "links@1"])?;
+    host.run(["systemctl", "start", "links@1"])?;
+    host.wait_for_rotation(2)?;
+    assert_eq!(host.releases(2)?, before, "{output}");
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn kill_9_costs_no_request() -> Result<()> {
+    killed_at_random_moments(12)
+}
+
+#[test]
+#[ignore = "takes minutes: `make soak`"]
+fn kill_9_costs_no_request_fifty_times() -> Result<()> {
+    killed_at_random_moments(50)
+}
+
+fn killed_at_random_moments(times: u64) -> Result<()> {
+    let host = Host::serving()?;
+    let traffic = Traffic::start(&host, "killed")?;
+    for number in 0..times {
+        let unit = ["links@1", "links@2"][number as usize % 2];
+        // The limit is for a release that cannot start, not for kills.
+        host.ok(["systemctl", "reset-failed", "links@1", "links@2"])?;
+        // A random moment is what is tested.
+        thread::sleep(random(number, Duration::from_millis(800)));
+        traffic.during("killed", || {
+            host.restarted(|| {
+                let supervisor = host.main_pid(unit)?;
+                let victim = if number / 2 % 2 == 0 {
+                    format!("pkill -KILL --parent {supervisor}")
+                } else {
+                    format!("kill -KILL {supervisor}")
+                };
+                host.shell(&victim)
+            })
+        })?;
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_host_killed_in_an_upgrade_serves_the_old_or_the_new_release() -> Result<()> {
+    host_killed_in_an_upgrade(3)
+}
+
+#[test]
+#[ignore = "takes a quarter of an hour: `make soak`"]
+fn a_host_killed_in_an_upgrade_thirty_times() -> Result<()> {
+    host_killed_in_an_upgrade(30)
+}
+
+fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
+    let mut host = Host::serving()?;
+    let versions = [host.releases.version().to_owned(), host.releases.later(1)];
+    let debs = [host.deb(&versions[0], None)?, host.deb(&versions[1], None)?];
+    let begin = Instant::now();
+    host.apt_installs(&debs[1], &versions[1])?;
+    let whole = begin.elapsed();
+
+    for number in 0..times {
+        let to = number as usize % 2;
+        let (label, moment) = (format!("power{number}"), random(number, whole));
+        let traffic = Traffic::start(&host, &label)?;
+        host.ok([
+            "systemd-run",
+            "--unit=upgrade",
+            "--setenv=DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "--yes",
+            "--allow-downgrades",
+            "install",
+            &debs[to],
+        ])?;
+        // A random moment is what is tested.
+        thread::sleep(moment);
+        let begin = Instant::now();
+        host.appliance.machine.kill_host()?;
+        eventually(
+            "it serves again",
+            Duration::from_secs(30).saturating_sub(begin.elapsed()),
+            || Ok((host.http().get("/no-such-link")?.status == 404).then_some(())),
+        )
+        .with_context(|| format!("killed {moment:?} after the start of the upgrade"))?;
+        let serving = begin.elapsed();
+        // The kill cut requests short; what was acknowledged is there all the same.
+        let report = traffic.stop()?;
+        verify(&host, &label, &report)?;
+        host.wait_for_rotation(2)?;
+        let after_boot: BTreeSet<_> = host.releases(2)?.into_iter().collect();
+        let ours = |release: &String| {
+            versions
+                .iter()
+                .any(|version| release.starts_with(&format!("{version}-")))
+        };
+        assert!(after_boot.iter().all(ours), "{after_boot:?}");
+
+        let configured = host.run(["dpkg", "--configure", "--pending"])?;
+        host.wait_for_rotation(2)?;
+        let after_configure: BTreeSet<_> = host.releases(2)?.into_iter().collect();
+        println!(
+            "killed {:.1} s after the start of the upgrade, served after {:.1} s: {after_boot:?}, then {after_configure:?}",
+            moment.as_secs_f64(),
+            serving.as_secs_f64()
+        );
+        assert_eq!(configured.status, 0, "{configured}");
+        assert_eq!(after_configure.len(), 1, "no mixture: {after_configure:?}");
+        // dpkg may have been killed before it had unpacked all, and then wants the package again.
+        host.apt_installs(&debs[to], &versions[to])?;
+    }
+    Ok(())
+}
+
+/// What the strict rules of the load are about: a reload closes kept connections, and a POST that crosses the close fails.
+/// So no change of what runs may reload nginx while it can do without.
+#[test]
+fn a_reload_of_nginx_costs_no_get_and_no_head() -> Result<()> {
+    let host = Host::serving()?;
+    let traffic = Traffic::start(&host, "nginx")?;
+    for _ in 0..5 {
+        traffic.during("reload", || host.reload_nginx())?;
+    }
+    let report = traffic.stop()?;
+    let reads = report.count(|method, outcome| method != links_tests::load::Method::Post && outcome != Outcome::Right);
+    assert_eq!(reads, 0, "{report}");
+    // Nothing but the crossing.
+    assert_eq!(report.failed(), report.of(Outcome::Reset), "{report}");
+    verify(&host, "nginx", &report)
+}
+
+/// The appliance at work, and what other releases can be made of it.
+struct Host {
+    appliance: Appliance,
+    releases: Releases,
+}
+
+impl std::ops::Deref for Host {
+    type Target = Appliance;
+
+    fn deref(&self) -> &Appliance {
+        &self.appliance
+    }
+}
+
+impl Host {
+    fn serving() -> Result<Self> {
+        let appliance = Appliance::installed()?;
+        appliance.wait_for_rotation(2)?;
+        let releases = Releases::of(&appliance.artifacts, Path::new(BROKEN_RUNTIME))?;
+        Ok(Self { appliance, releases })
+    }
+
+    /// The path inside of a package with that version.
+    fn deb(&self, version: &str, fault: Option<Fault>) -> Result<String> {
+        let deb = self.releases.deb(version, fault)?;
+        let inside = format!("/root/{}", deb.file_name().unwrap_or_default().to_string_lossy());
+        if !self.exists(&inside)? {
+            self.copy_in(&deb, &inside)?;
+        }
+        Ok(inside)
+    }
+
+    /// The path inside of a bundle with that version.
+    fn bundle(&self, version: &str, fault: Option<Fault>) -> Result<String> {
+        let deb = self.deb(version, fault)?;
+        let directory = format!("{deb}.unpacked");
+        self.ok(["dpkg-deb", "--extract", &deb, &directory])?;
+        Ok(format!("{directory}/usr/lib/links/bundle"))
+    }
+
+    fn apt_installs(&self, deb: &str, version: &str) -> Result<()> {
+        let apt = self.apt_install_any(deb)?;
+        ensure!(apt.status == 0, "apt install of {deb}: {apt}");
+        ensure!(self.package_state()? == "installed", "{apt}");
+        self.wait_for_rotation(2)?;
+        self.runs(version)
+    }
+
+    fn package_state(&self) -> Result<String> {
+        let query = [
+            "dpkg-query",
+            "--show",
+            "--showformat=${db:Status-Status}",
+            "links-shortener",
+        ];
+        Ok(self.ok(query)?.stdout)
+    }
+
+    /// Both instances run the release of that version.
+    fn runs(&self, version: &str) -> Result<()> {
+        let releases = self.releases(2)?;
+        let right = |release: &String| release.starts_with(&format!("{version}-"));
+        ensure!(releases.iter().all(right), "{version} should run, not {releases:?}");
+        Ok(())
+    }
+
+    /// What is done restarts an instance, and both are there again.
+    fn restarted<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.starts(2)?;
+        let changed = change()?;
+        eventually("an instance is started again", Duration::from_secs(30), || {
+            Ok((self.starts(2)? != before).then_some(()))
+        })?;
+        self.wait_for_rotation(2)?;
+        Ok(changed)
+    }
+
+    /// A release that does not become healthy fails after three seconds.
+    fn gives_up_early(&self) -> Result<()> {
+        self.write("/etc/links/links.toml", "[health]\nstart_timeout = \"3s\"\n")?;
+        self.ok(["systemctl", "reload", "links"])?;
+        self.wait_for_rotation(2)
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", output.stdout, output.stderr)
+}
+
+/// Less than `below`, another one for each number and each run.
+fn random(number: u64, below: Duration) -> Duration {
+    let share = RandomState::new().hash_one(number) as f64 / u64::MAX as f64;
+    below.mul_f64(share)
+}
