@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::Appliance;
 use crate::load::{Connections, Load, Mix, Report, Running, verify_all};
@@ -71,16 +71,29 @@ impl Traffic {
     /// was made twice.
     ///
     /// # Errors
-    /// The first of these that does not hold, with what the instances and nginx wrote meanwhile.
+    /// One of these does not hold. After failed requests the error tells what was written around the first of them.
     pub fn finish(self, appliance: &Appliance) -> Result<Report> {
         let label = self.label.clone();
         let report = self.stop()?;
-        let held = || {
-            ensure!(report.failed() == 0, "{} requests failed", report.failed());
-            verify(appliance, &label, &report)
-        };
-        held().with_context(|| format!("{report}\n{}", circumstances(appliance, &report)))?;
-        Ok(report)
+        let kept = verify(appliance, &label, &report);
+        if report.failed() == 0 {
+            kept?;
+            return Ok(report);
+        }
+        let kept = kept.map_or_else(
+            |error| format!("{error:#}"),
+            |()| "no link lost or made twice".to_owned(),
+        );
+        bail!(
+            "{} requests failed, the first{}; {kept}\n{}",
+            report.failed(),
+            report
+                .examples
+                .first()
+                .map(|first| format!(" {first}"))
+                .unwrap_or_default(),
+            circumstances(appliance, &report)
+        )
     }
 
     /// Ends it whatever it saw, and prints that.
@@ -118,9 +131,12 @@ fn circumstances(appliance: &Appliance, report: &Report) -> String {
         return String::new();
     };
     let (from, to) = (first.time.as_secs().saturating_sub(5), first.time.as_secs() + 5);
+    // nginx gives whole seconds.
     let script = format!(
-        "journalctl --sync; journalctl --quiet --output=short-unix --since=@{from} --until=@{to} | tail -n 60; \
-         tail -n 20 /var/log/nginx/error.log"
+        "journalctl --sync; journalctl --quiet --output=short-unix --since=@{from} --until=@{to}; \
+         from=$(date --date=@{from} +'%Y/%m/%d %T') to=$(date --date=@{to} +'%Y/%m/%d %T'); \
+         awk -v from=\"$from\" -v to=\"$to\" '$1 \" \" $2 >= from && $1 \" \" $2 <= to' /var/log/nginx/error.log | \
+         head -n 20"
     );
     match appliance.shell(&script) {
         Ok(output) => output.stdout,

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::load::Outcome;
+use links_tests::load::{Method, Outcome};
 use links_tests::{Appliance, Fault, Output, Releases, Traffic, eventually, verify};
 
 const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
@@ -350,7 +350,10 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
         eventually(
             "it serves again",
             Duration::from_secs(30).saturating_sub(begin.elapsed()),
-            || Ok((host.http().get("/no-such-link")?.status == 404).then_some(())),
+            || {
+                let answer = host.http().get("/no-such-link");
+                Ok(answer.is_ok_and(|answer| answer.status == 404).then_some(()))
+            },
         )
         .with_context(|| format!("killed {moment:?} after the start of the upgrade"))?;
         let serving = begin.elapsed();
@@ -392,7 +395,7 @@ fn a_reload_of_nginx_costs_no_get_and_no_head() -> Result<()> {
         traffic.during("reload", || host.reload_nginx())?;
     }
     let report = traffic.stop()?;
-    let reads = report.count(|method, outcome| method != links_tests::load::Method::Post && outcome != Outcome::Right);
+    let reads = report.count(|method, outcome| method != Method::Post && outcome != Outcome::Right);
     assert_eq!(reads, 0, "{report}");
     // Nothing but the crossing.
     assert_eq!(report.failed(), report.of(Outcome::Reset), "{report}");

@@ -16,22 +16,23 @@
 //! A `POST` is never sent twice: it is not idempotent, and the client cannot know whether it was carried out. On a fresh
 //! connection nothing is, and a timeout never leads to a second try.
 
-use std::collections::BTreeMap;
-use std::fmt;
+mod ask;
+mod line;
+mod report;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, anyhow};
-use serde::Deserialize;
+use anyhow::{Result, anyhow};
 
 use crate::eventually;
-use crate::http::{Client, Failure};
-use crate::wire::{Broken, Reply, Wire};
+use crate::http::Client;
+use ask::Ask;
+use line::Line;
+pub use report::{Example, Latency, Method, Outcome, Report};
 
-/// Wrong answers of one kind that are told in full.
-const EXAMPLES: usize = 5;
 /// The phase that a load begins in.
 const FIRST_PHASE: &str = "rest";
 
@@ -59,39 +60,6 @@ pub enum Mix {
     Writes,
     /// Of 20 requests 5 are `POST`, 8 `GET` and 5 `HEAD` of acknowledged links, 2 ask for slugs that do not exist.
     Usual,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Method {
-    Get,
-    Head,
-    Post,
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::Post => "POST",
-        })
-    }
-}
-
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Outcome {
-    Right,
-    Refused,
-    /// The connection was reset, or ended before the answer did.
-    Reset,
-    TimedOut,
-    /// An answer with a status that it should not have.
-    Status(u16),
-    /// The right status with another location, or without the slug.
-    Answer,
-    /// No HTTP, or a failure of the machine's network.
-    Other,
 }
 
 /// What is to be done: `workers` threads, the n-th through the n-th client, round and round.
@@ -295,317 +263,6 @@ impl Drop for Running {
     }
 }
 
-/// A request that failed.
-#[derive(Clone, Debug)]
-pub struct Example {
-    /// Its end, since the start of the load.
-    pub at: Duration,
-    /// Its end, since 1970: as `journalctl --output=short-unix` prints it.
-    pub time: Duration,
-    pub method: Method,
-    pub outcome: Outcome,
-    /// All else that is known about it.
-    pub what: String,
-}
-
-impl fmt::Display for Example {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { method, what, .. } = self;
-        let (at, time) = (self.at.as_secs_f64(), self.time.as_secs_f64());
-        write!(f, "at {at:.3} s ({time:.3}): {method} {what}")
-    }
-}
-
-/// How long the requests of one phase took.
-#[derive(Clone, Debug)]
-pub struct Latency {
-    pub phase: String,
-    /// Microseconds, in order.
-    sorted: Vec<u32>,
-}
-
-impl Latency {
-    pub fn requests(&self) -> usize {
-        self.sorted.len()
-    }
-
-    /// The time within which that share of the requests was answered: 0.5 for the median, 1.0 for the slowest.
-    pub fn quantile(&self, share: f64) -> Duration {
-        let rank = (self.sorted.len() as f64 * share).ceil() as usize;
-        let micros = self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0);
-        Duration::from_micros(micros.into())
-    }
-}
-
-impl fmt::Display for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = |share| self.quantile(share).as_secs_f64() * 1000.0;
-        let (p50, p99, max) = (ms(0.5), ms(0.99), ms(1.0));
-        write!(
-            f,
-            "{}: {} requests, p50 {p50:.2} ms, p99 {p99:.2} ms, max {max:.0} ms",
-            self.phase,
-            self.requests()
-        )
-    }
-}
-
-/// What the workers saw.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    outcomes: BTreeMap<(Method, Outcome), u64>,
-    /// The first failures of each kind.
-    pub examples: Vec<Example>,
-    /// Kept connections that the server was seen to have closed before a request was sent.
-    pub closes: u64,
-    /// `GET` and `HEAD` requests sent again because a kept connection ended without a byte of answer.
-    pub retries: u64,
-    pub acknowledged: Vec<Link>,
-    pub elapsed: Duration,
-    /// One per phase in which there were requests.
-    pub latencies: Vec<Latency>,
-    /// Microseconds, per index of the phase.
-    samples: Vec<Vec<u32>>,
-}
-
-impl Report {
-    /// Requests that match.
-    pub fn count(&self, matching: impl Fn(Method, Outcome) -> bool) -> u64 {
-        let matching = self
-            .outcomes
-            .iter()
-            .filter(|((method, outcome), _)| matching(*method, *outcome));
-        matching.map(|(_, count)| count).sum()
-    }
-
-    /// Requests that came to that end.
-    pub fn of(&self, outcome: Outcome) -> u64 {
-        self.count(|_, found| found == outcome)
-    }
-
-    pub fn requests(&self) -> u64 {
-        self.count(|_, _| true)
-    }
-
-    /// Requests that ended in anything but the right answer.
-    pub fn failed(&self) -> u64 {
-        self.count(|_, outcome| outcome != Outcome::Right)
-    }
-
-    /// Answers that blame the server.
-    pub fn server_errors(&self) -> u64 {
-        self.count(|_, outcome| matches!(outcome, Outcome::Status(500..)))
-    }
-
-    /// The latencies of a phase.
-    pub fn latency(&self, phase: &str) -> Option<&Latency> {
-        self.latencies.iter().find(|latency| latency.phase == phase)
-    }
-
-    fn add(&mut self, other: Self) {
-        for (key, count) in other.outcomes {
-            *self.outcomes.entry(key).or_default() += count;
-        }
-        self.examples.extend(other.examples);
-        self.closes += other.closes;
-        self.retries += other.retries;
-        self.acknowledged.extend(other.acknowledged);
-        self.samples
-            .resize_with(self.samples.len().max(other.samples.len()), Vec::new);
-        for (all, more) in self.samples.iter_mut().zip(other.samples) {
-            all.extend(more);
-        }
-    }
-
-    fn sample(&mut self, phase: usize, took: Duration) {
-        self.samples.resize_with(self.samples.len().max(phase + 1), Vec::new);
-        let micros = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
-        self.samples[phase].push(micros);
-    }
-
-    /// What can be said only of all workers together.
-    fn finish(&mut self, phases: &[String]) {
-        let samples = std::mem::take(&mut self.samples);
-        self.latencies = phases
-            .iter()
-            .zip(samples)
-            .filter(|(_, samples)| !samples.is_empty())
-            .map(|(phase, mut sorted)| {
-                sorted.sort_unstable();
-                Latency {
-                    phase: phase.clone(),
-                    sorted,
-                }
-            })
-            .collect();
-        self.examples.sort_by_key(|example| example.at);
-        let mut told = BTreeMap::<_, usize>::new();
-        self.examples.retain(|example| {
-            let told = told.entry((example.method, example.outcome)).or_default();
-            *told += 1;
-            *told <= EXAMPLES
-        });
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (requests, seconds) = (self.requests(), self.elapsed.as_secs_f64());
-        write!(
-            f,
-            "{requests} requests in {seconds:.1} s ({:.0}/s), {} failed; {} links acknowledged; kept connections: {} \
-             found closed, {} requests sent again",
-            requests as f64 / seconds,
-            self.failed(),
-            self.acknowledged.len(),
-            self.closes,
-            self.retries,
-        )?;
-        for ((method, outcome), count) in &self.outcomes {
-            write!(f, "\n  {method:<4} {outcome:?}: {count}")?;
-        }
-        for latency in &self.latencies {
-            write!(f, "\n  {latency}")?;
-        }
-        for example in &self.examples {
-            write!(f, "\n  {example}")?;
-        }
-        Ok(())
-    }
-}
-
-#[derive(Deserialize)]
-struct Shortened {
-    slug: String,
-}
-
-/// What is asked, and what has to come back.
-enum Ask {
-    Shorten { url: String },
-    Follow { method: Method, slug: String, url: String },
-    Unknown { method: Method, slug: String },
-}
-
-impl Ask {
-    fn method(&self) -> Method {
-        match self {
-            Self::Shorten { .. } => Method::Post,
-            Self::Follow { method, .. } | Self::Unknown { method, .. } => *method,
-        }
-    }
-
-    /// `common`: the header fields of every request.
-    fn bytes(&self, common: &str, connections: Connections) -> Vec<u8> {
-        let (path, body) = match self {
-            Self::Shorten { url } => ("shorten", serde_json::json!({ "url": url }).to_string()),
-            Self::Follow { slug, .. } | Self::Unknown { slug, .. } => (slug.as_str(), String::new()),
-        };
-        let close = match connections {
-            Connections::Fresh => "connection: close\r\n",
-            _ => "",
-        };
-        let of_body = match self {
-            Self::Shorten { .. } => format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len()),
-            _ => String::new(),
-        };
-        format!(
-            "{} /{path} HTTP/1.1\r\n{common}{close}{of_body}\r\n{body}",
-            self.method()
-        )
-        .into_bytes()
-    }
-
-    /// The link that the answer acknowledges, where it is the right answer; else how it is wrong, in full.
-    fn check(&self, reply: &Reply) -> Result<Option<Link>, (Outcome, String)> {
-        let expected = match self {
-            Self::Shorten { .. } => 200,
-            Self::Follow { .. } => 302,
-            Self::Unknown { .. } => 404,
-        };
-        let wrong = |outcome| {
-            let body = String::from_utf8_lossy(&reply.body);
-            let body = body.trim_end();
-            Err((outcome, format!("{self}: {} {} {body}", reply.status, reply.location)))
-        };
-        match self {
-            _ if reply.status != expected => wrong(Outcome::Status(reply.status)),
-            Self::Shorten { url } => match serde_json::from_slice(&reply.body) {
-                Ok(Shortened { slug }) => Ok(Some(Link { slug, url: url.clone() })),
-                Err(_) => wrong(Outcome::Answer),
-            },
-            Self::Follow { url, .. } if reply.location != *url => wrong(Outcome::Answer),
-            Self::Follow { .. } | Self::Unknown { .. } => Ok(None),
-        }
-    }
-}
-
-impl fmt::Display for Ask {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Shorten { url } => write!(f, "/shorten of {url}"),
-            Self::Follow { slug, url, .. } => write!(f, "/{slug} for {url}"),
-            Self::Unknown { slug, .. } => write!(f, "/{slug} for 404"),
-        }
-    }
-}
-
-/// A client in a thread of the machine's network, with the connection that it keeps.
-struct Line {
-    client: Client,
-    connections: Connections,
-    header_lines: String,
-    open: Option<Wire>,
-    closes: u64,
-    retries: u64,
-}
-
-impl Line {
-    fn open(client: Client, connections: Connections) -> Result<Self> {
-        client.network().enter().context("Entering the machine's network")?;
-        Ok(Self {
-            header_lines: client.header_lines(),
-            client,
-            connections,
-            open: None,
-            closes: 0,
-            retries: 0,
-        })
-    }
-
-    /// One request, with the second try that HTTP allows: see the module's text. The error tells on what connection it
-    /// came about.
-    fn send(&mut self, ask: &Ask) -> Result<Reply, (Failure, &'static str)> {
-        let request = ask.bytes(&self.header_lines, self.connections);
-        let to_head = ask.method() == Method::Head;
-        if let Some(mut kept) = self.open.take() {
-            if kept.is_closed() {
-                self.closes += 1;
-            } else {
-                match kept.exchange(&request, to_head) {
-                    Ok(reply) => return Ok(self.keep(kept, reply)),
-                    Err(Broken {
-                        failure: Failure::Reset,
-                        received: 0,
-                    }) if ask.method() != Method::Post => self.retries += 1,
-                    Err(Broken { failure, .. }) => return Err((failure, "on a kept connection")),
-                }
-            }
-        }
-        let mut fresh = self.client.wire().map_err(|failure| (failure, "connecting"))?;
-        let reply = fresh
-            .exchange(&request, to_head)
-            .map_err(|Broken { failure, .. }| (failure, "on a fresh connection"))?;
-        Ok(self.keep(fresh, reply))
-    }
-
-    fn keep(&mut self, wire: Wire, reply: Reply) -> Reply {
-        if reply.keeps && self.connections != Connections::Fresh {
-            self.open = Some(wire);
-        }
-        reply
-    }
-}
-
 struct Worker {
     line: Line,
     mix: Mix,
@@ -641,15 +298,7 @@ impl Worker {
         let end = Instant::now();
         let checked = match &answer {
             Ok(reply) => ask.check(reply),
-            Err((failure, on)) => Err((
-                match failure {
-                    Failure::Refused => Outcome::Refused,
-                    Failure::Reset => Outcome::Reset,
-                    Failure::TimedOut(_) => Outcome::TimedOut,
-                    Failure::Other(_) => Outcome::Other,
-                },
-                format!("{ask}: {failure}, {on}"),
-            )),
+            Err((failure, on)) => Err((Outcome::of(failure), format!("{ask}: {failure}, {on}"))),
         };
         self.report.sample(phase, end.duration_since(due));
         let outcome = match checked {
@@ -677,7 +326,7 @@ impl Worker {
 
     fn example(&mut self, end: Instant, method: Method, outcome: Outcome, what: String) {
         let so_far = self.report.outcomes.get(&(method, outcome)).copied().unwrap_or(0);
-        if so_far >= EXAMPLES as u64 {
+        if so_far >= report::EXAMPLES as u64 {
             return;
         }
         let at = end.duration_since(self.shared.begin);
@@ -763,54 +412,4 @@ pub fn verify_all(client: &Client, links: &[Link]) -> Result<Vec<Lost>> {
         }
         Ok(lost)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_are_exact() {
-        let latency = Latency {
-            phase: String::new(),
-            sorted: (1..=200).collect(),
-        };
-        let micros = |share| latency.quantile(share).as_micros();
-        assert_eq!([0.5, 0.99, 1.0].map(micros), [100, 198, 200]);
-    }
-
-    #[test]
-    fn an_answer_is_right_only_if_all_of_it_is() {
-        let reply = |status, location: &str, body: &str| Reply {
-            status,
-            location: location.to_owned(),
-            body: body.as_bytes().to_vec(),
-            keeps: true,
-        };
-        let url = || "https://a.example/1".to_owned();
-        let shorten = Ask::Shorten { url: url() };
-        let link = shorten.check(&reply(200, "", r#"{"slug": "abc"}"#));
-        assert_eq!(link.unwrap_or(None).map(|link| link.slug).as_deref(), Some("abc"));
-        let outcome = |ask: &Ask, reply: Reply| {
-            ask.check(&reply)
-                .map_or_else(|(outcome, _)| outcome, |_| Outcome::Right)
-        };
-        assert_eq!(outcome(&shorten, reply(200, "", "{}")), Outcome::Answer);
-        assert_eq!(outcome(&shorten, reply(502, "", "")), Outcome::Status(502));
-
-        let follow = Ask::Follow {
-            method: Method::Head,
-            slug: "abc".to_owned(),
-            url: url(),
-        };
-        assert_eq!(outcome(&follow, reply(302, "https://a.example/1", "")), Outcome::Right);
-        assert_eq!(outcome(&follow, reply(302, "https://a.example/2", "")), Outcome::Answer);
-        assert_eq!(outcome(&follow, reply(404, "", "")), Outcome::Status(404));
-        let unknown = Ask::Unknown {
-            method: Method::Get,
-            slug: "no".to_owned(),
-        };
-        assert_eq!(outcome(&unknown, reply(404, "", "")), Outcome::Right);
-        assert_eq!(outcome(&unknown, reply(302, "x", "")), Outcome::Status(302));
-    }
 }
