@@ -131,12 +131,12 @@ fn circumstances(appliance: &Appliance, report: &Report) -> String {
         return String::new();
     };
     let (from, to) = (first.time.as_secs().saturating_sub(5), first.time.as_secs() + 5);
-    // nginx gives whole seconds.
+    // nginx gives whole seconds; of its lines the first few tell all.
     let script = format!(
-        "journalctl --sync; journalctl --quiet --output=short-unix --since=@{from} --until=@{to}; \
-         from=$(date --date=@{from} +'%Y/%m/%d %T') to=$(date --date=@{to} +'%Y/%m/%d %T'); \
-         awk -v from=\"$from\" -v to=\"$to\" '$1 \" \" $2 >= from && $1 \" \" $2 <= to' /var/log/nginx/error.log | \
-         head -n 20"
+        r#"journalctl --sync
+        journalctl --quiet --output=short-unix --since=@{from} --until=@{to}
+        from=$(date --date=@{from} +'%Y/%m/%d %T') to=$(date --date=@{to} +'%Y/%m/%d %T')
+        awk -v from="$from" -v to="$to" '{{ at = $1 " " $2 }} at >= from && at <= to && ++n <= 20' /var/log/nginx/error.log"#
     );
     match appliance.shell(&script) {
         Ok(output) => output.stdout,
