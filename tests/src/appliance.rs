@@ -5,16 +5,18 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use rusqlite::{Connection, OpenFlags};
 use serde::Deserialize;
 
 use crate::http::Client;
 use crate::load::Link;
-use crate::{Artifacts, Machine, Tree, eventually};
+use crate::{Artifacts, Machine, Output, Tree, eventually};
 
 /// Where the .deb lies inside.
 pub const DEB: &str = "/root/links-shortener.deb";
 /// Where the tarball is unpacked inside; its one directory is left out.
 pub const UNPACKED: &str = "/root/links";
+const DATABASE: &str = "/var/lib/links/data/links.db";
 
 /// A machine that is to have the appliance; everything that a [`Machine`] can, it can.
 #[derive(Debug)]
@@ -73,6 +75,15 @@ impl Appliance {
     pub fn apt_install(&self) -> Result<String> {
         let output = self.ok(["apt-get", "--yes", "install", DEB])?;
         Ok(output.stdout + &output.stderr)
+    }
+
+    /// `apt install` of a package that lies inside, of whatever version: also an older one, also the same again.
+    ///
+    /// # Errors
+    /// It did not end in five minutes. Its failing is none.
+    pub fn apt_install_any(&self, deb: &str) -> Result<Output> {
+        let apt = ["apt-get", "--yes", "--allow-downgrades", "--reinstall", "install", deb];
+        self.run_within(Duration::from_secs(300), apt)
     }
 
     /// # Errors
@@ -177,6 +188,98 @@ impl Appliance {
                     .then_some(()))
             },
         )
+    }
+
+    /// The instances in rotation.
+    ///
+    /// # Errors
+    /// Their flags cannot be read.
+    pub fn in_rotation(&self) -> Result<BTreeSet<u16>> {
+        let flags = self.ok(["ls", "/run/links/ready"])?.stdout;
+        flags.lines().map(|flag| Ok(flag.parse()?)).collect()
+    }
+
+    /// Waits until exactly the instances 1 to `count` are in rotation and healthy.
+    ///
+    /// # Errors
+    /// They are not within 30 s.
+    pub fn wait_for_rotation(&self, count: u16) -> Result<()> {
+        let wanted: BTreeSet<_> = (1..=count).collect();
+        let mut last = BTreeSet::new();
+        eventually(
+            &format!("instances {wanted:?} are in rotation"),
+            Duration::from_secs(30),
+            || {
+                last = self.in_rotation()?;
+                Ok((last == wanted).then_some(()))
+            },
+        )
+        .with_context(|| format!("in rotation are {last:?}"))?;
+        wanted
+            .into_iter()
+            .try_for_each(|instance| self.wait_until_healthy(instance))
+    }
+
+    /// The release that each of the instances 1 to `count` is to run, and does since its last start.
+    ///
+    /// # Errors
+    /// One has none.
+    pub fn releases(&self, count: u16) -> Result<Vec<String>> {
+        (1..=count)
+            .map(|instance| {
+                let link = format!("/var/lib/links/instances/{instance}");
+                let pointed = self.ok(["readlink", "--canonicalize-existing", &link])?.stdout;
+                let pointed = pointed.trim();
+                let pid = self.main_pid(&format!("links@{instance}"))?;
+                // The runtime is the supervisor's child, and runs from the release that it was started with.
+                let line = self.shell(&format!("pgrep --list-full --parent {pid}"))?.stdout;
+                ensure!(
+                    line.contains(pointed),
+                    "instance {instance} is to run {pointed}, and runs: {line}"
+                );
+                let name = pointed.rsplit('/').next().unwrap_or_default();
+                Ok(name.to_owned())
+            })
+            .collect()
+    }
+
+    /// The main process of a unit, as the machine counts; 0 without one.
+    ///
+    /// # Errors
+    /// systemctl failed.
+    pub fn main_pid(&self, unit: &str) -> Result<u32> {
+        let shown = self.ok(["systemctl", "show", "--property=MainPID", "--value", unit])?;
+        Ok(shown.stdout.trim().parse()?)
+    }
+
+    /// Which start of the instances 1 to `count` runs: another one after each.
+    ///
+    /// # Errors
+    /// systemctl failed.
+    pub fn starts(&self, count: u16) -> Result<Vec<String>> {
+        let units: Vec<_> = (1..=count).map(|instance| format!("links@{instance}")).collect();
+        let show = ["systemctl", "show", "--property=InvocationID", "--value"].map(str::to_owned);
+        let shown = self.ok(show.into_iter().chain(units))?.stdout;
+        Ok(shown.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// The URLs below `prefix` that have more than one link, with how many.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn made_twice(&self, prefix: &str) -> Result<Vec<(String, u32)>> {
+        self.inside(|| {
+            let read = || {
+                let database = Connection::open_with_flags(DATABASE, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+                database.busy_timeout(Duration::from_secs(10))?;
+                let mut query = database.prepare(
+                    "SELECT url, count(*) FROM links WHERE substr(url, 1, length(?1)) = ?1 GROUP BY url HAVING count(*) > 1",
+                )?;
+                let rows = query.query_map([prefix], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                rows.collect::<rusqlite::Result<Vec<_>>>()
+            };
+            read().with_context(|| format!("Reading {DATABASE}"))
+        })
     }
 
     /// The processes that belong to our units or run our programs, one per line.

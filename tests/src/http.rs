@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::{self, Runtime};
 
 use crate::NetNamespace;
+use crate::wire::Wire;
 
 /// What came back.
 #[derive(Clone, Debug)]
@@ -65,7 +66,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    fn of_io(error: &io::Error, deadline: Duration) -> Self {
+    pub(crate) fn of_io(error: &io::Error, deadline: Duration) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused,
             io::ErrorKind::ConnectionReset
@@ -157,11 +158,17 @@ impl Client {
         Connection::over(stream, self.headers.clone(), self.deadline)
     }
 
-    /// As [`Self::connect`], from a thread that has entered the machine's network.
-    pub(crate) fn connect_from_inside(&self) -> Result<Connection, Failure> {
-        let stream = std::net::TcpStream::connect_timeout(&self.address, self.deadline)
-            .map_err(|error| Failure::of_io(&error, self.deadline))?;
-        Connection::over(stream, self.headers.clone(), self.deadline)
+    /// Opens a connection from a thread that has entered the machine's network.
+    pub(crate) fn wire(&self) -> Result<Wire, Failure> {
+        Wire::connect(self.address, self.deadline)
+    }
+
+    /// The header fields of every request, as they are sent.
+    pub(crate) fn header_lines(&self) -> String {
+        let line = |(name, value): (&HeaderName, &HeaderValue)| {
+            format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes()))
+        };
+        self.headers.iter().map(line).collect()
     }
 
     pub(crate) fn network(&self) -> &NetNamespace {
@@ -211,12 +218,6 @@ impl Connection {
     /// As [`Client::post`].
     pub fn post(&mut self, path: &str, body: impl ToString) -> Result<Answer, Failure> {
         self.send(Method::POST, path, Bytes::from(body.to_string()))
-    }
-
-    /// The connection, unless the last answer closed it.
-    #[must_use]
-    pub fn reusable(mut self) -> Option<Self> {
-        self.runtime.block_on(self.sender.ready()).is_ok().then_some(self)
     }
 
     fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer, Failure> {

@@ -24,11 +24,16 @@ pub mod load;
 mod machine;
 mod namespace;
 mod process;
+mod releases;
+mod traffic;
 mod tree;
+mod wire;
 
 pub use appliance::{Appliance, DEB, UNPACKED};
 pub use artifacts::{Artifacts, Runtime};
 pub use machine::{Machine, Output};
 pub use namespace::NetNamespace;
 pub use process::eventually;
+pub use releases::{Fault, Releases};
+pub use traffic::{Traffic, verify};
 pub use tree::Tree;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
@@ -245,6 +246,28 @@ impl Machine {
         self.running().expect("the machine is running").network.clone()
     }
 
+    /// Runs a function in a thread that sees the machine's files and network in place of the host's.
+    ///
+    /// # Errors
+    /// The machine is not running, or the thread cannot enter it.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let running = self.running()?;
+        let mounts = format!("/proc/{}/ns/mnt", running.init);
+        let mounts = File::open(&mounts).with_context(|| format!("Opening {mounts}"))?;
+        let enter = || {
+            // Threads share their root and current directory; one that does may not enter (setns(2)).
+            unshare(CloneFlags::CLONE_FS)?;
+            setns(&mounts, CloneFlags::CLONE_NEWNS)?;
+            running.network.enter()?;
+            anyhow::Ok(())
+        };
+        let work = || {
+            enter().context("Entering the machine")?;
+            work()
+        };
+        thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|_| bail!("the thread inside panicked"))
+    }
+
     /// Shuts down in order, and boots again.
     ///
     /// # Errors
@@ -334,8 +357,8 @@ struct Running {
     network: NetNamespace,
     /// False once systemd is known to have ended: its number may be another process's by then.
     alive: bool,
-    /// Hears from the thread that waits for systemd's end.
-    ended: mpsc::Receiver<()>,
+    /// Hears from the thread that waits for systemd's end. The lock is for tests that share a machine among threads.
+    ended: Mutex<mpsc::Receiver<()>>,
     console: PathBuf,
     /// Last: it can be removed only when all processes are gone.
     _cgroup: Cgroup,
@@ -393,7 +416,7 @@ impl Running {
             init,
             network: NetNamespace::of_process(init).context("Opening the machine's network")?,
             alive: true,
-            ended,
+            ended: Mutex::new(ended),
             console,
             _cgroup: cgroup,
         };
@@ -428,8 +451,12 @@ impl Running {
         }
     }
 
+    fn ended(&mut self) -> &mut mpsc::Receiver<()> {
+        self.ended.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn wait(&mut self, deadline: Duration) -> Result<()> {
-        self.ended
+        self.ended()
             .recv_timeout(deadline)
             .with_context(|| format!("systemd did not end within {deadline:?}"))?;
         self.alive = false;
@@ -438,7 +465,7 @@ impl Running {
 
     /// The kernel ends whatever runs in a PID namespace before its first process is gone.
     fn kill(&mut self) -> Result<()> {
-        if self.ended.try_recv().is_ok() {
+        if self.ended().try_recv().is_ok() {
             self.alive = false;
             return Ok(());
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use links_tests::http::Failure;
-use links_tests::load::{Connections, Load, verify_all};
+use links_tests::load::{Connections, Load, Outcome, verify_all};
 use links_tests::{Machine, Tree, eventually};
 
 #[test]
@@ -133,31 +133,31 @@ fn the_load_tells_every_outcome_and_every_lost_link() -> Result<()> {
     machine.ok(["systemctl", "restart", "nginx"])?;
     let second = Duration::from_secs(1);
 
-    for connections in [Connections::KeptAlive, Connections::Fresh] {
+    for connections in [Connections::KeptAlive, Connections::Fresh, Connections::Both] {
         let load = Load::through([machine.http_at(8090)])
-            .writers(3)
+            .workers(3)
             .connections(connections);
         let report = load.run(second)?;
         assert_eq!(report.failed(), 0, "{report}");
         assert!(report.acknowledged.len() > 100, "{report}");
-        assert_eq!(report.statuses[&200], report.acknowledged.len() as u64, "{report}");
+        assert_eq!(report.requests(), report.acknowledged.len() as u64, "{report}");
 
         let mut lost = verify_all(&machine.http_at(8090), &report.acknowledged)?;
         assert_eq!(lost.len(), report.acknowledged.len() - 1, "all but one");
-        assert_eq!(lost.pop().unwrap().found, "302 Found https://load.example/load/0/3");
+        assert_eq!(lost.pop().unwrap().found, "302 https://load.example/load/0/3");
     }
 
     let refusing = Load::through([machine.http_at(8091)]).run(second)?;
-    assert!(refusing.statuses[&503] > 10, "{refusing}");
+    assert!(refusing.of(Outcome::Status(503)) > 10, "{refusing}");
 
     let cut = Load::through([machine.http_at(8090), machine.http_at(8090)]).start();
     machine.ok(["systemctl", "kill", "--signal=KILL", "nginx"])?;
-    eventually("the writers feel it", Duration::from_secs(10), || {
+    eventually("the workers feel it", Duration::from_secs(10), || {
         Ok((cut.failed() > 0).then_some(()))
     })?;
     let cut = cut.stop()?;
     assert!(cut.failed() > 0, "{cut}");
-    assert_eq!(cut.failed(), cut.refused + cut.resets, "{cut}");
+    assert_eq!(cut.failed(), cut.of(Outcome::Refused) + cut.of(Outcome::Reset), "{cut}");
     Ok(())
 }
 

@@ -1,481 +1,498 @@
-//! Changes of what runs: no client notices those that succeed, nor those that fail.
+//! Changes of what runs, which no client notices.
 
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::load::{Connections, Load, Report, verify_all};
-use links_tests::{Appliance, DEB, Output, eventually};
-use serde_json::Value;
-use sha2::{Digest as _, Sha256};
+use links_tests::load::{Method, Outcome};
+use links_tests::{Appliance, Fault, Output, Releases, Traffic, eventually, verify};
 
-const BUNDLE: &str = "/usr/lib/links/bundle";
+const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 
 #[test]
-fn releases_move_forward_and_back_and_fewer_or_more_serve() -> Result<()> {
+fn nothing_fails_at_rest() -> Result<()> {
     let host = Host::serving()?;
-    let old = host.release_of(1)?;
-    let next = host.another_release("9.9.9")?;
-
-    let rolled = host.under_load("rollout", || {
-        host.appliance.ok(["linksctl", "rollout", "--release", &next])
-    })?;
-    ensure!(rolled.stdout.contains("instance 2: stays healthy"), "{rolled}");
-    let new = host.release_of(1)?;
-    ensure!(new.starts_with("9.9.9-") && host.release_of(2)? == new, "{new}");
-    host.appliance.wait_for_status("2/2 instances ready, release 9.9.9,")?;
-
-    let again = host.appliance.ok(["linksctl", "rollout", "--json"])?;
-    let events = events(&again)?;
-    assert_eq!(events[0]["instances"], serde_json::json!([]), "{again}");
-
-    let listed = host.appliance.ok(["linksctl", "releases"])?.stdout;
-    ensure!(
-        listed.contains("instance 1, 2, current") && listed.contains("previous, installed"),
-        "{listed}"
-    );
-    host.under_load("rollback", || host.appliance.ok(["linksctl", "rollback"]))?;
-    assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old.clone()]);
-
-    let before = host.main_pids()?;
-    host.under_load("restart", || host.appliance.ok(["linksctl", "restart"]))?;
-    let after = host.main_pids()?;
-    ensure!(before[0] != after[0] && before[1] != after[1], "{before:?} {after:?}");
-    assert_eq!(host.main_pids()?, after);
+    let traffic = Traffic::start(&host, "rest")?;
+    traffic.wait_for(20_000)?;
+    let report = traffic.finish(&host)?;
+    let share = report.acknowledged.len() as f64 / report.requests() as f64;
+    assert!((0.24..0.26).contains(&share), "a quarter is POST: {report}");
+    // Nobody closed a connection but nginx, after the thousand requests that it takes on one.
+    assert_eq!(report.retries, 0, "{report}");
     Ok(())
 }
 
 #[test]
-fn scale_adds_and_removes_instances() -> Result<()> {
+fn an_instance_restarts_unnoticed() -> Result<()> {
     let host = Host::serving()?;
-    let toml = host.appliance.read("/etc/links/links.toml")?;
-    for count in ["5", "3", "1", "2"] {
-        // The site changes, and an nginx that reloads closes kept-alive connections, now and then under a request.
-        let scaled = host.under(&[Connections::Fresh], &format!("scale-{count}"), || {
-            host.appliance.ok(["linksctl", "scale", count])
-        })?;
-        let ready = host.appliance.ok(["ls", "/run/links/ready"])?.stdout.lines().count();
-        assert_eq!(ready.to_string(), count, "{scaled}");
-        let site = host.appliance.read("/etc/nginx/sites-available/links")?;
-        let pool = site
-            .split("upstream links_all")
-            .nth(1)
-            .and_then(|rest| rest.split('}').next());
-        assert_eq!(pool.unwrap_or_default().matches("server ").count().to_string(), count);
-        host.appliance
-            .wait_for_status(&format!("{count}/{count} instances ready"))?;
-        host.still_serves()?;
+    let traffic = Traffic::start(&host, "restart")?;
+    for unit in ["links@1", "links@2", "links@1", "links@2"] {
+        traffic.during("restart", || host.restarted(|| host.ok(["systemctl", "restart", unit])))?;
     }
-    assert_eq!(
-        host.appliance.read("/etc/links/links.toml")?,
-        toml.replacen("#instances = 2", "instances = 2", 1)
-    );
-    let units = host
-        .appliance
-        .ok(["systemctl", "list-units", "--all", "--plain", "--no-legend", "links@*"])?;
-    ensure!(!units.stdout.contains("failed"), "{units}");
+    traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
-fn a_release_that_fails_leaves_the_old_one_serving() -> Result<()> {
+fn the_service_restarts_and_reloads_unnoticed() -> Result<()> {
     let host = Host::serving()?;
-    let old = host.release_of(1)?;
-    let next = host.another_release("9.9.9")?;
-    // Its runtime ends at once.
-    let app = host.manifest(&next)?["app"].as_str().context("app")?.to_owned();
-    host.replace(&next, &app, "spin_manifest_version = 99\n")?;
+    let traffic = Traffic::start(&host, "reload")?;
+    host.write("/etc/links/links.toml", "[health]\ninterval = \"900ms\"\n")?;
+    let before = host.starts(2)?;
+    traffic.during("reload", || host.ok(["systemctl", "reload", "links"]))?;
+    host.wait_for_rotation(2)?;
+    let after = host.starts(2)?;
+    assert!(before.iter().all(|start| !after.contains(start)), "each was restarted");
 
-    let failed = host.under_load("broken", || {
-        host.appliance.run(["linksctl", "rollout", "--release", &next])
-    })?;
-    assert_eq!(failed.status, 1, "{failed}");
-    ensure!(
-        failed.stderr.contains("instance 1 does not serve with release 9.9.9-"),
-        "{failed}"
+    traffic.during("reload", || host.ok(["systemctl", "reload", "links"]))?;
+    assert_eq!(host.starts(2)?, after, "nothing to do");
+
+    host.write("/etc/links/links.toml", "[health]\ninterval = \"800ms\"\n")?;
+    traffic.during("restart", || host.ok(["systemctl", "restart", "links"]))?;
+    host.wait_for_rotation(2)?;
+    let last = host.starts(2)?;
+    assert!(
+        after.iter().all(|start| !last.contains(start)),
+        "each runs the wanted configuration"
     );
-    ensure!(failed.stderr.contains("the runtime exited with status"), "{failed}");
-    ensure!(
-        failed.stderr.contains("every instance is back on what it ran before"),
-        "{failed}"
-    );
-    assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old]);
-    ensure!(
-        !host.appliance.exists("/var/lib/links/rollout.json")?,
-        "the journal is gone"
-    );
-    host.appliance.wait_for_status("2/2 instances ready")?;
-    host.appliance.ok(["linksctl", "status"])?;
+
+    // What is wrong is refused before anything is touched.
+    host.write("/etc/links/links.toml", "instnaces = 3\n")?;
+    let refused = traffic.during("reload", || host.run(["systemctl", "reload", "links"]))?;
+    assert_ne!(refused.status, 0, "{refused}");
+    assert_eq!(host.starts(2)?, last);
+    traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
-fn a_configuration_counts_when_it_is_applied() -> Result<()> {
+fn apt_installs_the_next_version_the_one_before_and_the_same_again_unnoticed() -> Result<()> {
     let host = Host::serving()?;
-    let config = |instance: u16| {
-        host.appliance
-            .ok(["readlink", &format!("/var/lib/links/instances/{instance}.config")])
+    let (first, next) = (host.releases.version(), host.releases.later(1));
+    let traffic = Traffic::start(&host, "upgrade")?;
+    for version in [&next, first, first] {
+        let deb = host.deb(version, None)?;
+        let begin = Instant::now();
+        traffic.during("upgrade", || host.apt_installs(&deb, version))?;
+        println!("apt install of {version}: {:.1} s", begin.elapsed().as_secs_f64());
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_of_a_stopped_service_leaves_it_stopped() -> Result<()> {
+    let host = Host::serving()?;
+    let next = host.releases.later(1);
+    let deb = host.deb(&next, None)?;
+    host.ok(["systemctl", "stop", "links"])?;
+    host.wait_until_stopped()?;
+    let said = host.apt_install_any(&deb)?;
+    assert_eq!(said.status, 0, "{said}");
+    assert_eq!(host.processes()?, "", "{said}");
+    host.ok(["systemctl", "start", "links"])?;
+    host.wait_for_rotation(2)?;
+    host.runs(&next)
+}
+
+#[test]
+fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
+    let host = Host::serving()?;
+    let (first, next) = (host.releases.version(), host.releases.later(1));
+    let bundle = host.bundle(&next, None)?;
+    let traffic = Traffic::start(&host, "rollout")?;
+    let linksctl = |arguments: &[&str]| {
+        let begin = Instant::now();
+        traffic.during("rollout", || host.ok([&["linksctl"], arguments].concat()))?;
+        println!("linksctl {}: {:.1} s", arguments[0], begin.elapsed().as_secs_f64());
+        host.wait_for_rotation(2)
     };
-    let before = config(1)?.stdout;
-    let path = "/etc/links/links.toml";
-    let good = host.appliance.read(path)?;
 
-    // Somebody is in the middle of editing: whoever restarts gets what was applied.
-    host.appliance.write(path, "instnaces = 3\n")?;
-    host.appliance.ok(["systemctl", "restart", "links@1"])?;
-    host.appliance.ok(["systemctl", "restart", "links"])?;
-    let reload = host.appliance.run(["systemctl", "reload", "links"])?;
-    assert_ne!(reload.status, 0);
-    host.appliance.wait_for_status("2/2 instances ready")?;
-    assert_eq!(config(1)?.stdout, before);
+    linksctl(&["rollout", "--release", &bundle])?;
+    host.runs(&next)?;
+    linksctl(&["rollback"])?;
+    host.runs(first)?;
 
-    host.appliance
-        .write(path, format!("public_url = \"https://s.example\"\n{good}"))?;
-    host.under_load("reload", || host.appliance.ok(["systemctl", "reload", "links"]))?;
-    let reloaded = config(1)?.stdout;
-    ensure!(reloaded != before && config(2)?.stdout == reloaded, "{reloaded}");
-
-    // A restart of the service applies it too, and takes nobody down together with another.
-    host.appliance.write(path, &good)?;
-    host.under_load("service", || host.appliance.ok(["systemctl", "restart", "links"]))?;
-    assert_eq!([config(1)?.stdout, config(2)?.stdout], [before.clone(), before]);
-    let kept = host.appliance.ok(["ls", "/var/lib/links/applied"])?.stdout;
-    assert_eq!(kept.lines().count(), 1, "{kept}");
+    let before = host.starts(2)?;
+    linksctl(&["rollout"])?;
+    assert_eq!(host.starts(2)?, before, "nothing to do");
+    host.restarted(|| linksctl(&["restart"]))?;
+    host.restarted(|| linksctl(&["rollout", "--force"]))?;
+    let after = host.starts(2)?;
+    assert!(before.iter().all(|start| !after.contains(start)), "each was restarted");
+    traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
-fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
-    let mut host = Host::serving()?;
-    let old = host.release_of(1)?;
-    let next = host.another_release("9.9.9")?;
-    let rollout = format!("linksctl rollout --release {next} >/root/rollout.log 2>&1; echo $? >/root/rollout.status");
-    let start = |host: &Host| -> Result<String> {
-        host.appliance.ok(["rm", "-f", "/root/rollout.status"])?;
-        host.appliance.ok([
-            "systemd-run",
-            "--quiet",
-            "--unit=rollout",
-            "--collect",
-            "sh",
-            "-c",
-            &rollout,
-        ])?;
-        eventually("instance 1 has moved", Duration::from_secs(20), || {
-            Ok((host.release_of(1)? != old).then_some(()))
+fn linksctl_scales_up_and_down_unnoticed() -> Result<()> {
+    let host = Host::serving()?;
+    let traffic = Traffic::start(&host, "scale")?;
+    for count in [5, 1, 2] {
+        traffic.during("scale", || host.ok(["linksctl", "scale", &count.to_string()]))?;
+        host.wait_for_rotation(count)?;
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result<()> {
+    let host = Host::serving()?;
+    let deb = host.deb(&host.releases.later(1), None)?;
+    let traffic = Traffic::start(&host, "both")?;
+    let (restart, upgrade) = traffic.during("both", || {
+        thread::scope(|scope| {
+            let restart = scope.spawn(|| host.run(["linksctl", "restart"]));
+            eventually("the first has begun", Duration::from_secs(10), || {
+                Ok((host.in_rotation()?.len() < 2).then_some(()))
+            })?;
+            let second = host.run(["linksctl", "restart"])?;
+            ensure!(second.status != 0, "the second should be refused: {second}");
+            ensure!(said(&second).contains("linksctl"), "who holds the lock: {second}");
+            let upgrade = host.apt_install_any(&deb)?;
+            let restart = restart.join().ok().context("the thread panicked")??;
+            Ok((restart, upgrade))
+        })
+    })?;
+    assert_eq!(restart.status, 0, "{restart}");
+    // apt may have waited, or failed with the reason; then a retry completes it.
+    if upgrade.status != 0 {
+        traffic.during("both", || host.ok(["dpkg", "--configure", "--pending"]))?;
+    }
+    host.wait_for_rotation(2)?;
+    host.runs(&host.releases.later(1))?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn broken_releases_are_undone_unnoticed() -> Result<()> {
+    let host = Host::serving()?;
+    host.gives_up_early()?;
+    let before = host.releases(2)?;
+    let cases = [
+        (Fault::Exits, "exited with status 3"),
+        (Fault::Hangs, "did not become healthy within"),
+        (Fault::Deaf, "did not become healthy within"),
+        (Fault::Sick, "500"),
+        (Fault::SecondInstance, "instance 2"),
+        (Fault::DiesYoung, "SIGALRM"),
+        (Fault::CorruptWasm, "exited with status"),
+        (Fault::Migration, "503"),
+        (Fault::Digest, "differs from the manifest"),
+    ];
+    let traffic = Traffic::start(&host, "broken")?;
+    for (fault, reason) in cases {
+        let bundle = host.bundle(&host.releases.later(1), Some(fault))?;
+        let begin = Instant::now();
+        let rollout = ["linksctl", "rollout", "--release", &bundle];
+        let output = traffic
+            .during("rollout", || host.run(rollout))
+            .with_context(|| format!("{fault:?}"))?;
+        println!(
+            "{fault:?}: {:.1} s: {}",
+            begin.elapsed().as_secs_f64(),
+            said(&output).trim_end()
+        );
+        assert_ne!(output.status, 0, "{fault:?}: {output}");
+        assert!(
+            said(&output).contains(reason),
+            "{reason:?} is the reason, {fault:?}: {output}"
+        );
+        host.wait_for_rotation(2)
+            .with_context(|| format!("{fault:?}: {output}"))?;
+        assert_eq!(host.releases(2)?, before, "{fault:?}: {output}");
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_broken_package_stays_half_configured_until_a_sound_one_comes() -> Result<()> {
+    let host = Host::serving()?;
+    host.gives_up_early()?;
+    let before = host.releases(2)?;
+    let broken = host.deb(&host.releases.later(1), Some(Fault::SecondInstance))?;
+    let sound = host.deb(&host.releases.later(2), None)?;
+    let traffic = Traffic::start(&host, "package")?;
+
+    let failed = traffic.during("upgrade", || host.apt_install_any(&broken))?;
+    assert_ne!(failed.status, 0, "{failed}");
+    assert!(said(&failed).contains("instance 2"), "{failed}");
+    assert_eq!(host.package_state()?, "half-configured");
+    host.wait_for_rotation(2)?;
+    assert_eq!(host.releases(2)?, before);
+
+    let again = traffic.during("upgrade", || host.run(["dpkg", "--configure", "--pending"]))?;
+    assert_ne!(again.status, 0, "the cause is still there: {again}");
+    host.wait_for_rotation(2)?;
+    assert_eq!(host.releases(2)?, before);
+
+    traffic.during("upgrade", || host.apt_installs(&sound, &host.releases.later(2)))?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_stranger_on_a_port_stops_a_rollout_and_costs_no_request() -> Result<()> {
+    let host = Host::serving()?;
+    let bundle = host.bundle(&host.releases.later(1), None)?;
+    let before = host.releases(2)?;
+    let traffic = Traffic::start(&host, "stranger")?;
+    let (network, done) = (host.network(), AtomicBool::new(false));
+    let output = thread::scope(|scope| {
+        // Takes the port in the moment in which the instance is being restarted.
+        scope.spawn(|| -> Result<()> {
+            network.enter()?;
+            let taken = eventually("the port is free", Duration::from_secs(60), || {
+                Ok(TcpListener::bind("127.0.0.1:7001").ok())
+            })?;
+            eventually("the rollout has ended", Duration::from_secs(120), || {
+                Ok(done.load(Ordering::Relaxed).then_some(()))
+            })?;
+            drop(taken);
+            Ok(())
+        });
+        let output = traffic.during("rollout", || host.run(["linksctl", "rollout", "--release", &bundle]));
+        done.store(true, Ordering::Relaxed);
+        output
+    })?;
+    assert_ne!(output.status, 0, "{output}");
+    assert!(said(&output).contains("127.0.0.1:7001 is in use"), "{output}");
+    // Nothing else kept it from coming back.
+    host.run(["systemctl", "reset-failed", "links@1"])?;
+    host.run(["systemctl", "start", "links@1"])?;
+    host.wait_for_rotation(2)?;
+    assert_eq!(host.releases(2)?, before, "{output}");
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn kill_9_costs_no_request() -> Result<()> {
+    killed_at_random_moments(12)
+}
+
+#[test]
+#[ignore = "takes minutes: `make soak`"]
+fn kill_9_costs_no_request_fifty_times() -> Result<()> {
+    killed_at_random_moments(50)
+}
+
+fn killed_at_random_moments(times: u64) -> Result<()> {
+    let host = Host::serving()?;
+    let traffic = Traffic::start(&host, "killed")?;
+    for number in 0..times {
+        let unit = ["links@1", "links@2"][number as usize % 2];
+        // The limit is for a release that cannot start, not for kills.
+        host.ok(["systemctl", "reset-failed", "links@1", "links@2"])?;
+        // A random moment is what is tested.
+        thread::sleep(random(number, Duration::from_millis(800)));
+        traffic.during("killed", || {
+            host.restarted(|| {
+                let supervisor = host.main_pid(unit)?;
+                let victim = if number / 2 % 2 == 0 {
+                    format!("pkill -KILL --parent {supervisor}")
+                } else {
+                    format!("kill -KILL {supervisor}")
+                };
+                host.shell(&victim)
+            })
         })?;
-        Ok(host
-            .appliance
-            .ok(["pgrep", "-f", "^linksctl rollout"])?
-            .stdout
-            .trim()
-            .to_owned())
-    };
-
-    let pid = start(&host)?;
-    let second = host.appliance.run(["linksctl", "rollout"])?;
-    assert_eq!(second.status, 1, "{second}");
-    ensure!(
-        second.stderr.contains(&format!("by process {pid} (`linksctl rollout")),
-        "{second}"
-    );
-    let status = host.appliance.run(["linksctl", "status"])?.stdout;
-    ensure!(status.contains("under way, by process"), "{status}");
-    host.appliance.ok(["kill", "-INT", &pid])?;
-    eventually("the rollout has ended", Duration::from_secs(60), || {
-        Ok(host.appliance.exists("/root/rollout.status")?.then_some(()))
-    })?;
-    let log = host.appliance.read("/root/rollout.log")?;
-    assert_eq!(host.appliance.read("/root/rollout.status")?.trim(), "130", "{log}");
-    ensure!(log.contains("interrupted: every instance is back"), "{log}");
-    assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old.clone()]);
-    host.appliance.wait_for_status("2/2 instances ready")?;
-    host.still_serves()?;
-
-    // Killed, and made good by the next one.
-    let pid = start(&host)?;
-    host.appliance.ok(["kill", "-KILL", &pid])?;
-    let status = host.appliance.run(["linksctl", "status"])?.stdout;
-    ensure!(status.contains("interrupted: `linksctl rollout`"), "{status}");
-    let next_one = host.appliance.ok(["linksctl", "rollout"])?;
-    ensure!(next_one.stdout.contains("was cut off"), "{next_one}");
-    assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old.clone()]);
-    host.appliance.ok(["linksctl", "status"])?;
-
-    // And by a boot, after the power has failed.
-    start(&host)?;
-    host.appliance.machine.kill_host()?;
-    host.appliance.wait_for_status("2/2 instances ready")?;
-    assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old]);
-    ensure!(
-        !host.appliance.exists("/var/lib/links/rollout.json")?,
-        "the journal is gone"
-    );
-    host.still_serves()
-}
-
-#[test]
-fn a_stopped_service_stays_stopped() -> Result<()> {
-    let host = Host::serving()?;
-    let next = host.another_release("9.9.9")?;
-    host.appliance.ok(["systemctl", "stop", "links"])?;
-    host.appliance.ok(["linksctl", "rollout", "--release", &next])?;
-    assert_eq!(host.appliance.processes()?, "");
-    host.appliance.ok(["systemctl", "start", "links"])?;
-    host.appliance.wait_for_status("2/2 instances ready, release 9.9.9,")?;
+    }
+    traffic.finish(&host)?;
     Ok(())
 }
 
+#[test]
+fn a_host_killed_in_an_upgrade_serves_the_old_or_the_new_release() -> Result<()> {
+    host_killed_in_an_upgrade(3)
+}
+
+#[test]
+#[ignore = "takes a quarter of an hour: `make soak`"]
+fn a_host_killed_in_an_upgrade_thirty_times() -> Result<()> {
+    host_killed_in_an_upgrade(30)
+}
+
+fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
+    let mut host = Host::serving()?;
+    let versions = [host.releases.version().to_owned(), host.releases.later(1)];
+    let debs = [host.deb(&versions[0], None)?, host.deb(&versions[1], None)?];
+    let begin = Instant::now();
+    host.apt_installs(&debs[1], &versions[1])?;
+    let whole = begin.elapsed();
+
+    for number in 0..times {
+        let to = number as usize % 2;
+        let (label, moment) = (format!("power{number}"), random(number, whole));
+        let traffic = Traffic::start(&host, &label)?;
+        host.ok([
+            "systemd-run",
+            "--unit=upgrade",
+            "--setenv=DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "--yes",
+            "--allow-downgrades",
+            "install",
+            &debs[to],
+        ])?;
+        // A random moment is what is tested.
+        thread::sleep(moment);
+        let begin = Instant::now();
+        host.appliance.machine.kill_host()?;
+        eventually(
+            "it serves again",
+            Duration::from_secs(30).saturating_sub(begin.elapsed()),
+            || {
+                let answer = host.http().get("/no-such-link");
+                Ok(answer.is_ok_and(|answer| answer.status == 404).then_some(()))
+            },
+        )
+        .with_context(|| format!("killed {moment:?} after the start of the upgrade"))?;
+        let serving = begin.elapsed();
+        // The kill cut requests short; what was acknowledged is there all the same.
+        let report = traffic.stop()?;
+        verify(&host, &label, &report)?;
+        host.wait_for_rotation(2)?;
+        let after_boot: BTreeSet<_> = host.releases(2)?.into_iter().collect();
+        let ours = |release: &String| {
+            versions
+                .iter()
+                .any(|version| release.starts_with(&format!("{version}-")))
+        };
+        assert!(after_boot.iter().all(ours), "{after_boot:?}");
+
+        let configured = host.run(["dpkg", "--configure", "--pending"])?;
+        host.wait_for_rotation(2)?;
+        let after_configure: BTreeSet<_> = host.releases(2)?.into_iter().collect();
+        println!(
+            "killed {:.1} s after the start of the upgrade, served after {:.1} s: {after_boot:?}, then {after_configure:?}",
+            moment.as_secs_f64(),
+            serving.as_secs_f64()
+        );
+        assert_eq!(configured.status, 0, "{configured}");
+        assert_eq!(after_configure.len(), 1, "no mixture: {after_configure:?}");
+        // dpkg may have been killed before it had unpacked all, and then wants the package again.
+        host.apt_installs(&debs[to], &versions[to])?;
+    }
+    Ok(())
+}
+
+/// What the strict rules of the load are about: a reload closes kept connections, and a POST that crosses the close fails.
+/// So no change of what runs may reload nginx while it can do without.
+#[test]
+fn a_reload_of_nginx_costs_no_get_and_no_head() -> Result<()> {
+    let host = Host::serving()?;
+    let traffic = Traffic::start(&host, "nginx")?;
+    for _ in 0..5 {
+        traffic.during("reload", || host.reload_nginx())?;
+    }
+    let report = traffic.stop()?;
+    let reads = report.count(|method, outcome| method != Method::Post && outcome != Outcome::Right);
+    assert_eq!(reads, 0, "{report}");
+    // Nothing but the crossing.
+    assert_eq!(report.failed(), report.of(Outcome::Reset), "{report}");
+    verify(&host, "nginx", &report)
+}
+
+/// The appliance at work, and what other releases can be made of it.
 struct Host {
     appliance: Appliance,
-    link: links_tests::load::Link,
+    releases: Releases,
+}
+
+impl std::ops::Deref for Host {
+    type Target = Appliance;
+
+    fn deref(&self) -> &Appliance {
+        &self.appliance
+    }
 }
 
 impl Host {
     fn serving() -> Result<Self> {
         let appliance = Appliance::installed()?;
-        let link = appliance.shorten("https://example.com/precious")?;
-        Ok(Self { appliance, link })
+        appliance.wait_for_rotation(2)?;
+        let releases = Releases::of(&appliance.artifacts, Path::new(BROKEN_RUNTIME))?;
+        Ok(Self { appliance, releases })
     }
 
-    fn still_serves(&self) -> Result<()> {
-        self.appliance.follow(&self.link)
-    }
-
-    /// Nobody notices, and nothing that was acknowledged is lost.
-    fn under_load(&self, label: &str, act: impl FnOnce() -> Result<Output>) -> Result<Output> {
-        self.under(&[Connections::KeptAlive, Connections::Fresh], label, act)
-    }
-
-    fn under(&self, kinds: &[Connections], label: &str, act: impl FnOnce() -> Result<Output>) -> Result<Output> {
-        let site = self.appliance.site()?;
-        let start = |connections: &Connections| {
-            Load::through([site.clone(), site.clone()])
-                .connections(*connections)
-                .label(&format!("{label}-{connections:?}"))
-                .start()
-        };
-        let running: Vec<_> = kinds.iter().map(start).collect();
-        eventually("the load is felt", Duration::from_secs(20), || {
-            Ok(running.iter().all(|running| running.acknowledged() > 20).then_some(()))
-        })?;
-        let output = act().with_context(|| self.appliance.journal("links").unwrap_or_default());
-        for running in running {
-            let report: Report = running.stop()?;
-            println!("{label}: {report}");
-            ensure!(report.failed() == 0, "{label}: {report}");
-            let lost = verify_all(&site, &report.acknowledged)?;
-            ensure!(lost.is_empty(), "{label}: {} lost", lost.len());
+    /// The path inside of a package with that version.
+    fn deb(&self, version: &str, fault: Option<Fault>) -> Result<String> {
+        let deb = self.releases.deb(version, fault)?;
+        let inside = format!("/root/{}", deb.file_name().unwrap_or_default().to_string_lossy());
+        if !self.exists(&inside)? {
+            self.copy_in(&deb, &inside)?;
         }
-        output
+        Ok(inside)
     }
 
-    fn release_of(&self, instance: u16) -> Result<String> {
-        let link = format!("/var/lib/links/instances/{instance}");
-        let target = self.appliance.ok(["readlink", &link])?.stdout;
-        Ok(target.trim().trim_start_matches("../releases/").to_owned())
+    /// The path inside of a bundle with that version.
+    fn bundle(&self, version: &str, fault: Option<Fault>) -> Result<String> {
+        let deb = self.deb(version, fault)?;
+        let directory = format!("{deb}.unpacked");
+        self.ok(["dpkg-deb", "--extract", &deb, &directory])?;
+        Ok(format!("{directory}/usr/lib/links/bundle"))
     }
 
-    fn main_pids(&self) -> Result<[String; 2]> {
-        let pid = |unit: &str| -> Result<String> {
-            Ok(self
-                .appliance
-                .ok(["systemctl", "show", "--property=MainPID", unit])?
-                .stdout)
-        };
-        Ok([pid("links@1")?, pid("links@2")?])
+    fn apt_installs(&self, deb: &str, version: &str) -> Result<()> {
+        let apt = self.apt_install_any(deb)?;
+        ensure!(apt.status == 0, "apt install of {deb}: {apt}");
+        ensure!(self.package_state()? == "installed", "{apt}");
+        self.wait_for_rotation(2)?;
+        self.runs(version)
     }
 
-    /// The installed bundle under another version; returns its directory.
-    fn another_release(&self, version: &str) -> Result<String> {
-        let directory = format!("/root/{version}");
-        self.appliance.ok(["cp", "--archive", BUNDLE, &directory])?;
-        let mut manifest = self.manifest(&directory)?;
-        manifest["version"] = version.into();
-        self.write_manifest(&directory, &manifest)?;
-        Ok(directory)
-    }
-
-    fn manifest(&self, directory: &str) -> Result<Value> {
-        Ok(serde_json::from_str(
-            &self.appliance.read(&format!("{directory}/manifest.json"))?,
-        )?)
-    }
-
-    fn write_manifest(&self, directory: &str, manifest: &Value) -> Result<()> {
-        self.appliance.write(
-            &format!("{directory}/manifest.json"),
-            serde_json::to_string_pretty(manifest)?,
-        )
-    }
-
-    /// Another content for one file of a bundle, as its manifest has it too.
-    fn replace(&self, directory: &str, file: &str, text: &str) -> Result<()> {
-        let path = format!("{directory}/{file}");
-        self.appliance.write(&path, text)?;
-        let sum = self.appliance.ok(["sha256sum", &path])?.stdout;
-        let mut manifest = self.manifest(directory)?;
-        manifest["files"][file]["size"] = text.len().into();
-        manifest["files"][file]["sha256"] = sum.split_whitespace().next().context("sha256sum")?.into();
-        self.write_manifest(directory, &manifest)
-    }
-}
-
-fn events(output: &Output) -> Result<Vec<Value>> {
-    let lines = output.stdout.lines().map(serde_json::from_str);
-    Ok(lines.collect::<Result<_, _>>()?)
-}
-
-#[test]
-fn apt_upgrades_and_downgrades_while_nobody_notices() -> Result<()> {
-    let host = Host::serving()?;
-    let package = Package::unpack(&host)?;
-    let next = package.build(&host, "9.9.9", |_| Ok(()))?;
-    let install = |deb: &str| {
-        let words = ["apt-get", "--yes", "--allow-downgrades", "--reinstall", "install", deb];
-        host.appliance.ok(words)
-    };
-    host.under_load("upgrade", || install(&next))?;
-    host.appliance.wait_for_status("2/2 instances ready, release 9.9.9,")?;
-    host.under_load("again", || install(&next))?;
-    host.under_load("downgrade", || install(DEB))?;
-    let version = host.appliance.wait_for_status("2/2 instances ready, release ")?;
-    ensure!(!version.contains("9.9.9"), "{version}");
-
-    host.appliance.ok(["systemctl", "stop", "links"])?;
-    install(&next)?;
-    assert_eq!(host.appliance.processes()?, "");
-    host.appliance.ok(["systemctl", "start", "links"])?;
-    host.appliance.wait_for_status("2/2 instances ready, release 9.9.9,")?;
-    host.still_serves()
-}
-
-#[test]
-fn a_failed_upgrade_leaves_the_old_release_serving_and_a_retry_works() -> Result<()> {
-    let host = Host::serving()?;
-    let old = host.release_of(1)?;
-    let package = Package::unpack(&host)?;
-    let state = || -> Result<String> {
-        let words = [
+    fn package_state(&self) -> Result<String> {
+        let query = [
             "dpkg-query",
             "--show",
             "--showformat=${db:Status-Status}",
             "links-shortener",
         ];
-        Ok(host.appliance.ok(words)?.stdout)
-    };
-
-    // A release that does not start: the next one mends it.
-    let broken = package.build(&host, "9.9.8", |root| {
-        let path = root.join("usr/lib/links/bundle/manifest.json");
-        let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
-        let app = manifest["app"].as_str().context("app")?.to_owned();
-        let nonsense = "spin_manifest_version = 99\n";
-        std::fs::write(root.join("usr/lib/links/bundle").join(&app), nonsense)?;
-        manifest["files"][&app]["size"] = nonsense.len().into();
-        let digest = Sha256::digest(nonsense);
-        manifest["files"][&app]["sha256"] = digest
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
-            .into();
-        Ok(std::fs::write(&path, manifest.to_string())?)
-    })?;
-    let failed = host.under_load("broken", || {
-        host.appliance.run(["apt-get", "--yes", "install", &broken])
-    })?;
-    assert_ne!(failed.status, 0, "{failed}");
-    let said = failed.stdout + &failed.stderr;
-    ensure!(said.contains("every instance is back on what it ran before"), "{said}");
-    ensure!(said.contains("the runtime exited with status"), "{said}");
-    assert_eq!(state()?, "half-configured");
-    assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old.clone()]);
-    host.appliance.ok(["linksctl", "status"])?;
-
-    // A cause outside of the package: once it is gone, the same package goes in.
-    let next = package.build(&host, "9.9.9", |_| Ok(()))?;
-    let path = "/etc/links/links.toml";
-    let good = host.appliance.read(path)?;
-    host.appliance.write(path, "instnaces = 3\n")?;
-    let failed = host.appliance.run(["apt-get", "--yes", "install", &next])?;
-    assert_ne!(failed.status, 0, "{failed}");
-    assert_eq!(state()?, "half-configured");
-    assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old]);
-    host.still_serves()?;
-    host.appliance.write(path, good)?;
-    host.under_load("retry", || host.appliance.ok(["dpkg", "--configure", "--pending"]))?;
-    assert_eq!(state()?, "installed");
-    host.appliance.wait_for_status("2/2 instances ready, release 9.9.9,")?;
-
-    let postinst = "/var/lib/dpkg/info/links-shortener.postinst";
-    for arguments in [
-        "abort-upgrade 1",
-        "abort-remove",
-        "abort-deconfigure in-favour x 1",
-        "configure 9.9.9",
-    ] {
-        host.appliance.shell(&format!("{postinst} {arguments}"))?;
-    }
-    host.appliance.ok(["linksctl", "status"])?;
-    Ok(())
-}
-
-/// The package under test, to be built anew with changes.
-struct Package {
-    directory: tempfile::TempDir,
-}
-
-impl Package {
-    fn unpack(host: &Host) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let deb = &host.appliance.artifacts.deb;
-        run(Command::new("dpkg-deb")
-            .arg("--raw-extract")
-            .arg(deb)
-            .arg(directory.path().join("tree")))?;
-        Ok(Self { directory })
+        Ok(self.ok(query)?.stdout)
     }
 
-    /// Returns the path inside of the machine.
-    fn build(&self, host: &Host, version: &str, change: impl FnOnce(&Path) -> Result<()>) -> Result<String> {
-        let tree = self.directory.path().join(version);
-        run(Command::new("cp")
-            .arg("--archive")
-            .arg(self.directory.path().join("tree"))
-            .arg(&tree))?;
-        let control = tree.join("DEBIAN/control");
-        let text = std::fs::read_to_string(&control)?;
-        let lines: Vec<_> = text
-            .lines()
-            .map(|line| match line.starts_with("Version:") {
-                true => format!("Version: {version}"),
-                false => line.to_owned(),
-            })
-            .collect();
-        std::fs::write(&control, lines.join("\n") + "\n")?;
-        let manifest = tree.join("usr/lib/links/bundle/manifest.json");
-        let mut json: Value = serde_json::from_slice(&std::fs::read(&manifest)?)?;
-        json["version"] = version.into();
-        std::fs::write(&manifest, serde_json::to_string_pretty(&json)?)?;
-        change(&tree)?;
-        let deb = self.directory.path().join(format!("{version}.deb"));
-        run(Command::new("dpkg-deb")
-            .args(["-Znone", "--root-owner-group", "--build"])
-            .arg(&tree)
-            .arg(&deb))?;
-        let inside = format!("/root/links-shortener_{version}.deb");
-        host.appliance.copy_in(&deb, &inside)?;
-        Ok(inside)
+    /// Both instances run the release of that version.
+    fn runs(&self, version: &str) -> Result<()> {
+        let releases = self.releases(2)?;
+        let right = |release: &String| release.starts_with(&format!("{version}-"));
+        ensure!(releases.iter().all(right), "{version} should run, not {releases:?}");
+        Ok(())
+    }
+
+    /// What is done restarts an instance, and both are there again.
+    fn restarted<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.starts(2)?;
+        let changed = change()?;
+        eventually("an instance is started again", Duration::from_secs(30), || {
+            Ok((self.starts(2)? != before).then_some(()))
+        })?;
+        self.wait_for_rotation(2)?;
+        Ok(changed)
+    }
+
+    /// A release that does not become healthy fails after three seconds.
+    fn gives_up_early(&self) -> Result<()> {
+        self.write("/etc/links/links.toml", "[health]\nstart_timeout = \"3s\"\n")?;
+        self.ok(["systemctl", "reload", "links"])?;
+        self.wait_for_rotation(2)
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("Starting {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+fn said(output: &Output) -> String {
+    format!("{}{}", output.stdout, output.stderr)
+}
+
+/// Less than `below`, another one for each number and each run.
+fn random(number: u64, below: Duration) -> Duration {
+    let share = RandomState::new().hash_one(number) as f64 / u64::MAX as f64;
+    below.mul_f64(share)
 }

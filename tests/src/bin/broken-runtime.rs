@@ -1,0 +1,79 @@
+//! A runtime that fails in the way that the file `fault` beside it names; `real`, also beside it, is the one that it is a
+//! broken edition of, and says what version it is. See `Fault` for what each means.
+
+use std::ffi::OsString;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::thread;
+
+use anyhow::{Context as _, Result, bail};
+use links_tests::Fault;
+use nix::unistd::alarm;
+
+fn main() -> Result<ExitCode> {
+    let program = std::env::current_exe()?;
+    let beside = |name: &str| program.with_file_name(name);
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if arguments.first().is_none_or(|command| command != "up") {
+        return become_real(&beside("real"), &arguments);
+    }
+
+    let fault = std::fs::read_to_string(beside("fault")).context("Reading the fault")?;
+    let listen = arguments.iter().skip_while(|argument| *argument != "--listen").nth(1);
+    let listen = listen
+        .and_then(|address| address.to_str())
+        .context("--listen is missing")?;
+    match Fault::of_name(&fault) {
+        Some(Fault::Exits) => {
+            eprintln!("broken-runtime: this is what it says last");
+            Ok(ExitCode::from(3))
+        }
+        Some(Fault::Hangs) => loop {
+            thread::park();
+        },
+        Some(Fault::Deaf) => {
+            let _listener = TcpListener::bind(listen)?;
+            loop {
+                thread::park();
+            }
+        }
+        Some(Fault::Sick) => {
+            for stream in TcpListener::bind(listen)?.incoming() {
+                // The prober that hung up asks again.
+                drop(stream.and_then(answer));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Fault::SecondInstance) if listen.ends_with(":7002") => bail!("not on {listen}"),
+        Some(Fault::SecondInstance) => become_real(&beside("real"), &arguments),
+        Some(Fault::DiesYoung) => {
+            // Alarms outlive an exec.
+            alarm::set(1);
+            become_real(&beside("real"), &arguments)
+        }
+        _ => bail!("the fault {fault:?} is none of the runtime's"),
+    }
+}
+
+fn become_real(real: &Path, arguments: &[OsString]) -> Result<ExitCode> {
+    let error = Command::new(real).args(arguments).exec();
+    Err(error).with_context(|| format!("Starting {}", real.display()))
+}
+
+/// The listener is fine, what it serves is not.
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut request = [0; 1024];
+    let length = stream.read(&mut request)?;
+    let status = if request[..length].starts_with(b"GET /.well-known/spin/health") {
+        "200 OK"
+    } else {
+        "500 Internal Server Error"
+    };
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    )
+}

@@ -1,0 +1,282 @@
+//! Other releases than the one under test, made from its package: later versions, and broken ones.
+//!
+//! `linksctl pack` would refuse the broken ones, because it sees each bundle serve before it packs it. So a package is
+//! taken apart, changed, given digests that fit, and put together again.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use crate::Artifacts;
+
+/// Where a package has its bundle.
+const BUNDLE: &str = "usr/lib/links/bundle";
+
+/// What is wrong with a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The runtime exits at once, with status 3.
+    Exits,
+    /// The runtime neither listens nor ends.
+    Hangs,
+    /// The runtime listens and never answers.
+    Deaf,
+    /// The runtime is alive, and answers 500 to all else.
+    Sick,
+    /// The runtime serves, except as instance 2.
+    SecondInstance,
+    /// The runtime serves, and dies a second after it started.
+    DiesYoung,
+    /// The component is cut in half.
+    CorruptWasm,
+    /// The component takes the database for an old one, and the statements that are to change it are wrong.
+    Migration,
+    /// A file differs from the manifest.
+    Digest,
+}
+
+impl Fault {
+    const OF_RUNTIME: [Self; 6] = [
+        Self::Exits,
+        Self::Hangs,
+        Self::Deaf,
+        Self::Sick,
+        Self::SecondInstance,
+        Self::DiesYoung,
+    ];
+
+    /// What the file beside the broken runtime says.
+    fn name(self) -> String {
+        format!("{self:?}")
+    }
+
+    /// One of the runtime's faults by its name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::OF_RUNTIME.into_iter().find(|fault| fault.name() == name)
+    }
+
+    fn apply(self, bundle: &mut Bundle, broken_runtime: &Path) -> Result<()> {
+        match self {
+            Self::CorruptWasm => {
+                let component = bundle.component()?;
+                bundle.change(&component, |bytes| bytes.truncate(bytes.len() / 2))
+            }
+            Self::Migration => {
+                let component = bundle.component()?;
+                let mut replaced = [0, 0];
+                bundle.change(&component, |bytes| {
+                    replaced = [
+                        // Version 0 of the database: nothing was ever applied to it.
+                        replace_all(bytes, b"max(version)", b"0           "),
+                        replace_all(bytes, b"CREATE TABLE IF NOT", b"CREATE TABLE AS NOT"),
+                    ];
+                })?;
+                ensure!(
+                    replaced.iter().all(|count| *count > 0),
+                    "the component has other SQL: {replaced:?}"
+                );
+                Ok(())
+            }
+            Self::Digest => bundle.change(&bundle.component()?, |bytes| {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+            }),
+            _ => {
+                let runtime = bundle.runtime()?;
+                let directory = bundle.directory.join(&runtime);
+                let at = |name: &str| directory.with_file_name(name);
+                fs::rename(&directory, at("real"))?;
+                fs::copy(broken_runtime, &directory)?;
+                fs::write(at("fault"), self.name())?;
+                let beside = |name: &str| Path::new(&runtime).with_file_name(name).to_string_lossy().into_owned();
+                bundle.list(&beside("real"));
+                bundle.list(&beside("fault"));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A package, taken apart.
+#[derive(Debug)]
+pub struct Releases {
+    directory: TempDir,
+    broken_runtime: PathBuf,
+    version: String,
+}
+
+impl Releases {
+    /// `broken_runtime`: the program of that name, which cargo builds for the tests.
+    ///
+    /// # Errors
+    /// dpkg-deb failed, or the package has no manifest.
+    pub fn of(artifacts: &Artifacts, broken_runtime: &Path) -> Result<Self> {
+        let directory = tempfile::tempdir().context("Making a temporary directory")?;
+        let original = directory.path().join("original");
+        let mut unpack = Command::new("dpkg-deb");
+        run(unpack.arg("--raw-extract").arg(&artifacts.deb).arg(&original))?;
+        let version = Bundle::open(&original.join(BUNDLE))?.text("version")?;
+        Ok(Self {
+            directory,
+            broken_runtime: broken_runtime.to_owned(),
+            version,
+        })
+    }
+
+    /// Of the package under test.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The version that many after the one under test: the last number is counted up.
+    pub fn later(&self, by: u32) -> String {
+        let (before, last) = self.version.rsplit_once('.').unwrap_or(("0", &self.version));
+        let last: u32 = last.parse().unwrap_or(0);
+        format!("{before}.{}", last + by)
+    }
+
+    /// A .deb on the host with the release under that version, broken where a fault is given.
+    ///
+    /// # Errors
+    /// The disk is full, dpkg-deb failed, or the release cannot be broken that way.
+    pub fn deb(&self, version: &str, fault: Option<Fault>) -> Result<PathBuf> {
+        let at = |name: &str| self.directory.path().join(name);
+        let fault_name = fault.map_or_else(|| "sound".to_owned(), |fault| fault.name().to_lowercase());
+        let deb = at(&format!("{version}-{fault_name}.deb"));
+        if deb.exists() {
+            return Ok(deb);
+        }
+        let tree = at("tree");
+        let mut copy = Command::new("cp");
+        run(copy
+            .args(["--archive", "--no-target-directory"])
+            .arg(at("original"))
+            .arg(&tree))?;
+
+        let mut bundle = Bundle::open(&tree.join(BUNDLE))?;
+        bundle.manifest["version"] = version.into();
+        // Before the digests are taken or after them: this one is that they do not fit.
+        match fault {
+            Some(Fault::Digest) => {
+                bundle.seal()?;
+                Fault::Digest.apply(&mut bundle, &self.broken_runtime)?;
+            }
+            Some(fault) => {
+                fault.apply(&mut bundle, &self.broken_runtime)?;
+                bundle.seal()?;
+            }
+            None => bundle.seal()?,
+        }
+        let control = tree.join("DEBIAN/control");
+        let text = fs::read_to_string(&control).with_context(|| format!("Reading {}", control.display()))?;
+        let old = format!("\nVersion: {}\n", self.version);
+        ensure!(text.contains(&old), "no {old:?} in {text}");
+        fs::write(&control, text.replace(&old, &format!("\nVersion: {version}\n")))?;
+        let sums = "find . -type f ! -path './DEBIAN/*' -printf '%P\\0' | sort -z | xargs -0 md5sum >DEBIAN/md5sums";
+        run(Command::new("sh").args(["-c", sums]).current_dir(&tree))?;
+
+        let making = at("making.deb");
+        let mut build = Command::new("dpkg-deb");
+        // Quickly: it is installed once and thrown away.
+        build.args(["--root-owner-group", "-Zgzip", "-z1", "--build"]);
+        run(build.arg(&tree).arg(&making))?;
+        fs::remove_dir_all(&tree)?;
+        fs::rename(&making, &deb)?;
+        Ok(deb)
+    }
+}
+
+/// A bundle's directory, with its manifest.
+struct Bundle {
+    directory: PathBuf,
+    manifest: Value,
+}
+
+impl Bundle {
+    fn open(directory: &Path) -> Result<Self> {
+        let path = directory.join("manifest.json");
+        let text = fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            manifest: serde_json::from_slice(&text).with_context(|| format!("Reading {}", path.display()))?,
+        })
+    }
+
+    fn text(&self, key: &str) -> Result<String> {
+        let text = self.manifest[key].as_str();
+        Ok(text.with_context(|| format!("no {key} in the manifest"))?.to_owned())
+    }
+
+    fn runtime(&self) -> Result<String> {
+        let path = self.manifest["runtime"]["path"].as_str();
+        Ok(path.context("no runtime.path in the manifest")?.to_owned())
+    }
+
+    fn component(&self) -> Result<String> {
+        let name = "components/links.wasm";
+        ensure!(self.manifest["files"].get(name).is_some(), "no {name} in the manifest");
+        Ok(name.to_owned())
+    }
+
+    fn change(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+        let path = self.directory.join(name);
+        let mut bytes = fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
+        change(&mut bytes);
+        fs::write(&path, bytes).with_context(|| format!("Writing {}", path.display()))
+    }
+
+    /// Gives the manifest another file; what it says of it comes with [`Self::seal`].
+    fn list(&mut self, name: &str) {
+        self.manifest["files"][name] = Value::Null;
+    }
+
+    /// Writes the manifest with what the files are now.
+    fn seal(&mut self) -> Result<()> {
+        let files = self.manifest["files"]
+            .as_object_mut()
+            .context("no files in the manifest")?;
+        for (name, file) in files {
+            let path = self.directory.join(name);
+            let bytes = fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
+            let sha256: String = Sha256::digest(&bytes)
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            let executable = fs::metadata(&path)?.permissions().mode() & 0o111 != 0;
+            *file = serde_json::json!({ "sha256": sha256, "size": bytes.len(), "executable": executable });
+        }
+        let path = self.directory.join("manifest.json");
+        fs::write(&path, serde_json::to_vec_pretty(&self.manifest)?)
+            .with_context(|| format!("Writing {}", path.display()))
+    }
+}
+
+/// Returns how often.
+fn replace_all(bytes: &mut [u8], old: &[u8], new: &[u8]) -> usize {
+    assert_eq!(old.len(), new.len(), "a replacement must fit");
+    let mut count = 0;
+    for at in 0..=bytes.len().saturating_sub(old.len()) {
+        if bytes[at..].starts_with(old) {
+            bytes[at..at + new.len()].copy_from_slice(new);
+            count += 1;
+        }
+    }
+    count
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("Starting {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! Many rollouts and upgrades in a row under one load, and what they cost.
+//!
+//! In a test program of its own, so that nothing else takes the processor: latencies are measured.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use links_tests::{Appliance, Releases, Traffic};
+
+/// How much of it.
+struct Soak {
+    requests: u64,
+    rollouts: u32,
+    upgrades: u32,
+}
+
+#[test]
+fn a_hundred_thousand_requests_notice_nothing() -> Result<()> {
+    Soak {
+        requests: 100_000,
+        rollouts: 6,
+        upgrades: 2,
+    }
+    .run()
+}
+
+#[test]
+#[ignore = "takes half an hour: `make soak`"]
+fn a_million_requests_notice_nothing() -> Result<()> {
+    Soak {
+        requests: 1_000_000,
+        rollouts: 100,
+        upgrades: 10,
+    }
+    .run()
+}
+
+impl Soak {
+    fn run(&self) -> Result<()> {
+        let appliance = Appliance::installed()?;
+        appliance.wait_for_rotation(2)?;
+        let releases = Releases::of(&appliance.artifacts, Path::new(env!("CARGO_BIN_EXE_broken-runtime")))?;
+        let versions = [releases.later(1), releases.version().to_owned()];
+        let mut debs = vec![];
+        for version in &versions {
+            let inside = format!("/root/{version}.deb");
+            appliance.copy_in(&releases.deb(version, None)?, &inside)?;
+            debs.push(inside);
+        }
+
+        let traffic = Traffic::start(&appliance, "soak")?;
+        let mut rollouts = vec![];
+        let mut upgrades = vec![];
+        let changes = self.rollouts + self.upgrades;
+        for number in 0..changes {
+            // As much at rest as in rollouts, evenly.
+            traffic.wait_for(self.requests / u64::from(changes) / 2)?;
+            let upgrade = (number + 1) * self.upgrades / changes > number * self.upgrades / changes;
+            let before = appliance.starts(2)?;
+            let begin = Instant::now();
+            if upgrade {
+                let deb = &debs[upgrades.len() % 2];
+                let apt = traffic.during("upgrade", || appliance.apt_install_any(deb))?;
+                upgrades.push(begin.elapsed());
+                ensure!(apt.status == 0, "{apt}");
+            } else {
+                traffic.during("rollout", || appliance.ok(["linksctl", "restart"]))?;
+                rollouts.push(begin.elapsed());
+            }
+            appliance.wait_for_rotation(2)?;
+            let after = appliance.starts(2)?;
+            ensure!(
+                before.iter().all(|start| !after.contains(start)),
+                "each instance was restarted"
+            );
+        }
+        traffic.wait_for(self.requests.saturating_sub(traffic.asked()))?;
+        let report = traffic.finish(&appliance)?;
+        ensure!(report.requests() >= self.requests, "{report}");
+        let wanted = &versions[(self.upgrades as usize + 1) % 2];
+        for release in appliance.releases(2)? {
+            ensure!(
+                release.starts_with(&format!("{wanted}-")),
+                "{wanted} should run, not {release}"
+            );
+        }
+
+        println!("rollouts of two instances: {}", seconds(&mut rollouts));
+        println!("upgrades by apt: {}", seconds(&mut upgrades));
+        let p99 = |phase| {
+            report
+                .latency(phase)
+                .context("no requests")
+                .map(|latency| latency.quantile(0.99))
+        };
+        let (rest, rollout) = (p99("rest")?, p99("rollout")?);
+        println!(
+            "p99 during rollouts is {:.1} times that at rest",
+            rollout.as_secs_f64() / rest.as_secs_f64()
+        );
+
+        // For comparison, what the same load makes of the plain way. Not held to anything.
+        let traffic = Traffic::start(&appliance, "plain")?;
+        traffic.during("plain", || appliance.ok(["systemctl", "restart", "links@1", "links@2"]))?;
+        let plain = traffic.stop()?;
+        println!(
+            "a plain restart of both instances at once: {} requests failed",
+            plain.failed()
+        );
+        Ok(())
+    }
+}
+
+fn seconds(times: &mut [Duration]) -> String {
+    times.sort_unstable();
+    let at = |index: usize| times.get(index).copied().unwrap_or_default().as_secs_f64();
+    let (middle, last) = (times.len() / 2, times.len().saturating_sub(1));
+    format!(
+        "{} of them, median {:.1} s, longest {:.1} s",
+        times.len(),
+        at(middle),
+        at(last)
+    )
+}
