@@ -110,7 +110,12 @@ impl Command {
     /// Whether it does nothing that would be left half done where nobody reads its output.
     pub fn only_prints(&self) -> bool {
         match self {
-            Self::Check(_) | Self::Status(_) | Self::Version(_) | Self::Releases(_) | Self::Man | Self::Completions { .. } => true,
+            Self::Check(_)
+            | Self::Status(_)
+            | Self::Version(_)
+            | Self::Releases(_)
+            | Self::Man
+            | Self::Completions { .. } => true,
             Self::Token(args) => !args.rotate,
             _ => false,
         }

@@ -159,6 +159,10 @@ impl Layout {
     pub fn ready_flag(&self, instance: u16) -> PathBuf {
         self.ready_dir().join(instance.to_string())
     }
+    /// While it exists, nginx closes each connection after its next answer.
+    pub fn reload_flag(&self) -> PathBuf {
+        self.at("run/links/reload")
+    }
     /// `RuntimeDirectory=` of the instance: rendered configuration (0600), temporary files, its lock.
     pub fn instance_run_dir(&self, instance: u16) -> PathBuf {
         self.run_dir().join(instance.to_string())

@@ -24,6 +24,7 @@ struct Site {
     default_server: bool,
     server_name: Vec<String>,
     ready_dir: PathBuf,
+    reload_flag: PathBuf,
 }
 
 #[derive(Serialize)]
@@ -75,6 +76,7 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
         default_server: surroundings.default_server,
         server_name: server_names(config),
         ready_dir: layout.ready_dir(),
+        reload_flag: layout.reload_flag(),
     };
     render(SITE, &site).context("Rendering the nginx site")
 }
@@ -194,16 +196,33 @@ mod tests {
     fn creating_alone_is_tried_again_whatever_became_of_it() {
         let site = site_of(2, PLAIN);
         let (create, all) = location(&site, "location = /shorten {");
-        assert_eq!(
-            create,
-            [
-                "proxy_pass http://$links_pool;",
-                "proxy_next_upstream error timeout non_idempotent;"
-            ]
-        );
-        assert!(all.contains(&"location / { proxy_pass http://$links_pool; }"), "{site}");
+        let retried = "proxy_next_upstream error timeout non_idempotent;";
+        assert!(create.contains(&retried), "{create:?}");
+        let (other, _) = location(&site, "location / {");
+        assert!(!other.contains(&retried), "{other:?}");
         assert!(all.contains(&"proxy_next_upstream error timeout;"), "{site}");
-        assert_eq!(site.matches("non_idempotent").count(), 1);
+        // The third is the create route's twin for the moment before a reload.
+        let (announcing, _) = location(&site, "location @links_create_and_close {");
+        assert!(announcing.contains(&retried), "{announcing:?}");
+        assert_eq!(site.matches("non_idempotent").count(), 2);
+    }
+
+    #[test]
+    fn a_reload_is_announced_to_every_client() {
+        let site = site_of(2, PLAIN);
+        let opening = "location = /shorten {";
+        for (route, twin) in [
+            (opening, "@links_create_and_close"),
+            ("location / {", "@links_and_close"),
+        ] {
+            let (inside, _) = location(&site, route);
+            assert_eq!(inside[0], format!("error_page 418 = {twin};"));
+            assert_eq!(inside[1], "if (-f /run/links/reload) { return 418; }");
+            let (twin, _) = location(&site, &format!("location {twin} {{"));
+            assert_eq!(twin[0], "keepalive_timeout 0;");
+            // What is sent to whom is the same.
+            assert_eq!(twin[1..], inside[2..]);
+        }
     }
 
     /// A `proxy_set_header` inside a location would take away all those around it, the id of the request among them.

@@ -19,6 +19,7 @@ mod appliance;
 mod artifacts;
 mod cache;
 mod cgroup;
+mod host;
 pub mod http;
 pub mod load;
 mod machine;
@@ -31,6 +32,7 @@ mod wire;
 
 pub use appliance::{Appliance, DEB, UNPACKED};
 pub use artifacts::{Artifacts, Runtime};
+pub use host::Host;
 pub use machine::{Machine, Output};
 pub use namespace::NetNamespace;
 pub use process::eventually;

@@ -143,10 +143,7 @@ fn processes_of(directory: &Path) -> Vec<(Pid, String)> {
             let path = entry.unwrap().path();
             let id = path.file_name()?.to_str()?.parse().ok()?;
             let line = fs::read(path.join("cmdline")).ok()?;
-            Some((
-                Pid::from_raw(id),
-                String::from_utf8_lossy(&line).replace('\0', " "),
-            ))
+            Some((Pid::from_raw(id), String::from_utf8_lossy(&line).replace('\0', " ")))
         })
         .filter(|(_, line)| line.contains(&name))
         .collect();

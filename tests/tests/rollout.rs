@@ -3,20 +3,19 @@
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::TcpListener;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::load::{Method, Outcome};
-use links_tests::{Appliance, Fault, Output, Releases, Traffic, eventually, verify};
+use links_tests::{Fault, Host, Output, Traffic, eventually, verify};
 
 const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 
 #[test]
 fn nothing_fails_at_rest() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "rest")?;
     traffic.wait_for(20_000)?;
     let report = traffic.finish(&host)?;
@@ -29,7 +28,7 @@ fn nothing_fails_at_rest() -> Result<()> {
 
 #[test]
 fn an_instance_restarts_unnoticed() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "restart")?;
     for unit in ["links@1", "links@2", "links@1", "links@2"] {
         traffic.during("restart", || host.restarted(|| host.ok(["systemctl", "restart", unit])))?;
@@ -40,7 +39,7 @@ fn an_instance_restarts_unnoticed() -> Result<()> {
 
 #[test]
 fn the_service_restarts_and_reloads_unnoticed() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "reload")?;
     host.write("/etc/links/links.toml", "[health]\ninterval = \"900ms\"\n")?;
     let before = host.starts(2)?;
@@ -72,7 +71,7 @@ fn the_service_restarts_and_reloads_unnoticed() -> Result<()> {
 
 #[test]
 fn apt_installs_the_next_version_the_one_before_and_the_same_again_unnoticed() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let (first, next) = (host.releases.version(), host.releases.later(1));
     let traffic = Traffic::start(&host, "upgrade")?;
     for version in [&next, first, first] {
@@ -87,7 +86,7 @@ fn apt_installs_the_next_version_the_one_before_and_the_same_again_unnoticed() -
 
 #[test]
 fn an_upgrade_of_a_stopped_service_leaves_it_stopped() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let next = host.releases.later(1);
     let deb = host.deb(&next, None)?;
     host.ok(["systemctl", "stop", "links"])?;
@@ -102,7 +101,7 @@ fn an_upgrade_of_a_stopped_service_leaves_it_stopped() -> Result<()> {
 
 #[test]
 fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let (first, next) = (host.releases.version(), host.releases.later(1));
     let bundle = host.bundle(&next, None)?;
     let traffic = Traffic::start(&host, "rollout")?;
@@ -131,7 +130,7 @@ fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
 
 #[test]
 fn linksctl_scales_up_and_down_unnoticed() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "scale")?;
     for count in [5, 1, 2] {
         traffic.during("scale", || host.ok(["linksctl", "scale", &count.to_string()]))?;
@@ -143,7 +142,7 @@ fn linksctl_scales_up_and_down_unnoticed() -> Result<()> {
 
 #[test]
 fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let deb = host.deb(&host.releases.later(1), None)?;
     let traffic = Traffic::start(&host, "both")?;
     let (restart, upgrade) = traffic.during("both", || {
@@ -173,7 +172,7 @@ fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result
 
 #[test]
 fn broken_releases_are_undone_unnoticed() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     host.gives_up_early()?;
     let before = host.releases(2)?;
     let cases = [
@@ -215,7 +214,7 @@ fn broken_releases_are_undone_unnoticed() -> Result<()> {
 
 #[test]
 fn a_broken_package_stays_half_configured_until_a_sound_one_comes() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     host.gives_up_early()?;
     let before = host.releases(2)?;
     let broken = host.deb(&host.releases.later(1), Some(Fault::SecondInstance))?;
@@ -241,7 +240,7 @@ fn a_broken_package_stays_half_configured_until_a_sound_one_comes() -> Result<()
 
 #[test]
 fn a_stranger_on_a_port_stops_a_rollout_and_costs_no_request() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let bundle = host.bundle(&host.releases.later(1), None)?;
     let before = host.releases(2)?;
     let traffic = Traffic::start(&host, "stranger")?;
@@ -286,7 +285,7 @@ fn kill_9_costs_no_request_fifty_times() -> Result<()> {
 }
 
 fn killed_at_random_moments(times: u64) -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "killed")?;
     for number in 0..times {
         let unit = ["links@1", "links@2"][number as usize % 2];
@@ -322,7 +321,7 @@ fn a_host_killed_in_an_upgrade_thirty_times() -> Result<()> {
 }
 
 fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
-    let mut host = Host::serving()?;
+    let mut host = Host::serving(BROKEN_RUNTIME)?;
     let versions = [host.releases.version().to_owned(), host.releases.later(1)];
     let debs = [host.deb(&versions[0], None)?, host.deb(&versions[1], None)?];
     let begin = Instant::now();
@@ -389,7 +388,7 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
 /// So no change of what runs may reload nginx while it can do without.
 #[test]
 fn a_reload_of_nginx_costs_no_get_and_no_head() -> Result<()> {
-    let host = Host::serving()?;
+    let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "nginx")?;
     for _ in 0..5 {
         traffic.during("reload", || host.reload_nginx())?;
@@ -400,91 +399,6 @@ fn a_reload_of_nginx_costs_no_get_and_no_head() -> Result<()> {
     // Nothing but the crossing.
     assert_eq!(report.failed(), report.of(Outcome::Reset), "{report}");
     verify(&host, "nginx", &report)
-}
-
-/// The appliance at work, and what other releases can be made of it.
-struct Host {
-    appliance: Appliance,
-    releases: Releases,
-}
-
-impl std::ops::Deref for Host {
-    type Target = Appliance;
-
-    fn deref(&self) -> &Appliance {
-        &self.appliance
-    }
-}
-
-impl Host {
-    fn serving() -> Result<Self> {
-        let appliance = Appliance::installed()?;
-        appliance.wait_for_rotation(2)?;
-        let releases = Releases::of(&appliance.artifacts, Path::new(BROKEN_RUNTIME))?;
-        Ok(Self { appliance, releases })
-    }
-
-    /// The path inside of a package with that version.
-    fn deb(&self, version: &str, fault: Option<Fault>) -> Result<String> {
-        let deb = self.releases.deb(version, fault)?;
-        let inside = format!("/root/{}", deb.file_name().unwrap_or_default().to_string_lossy());
-        if !self.exists(&inside)? {
-            self.copy_in(&deb, &inside)?;
-        }
-        Ok(inside)
-    }
-
-    /// The path inside of a bundle with that version.
-    fn bundle(&self, version: &str, fault: Option<Fault>) -> Result<String> {
-        let deb = self.deb(version, fault)?;
-        let directory = format!("{deb}.unpacked");
-        self.ok(["dpkg-deb", "--extract", &deb, &directory])?;
-        Ok(format!("{directory}/usr/lib/links/bundle"))
-    }
-
-    fn apt_installs(&self, deb: &str, version: &str) -> Result<()> {
-        let apt = self.apt_install_any(deb)?;
-        ensure!(apt.status == 0, "apt install of {deb}: {apt}");
-        ensure!(self.package_state()? == "installed", "{apt}");
-        self.wait_for_rotation(2)?;
-        self.runs(version)
-    }
-
-    fn package_state(&self) -> Result<String> {
-        let query = [
-            "dpkg-query",
-            "--show",
-            "--showformat=${db:Status-Status}",
-            "links-shortener",
-        ];
-        Ok(self.ok(query)?.stdout)
-    }
-
-    /// Both instances run the release of that version.
-    fn runs(&self, version: &str) -> Result<()> {
-        let releases = self.releases(2)?;
-        let right = |release: &String| release.starts_with(&format!("{version}-"));
-        ensure!(releases.iter().all(right), "{version} should run, not {releases:?}");
-        Ok(())
-    }
-
-    /// What is done restarts an instance, and both are there again.
-    fn restarted<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
-        let before = self.starts(2)?;
-        let changed = change()?;
-        eventually("an instance is started again", Duration::from_secs(30), || {
-            Ok((self.starts(2)? != before).then_some(()))
-        })?;
-        self.wait_for_rotation(2)?;
-        Ok(changed)
-    }
-
-    /// A release that does not become healthy fails after three seconds.
-    fn gives_up_early(&self) -> Result<()> {
-        self.write("/etc/links/links.toml", "[health]\nstart_timeout = \"3s\"\n")?;
-        self.ok(["systemctl", "reload", "links"])?;
-        self.wait_for_rotation(2)
-    }
 }
 
 fn said(output: &Output) -> String {

@@ -2,11 +2,10 @@
 //!
 //! In a test program of its own, so that nothing else takes the processor: latencies are measured.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::{Appliance, Releases, Traffic};
+use links_tests::{Host, Traffic};
 
 /// How much of it.
 struct Soak {
@@ -38,18 +37,11 @@ fn a_million_requests_notice_nothing() -> Result<()> {
 
 impl Soak {
     fn run(&self) -> Result<()> {
-        let appliance = Appliance::installed()?;
-        appliance.wait_for_rotation(2)?;
-        let releases = Releases::of(&appliance.artifacts, Path::new(env!("CARGO_BIN_EXE_broken-runtime")))?;
-        let versions = [releases.later(1), releases.version().to_owned()];
-        let mut debs = vec![];
-        for version in &versions {
-            let inside = format!("/root/{version}.deb");
-            appliance.copy_in(&releases.deb(version, None)?, &inside)?;
-            debs.push(inside);
-        }
+        let host = Host::serving(env!("CARGO_BIN_EXE_broken-runtime"))?;
+        let versions = [host.releases.later(1), host.releases.version().to_owned()];
+        let debs = [host.deb(&versions[0], None)?, host.deb(&versions[1], None)?];
 
-        let traffic = Traffic::start(&appliance, "soak")?;
+        let traffic = Traffic::start(&host, "soak")?;
         let mut rollouts = vec![];
         let mut upgrades = vec![];
         let changes = self.rollouts + self.upgrades;
@@ -57,29 +49,29 @@ impl Soak {
             // As much at rest as in rollouts, evenly.
             traffic.wait_for(self.requests / u64::from(changes) / 2)?;
             let upgrade = (number + 1) * self.upgrades / changes > number * self.upgrades / changes;
-            let before = appliance.starts(2)?;
+            let before = host.starts(2)?;
             let begin = Instant::now();
             if upgrade {
                 let deb = &debs[upgrades.len() % 2];
-                let apt = traffic.during("upgrade", || appliance.apt_install_any(deb))?;
+                let apt = traffic.during("upgrade", || host.apt_install_any(deb))?;
                 upgrades.push(begin.elapsed());
                 ensure!(apt.status == 0, "{apt}");
             } else {
-                traffic.during("rollout", || appliance.ok(["linksctl", "restart"]))?;
+                traffic.during("rollout", || host.ok(["linksctl", "restart"]))?;
                 rollouts.push(begin.elapsed());
             }
-            appliance.wait_for_rotation(2)?;
-            let after = appliance.starts(2)?;
+            host.wait_for_rotation(2)?;
+            let after = host.starts(2)?;
             ensure!(
                 before.iter().all(|start| !after.contains(start)),
                 "each instance was restarted"
             );
         }
         traffic.wait_for(self.requests.saturating_sub(traffic.asked()))?;
-        let report = traffic.finish(&appliance)?;
+        let report = traffic.finish(&host)?;
         ensure!(report.requests() >= self.requests, "{report}");
         let wanted = &versions[(self.upgrades as usize + 1) % 2];
-        for release in appliance.releases(2)? {
+        for release in host.releases(2)? {
             ensure!(
                 release.starts_with(&format!("{wanted}-")),
                 "{wanted} should run, not {release}"
@@ -101,8 +93,8 @@ impl Soak {
         );
 
         // For comparison, what the same load makes of the plain way. Not held to anything.
-        let traffic = Traffic::start(&appliance, "plain")?;
-        traffic.during("plain", || appliance.ok(["systemctl", "restart", "links@1", "links@2"]))?;
+        let traffic = Traffic::start(&host, "plain")?;
+        traffic.during("plain", || host.ok(["systemctl", "restart", "links@1", "links@2"]))?;
         let plain = traffic.stop()?;
         println!(
             "a plain restart of both instances at once: {} requests failed",

@@ -1,6 +1,7 @@
 //! The nginx site on a host: written only when its bytes change, tested before nginx hears of it, taken back when it is
 //! what nginx refuses.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,15 @@ use super::services::Services;
 use crate::config::links::Config;
 use crate::layout::Layout;
 use crate::nginx::{self, Surroundings};
-use crate::{exec, files};
+use crate::{connections, exec, files};
 
 const UNIT: &str = "nginx.service";
 /// From the signal to new workers; nginx needs about a tenth of a second.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// For clients to hear that their connection ends with its next answer. Who is silent for longer may meet a connection
+/// that is closed, as after any `keepalive_timeout`.
+const ANNOUNCEMENT: Duration = Duration::from_secs(1);
 
 /// What is to be said to the person about it.
 pub type Notices = Vec<String>;
@@ -143,6 +148,7 @@ pub fn install(layout: &Layout, config: &Config, services: Services) -> anyhow::
     match (test(), broken_before) {
         (Ok(()), _) => {
             if changed {
+                let _announced = Announcement::make(layout, config)?;
                 notices.extend(reload(layout, services)?);
             }
         }
@@ -230,6 +236,64 @@ fn reload(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
         }
         false => vec!["nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned()],
     })
+}
+
+/// The flag that makes nginx end each connection with its next answer, while this lives.
+struct Announcement(PathBuf);
+
+impl Announcement {
+    /// Returns when every client that has a connection has heard it, or after [`ANNOUNCEMENT`].
+    fn make(layout: &Layout, config: &Config) -> anyhow::Result<Self> {
+        let path = layout.reload_flag();
+        fs::write(&path, b"").with_context(|| format!("Making {}", path.display()))?;
+        let announcement = Self(path);
+        let ports: Vec<_> = config
+            .nginx
+            .listen
+            .iter()
+            .map(|listen| listen.address().port())
+            .collect();
+        let deadline = Instant::now() + ANNOUNCEMENT;
+        let before = clients(&ports);
+        // The kernel tells nobody when a connection ends.
+        while Instant::now() < deadline && !clients(&ports).is_disjoint(&before) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(announcement)
+    }
+}
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        // Left behind, it costs clients a connection per request until the next change.
+        if let Err(error) = files::remove_if_present(&self.0) {
+            crate::log::error!("removing {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// Removes what an interrupted change has left; to be called by whoever alone may change the site.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn take_back_announcement(layout: &Layout) -> anyhow::Result<()> {
+    let path = layout.reload_flag();
+    files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))
+}
+
+/// None where the kernel does not say: then a reload is not worth failing for.
+fn clients(ports: &[u16]) -> BTreeSet<String> {
+    let found = connections::tables().and_then(|tables| {
+        let each = tables.iter().map(|table| connections::clients(table, ports));
+        each.collect::<Result<Vec<_>, _>>()
+    });
+    match found {
+        Ok(clients) => clients.into_iter().flatten().collect(),
+        Err(error) => {
+            crate::log::error!("reading the connections of nginx: {error}");
+            BTreeSet::new()
+        }
+    }
 }
 
 /// The processes that accept connections now: the children of the master.

@@ -29,7 +29,7 @@ pub use state::State;
 use crate::cli::{RestartArgs, RollbackArgs, RolloutArgs, ScaleArgs};
 use crate::config::links::Config;
 use crate::config::load::{load_as_kept, load_links};
-use crate::install::{OnBehalfOf, Services, require_root};
+use crate::install::{OnBehalfOf, Services, require_root, site};
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
 use crate::{files, log};
@@ -67,6 +67,7 @@ impl<'a> Session<'a> {
             begun: Instant::now(),
             _lock: lock,
         };
+        site::take_back_announcement(layout)?;
         if let Some(text) = take_back(layout, services)? {
             session.reporter.tell(&Event::Recovered { text });
         }

@@ -1,6 +1,5 @@
 //! `linksctl run N`: the supervisor of one instance.
 
-mod connections;
 mod machine;
 
 use std::collections::VecDeque;
@@ -28,7 +27,7 @@ use crate::process::{self, Process};
 use crate::release::Store;
 use crate::rollout::{Version, snapshot};
 use crate::runtime::{self, Call};
-use crate::{files, log, rotation};
+use crate::{connections, files, log, rotation};
 use machine::{Action, Event, Machine, Probing, Times, Traffic};
 
 /// Between two probes before the first healthy answer; a warm start takes 10 to 40 ms.
@@ -336,16 +335,8 @@ fn look(layout: &Layout, instance: u16, listen: SocketAddr) -> Traffic {
 
 /// Connections of the server on `listen`, from the kernel's tables.
 fn count_connections(listen: SocketAddr) -> Result<usize, String> {
-    let mut count = 0;
-    for path in layout::CONNECTION_TABLES {
-        match fs::read_to_string(path) {
-            Ok(table) => count += connections::count(&table, listen)?,
-            // A kernel without IPv6.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => {}
-            Err(error) => return Err(format!("{path}: {error}")),
-        }
-    }
-    Ok(count)
+    let tables = connections::tables()?;
+    tables.iter().map(|table| connections::count(table, listen)).sum()
 }
 
 /// At most 71 minutes, which is more than links.toml allows for a start or a drain.

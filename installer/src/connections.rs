@@ -1,7 +1,11 @@
-//! The kernel's tables of TCP connections (`/proc/PID/net/tcp` and `tcp6`; proc_pid_net(5)) as text: how many connections
-//! of one server still matter to somebody.
+//! The kernel's tables of TCP connections (`/proc/PID/net/tcp` and `tcp6`; proc_pid_net(5)): how many connections of one
+//! server still matter to somebody, and which ones clients have.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::{fs, io};
+
+use crate::layout;
 
 /// States as the kernel numbers them (include/net/tcp_states.h).
 mod state {
@@ -13,6 +17,22 @@ mod state {
     pub const CLOSING: u8 = 0x0B;
 }
 
+/// The tables as they are now.
+///
+/// # Errors
+/// One cannot be read, named. A kernel without IPv6 has one table less.
+pub fn tables() -> Result<Vec<String>, String> {
+    let mut tables = vec![];
+    for path in layout::CONNECTION_TABLES {
+        match fs::read_to_string(path) {
+            Ok(table) => tables.push(table),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => {}
+            Err(error) => return Err(format!("{path}: {error}")),
+        }
+    }
+    Ok(tables)
+}
+
 /// How many connections of the server on `server` are in `table`, seen from the server's side: those over which a request
 /// may be served, or an answer is on its way. What both sides are done with is not counted, and neither is the socket
 /// that listens.
@@ -22,24 +42,55 @@ mod state {
 pub fn count(table: &str, server: SocketAddr) -> Result<usize, String> {
     let names = names(server);
     let mut count = 0;
-    // The first line names the columns.
-    for line in table.lines().skip(1) {
-        let mut columns = line.split_ascii_whitespace().skip(1);
-        let (Some(local), Some(_remote), Some(state), Some(queues)) =
-            (columns.next(), columns.next(), columns.next(), columns.next())
-        else {
-            return Err(format!("a table of connections has the line `{line}`"));
-        };
-        if !names.iter().any(|name| name == local) {
-            continue;
-        }
-        let unsent = queues.split(':').next().unwrap_or_default();
-        match (u8::from_str_radix(state, 16), u64::from_str_radix(unsent, 16)) {
-            (Ok(state), Ok(unsent)) => count += usize::from(matters(state, unsent)),
-            _ => return Err(format!("a table of connections has the line `{line}`")),
-        }
+    for row in rows(table) {
+        let row = row?;
+        count += usize::from(names.iter().any(|name| name == row.local) && matters(row.state, row.unsent));
     }
     Ok(count)
+}
+
+/// The open connections of servers on one of `ports`, named by their clients' ends.
+///
+/// # Errors
+/// As [`count`].
+pub fn clients(table: &str, ports: &[u16]) -> Result<BTreeSet<String>, String> {
+    let ports: Vec<_> = ports.iter().map(|port| format!(":{port:04X}")).collect();
+    let mut clients = BTreeSet::new();
+    for row in rows(table) {
+        let row = row?;
+        if row.state == state::ESTABLISHED && ports.iter().any(|port| row.local.ends_with(port)) {
+            clients.insert(row.remote.to_owned());
+        }
+    }
+    Ok(clients)
+}
+
+struct Row<'a> {
+    local: &'a str,
+    remote: &'a str,
+    state: u8,
+    /// Bytes that the other side has not confirmed.
+    unsent: u64,
+}
+
+fn rows(table: &str) -> impl Iterator<Item = Result<Row<'_>, String>> {
+    // The first line names the columns.
+    table.lines().skip(1).map(|line| {
+        let read = || {
+            let mut columns = line.split_ascii_whitespace().skip(1);
+            let (local, remote) = (columns.next()?, columns.next()?);
+            let state = u8::from_str_radix(columns.next()?, 16).ok()?;
+            let unsent = columns.next()?.split(':').next()?;
+            let unsent = u64::from_str_radix(unsent, 16).ok()?;
+            Some(Row {
+                local,
+                remote,
+                state,
+                unsent,
+            })
+        };
+        read().ok_or_else(|| format!("a table of connections has the line `{line}`"))
+    })
 }
 
 /// `unsent`: bytes that the other side has not confirmed.
@@ -90,11 +141,29 @@ mod tests {
     /// `rows` have the columns from the local address to the queues, as the kernel of a little-endian machine prints them.
     #[cfg(target_endian = "little")]
     fn counted(server: &str, rows: &[&str]) -> usize {
+        count(&table(rows), server.parse().unwrap()).unwrap()
+    }
+
+    fn table(rows: &[&str]) -> String {
         let rows = rows.iter().enumerate().map(|(index, row)| {
             format!("{index:4}: {row} 00:00000000 00000000     0        0 1147840 2 00000000536116be 20 0 0 10 -1")
         });
         let table: Vec<_> = std::iter::once(HEAD.to_owned()).chain(rows).collect();
-        count(&table.join("\n"), server.parse().unwrap()).unwrap()
+        table.join("\n")
+    }
+
+    #[test]
+    fn clients_are_told_apart_by_their_own_ends() {
+        let table = table(&[
+            "00000000:0050 00000000:0000 0A 00000000:00000000",
+            "0100007F:0050 0100007F:D25A 01 00000000:00000000",
+            "0100007F:0050 0100007F:D25B 06 00000000:00000000",
+            "0100007F:D25A 0100007F:0050 01 00000000:00000000",
+            "0100007F:01BB 0100007F:D25C 01 00000000:00000000",
+        ]);
+        let found = |ports: &[u16]| clients(&table, ports).unwrap().into_iter().collect::<Vec<_>>();
+        assert_eq!(found(&[80]), ["0100007F:D25A"]);
+        assert_eq!(found(&[80, 443]), ["0100007F:D25A", "0100007F:D25C"]);
     }
 
     #[test]

@@ -1,0 +1,122 @@
+//! The appliance at work, with other releases that can take its place.
+
+use std::ops::Deref;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::{Appliance, Fault, Releases, eventually};
+
+/// The appliance at work, and what other releases can be made of it.
+#[derive(Debug)]
+pub struct Host {
+    pub appliance: Appliance,
+    pub releases: Releases,
+}
+
+impl Deref for Host {
+    type Target = Appliance;
+
+    fn deref(&self) -> &Appliance {
+        &self.appliance
+    }
+}
+
+impl Host {
+    /// `broken_runtime` as for [`Releases::of`].
+    ///
+    /// # Errors
+    /// It cannot be installed, or does not serve.
+    pub fn serving(broken_runtime: &str) -> Result<Self> {
+        let appliance = Appliance::installed()?;
+        appliance.wait_for_rotation(2)?;
+        let releases = Releases::of(&appliance.artifacts, Path::new(broken_runtime))?;
+        Ok(Self { appliance, releases })
+    }
+
+    /// The path inside of a package with that version.
+    ///
+    /// # Errors
+    /// As [`Releases::deb`].
+    pub fn deb(&self, version: &str, fault: Option<Fault>) -> Result<String> {
+        let deb = self.releases.deb(version, fault)?;
+        let inside = format!("/root/{}", deb.file_name().unwrap_or_default().to_string_lossy());
+        if !self.exists(&inside)? {
+            self.copy_in(&deb, &inside)?;
+        }
+        Ok(inside)
+    }
+
+    /// The path inside of a bundle with that version.
+    ///
+    /// # Errors
+    /// As [`Releases::deb`].
+    pub fn bundle(&self, version: &str, fault: Option<Fault>) -> Result<String> {
+        let deb = self.deb(version, fault)?;
+        let directory = format!("{deb}.unpacked");
+        self.ok(["dpkg-deb", "--extract", &deb, &directory])?;
+        Ok(format!("{directory}/usr/lib/links/bundle"))
+    }
+
+    /// The version of the package is what runs then.
+    ///
+    /// # Errors
+    /// apt failed, or something else runs.
+    pub fn apt_installs(&self, deb: &str, version: &str) -> Result<()> {
+        let apt = self.apt_install_any(deb)?;
+        ensure!(apt.status == 0, "apt install of {deb}: {apt}");
+        ensure!(self.package_state()? == "installed", "{apt}");
+        self.wait_for_rotation(2)?;
+        self.runs(version)
+    }
+
+    /// As dpkg has it: `installed`, `half-configured`.
+    ///
+    /// # Errors
+    /// dpkg does not know the package.
+    pub fn package_state(&self) -> Result<String> {
+        let query = [
+            "dpkg-query",
+            "--show",
+            "--showformat=${db:Status-Status}",
+            "links-shortener",
+        ];
+        Ok(self.ok(query)?.stdout)
+    }
+
+    /// Both instances run the release of that version.
+    ///
+    /// # Errors
+    /// They run something else.
+    pub fn runs(&self, version: &str) -> Result<()> {
+        let releases = self.releases(2)?;
+        let right = |release: &String| release.starts_with(&format!("{version}-"));
+        ensure!(releases.iter().all(right), "{version} should run, not {releases:?}");
+        Ok(())
+    }
+
+    /// What is done restarts an instance, and both are there again.
+    ///
+    /// # Errors
+    /// None is restarted within 30 s.
+    pub fn restarted<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.starts(2)?;
+        let changed = change()?;
+        eventually("an instance is started again", Duration::from_secs(30), || {
+            Ok((self.starts(2)? != before).then_some(()))
+        })?;
+        self.wait_for_rotation(2)?;
+        Ok(changed)
+    }
+
+    /// A release that does not become healthy fails after three seconds.
+    ///
+    /// # Errors
+    /// The configuration cannot be applied.
+    pub fn gives_up_early(&self) -> Result<()> {
+        self.write("/etc/links/links.toml", "[health]\nstart_timeout = \"3s\"\n")?;
+        self.ok(["systemctl", "reload", "links"])?;
+        self.wait_for_rotation(2)
+    }
+}
