@@ -46,7 +46,8 @@ fn scale_adds_and_removes_instances() -> Result<()> {
             .split("upstream links_all")
             .nth(1)
             .and_then(|rest| rest.split('}').next());
-        assert_eq!(pool.unwrap_or_default().matches("server ").count().to_string(), count);
+        let second_round = pool.unwrap_or_default().matches(" backup;").count();
+        assert_eq!(second_round.to_string(), count);
         host.appliance
             .wait_for_status(&format!("{count}/{count} instances ready"))?;
         host.still_serves()?;

@@ -129,18 +129,6 @@ fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
 }
 
 #[test]
-fn linksctl_scales_up_and_down_unnoticed() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    let traffic = Traffic::start(&host, "scale")?;
-    for count in [5, 1, 2] {
-        traffic.during("scale", || host.ok(["linksctl", "scale", &count.to_string()]))?;
-        host.wait_for_rotation(count)?;
-    }
-    traffic.finish(&host)?;
-    Ok(())
-}
-
-#[test]
 fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let deb = host.deb(&host.releases.later(1), None)?;

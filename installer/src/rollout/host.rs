@@ -21,6 +21,8 @@ use crate::rotation::{self, Watch};
 
 /// Between two looks at an instance that has to stay healthy.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// For the end of an instance that is dying.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Failed looks in a row that are not forgiven; one may be a full queue.
 const FAILURES: u32 = 3;
 
@@ -120,9 +122,11 @@ impl Host<'_> {
             failures = if outcome.is_ok() { 0 } else { failures + 1 };
             if !in_rotation || failures >= FAILURES {
                 let why = outcome.err().unwrap_or_else(|| "it left the rotation".to_owned());
+                let unit = layout::instance_unit(instance);
+                self.await_end(&unit)?;
                 bail!(
                     "it became ready, and did not stay healthy: {why}. It said:\n{}",
-                    lines_since(&layout::instance_unit(instance), since)?
+                    lines_since(&unit, since)?
                 );
             }
             let left = end.saturating_duration_since(Instant::now());
@@ -131,6 +135,18 @@ impl Host<'_> {
             }
             watch.wait(left.clamp(Duration::from_millis(1), LOOK_AGAIN))?;
         }
+    }
+}
+
+impl Host<'_> {
+    /// An instance whose runtime has died leaves the rotation first and says why it ends a moment later. Another one may
+    /// be unwell and stay.
+    fn await_end(&self, unit: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + LAST_WORDS;
+        while Instant::now() < deadline && self.services.states(&[unit.to_owned()])? == ["active"] {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
     }
 }
 
