@@ -124,6 +124,10 @@ impl Layout {
     pub fn rollout_journal(&self) -> PathBuf {
         self.at("var/lib/links/rollout.json")
     }
+    /// Copies of the local database, each from before a release changed its tables.
+    pub fn backups_dir(&self) -> PathBuf {
+        self.at("var/lib/links/backups")
+    }
     /// Holds two symbolic links per instance: to the release that it runs, and to the configuration.
     pub fn instances_dir(&self) -> PathBuf {
         self.at("var/lib/links/instances")

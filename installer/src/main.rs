@@ -4,6 +4,7 @@ mod agent;
 mod cli;
 mod config;
 mod connections;
+mod database;
 mod exec;
 mod files;
 mod health;

@@ -328,6 +328,7 @@ pub mod tests {
             );
         }
         let manifest = Manifest {
+            schema: 0,
             format: manifest::FORMAT,
             version: "1.2.3".into(),
             arch: "amd64".into(),

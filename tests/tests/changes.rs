@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use links_tests::load::Link;
 use links_tests::{Fault, Host, Output, Traffic, eventually};
+use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
+
+const DATABASE: &str = "/var/lib/links/data/links.db";
 
 #[test]
 fn releases_move_forward_and_back_and_fewer_or_more_serve() -> Result<()> {
@@ -149,8 +152,10 @@ fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
     // Killed, and made good by the next one.
     let pid = start(&host)?;
     host.ok(["kill", "-KILL", &pid])?;
-    let status = host.run(["linksctl", "status"])?.stdout;
-    ensure!(status.contains("interrupted: `linksctl rollout`"), "{status}");
+    eventually("status tells of it", Duration::from_secs(10), || {
+        let status = host.run(["linksctl", "status"])?.stdout;
+        Ok(status.contains("interrupted: `linksctl rollout`").then_some(()))
+    })?;
     let next_one = host.ok(["linksctl", "rollout"])?;
     ensure!(next_one.stdout.contains("was cut off"), "{next_one}");
     assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old.clone()]);
@@ -175,6 +180,43 @@ fn a_stopped_service_stays_stopped() -> Result<()> {
     host.ok(["systemctl", "start", "links"])?;
     host.wait_for_status("2/2 instances ready, release 9.9.9,")?;
     Ok(())
+}
+
+#[test]
+fn the_database_is_copied_before_its_tables_change() -> Result<()> {
+    let host = Setting::new()?;
+    let next = host.bundle("9.9.9", None)?;
+    host.ok(["systemctl", "stop", "links"])?;
+    host.wait_until_stopped()?;
+    // As version 1 left it, which knew no requests.
+    let old_tables = "DROP INDEX links_request_id; ALTER TABLE links DROP COLUMN request_id;
+                      DELETE FROM schema_version WHERE version > 1";
+    host.inside(|| Ok(Connection::open(DATABASE)?.execute_batch(old_tables)?))?;
+
+    let planned = host
+        .ok(["linksctl", "rollout", "--release", &next, "--dry-run"])?
+        .stdout;
+    ensure!(planned.contains("whose tables change from version 1 to 2"), "{planned}");
+    let rolled = host.ok(["linksctl", "rollout", "--release", &next])?;
+    let release = host.release_of(1)?;
+    let copy = format!("/var/lib/links/backups/schema-1-before-{release}.db");
+    ensure!(rolled.stdout.contains(&copy), "{rolled}");
+
+    host.ok(["systemctl", "start", "links"])?;
+    host.still_serves()?;
+    assert_eq!((host.schema(DATABASE)?, host.schema(&copy)?), (2, 1));
+    host.shorten("https://example.com/later")?;
+    let again = host.ok(["linksctl", "rollout", "--force"])?;
+    ensure!(!again.stdout.contains("copy the database"), "{again}");
+
+    // It takes the place of the database as the README says.
+    host.ok(["systemctl", "stop", "links"])?;
+    host.wait_until_stopped()?;
+    host.shell(&format!(
+        "rm -f {DATABASE}-wal {DATABASE}-shm && cp --preserve {copy} {DATABASE}"
+    ))?;
+    host.ok(["systemctl", "start", "links"])?;
+    host.still_serves()
 }
 
 /// A host with a link that nobody may lose.
@@ -208,6 +250,14 @@ impl Setting {
         let output = traffic.during(label, act)?;
         traffic.finish(&self.host)?;
         Ok(output)
+    }
+
+    /// The version of a database's tables.
+    fn schema(&self, database: &str) -> Result<u32> {
+        self.inside(|| {
+            let database = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            Ok(database.query_row("SELECT max(version) FROM schema_version", [], |row| row.get(0))?)
+        })
     }
 
     fn release_of(&self, instance: u16) -> Result<String> {

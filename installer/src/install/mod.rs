@@ -16,7 +16,7 @@ pub use services::{OnBehalfOf, Services, await_stop, lines_since};
 use crate::config::load::{load_as_kept, load_links};
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
-use crate::rollout::{Patience, Session, State, Style, Wanted};
+use crate::rollout::{Patience, Session, State, Style};
 use crate::{exec, files, token};
 
 /// For a rollout that is under way when a package manager comes; longer than one takes that fails in every way.
@@ -131,8 +131,9 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
             }
             Step::ReloadUnits => services.reload_units()?,
             Step::RollOut { site } => {
-                let (wanted, config) = session.wanted(payload.id.clone(), false)?;
-                session.bring_about(&Wanted { site, ..wanted }, &config)?;
+                let mut goal = session.goal(&payload, false)?;
+                goal.wanted.site = site;
+                session.bring_about(&goal)?;
             }
             Step::EnableService => {
                 services.enable(&[layout::SERVICE.to_owned()])?;

@@ -1,6 +1,7 @@
 //! component/spin.toml as it is in a bundle: each component's file under `components/`, nothing left to build.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use anyhow::Context as _;
 use toml_edit::{DocumentMut, Item, TableLike};
@@ -111,6 +112,32 @@ fn refuse_inline_components(document: &DocumentMut) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The version of the tables that the scripts in `sql/` beside the application manifest lead to: the highest number that
+/// a file `NNNN_*.sql` begins with. 0 where there are none.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn schema_version(manifest: &Path) -> anyhow::Result<u32> {
+    let directory = manifest.with_file_name("sql");
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
+    };
+    let mut highest = 0;
+    for entry in entries {
+        let name = entry
+            .with_context(|| format!("Reading {}", directory.display()))?
+            .file_name();
+        highest = highest.max(name.to_str().and_then(script_number).unwrap_or(0));
+    }
+    Ok(highest)
+}
+
+fn script_number(name: &str) -> Option<u32> {
+    let (number, _) = name.strip_suffix(".sql")?.split_once('_')?;
+    (number.len() == 4).then(|| number.parse().ok()).flatten()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
@@ -204,5 +231,17 @@ source = "admin.wasm"
             let error = rewrite(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn the_version_of_the_tables_is_that_of_the_last_script() {
+        let app = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../component/spin.toml"));
+        let scripts = include_str!("../../../component/links/src/store.rs")
+            .matches("../../sql/0")
+            .count();
+        assert_eq!(schema_version(app).unwrap() as usize, scripts);
+        assert_eq!(schema_version(Path::new("/nowhere/spin.toml")).unwrap(), 0);
+        assert_eq!(script_number("0012_add.sql"), Some(12));
+        assert_eq!(script_number("find_link.sql"), None);
     }
 }

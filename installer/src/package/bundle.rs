@@ -25,6 +25,7 @@ pub struct Ingredients {
     /// Where the application manifest was read from; the components' paths are relative to its directory.
     pub app_file: PathBuf,
     pub app: App,
+    pub schema: u32,
     pub runtime_config: PathBuf,
     pub runtime: Program,
 }
@@ -138,6 +139,7 @@ pub fn build(dir: &Path, ingredients: &Ingredients, executable: &Path) -> anyhow
         },
         app: APP.to_owned(),
         runtime_config: RUNTIME_CONFIG.to_owned(),
+        schema: ingredients.schema,
         files,
     };
     let target = dir.join(manifest::FILE_NAME);
@@ -208,6 +210,7 @@ mod tests {
         Ingredients {
             identity: Identity::new("1.2.3", Arch::Amd64).unwrap(),
             app: app::rewrite(&fs::read_to_string(&app_file).unwrap()).unwrap(),
+            schema: 2,
             app_file,
             runtime_config: dir.join("runtime.toml"),
             runtime: Program {

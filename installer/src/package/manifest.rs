@@ -23,6 +23,8 @@ pub struct Manifest {
     pub app: String,
     /// Path of the default runtime configuration in the bundle.
     pub runtime_config: String,
+    /// Version of the database's tables that the components bring about when they start; 0 for none.
+    pub schema: u32,
     /// Every file of the bundle but this one, by its path relative to the bundle.
     pub files: BTreeMap<String, File>,
 }

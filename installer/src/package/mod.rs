@@ -77,6 +77,8 @@ struct Plan {
     identity: Identity,
     app_file: PathBuf,
     app: app::App,
+    /// Version of the database's tables.
+    schema: u32,
     runtime_config: PathBuf,
     choice: Choice,
     spin: SpinRelease,
@@ -106,6 +108,7 @@ impl Plan {
             identity,
             app_file: args.from.clone(),
             app,
+            schema: app::schema_version(&args.from)?,
             runtime_config: args.runtime_config.clone(),
             choice,
             spin,
@@ -131,6 +134,7 @@ impl Plan {
             identity: self.identity.clone(),
             app_file: self.app_file.clone(),
             app: self.app.clone(),
+            schema: self.schema,
             runtime_config: self.runtime_config.clone(),
             runtime,
         }

@@ -11,6 +11,9 @@ pub trait Host {
     fn begin(&mut self) -> anyhow::Result<()>;
     /// Everything is as wanted, or as before.
     fn finish(&mut self) -> anyhow::Result<()>;
+    /// # Errors
+    /// The disk is full, or the database is damaged.
+    fn back_up(&mut self, from: u32) -> anyhow::Result<()>;
     fn enable(&mut self, instance: u16) -> anyhow::Result<()>;
     fn point(&mut self, instance: u16, version: &Version) -> anyhow::Result<()>;
     /// # Errors
@@ -139,6 +142,7 @@ pub fn apply(plan: &Plan, before: &Observed, host: &mut impl Host, reporter: &mu
 
 fn perform(step: &Step, host: &mut impl Host) -> anyhow::Result<()> {
     match step {
+        Step::BackUp(from, _) => host.back_up(*from),
         Step::Enable(instance) => host.enable(*instance),
         Step::Point(instance, version) => host.point(*instance, version),
         Step::Restart(instance) => host.restart(*instance),
@@ -226,6 +230,9 @@ mod tests {
         fn finish(&mut self) -> anyhow::Result<()> {
             self.note("finish".into())
         }
+        fn back_up(&mut self, from: u32) -> anyhow::Result<()> {
+            self.note(format!("back up {from}"))
+        }
         fn enable(&mut self, instance: u16) -> anyhow::Result<()> {
             self.note(format!("enable {instance}"))
         }
@@ -312,6 +319,18 @@ mod tests {
         let (outcome, did) = two_to_new(Fake::failing("begin"));
         assert!(outcome.is_err_and(|failure| failure.to_string().contains("nothing was changed")));
         assert_eq!(did, ["begin"]);
+    }
+
+    #[test]
+    fn a_database_that_cannot_be_copied_is_left_alone() {
+        let setting = Setting::running(2, "old");
+        let mut wanted = wanted("new", 2);
+        wanted.schema += 1;
+        let plan = plan(&setting.0, &wanted);
+        let mut fake = Fake::failing("back up 1");
+        let outcome = apply(&plan, &setting.0, &mut fake, &mut Reporter::silent());
+        assert!(outcome.is_err_and(|failure| failure.to_string().contains("nothing was changed")));
+        assert_eq!(fake.did, ["begin", "back up 1", "finish"]);
     }
 
     #[test]

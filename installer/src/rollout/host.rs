@@ -1,5 +1,6 @@
 //! The host that a rollout changes: systemd, nginx, and the links below /var/lib/links.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -14,8 +15,9 @@ use super::snapshot;
 use super::state::State;
 use crate::config::links::Config;
 use crate::config::load::load_links;
+use crate::database;
 use crate::health::Probe;
-use crate::install::{Services, enabled_instances, lines_since, site};
+use crate::install::{Services, enabled_instances, lines_since, make_directory, site};
 use crate::layout::{self, Layout};
 use crate::rotation::{self, Watch};
 
@@ -28,7 +30,7 @@ const FAILURES: u32 = 3;
 
 /// # Errors
 /// systemd or the links cannot be asked.
-pub fn observe(layout: &Layout, services: Services) -> anyhow::Result<Observed> {
+pub fn observe(layout: &Layout, services: Services, database: Option<&Path>) -> anyhow::Result<Observed> {
     let state = State::new(layout);
     let enabled = enabled_instances(layout)?;
     let mut numbers = state.instances()?;
@@ -56,6 +58,7 @@ pub fn observe(layout: &Layout, services: Services) -> anyhow::Result<Observed> 
         instances,
         live: services.is_active(layout::SERVICE)?,
         current: state.current(),
+        schema: database.map(database::schema_version).transpose()?.flatten(),
     })
 }
 
@@ -86,6 +89,8 @@ pub struct Host<'a> {
     pub services: Services,
     /// What is to be.
     pub config: &'a Config,
+    /// The local database, where there is one.
+    pub database: Option<&'a Path>,
     pub journal: Journal,
     pub interruption: &'a Interruption,
     /// What is to be said to the person at the end.
@@ -157,6 +162,17 @@ impl apply::Host for Host<'_> {
 
     fn finish(&mut self) -> anyhow::Result<()> {
         Journal::remove(self.layout)
+    }
+
+    fn back_up(&mut self, from: u32) -> anyhow::Result<()> {
+        let Some(database) = self.database else { return Ok(()) };
+        let directory = self.layout.backups_dir();
+        make_directory(&directory, 0o700)?;
+        let target = directory.join(format!("schema-{from}-before-{}.db", self.journal.wanted.release));
+        database::back_up(database, &target)?;
+        self.notices
+            .push(format!("the database as it was is {}", target.display()));
+        self.state().prune_backups()
     }
 
     fn enable(&mut self, instance: u16) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ pub mod snapshot;
 mod state;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
@@ -27,6 +27,7 @@ pub use report::Style;
 pub use state::State;
 
 use crate::cli::{RestartArgs, RollbackArgs, RolloutArgs, ScaleArgs};
+use crate::config::check::Loaded;
 use crate::config::links::Config;
 use crate::config::load::{load_as_kept, load_links};
 use crate::install::{OnBehalfOf, Services, require_root, site};
@@ -78,10 +79,16 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// [`Failure`], or the host cannot be asked.
-    pub fn bring_about(&mut self, wanted: &Wanted, config: &Config) -> anyhow::Result<()> {
+    pub fn bring_about(&mut self, goal: &Goal) -> anyhow::Result<()> {
+        let Goal {
+            wanted,
+            config,
+            database,
+        } = goal;
+        let database = database.as_deref();
         let mut notices = vec![];
         State::new(self.layout).adopt(&wanted.version.config)?;
-        let mut observed = observe(self.layout, self.services)?;
+        let mut observed = observe(self.layout, self.services, database)?;
         if observed.live && !self.services.allowed(&layout::instance_unit(1), "restart")? {
             observed.live = false;
             notices.push("not restarted, by policy: `linksctl rollout` does it".to_owned());
@@ -93,6 +100,7 @@ impl<'a> Session<'a> {
             layout: self.layout,
             services: self.services,
             config,
+            database,
             journal: Journal::new(&observed, &plan.moving, wanted.version.clone(), state.previous()),
             interruption: &self.interruption,
             notices,
@@ -112,29 +120,53 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn roll(&mut self, release: String, force: bool) -> anyhow::Result<()> {
-        let (wanted, config) = self.wanted(release, force)?;
-        self.bring_about(&wanted, &config)
+    fn roll(&mut self, release: &Release, force: bool) -> anyhow::Result<()> {
+        let goal = self.goal(release, force)?;
+        self.bring_about(&goal)
     }
 
     /// That release, with the configuration that a person has written.
     ///
     /// # Errors
     /// The configuration is wrong.
-    pub fn wanted(&self, release: String, force: bool) -> anyhow::Result<(Wanted, Config)> {
+    pub fn goal(&self, release: &Release, force: bool) -> anyhow::Result<Goal> {
         let loaded = load_as_kept(self.layout)?;
         loaded.log_warnings();
-        let wanted = Wanted {
-            version: Version {
-                release,
-                config: snapshot::take(self.layout)?,
-            },
-            instances: loaded.config.instances,
+        Ok(Goal::new(
+            self.layout,
+            release,
+            snapshot::take(self.layout)?,
+            loaded,
             force,
-            site: true,
-            new_ports: has_new_ports(self.layout, &loaded.config),
-        };
-        Ok((wanted, loaded.config))
+        ))
+    }
+}
+
+/// What a rollout is to bring about, and with which settings.
+pub struct Goal {
+    pub wanted: Wanted,
+    config: Config,
+    /// The local database, where there is one.
+    database: Option<PathBuf>,
+}
+
+impl Goal {
+    fn new(layout: &Layout, release: &Release, config: String, loaded: Loaded, force: bool) -> Self {
+        Self {
+            wanted: Wanted {
+                version: Version {
+                    release: release.id.clone(),
+                    config,
+                },
+                schema: release.manifest.schema,
+                instances: loaded.config.instances,
+                force,
+                site: true,
+                new_ports: has_new_ports(layout, &loaded.config),
+            },
+            database: loaded.local_database(layout),
+            config: loaded.config,
+        }
     }
 }
 
@@ -193,7 +225,7 @@ pub fn rollout(layout: &Layout, args: &RolloutArgs) -> anyhow::Result<()> {
         Session::begin(layout, services, Patience::None, style)?
     };
     let release = choose(layout, args.release.as_deref())?;
-    session.roll(release, args.force)
+    session.roll(&release, args.force)
 }
 
 /// Without touching anything.
@@ -205,22 +237,13 @@ fn show(layout: &Layout, services: Services, args: &RolloutArgs) -> anyhow::Resu
         None => release_in_force(layout)?,
         // It is not imported now.
         Some(name) => match in_store(layout, name) {
-            Some(release) => release.id,
-            None => Release::open(Path::new(name))?.id,
+            Some(release) => release,
+            None => Release::open(Path::new(name))?,
         },
     };
     let loaded = load_as_kept(layout)?;
-    let wanted = Wanted {
-        version: Version {
-            release,
-            config: snapshot::digest(layout)?,
-        },
-        instances: loaded.config.instances,
-        force: args.force,
-        site: true,
-        new_ports: has_new_ports(layout, &loaded.config),
-    };
-    let observed = observe(layout, services)?;
+    let Goal { wanted, database, .. } = Goal::new(layout, &release, snapshot::digest(layout)?, loaded, args.force);
+    let observed = observe(layout, services, database.as_deref())?;
     let plan = plan::plan(&observed, &wanted);
     let mut reporter = Reporter::new(if args.json { Style::Json } else { Style::Text });
     reporter.tell(&planned(&observed, &wanted, &plan));
@@ -231,13 +254,13 @@ fn show(layout: &Layout, services: Services, args: &RolloutArgs) -> anyhow::Resu
 }
 
 /// The release of that name, or of that path; without one, the one that is in force.
-fn choose(layout: &Layout, name: Option<&str>) -> anyhow::Result<String> {
+fn choose(layout: &Layout, name: Option<&str>) -> anyhow::Result<Release> {
     let Some(name) = name else {
         return release_in_force(layout);
     };
     if let Some(release) = in_store(layout, name) {
         release.verify()?;
-        return Ok(release.id);
+        return Ok(release);
     }
     let path = Path::new(name);
     ensure!(
@@ -247,14 +270,14 @@ fn choose(layout: &Layout, name: Option<&str>) -> anyhow::Result<String> {
     );
     let store = Store::new(layout);
     store.remove_leftovers()?;
-    Ok(store.import_from(path)?.id)
+    store.import_from(path)
 }
 
 /// Of the last rollout that succeeded; before the first one, the installed one.
-fn release_in_force(layout: &Layout) -> anyhow::Result<String> {
+fn release_in_force(layout: &Layout) -> anyhow::Result<Release> {
     match State::new(layout).current() {
-        Some(current) => Ok(current),
-        None => Ok(Store::new(layout).import(&layout.bundle())?.id),
+        Some(current) => Release::open(&layout.releases_dir().join(current)),
+        None => Store::new(layout).import(&layout.bundle()),
     }
 }
 
@@ -276,7 +299,7 @@ pub fn rollback(layout: &Layout, args: &RollbackArgs) -> anyhow::Result<()> {
     let previous = State::new(layout).previous();
     let previous = previous.context("there is no release to go back to: no other one has run here")?;
     let release = choose(layout, Some(&previous))?;
-    session.roll(release, false)
+    session.roll(&release, false)
 }
 
 /// `linksctl restart`
@@ -294,7 +317,7 @@ pub fn restart(layout: &Layout, args: &RestartArgs) -> anyhow::Result<()> {
         layout::SERVICE
     );
     let release = release_in_force(layout)?;
-    session.roll(release, true)
+    session.roll(&release, true)
 }
 
 /// `linksctl scale N`
@@ -314,7 +337,7 @@ pub fn scale(layout: &Layout, args: &ScaleArgs) -> anyhow::Result<()> {
     if after != before {
         files::replace(&path, after.as_bytes(), 0o644)?;
     }
-    let scaled = session.roll(release, false);
+    let scaled = session.roll(&release, false);
     let retire_failed = matches!(
         scaled.as_ref().map_err(|error| error.downcast_ref::<Failure>()),
         Err(Some(Failure::Afterwards { .. }))

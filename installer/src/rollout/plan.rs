@@ -40,11 +40,15 @@ pub struct Observed {
     /// the next start on.
     pub live: bool,
     pub current: Option<String>,
+    /// Version of the local database's tables; none where there is no such database.
+    pub schema: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub version: Version,
+    /// Version of the tables that the release brings about.
+    pub schema: u32,
     /// Instances 1 to this one.
     pub instances: u16,
     /// Restart also those that run the wanted version already.
@@ -58,6 +62,8 @@ pub struct Wanted {
 /// One thing that is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Copies the local database, whose tables the release changes from the first version to the second.
+    BackUp(u32, u32),
     /// It belongs to links.service from now on.
     Enable(u16),
     /// From its next start on.
@@ -81,13 +87,14 @@ impl Step {
             | Self::Restart(instance)
             | Self::Settle(instance)
             | Self::Retire(instance) => Some(*instance),
-            Self::Site | Self::Commit(_) => None,
+            Self::BackUp(..) | Self::Site | Self::Commit(_) => None,
         }
     }
 
     /// For scripts.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::BackUp(..) => "back_up",
             Self::Enable(_) => "enable",
             Self::Point(..) => "point",
             Self::Restart(_) => "restart",
@@ -102,6 +109,7 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::BackUp(from, to) => write!(f, "copy the database, whose tables change from version {from} to {to}"),
             Self::Enable(instance) => write!(f, "instance {instance}: enable"),
             Self::Point(instance, version) => write!(f, "instance {instance}: point to {version}"),
             Self::Restart(instance) => write!(f, "instance {instance}: drain, restart, wait until it is ready"),
@@ -157,6 +165,13 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
         }
         plan.steps.extend(steps);
     }
+    // The old release goes on with the changed tables, which only gain something; the copy is for whatever nobody foresaw.
+    if let Some(is) = observed.schema
+        && is < wanted.schema
+        && !plan.moving.is_empty()
+    {
+        plan.steps.insert(0, Step::BackUp(is, wanted.schema));
+    }
     plan.interrupts |= wanted.new_ports && plan.steps.iter().any(|step| matches!(step, Step::Restart(_)));
     // After those that it names serve, and before those that it names no longer stop.
     if wanted.site {
@@ -200,7 +215,7 @@ pub fn undo(before: &Observed, touched: &[u16], live: bool) -> Vec<Step> {
 
 #[cfg(test)]
 pub mod tests {
-    use super::Step::{Commit, Enable, Point, Restart, Retire, Settle, Site};
+    use super::Step::{BackUp, Commit, Enable, Point, Restart, Retire, Settle, Site};
     use super::*;
 
     pub fn version(name: &str) -> Version {
@@ -228,6 +243,7 @@ pub mod tests {
                 instances: (1..=count).map(|number| (number, instance.clone())).collect(),
                 live: true,
                 current: Some(version(name).release),
+                schema: Some(1),
             })
         }
 
@@ -257,6 +273,7 @@ pub mod tests {
     pub fn wanted(name: &str, instances: u16) -> Wanted {
         Wanted {
             version: version(name),
+            schema: 1,
             instances,
             force: false,
             site: true,
@@ -350,6 +367,26 @@ pub mod tests {
             plan.steps,
             [Restart(1), Settle(1), Restart(2), Settle(2), Site, commit("old")]
         );
+    }
+
+    #[test]
+    fn before_tables_change_the_database_is_copied() {
+        let running = Host::running(2, "old");
+        let mut new = Wanted {
+            schema: 2,
+            ..wanted("new", 2)
+        };
+        let first = |host: &Host, wanted: &Wanted| plan(&host.0, wanted).steps[0].clone();
+        assert_eq!(first(&running, &new), BackUp(1, 2));
+        assert_eq!(first(&Host::stopped(2, "old"), &new), BackUp(1, 2));
+        // No local database, or one that has changed already: the release before goes on with what a newer one left.
+        let mut other = running.clone();
+        for schema in [None, Some(2), Some(3)] {
+            other.0.schema = schema;
+            assert_ne!(first(&other, &new), BackUp(1, 2));
+        }
+        new.version = version("old");
+        assert_eq!(first(&running, &new), Site, "nothing moves");
     }
 
     #[test]

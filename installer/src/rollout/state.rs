@@ -1,5 +1,6 @@
 //! What the disk says of which instance runs what: links below /var/lib/links, moved in one step each.
 
+use std::cmp::Reverse;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -128,6 +129,27 @@ impl<'a> State<'a> {
         }
     }
 
+    /// Keeps the newest two copies of the database.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub fn prune_backups(&self) -> anyhow::Result<()> {
+        let directory = self.layout.backups_dir();
+        let mut copies = list(&directory)?;
+        copies.sort_by_key(|name| {
+            Reverse(
+                fs::metadata(directory.join(name))
+                    .and_then(|found| found.modified())
+                    .ok(),
+            )
+        });
+        for name in copies.iter().skip(BACKUPS_KEPT) {
+            let path = directory.join(name);
+            files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// Removes the releases and snapshots that nobody needs: not those in use, and of the releases not the two that were
     /// in use before. A snapshot holds secrets, and there is no way back to it once its rollout is over.
     ///
@@ -166,6 +188,8 @@ impl<'a> State<'a> {
 
 /// Kept besides those in use.
 const OLD_RELEASES: usize = 2;
+/// Copies of the database that are kept.
+const BACKUPS_KEPT: usize = 2;
 
 /// The last part of where a link leads, whether or not something is there.
 fn leads_to(link: &Path) -> Option<String> {
