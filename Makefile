@@ -5,7 +5,7 @@ DIST  := target/dist
 LINKSCTL := target/release/linksctl
 
 .DEFAULT_GOAL := help
-.PHONY: help run test deb lint bench clean build packages-run packages-bench packages-test
+.PHONY: help run test soak deb lint bench clean build packages-run packages-bench packages-test
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ run: packages-run deb ## build everything, pack it, start the appliance on local
 
 test: packages-test deb ## every test, the lab with systemd and nginx included (needs root); SPIN=/path/to/spin for that runtime
 	$(CARGO) test --release --workspace --exclude links --locked
+
+soak: packages-test deb ## the long tests: a million requests over a hundred rollouts, fifty kills, thirty power failures (an hour)
+	$(CARGO) test --release --locked -p links-tests --test soak --test rollout -- --ignored --nocapture --test-threads 1
 
 deb: build ## both packages, the .deb and the tarball, into target/dist/
 	rm -rf $(DIST)

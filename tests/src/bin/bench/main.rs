@@ -1,7 +1,9 @@
 //! `make bench`: how fast one instance redirects and shortens on this machine, how fast it starts, what it takes.
 //!
 //! Every runtime that can be had is measured in the same run, in alternating rounds: links-host, and Spin where `$SPIN`
-//! names its binary. Fails where an answer is not the expected one.
+//! names its binary. Then what clients notice of rollouts. Fails where an answer is not the expected one.
+
+mod rollouts;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -46,15 +48,35 @@ fn main() -> Result<()> {
             up.stop()?;
         }
     }
-    let results: Vec<_> = subjects.into_iter().map(Subject::result).collect();
-    print_table(&results);
+    let runtimes: Vec<_> = subjects.into_iter().map(Subject::result).collect();
+    print_table(&runtimes);
+    println!("\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, one instance, no nginx");
+    let rollouts = if nix::unistd::geteuid().is_root() {
+        let figures = rollouts::measure()?;
+        figures.print();
+        Some(figures)
+    } else {
+        println!("\nrollouts: not measured, the lab needs root");
+        None
+    };
     let path = Path::new("target/bench.json");
+    let results = Results { runtimes, rollouts };
     fs::write(path, serde_json::to_vec_pretty(&results)?).with_context(|| format!("Writing {}", path.display()))?;
-    println!(
-        "\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, one instance, no nginx; saved as {}",
-        path.display()
-    );
+    println!("\nsaved as {}", path.display());
     Ok(())
+}
+
+/// What `target/bench.json` holds.
+#[derive(Serialize)]
+struct Results {
+    runtimes: Vec<Figures>,
+    /// None: not measured.
+    rollouts: Option<rollouts::Figures>,
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 #[derive(Clone, Copy)]
@@ -132,10 +154,6 @@ impl Subject {
     }
 
     fn result(mut self) -> Figures {
-        let median = |mut values: Vec<f64>| {
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied().unwrap_or(0.0)
-        };
         self.result.redirects_per_second = median(self.rates.iter().map(|rates| rates.0).collect());
         self.result.creates_per_second = median(self.rates.iter().map(|rates| rates.1).collect());
         self.result

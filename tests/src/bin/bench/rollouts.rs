@@ -1,0 +1,100 @@
+//! What clients notice of rollouts: the tests' mixed load on the whole appliance, with nginx and systemd, on a machine of
+//! the lab.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use links_tests::load::{Latency, Report};
+use links_tests::{Appliance, Traffic};
+use serde::Serialize;
+
+const ROUNDS: usize = 6;
+/// Before each rollout, so that about as many requests are answered at rest as in rollouts.
+const AT_REST: u64 = 6_000;
+
+/// Two instances are restarted one after the other, and then both at once, the plain way.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    /// For both instances, median.
+    rollout_seconds: f64,
+    requests: u64,
+    failed: u64,
+    at_rest: Milliseconds,
+    in_rollouts: Milliseconds,
+    /// Of a `systemctl restart` of both instances.
+    failed_in_plain_restart: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Milliseconds {
+    p50: f64,
+    p99: f64,
+}
+
+impl Milliseconds {
+    fn of(report: &Report, phase: &str) -> Result<Self> {
+        let latency = report
+            .latency(phase)
+            .with_context(|| format!("no requests in {phase}"))?;
+        let at = |share| Latency::quantile(latency, share).as_secs_f64() * 1000.0;
+        Ok(Self {
+            p50: at(0.5),
+            p99: at(0.99),
+        })
+    }
+}
+
+/// # Errors
+/// The lab does not work here, or a rollout failed. Failed requests are a figure.
+pub fn measure() -> Result<Figures> {
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    let traffic = Traffic::start(&appliance, "bench")?;
+    let mut seconds = vec![];
+    for _ in 0..ROUNDS {
+        traffic.wait_for(AT_REST)?;
+        let begin = Instant::now();
+        traffic.during("rollout", || appliance.ok(["linksctl", "restart"]))?;
+        seconds.push(begin.elapsed().as_secs_f64());
+    }
+    let report = traffic.stop()?;
+
+    let traffic = Traffic::start(&appliance, "plain")?;
+    traffic.during("plain", || appliance.ok(["systemctl", "restart", "links@1", "links@2"]))?;
+    let plain = traffic.stop()?;
+    Ok(Figures {
+        rollout_seconds: super::median(seconds),
+        requests: report.requests(),
+        failed: report.failed(),
+        at_rest: Milliseconds::of(&report, "rest")?,
+        in_rollouts: Milliseconds::of(&report, "rollout")?,
+        failed_in_plain_restart: plain.failed(),
+    })
+}
+
+impl Figures {
+    pub fn print(&self) {
+        println!(
+            "\n{:<12} {:>10} {:>8} {:>8} {:>8}",
+            "rollouts", "requests", "failed", "p50 ms", "p99 ms"
+        );
+        let row = |name: &str, requests: &str, failed: &str, latency: &Milliseconds| {
+            println!(
+                "{name:<12} {requests:>10} {failed:>8} {:>8.2} {:>8.2}",
+                latency.p50, latency.p99
+            );
+        };
+        row("at rest", "", "", &self.at_rest);
+        row(
+            "rolling",
+            &self.requests.to_string(),
+            &self.failed.to_string(),
+            &self.in_rollouts,
+        );
+        println!("{:<12} {:>10} {:>8}", "plain", "", self.failed_in_plain_restart);
+        println!(
+            "\n{:.1} s for a rollout of two instances; plain: `systemctl restart` of both at once",
+            self.rollout_seconds
+        );
+    }
+}
