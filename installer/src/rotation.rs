@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use crate::files;
 use crate::layout::Layout;
 
 /// The instances whose flag is set, in order.
@@ -26,6 +27,20 @@ pub fn ready_instances(layout: &Layout) -> io::Result<Vec<u16>> {
     }
     ready.sort_unstable();
     Ok(ready)
+}
+
+/// Takes everybody out, where nobody runs: flags that were left by a crash, and of instances that are no more.
+///
+/// # Errors
+/// A flag cannot be removed.
+pub fn clear(layout: &Layout) -> anyhow::Result<()> {
+    let directory = layout.ready_dir();
+    let stale = ready_instances(layout).with_context(|| format!("Reading {}", directory.display()))?;
+    for instance in stale {
+        let flag = layout.ready_flag(instance);
+        files::remove_if_present(&flag).with_context(|| format!("Removing {}", flag.display()))?;
+    }
+    Ok(())
 }
 
 /// Wakes up when a flag is set or taken away.
@@ -106,6 +121,8 @@ mod tests {
             fs::write(layout.ready_dir().join(name), b"").unwrap();
         }
         assert_eq!(ready_instances(&layout).unwrap(), [2, 10]);
+        clear(&layout).unwrap();
+        assert_eq!(ready_instances(&layout).unwrap(), Vec::<u16>::new());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::nginx::{self, Surroundings};
 use crate::process::{self, Process};
 use crate::release::{Release, Store};
 use crate::rotation::Watch;
-use crate::{exec, files, runtime, supervise, token};
+use crate::{exec, files, rotation, runtime, supervise, token};
 
 /// The links.toml that the package ships.
 const LINKS_TOML: &str = include_str!("../../packaging/links.toml");
@@ -69,6 +69,8 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
     for listen in &config.nginx.listen {
         supervise::check_free(listen.address())?;
     }
+    // Now that nobody else runs here.
+    rotation::clear(layout)?;
 
     process::adopt_orphans()?;
     let (tell, told) = mpsc::channel();

@@ -12,6 +12,8 @@ use crate::config::section::Section;
 use crate::config::value::{boolean, duration, one_of, one_or_more, origin, small, string};
 use crate::layout::MAX_INSTANCES;
 
+/// Two probes in a row are over before systemd misses its watchdog (`WatchdogSec=30` in links@.service).
+const LONGEST_PROBE: Duration = Duration::from_secs(10);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -87,7 +89,7 @@ fn health(section: &mut Section<'_, '_>) -> Health {
             .optional("interval", duration(Duration::from_millis(100)..=MINUTE))
             .unwrap_or(default.interval),
         timeout: section
-            .optional("timeout", duration(Duration::from_millis(100)..=MINUTE))
+            .optional("timeout", duration(Duration::from_millis(100)..=LONGEST_PROBE))
             .unwrap_or(default.timeout),
     }
 }

@@ -69,7 +69,7 @@ fn every_key_is_read() {
         shorten = { access = "open", allowed_origin = "http://localhost:5173" }
         health.start_timeout = "10m"
         health.interval = "100ms"
-        health.timeout = "1m"
+        health.timeout = "10s"
         drain.timeout = "0s"
         rollout.min_healthy = "90s"
         [nginx]
@@ -85,7 +85,7 @@ fn every_key_is_read() {
     assert_eq!(config.shorten.allowed_origin.as_deref(), Some("http://localhost:5173"));
     assert_eq!(config.health.start_timeout, Duration::from_secs(600));
     assert_eq!(config.health.interval, Duration::from_millis(100));
-    assert_eq!(config.health.timeout, Duration::from_secs(60));
+    assert_eq!(config.health.timeout, Duration::from_secs(10));
     assert_eq!(config.drain.timeout, Duration::ZERO);
     assert_eq!(config.rollout.min_healthy, Duration::from_secs(90));
     assert!(!config.nginx.manage && !config.nginx.replace_default_site);
