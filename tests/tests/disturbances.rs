@@ -1,10 +1,13 @@
 //! What else happens on a host: others at work on nginx, slow clients, a full disk, a clock that is set.
 
-use std::time::Instant;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use links_tests::load::Outcome;
-use links_tests::{Host, Traffic, Tree, verify};
+use links_tests::{Host, Traffic, Tree, eventually, verify};
 
 const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 
@@ -58,4 +61,148 @@ fn a_restart_of_nginx_costs_what_comes_while_it_is_down() -> Result<()> {
         "nobody gave a wrong answer: {report}"
     );
     verify(&host, "nginx", &report)
+}
+
+#[test]
+fn a_slow_client_is_answered_across_a_restart() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let traffic = Traffic::start(&host, "slow")?;
+    let mut slow = Slow::connect(&host, 80)?;
+    thread::scope(|scope| {
+        let restart = scope.spawn(|| traffic.during("restart", || host.ok(["linksctl", "restart"])));
+        slow.drip_until(|_| restart.is_finished())?;
+        restart.join().ok().context("the thread panicked")?
+    })?;
+    slow.is_acknowledged()?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_drain_waits_for_a_slow_client() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let traffic = Traffic::start(&host, "drain")?;
+    let mut slow = Slow::connect(&host, 7001)?;
+    let already_said = host.journal("links@1")?.len();
+    let enough = Duration::from_secs(3);
+    thread::scope(|scope| {
+        let restart = scope.spawn(|| {
+            traffic.during("restart", || {
+                host.restarted(|| host.ok(["systemctl", "restart", "links@1"]))
+            })
+        });
+        eventually("instance 1 drains", Duration::from_secs(10), || {
+            Ok((!host.in_rotation()?.contains(&1)).then_some(()))
+        })?;
+        slow.drip_until(|taken| taken >= enough)?;
+        slow.is_acknowledged()?;
+        restart.join().ok().context("the thread panicked")?
+    })?;
+    let journal = host.journal("links@1")?;
+    let said = &journal[already_said..];
+    let seconds = said.split("drained in ").nth(1).and_then(|rest| rest.split(' ').next());
+    let seconds: f64 = seconds.with_context(|| said.to_owned())?.parse()?;
+    ensure!(seconds > enough.as_secs_f64(), "{said}");
+    println!("drained in {seconds} s");
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    host.write("/etc/links/links.toml", "[drain]\ntimeout = \"2s\"\n")?;
+    host.ok(["systemctl", "reload", "links"])?;
+    host.wait_for_rotation(2)?;
+
+    let traffic = Traffic::start(&host, "deadline")?;
+    let already_said = host.journal("links@1")?.len();
+    let mut slow = Slow::connect(&host, 7001)?;
+    let cut = thread::scope(|scope| {
+        let restart = scope.spawn(|| {
+            traffic.during("restart", || {
+                host.restarted(|| host.ok(["systemctl", "restart", "links@1"]))
+            })
+        });
+        let begin = Instant::now();
+        slow.is_cut_off()?;
+        let cut = begin.elapsed();
+        restart.join().ok().context("the thread panicked")??;
+        anyhow::Ok(cut)
+    })?;
+    println!("cut off after {:.2} s", cut.as_secs_f64());
+    ensure!(
+        Duration::from_secs(2) <= cut && cut < Duration::from_millis(3500),
+        "cut off after {cut:?}"
+    );
+    let journal = host.journal("links@1")?;
+    let said = &journal[already_said..];
+    ensure!(said.contains("(drain.timeout): cutting off 1 connection"), "{said}");
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+/// A client in the middle of a POST.
+struct Slow {
+    stream: TcpStream,
+    unsent: Vec<u8>,
+}
+
+impl Slow {
+    /// Between two bytes.
+    const PACE: Duration = Duration::from_millis(250);
+    /// White space in the body, before the JSON: enough for half a minute.
+    const SPACES: usize = 120;
+
+    /// Sends the head and the first byte of the body.
+    fn connect(host: &Host, port: u16) -> Result<Self> {
+        let deadline = Duration::from_secs(20);
+        let mut stream = host
+            .network()
+            .connect((Ipv4Addr::LOCALHOST, port).into(), deadline)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(deadline))?;
+        let body = " ".repeat(Self::SPACES) + r#"{"url":"http://slow.example"}"#;
+        let head = format!(
+            "POST /shorten HTTP/1.1\r\nhost: links.example\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n",
+            host.token()?,
+            body.len()
+        );
+        let (first, unsent) = body.split_at(1);
+        stream.write_all((head + first).as_bytes())?;
+        Ok(Self {
+            stream,
+            unsent: unsent.into(),
+        })
+    }
+
+    /// Sends byte by byte until it may end, then the rest.
+    fn drip_until(&mut self, may_end: impl Fn(Duration) -> bool) -> Result<()> {
+        let begin = Instant::now();
+        let mut sent = 0;
+        while !may_end(begin.elapsed()) {
+            ensure!(sent < Self::SPACES - 1, "there is nothing left to send slowly");
+            // That it is slow is what is tested.
+            thread::sleep(Self::PACE);
+            self.stream.write_all(&self.unsent[sent..=sent])?;
+            sent += 1;
+        }
+        self.stream.write_all(&self.unsent[sent..])?;
+        Ok(())
+    }
+
+    fn is_acknowledged(&mut self) -> Result<()> {
+        let answer = io::read_to_string(&mut self.stream)?;
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        Ok(())
+    }
+
+    fn is_cut_off(&mut self) -> Result<()> {
+        match self.stream.read(&mut [0; 512]) {
+            Ok(0) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            other => bail!("neither an end nor a reset: {other:?}"),
+        }
+    }
 }
