@@ -2,12 +2,13 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use links_tests::load::Outcome;
-use links_tests::{Host, Traffic, Tree, eventually, verify};
+use links_tests::{Fault, Host, Traffic, Tree, eventually, verify};
 
 const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 
@@ -142,6 +143,137 @@ fn a_drain_ends_at_its_deadline() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_release_that_does_not_fit_changes_nothing_until_there_is_room() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let (first, next) = (host.releases.version(), host.releases.later(1));
+    let bundle = host.bundle(&next, None)?;
+    // A disk of its own for the store, with the release that runs on it.
+    host.ok(["systemctl", "stop", "links"])?;
+    host.wait_until_stopped()?;
+    host.shell(
+        "mount -t tmpfs -o size=256m,mode=755 tmpfs /mnt
+        cp --archive /var/lib/links/releases/. /mnt
+        mount --bind /mnt /var/lib/links/releases
+        systemctl start links",
+    )?;
+    host.wait_for_rotation(2)?;
+    let free = "df --output=avail --block-size=1 /var/lib/links/releases | tail -1";
+    host.shell(&format!("fallocate --length $(($({free}) - (4 << 20))) /mnt/ballast"))?;
+    let content = || host.ok(["ls", "--almost-all", "/var/lib/links/releases"]);
+    let before = (content()?.stdout, host.starts(2)?);
+
+    let traffic = Traffic::start(&host, "full")?;
+    let rollout = || traffic.during("rollout", || host.run(["linksctl", "rollout", "--release", &bundle]));
+    let failed = rollout()?;
+    assert_eq!(failed.status, 1, "{failed}");
+    ensure!(
+        failed
+            .stderr
+            .contains("into /var/lib/links/releases: No space left on device"),
+        "{failed}"
+    );
+    assert_eq!((content()?.stdout, host.starts(2)?), before, "{failed}");
+    host.runs(first)?;
+
+    host.ok(["rm", "/mnt/ballast"])?;
+    let succeeded = rollout()?;
+    assert_eq!(succeeded.status, 0, "{succeeded}");
+    host.wait_for_rotation(2)?;
+    host.runs(&next)?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let link = host.shorten("https://example.com/alone")?;
+    let bundle = host.bundle(&host.releases.later(1), None)?;
+    host.ok(["linksctl", "scale", "1"])?;
+    host.wait_for_rotation(1)?;
+    // As for a component that nobody has compiled yet.
+    host.ok(["find", "/var/cache/links", "-type", "f", "-delete"])?;
+
+    let done = AtomicBool::new(false);
+    let (gap, rollout) = thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+            while !done.load(Ordering::Relaxed) {
+                if host.follow(&link).is_ok() {
+                    longest = longest.max(last.elapsed());
+                    last = Instant::now();
+                }
+            }
+            longest
+        });
+        let rollout = host.run(["linksctl", "rollout", "--release", &bundle]);
+        done.store(true, Ordering::Relaxed);
+        let gap = client.join().ok().context("the thread panicked")?;
+        anyhow::Ok((gap, rollout?))
+    })?;
+    println!("nobody served for {:.2} s", gap.as_secs_f64());
+    assert_eq!(rollout.status, 0, "{rollout}");
+    let warning = rollout.stdout.find("this interrupts service for a moment");
+    let restart = rollout.stdout.find("drain, restart");
+    ensure!(warning.is_some() && warning < restart, "{rollout}");
+    ensure!(gap < Duration::from_secs(3), "nobody served for {gap:?}");
+    host.follow(&link)
+}
+
+#[test]
+fn a_release_that_fails_as_the_last_of_five_instances_is_undone_unnoticed() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    host.write("/etc/links/links.toml", "[rollout]\nmin_healthy = \"200ms\"\n")?;
+    host.ok(["linksctl", "scale", "5"])?;
+    host.wait_for_rotation(5)?;
+    let before = host.releases(5)?;
+    let bundle = host.bundle(&host.releases.later(1), Some(Fault::Instance(5)))?;
+    let traffic = Traffic::start(&host, "five")?;
+    let failed = traffic.during("rollout", || host.run(["linksctl", "rollout", "--release", &bundle]))?;
+    assert_ne!(failed.status, 0, "{failed}");
+    ensure!(failed.stderr.contains("instance 5 does not serve with"), "{failed}");
+    ensure!(
+        failed.stderr.contains("every instance is back on what it ran before"),
+        "{failed}"
+    );
+    host.wait_for_rotation(5)?;
+    assert_eq!(host.releases(5)?, before, "{failed}");
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn needrestart_leaves_the_instances_alone() -> Result<()> {
+    let host = Host::serving_on(&Tree::with_nginx_and(&["needrestart"])?, BROKEN_RUNTIME)?;
+    // As an upgrade of a library does; programs in C do without this one.
+    host.shell("cd /lib/x86_64-linux-gnu; cp --archive libgcc_s.so.1 new; mv new libgcc_s.so.1")?;
+    let listed = |units: &[&str]| -> Result<bool> {
+        let list = host.ok(["needrestart", "-b", "-l"])?.stdout;
+        println!("{list}");
+        Ok(units
+            .iter()
+            .all(|unit| list.contains(&format!("NEEDRESTART-SVC: {unit}.service"))))
+    };
+    let ours = "/etc/needrestart/conf.d/links.conf";
+    host.ok(["mv", ours, "/root/"])?;
+    ensure!(
+        listed(&["links", "links@1", "links@2"])?,
+        "needrestart sees that they need it"
+    );
+    host.ok(["mv", "/root/links.conf", ours])?;
+
+    let before = (host.starts(2)?, host.main_pid("links")?);
+    let traffic = Traffic::start(&host, "needrestart")?;
+    let said = traffic.during("needrestart", || host.ok(["needrestart", "-r", "a", "-l", "-v"]))?;
+    println!("{said}");
+    assert_eq!((host.starts(2)?, host.main_pid("links")?), before, "{said}");
+    // What to do instead.
+    traffic.during("restart", || host.restarted(|| host.ok(["linksctl", "restart"])))?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
 /// A client in the middle of a POST.
 struct Slow {
     stream: TcpStream,
@@ -157,9 +289,7 @@ impl Slow {
     /// Sends the head and the first byte of the body.
     fn connect(host: &Host, port: u16) -> Result<Self> {
         let deadline = Duration::from_secs(20);
-        let mut stream = host
-            .network()
-            .connect((Ipv4Addr::LOCALHOST, port).into(), deadline)?;
+        let mut stream = host.network().connect((Ipv4Addr::LOCALHOST, port).into(), deadline)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(deadline))?;
         let body = " ".repeat(Self::SPACES) + r#"{"url":"http://slow.example"}"#;
