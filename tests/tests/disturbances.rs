@@ -186,6 +186,59 @@ fn a_release_that_does_not_fit_changes_nothing_until_there_is_room() -> Result<(
 }
 
 #[test]
+fn a_clock_set_back_by_an_hour_changes_nothing() -> Result<()> {
+    let host = Host::serving_on(&Tree::with_nginx_and(&["libfaketime"])?, BROKEN_RUNTIME)?;
+    // The machine has the host's clock; this one is only that of a command.
+    let clock = "/root/clock";
+    let with_clock = [
+        "env",
+        "LD_PRELOAD=/usr/$LIB/faketime/libfaketime.so.1",
+        &format!("FAKETIME_TIMESTAMP_FILE={clock}"),
+        "FAKETIME_NO_CACHE=1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+    ];
+    host.write(clock, "+1h\n")?;
+    let time = |date: &[&str]| -> Result<u64> { Ok(host.ok(date)?.stdout.trim().parse()?) };
+    let ahead = time(&[&with_clock[..], &["date", "+%s"]].concat())? - time(&["date", "+%s"])?;
+    ensure!((3600..3610).contains(&ahead), "the command's clock is {ahead} s ahead");
+
+    let traffic = Traffic::start(&host, "clock")?;
+    let rollout = |fault| {
+        let bundle = host.bundle(&host.releases.later(1), fault)?;
+        let command = [&with_clock[..], &["linksctl", "rollout", "--release", &bundle]].concat();
+        host.write(clock, "+1h\n")?;
+        let begin = Instant::now();
+        let output = traffic.during("rollout", || {
+            thread::scope(|scope| {
+                let rollout = scope.spawn(|| host.run(&command));
+                eventually("an instance is being restarted", Duration::from_secs(20), || {
+                    Ok((host.in_rotation()?.len() < 2).then_some(()))
+                })?;
+                host.write(clock, "+0\n")?;
+                rollout.join().ok().context("the thread panicked")?
+            })
+        })?;
+        println!("{fault:?}: {:.1} s", begin.elapsed().as_secs_f64());
+        host.wait_for_rotation(2)?;
+        anyhow::Ok(output)
+    };
+
+    let failed = rollout(Some(Fault::Exits))?;
+    assert_ne!(failed.status, 0, "{failed}");
+    ensure!(
+        failed.stderr.contains("this is what it says last"),
+        "the lines of the unit are found: {failed}"
+    );
+    host.runs(host.releases.version())?;
+
+    let succeeded = rollout(None)?;
+    assert_eq!(succeeded.status, 0, "{succeeded}");
+    host.runs(&host.releases.later(1))?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
 fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let link = host.shorten("https://example.com/alone")?;

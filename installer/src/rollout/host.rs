@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -15,7 +15,7 @@ use super::state::State;
 use crate::config::links::Config;
 use crate::config::load::load_links;
 use crate::health::Probe;
-use crate::install::{Services, enabled_instances, lines_since, site};
+use crate::install::{Services, enabled_instances, last_lines, site};
 use crate::layout::{self, Layout};
 use crate::rotation::{self, Watch};
 
@@ -112,7 +112,6 @@ impl Host<'_> {
             layout::instance_address(config.base_port, instance),
             config.health.timeout,
         );
-        let since = SystemTime::now();
         let watch = Watch::new(self.layout)?;
         let end = Instant::now() + self.config.rollout.min_healthy;
         let mut failures = 0;
@@ -125,8 +124,8 @@ impl Host<'_> {
                 let unit = layout::instance_unit(instance);
                 self.await_end(&unit)?;
                 bail!(
-                    "it became ready, and did not stay healthy: {why}. It said:\n{}",
-                    lines_since(&unit, since)?
+                    "it became ready, and did not stay healthy: {why}. It said last:\n{}",
+                    last_lines(&unit)?
                 );
             }
             let left = end.saturating_duration_since(Instant::now());
