@@ -133,7 +133,7 @@ fn a_drain_ends_at_its_deadline() -> Result<()> {
     })?;
     println!("cut off after {:.2} s", cut.as_secs_f64());
     ensure!(
-        Duration::from_secs(2) <= cut && cut < Duration::from_millis(3500),
+        Duration::from_secs(2) <= cut && cut < Duration::from_secs(4),
         "cut off after {cut:?}"
     );
     let journal = host.journal("links@1")?;
