@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-pub use services::{OnBehalfOf, Services, await_stop, lines_since};
+pub use services::{OnBehalfOf, Services, await_stop, last_lines};
 
 use crate::config::load::{load_as_kept, load_links};
 use crate::layout::{self, Layout};

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
 
 use anyhow::Context as _;
 
@@ -179,15 +178,12 @@ impl Services {
         // A start limit that was reached before the cause was mended must not count now. Fails for a unit that is not
         // loaded yet, which then has nothing to reset.
         exec::finish("systemctl", ["reset-failed", unit])?;
-        let since = SystemTime::now();
+        let since = Mark::at_end_of(unit)?;
         let finished = exec::finish("systemctl", [verb, unit])?;
         if finished.success {
             return Ok(());
         }
-        anyhow::bail!(
-            "`systemctl {verb} {unit}` failed. It said:\n{}",
-            lines_since(unit, since)?
-        )
+        anyhow::bail!("`systemctl {verb} {unit}` failed. It said:\n{}", since.lines_after()?)
     }
 
     /// # Errors
@@ -231,28 +227,43 @@ fn stopping_instances(jobs: &str) -> Vec<&str> {
         .collect()
 }
 
-/// The end of what a unit said since then.
-///
-/// # Errors
-/// journalctl is missing.
-pub fn lines_since(unit: &str, since: SystemTime) -> anyhow::Result<String> {
-    // What was said is written a moment later.
+/// A place in a unit's journal. Found again by the order of the lines: their times follow a clock that anybody may set.
+#[derive(Debug)]
+struct Mark<'a> {
+    unit: &'a str,
+    /// Of the last line before it, where there is one.
+    cursor: Option<String>,
+}
+
+impl<'a> Mark<'a> {
+    fn at_end_of(unit: &'a str) -> anyhow::Result<Self> {
+        let said = exec::finish("journalctl", ["--quiet", "--lines=1", "--show-cursor", "--unit", unit])?.stdout;
+        Ok(Self {
+            unit,
+            cursor: cursor(&said).map(str::to_owned),
+        })
+    }
+
+    /// The end of what the unit has said since.
+    fn lines_after(&self) -> anyhow::Result<String> {
+        await_journal()?;
+        let after = self.cursor.as_ref().map(|cursor| format!("--after-cursor={cursor}"));
+        let arguments = ["--no-pager", "--quiet", "--output=cat", "--unit", self.unit]
+            .into_iter()
+            .chain(after.as_deref());
+        Ok(exec::tail(&exec::finish("journalctl", arguments)?.stdout, 12))
+    }
+}
+
+/// What was said is written a moment later.
+fn await_journal() -> anyhow::Result<()> {
     exec::finish("journalctl", ["--sync"])?;
-    let seconds = since
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    let since = format!("--since=@{seconds}");
-    let arguments = [
-        "--no-pager",
-        "--quiet",
-        "--output=cat",
-        "--lines=12",
-        &since,
-        "--unit",
-        unit,
-    ];
-    Ok(exec::finish("journalctl", arguments)?.stdout.trim_end().to_owned())
+    Ok(())
+}
+
+/// What `--show-cursor` adds to the lines (journalctl(1)).
+fn cursor(said: &str) -> Option<&str> {
+    said.lines().last()?.strip_prefix("-- cursor: ")
 }
 
 /// The end of a unit's journal.
@@ -260,6 +271,7 @@ pub fn lines_since(unit: &str, since: SystemTime) -> anyhow::Result<String> {
 /// # Errors
 /// journalctl is missing.
 pub fn last_lines(unit: &str) -> anyhow::Result<String> {
+    await_journal()?;
     let arguments = ["--no-pager", "--quiet", "--output=cat", "--lines=10", "--unit", unit];
     Ok(exec::finish("journalctl", arguments)?.stdout.trim_end().to_owned())
 }
@@ -267,6 +279,13 @@ pub fn last_lines(unit: &str) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cursor_comes_after_the_lines() {
+        assert_eq!(cursor("said\n-- cursor: s=0;i=1\n"), Some("s=0;i=1"));
+        assert_eq!(cursor("-- cursor: is said\nlast\n"), None);
+        assert_eq!(cursor(""), None);
+    }
 
     #[test]
     fn only_instances_that_stop_are_waited_for() {

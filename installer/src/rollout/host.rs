@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -17,7 +17,7 @@ use crate::config::links::Config;
 use crate::config::load::load_links;
 use crate::database;
 use crate::health::Probe;
-use crate::install::{Services, enabled_instances, lines_since, make_directory, site};
+use crate::install::{Services, enabled_instances, last_lines, make_directory, site};
 use crate::layout::{self, Layout};
 use crate::rotation::{self, Watch};
 
@@ -117,7 +117,6 @@ impl Host<'_> {
             layout::instance_address(config.base_port, instance),
             config.health.timeout,
         );
-        let since = SystemTime::now();
         let watch = Watch::new(self.layout)?;
         let end = Instant::now() + self.config.rollout.min_healthy;
         let mut failures = 0;
@@ -130,8 +129,8 @@ impl Host<'_> {
                 let unit = layout::instance_unit(instance);
                 self.await_end(&unit)?;
                 bail!(
-                    "it became ready, and did not stay healthy: {why}. It said:\n{}",
-                    lines_since(&unit, since)?
+                    "it became ready, and did not stay healthy: {why}. It said last:\n{}",
+                    last_lines(&unit)?
                 );
             }
             let left = end.saturating_duration_since(Instant::now());
@@ -141,9 +140,7 @@ impl Host<'_> {
             watch.wait(left.clamp(Duration::from_millis(1), LOOK_AGAIN))?;
         }
     }
-}
 
-impl Host<'_> {
     /// An instance whose runtime has died leaves the rotation first and says why it ends a moment later. Another one may
     /// be unwell and stay.
     fn await_end(&self, unit: &str) -> anyhow::Result<()> {

@@ -13,8 +13,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A drain that had begun goes on this long without another instance in rotation: one that crashed is back by then, and
 /// nginx, which asks everybody where nobody is ready, is still answered.
 const ALONE: Duration = Duration::from_secs(5);
-/// A runtime that has nothing left to do, or is to be cut off, has this long from SIGTERM to SIGKILL.
+/// A runtime that has nothing left to do has this long from SIGTERM to SIGKILL.
 const TIME_TO_END: Duration = Duration::from_secs(2);
+/// One that is to be cut off has this long: links-host would go on waiting for the requests that it has got.
+const TIME_TO_CUT_OFF: Duration = Duration::from_millis(250);
 
 /// The times of one instance, from links.toml.
 #[derive(Clone, Copy, Debug)]
@@ -329,7 +331,7 @@ impl Drain {
                     "not drained after {:.2} s (drain.timeout): cutting off {open}",
                     taken.as_secs_f64()
                 ),
-                within: TIME_TO_END,
+                within: TIME_TO_CUT_OFF,
             };
         }
         self.quiet = quiet;
@@ -602,7 +604,8 @@ mod tests {
     fn at_the_deadline_what_is_left_is_cut_off_and_told() {
         let mut run = Run::stopping(TIMES);
         assert_eq!(run.drain(&left(3)), 9.75, "SETTLE is part of the time");
-        assert_eq!(run.steps()[run.steps().len() - 3..], ENDING);
+        let cut_off = [ClearFlag, Terminate, Wake(TIME_TO_CUT_OFF)];
+        assert_eq!(run.steps()[run.steps().len() - 3..], cut_off);
         assert_eq!(
             run.logged(),
             ["not drained after 10.00 s (drain.timeout): cutting off 3 connections"]

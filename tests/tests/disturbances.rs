@@ -1,0 +1,391 @@
+//! What else happens on a host: others at work on nginx, slow clients, a full disk, a clock that is set.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use links_tests::load::Outcome;
+use links_tests::{Fault, Host, Traffic, Tree, eventually, verify};
+
+const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
+
+#[test]
+fn logrotate_is_not_noticed() -> Result<()> {
+    let host = Host::serving_on(&Tree::with_nginx_and(&["logrotate"])?, BROKEN_RUNTIME)?;
+    let log = || -> Result<(String, u64)> {
+        let stat = ["stat", "--format=%i %s", "/var/log/nginx/access.log"];
+        let stat = host.ok(stat)?.stdout;
+        let (inode, size) = stat.trim().split_once(' ').context("two words")?;
+        Ok((inode.to_owned(), size.parse()?))
+    };
+    let traffic = Traffic::start(&host, "logrotate")?;
+    for _ in 0..3 {
+        let (before, _) = log()?;
+        traffic.during("logrotate", || {
+            host.ok(["logrotate", "--force", "/etc/logrotate.d/nginx"])
+        })?;
+        let (after, size) = log()?;
+        ensure!(after != before && size > 0, "nginx writes a new log: {size} bytes");
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_restart_of_nginx_costs_what_comes_while_it_is_down() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let before = host.starts(2)?;
+    let traffic = Traffic::start(&host, "nginx")?;
+    for _ in 0..3 {
+        let failed = traffic.failed();
+        let begin = Instant::now();
+        // Its end includes requests that are right again.
+        traffic.during("restart", || host.ok(["systemctl", "restart", "nginx"]))?;
+        let down = traffic.failed();
+        println!(
+            "{} requests failed, all is well again after {:.2} s",
+            down - failed,
+            begin.elapsed().as_secs_f64()
+        );
+        traffic.wait_for(2_000)?;
+        assert_eq!(traffic.failed(), down, "it is up");
+    }
+    assert_eq!(host.starts(2)?, before, "the instances had no part in it");
+
+    let report = traffic.stop()?;
+    assert_eq!(
+        report.failed(),
+        report.of(Outcome::Refused) + report.of(Outcome::Reset),
+        "nobody gave a wrong answer: {report}"
+    );
+    verify(&host, "nginx", &report)
+}
+
+#[test]
+fn a_slow_client_is_answered_across_a_restart() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let traffic = Traffic::start(&host, "slow")?;
+    let mut slow = Slow::connect(&host, 80)?;
+    thread::scope(|scope| {
+        let restart = scope.spawn(|| traffic.during("restart", || host.ok(["linksctl", "restart"])));
+        slow.drip_until(|_| restart.is_finished())?;
+        restart.join().ok().context("the thread panicked")?
+    })?;
+    slow.is_acknowledged()?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_drain_waits_for_a_slow_client() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let traffic = Traffic::start(&host, "drain")?;
+    let mut slow = Slow::connect(&host, 7001)?;
+    let already_said = host.journal("links@1")?.len();
+    let enough = Duration::from_secs(3);
+    thread::scope(|scope| {
+        let restart = scope.spawn(|| {
+            traffic.during("restart", || {
+                host.restarted(|| host.ok(["systemctl", "restart", "links@1"]))
+            })
+        });
+        eventually("instance 1 drains", Duration::from_secs(10), || {
+            Ok((!host.in_rotation()?.contains(&1)).then_some(()))
+        })?;
+        slow.drip_until(|taken| taken >= enough)?;
+        slow.is_acknowledged()?;
+        restart.join().ok().context("the thread panicked")?
+    })?;
+    let journal = host.journal("links@1")?;
+    let said = &journal[already_said..];
+    let seconds = said.split("drained in ").nth(1).and_then(|rest| rest.split(' ').next());
+    let seconds: f64 = seconds.with_context(|| said.to_owned())?.parse()?;
+    ensure!(seconds > enough.as_secs_f64(), "{said}");
+    println!("drained in {seconds} s");
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    host.write("/etc/links/links.toml", "[drain]\ntimeout = \"2s\"\n")?;
+    host.ok(["systemctl", "reload", "links"])?;
+    host.wait_for_rotation(2)?;
+
+    let traffic = Traffic::start(&host, "deadline")?;
+    let already_said = host.journal("links@1")?.len();
+    let mut slow = Slow::connect(&host, 7001)?;
+    let cut = thread::scope(|scope| {
+        let restart = scope.spawn(|| {
+            traffic.during("restart", || {
+                host.restarted(|| host.ok(["systemctl", "restart", "links@1"]))
+            })
+        });
+        let begin = Instant::now();
+        slow.is_cut_off()?;
+        let cut = begin.elapsed();
+        restart.join().ok().context("the thread panicked")??;
+        anyhow::Ok(cut)
+    })?;
+    println!("cut off after {:.2} s", cut.as_secs_f64());
+    ensure!(
+        Duration::from_secs(2) <= cut && cut < Duration::from_secs(4),
+        "cut off after {cut:?}"
+    );
+    let journal = host.journal("links@1")?;
+    let said = &journal[already_said..];
+    ensure!(said.contains("(drain.timeout): cutting off 1 connection"), "{said}");
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_release_that_does_not_fit_changes_nothing_until_there_is_room() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let (first, next) = (host.releases.version(), host.releases.later(1));
+    let bundle = host.bundle(&next, None)?;
+    // A disk of its own for the store, with the release that runs on it.
+    host.ok(["systemctl", "stop", "links"])?;
+    host.wait_until_stopped()?;
+    host.shell(
+        "mount -t tmpfs -o size=256m,mode=755 tmpfs /mnt
+        cp --archive /var/lib/links/releases/. /mnt
+        mount --bind /mnt /var/lib/links/releases
+        systemctl start links",
+    )?;
+    host.wait_for_rotation(2)?;
+    let free = "df --output=avail --block-size=1 /var/lib/links/releases | tail -1";
+    host.shell(&format!("fallocate --length $(($({free}) - (4 << 20))) /mnt/ballast"))?;
+    let content = || host.ok(["ls", "--almost-all", "/var/lib/links/releases"]);
+    let before = (content()?.stdout, host.starts(2)?);
+
+    let traffic = Traffic::start(&host, "full")?;
+    let rollout = || traffic.during("rollout", || host.run(["linksctl", "rollout", "--release", &bundle]));
+    let failed = rollout()?;
+    assert_eq!(failed.status, 1, "{failed}");
+    ensure!(
+        failed
+            .stderr
+            .contains("into /var/lib/links/releases: No space left on device"),
+        "{failed}"
+    );
+    assert_eq!((content()?.stdout, host.starts(2)?), before, "{failed}");
+    host.runs(first)?;
+
+    host.ok(["rm", "/mnt/ballast"])?;
+    let succeeded = rollout()?;
+    assert_eq!(succeeded.status, 0, "{succeeded}");
+    host.wait_for_rotation(2)?;
+    host.runs(&next)?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_clock_set_back_by_an_hour_changes_nothing() -> Result<()> {
+    let host = Host::serving_on(&Tree::with_nginx_and(&["libfaketime"])?, BROKEN_RUNTIME)?;
+    // The machine has the host's clock; this one is only that of a command.
+    let clock = "/root/clock";
+    let with_clock = [
+        "env",
+        "LD_PRELOAD=/usr/$LIB/faketime/libfaketime.so.1",
+        &format!("FAKETIME_TIMESTAMP_FILE={clock}"),
+        "FAKETIME_NO_CACHE=1",
+        "FAKETIME_DONT_FAKE_MONOTONIC=1",
+    ];
+    host.write(clock, "+1h\n")?;
+    let time = |date: &[&str]| -> Result<u64> { Ok(host.ok(date)?.stdout.trim().parse()?) };
+    let ahead = time(&[&with_clock[..], &["date", "+%s"]].concat())? - time(&["date", "+%s"])?;
+    ensure!((3600..3610).contains(&ahead), "the command's clock is {ahead} s ahead");
+
+    let traffic = Traffic::start(&host, "clock")?;
+    let rollout = |fault| {
+        let bundle = host.bundle(&host.releases.later(1), fault)?;
+        let command = [&with_clock[..], &["linksctl", "rollout", "--release", &bundle]].concat();
+        host.write(clock, "+1h\n")?;
+        let begin = Instant::now();
+        let output = traffic.during("rollout", || {
+            thread::scope(|scope| {
+                let rollout = scope.spawn(|| host.run(&command));
+                eventually("an instance is being restarted", Duration::from_secs(20), || {
+                    Ok((host.in_rotation()?.len() < 2).then_some(()))
+                })?;
+                host.write(clock, "+0\n")?;
+                rollout.join().ok().context("the thread panicked")?
+            })
+        })?;
+        println!("{fault:?}: {:.1} s", begin.elapsed().as_secs_f64());
+        host.wait_for_rotation(2)?;
+        anyhow::Ok(output)
+    };
+
+    let failed = rollout(Some(Fault::Exits))?;
+    assert_ne!(failed.status, 0, "{failed}");
+    ensure!(
+        failed.stderr.contains("this is what it says last"),
+        "the lines of the unit are found: {failed}"
+    );
+    host.runs(host.releases.version())?;
+
+    let succeeded = rollout(None)?;
+    assert_eq!(succeeded.status, 0, "{succeeded}");
+    host.runs(&host.releases.later(1))?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let link = host.shorten("https://example.com/alone")?;
+    let bundle = host.bundle(&host.releases.later(1), None)?;
+    host.ok(["linksctl", "scale", "1"])?;
+    host.wait_for_rotation(1)?;
+    // As for a component that nobody has compiled yet.
+    host.ok(["find", "/var/cache/links", "-type", "f", "-delete"])?;
+
+    let done = AtomicBool::new(false);
+    let (gap, rollout) = thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+            while !done.load(Ordering::Relaxed) {
+                if host.follow(&link).is_ok() {
+                    longest = longest.max(last.elapsed());
+                    last = Instant::now();
+                }
+            }
+            longest
+        });
+        let rollout = host.run(["linksctl", "rollout", "--release", &bundle]);
+        done.store(true, Ordering::Relaxed);
+        let gap = client.join().ok().context("the thread panicked")?;
+        anyhow::Ok((gap, rollout?))
+    })?;
+    println!("nobody served for {:.2} s", gap.as_secs_f64());
+    assert_eq!(rollout.status, 0, "{rollout}");
+    let warning = rollout.stdout.find("this interrupts service for a moment");
+    let restart = rollout.stdout.find("drain, restart");
+    ensure!(warning.is_some() && warning < restart, "{rollout}");
+    ensure!(gap < Duration::from_secs(3), "nobody served for {gap:?}");
+    host.follow(&link)
+}
+
+#[test]
+fn a_release_that_fails_as_the_last_of_five_instances_is_undone_unnoticed() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    host.write("/etc/links/links.toml", "[rollout]\nmin_healthy = \"200ms\"\n")?;
+    host.ok(["linksctl", "scale", "5"])?;
+    host.wait_for_rotation(5)?;
+    let before = host.releases(5)?;
+    let bundle = host.bundle(&host.releases.later(1), Some(Fault::Instance(5)))?;
+    let traffic = Traffic::start(&host, "five")?;
+    let failed = traffic.during("rollout", || host.run(["linksctl", "rollout", "--release", &bundle]))?;
+    assert_ne!(failed.status, 0, "{failed}");
+    ensure!(failed.stderr.contains("instance 5 does not serve with"), "{failed}");
+    ensure!(
+        failed.stderr.contains("every instance is back on what it ran before"),
+        "{failed}"
+    );
+    host.wait_for_rotation(5)?;
+    assert_eq!(host.releases(5)?, before, "{failed}");
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+#[test]
+fn needrestart_leaves_the_instances_alone() -> Result<()> {
+    let host = Host::serving_on(&Tree::with_nginx_and(&["needrestart"])?, BROKEN_RUNTIME)?;
+    // As an upgrade of a library does; programs in C do without this one.
+    host.shell("cd /lib/x86_64-linux-gnu; cp --archive libgcc_s.so.1 new; mv new libgcc_s.so.1")?;
+    let listed = |units: &[&str]| -> Result<bool> {
+        let list = host.ok(["needrestart", "-b", "-l"])?.stdout;
+        println!("{list}");
+        Ok(units
+            .iter()
+            .all(|unit| list.contains(&format!("NEEDRESTART-SVC: {unit}.service"))))
+    };
+    let ours = "/etc/needrestart/conf.d/links.conf";
+    host.ok(["mv", ours, "/root/"])?;
+    ensure!(
+        listed(&["links", "links@1", "links@2"])?,
+        "needrestart sees that they need it"
+    );
+    host.ok(["mv", "/root/links.conf", ours])?;
+
+    let before = (host.starts(2)?, host.main_pid("links")?);
+    let traffic = Traffic::start(&host, "needrestart")?;
+    let said = traffic.during("needrestart", || host.ok(["needrestart", "-r", "a", "-l", "-v"]))?;
+    println!("{said}");
+    assert_eq!((host.starts(2)?, host.main_pid("links")?), before, "{said}");
+    // What to do instead.
+    traffic.during("restart", || host.restarted(|| host.ok(["linksctl", "restart"])))?;
+    traffic.finish(&host)?;
+    Ok(())
+}
+
+/// A client in the middle of a POST.
+struct Slow {
+    stream: TcpStream,
+    unsent: Vec<u8>,
+}
+
+impl Slow {
+    /// Between two bytes.
+    const PACE: Duration = Duration::from_millis(250);
+    /// White space in the body, before the JSON: enough for half a minute.
+    const SPACES: usize = 120;
+
+    /// Sends the head and the first byte of the body.
+    fn connect(host: &Host, port: u16) -> Result<Self> {
+        let deadline = Duration::from_secs(20);
+        let mut stream = host.network().connect((Ipv4Addr::LOCALHOST, port).into(), deadline)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(deadline))?;
+        let body = " ".repeat(Self::SPACES) + r#"{"url":"http://slow.example"}"#;
+        let head = format!(
+            "POST /shorten HTTP/1.1\r\nhost: links.example\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\nconnection: close\r\n\r\n",
+            host.token()?,
+            body.len()
+        );
+        let (first, unsent) = body.split_at(1);
+        stream.write_all((head + first).as_bytes())?;
+        Ok(Self {
+            stream,
+            unsent: unsent.into(),
+        })
+    }
+
+    /// Sends byte by byte until it may end, then the rest.
+    fn drip_until(&mut self, may_end: impl Fn(Duration) -> bool) -> Result<()> {
+        let begin = Instant::now();
+        let mut sent = 0;
+        while !may_end(begin.elapsed()) {
+            ensure!(sent < Self::SPACES - 1, "there is nothing left to send slowly");
+            // That it is slow is what is tested.
+            thread::sleep(Self::PACE);
+            self.stream.write_all(&self.unsent[sent..=sent])?;
+            sent += 1;
+        }
+        self.stream.write_all(&self.unsent[sent..])?;
+        Ok(())
+    }
+
+    fn is_acknowledged(&mut self) -> Result<()> {
+        let answer = io::read_to_string(&mut self.stream)?;
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        Ok(())
+    }
+
+    fn is_cut_off(&mut self) -> Result<()> {
+        match self.stream.read(&mut [0; 512]) {
+            Ok(0) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            other => bail!("neither an end nor a reset: {other:?}"),
+        }
+    }
+}
