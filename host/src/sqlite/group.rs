@@ -16,16 +16,33 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::connection::{Table, size};
+use super::connection::{Connection, Table, size};
 use super::{Answer, Database, Session, WRITER_TIMEOUT, broken, locked};
 use crate::bindings::sqlite::{Error, Value};
 
-/// The first of a group waits for the last: so many changes are one group at most,
-const MOST_CHANGES: usize = 64;
-/// and none begins in a group that holds so many bytes,
-const MOST_BYTES: usize = 1 << 20;
-/// or has run for so long.
-const LONGEST: Duration = Duration::from_millis(2);
+/// How groups are formed and made durable.
+pub struct Rules {
+    /// The first of a group waits for the last: so many are one group at most,
+    pub changes: usize,
+    /// and none begins in a group that holds so many bytes
+    pub bytes: usize,
+    /// or has run for so long.
+    pub time: Duration,
+    pub sync: LogSync,
+}
+
+type LogSync = Box<dyn Fn(&Connection) -> Result<(), Error> + Send + Sync>;
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            changes: 64,
+            bytes: 1 << 20,
+            time: Duration::from_millis(2),
+            sync: Box::new(Connection::sync),
+        }
+    }
+}
 
 /// The changes that wait.
 #[derive(Debug, Default)]
@@ -172,12 +189,12 @@ fn run_groups(database: &Database, turn: OwnedMutexGuard<()>) -> bool {
 }
 
 fn run_group(database: &Database, first: Change) {
-    let start = Instant::now();
+    let (rules, start) = (&database.rules, Instant::now());
     let mut group = vec![first.run()];
     let mut bytes = 0;
     while let Some(done) = group.last() {
         bytes += done.bytes();
-        if group.len() == MOST_CHANGES || bytes >= MOST_BYTES || start.elapsed() >= LONGEST {
+        if group.len() >= rules.changes || bytes >= rules.bytes || start.elapsed() >= rules.time {
             break;
         }
         match database.queue.next() {
@@ -197,7 +214,7 @@ fn sync(database: &Database, group: &[Done]) -> Result<(), Error> {
     for done in group.iter().filter(|done| done.unsynced) {
         let connection = done.session.connection()?;
         if synced != Some(connection.identity()) {
-            (database.sync)(&connection)?;
+            (database.rules.sync)(&connection)?;
             synced = Some(connection.identity());
         }
     }

@@ -19,7 +19,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockWriteGuard, RwLock, mpsc, o
 use tokio::task::spawn_blocking;
 
 use self::connection::{Abandon, Attempt, Connection, Kind, Table, io, is_change};
-use self::group::Queue;
+use self::group::{Queue, Rules};
 use crate::bindings::sqlite::{Error, RowResult, Value};
 use crate::config::Place;
 
@@ -41,10 +41,8 @@ pub struct Database {
     /// How many wait for it, apart from the changes in the queue.
     waiters: AtomicU64,
     queue: Queue,
-    sync: Sync,
+    rules: Rules,
 }
-
-type Sync = Box<dyn Fn(&Connection) -> Result<(), Error> + Send + std::marker::Sync>;
 
 impl std::fmt::Debug for Database {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -62,10 +60,10 @@ impl std::fmt::Debug for Connection {
 
 impl Database {
     pub fn new(place: Place, allow_attach_file: bool) -> Arc<Self> {
-        Self::with_sync(place, allow_attach_file, Box::new(Connection::sync))
+        Self::with_rules(place, allow_attach_file, Rules::default())
     }
 
-    fn with_sync(place: Place, allow_attach_file: bool, sync: Sync) -> Arc<Self> {
+    fn with_rules(place: Place, allow_attach_file: bool, rules: Rules) -> Arc<Self> {
         Arc::new(Self {
             place,
             allow_attach_file,
@@ -74,7 +72,7 @@ impl Database {
             turns: AtomicU64::new(0),
             waiters: AtomicU64::new(0),
             queue: Queue::default(),
-            sync,
+            rules,
         })
     }
 
