@@ -14,6 +14,7 @@ use wasmtime_wasi_http::p3::{RequestOptions, WasiHttpCtxView, WasiHttpHooks, Was
 
 use crate::key_value::Store;
 use crate::sqlite::Database;
+use crate::stop::{Watch, Work};
 use crate::variables::ComponentVariables;
 
 /// What a component may use, and how it is set up; the same for all its instances.
@@ -65,13 +66,16 @@ pub struct Context {
     /// Open key-value stores.
     pub stores: usize,
     pub limits: StoreLimits,
+    /// Until the first request starts it.
+    pub watch: Option<Watch>,
+    pub work: Work,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     outbound: NoOutbound,
 }
 
 impl Context {
-    pub fn new(component: Arc<ComponentState>) -> Self {
+    pub fn new(component: Arc<ComponentState>, watch: Watch) -> Self {
         let mut wasi = WasiCtxBuilder::new();
         if !component.quiet {
             wasi.inherit_stdout().inherit_stderr();
@@ -87,6 +91,8 @@ impl Context {
             connections: 0,
             stores: 0,
             limits: limits.build(),
+            watch: Some(watch),
+            work: Work::default(),
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
             outbound: NoOutbound,

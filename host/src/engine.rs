@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use tokio::sync::mpsc;
 use wasmtime::component::{Component, HasSelf, Linker};
 use wasmtime::{Cache, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 use wasmtime_wasi_http::handler::{HandlerState, ProxyHandler, ProxyPre, StoreBundle};
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::bindings::Imports;
+use crate::clock;
 use crate::context::{ComponentState, Context};
 use crate::range::Range;
+use crate::stop::Stop;
 
 /// How often a component that computes without a pause lets others have its thread. Spin's value.
 const TICK: Duration = Duration::from_millis(10);
@@ -118,6 +119,7 @@ pub fn linker(engine: &Engine) -> Result<Linker<Context>> {
     let mut linker = Linker::new(engine);
     let added = wasmtime_wasi::p2::add_to_linker_async(&mut linker)
         .and_then(|()| wasmtime_wasi::p3::add_to_linker(&mut linker))
+        .and_then(|()| clock::add_to_linker(&mut linker))
         .and_then(|()| wasmtime_wasi_http::p3::add_to_linker(&mut linker))
         .and_then(|()| Imports::add_to_linker::<_, HasSelf<Context>>(&mut linker, |context| context));
     added.map_err(|error| anyhow!("{error:#}"))?;
@@ -154,15 +156,14 @@ pub struct Serving {
     pub engine: Engine,
     pub component: Arc<ComponentState>,
     pub reuse: Reuse,
-    /// Kept by every handler and every running instance: when all are dropped, nothing runs any more.
-    pub _alive: mpsc::Sender<()>,
+    pub stop: Stop,
 }
 
 impl HandlerState for Serving {
     type StoreData = Context;
 
     fn new_store(&self, _request: Option<u64>) -> wasmtime::Result<StoreBundle<Context>> {
-        let mut store = Store::new(&self.engine, Context::new(self.component.clone()));
+        let mut store = Store::new(&self.engine, Context::new(self.component.clone(), self.stop.watch()));
         store.limiter(|context| &mut context.limits);
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);

@@ -10,6 +10,7 @@ use crate::bindings::sqlite::{self, RowResult, Value};
 use crate::config::Place;
 use crate::context::{Context, Denied};
 use crate::sqlite::{Database, Handle};
+use crate::stop::Work;
 
 /// How many stores one instance may have open. Spin's limit.
 const MOST_STORES: usize = 256;
@@ -135,10 +136,12 @@ impl From<Denied> for Error {
     }
 }
 
-fn store<T>(accessor: &Accessor<T, HasSelf<Context>>, resource: &Resource<Store>) -> Result<Store, Error> {
-    accessor
-        .with(|mut access| access.get().table.get(resource).cloned())
-        .map_err(|_| Error::NoSuchStore)
+fn store<T>(accessor: &Accessor<T, HasSelf<Context>>, resource: &Resource<Store>) -> Result<(Store, Work), Error> {
+    accessor.with(|mut access| {
+        let context = access.get();
+        let store = context.table.get(resource).cloned().map_err(|_| Error::NoSuchStore)?;
+        Ok((store, context.work.clone()))
+    })
 }
 
 impl key_value::Host for Context {
@@ -157,7 +160,11 @@ impl key_value::HostStore for Context {
 
 impl key_value::HostStoreWithStore for HasSelf<Context> {
     async fn open<T: Send>(accessor: &Accessor<T, Self>, label: String) -> Result<Resource<Store>, Error> {
-        let store = accessor.with(|mut access| access.get().component.store(&label).cloned())?;
+        let (store, _work) = accessor.with(|mut access| {
+            let context = access.get();
+            let store = context.component.store(&label).cloned();
+            store.map(|store| (store, context.work.clone()))
+        })?;
         // So that a fault of the file shows here.
         store.handle().await?;
         accessor.with(|mut access| {
@@ -176,7 +183,8 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         resource: Resource<Store>,
         key: String,
     ) -> Result<Option<Vec<u8>>, Error> {
-        store(accessor, &resource)?.get(key).await
+        let (store, _work) = store(accessor, &resource)?;
+        store.get(key).await
     }
 
     async fn set<T: Send>(
@@ -185,7 +193,8 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         key: String,
         value: Vec<u8>,
     ) -> Result<(), Error> {
-        store(accessor, &resource)?.set(key, value).await
+        let (store, _work) = store(accessor, &resource)?;
+        store.set(key, value).await
     }
 
     async fn delete<T: Send>(
@@ -193,7 +202,8 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         resource: Resource<Store>,
         key: String,
     ) -> Result<(), Error> {
-        store(accessor, &resource)?.delete(key).await
+        let (store, _work) = store(accessor, &resource)?;
+        store.delete(key).await
     }
 
     async fn exists<T: Send>(
@@ -201,7 +211,8 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         resource: Resource<Store>,
         key: String,
     ) -> Result<bool, Error> {
-        store(accessor, &resource)?.exists(key).await
+        let (store, _work) = store(accessor, &resource)?;
+        store.exists(key).await
     }
 
     async fn get_keys<T: Send>(
@@ -209,7 +220,7 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         resource: Resource<Store>,
     ) -> wasmtime::Result<(StreamReader<String>, FutureReader<Result<(), Error>>)> {
         let keys = match store(accessor, &resource) {
-            Ok(store) => store.keys().await,
+            Ok((store, _work)) => store.keys().await,
             Err(error) => Err(error),
         };
         let (keys, end) = match keys {

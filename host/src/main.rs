@@ -2,6 +2,7 @@
 
 mod bindings;
 mod cli;
+mod clock;
 mod config;
 mod context;
 mod engine;
@@ -12,6 +13,7 @@ mod respond;
 mod route;
 mod server;
 mod sqlite;
+mod stop;
 mod toml_error;
 mod up;
 mod variables;

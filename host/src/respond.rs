@@ -20,9 +20,10 @@ use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
 use crate::context::Context;
 use crate::engine::{Handler, MOST_INSTANCES};
 use crate::route::{Match, Route, Router, WELL_KNOWN};
+use crate::stop::Stop;
 
 /// Requests that components work on at once; further ones wait. Below the number of instances, since some are idle.
-const MOST_REQUESTS: usize = MOST_INSTANCES as usize * 9 / 10;
+const MOST_REQUESTS: u32 = MOST_INSTANCES * 9 / 10;
 
 const PATH_INFO: HeaderName = HeaderName::from_static("spin-path-info");
 const FULL_URL: HeaderName = HeaderName::from_static("spin-full-url");
@@ -36,6 +37,7 @@ const CLIENT_ADDR: HeaderName = HeaderName::from_static("spin-client-addr");
 pub struct App {
     router: Router<Target>,
     permits: Arc<Semaphore>,
+    stop: Stop,
 }
 
 /// Where a route leads.
@@ -62,15 +64,24 @@ impl Target {
 }
 
 impl App {
-    pub fn new(router: Router<Target>) -> Self {
+    pub fn new(router: Router<Target>, stop: Stop) -> Self {
         Self {
             router,
-            permits: Arc::new(Semaphore::new(MOST_REQUESTS)),
+            permits: Arc::new(Semaphore::new(MOST_REQUESTS as usize)),
+            stop,
         }
     }
 
     pub fn routes(&self) -> impl Iterator<Item = (&Route, &str)> {
         self.router.iter().map(|(route, target)| (route, target.id.as_str()))
+    }
+
+    /// Waits, when no request comes any more, until no component works: on a request whose client has gone, or on
+    /// something that it does after its last answer.
+    pub async fn done(&self) {
+        // The semaphore is never closed.
+        drop(self.permits.acquire_many(MOST_REQUESTS).await);
+        self.stop.done().await;
     }
 
     /// Answers a request. `peer` is the client's address, as a header value.
@@ -125,6 +136,9 @@ async fn call(
     sender: oneshot::Sender<Response<Answer>>,
 ) -> wasmtime::Result<()> {
     let Proxy::P3(service) = proxy;
+    if let Some(watch) = accessor.with(|mut access| access.get().watch.take()) {
+        accessor.spawn(watch);
+    }
     let request = request.map(|body| body.map_err(|error| ErrorCode::InternalError(Some(error.to_string()))));
     let (request, outcome) = p3::Request::from_http(request);
     let response = service.handle(accessor, request).await??;

@@ -14,7 +14,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use crate::respond::App;
 
@@ -91,14 +91,8 @@ pub enum End {
     CutOff,
 }
 
-/// Serves until a signal comes, then finishes what is in flight, for `limit` at most. `alive` closes when no instance is left.
-pub async fn serve(
-    listener: TcpListener,
-    app: Arc<App>,
-    mut alive: mpsc::Receiver<()>,
-    mut signals: Signals,
-    limit: Duration,
-) -> End {
+/// Serves until a signal comes, then finishes what is in flight, for `limit` at most.
+pub async fn serve(listener: TcpListener, app: Arc<App>, mut signals: Signals, limit: Duration) -> End {
     let connections = GracefulShutdown::new();
     let closed = Arc::new(Notify::new());
     let mut server = Builder::new(TokioExecutor::new());
@@ -129,9 +123,7 @@ pub async fn serve(
     drop(listener);
     let finish = async move {
         connections.shutdown().await;
-        // Instances may still work after their last answer.
-        drop(app);
-        while alive.recv().await.is_some() {}
+        app.done().await;
     };
     tokio::select! {
         finished = tokio::time::timeout(limit, finish) => match finished {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use tokio::sync::mpsc;
 
 use crate::cli::Up;
 use crate::config::{self, Config, Flags};
@@ -19,6 +18,7 @@ use crate::respond::{App, Target};
 use crate::route::Router;
 use crate::server::{self, End, Signals};
 use crate::sqlite::Database;
+use crate::stop::Stop;
 use crate::variables::{ComponentVariables, Variables};
 
 /// How long blocking work may still take after everything else has ended.
@@ -44,11 +44,10 @@ pub fn up(up: &Up) -> Result<()> {
     let end = runtime.block_on(async {
         let signals = Signals::new()?;
         let socket = server::bind(up.listen)?;
-        let (alive_sender, alive) = mpsc::channel(1);
-        let app = Arc::new(app(up, application, config, &app_dir, alive_sender)?);
+        let app = Arc::new(app(up, application, config, &app_dir)?);
         let listener = server::listen(socket, up.listen)?;
         announce(&app, &format!("http://{}", listener.local_addr()?));
-        Ok::<_, anyhow::Error>(server::serve(listener, app, alive, signals, up.shutdown_timeout).await)
+        Ok::<_, anyhow::Error>(server::serve(listener, app, signals, up.shutdown_timeout).await)
     })?;
     match end {
         End::Complete => runtime.shutdown_timeout(LAST_WORK),
@@ -81,7 +80,7 @@ fn check_grants(application: &Application, config: &Config) -> Result<()> {
 }
 
 /// Opens the databases in use and compiles the components.
-fn app(up: &Up, application: Application, config: Config, app_dir: &Path, alive: mpsc::Sender<()>) -> Result<App> {
+fn app(up: &Up, application: Application, config: Config, app_dir: &Path) -> Result<App> {
     let Application {
         name,
         variables,
@@ -129,6 +128,7 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path, alive:
     };
     let engine = engine::engine(&cache, !up.disable_pooling)?;
     let linker = engine::linker(&engine)?;
+    let stop = Stop::new();
     let mut handlers = HashMap::new();
     for (id, component) in components {
         let source = app_dir.join(&component.source);
@@ -155,7 +155,7 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path, alive:
             engine: engine.clone(),
             component: Arc::new(state),
             reuse: up.reuse(),
-            _alive: alive.clone(),
+            stop: stop.clone(),
         };
         let handler = engine::load(&linker, &source, serving).with_context(|| format!("component {id}"))?;
         handlers.insert(id, Arc::new(handler));
@@ -168,7 +168,7 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path, alive:
         let target = Target::new(id, handler.clone(), &route)?;
         targets.push((route, target));
     }
-    Ok(App::new(Router::new(targets)?))
+    Ok(App::new(Router::new(targets)?, stop))
 }
 
 /// Says where the application is served, in Spin's words.

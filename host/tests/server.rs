@@ -11,19 +11,50 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use wit_component::{ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata};
-use wit_parser::{ManglingAndAbi, Resolve};
+use wit_parser::{ManglingAndAbi, Resolve, WorldId};
 
 /// For what takes milliseconds on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A component with the world's imports and exports, which traps in each of its functions.
 fn component(world: &str) -> Vec<u8> {
+    built(world, |resolve, world| {
+        dummy_module(resolve, world, ManglingAndAbi::Standard32)
+    })
+}
+
+/// A component that answers every request with an error, then waits for so long, and traps. Without a time it does
+/// nothing after its answer.
+fn lasting_component(wait: Option<Duration>) -> Vec<u8> {
+    let afterwards = wait.map_or(String::new(), |wait| {
+        format!("(call $wait (i64.const {})) unreachable", wait.as_nanos())
+    });
+    // The error is the one without a payload that has this number, "loop-detected".
+    let module = format!(
+        r#"(module
+            (import "[export]wasi:http/handler@0.3.0-rc-2026-03-15" "[task-return]handle"
+                (func $answer (param i32 i32 i32 i64 i32 i32 i32 i32)))
+            (import "wasi:clocks/monotonic-clock@0.3.0-rc-2026-03-15" "wait-for" (func $wait (param i64)))
+            (memory (export "memory") 1)
+            (func (export "[async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle") (param i32) (result i32)
+                (call $answer (i32.const 1) (i32.const 36) (i32.const 0) (i64.const 0)
+                    (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))
+                {afterwards}
+                (i32.const 0))
+            (func (export "[callback][async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle")
+                (param i32 i32 i32) (result i32)
+                unreachable))"#
+    );
+    built("patient", |_, _| wat::parse_str(module).unwrap())
+}
+
+fn built(world: &str, module: impl FnOnce(&Resolve, WorldId) -> Vec<u8>) -> Vec<u8> {
     let mut resolve = Resolve::default();
     let (package, _) = resolve
         .push_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wit"))
         .unwrap();
     let world = resolve.select_world(&[package], Some(world)).unwrap();
-    let mut module = dummy_module(&resolve, world, ManglingAndAbi::Standard32);
+    let mut module = module(&resolve, world);
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
     ComponentEncoder::default().module(&module).unwrap().encode().unwrap()
 }
@@ -93,6 +124,12 @@ impl App {
 
     fn start(&self) -> Server {
         self.run(self.command("127.0.0.1:0"))
+    }
+
+    fn start_with_flags(&self, flags: &[&str]) -> Server {
+        let mut command = self.command("127.0.0.1:0");
+        command.args(flags);
+        self.run(command)
     }
 
     /// With this many file descriptors at most.
@@ -286,6 +323,43 @@ fn a_request_in_flight_is_waited_for_and_the_second_signal_ends_it() {
         start.elapsed() < Duration::from_secs(8),
         "it did not wait for the shutdown timeout"
     );
+}
+
+#[test]
+fn an_instance_that_only_waits_for_requests_does_not_hold_up_the_end() {
+    let app = App::new(&lasting_component(None));
+    // Waiting for the instance would take up the whole limit.
+    let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "30s"]);
+    assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+    let start = Instant::now();
+    server.signal("TERM");
+    let output = server.end();
+    let (took, log) = (start.elapsed(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    assert!(log.contains("LoopDetected"), "it has not answered: {log}");
+    assert!(!log.contains("not everything was finished"), "{log}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+}
+
+#[test]
+fn what_an_instance_does_after_its_answer_is_waited_for() {
+    let app = App::new(&lasting_component(Some(Duration::from_millis(700))));
+    let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "30s"]);
+    assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+    server.signal("TERM");
+    let log = String::from_utf8(server.end().stderr).unwrap();
+    assert!(log.contains("unreachable"), "it was cut off: {log}");
+    assert!(!log.contains("not everything was finished"), "{log}");
+}
+
+#[test]
+fn what_an_instance_does_after_its_answer_is_waited_for_within_the_limit() {
+    let app = App::new(&lasting_component(Some(Duration::from_secs(3600))));
+    let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "50ms"]);
+    assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+    server.signal("TERM");
+    let log = String::from_utf8(server.end().stderr).unwrap();
+    assert!(log.contains("not everything was finished in 50ms"), "{log}");
 }
 
 fn wait_until(mut done: impl FnMut() -> bool) {

@@ -1,5 +1,6 @@
 //! One SQLite connection: running a statement at once or patiently, and what must hold before another may have it.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
@@ -60,6 +61,8 @@ pub struct Connection {
     hooks: Arc<Hooks>,
     /// Device and inode of the file, by which a replaced file is noticed.
     identity: Option<(u64, u64)>,
+    /// The file has a write-ahead log, and keeps it for as long as this connection is open.
+    write_ahead: Cell<bool>,
 }
 
 /// What SQLite's callbacks know.
@@ -73,6 +76,8 @@ struct Hooks {
     busy_replaced: AtomicBool,
     /// Something was compiled that changes the connection itself: nobody else may have it afterwards.
     marked: AtomicBool,
+    /// What is compiled now is not the guest's.
+    ours: AtomicBool,
     /// Number of the patient statement that runs or ran last.
     running: AtomicU64,
     /// Number of the patient statement that nobody waits for any more.
@@ -106,7 +111,7 @@ impl Hooks {
                     self.busy_timeout.store(value.parse().unwrap_or(0), Relaxed);
                     self.busy_replaced.store(true, Relaxed);
                 }
-                if changes_connection(pragma_name, value) {
+                if !self.ours.load(Relaxed) && changes_connection(pragma_name, value) {
                     self.marked.store(true, Relaxed);
                 }
             }
@@ -159,6 +164,7 @@ impl Connection {
             busy_timeout: AtomicU64::new(u64::try_from(BUSY_TIMEOUT.as_millis()).unwrap_or(u64::MAX)),
             busy_replaced: AtomicBool::new(false),
             marked: AtomicBool::new(false),
+            ours: AtomicBool::new(false),
             running: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
         });
@@ -170,7 +176,12 @@ impl Connection {
             authorizer.authorize(&context.action, allow_attach_file)
         }))?;
         install_busy_handler(&mut db, &hooks)?;
-        Ok(Self { db, hooks, identity })
+        Ok(Self {
+            db,
+            hooks,
+            identity,
+            write_ahead: Cell::new(false),
+        })
     }
 
     /// Answers a SELECT that is quick; everything else is left for the blocking pool, undone.
@@ -203,7 +214,7 @@ impl Connection {
         };
         let mut bytes = 0;
         let done = each_row(&mut statement, parameters, |row| {
-            bytes += size(&row);
+            bytes += size(&row.values);
             table.rows.push(row);
             Ok(bytes <= AT_ONCE_BYTES && !self.hooks.interrupts())
         });
@@ -240,11 +251,74 @@ impl Connection {
         };
         let mut bytes = 0;
         each_row(&mut statement, parameters, |row| {
-            bytes += size(&row);
+            bytes += size(&row.values);
             table.rows.push(row);
             if bytes > MOST_BYTES { Err(too_large()) } else { Ok(true) }
         })?;
         Ok(table)
+    }
+
+    /// Runs a change as `run` does, but need not wait for the disk: true says that `sync` must do that before anybody is
+    /// told that it worked.
+    pub fn run_unsynced(&self, sql: &str, parameters: &[Value]) -> (Result<Table, Error>, bool) {
+        // Without a write-ahead log more is to be synced than one file; on a connection that a guest has changed its own
+        // settings count.
+        if !self.is_quick_to_end() || !self.has_write_ahead_log() || self.set_synchronous("NORMAL").is_err() {
+            return (self.run(sql, parameters), false);
+        }
+        let result = self.run(sql, parameters);
+        if self.set_synchronous("FULL").is_err() {
+            // Nobody else gets it like this.
+            self.hooks.marked.store(true, Relaxed);
+        }
+        (result, true)
+    }
+
+    /// With a write-ahead log, FULL syncs the log at each commit; NORMAL only around checkpoints.
+    fn set_synchronous(&self, level: &str) -> rusqlite::Result<()> {
+        self.hooks.ours.store(true, Relaxed);
+        let set = self.db.execute_batch(&format!("PRAGMA synchronous = {level}"));
+        self.hooks.ours.store(false, Relaxed);
+        set
+    }
+
+    fn has_write_ahead_log(&self) -> bool {
+        if !self.write_ahead.get() {
+            let mode = self
+                .db
+                .query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
+            self.write_ahead.set(mode.is_ok_and(|mode| mode == "wal"));
+        }
+        self.write_ahead.get()
+    }
+
+    /// Makes durable what was committed to the write-ahead log, by any connection.
+    ///
+    /// # Errors
+    /// SQLite's. What was committed may be lost.
+    pub fn sync(&self) -> Result<(), Error> {
+        let mut file: *mut ffi::sqlite3_file = std::ptr::null_mut();
+        // SAFETY: the handle belongs to an open connection that no other thread uses. This call gives a pointer to a file
+        // that lives as long as the connection, and has no methods while it is not open (sqlite3.h,
+        // SQLITE_FCNTL_JOURNAL_POINTER).
+        let code = unsafe {
+            let code = ffi::sqlite3_file_control(
+                self.db.handle(),
+                c"main".as_ptr(),
+                ffi::SQLITE_FCNTL_JOURNAL_POINTER,
+                (&raw mut file).cast(),
+            );
+            match file.as_ref().and_then(|file| file.pMethods.as_ref()) {
+                Some(ffi::sqlite3_io_methods { xSync: Some(sync), .. }) if code == ffi::SQLITE_OK => {
+                    sync(file, ffi::SQLITE_SYNC_NORMAL)
+                }
+                _ => ffi::SQLITE_IOERR_FSYNC,
+            }
+        };
+        match code {
+            ffi::SQLITE_OK => Ok(()),
+            code => Err(io(&rusqlite::Error::SqliteFailure(ffi::Error::new(code), None))),
+        }
     }
 
     /// Runs a statement that only reads, handing on first its columns, then each row. `row` says whether to go on.
@@ -261,7 +335,7 @@ impl Connection {
         let mut statement = self.db.prepare_cached(sql).map_err(|error| io(&error))?;
         head(columns(&statement));
         each_row(&mut statement, parameters, |values| {
-            if size(&values) > MOST_BYTES {
+            if size(&values.values) > MOST_BYTES {
                 Err(too_large())
             } else {
                 Ok(row(values))
@@ -318,6 +392,10 @@ impl Connection {
         // SAFETY: the handle belongs to an open connection, which `&mut self` makes ours alone.
         unsafe { ffi::sqlite3_set_last_insert_rowid(self.db.handle(), 0) };
         !self.hooks.marked.load(Relaxed)
+    }
+
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        self.identity
     }
 
     /// Whether the file at the path is still the one that was opened.
@@ -383,6 +461,15 @@ fn micros(duration: Duration) -> u64 {
 ///
 /// `Statement::readonly` alone is not enough: it also holds for BEGIN, COMMIT and ATTACH.
 fn is_query(sql: &str) -> bool {
+    starts_with(sql, &["SELECT", "WITH", "VALUES"])
+}
+
+/// Whether a statement changes rows for certain and does nothing else. WITH may start a query as well.
+pub fn is_change(sql: &str) -> bool {
+    starts_with(sql, &["INSERT", "UPDATE", "DELETE", "REPLACE"])
+}
+
+fn starts_with(sql: &str, words: &[&str]) -> bool {
     let mut rest = sql.trim_start();
     loop {
         rest = if let Some(comment) = rest.strip_prefix("--") {
@@ -394,9 +481,7 @@ fn is_query(sql: &str) -> bool {
         }
     }
     let word = rest.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
-    ["SELECT", "WITH", "VALUES"]
-        .iter()
-        .any(|query| word.eq_ignore_ascii_case(query))
+    words.iter().any(|one| word.eq_ignore_ascii_case(one))
 }
 
 fn would_wait(error: &rusqlite::Error) -> bool {
@@ -478,14 +563,14 @@ impl ToSql for Parameter<'_> {
     }
 }
 
-/// The memory that a row takes, in bytes.
-pub fn size(row: &RowResult) -> usize {
+/// The memory that a row of values takes, in bytes.
+pub fn size(values: &[Value]) -> usize {
     let payload = |value: &Value| match value {
         Value::Text(text) => text.len(),
         Value::Blob(blob) => blob.len(),
         Value::Integer(_) | Value::Real(_) | Value::Null => 0,
     };
-    row.values
+    values
         .iter()
         .map(|value| size_of::<Value>() + payload(value))
         .sum::<usize>()
@@ -672,6 +757,44 @@ mod tests {
             waited >= Duration::from_millis(30) && waited < BUSY_TIMEOUT,
             "{waited:?}"
         );
+    }
+
+    #[test]
+    fn a_sync_needs_a_write_ahead_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = Connection::open(&Place::File(dir.path().join("a.db")), false).unwrap();
+        let create = "CREATE TABLE t (a)";
+        assert!(matches!(connection.run_unsynced(create, &[]), (Ok(_), false)));
+        assert!(connection.sync().is_err());
+        connection.run("PRAGMA journal_mode = WAL", &[]).unwrap();
+        assert!(matches!(
+            connection.run_unsynced("INSERT INTO t VALUES (1)", &[]),
+            (Ok(_), true)
+        ));
+        connection.sync().unwrap();
+        assert!(connection.is_quick_to_end(), "our own settings leave no mark");
+    }
+
+    #[test]
+    fn what_only_changes_rows_is_known_by_its_first_word() {
+        for change in [
+            "INSERT INTO t VALUES (1)",
+            " -- a\n /* b */ update t SET a = 1",
+            "DELETE FROM t",
+            "REPLACE INTO t VALUES (1)",
+        ] {
+            assert!(is_change(change), "{change}");
+        }
+        for other in [
+            "WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x",
+            "EXPLAIN INSERT INTO t VALUES (1)",
+            "BEGIN IMMEDIATE",
+            "PRAGMA x",
+            "VACUUM",
+            "",
+        ] {
+            assert!(!is_change(other), "{other}");
+        }
     }
 
     #[test]

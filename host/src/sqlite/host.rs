@@ -13,6 +13,7 @@ use wasmtime::component::{
 use super::{Answer, Handle, RowStream, Rows};
 use crate::bindings::sqlite::{self, Connection, Error, QueryResult, RowResult, Value};
 use crate::context::{Context, Denied};
+use crate::stop::Work;
 
 /// How many connections one instance may have open. Spin's limit.
 const MOST_CONNECTIONS: usize = 256;
@@ -44,8 +45,14 @@ impl Context {
     }
 }
 
-fn handle<T>(accessor: &Accessor<T, HasSelf<Context>>, resource: &Resource<Connection>) -> Result<Handle, Error> {
-    accessor.with(|mut access: Access<'_, T, HasSelf<Context>>| access.get().connection(resource))
+fn handle<T>(
+    accessor: &Accessor<T, HasSelf<Context>>,
+    resource: &Resource<Connection>,
+) -> Result<(Handle, Work), Error> {
+    accessor.with(|mut access: Access<'_, T, HasSelf<Context>>| {
+        let context = access.get();
+        Ok((context.connection(resource)?, context.work.clone()))
+    })
 }
 
 impl sqlite::Host for Context {
@@ -90,7 +97,11 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
         accessor: &Accessor<T, Self>,
         database: String,
     ) -> Result<Resource<Connection>, Error> {
-        let database = accessor.with(|mut access| access.get().component.database(&database).cloned())?;
+        let (database, _work) = accessor.with(|mut access| {
+            let context = access.get();
+            let database = context.component.database(&database).cloned();
+            database.map(|database| (database, context.work.clone()))
+        })?;
         let handle = database.open().await?;
         accessor.with(|mut access| access.get().push_connection(handle))
     }
@@ -101,7 +112,8 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
         statement: String,
         parameters: Vec<Value>,
     ) -> Result<AsyncResult, Error> {
-        let Answer { columns, rows } = handle(accessor, &connection)?.execute(statement, parameters).await?;
+        let (handle, work) = handle(accessor, &connection)?;
+        let Answer { columns, rows } = handle.execute(statement, parameters).await?;
         let readers = accessor.with(|mut access| -> wasmtime::Result<_> {
             Ok(match rows {
                 Rows::All(rows) => {
@@ -112,7 +124,11 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
                     )
                 }
                 Rows::Stream(RowStream { rows, end, _abandon }) => {
-                    let rows = RowProducer { rows, _abandon };
+                    let rows = RowProducer {
+                        rows,
+                        _abandon,
+                        _work: work,
+                    };
                     (
                         StreamReader::new(&mut access, rows)?,
                         FutureReader::new(&mut access, end)?,
@@ -128,14 +144,16 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
         accessor: &Accessor<T, Self>,
         connection: Resource<Connection>,
     ) -> wasmtime::Result<i64> {
-        Ok(handle(accessor, &connection)?.last_insert_rowid().await?)
+        let (handle, _work) = handle(accessor, &connection)?;
+        Ok(handle.last_insert_rowid().await?)
     }
 
     async fn changes_async<T: Send>(
         accessor: &Accessor<T, Self>,
         connection: Resource<Connection>,
     ) -> wasmtime::Result<u64> {
-        Ok(handle(accessor, &connection)?.changes().await?)
+        let (handle, _work) = handle(accessor, &connection)?;
+        Ok(handle.changes().await?)
     }
 }
 
@@ -143,6 +161,7 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
 struct RowProducer {
     rows: tokio::sync::mpsc::Receiver<RowResult>,
     _abandon: super::Abandon,
+    _work: Work,
 }
 
 impl<D> StreamProducer<D> for RowProducer {

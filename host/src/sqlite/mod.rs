@@ -2,21 +2,24 @@
 //!
 //! A quick read runs where it is called, without a change of thread; everything else runs on the blocking pool. Statements
 //! that may write queue up, first come first served, before a lock of this process, so that of each process only one
-//! connection ever waits for SQLite's own lock. A transaction holds that lock from its first write to its end.
+//! connection ever waits for SQLite's own lock. A transaction holds that lock from its first write to its end. Changes
+//! outside of one are run by whoever has the turn, in groups.
 
 mod connection;
+mod group;
 mod host;
 
 use std::sync::Arc;
 use std::sync::Mutex as StdMutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
-use self::connection::{Abandon, Attempt, Connection, Kind, Table, io};
+use self::connection::{Abandon, Attempt, Connection, Kind, Table, io, is_change};
+use self::group::{Queue, Rules};
 use crate::bindings::sqlite::{Error, RowResult, Value};
 use crate::config::Place;
 
@@ -28,7 +31,6 @@ const ROWS_AHEAD: usize = 64;
 const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A database that components may open.
-#[derive(Debug)]
 pub struct Database {
     place: Place,
     allow_attach_file: bool,
@@ -36,6 +38,18 @@ pub struct Database {
     writer: Arc<Mutex<()>>,
     /// How often the lock was given: it tells a slow queue from a stuck one.
     turns: AtomicU64,
+    /// How many wait for it, apart from the changes in the queue.
+    waiters: AtomicU64,
+    queue: Queue,
+    rules: Rules,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Connection {
@@ -46,12 +60,19 @@ impl std::fmt::Debug for Connection {
 
 impl Database {
     pub fn new(place: Place, allow_attach_file: bool) -> Arc<Self> {
+        Self::with_rules(place, allow_attach_file, Rules::default())
+    }
+
+    fn with_rules(place: Place, allow_attach_file: bool, rules: Rules) -> Arc<Self> {
         Arc::new(Self {
             place,
             allow_attach_file,
             idle: StdMutex::default(),
             writer: Arc::default(),
             turns: AtomicU64::new(0),
+            waiters: AtomicU64::new(0),
+            queue: Queue::default(),
+            rules,
         })
     }
 
@@ -95,11 +116,12 @@ impl Database {
         };
         let session = Session {
             database: self.clone(),
-            connection: Some(connection),
+            connection: Some(StdMutex::new(connection)),
             turn: None,
-            wrote: false,
+            plain: true,
+            wrote: AtomicBool::new(false),
         };
-        Ok(Handle(Arc::new(Mutex::new(session))))
+        Ok(Handle(Arc::new(RwLock::new(session))))
     }
 
     fn take(&self) -> Option<Connection> {
@@ -133,31 +155,61 @@ impl Database {
     async fn turn(&self) -> Result<OwnedMutexGuard<()>, Error> {
         loop {
             let turns = self.turns.load(Relaxed);
+            let waiter = Waiter::new(&self.waiters);
             if let Ok(turn) = tokio::time::timeout(WRITER_TIMEOUT, self.writer.clone().lock_owned()).await {
+                drop(waiter);
                 self.turns.fetch_add(1, Relaxed);
                 return Ok(turn);
             }
             if self.turns.load(Relaxed) == turns {
-                // SQLite's own words for it, which components know.
-                return Err(Error::Io("database is locked".to_owned()));
+                return Err(locked());
             }
         }
     }
 }
 
+/// Counted as long as it waits for the turn.
+struct Waiter<'a>(&'a AtomicU64);
+
+impl<'a> Waiter<'a> {
+    fn new(waiters: &'a AtomicU64) -> Self {
+        waiters.fetch_add(1, Relaxed);
+        Self(waiters)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// SQLite's own words for it, which components know.
+fn locked() -> Error {
+    Error::Io("database is locked".to_owned())
+}
+
+fn broken() -> Error {
+    Error::Io("internal runtime error".to_owned())
+}
+
 /// A connection that a component has opened. Statements on it run one after the other.
+///
+/// Changes outside of a transaction share the session while they wait for their turn; everything else has it alone.
 #[derive(Clone, Debug)]
-pub struct Handle(Arc<Mutex<Session>>);
+pub struct Handle(Arc<RwLock<Session>>);
 
 #[derive(Debug)]
 struct Session {
     database: Arc<Database>,
     /// Taken out only when the session ends.
-    connection: Option<Connection>,
+    connection: Option<StdMutex<Connection>>,
     /// Held from the first write of a transaction to its end.
     turn: Option<OwnedMutexGuard<()>>,
+    /// In no transaction, and not changed in a way that needs care.
+    plain: bool,
     /// Whether this handle has written, and not only one that had the connection before it.
-    wrote: bool,
+    wrote: AtomicBool,
 }
 
 /// The answer to a statement.
@@ -196,7 +248,13 @@ impl Handle {
     /// # Errors
     /// SQLite's.
     pub async fn execute(&self, sql: String, parameters: Vec<Value>) -> Result<Answer, Error> {
-        let session = self.0.clone().lock_owned().await;
+        if is_change(&sql) {
+            let session = self.0.clone().read_owned().await;
+            if session.plain {
+                return group::change(session, sql, parameters).await;
+            }
+        }
+        let session = self.0.clone().write_owned().await;
         let attempt = session.connection()?.attempt(&sql, &parameters)?;
         let (session, kind) = match attempt {
             Attempt::Done(table) => return Ok(table.into()),
@@ -232,13 +290,13 @@ impl Handle {
 
     /// The row id of the last INSERT through this handle; 0 before one.
     pub async fn last_insert_rowid(&self) -> Result<i64, Error> {
-        Ok(self.0.lock().await.connection()?.last_insert_rowid())
+        Ok(self.0.write().await.connection()?.last_insert_rowid())
     }
 
     /// How many rows the last INSERT, UPDATE or DELETE through this handle has changed.
     pub async fn changes(&self) -> Result<u64, Error> {
-        let session = self.0.lock().await;
-        Ok(if session.wrote {
+        let session = self.0.write().await;
+        Ok(if session.wrote.load(Relaxed) {
             session.connection()?.changes()
         } else {
             0
@@ -247,20 +305,24 @@ impl Handle {
 }
 
 impl Session {
-    fn connection(&self) -> Result<&Connection, Error> {
-        self.connection.as_ref().ok_or(Error::InvalidConnection)
+    /// Never waits: only one at a time runs the changes that share the session.
+    fn connection(&self) -> Result<std::sync::MutexGuard<'_, Connection>, Error> {
+        let connection = self.connection.as_ref().ok_or(Error::InvalidConnection)?;
+        // Who panicked while he had it was not in the middle of anything: SQLite's statements end when dropped.
+        Ok(connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// After a statement on the blocking pool.
     fn settle(&mut self) -> Result<(), Error> {
-        let Some(connection) = &mut self.connection else {
-            return Err(Error::InvalidConnection);
-        };
-        connection.settle()?;
-        if !connection.in_transaction() {
+        let mut connection = self.connection()?;
+        let settled = connection.settle();
+        let (in_transaction, plain) = (connection.in_transaction(), connection.is_quick_to_end());
+        drop(connection);
+        self.plain = plain;
+        if !in_transaction {
             self.turn = None;
         }
-        Ok(())
+        settled
     }
 }
 
@@ -269,6 +331,9 @@ impl Drop for Session {
         let Some(connection) = self.connection.take() else {
             return;
         };
+        let connection = connection
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let quick = connection.is_quick_to_end();
         let (database, turn) = (self.database.clone(), self.turn.take());
         let end = move || {
@@ -286,7 +351,7 @@ impl Drop for Session {
     }
 }
 
-type Owned = OwnedMutexGuard<Session>;
+type Owned = OwnedRwLockWriteGuard<Session>;
 
 async fn classify(session: Owned, sql: String) -> Result<(Owned, Kind), Error> {
     on_blocking_pool(move || {
@@ -309,7 +374,7 @@ async fn with_turn(mut session: Owned) -> Result<Owned, Error> {
 /// Runs a statement to its end, whether somebody waits for it or not.
 async fn run(mut session: Owned, sql: String, parameters: Vec<Value>, writes: bool) -> Result<Answer, Error> {
     on_blocking_pool(move || {
-        session.wrote |= writes;
+        session.wrote.fetch_or(writes, Relaxed);
         let result = session.connection()?.run(&sql, &parameters);
         session.settle()?;
         Ok(result?.into())
@@ -344,11 +409,7 @@ async fn read(mut session: Owned, sql: String, parameters: Vec<Value>) -> Result
             }),
         }),
         // It did not compile; the end says why.
-        Err(_) => Err(end
-            .await
-            .unwrap_or(Ok(()))
-            .err()
-            .unwrap_or_else(|| Error::Io("internal runtime error".to_owned()))),
+        Err(_) => Err(end.await.unwrap_or(Ok(())).err().unwrap_or_else(broken)),
     }
 }
 
@@ -356,15 +417,13 @@ impl RowStream {
     async fn collect(mut self) -> Result<Vec<RowResult>, Error> {
         let (mut rows, mut bytes) = (Vec::new(), 0);
         while let Some(row) = self.rows.recv().await {
-            bytes += connection::size(&row);
+            bytes += connection::size(&row.values);
             if bytes > connection::MOST_BYTES {
                 return Err(connection::too_large());
             }
             rows.push(row);
         }
-        self.end
-            .await
-            .map_err(|_| Error::Io("internal runtime error".to_owned()))??;
+        self.end.await.map_err(|_| broken())??;
         Ok(rows)
     }
 }

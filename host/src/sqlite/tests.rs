@@ -12,8 +12,12 @@ use super::*;
 
 /// A database in a file, in WAL mode, with a table t (a INTEGER).
 async fn database() -> (TempDir, Arc<Database>) {
+    database_with(Rules::default()).await
+}
+
+async fn database_with(rules: Rules) -> (TempDir, Arc<Database>) {
     let dir = tempfile::tempdir().unwrap();
-    let database = Database::new(Place::File(dir.path().join("a.db")), false);
+    let database = Database::with_rules(Place::File(dir.path().join("a.db")), false, rules);
     database.prepare().unwrap();
     let handle = database.open().await.unwrap();
     run(&handle, "PRAGMA journal_mode = WAL").await.unwrap();
@@ -32,14 +36,18 @@ async fn count(handle: &Handle) -> i64 {
     }
 }
 
-/// Waits until no session is left that has to roll back or close.
-async fn idle(database: &Arc<Database>, connections: usize) {
+async fn until(happened: impl Fn() -> bool) {
     let wait = async {
-        while database.idle().len() < connections {
+        while !happened() {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
+}
+
+/// Waits until no session is left that has to roll back or close.
+async fn idle(database: &Arc<Database>, connections: usize) {
+    until(|| database.idle().len() >= connections).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,4 +245,332 @@ fn a_file_that_is_no_database_is_named() {
     assert!(error.contains("a.db") && error.contains("not a database"), "{error}");
     let inside_a_file = Database::new(Place::File(path.join("b.db")), false);
     assert!(format!("{:#}", inside_a_file.prepare().unwrap_err()).contains("a.db"));
+}
+
+type Running = tokio::task::JoinHandle<Result<Vec<RowResult>, Error>>;
+
+/// A handle with a transaction, so that all changes wait for its COMMIT.
+async fn holder(database: &Arc<Database>) -> Handle {
+    let holder = database.open().await.unwrap();
+    run(&holder, "BEGIN IMMEDIATE").await.unwrap();
+    holder
+}
+
+/// Starts a change and waits until it is in the queue.
+async fn queue(database: &Arc<Database>, handle: &Handle, sql: &'static str) -> Running {
+    let before = database.queue.len();
+    let handle = handle.clone();
+    let running = tokio::spawn(async move { run(&handle, sql).await });
+    until(|| database.queue.len() > before).await;
+    running
+}
+
+fn says(result: Result<Vec<RowResult>, Error>, words: &str) {
+    let error = result.unwrap_err();
+    assert!(
+        matches!(&error, Error::Io(message) if message.contains(words)),
+        "{error:?}"
+    );
+}
+
+/// Groups that end for want of changes only, however slow the machine is.
+fn synced_by(sync: impl Fn(&Connection) -> Result<(), Error> + Send + Sync + 'static) -> Rules {
+    Rules {
+        time: Duration::MAX,
+        sync: Box::new(sync),
+        ..Rules::default()
+    }
+}
+
+/// Counts the syncs instead of doing them.
+fn counting() -> (Arc<AtomicU64>, Rules) {
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = count.clone();
+    let sync = move |_: &Connection| {
+        counted.fetch_add(1, Relaxed);
+        Ok(())
+    };
+    (count, synced_by(sync))
+}
+
+/// A sync that says when it has begun, and ends as it is told.
+fn told() -> (
+    mpsc::UnboundedReceiver<()>,
+    std::sync::mpsc::Sender<Result<(), Error>>,
+    Rules,
+) {
+    let (begun, begins) = mpsc::unbounded_channel();
+    let (end, ends) = std::sync::mpsc::channel();
+    let ends = StdMutex::new(ends);
+    let sync = move |_: &Connection| {
+        begun.send(()).unwrap();
+        ends.lock().unwrap().recv_timeout(Duration::from_secs(10)).unwrap()
+    };
+    (begins, end, synced_by(sync))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_wait_are_synced_once_and_each_is_told_its_own() {
+    const TABLE: &str = "CREATE TABLE u (a INTEGER PRIMARY KEY, b UNIQUE)";
+    const CHANGES: [&str; 7] = [
+        "INSERT INTO t VALUES (1), (2), (3)",
+        "INSERT INTO u (b) VALUES ('x') RETURNING a, b",
+        "INSERT INTO u (b) VALUES ('y'), ('x')",
+        "INSERT INTO missing VALUES (1)",
+        "INSERT INTO u (a, b) VALUES (7, 'z')",
+        "UPDATE t SET a = a WHERE a > 1",
+        "INSERT INTO u (b) VALUES ('x') ON CONFLICT DO NOTHING RETURNING a",
+    ];
+    let (syncs, rules) = counting();
+    let (dir, database) = database_with(rules).await;
+    let holder = holder(&database).await;
+    run(&holder, TABLE).await.unwrap();
+    let (mut handles, mut running) = (Vec::new(), Vec::new());
+    for sql in CHANGES {
+        let handle = database.open().await.unwrap();
+        running.push(queue(&database, &handle, sql).await);
+        handles.push(handle);
+    }
+    run(&holder, "COMMIT").await.unwrap();
+    let mut told = Vec::new();
+    for (running, handle) in running.into_iter().zip(&handles) {
+        let result = running.await.unwrap();
+        let (changes, rowid) = (handle.changes().await, handle.last_insert_rowid().await);
+        told.push((result, changes.unwrap(), rowid.unwrap()));
+    }
+    assert_eq!(syncs.load(Relaxed), 1);
+
+    // The same, each alone on a connection of its own.
+    let place = Place::File(dir.path().join("alone.db"));
+    let open = || Connection::open(&place, false).unwrap();
+    for sql in ["PRAGMA journal_mode = WAL", "CREATE TABLE t (a INTEGER)", TABLE] {
+        open().run(sql, &[]).unwrap();
+    }
+    let alone = CHANGES.map(|sql| {
+        let connection = open();
+        let result = connection.run(sql, &[]).map(|table| table.rows);
+        (result, connection.changes(), connection.last_insert_rowid())
+    });
+    assert_eq!(told, alone);
+    let failed = told.iter().filter(|(result, ..)| result.is_err()).count();
+    assert_eq!(failed, 2);
+    let left = run(&holder, "SELECT group_concat(b, ' ') FROM u").await.unwrap();
+    assert_eq!(left[0].values, [Value::Text("x z".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_answered_before_the_sync() {
+    let (mut begins, end, rules) = told();
+    let (_dir, database) = database_with(rules).await;
+    let holder = holder(&database).await;
+    let (one, other) = (database.open().await.unwrap(), database.open().await.unwrap());
+    let running = [
+        queue(&database, &one, "INSERT INTO t VALUES (1)").await,
+        queue(&database, &other, "INSERT INTO t VALUES (2)").await,
+    ];
+    run(&holder, "COMMIT").await.unwrap();
+    begins.recv().await.unwrap();
+    // Both have run, and an answer would have had the time that this takes.
+    assert_eq!(count(&holder).await, 2);
+    assert!(!running.iter().any(Running::is_finished));
+    end.send(Ok(())).unwrap();
+    for running in running {
+        running.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_sync_is_told_to_everyone_of_the_group() {
+    let (_begins, end, rules) = told();
+    let (_dir, database) = database_with(rules).await;
+    let holder = holder(&database).await;
+    let (one, other) = (database.open().await.unwrap(), database.open().await.unwrap());
+    let fails = [
+        queue(&database, &one, "INSERT INTO t VALUES (1)").await,
+        queue(&database, &other, "INSERT INTO t VALUES (2)").await,
+    ];
+    let wrong = queue(&database, &other, "INSERT INTO missing VALUES (1)").await;
+    end.send(Err(Error::Io("disk I/O error".to_owned()))).unwrap();
+    run(&holder, "COMMIT").await.unwrap();
+    for running in fails {
+        says(running.await.unwrap(), "disk I/O error");
+    }
+    says(wrong.await.unwrap(), "no such table");
+    end.send(Ok(())).unwrap();
+    run(&one, "INSERT INTO t VALUES (3)").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_made_in_the_order_in_which_they_came() {
+    let (_dir, database) = database().await;
+    let holder = holder(&database).await;
+    let (one, other) = (database.open().await.unwrap(), database.open().await.unwrap());
+    let mut running = vec![
+        queue(&database, &one, "INSERT INTO t VALUES (1)").await,
+        queue(&database, &other, "INSERT INTO t VALUES (2)").await,
+        queue(&database, &one, "INSERT INTO t VALUES (3)").await,
+        queue(&database, &other, "INSERT INTO t VALUES (4)").await,
+    ];
+    // What is no change waits for those before it on its handle, so that they are no part of the transaction.
+    let begin = one.clone();
+    let begin = tokio::spawn(async move { run(&begin, "BEGIN").await });
+    until(|| one.0.try_read().is_err()).await;
+    let late = one.clone();
+    running.push(tokio::spawn(
+        async move { run(&late, "INSERT INTO t VALUES (5)").await },
+    ));
+    run(&holder, "COMMIT").await.unwrap();
+    for running in running.drain(..) {
+        running.await.unwrap().unwrap();
+    }
+    begin.await.unwrap().unwrap();
+    let order = |handle: Handle| async move {
+        let rows = run(&handle, "SELECT group_concat(a) FROM (SELECT a FROM t ORDER BY rowid)").await;
+        rows.unwrap()[0].values[0].clone()
+    };
+    assert_eq!(order(other).await, Value::Text("1,2,3,4".to_owned()));
+    assert_eq!(order(one.clone()).await, Value::Text("1,2,3,4,5".to_owned()));
+    run(&one, "ROLLBACK").await.unwrap();
+    assert_eq!(order(holder).await, Value::Text("1,2,3,4".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_gets_its_turn_among_changes_and_has_it_alone() {
+    let (_dir, database) = database().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (handle, stop) = (database.open().await.unwrap(), stop.clone());
+        writers.spawn(async move {
+            while !stop.load(Relaxed) {
+                run(&handle, "INSERT INTO t VALUES (1)").await.unwrap();
+            }
+        });
+    }
+    let one = database.open().await.unwrap();
+    let (seen, other) = (database.open().await.unwrap(), database.open().await.unwrap());
+    let all = async {
+        for _ in 0..20 {
+            run(&one, "BEGIN IMMEDIATE").await.unwrap();
+            let before = count(&seen).await;
+            run(&one, "INSERT INTO t VALUES (2)").await.unwrap();
+            assert_eq!(count(&other).await, before);
+            run(&one, "COMMIT").await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all).await.unwrap();
+    stop.store(true, Relaxed);
+    while let Some(writer) = writers.join_next().await {
+        writer.unwrap();
+    }
+    let twos = run(&one, "SELECT count(*) FROM t WHERE a = 2").await.unwrap();
+    assert_eq!(twos[0].values, [Value::Integer(20)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_given_up_before_its_turn_is_not_made() {
+    let (_dir, database) = database().await;
+    let holder = holder(&database).await;
+    let (one, other) = (database.open().await.unwrap(), database.open().await.unwrap());
+    let given_up = queue(&database, &one, "INSERT INTO t VALUES (1)").await;
+    let stays = queue(&database, &other, "INSERT INTO t VALUES (2)").await;
+    given_up.abort();
+    assert!(given_up.await.unwrap_err().is_cancelled());
+    assert_eq!(database.queue.len(), 1);
+    // Its handle is free while the turn is still another's.
+    assert_eq!(count(&one).await, 0);
+    run(&holder, "COMMIT").await.unwrap();
+    stays.await.unwrap().unwrap();
+    assert_eq!(count(&one).await, 1);
+    run(&one, "INSERT INTO t VALUES (3)").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_given_up_when_it_has_begun_is_made() {
+    let (mut begins, end, rules) = told();
+    let (_dir, database) = database_with(rules).await;
+    let holder = holder(&database).await;
+    let (one, other) = (database.open().await.unwrap(), database.open().await.unwrap());
+    let given_up = queue(&database, &one, "INSERT INTO t VALUES (1)").await;
+    let stays = queue(&database, &other, "INSERT INTO t VALUES (2)").await;
+    run(&holder, "COMMIT").await.unwrap();
+    begins.recv().await.unwrap();
+    given_up.abort();
+    assert!(given_up.await.unwrap_err().is_cancelled());
+    end.send(Ok(())).unwrap();
+    stays.await.unwrap().unwrap();
+    assert_eq!(count(&one).await, 2);
+    assert_eq!(one.changes().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_change_that_has_begun_is_waited_for() {
+    let (mut begins, end, rules) = told();
+    let (_dir, database) = database_with(rules).await;
+    let handle = database.open().await.unwrap();
+    let slow = tokio::spawn(async move { run(&handle, "INSERT INTO t VALUES (1)").await });
+    begins.recv().await.unwrap();
+    tokio::time::pause();
+    tokio::time::advance(WRITER_TIMEOUT * 3).await;
+    tokio::time::resume();
+    end.send(Ok(())).unwrap();
+    slow.await.unwrap().unwrap();
+}
+
+/// How many syncs a hundred changes take that wait at the same time.
+async fn syncs_of_a_hundred(limit: impl FnOnce(&mut Rules)) -> u64 {
+    let (syncs, mut rules) = counting();
+    limit(&mut rules);
+    let (_dir, database) = database_with(rules).await;
+    let holder = holder(&database).await;
+    let handle = database.open().await.unwrap();
+    let mut running = Vec::new();
+    for _ in 0..100 {
+        running.push(queue(&database, &handle, "INSERT INTO t VALUES (1) RETURNING a").await);
+    }
+    run(&holder, "COMMIT").await.unwrap();
+    for running in running {
+        running.await.unwrap().unwrap();
+    }
+    assert_eq!(count(&handle).await, 100);
+    syncs.load(Relaxed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_has_an_end() {
+    assert_eq!(syncs_of_a_hundred(|_| {}).await, 2);
+    assert_eq!(syncs_of_a_hundred(|rules| rules.changes = 10).await, 10);
+    assert_eq!(syncs_of_a_hundred(|rules| rules.bytes = 1).await, 100);
+    assert_eq!(syncs_of_a_hundred(|rules| rules.time = Duration::ZERO).await, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_plain_changes_of_a_write_ahead_log_are_grouped() {
+    let (syncs, rules) = counting();
+    let (_dir, database) = database_with(rules).await;
+    let handle = database.open().await.unwrap();
+    run(&handle, "INSERT INTO t VALUES (1)").await.unwrap();
+    assert_eq!(syncs.load(Relaxed), 1);
+    let level = run(&handle, "PRAGMA synchronous").await.unwrap();
+    assert_eq!(level[0].values, [Value::Integer(2)], "it is only lower within a group");
+    for sql in ["BEGIN", "INSERT INTO t VALUES (1)", "COMMIT", "CREATE TABLE u (a)"] {
+        run(&handle, sql).await.unwrap();
+    }
+    assert_eq!(syncs.load(Relaxed), 1, "a transaction syncs by itself");
+    run(&handle, "PRAGMA synchronous = OFF").await.unwrap();
+    run(&handle, "INSERT INTO t VALUES (1)").await.unwrap();
+    assert_eq!(syncs.load(Relaxed), 1);
+    let level = run(&handle, "PRAGMA synchronous").await.unwrap();
+    assert_eq!(level[0].values, [Value::Integer(0)], "the guest's own setting stays");
+    drop(handle);
+    until(|| Arc::strong_count(&database) == 1).await;
+    database.idle().clear();
+    let handle = database.open().await.unwrap();
+    run(&handle, "PRAGMA journal_mode = DELETE").await.unwrap();
+    drop(handle);
+    until(|| Arc::strong_count(&database) == 1).await;
+    let handle = database.open().await.unwrap();
+    run(&handle, "INSERT INTO t VALUES (1)").await.unwrap();
+    assert_eq!(syncs.load(Relaxed), 1, "a rollback journal is SQLite's affair");
+    assert_eq!(count(&handle).await, 4);
 }
