@@ -240,6 +240,17 @@ fn a_supervisor_that_is_killed_leaves_nothing_behind() {
 }
 
 #[test]
+fn an_up_that_is_killed_leaves_nothing_behind() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut up = Up::start();
+    up.line("Ctrl-C");
+    // With whoever read what it says.
+    up.lines = channel().1;
+    up.signal(Signal::SIGKILL);
+    assert!(!up.end().success());
+}
+
+#[test]
 fn it_serves_on_when_nobody_reads_what_it_says() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut up = Up::start();

@@ -81,6 +81,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
         release.runtime_name()
     );
 
+    process::adopt_orphans()?;
     let (tell, told) = mpsc::channel();
     forward_signals(tell.clone())?;
     let exit = tell.clone();
@@ -150,6 +151,8 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     };
     drop(prober);
     flag.clear()?;
+    // Spin serves from a child of its own, which outlives it when it could not end it.
+    process::end_orphans()?;
     outcome.map_err(|error| anyhow::anyhow!("instance {instance}: {error}"))
 }
 

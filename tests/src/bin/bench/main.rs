@@ -162,7 +162,7 @@ impl Subject {
 
 /// A running appliance.
 struct Up {
-    child: Child,
+    process: Process,
     root: PathBuf,
     instance: String,
     token: String,
@@ -172,7 +172,7 @@ struct Up {
 
 impl Up {
     fn start(linksctl: &Path, root: &Path, bundle: &Path) -> Result<Self> {
-        let mut child = Command::new("sh")
+        let child = Command::new("sh")
             // One stream: what supervisors say and what `up` says, in order.
             .args(["-c", "exec \"$0\" \"$@\" 2>&1"])
             .arg(linksctl)
@@ -183,7 +183,8 @@ impl Up {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
-        let mut lines = BufReader::new(child.stdout.take().context("linksctl up has no output")?).lines();
+        let mut process = Process(child);
+        let mut lines = BufReader::new(process.0.stdout.take().context("linksctl up has no output")?).lines();
         let (mut ready_ms, mut token, mut seen) = (0, None, vec![]);
         for line in &mut lines {
             let line = line?;
@@ -212,7 +213,7 @@ impl Up {
         let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
         let instance = status["instances"][0]["address"].as_str();
         Ok(Self {
-            child,
+            process,
             root: root.to_owned(),
             instance: instance.context("linksctl status gives no address")?.to_owned(),
             token,
@@ -278,9 +279,27 @@ impl Up {
     }
 
     fn stop(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
-        self.child.wait()?;
+        self.process.stop()
+    }
+}
+
+/// `linksctl up`, which does not outlive this.
+struct Process(Child);
+
+impl Process {
+    fn stop(&mut self) -> Result<()> {
+        if self.0.try_wait()?.is_none() {
+            kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM)?;
+            self.0.wait()?;
+        }
         Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Where it was to be seen that it works, `stop` was called.
+        let _ = self.stop();
     }
 }
 
