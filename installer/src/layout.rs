@@ -10,6 +10,8 @@ pub const PACKAGE: &str = "links-shortener";
 pub const USER: &str = "links";
 /// The service a person starts and stops.
 pub const SERVICE: &str = "links.service";
+/// Every instance, for systemctl.
+pub const INSTANCES: &str = "links@*.service";
 /// Takes back, at boot, what a rollout that was cut off has changed.
 pub const RECOVER: &str = "links-recover.service";
 /// Largest number of instances; nginx gets one upstream pool per missing flag.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-pub use services::{OnBehalfOf, Services, await_stop, last_lines};
+pub use services::{OnBehalfOf, Services, last_lines, stop_instances};
 
 use crate::config::load::{load_as_kept, load_links};
 use crate::layout::{self, Layout};
@@ -213,7 +213,7 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
     if services.running() {
         let mut patterns = all.clone();
         // Instances that were started by hand are ours too.
-        patterns.push("links@*.service".to_owned());
+        patterns.push(layout::INSTANCES.to_owned());
         patterns.push(layout::RECOVER.to_owned());
         exec::run(
             "systemctl",

@@ -202,29 +202,26 @@ impl Services {
     }
 }
 
-/// Waits for the instances that have a stop job, which a restart of links.service alone does not give them.
+/// Stops the instances where somebody stops links.service, and returns when they are gone. A restart of it, or its death,
+/// leaves them alone.
 ///
 /// # Errors
 /// systemctl refuses.
-pub fn await_stop() -> anyhow::Result<()> {
+pub fn stop_instances() -> anyhow::Result<()> {
     let jobs = exec::run("systemctl", ["list-jobs", "--no-legend", "--no-pager", "--full"])?;
-    let stopping = stopping_instances(&jobs);
-    if !stopping.is_empty() {
-        // Joins the jobs that are there, and returns when they are done.
-        exec::run("systemctl", ["stop"].into_iter().chain(stopping))?;
+    if is_being_stopped(&jobs) {
+        // Where they are being stopped already, as when the host goes down, this joins in.
+        exec::run("systemctl", ["stop", layout::INSTANCES])?;
     }
     Ok(())
 }
 
 /// `JOB UNIT TYPE STATE` (systemctl(1), list-jobs).
-fn stopping_instances(jobs: &str) -> Vec<&str> {
-    jobs.lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace().skip(1);
-            let unit = words.next()?;
-            (words.next()? == "stop" && layout::instance_of_unit(unit).is_some()).then_some(unit)
-        })
-        .collect()
+fn is_being_stopped(jobs: &str) -> bool {
+    jobs.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().skip(1).take(2).collect();
+        words == [layout::SERVICE, "stop"]
+    })
 }
 
 /// A place in a unit's journal. Found again by the order of the lines: their times follow a clock that anybody may set.
@@ -288,10 +285,15 @@ mod tests {
     }
 
     #[test]
-    fn only_instances_that_stop_are_waited_for() {
-        let jobs = "12 links.service stop running\n13 links@1.service stop waiting\n14 links@2.service restart waiting\n\
-                    15 nginx.service stop waiting\n";
-        assert_eq!(stopping_instances(jobs), ["links@1.service"]);
-        assert!(stopping_instances("").is_empty());
+    fn only_a_stop_of_the_service_stops_the_instances() {
+        let others = "13 links@1.service stop waiting\n15 nginx.service stop waiting\n";
+        assert!(is_being_stopped(&format!("{others}12 links.service stop running\n")));
+        for job in [
+            "",
+            "12 links.service restart running\n",
+            "12 links.service start waiting\n",
+        ] {
+            assert!(!is_being_stopped(&format!("{others}{job}")), "{job}");
+        }
     }
 }
