@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
@@ -14,6 +15,11 @@ use crate::layout::{self, Layout};
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// What it exits with then.
 const FORBIDDEN: i32 = 101;
+
+/// For the reason of an instance's end to reach the journal.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// The journal's arrivals are no event to wait for.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Whose word counts before something is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,14 +247,22 @@ impl<'a> Mark<'a> {
         })
     }
 
-    /// The end of what the unit has said since.
+    /// The end of what the unit has said since; with the reason that it gave for its end, if it comes within a moment: what
+    /// a process wrote last may reach the journal after its end does.
     fn lines_after(&self) -> anyhow::Result<String> {
-        await_journal()?;
-        let after = self.cursor.as_ref().map(|cursor| format!("--after-cursor={cursor}"));
-        let arguments = ["--no-pager", "--quiet", "--output=cat", "--unit", self.unit]
-            .into_iter()
-            .chain(after.as_deref());
-        Ok(exec::tail(&exec::finish("journalctl", arguments)?.stdout, 12))
+        let deadline = Instant::now() + LAST_WORDS;
+        loop {
+            await_journal()?;
+            let after = self.cursor.as_ref().map(|cursor| format!("--after-cursor={cursor}"));
+            let arguments = ["--no-pager", "--quiet", "--output=cat", "--unit", self.unit]
+                .into_iter()
+                .chain(after.as_deref());
+            let said = exec::finish("journalctl", arguments)?.stdout;
+            if said.lines().any(|line| line.starts_with("linksctl: ")) || Instant::now() >= deadline {
+                return Ok(exec::tail(&said, 12));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 }
 
