@@ -217,6 +217,18 @@ impl Layout {
     }
 }
 
+/// A layout below a new directory, which holds the given ones.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+pub fn temporary(directories: &[fn(&Layout) -> PathBuf]) -> (tempfile::TempDir, Layout) {
+    let root = tempfile::tempdir().unwrap();
+    let layout = Layout::new(root.path());
+    for directory in directories {
+        std::fs::create_dir_all(directory(&layout)).unwrap();
+    }
+    (root, layout)
+}
+
 /// The unit of one instance.
 pub fn instance_unit(instance: u16) -> String {
     format!("links@{instance}.service")

@@ -171,14 +171,8 @@ fn observe(layout: &Layout, payload: &Release, services: Services) -> anyhow::Re
 /// They cannot be listed.
 pub fn enabled_instances(layout: &Layout) -> anyhow::Result<Vec<u16>> {
     let directory = layout.service_wants_dir();
-    let entries = match fs::read_dir(&directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-        entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
-    };
-    let mut numbers = vec![];
-    for entry in entries {
-        numbers.extend(entry?.file_name().to_str().and_then(layout::instance_of_unit));
-    }
+    let names = files::list(&directory).with_context(|| format!("Reading {}", directory.display()))?;
+    let mut numbers: Vec<_> = names.iter().filter_map(|name| layout::instance_of_unit(name)).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
