@@ -140,12 +140,12 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
                 files::replace(&layout.configured_marker(), b"", 0o644)?;
             }
             Step::Start => {
-                if !services.act("start", &[layout::SERVICE.to_owned()])? && services.running() {
+                if !services.act("start", layout::SERVICE)? && services.running() {
                     notices.push(format!("not started, by policy: `systemctl start {}`", layout::SERVICE));
                 }
             }
             Step::RestartAgent => {
-                services.act("restart", &[layout::SERVICE.to_owned()])?;
+                services.act("restart", layout::SERVICE)?;
             }
             Step::Site => notices.extend(site::install(layout, &load_links(layout)?, services)?),
         }

@@ -108,39 +108,23 @@ impl Services {
         Ok(matches!(state.trim(), "active" | "activating" | "reloading"))
     }
 
-    /// `start`, `stop`, `restart`, `reload` of units, waited for. Returns false where it was not done: systemd does not
-    /// run, or the policy forbids it.
+    /// `start`, `restart` or `reload` of a unit, waited for. Returns false where it was not done: systemd does not run, or
+    /// the policy forbids it.
     ///
     /// # Errors
     /// It was tried and failed; the error ends with the unit's last lines in the journal.
-    pub fn act(self, verb: &str, units: &[String]) -> anyhow::Result<bool> {
-        if !self.running || units.is_empty() {
+    pub fn act(self, verb: &str, unit: &str) -> anyhow::Result<bool> {
+        if !self.running || !self.allowed(unit, verb)? {
             return Ok(false);
         }
-        for unit in units {
-            if !self.allowed(unit, verb)? {
-                return Ok(false);
-            }
-        }
-        if verb != "stop" {
-            // A start limit that was reached before the cause was mended must not count now.
-            let arguments = ["reset-failed"].into_iter().chain(units.iter().map(String::as_str));
-            // Fails for a unit that is not loaded yet, which then has nothing to reset.
-            exec::finish("systemctl", arguments)?;
-        }
-        let finished = exec::finish("systemctl", [verb].into_iter().chain(units.iter().map(String::as_str)))?;
+        reset_failed(unit)?;
+        let finished = exec::finish("systemctl", [verb, unit])?;
         if finished.success {
             return Ok(true);
         }
-        let mut error = format!(
-            "`systemctl {verb} {}` failed: {}",
-            units.join(" "),
-            exec::tail(&finished.stderr, 4)
-        );
-        for unit in units {
-            if !self.is_active(unit)? {
-                error.push_str(&format!("\n{unit} said last:\n{}", last_lines(unit)?));
-            }
+        let mut error = format!("`systemctl {verb} {unit}` failed: {}", exec::tail(&finished.stderr, 4));
+        if !self.is_active(unit)? {
+            error.push_str(&format!("\n{unit} said last:\n{}", last_lines(unit)?));
         }
         anyhow::bail!(error)
     }
@@ -181,9 +165,7 @@ impl Services {
     /// # Errors
     /// It failed; the error ends with what the unit said since.
     pub fn carry_out(self, verb: &str, unit: &str) -> anyhow::Result<()> {
-        // A start limit that was reached before the cause was mended must not count now. Fails for a unit that is not
-        // loaded yet, which then has nothing to reset.
-        exec::finish("systemctl", ["reset-failed", unit])?;
+        reset_failed(unit)?;
         let since = Mark::at_end_of(unit)?;
         let finished = exec::finish("systemctl", [verb, unit])?;
         if finished.success {
@@ -206,6 +188,13 @@ impl Services {
             .with_context(|| format!("Asking {POLICY}"))?;
         Ok(status.code() != Some(FORBIDDEN))
     }
+}
+
+/// A start limit that was reached before the cause was mended must not count now.
+fn reset_failed(unit: &str) -> anyhow::Result<()> {
+    // Fails for a unit that is not loaded yet, which then has nothing to reset.
+    exec::finish("systemctl", ["reset-failed", unit])?;
+    Ok(())
 }
 
 /// Stops the instances where somebody stops links.service, and returns when they are gone. A restart of it, or its death,
