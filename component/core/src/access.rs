@@ -144,7 +144,10 @@ mod tests {
                 "Bearer realm=\"links\", error=\"invalid_token\"",
             ),
         ];
-        for (access, (header, challenge)) in both("s3cret").iter().flat_map(|access| cases.map(|case| (access, case))) {
+        for (access, (header, challenge)) in both("s3cret")
+            .iter()
+            .flat_map(|access| cases.map(|case| (access, case)))
+        {
             let problem = access.check(header.map(str::as_bytes)).err();
             let headers = problem.as_ref().map(|problem| problem.headers.clone());
             assert_eq!(problem.map(|problem| problem.status), Some(401), "{header:?}");
@@ -154,7 +157,11 @@ mod tests {
                 "{header:?}"
             );
         }
-        assert!(both("s3cret").iter().all(|access| access.check(Some(b"Bearer \xff")).is_err()));
+        assert!(
+            both("s3cret")
+                .iter()
+                .all(|access| access.check(Some(b"Bearer \xff")).is_err())
+        );
     }
 
     #[test]

@@ -103,7 +103,11 @@ impl Known {
 
     /// `now` in Unix seconds.
     pub fn age(&self, now: i64, bounds: &Bounds) -> Age {
-        let usable = if bounds.stale == 0 { 0 } else { bounds.ttl.saturating_add(bounds.stale) };
+        let usable = if bounds.stale == 0 {
+            0
+        } else {
+            bounds.ttl.saturating_add(bounds.stale)
+        };
         Age::of(self.asked_at, now, bounds.ttl, usable)
     }
 }
@@ -183,12 +187,7 @@ mod tests {
     #[test]
     fn outlives_its_time_only_while_the_provider_is_silent() {
         let bounds = Bounds { ttl: 30, stale: 900 };
-        for (after, age) in [
-            (29, Age::Fresh),
-            (30, Age::Stale),
-            (929, Age::Stale),
-            (930, Age::Gone),
-        ] {
+        for (after, age) in [(29, Age::Fresh), (30, Age::Stale), (929, Age::Stale), (930, Age::Gone)] {
             assert_eq!(known().age(NOW + after, &bounds), age, "after {after} s");
         }
         assert_eq!(known().age(NOW + 30, &Bounds { ttl: 30, stale: 0 }), Age::Gone);

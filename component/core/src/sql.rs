@@ -1,5 +1,7 @@
 //! What needs to be known of SQL texts and of the database's messages, apart from any database.
 
+use std::fmt;
+
 /// The statements of a script. One ends at the `;` that ends a line before an empty line or the end; so a trigger's
 /// body, which has no empty line in it, stays whole.
 pub fn statements(script: &str) -> impl Iterator<Item = &str> {
@@ -41,6 +43,54 @@ impl Trouble {
         } else {
             Trouble::Other
         }
+    }
+}
+
+/// What is said of a statement that did not end in its time.
+pub const NO_ANSWER: &str = "no answer in time";
+
+/// The kind of trouble, for anybody to read: a database's own message may name what is nobody's business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    NoAnswer,
+    Unreachable,
+    Refused,
+    Busy,
+    Full,
+    Other,
+}
+
+impl Cause {
+    /// By the message, as [`Trouble::of`].
+    pub fn of(message: &str) -> Cause {
+        let message = message.to_ascii_lowercase();
+        let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+        if message == NO_ANSWER {
+            Cause::NoAnswer
+        } else if says(&["status=401", "status=403", "unauthorized", "forbidden"]) {
+            Cause::Refused
+        } else if says(&["connect", "dns error", "connection", "channel closed"]) {
+            Cause::Unreachable
+        } else if Trouble::of(&message) == Trouble::Busy {
+            Cause::Busy
+        } else if says(&["is full"]) {
+            Cause::Full
+        } else {
+            Cause::Other
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::NoAnswer => "no answer in time",
+            Cause::Unreachable => "it cannot be reached",
+            Cause::Refused => "it refuses the token",
+            Cause::Busy => "it is locked by others",
+            Cause::Full => "it is full",
+            Cause::Other => "it reports an error, which is in the log",
+        })
     }
 }
 
