@@ -17,6 +17,12 @@ pub fn is_done(message: &str) -> bool {
     message.to_ascii_lowercase().contains("duplicate column name")
 }
 
+/// Whether a database does not take a statement because of its kind, as remote ones do with most pragmas.
+pub fn is_refused(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("unsupported statement") || message.contains("not allowed")
+}
+
 /// What a database error means for the request that met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
@@ -67,9 +73,9 @@ impl Cause {
         let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
         if message == NO_ANSWER {
             Cause::NoAnswer
-        } else if says(&["status=401", "status=403", "unauthorized", "forbidden"]) {
+        } else if says(&["auth", "jwt", "forbidden", "status=401", "status=403"]) {
             Cause::Refused
-        } else if says(&["connect", "dns error", "connection", "channel closed"]) {
+        } else if says(&["connect", "dns error", "unable to open"]) {
             Cause::Unreachable
         } else if Trouble::of(&message) == Trouble::Busy {
             Cause::Busy
@@ -85,7 +91,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Cause::NoAnswer => "no answer in time",
-            Cause::Unreachable => "it cannot be reached",
+            Cause::Unreachable => "it cannot be reached or opened",
             Cause::Refused => "it refuses the token",
             Cause::Busy => "it is locked by others",
             Cause::Full => "it is full",
@@ -116,6 +122,53 @@ mod tests {
         assert!(is_done("duplicate column name: request_id"));
         assert!(is_done("SQLite error: Duplicate column name: request_id"));
         assert!(!is_done("no such table: links") && !is_done("database is locked"));
+    }
+
+    #[test]
+    fn a_pragma_that_is_refused_is_no_fault() {
+        assert!(is_refused("unsupported statement"));
+        assert!(is_refused(
+            "SQL_PARSE_ERROR: SQL not allowed statement: PRAGMA journal_mode = WAL"
+        ));
+        assert!(!is_refused("database is locked") && !is_refused("disk I/O error"));
+    }
+
+    /// Those of libSQL as Spin 4.0.2 hands them on, the others SQLite's own.
+    #[test]
+    fn a_cause_is_told_without_the_message() {
+        for (message, cause) in [
+            (NO_ANSWER, Cause::NoAnswer),
+            (
+                "Hrana: `http error: `error trying to connect: tcp connect error: Connection refused (os error 111)``",
+                Cause::Unreachable,
+            ),
+            (
+                "Hrana: `http error: `error trying to connect: dns error: failed to lookup address``",
+                Cause::Unreachable,
+            ),
+            (
+                "unable to open database file: /var/lib/links/data/links.db",
+                Cause::Unreachable,
+            ),
+            ("the connection is gone", Cause::Unreachable),
+            (
+                "Hrana: `api error: `{\"error\":\"Unauthorized: bad token\"}``",
+                Cause::Refused,
+            ),
+            (
+                "Hrana: `api error: `{\"error\":\"The JWT is invalid\"}``",
+                Cause::Refused,
+            ),
+            ("Hrana: `api error: `status=401 Unauthorized, body=``", Cause::Refused),
+            ("database is locked", Cause::Busy),
+            ("the database is full", Cause::Full),
+            ("disk I/O error", Cause::Other),
+            ("unrecognized token: \"x\"", Cause::Other),
+            ("", Cause::Other),
+        ] {
+            assert_eq!(Cause::of(message), cause, "{message}");
+        }
+        assert!(!Cause::of("disk I/O error at /secret").to_string().contains("secret"));
     }
 
     #[test]

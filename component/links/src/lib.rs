@@ -39,7 +39,11 @@ async fn handle(request: Request) -> Result<types::Response, types::ErrorCode> {
 async fn answer(request: Request) -> Result<Reply, Problem> {
     match Route::of(request.method().as_str(), request.uri().path())? {
         Route::Follow(slug) => redirect::follow(&slug).await,
-        Route::Health => Store::probing().check().await.map(|()| Reply::healthy()),
+        Route::Health => {
+            // What is found out about the database is for all instances, where there is a cache to go on with.
+            cache::bounds().await;
+            Store::probing().check().await.map(|()| Reply::healthy())
+        }
         Route::Preflight => Ok(settings::current().await?.cors.preflight(header(&request, "origin"))),
         Route::Shorten => shorten::shorten(request).await,
     }

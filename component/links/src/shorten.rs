@@ -43,13 +43,14 @@ async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem>
     let id = request.headers().get(request_id::HEADER);
     let id = id.and_then(|value| RequestId::parse(value.as_bytes()));
     let wish = Shorten::parse(&read_body(request).await?)?;
+    let is_cached = cache::bounds().await.is_some();
     let now = clock::now();
     let link = NewLink::check(&wish, &own, now)?;
     let slug = match &link.slug {
         Some(slug) => with_slug(slug, &link, id, now).await?,
         None => with_generated_slug(&link, id, now).await?,
     };
-    if cache::bounds().await.is_some() {
+    if is_cached {
         cache::put(&slug, &link.as_stored(), now).await;
     }
     Ok(Reply::shortened(slug.as_str(), &own.short_url(&slug)))

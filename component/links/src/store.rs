@@ -17,7 +17,7 @@ use links_core::sql::{self, Cause, Trouble};
 use spin_sdk::sqlite::{Connection, Error, RowResult, Value};
 
 use crate::outage::Service;
-use crate::{clock, log};
+use crate::{cache, clock, log};
 
 /// The scripts that lead from one version of the tables to the next, version 0 being none.
 const SCHEMA: [&str; 2] = [
@@ -41,12 +41,22 @@ struct Patience {
     whole: Duration,
 }
 
-/// A local database waits up to 5 s for a lock before it says "busy"; a remote one that hangs would never say anything.
-const USUAL: Patience = Patience {
+/// A local database waits up to 5 s for a lock before it says "busy".
+const LOCAL: Patience = Patience {
     statement: Duration::from_secs(6),
     tries: Duration::from_secs(8),
     whole: Duration::from_secs(14),
 };
+
+/// A database on another machine waits for its own locks; one that hangs would never say anything.
+const REMOTE: Patience = Patience {
+    statement: READ_LIMIT,
+    tries: Duration::from_secs(6),
+    whole: Duration::from_secs(10),
+};
+
+/// No reader waits for a lock.
+const READ_LIMIT: Duration = Duration::from_millis(4500);
 
 /// For who has another answer at hand.
 const HASTY: Patience = Patience {
@@ -98,8 +108,9 @@ pub struct Store {
 }
 
 impl Store {
+    /// The cache is for databases on other machines, so it tells which kind this is.
     pub fn new() -> Store {
-        Store::with(USUAL)
+        Store::with(if cache::is_known_to_be_on() { REMOTE } else { LOCAL })
     }
 
     /// For a request that can be answered without the database, too: gives up after a second.
@@ -205,6 +216,11 @@ impl Store {
                 rows(&shared.connection, statement, values).await
             };
             let left = whole.saturating_sub(self.since.elapsed());
+            let limit = if needs == Needs::AnyTables {
+                limit.min(READ_LIMIT)
+            } else {
+                limit
+            };
             let error = match clock::within(limit.min(left), work).await {
                 Some(Ok(rows)) => return Ok(rows),
                 Some(Err(error)) => error,
@@ -290,8 +306,8 @@ async fn applied(connection: &Connection) -> Result<usize, String> {
 async fn write_ahead(connection: &Connection) -> Result<(), String> {
     match rows(connection, WRITE_AHEAD, &[]).await {
         Err(error) if Trouble::of(&error) == Trouble::Busy => return Err(error),
-        Err(error) => log::line("going on without a write-ahead log", error),
-        Ok(_) => {}
+        Err(error) if !sql::is_refused(&error) => log::line("going on without a write-ahead log", error),
+        _ => {}
     }
     Ok(())
 }
