@@ -88,11 +88,12 @@ impl Service {
     }
 
     async fn outage(self) -> Option<Outage> {
-        if self.is_shared()
-            && !self.known(|known| known.shared.replace(true))
-            && let Some(outage) = self.noted().await
-        {
-            self.known(|known| known.outage.set(Some(outage)));
+        if self.is_shared() && !self.known(|known| known.shared.get()) {
+            let noted = self.noted().await;
+            // Requests that came at the same time have looked, too, and may know more by now.
+            if !self.known(|known| known.shared.replace(true)) && noted.is_some() {
+                self.known(|known| known.outage.set(noted));
+            }
         }
         self.known(|known| known.outage.get())
     }
