@@ -50,6 +50,14 @@ fn the_shipped_files_give_exactly_this() {
     let expected = r#"# Written by linksctl from links.toml, runtime.toml and the credentials. Holds secrets: keep it 0600.
 log_dir = ""
 
+[key_value_store.default]
+path = "/var/lib/links/data/key-value.db"
+type = "spin"
+
+[key_value_store.local]
+path = "/var/lib/links/data/local.db"
+type = "spin"
+
 [sqlite_database.default]
 path = "/var/lib/links/data/links.db"
 type = "spin"
@@ -127,7 +135,7 @@ fn no_value_leaves_its_quotes() {
         assert_eq!(providers.len(), 3);
         assert_eq!(values(&providers[1]), [("a", hostile), ("b", "'''\n[x]")]);
         assert_eq!(values(&providers[2]), [("admin_token", hostile)]);
-        assert_eq!(table.len(), 3);
+        assert_eq!(table.len(), 4);
     }
 }
 
@@ -251,6 +259,36 @@ fn other_files_are_placed_too() {
         tls["client_private_key_file"].as_str(),
         Some("/etc/ssl/private/key.pem")
     );
+}
+
+#[test]
+fn the_components_have_both_stores_and_local_stays_on_this_machine() {
+    for (runtime, default) in [
+        ("", Some("/srv/x/var/lib/links/data/key-value.db")),
+        (
+            "[key_value_store.cache]\ntype = \"spin\"",
+            Some("/srv/x/var/lib/links/data/key-value.db"),
+        ),
+        (
+            "[key_value_store.default]\ntype = \"spin\"\npath = \"kv.db\"",
+            Some("/srv/x/var/lib/links/data/kv.db"),
+        ),
+        (
+            "[key_value_store.default]\ntype = \"redis\"\nurl = \"redis://127.0.0.1\"",
+            None,
+        ),
+        (
+            "[key_value_store.default]\ntype = \"redis\"\nurl = \"redis://127.0.0.1\"\n[key_value_store.local]\ntype = \"redis\"\nurl = \"redis://127.0.0.1\"",
+            None,
+        ),
+    ] {
+        let stores = &paths(runtime, "/srv/x")["key_value_store"];
+        let place = |label: &str| stores[label].get("path").and_then(Value::as_str);
+        assert_eq!(place("default"), default, "{runtime}");
+        assert_eq!(stores["local"]["type"].as_str(), Some("spin"), "{runtime}");
+        assert_eq!(stores["local"].as_table().map(Table::len), Some(2), "{runtime}");
+        assert_eq!(place("local"), Some("/srv/x/var/lib/links/data/local.db"), "{runtime}");
+    }
 }
 
 #[test]
