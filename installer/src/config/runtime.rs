@@ -16,7 +16,9 @@ use toml::{Table, Value};
 
 pub use read::read;
 pub use reference::{PREFIX, Reference, file_of};
-pub use variables::{ALLOWED_ORIGIN, PUBLIC_URL, SHORTEN_ACCESS};
+pub use variables::{
+    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, LINK_CACHE, PUBLIC_URL, SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS,
+};
 
 /// The database that the component uses.
 pub const DEFAULT_LABEL: &str = "default";
@@ -66,6 +68,16 @@ impl RuntimeToml {
             Some(url) => Database::LibSql(url),
             None => Database::File(text("path").unwrap_or_else(|| DEFAULT_DATABASE.to_owned())),
         }
+    }
+
+    /// Whether another machine is asked for variables.
+    pub fn asks_others(&self) -> bool {
+        let providers = self.table.get("variables_provider").and_then(Value::as_array);
+        let mut kinds = providers
+            .into_iter()
+            .flatten()
+            .filter_map(|provider| provider.get("type"));
+        kinds.any(|kind| matches!(kind.as_str(), Some("vault" | "azure_key_vault")))
     }
 
     /// Whether one of the file's own providers may know a variable. What Vault holds is not known from here.
