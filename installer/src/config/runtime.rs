@@ -7,13 +7,17 @@
 //! Where Spin ignores a key that it does not know, this is stricter: such a key is a mistake.
 
 mod network;
+mod providers;
 mod read;
 mod reference;
 mod stores;
 mod variables;
 
+use std::collections::BTreeMap;
+
 use toml::{Table, Value};
 
+pub use providers::{Place, Provider, Resolved, Service};
 pub use read::read;
 pub use reference::{PREFIX, Reference, file_of};
 pub use variables::{
@@ -24,12 +28,15 @@ pub use variables::{
 pub const DEFAULT_LABEL: &str = "default";
 /// Its file below the data directory, where `runtime.toml` names none.
 pub const DEFAULT_DATABASE: &str = "links.db";
+/// The key-value store that is the appliance's own.
+pub const LOCAL_STORE: &str = "local";
 
 /// A `runtime.toml` in which nothing is wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RuntimeToml {
     table: Table,
     references: Vec<Reference>,
+    places: BTreeMap<String, Place>,
 }
 
 /// Where the links are kept.

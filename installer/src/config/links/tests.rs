@@ -155,7 +155,7 @@ fn one_mistake_gets_one_answer_with_its_place() {
         ),
         (
             "[metrics]",
-            "1:2: unknown key `metrics`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `nginx`",
+            "1:2: unknown key `metrics`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `nginx`",
         ),
         // Wrong types.
         (

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use crate::config::runtime::{DEFAULT_DATABASE, DEFAULT_LABEL};
+use crate::config::runtime::{DEFAULT_DATABASE, DEFAULT_LABEL, LOCAL_STORE};
 use crate::layout::Layout;
 
 /// The file of the key-value store "default", where runtime.toml says nothing of it.
 const DEFAULT_STORE: &str = "key-value.db";
 
-/// The store that is always there, and its file.
-const LOCAL_STORE: &str = "local";
+/// The file of the store that is always there.
 const LOCAL_STORE_FILE: &str = "local.db";
 
 /// Where a local database is that `runtime.toml` names.

@@ -67,7 +67,12 @@ type = "static"
 
 [variables_provider.values]
 allowed_origin = ""
+cache_stale = "86400"
+cache_ttl = "60"
+link_cache = "off"
 public_url = ""
+secrets_stale = "900"
+secrets_ttl = "0"
 shorten_access = "token"
 
 [[variables_provider]]
@@ -94,12 +99,33 @@ fn links_toml_comes_before_the_users_providers_and_the_admin_token_after_them() 
         values(&providers[0]),
         [
             ("allowed_origin", "https://a.example"),
+            ("cache_stale", "86400"),
+            ("cache_ttl", "60"),
+            ("link_cache", "off"),
             ("public_url", "https://s.example.org"),
+            ("secrets_stale", "900"),
+            ("secrets_ttl", "30"),
             ("shorten_access", "open")
         ]
     );
     assert_eq!(providers[1]["token"].as_str(), Some("hvs.x"));
     assert_eq!(values(&providers[3]), [("admin_token", "t")]);
+}
+
+#[test]
+fn the_cache_is_for_remote_databases_unless_the_user_says_otherwise() {
+    let remote = "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"\"";
+    for (runtime, links, cache) in [
+        ("", "", "off"),
+        (remote, "", "on"),
+        ("", "cache.enabled = true", "on"),
+        (remote, "cache.enabled = false", "off"),
+    ] {
+        let table = render(runtime, &format!("{links}\ncache.ttl = \"2m\""), &[]);
+        let values: Vec<_> = values(&table["variables_provider"][0]);
+        assert!(values.contains(&("link_cache", cache)), "{runtime} {links}: {values:?}");
+        assert!(values.contains(&("cache_ttl", "120")), "{values:?}");
+    }
 }
 
 #[test]
@@ -135,7 +161,7 @@ fn no_value_leaves_its_quotes() {
         assert_eq!(providers.len(), 3);
         assert_eq!(values(&providers[1]), [("a", hostile), ("b", "'''\n[x]")]);
         assert_eq!(values(&providers[2]), [("admin_token", hostile)]);
-        assert_eq!(table.len(), 4);
+        assert_eq!(table.len(), 4, "{table:?}");
     }
 }
 
@@ -275,10 +301,6 @@ fn the_components_have_both_stores_and_local_stays_on_this_machine() {
         ),
         (
             "[key_value_store.default]\ntype = \"redis\"\nurl = \"redis://127.0.0.1\"",
-            None,
-        ),
-        (
-            "[key_value_store.default]\ntype = \"redis\"\nurl = \"redis://127.0.0.1\"\n[key_value_store.local]\ntype = \"redis\"\nurl = \"redis://127.0.0.1\"",
             None,
         ),
     ] {
