@@ -43,6 +43,8 @@ pub enum Command {
     Up(UpArgs),
 
     /// Read links.toml, runtime.toml and the credentials and list everything that is wrong
+    ///
+    /// With --online it also asks the servers that runtime.toml names (libSQL, Redis, Vault), as the runtime will.
     Check(CheckArgs),
 
     /// Show what runs: instances, release, runtime, database, addresses
@@ -190,6 +192,10 @@ pub struct UpArgs {
 
 #[derive(Args, Debug)]
 pub struct CheckArgs {
+    /// Also ask every server that runtime.toml names, for five seconds at most
+    #[arg(long)]
+    pub online: bool,
+
     /// Print the findings as JSON
     #[arg(long)]
     pub json: bool,

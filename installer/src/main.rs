@@ -10,17 +10,22 @@ mod files;
 mod health;
 mod install;
 mod layout;
+mod libsql;
 mod log;
 mod nginx;
 mod notify;
+mod online;
 mod package;
 mod process;
 mod release;
+mod remote;
 mod rollout;
 mod rotation;
 mod runtime;
 mod status;
 mod supervise;
+#[cfg(test)]
+mod testing;
 mod token;
 mod up;
 
@@ -61,7 +66,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run(args) => supervise::run(&layout, args.instance)?,
         Command::Agent => agent::run(&layout)?,
         Command::Up(args) => up::run(&layout, &args)?,
-        Command::Check(args) => return Ok(config::command::check_command(&layout, args.json)?.into()),
+        Command::Check(args) => return Ok(config::command::check_command(&layout, args.json, args.online)?.into()),
         Command::Status(args) => return status::show(&layout, args.json),
         Command::Version(args) => status::version(&layout, args.json)?,
         Command::Token(args) => token::show(&layout, args.rotate)?,
