@@ -4,6 +4,7 @@ mod agent;
 mod cli;
 mod config;
 mod connections;
+mod copy;
 mod database;
 mod exec;
 mod files;
@@ -69,6 +70,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return Ok(config::command::check_command(&layout, args.json, args.online)?.into()),
         Command::Status(args) => return status::show(&layout, args.json),
         Command::Version(args) => status::version(&layout, args.json)?,
+        Command::Db(args) => copy::run(&layout, &args.command)?,
         Command::Token(args) => token::show(&layout, args.rotate)?,
         Command::Install(args) => install::payload::install(&layout, args.no_start, args.dry_run)?,
         Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,
