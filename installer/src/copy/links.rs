@@ -82,6 +82,18 @@ impl fmt::Display for Occupied {
 
 impl std::error::Error for Occupied {}
 
+/// The two sides have the same slugs for other links.
+#[derive(Debug)]
+pub struct Different(String);
+
+impl fmt::Display for Different {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Different {}
+
 /// `1 link`, `2 links`
 pub fn counted(links: u64) -> String {
     format!("{links} link{}", if links == 1 { "" } else { "s" })
@@ -90,7 +102,7 @@ pub fn counted(links: u64) -> String {
 /// Copies what is not there, and compares all. `watch` is told how many links of how many a phase has done.
 ///
 /// # Errors
-/// [`Occupied`]; a database fails, which leaves whole parts behind; links that are on both sides differ.
+/// [`Occupied`]; [`Different`]; a database fails, which leaves whole parts behind.
 pub fn copy(
     source: &mut dyn Side,
     target: &mut dyn Side,
@@ -272,8 +284,10 @@ impl Comparison {
     }
 
     fn verdict(&self) -> anyhow::Result<()> {
-        ensure!(
-            self.different == 0 && self.found == self.links && self.ours == self.theirs,
+        if self.different == 0 && self.found == self.links && self.ours == self.theirs {
+            return Ok(());
+        }
+        bail!(Different(format!(
             "{} of {} differ on the two sides, or are on one side only: {}{}. The checksums are {} and {}. What was there \
              is never changed: decide for each of them which side is right",
             self.different,
@@ -282,8 +296,7 @@ impl Comparison {
             if self.different > NAMED as u64 { ", ..." } else { "" },
             self.ours,
             self.theirs
-        );
-        Ok(())
+        )))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::cli::{CopyArgs, DbCommand};
 use crate::config::load::load_as_kept;
 use crate::install::require_root;
 use crate::layout::Layout;
-use links::{Copied, Mode, Occupied, Phase, counted};
+use links::{Copied, Different, Mode, Occupied, Phase, counted};
 use place::Database;
 
 #[derive(Serialize)]
@@ -51,7 +51,9 @@ fn copy(args: &CopyArgs, from: &Database, to: &Database) -> anyhow::Result<Copie
     let mut target = side::open_or_make(to)?;
     // Silent where nobody watches: indicatif draws on a terminal only.
     let progress = ProgressBar::new(0).with_style(style());
+    let mut begun = false;
     let copied = links::copy(&mut *source, &mut *target, mode, &mut |phase, done, total| {
+        begun = true;
         progress.set_message(match phase {
             Phase::Copying => "copying",
             Phase::Comparing => "comparing",
@@ -61,11 +63,12 @@ fn copy(args: &CopyArgs, from: &Database, to: &Database) -> anyhow::Result<Copie
     });
     progress.finish_and_clear();
     copied.map_err(|error| {
-        let refused = error.root_cause().is::<Occupied>();
+        let cause = error.root_cause();
+        let broke_off = begun && !cause.is::<Occupied>() && !cause.is::<Different>();
         let error = error.context(format!("Copying {} to {}", from.name, to.name));
-        match refused {
-            true => error,
-            false => anyhow!("{error:#}\nWhat was copied stays; the same command with --resume goes on from there"),
+        match broke_off {
+            true => anyhow!("{error:#}\nWhat was copied stays; the same command with --resume goes on from there"),
+            false => error,
         }
     })
 }
@@ -111,6 +114,7 @@ mod tests {
 
     use super::place::DatabaseArg;
     use super::*;
+    use crate::testing::Server;
 
     fn args(resume: bool) -> CopyArgs {
         CopyArgs {
@@ -131,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_made_is_private_and_alone_and_in_wal_mode() {
+    fn a_copy_says_what_it_made_and_what_is_to_be_done_where_it_fails() {
         let directory = tempfile::tempdir().unwrap();
         let (a, b, c) = (
             directory.path().join("a.db"),
@@ -173,6 +177,34 @@ mod tests {
         );
         let again = copy(&args(true), &file(&a), &file(&c)).unwrap();
         assert_eq!((again.links, again.added), (1, 0));
+
+        source
+            .execute("UPDATE links SET url = 'https://example.org/'", [])
+            .unwrap();
+        let error = format!("{:#}", copy(&args(true), &file(&a), &file(&c)).unwrap_err());
+        assert!(
+            error.contains("1 of 1 link differ") && !error.contains("What was copied"),
+            "{error}"
+        );
+
+        // A server that breaks off when the first part is there.
+        let rows = |rows: &str| {
+            let body = format!("{{\"results\":[{{\"response\":{{\"result\":{{\"rows\":{rows}}}}}}}]}}");
+            (200, body)
+        };
+        let server = Server::start(move |request| match &request.body {
+            body if body.contains("max(version)") => rows(r#"[[{"type":"integer","value":"2"}]]"#),
+            body if body.contains("max(id)") => rows(r#"[[{"type":"integer","value":"0"},{"type":"null"}]]"#),
+            body if body.contains("INSERT") => rows(r#"[[{"type":"integer","value":"1"}]]"#),
+            _ => (500, String::new()),
+        });
+        let remote = Database {
+            place: DatabaseArg::LibSql(server.url("")),
+            ..file(&c)
+        };
+        let error = format!("{:#}", copy(&args(false), &file(&a), &remote).unwrap_err());
+        assert!(error.contains("status 500"), "{error}");
+        assert!(error.ends_with("with --resume goes on from there"), "{error}");
     }
 
     #[test]
