@@ -11,7 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use crate::files;
 
 /// For a writer that is at it. Readers of a database in WAL mode wait for nobody else.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The version of its tables; none where there is no database yet, or an empty one.
 ///
@@ -78,7 +78,11 @@ fn explain(error: anyhow::Error, path: &Path) -> anyhow::Error {
     }
 }
 
-fn open(path: &Path) -> rusqlite::Result<Connection> {
+/// To read.
+///
+/// # Errors
+/// It is not there, or no database.
+pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)

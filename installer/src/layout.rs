@@ -190,6 +190,11 @@ impl Layout {
         self.at("etc/systemd/system/links.service.wants")
     }
 
+    /// Lets the instances reach other machines; there while the configuration needs it.
+    pub fn network_drop_in(&self) -> PathBuf {
+        self.at("etc/systemd/system/links@.service.d/10-network.conf")
+    }
+
     // needrestart's.
     pub fn needrestart(&self) -> PathBuf {
         self.at("etc/needrestart/conf.d/links.conf")

@@ -49,14 +49,21 @@ pub fn load(layout: &Layout, source: &Source, reader: &impl Reader) -> Result<Lo
     }
 }
 
+/// What [`check`] has found.
+pub struct Checked {
+    pub findings: Vec<Finding>,
+    /// None where the configuration is wrong, or its secrets are not to be seen.
+    pub loaded: Option<Loaded>,
+}
+
 /// Looks at the configuration of a host for a person: what [`load`] finds, and who may read the credentials.
 ///
 /// Without the right to look at the credentials, that is a warning and the files are checked without them.
-pub fn check(layout: &Layout, reader: &impl Reader) -> Vec<Finding> {
+pub fn check(layout: &Layout, reader: &impl Reader) -> Checked {
     let source = Source::of_host(layout);
-    let mut findings = match load(layout, &source, reader) {
-        Ok(loaded) => loaded.warnings,
-        Err(findings) => findings,
+    let (mut findings, loaded) = match load(layout, &source, reader) {
+        Ok(loaded) => (loaded.warnings.clone(), Some(loaded)),
+        Err(findings) => (findings, None),
     };
     let directory = source.directory.display().to_string();
     match reader.list(&source.directory) {
@@ -79,7 +86,7 @@ pub fn check(layout: &Layout, reader: &impl Reader) -> Vec<Finding> {
         // No directory: what misses a credential has said so. Any other trouble, `load` has met as well.
         Err(_) => {}
     }
-    findings
+    Checked { findings, loaded }
 }
 
 pub(super) fn read<T>(
@@ -146,8 +153,7 @@ fn needs(
 
 /// The token travels as `Authorization: Bearer TOKEN`, which allows few characters (RFC 6750, section 2.1).
 fn admin_token(token: &str, file: &str) -> Option<Finding> {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
-    if !token.bytes().all(fits) {
+    if !fits_a_header(token) {
         let message = "holds a character that no bearer token may have";
         return Some(Finding::error(file, message).help("use letters, digits and -._~+/="));
     }
@@ -155,6 +161,12 @@ fn admin_token(token: &str, file: &str) -> Option<Finding> {
         let message = format!("is short: fewer than {SHORT_TOKEN} characters can be guessed");
         Finding::warning(file, message).help("run `linksctl token --rotate` to make a better one")
     })
+}
+
+pub fn fits_a_header(token: &str) -> bool {
+    token
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte))
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub struct Config {
     pub health: Health,
     pub drain: Drain,
     pub rollout: Rollout,
+    pub cache: Cache,
+    pub secrets: Secrets,
     pub nginx: Nginx,
 }
 
@@ -67,6 +69,34 @@ pub struct Drain {
 pub struct Rollout {
     /// An instance is healthy this long before the next one is touched.
     pub min_healthy: Duration,
+}
+
+/// `[cache]`: redirects that are answered without the database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cache {
+    pub enabled: Enabled,
+    /// How long an entry counts while the database answers.
+    pub ttl: Duration,
+    /// How long it counts while the database does not.
+    pub stale: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enabled {
+    /// Where the database is a remote one.
+    Auto,
+    Yes,
+    No,
+}
+
+/// `[secrets]`: what another machine (Vault) is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Secrets {
+    /// How long a value counts before it is asked for again.
+    pub ttl: Duration,
+    /// How long it counts while nobody answers.
+    pub stale: Duration,
 }
 
 /// `[nginx]`
@@ -149,6 +179,15 @@ impl Default for Config {
             },
             rollout: Rollout {
                 min_healthy: Duration::from_secs(2),
+            },
+            cache: Cache {
+                enabled: Enabled::Auto,
+                ttl: Duration::from_secs(60),
+                stale: Duration::from_secs(24 * 3600),
+            },
+            secrets: Secrets {
+                ttl: Duration::from_secs(30),
+                stale: Duration::from_secs(15 * 60),
             },
             nginx: Nginx {
                 manage: true,

@@ -7,9 +7,10 @@ use super::check::{self, Loaded};
 use super::credentials::Source;
 use super::finding::Finding;
 use super::links::{self, Config};
+use super::network::Network;
 use super::reader::Disk;
 use super::render;
-use super::runtime::Database;
+use super::runtime::{Database, Provider};
 use crate::layout::Layout;
 use crate::log;
 
@@ -69,6 +70,16 @@ impl Loaded {
     /// A credential is missing.
     pub fn render(&self, layout: &Layout) -> Result<String, render::Error> {
         render::runtime_config(&self.runtime, &self.config, &self.credentials, layout)
+    }
+
+    /// What is asked over a connection; holds secrets.
+    pub fn providers(&self) -> Vec<Provider> {
+        self.runtime.providers(&self.credentials)
+    }
+
+    /// What the instances need to reach it.
+    pub fn network(&self) -> Network {
+        Network::of(&self.providers())
     }
 
     /// The file that holds the links, where it is a local one.

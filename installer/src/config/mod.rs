@@ -12,10 +12,11 @@ pub mod duration;
 pub mod finding;
 pub mod links;
 pub mod load;
+pub mod network;
 pub mod reader;
 pub mod render;
 pub mod runtime;
 mod section;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 mod value;

@@ -491,6 +491,7 @@ mod tests {
             layout.nginx_site_available(),
             layout.nginx_site_enabled(),
             layout.service_wants_dir(),
+            layout.network_drop_in(),
         ] {
             let path = path.display().to_string();
             assert!(postrm.split_whitespace().any(|word| word == path), "{path}");

@@ -163,6 +163,7 @@ impl Goal {
                 force,
                 site: true,
                 new_ports: has_new_ports(layout, &loaded.config),
+                network: loaded.network(),
             },
             database: loaded.local_database(layout),
             config: loaded.config,

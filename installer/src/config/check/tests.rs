@@ -24,6 +24,7 @@ fn host() -> Files {
 
 fn told(files: &Files) -> Vec<String> {
     check(&Layout::new("/"), files)
+        .findings
         .iter()
         .map(ToString::to_string)
         .collect()

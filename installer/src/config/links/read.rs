@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{Access, Config, Drain, Health, Listen, Nginx, Rollout, Shorten};
+use super::{Access, Cache, Config, Drain, Enabled, Health, Listen, Nginx, Rollout, Secrets, Shorten};
 use crate::config::document::{Document, Problem, Value, kind};
 use crate::config::finding::Finding;
 use crate::config::section::Section;
@@ -14,6 +14,7 @@ use crate::layout::MAX_INSTANCES;
 
 /// Two probes in a row are over before systemd misses its watchdog (`WatchdogSec=30` in links@.service).
 const LONGEST_PROBE: Duration = Duration::from_secs(10);
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -51,6 +52,8 @@ fn config(document: &Document<'_>, table: &toml::de::DeTable<'_>) -> Config {
         health: top.section("health", health).unwrap_or(default.health),
         drain: top.section("drain", drain).unwrap_or(default.drain),
         rollout: top.section("rollout", rollout).unwrap_or(default.rollout),
+        cache: top.section("cache", cache).unwrap_or(default.cache),
+        secrets: top.section("secrets", secrets).unwrap_or(default.secrets),
         nginx: top.section("nginx", nginx).unwrap_or(default.nginx),
     };
     ports(&top, &config);
@@ -83,7 +86,7 @@ fn health(section: &mut Section<'_, '_>) -> Health {
     let default = Config::default().health;
     Health {
         start_timeout: section
-            .optional("start_timeout", duration(Duration::from_secs(1)..=10 * MINUTE))
+            .optional("start_timeout", duration(SECOND..=10 * MINUTE))
             .unwrap_or(default.start_timeout),
         interval: section
             .optional("interval", duration(Duration::from_millis(100)..=MINUTE))
@@ -107,6 +110,36 @@ fn rollout(section: &mut Section<'_, '_>) -> Rollout {
         min_healthy: section
             .optional("min_healthy", duration(Duration::ZERO..=10 * MINUTE))
             .unwrap_or(Config::default().rollout.min_healthy),
+    }
+}
+
+fn cache(section: &mut Section<'_, '_>) -> Cache {
+    let default = Config::default().cache;
+    Cache {
+        enabled: section.optional("enabled", enabled).unwrap_or(default.enabled),
+        ttl: section.optional("ttl", duration(SECOND..=HOUR)).unwrap_or(default.ttl),
+        stale: section
+            .optional("stale", duration(Duration::ZERO..=30 * 24 * HOUR))
+            .unwrap_or(default.stale),
+    }
+}
+
+fn enabled(value: &Value<'_>) -> Result<Enabled, Problem> {
+    match value.get_ref() {
+        DeValue::Boolean(true) => Ok(Enabled::Yes),
+        DeValue::Boolean(false) => Ok(Enabled::No),
+        DeValue::String(text) if text == "auto" => Ok(Enabled::Auto),
+        _ => Err(Problem::new("must be `true`, `false` or \"auto\"")),
+    }
+}
+
+fn secrets(section: &mut Section<'_, '_>) -> Secrets {
+    let default = Config::default().secrets;
+    Secrets {
+        ttl: section.optional("ttl", duration(SECOND..=HOUR)).unwrap_or(default.ttl),
+        stale: section
+            .optional("stale", duration(Duration::ZERO..=24 * HOUR))
+            .unwrap_or(default.stale),
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::{Access, Config, Listen, read};
+use super::{Access, Config, Enabled, Listen, read};
 use crate::config::finding::Severity;
 
 const SHIPPED: &str = include_str!("../../../../packaging/links.toml");
@@ -72,6 +72,8 @@ fn every_key_is_read() {
         health.timeout = "10s"
         drain.timeout = "0s"
         rollout.min_healthy = "90s"
+        cache = { enabled = true, ttl = "1s", stale = "0s" }
+        secrets = { ttl = "1h", stale = "24h" }
         [nginx]
         manage = false
         listen = [8080, "127.0.0.1:8081", "[::]:8080"]
@@ -88,6 +90,13 @@ fn every_key_is_read() {
     assert_eq!(config.health.timeout, Duration::from_secs(10));
     assert_eq!(config.drain.timeout, Duration::ZERO);
     assert_eq!(config.rollout.min_healthy, Duration::from_secs(90));
+    let seconds = |duration: Duration| duration.as_secs();
+    assert_eq!(config.cache.enabled, Enabled::Yes);
+    assert_eq!((seconds(config.cache.ttl), seconds(config.cache.stale)), (1, 0));
+    assert_eq!(
+        (seconds(config.secrets.ttl), seconds(config.secrets.stale)),
+        (3_600, 86_400)
+    );
     assert!(!config.nginx.manage && !config.nginx.replace_default_site);
     let listen: Vec<_> = config.nginx.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["8080", "127.0.0.1:8081", "[::]:8080"]);
@@ -118,7 +127,7 @@ fn one_mistake_gets_one_answer_with_its_place() {
         ),
         (
             "port = 1",
-            "1:1: unknown key `port`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `nginx`",
+            "1:1: unknown key `port`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `nginx`",
         ),
         (
             "[shorten]\nacess = \"token\"",
@@ -146,7 +155,7 @@ fn one_mistake_gets_one_answer_with_its_place() {
         ),
         (
             "[metrics]",
-            "1:2: unknown key `metrics`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `nginx`",
+            "1:2: unknown key `metrics`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `nginx`",
         ),
         // Wrong types.
         (

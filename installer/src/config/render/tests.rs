@@ -50,6 +50,14 @@ fn the_shipped_files_give_exactly_this() {
     let expected = r#"# Written by linksctl from links.toml, runtime.toml and the credentials. Holds secrets: keep it 0600.
 log_dir = ""
 
+[key_value_store.default]
+path = "/var/lib/links/data/key-value.db"
+type = "spin"
+
+[key_value_store.local]
+path = "/var/lib/links/data/local.db"
+type = "spin"
+
 [sqlite_database.default]
 path = "/var/lib/links/data/links.db"
 type = "spin"
@@ -59,7 +67,12 @@ type = "static"
 
 [variables_provider.values]
 allowed_origin = ""
+cache_stale = "86400"
+cache_ttl = "60"
+link_cache = "off"
 public_url = ""
+secrets_stale = "900"
+secrets_ttl = "0"
 shorten_access = "token"
 
 [[variables_provider]]
@@ -86,12 +99,33 @@ fn links_toml_comes_before_the_users_providers_and_the_admin_token_after_them() 
         values(&providers[0]),
         [
             ("allowed_origin", "https://a.example"),
+            ("cache_stale", "86400"),
+            ("cache_ttl", "60"),
+            ("link_cache", "off"),
             ("public_url", "https://s.example.org"),
+            ("secrets_stale", "900"),
+            ("secrets_ttl", "30"),
             ("shorten_access", "open")
         ]
     );
     assert_eq!(providers[1]["token"].as_str(), Some("hvs.x"));
     assert_eq!(values(&providers[3]), [("admin_token", "t")]);
+}
+
+#[test]
+fn the_cache_is_for_remote_databases_unless_the_user_says_otherwise() {
+    let remote = "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"\"";
+    for (runtime, links, cache) in [
+        ("", "", "off"),
+        (remote, "", "on"),
+        ("", "cache.enabled = true", "on"),
+        (remote, "cache.enabled = false", "off"),
+    ] {
+        let table = render(runtime, &format!("{links}\ncache.ttl = \"2m\""), &[]);
+        let values: Vec<_> = values(&table["variables_provider"][0]);
+        assert!(values.contains(&("link_cache", cache)), "{runtime} {links}: {values:?}");
+        assert!(values.contains(&("cache_ttl", "120")), "{values:?}");
+    }
 }
 
 #[test]
@@ -127,7 +161,7 @@ fn no_value_leaves_its_quotes() {
         assert_eq!(providers.len(), 3);
         assert_eq!(values(&providers[1]), [("a", hostile), ("b", "'''\n[x]")]);
         assert_eq!(values(&providers[2]), [("admin_token", hostile)]);
-        assert_eq!(table.len(), 3);
+        assert_eq!(table.len(), 4, "{table:?}");
     }
 }
 
@@ -251,6 +285,32 @@ fn other_files_are_placed_too() {
         tls["client_private_key_file"].as_str(),
         Some("/etc/ssl/private/key.pem")
     );
+}
+
+#[test]
+fn the_components_have_both_stores_and_local_stays_on_this_machine() {
+    for (runtime, default) in [
+        ("", Some("/srv/x/var/lib/links/data/key-value.db")),
+        (
+            "[key_value_store.cache]\ntype = \"spin\"",
+            Some("/srv/x/var/lib/links/data/key-value.db"),
+        ),
+        (
+            "[key_value_store.default]\ntype = \"spin\"\npath = \"kv.db\"",
+            Some("/srv/x/var/lib/links/data/kv.db"),
+        ),
+        (
+            "[key_value_store.default]\ntype = \"redis\"\nurl = \"redis://127.0.0.1\"",
+            None,
+        ),
+    ] {
+        let stores = &paths(runtime, "/srv/x")["key_value_store"];
+        let place = |label: &str| stores[label].get("path").and_then(Value::as_str);
+        assert_eq!(place("default"), default, "{runtime}");
+        assert_eq!(stores["local"]["type"].as_str(), Some("spin"), "{runtime}");
+        assert_eq!(stores["local"].as_table().map(Table::len), Some(2), "{runtime}");
+        assert_eq!(place("local"), Some("/srv/x/var/lib/links/data/local.db"), "{runtime}");
+    }
 }
 
 #[test]
