@@ -62,7 +62,15 @@ impl Appliance {
     /// # Errors
     /// As [`Self::prepared`], or the installation fails.
     pub fn installed() -> Result<Self> {
-        let appliance = Self::prepared(&Tree::with_nginx()?)?;
+        Self::installed_on(&Tree::with_nginx()?)
+    }
+
+    /// As [`Self::installed`], on a tree that holds nginx.
+    ///
+    /// # Errors
+    /// As [`Self::installed`].
+    pub fn installed_on(tree: &Tree) -> Result<Self> {
+        let appliance = Self::prepared(tree)?;
         appliance.apt_install()?;
         appliance.ok(["systemctl", "start", "links"])?;
         Ok(appliance)

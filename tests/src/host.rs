@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::{Appliance, Fault, Releases, eventually};
+use crate::{Appliance, Fault, Releases, Tree, eventually};
 
 /// The appliance at work, and what other releases can be made of it.
 #[derive(Debug)]
@@ -29,7 +29,15 @@ impl Host {
     /// # Errors
     /// It cannot be installed, or does not serve.
     pub fn serving(broken_runtime: &str) -> Result<Self> {
-        let appliance = Appliance::installed()?;
+        Self::serving_on(&Tree::with_nginx()?, broken_runtime)
+    }
+
+    /// As [`Self::serving`], on a tree that holds nginx.
+    ///
+    /// # Errors
+    /// As [`Self::serving`].
+    pub fn serving_on(tree: &Tree, broken_runtime: &str) -> Result<Self> {
+        let appliance = Appliance::installed_on(tree)?;
         appliance.wait_for_rotation(2)?;
         let releases = Releases::of(&appliance.artifacts, Path::new(broken_runtime))?;
         Ok(Self { appliance, releases })

@@ -29,8 +29,8 @@ pub enum Fault {
     Deaf,
     /// The runtime is alive, and answers 500 to all else.
     Sick,
-    /// The runtime serves, except as instance 2.
-    SecondInstance,
+    /// The runtime serves, except as the instance of that number.
+    Instance(u16),
     /// The runtime serves, and dies a second after it started.
     DiesYoung,
     /// The component is cut in half.
@@ -42,23 +42,22 @@ pub enum Fault {
 }
 
 impl Fault {
-    const OF_RUNTIME: [Self; 6] = [
-        Self::Exits,
-        Self::Hangs,
-        Self::Deaf,
-        Self::Sick,
-        Self::SecondInstance,
-        Self::DiesYoung,
-    ];
+    const OF_RUNTIME: [Self; 5] = [Self::Exits, Self::Hangs, Self::Deaf, Self::Sick, Self::DiesYoung];
 
     /// What the file beside the broken runtime says.
     fn name(self) -> String {
-        format!("{self:?}")
+        match self {
+            Self::Instance(number) => format!("instance-{number}"),
+            fault => format!("{fault:?}").to_lowercase(),
+        }
     }
 
     /// One of the runtime's faults by its name.
     pub fn of_name(name: &str) -> Option<Self> {
-        Self::OF_RUNTIME.into_iter().find(|fault| fault.name() == name)
+        match name.strip_prefix("instance-") {
+            Some(number) => number.parse().ok().map(Self::Instance),
+            None => Self::OF_RUNTIME.into_iter().find(|fault| fault.name() == name),
+        }
     }
 
     fn apply(self, bundle: &mut Bundle, broken_runtime: &Path) -> Result<()> {
@@ -147,7 +146,7 @@ impl Releases {
     /// The disk is full, dpkg-deb failed, or the release cannot be broken that way.
     pub fn deb(&self, version: &str, fault: Option<Fault>) -> Result<PathBuf> {
         let at = |name: &str| self.directory.path().join(name);
-        let fault_name = fault.map_or_else(|| "sound".to_owned(), |fault| fault.name().to_lowercase());
+        let fault_name = fault.map_or_else(|| "sound".to_owned(), Fault::name);
         let deb = at(&format!("{version}-{fault_name}.deb"));
         if deb.exists() {
             return Ok(deb);

@@ -58,6 +58,11 @@ impl Traffic {
         self.running.asked()
     }
 
+    /// Requests so far that ended in anything but the right answer.
+    pub fn failed(&self) -> u64 {
+        self.running.failed()
+    }
+
     /// Waits for that many more requests.
     ///
     /// # Errors

@@ -52,16 +52,27 @@ impl Tree {
     /// # Errors
     /// As [`Self::plain`].
     pub fn with_nginx() -> Result<Self> {
-        let plain = Self::plain()?;
-        let lower = plain.overlay_lower();
-        let key = lower.to_string_lossy();
-        let layer = cached(&[&key, INSTALL_LAYER], |temporary| {
-            let mut script = process::isolated(&["--mount", "--pid", "--net"], INSTALL_LAYER);
-            script.arg(temporary).arg(&lower).arg("nginx");
+        Self::plain()?.with(Source::Tree, &["nginx"])
+    }
+
+    /// The tree of [`Self::with_nginx`] with further packages of Debian.
+    ///
+    /// # Errors
+    /// As [`Self::plain`].
+    pub fn with_nginx_and(packages: &[&str]) -> Result<Self> {
+        Self::with_nginx()?.with(Source::Network, packages)
+    }
+
+    fn with(self, source: Source, packages: &[&str]) -> Result<Self> {
+        let lower = self.overlay_lower();
+        let (key, packages_key) = (lower.to_string_lossy(), packages.join(" "));
+        let layer = cached(&[&key, source.name(), &packages_key, INSTALL_LAYER], |temporary| {
+            let mut script = process::isolated(source.namespaces(), INSTALL_LAYER);
+            script.arg(temporary).arg(&lower).arg(source.name()).args(packages);
             script
         })?;
         Ok(Self {
-            layers: [vec![layer], plain.layers].concat(),
+            layers: [vec![layer], self.layers].concat(),
         })
     }
 
@@ -69,6 +80,31 @@ impl Tree {
     pub(crate) fn overlay_lower(&self) -> OsString {
         let layers: Vec<_> = self.layers.iter().map(|layer| layer.as_os_str()).collect();
         layers.join(":".as_ref())
+    }
+}
+
+/// Where a layer's packages come from.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// They wait in the tree below.
+    Tree,
+    /// The archive that the machine's apt uses.
+    Network,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tree => "tree",
+            Self::Network => "network",
+        }
+    }
+
+    fn namespaces(self) -> &'static [&'static str] {
+        match self {
+            Self::Tree => &["--mount", "--pid", "--net"],
+            Self::Network => &["--mount", "--pid"],
+        }
     }
 }
 

@@ -168,7 +168,7 @@ fn broken_releases_are_undone_unnoticed() -> Result<()> {
         (Fault::Hangs, "did not become healthy within"),
         (Fault::Deaf, "did not become healthy within"),
         (Fault::Sick, "500"),
-        (Fault::SecondInstance, "instance 2"),
+        (Fault::Instance(2), "instance 2"),
         (Fault::DiesYoung, "SIGALRM"),
         (Fault::CorruptWasm, "exited with status"),
         (Fault::Migration, "503"),
@@ -205,7 +205,7 @@ fn a_broken_package_stays_half_configured_until_a_sound_one_comes() -> Result<()
     let host = Host::serving(BROKEN_RUNTIME)?;
     host.gives_up_early()?;
     let before = host.releases(2)?;
-    let broken = host.deb(&host.releases.later(1), Some(Fault::SecondInstance))?;
+    let broken = host.deb(&host.releases.later(1), Some(Fault::Instance(2)))?;
     let sound = host.deb(&host.releases.later(2), None)?;
     let traffic = Traffic::start(&host, "package")?;
 

@@ -47,8 +47,8 @@ fn main() -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Some(Fault::SecondInstance) if listen.ends_with(":7002") => bail!("not on {listen}"),
-        Some(Fault::SecondInstance) => become_real(&beside("real"), &arguments),
+        Some(Fault::Instance(number)) if listen.ends_with(&format!(":{}", 7000 + number)) => bail!("not on {listen}"),
+        Some(Fault::Instance(_)) => become_real(&beside("real"), &arguments),
         Some(Fault::DiesYoung) => {
             // Alarms outlive an exec.
             alarm::set(1);
