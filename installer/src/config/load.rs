@@ -10,6 +10,7 @@ use super::links::{self, Config};
 use super::reader::Disk;
 use super::render;
 use super::runtime::Database;
+use super::telemetry::Exports;
 use crate::layout::Layout;
 use crate::log;
 
@@ -69,6 +70,22 @@ impl Loaded {
     /// A credential is missing.
     pub fn render(&self, layout: &Layout) -> Result<String, render::Error> {
         render::runtime_config(&self.runtime, &self.config, &self.credentials, layout)
+    }
+
+    /// What the runtime exports; holds secrets.
+    ///
+    /// # Errors
+    /// A credential is missing.
+    pub fn exports(&self) -> Result<Exports, render::Error> {
+        Exports::new(&self.config, &self.credentials)
+    }
+
+    /// What tells configurations apart that an instance must be restarted for.
+    ///
+    /// # Errors
+    /// A credential is missing.
+    pub fn digest(&self, layout: &Layout) -> Result<String, render::Error> {
+        Ok(render::digest(&self.render(layout)?, &self.config, &self.exports()?))
     }
 
     /// The file that holds the links, where it is a local one.

@@ -472,6 +472,7 @@ mod tests {
             layout.cache_dir(),
             layout.run_dir(),
             layout.ready_dir(),
+            layout.metrics_dir(),
         ] {
             let line = format!("d {} ", dir.display());
             assert!(tmpfiles.lines().any(|found| found.starts_with(&line)), "{line}");
