@@ -9,7 +9,7 @@ use super::finding::Finding;
 use super::links::{self, Config};
 use super::reader::Disk;
 use super::render;
-use super::runtime::Database;
+use super::runtime::{self, Database, RuntimeToml};
 use super::telemetry::Exports;
 use crate::layout::Layout;
 use crate::log;
@@ -56,6 +56,21 @@ pub fn load_links(layout: &Layout) -> Result<Config, Invalid> {
     }
 }
 
+/// The file that holds the links, by runtime.toml alone; none where it is not a local one, or the file is wrong.
+pub fn local_database(layout: &Layout) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(layout.runtime_toml()).ok()?;
+    runtime::read(&text, "runtime.toml").0?.local_database(layout)
+}
+
+impl RuntimeToml {
+    fn local_database(&self, layout: &Layout) -> Option<PathBuf> {
+        match self.database() {
+            Database::File(path) => Some(render::database_path(Path::new(&path), layout)),
+            Database::LibSql(_) => None,
+        }
+    }
+}
+
 impl Loaded {
     /// Tells what somebody should look at.
     pub fn log_warnings(&self) {
@@ -90,9 +105,6 @@ impl Loaded {
 
     /// The file that holds the links, where it is a local one.
     pub fn local_database(&self, layout: &Layout) -> Option<PathBuf> {
-        match self.runtime.database() {
-            Database::File(path) => Some(render::database_path(Path::new(&path), layout)),
-            Database::LibSql(_) => None,
-        }
+        self.runtime.local_database(layout)
     }
 }

@@ -151,6 +151,16 @@ pub fn table(bundle: &[bundle::Planned], linksctl: &Path, runtime_config: &Path)
             repository!("packaging/deb/copyright"),
         ),
         file(
+            &format!("{doc}/grafana-dashboard.json"),
+            0o644,
+            repository!("packaging/observability/grafana-dashboard.json"),
+        ),
+        file(
+            &format!("{doc}/links.rules.yml"),
+            0o644,
+            repository!("packaging/observability/links.rules.yml"),
+        ),
+        file(
             &format!("usr/share/lintian/overrides/{}", layout::PACKAGE),
             0o644,
             repository!("packaging/deb/lintian-overrides"),
