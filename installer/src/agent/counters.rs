@@ -177,8 +177,8 @@ impl Counters {
         }
     }
 
-    /// What there is to be kept; none where nothing came in since the last time.
-    pub fn to_keep(&mut self) -> Option<Vec<u8>> {
+    /// All there is, to be kept; none where nothing came in since the last time.
+    pub fn take_changes(&mut self) -> Option<Vec<u8>> {
         let series: Vec<_> = self.series.iter().collect();
         // Numbers and strings: there is nothing in it that JSON could not say.
         std::mem::take(&mut self.changed).then(|| serde_json::to_vec(&series).unwrap_or_default())
@@ -328,7 +328,7 @@ mod tests {
         let layout = Layout::new(root.path());
         fs::create_dir_all(layout.metrics_dir()).unwrap();
         let mut counters = Counters::load(&layout);
-        assert_eq!(counters.to_keep(), None, "nothing came in");
+        assert_eq!(counters.take_changes(), None, "nothing came in");
         for point in [cumulative(10, 20, 5.0), cumulative(30, 40, 2.0)] {
             counters.take(1, &point);
         }
@@ -337,8 +337,8 @@ mod tests {
         // A number that a careless reader gets wrong in its last bit.
         cpu.amount.sum = 1_795_355_004.247_255_3;
         counters.take(1, &cpu);
-        Counters::keep(&layout, &counters.to_keep().unwrap()).unwrap();
-        assert_eq!(counters.to_keep(), None);
+        Counters::keep(&layout, &counters.take_changes().unwrap()).unwrap();
+        assert_eq!(counters.take_changes(), None);
 
         let mut next = Counters::load(&layout);
         assert_eq!(next.totals(), counters.totals());

@@ -142,11 +142,8 @@ pub async fn forward(queue: &Queue) {
     loop {
         let export = queue.next().await;
         let mut pause = PAUSE;
-        loop {
-            // It may have changed while this waited.
-            let Some(target) = queue.target(export.instance) else {
-                break;
-            };
+        // The target may change while this waits.
+        while let Some(target) = queue.target(export.instance) {
             let sent = timeout(PATIENCE, clients.send(&target, export.message.clone())).await;
             let failure = match sent.unwrap_or_else(|_| Err(Failure::Later(format!("no answer within {PATIENCE:?}")))) {
                 Ok(()) => {

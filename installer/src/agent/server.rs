@@ -321,7 +321,7 @@ impl Shared {
     }
 
     fn keep_counters(&self) {
-        let kept = locked(&self.counters).to_keep();
+        let kept = locked(&self.counters).take_changes();
         if let Some(kept) = kept
             && let Err(error) = Counters::keep(&self.layout, &kept)
         {
