@@ -36,7 +36,7 @@ pub enum Command {
     /// This is what links@N.service runs.
     Run(RunArgs),
 
-    /// Watch the instances and keep the status line of links.service true
+    /// Watch the instances, keep the status line of links.service true, and serve metrics
     ///
     /// This is what links.service runs.
     Agent,

@@ -8,6 +8,7 @@ use super::finding::Finding;
 use super::links::{self, Access, Config};
 use super::reader::Reader;
 use super::runtime::{self, RuntimeToml, file_of};
+use super::telemetry;
 use crate::layout::{ADMIN_TOKEN, Layout};
 
 /// Fewer characters than this can be guessed.
@@ -35,8 +36,7 @@ pub fn load(layout: &Layout, source: &Source, reader: &impl Reader) -> Result<Lo
         .map_err(|error| findings.push(cannot_read(&source.directory, &error)))
         .ok();
     if let Some(credentials) = &credentials {
-        let file = layout.runtime_toml().display().to_string();
-        findings.extend(needs(config.as_ref(), runtime.as_ref(), credentials, source, &file));
+        findings.extend(needs(config.as_ref(), runtime.as_ref(), credentials, source, layout));
     }
     match (config, runtime, credentials) {
         (Some(config), Some(runtime), Some(credentials)) if !findings.iter().any(Finding::is_error) => Ok(Loaded {
@@ -115,28 +115,44 @@ fn needs(
     runtime: Option<&RuntimeToml>,
     credentials: &Credentials,
     source: &Source,
-    runtime_file: &str,
+    layout: &Layout,
 ) -> Vec<Finding> {
     let file = |name: &str| source.file(name).display().to_string();
     let mut findings = Vec::new();
-    let references = runtime.map(RuntimeToml::references).unwrap_or_default();
-    for reference in references {
+    let headers = config.and_then(|config| config.telemetry.headers.as_ref());
+    let of_links = headers.map(|reference| (layout.links_toml(), reference));
+    let of_runtime = runtime.map(RuntimeToml::references).unwrap_or_default();
+    let of_runtime = of_runtime.iter().map(|reference| (layout.runtime_toml(), reference));
+    let references: Vec<_> = of_links.into_iter().chain(of_runtime).collect();
+    for (asking, reference) in &references {
         let name = &reference.credential;
         if credentials.get(name).is_none() && !credentials.unusable().contains_key(name) {
             findings.push(
-                Finding::error(runtime_file, format!("the credential `{name}` is missing"))
-                    .at((reference.line, reference.column))
-                    .help(format!("put it into {}, mode 0600", file_of(name))),
+                Finding::error(
+                    asking.display().to_string(),
+                    format!("the credential `{name}` is missing"),
+                )
+                .at((reference.line, reference.column))
+                .help(format!("put it into {}, mode 0600", file_of(name))),
             );
         }
     }
     for (name, problem) in credentials.unusable() {
-        let used = name == ADMIN_TOKEN || references.iter().any(|reference| reference.credential == *name);
+        let used = name == ADMIN_TOKEN || references.iter().any(|(_, reference)| reference.credential == *name);
         findings.push(if used {
             Finding::error(file(name), problem)
         } else {
             Finding::warning(file(name), format!("{problem}, and nothing asks for it"))
         });
+    }
+    if let Some(reference) = headers
+        && let Some(secret) = credentials.get(&reference.credential)
+        && telemetry::headers(secret).is_none()
+    {
+        findings.push(
+            Finding::error(file(&reference.credential), "holds no headers for `telemetry.headers`")
+                .help("write NAME=VALUE, several with a comma between; a character that means something else as %2C"),
+        );
     }
     let asked_for = config.is_some_and(|config| config.shorten.access == Access::Token)
         && runtime.is_some_and(|runtime| !runtime.may_supply(ADMIN_TOKEN));

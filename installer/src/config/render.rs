@@ -16,6 +16,7 @@ use super::runtime::{
     ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, Database, LINK_CACHE, PREFIX, PUBLIC_URL, RuntimeToml, SECRETS_STALE,
     SECRETS_TTL, SHORTEN_ACCESS, file_of,
 };
+use super::telemetry::Exports;
 use crate::layout::{ADMIN_TOKEN, Layout};
 
 const HEADER: &str =
@@ -23,7 +24,7 @@ const HEADER: &str =
 
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Error {
-    #[error("the credential `{name}`, which runtime.toml asks for, is missing; put it into {path}, mode 0600", path = file_of(.name))]
+    #[error("the credential `{name}`, which the configuration asks for, is missing; put it into {path}, mode 0600", path = file_of(.name))]
     MissingCredential { name: String },
     #[error("writing the runtime's configuration: {0}")]
     Toml(String),
@@ -68,11 +69,23 @@ pub fn runtime_config(
 
 /// SHA-256, in hexadecimal, of all that an instance must be restarted for: what its runtime is started with, and what
 /// its supervisor read from `links.toml`.
-pub fn digest(rendered: &str, config: &Config) -> String {
+pub fn digest(rendered: &str, config: &Config, exports: &Exports) -> String {
     let mut sha256 = Sha256::new();
     sha256.update(rendered);
     // Debug of plain numbers and durations: the same text for the same values.
     sha256.update(format!("\n{} {:?} {:?}", config.base_port, config.health, config.drain));
+    // Which instance it is, and of which version, counts for nothing here.
+    for (name, value) in exports.environment(0, "") {
+        sha256.update(format!("\n{name}={value}"));
+    }
+    if let Some(forward) = exports.forward() {
+        sha256.update(format!(
+            "\n{} {} {}",
+            forward.url,
+            forward.protocol,
+            forward.headers.as_deref().unwrap_or_default()
+        ));
+    }
     crate::package::manifest::hex(&sha256.finalize())
 }
 

@@ -4,6 +4,7 @@ mod apply;
 mod host;
 mod journal;
 mod lock;
+mod outcome;
 mod plan;
 mod releases;
 mod report;
@@ -21,6 +22,7 @@ use nix::sys::stat::{Mode, umask};
 pub use apply::Failure;
 pub use journal::Journal;
 pub use lock::{Lock, Patience, held_by};
+pub use outcome::{Outcome, Verdict};
 pub use plan::{Version, Wanted};
 pub use releases::list;
 pub use report::Style;
@@ -106,6 +108,10 @@ impl<'a> Session<'a> {
             notices,
         };
         let applied = apply::apply(&plan, &observed, &mut host, &mut self.reporter);
+        if !plan.moving.is_empty() || applied.is_err() {
+            let release = &wanted.version.release;
+            Outcome::now(Verdict::of(&applied), release, Some(self.begun.elapsed())).keep(self.layout);
+        }
         for text in host.notices {
             self.reporter.tell(&Event::Notice { text });
         }
@@ -197,6 +203,7 @@ fn take_back(layout: &Layout, services: Services) -> anyhow::Result<Option<Strin
         .map(layout::instance_unit)
         .collect();
     services.disable(&new)?;
+    Outcome::now(Verdict::Interrupted, &journal.wanted.release, None).keep(layout);
     Ok(Some(format!(
         "a rollout to {} was cut off: every instance is to run again what it ran before",
         journal.wanted

@@ -11,6 +11,7 @@ use super::{Error, digest, runtime_config};
 use crate::config::credentials::Credentials;
 use crate::config::links::Config;
 use crate::config::runtime::RuntimeToml;
+use crate::config::telemetry::Exports;
 use crate::layout::Layout;
 
 fn credentials(secrets: &[(&str, &str)]) -> Credentials {
@@ -317,10 +318,9 @@ fn the_components_have_both_stores_and_local_stays_on_this_machine() {
 fn the_digest_follows_what_an_instance_must_be_restarted_for() {
     let of = |runtime: &str, links: &str, token: &str| {
         let config = Config::parse(links, "links.toml").unwrap();
-        digest(
-            &try_render(runtime, links, &[("admin_token", token)], "/").unwrap(),
-            &config,
-        )
+        let secrets = [("admin_token", token), ("otlp", &format!("key={token}"))];
+        let exports = Exports::new(&config, &credentials(&secrets)).unwrap();
+        digest(&try_render(runtime, links, &secrets, "/").unwrap(), &config, &exports)
     };
     let before = of(
         "max_instance_memory = 1048576\n[outbound_http]\nconnection_pooling = true",
@@ -332,7 +332,7 @@ fn the_digest_follows_what_an_instance_must_be_restarted_for() {
     assert_eq!(
         of(
             same,
-            "instances = 3\nrollout.min_healthy = \"5s\"\nnginx.listen = 8080",
+            "instances = 3\nrollout.min_healthy = \"5s\"\nnginx.listen = 8080\nmetrics.listen = \"127.0.0.1:9000\"",
             "t"
         ),
         before
@@ -342,9 +342,21 @@ fn the_digest_follows_what_an_instance_must_be_restarted_for() {
         ("base_port = 7100", "t"),
         ("drain.timeout = \"31s\"", "t"),
         ("health.interval = \"2s\"", "t"),
+        ("metrics.listen = \"off\"", "t"),
+        ("metrics.otlp_listen = \"127.0.0.1:9000\"", "t"),
+        ("telemetry.endpoint = \"http://127.0.0.1:4318\"", "t"),
         ("", "u"),
     ] {
         assert_ne!(of(same, links, token), before, "{links}");
     }
     assert_ne!(of("", "", "t"), before);
+
+    // Headers that only the agent sends count too: it has them from the instance.
+    let headers = |key: &str| {
+        let links = "telemetry = { endpoint = \"http://x.example\", headers = \"credential:otlp\", traces = false }";
+        let config = Config::parse(links, "links.toml").unwrap();
+        let exports = Exports::new(&config, &credentials(&[("otlp", key)])).unwrap();
+        digest("", &config, &exports)
+    };
+    assert_ne!(headers("key=old"), headers("key=new"));
 }
