@@ -22,6 +22,7 @@ mod cgroup;
 mod host;
 pub mod http;
 pub mod load;
+pub mod local;
 mod machine;
 mod namespace;
 mod process;
