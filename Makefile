@@ -40,3 +40,9 @@ clean: ## remove what was built (the caches below ~/.cache/links stay)
 
 packages-run packages-bench packages-test:
 	@.ci/packages $(@:packages-%=%)
+
+packages-test: servers
+
+.PHONY: servers
+servers:
+	@.ci/servers

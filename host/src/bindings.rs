@@ -12,7 +12,7 @@ wasmtime::component::bindgen!({
         "spin:key-value/key-value.error" => spin::key_value::key_value::Error,
     },
     with: {
-        "spin:sqlite/sqlite.connection": crate::sqlite::Handle,
+        "spin:sqlite/sqlite.connection": crate::database::Connection,
         "spin:key-value/key-value.store": crate::key_value::Store,
     },
 });

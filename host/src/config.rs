@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::toml_error;
-use crate::variables::{Environment, Provider};
+use crate::key_value::redis;
+use crate::variables::{Environment, Provider, Vault};
+use crate::{libsql, toml_error};
 
 /// Where databases and stores are and where variables come from; every default filled in.
 #[derive(Debug)]
 pub struct Config {
     pub sqlite_databases: BTreeMap<String, Database>,
-    pub key_value_stores: BTreeMap<String, Place>,
+    pub key_value_stores: BTreeMap<String, Store>,
     pub providers: Vec<Provider>,
     /// Bytes of linear memory that one instance may have.
     pub max_instance_memory: Option<usize>,
@@ -22,10 +24,16 @@ pub struct Config {
     pub logs_turned_off: bool,
 }
 
-#[derive(Debug, PartialEq)]
-pub struct Database {
-    pub place: Place,
-    pub allow_attach_file: bool,
+#[derive(Debug)]
+pub enum Database {
+    File { place: Place, allow_attach_file: bool },
+    Server(Arc<libsql::Server>),
+}
+
+#[derive(Debug)]
+pub enum Store {
+    File(Place),
+    Redis(Arc<redis::Server>),
 }
 
 /// Where a SQLite file is.
@@ -92,40 +100,58 @@ pub fn load(flags: &Flags<'_>) -> Result<Config> {
     // As in Spin: paths of databases are relative to the working directory, those of stores to the configuration file.
     let config_dir = flags.file.and_then(Path::parent).unwrap_or(Path::new(""));
     let mut sqlite_databases = BTreeMap::new();
-    for (
-        name,
-        Sqlite::Spin {
-            path,
-            allow_attach_file,
-        },
-    ) in file.sqlite_database
-    {
-        sqlite_databases.insert(
-            name,
-            Database {
+    for (name, database) in file.sqlite_database {
+        let database = match database {
+            Sqlite::Spin(Spin {
+                path,
+                allow_attach_file,
+            }) => Database::File {
                 place: place(path, Path::new(""))?,
                 allow_attach_file,
             },
-        );
+            Sqlite::Libsql(Libsql { url, token }) => {
+                let server = libsql::Server::new(&url, token);
+                Database::Server(server.with_context(|| format!("{shown}: [sqlite_database.{name}]"))?)
+            }
+        };
+        sqlite_databases.insert(name, database);
     }
-    sqlite_databases.entry("default".into()).or_insert_with(|| Database {
-        place: state_file("sqlite_db.db"),
-        allow_attach_file: false,
-    });
+    sqlite_databases
+        .entry("default".into())
+        .or_insert_with(|| Database::File {
+            place: state_file("sqlite_db.db"),
+            allow_attach_file: false,
+        });
     let mut key_value_stores = BTreeMap::new();
-    for (name, KeyValue::Spin { path }) in file.key_value_store {
-        key_value_stores.insert(name, place(path, config_dir)?);
+    for (name, store) in file.key_value_store {
+        let store = match store {
+            KeyValue::Spin(StoreFile { path }) => Store::File(place(path, config_dir)?),
+            KeyValue::Redis(Redis { url }) => {
+                let server = redis::Server::new(&url);
+                Store::Redis(server.with_context(|| format!("{shown}: [key_value_store.{name}]"))?)
+            }
+        };
+        key_value_stores.insert(name, store);
     }
     key_value_stores
         .entry("default".into())
-        .or_insert_with(|| state_file("sqlite_key_value.db"));
+        .or_insert_with(|| Store::File(state_file("sqlite_key_value.db")));
 
     let mut providers = Vec::new();
     for provider in file.variables_provider {
         providers.push(match provider {
-            VariablesProvider::Static { values } => Provider::Static(values),
-            VariablesProvider::Env { prefix, dotenv_path } => {
+            VariablesProvider::Static(Static { values }) => Provider::Static(values),
+            VariablesProvider::Env(Env { prefix, dotenv_path }) => {
                 Provider::Environment(Environment::load(prefix, dotenv_path)?)
+            }
+            VariablesProvider::Vault(VaultServer {
+                url,
+                token,
+                mount,
+                prefix,
+            }) => {
+                let vault = Vault::new(&url, &token, &mount, prefix.as_deref());
+                Provider::Vault(vault.with_context(|| format!("{shown}: [[variables_provider]] of type \"vault\""))?)
             }
         });
     }
@@ -153,7 +179,7 @@ fn parse(text: &str) -> Result<File> {
     toml_error::from_str(text)
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     state_dir: Option<String>,
@@ -167,85 +193,102 @@ struct File {
     variables_provider: Vec<VariablesProvider>,
 }
 
-#[derive(Debug)]
 enum Sqlite {
-    Spin {
-        path: Option<PathBuf>,
-        allow_attach_file: bool,
-    },
+    Spin(Spin),
+    Libsql(Libsql),
 }
 
-#[derive(Debug)]
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Spin {
+    path: Option<PathBuf>,
+    #[serde(default)]
+    allow_attach_file: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Libsql {
+    url: String,
+    token: String,
+}
+
 enum KeyValue {
-    Spin { path: Option<PathBuf> },
+    Spin(StoreFile),
+    Redis(Redis),
 }
 
-#[derive(Debug)]
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoreFile {
+    path: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Redis {
+    url: String,
+}
+
 enum VariablesProvider {
-    Static {
-        values: HashMap<String, String>,
-    },
-    Env {
-        prefix: Option<String>,
-        dotenv_path: Option<PathBuf>,
-    },
+    Static(Static),
+    Env(Env),
+    Vault(VaultServer),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Static {
+    values: HashMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Env {
+    prefix: Option<String>,
+    dotenv_path: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VaultServer {
+    url: String,
+    token: String,
+    mount: String,
+    prefix: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for Sqlite {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Spin {
-            path: Option<PathBuf>,
-            #[serde(default)]
-            allow_attach_file: bool,
+        let (kind, keys) = typed(deserializer, "SQLite databases", &["spin", "libsql"])?;
+        match kind {
+            "spin" => keys.try_into().map(Self::Spin),
+            _ => keys.try_into().map(Self::Libsql),
         }
-        let (_, keys) = typed(deserializer, "SQLite databases", &["spin"])?;
-        let Spin {
-            path,
-            allow_attach_file,
-        } = keys.try_into().map_err(D::Error::custom)?;
-        Ok(Self::Spin {
-            path,
-            allow_attach_file,
-        })
+        .map_err(D::Error::custom)
     }
 }
 
 impl<'de> Deserialize<'de> for KeyValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Spin {
-            path: Option<PathBuf>,
+        let (kind, keys) = typed(deserializer, "key-value stores", &["spin", "redis"])?;
+        match kind {
+            "spin" => keys.try_into().map(Self::Spin),
+            _ => keys.try_into().map(Self::Redis),
         }
-        let (_, keys) = typed(deserializer, "key-value stores", &["spin"])?;
-        let Spin { path } = keys.try_into().map_err(D::Error::custom)?;
-        Ok(Self::Spin { path })
+        .map_err(D::Error::custom)
     }
 }
 
 impl<'de> Deserialize<'de> for VariablesProvider {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Static {
-            values: HashMap<String, String>,
+        let (kind, keys) = typed(deserializer, "variable providers", &["static", "env", "vault"])?;
+        match kind {
+            "static" => keys.try_into().map(Self::Static),
+            "env" => keys.try_into().map(Self::Env),
+            _ => keys.try_into().map(Self::Vault),
         }
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Env {
-            prefix: Option<String>,
-            dotenv_path: Option<PathBuf>,
-        }
-        let (kind, keys) = typed(deserializer, "variable providers", &["static", "env"])?;
-        if kind == "static" {
-            let Static { values } = keys.try_into().map_err(D::Error::custom)?;
-            Ok(Self::Static { values })
-        } else {
-            let Env { prefix, dotenv_path } = keys.try_into().map_err(D::Error::custom)?;
-            Ok(Self::Env { prefix, dotenv_path })
-        }
+        .map_err(D::Error::custom)
     }
 }
 
@@ -279,6 +322,7 @@ fn typed<'de, D: Deserializer<'de>>(
 #[cfg(test)]
 #[allow(
     clippy::unwrap_used,
+    clippy::panic,
     reason = "a configuration that is not read as expected fails the test"
 )]
 mod tests {
@@ -323,15 +367,8 @@ mod tests {
             None,
         )
         .unwrap();
-        let database = Database {
-            place: Place::File("/var/lib/links/data/links.db".into()),
-            allow_attach_file: false,
-        };
-        assert_eq!(config.sqlite_databases["default"], database);
-        assert_eq!(
-            config.key_value_stores["cache"],
-            Place::File("/var/lib/links/data/cache.db".into())
-        );
+        assert_eq!(database(&config), Some(Path::new("/var/lib/links/data/links.db")));
+        assert_eq!(store(&config, "cache"), Some(Path::new("/var/lib/links/data/cache.db")));
         assert!(config.logs_turned_off);
         let prefixes: Vec<_> = config
             .providers
@@ -339,6 +376,7 @@ mod tests {
             .map(|provider| match provider {
                 Provider::Static(values) => values["admin_token"].as_str(),
                 Provider::Environment(environment) => environment.prefix.as_str(),
+                Provider::Vault(_) => "vault",
             })
             .collect();
         assert_eq!(prefixes, ["t", "LINKS", "SPIN_VARIABLE"]);
@@ -353,42 +391,121 @@ mod tests {
             app_dir: Path::new("/app"),
         };
         let config = load(&flags).unwrap();
+        assert_eq!(database(&config), Some(Path::new("/app/.spin/sqlite_db.db")));
         assert_eq!(
-            config.sqlite_databases["default"].place,
-            Place::File("/app/.spin/sqlite_db.db".into())
-        );
-        assert_eq!(
-            config.key_value_stores["default"],
-            Place::File("/app/.spin/sqlite_key_value.db".into())
+            store(&config, "default"),
+            Some(Path::new("/app/.spin/sqlite_key_value.db"))
         );
         assert!(!config.logs_turned_off);
         let config = load_text("", "", None).unwrap();
-        assert_eq!(config.sqlite_databases["default"].place, Place::Memory);
+        assert_eq!(database(&config), None);
         let config = load_text("state_dir = '/ours'", "/flag", None).unwrap();
-        assert_eq!(
-            config.sqlite_databases["default"].place,
-            Place::File("/flag/sqlite_db.db".into())
-        );
+        assert_eq!(database(&config), Some(Path::new("/flag/sqlite_db.db")));
+    }
+
+    /// The file of the default database; none in memory.
+    fn database(config: &Config) -> Option<&Path> {
+        match &config.sqlite_databases["default"] {
+            Database::File { place, .. } => file(place),
+            Database::Server(server) => panic!("{server}"),
+        }
+    }
+
+    fn store<'a>(config: &'a Config, label: &str) -> Option<&'a Path> {
+        match &config.key_value_stores[label] {
+            Store::File(place) => file(place),
+            Store::Redis(server) => panic!("{server}"),
+        }
+    }
+
+    fn file(place: &Place) -> Option<&Path> {
+        match place {
+            Place::Memory => None,
+            Place::File(path) => Some(path),
+        }
+    }
+
+    const REMOTE: &str = r#"
+        [sqlite_database.default]
+        type = "libsql"
+        url = "https://db.example"
+        token = "s3cret-1"
+        [key_value_store.default]
+        type = "redis"
+        url = "redis://user:s3cret-2@kv.example:6380/3"
+        [[variables_provider]]
+        type = "vault"
+        url = "https://vault.example:8200"
+        token = "s3cret-3"
+        mount = "secret"
+        prefix = "links"
+    "#;
+
+    #[test]
+    fn servers_are_configured_and_their_secrets_not_shown() {
+        let config = load_text(REMOTE, "/state", None).unwrap();
+        let shown = format!("{config:?}");
+        for host in ["https://db.example", "kv.example:6380", "https://vault.example:8200"] {
+            assert!(shown.contains(host), "{host}: {shown}");
+        }
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+
+    #[test]
+    fn faults_of_servers_are_named_without_their_secrets() {
+        for (good, bad, named) in [
+            (
+                "https://db.example",
+                "https://s3cret-1@db.example",
+                "[sqlite_database.default]",
+            ),
+            ("https://db.example", "https//s3cret-1", "[sqlite_database.default]"),
+            ("token = \"s3cret-1\"", "", "`token`"),
+            ("token = \"s3cret-1\"", "token = 3", "token"),
+            (
+                "redis://user:s3cret-2@kv.example:6380/3",
+                "http://:s3cret-2@kv.example",
+                "[key_value_store.default]",
+            ),
+            (
+                "redis://user:s3cret-2@kv.example:6380/3",
+                "redis://:s3cret-2@kv:x",
+                "[key_value_store.default]",
+            ),
+            ("https://vault.example:8200", "https://s3cret-3@vault.example", "vault"),
+            ("mount = \"secret\"", "", "`mount`"),
+            ("prefix = \"links\"", "prefx = \"links\"", "`prefx`"),
+            ("s3cret-3\"", "s3cret-3\\n\"", "token"),
+        ] {
+            assert!(REMOTE.contains(good), "{good}");
+            let error = refusal(&REMOTE.replacen(good, bad, 1));
+            assert!(
+                error.contains("runtime.toml") && error.contains(named),
+                "{bad}: {error}"
+            );
+            assert!(!error.contains("s3cret"), "{bad}: {error}");
+        }
     }
 
     #[test]
     fn types_that_are_lacking_are_refused_by_name() {
-        let error = refusal("[sqlite_database.default]\ntype = 'libsql'\nurl = 'http://db'\ntoken = 'x'\n");
+        let error = refusal("[sqlite_database.default]\ntype = 'postgres'\nurl = 'http://db'\ntoken = 'x'\n");
         assert!(
-            error.contains("runtime.toml") && error.contains("\"libsql\"") && error.contains("line 1"),
+            error.contains("runtime.toml") && error.contains("\"postgres\"") && error.contains("line 1"),
             "{error}"
         );
-        let error = refusal("[key_value_store.default]\ntype = 'redis'\nurl = 'redis://kv'\n");
-        assert!(error.contains("\"redis\""), "{error}");
-        for kind in ["vault", "azure_key_vault"] {
-            let error = refusal(&format!(
-                "[[variables_provider]]\ntype = '{kind}'\nurl = 'http://vault'\n"
-            ));
+        for kind in ["azure_cosmos", "aws_dynamo"] {
+            let error = refusal(&format!("[key_value_store.default]\ntype = '{kind}'\nregion = 'x'\n"));
             assert!(
-                error.contains(kind) && error.contains("\"static\" and \"env\""),
+                error.contains(kind) && error.contains("\"spin\" and \"redis\""),
                 "{error}"
             );
         }
+        let error = refusal("[[variables_provider]]\ntype = 'azure_key_vault'\nvault_url = 'http://vault'\n");
+        assert!(
+            error.contains("azure_key_vault") && error.contains("\"static\" and \"env\" and \"vault\""),
+            "{error}"
+        );
     }
 
     #[test]

@@ -12,8 +12,8 @@ use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::p3::{RequestOptions, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 
+use crate::database::Database;
 use crate::key_value::Store;
-use crate::sqlite::Database;
 use crate::stop::{Watch, Work};
 use crate::variables::ComponentVariables;
 
@@ -26,7 +26,7 @@ pub struct ComponentState {
     pub granted_databases: HashSet<String>,
     pub granted_stores: HashSet<String>,
     /// All that the configuration defines.
-    pub databases: Arc<HashMap<String, Arc<Database>>>,
+    pub databases: Arc<HashMap<String, Database>>,
     pub stores: Arc<HashMap<String, Store>>,
     pub quiet: bool,
     pub max_memory: Option<usize>,
@@ -40,7 +40,7 @@ pub enum Denied {
 }
 
 impl ComponentState {
-    pub fn database(&self, name: &str) -> Result<&Arc<Database>, Denied> {
+    pub fn database(&self, name: &str) -> Result<&Database, Denied> {
         grant(&self.granted_databases, &self.databases, name)
     }
 

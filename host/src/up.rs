@@ -11,13 +11,14 @@ use anyhow::{Context as _, Result, bail};
 use crate::cli::Up;
 use crate::config::{self, Config, Flags};
 use crate::context::ComponentState;
+use crate::database::Database;
 use crate::engine::{self, CodeCache, Serving};
-use crate::key_value::StoreFile;
+use crate::key_value::{Store, StoreFile};
 use crate::manifest::{self, Application};
 use crate::respond::{App, Target};
 use crate::route::Router;
 use crate::server::{self, End, Signals};
-use crate::sqlite::Database;
+use crate::sqlite;
 use crate::stop::Stop;
 use crate::variables::{ComponentVariables, Variables};
 
@@ -91,30 +92,50 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path) -> Res
     let variables = Arc::new(Variables::new(variables, config.providers)?);
     let mut databases = HashMap::new();
     for (label, database) in config.sqlite_databases {
-        let place = database.place.to_string();
-        let database = Database::new(database.place, database.allow_attach_file);
-        if components
+        let used = components
             .values()
-            .any(|component| component.sqlite_databases.contains(&label))
-        {
-            database
-                .prepare()
-                .with_context(|| format!("The SQLite database {label:?} cannot be used"))?;
-            tracing::info!("SQLite database {label:?}: {place}");
+            .any(|component| component.sqlite_databases.contains(&label));
+        let (database, shown) = match database {
+            config::Database::File {
+                place,
+                allow_attach_file,
+            } => {
+                let shown = place.to_string();
+                let database = sqlite::Database::new(place, allow_attach_file);
+                if used {
+                    database
+                        .prepare()
+                        .with_context(|| format!("The SQLite database {label:?} cannot be used"))?;
+                }
+                (Database::File(database), shown)
+            }
+            // Whether it is there shows when it is asked: it may come back, and the instance is not to blame.
+            config::Database::Server(server) => (Database::Server(server.clone()), server.to_string()),
+        };
+        if used {
+            tracing::info!("SQLite database {label:?}: {shown}");
         }
         databases.insert(label, database);
     }
     let mut stores = HashMap::new();
-    for (label, place) in config.key_value_stores {
-        let shown = place.to_string();
-        let store = StoreFile::new(label.clone(), place);
-        if components
+    for (label, store) in config.key_value_stores {
+        let used = components
             .values()
-            .any(|component| component.key_value_stores.contains(&label))
-        {
-            store
-                .prepare()
-                .with_context(|| format!("The key-value store {label:?} cannot be used"))?;
+            .any(|component| component.key_value_stores.contains(&label));
+        let (store, shown) = match store {
+            config::Store::File(place) => {
+                let shown = place.to_string();
+                let store = StoreFile::new(label.clone(), place);
+                if used {
+                    store
+                        .prepare()
+                        .with_context(|| format!("The key-value store {label:?} cannot be used"))?;
+                }
+                (Store::File(store), shown)
+            }
+            config::Store::Redis(server) => (Store::Redis(server.clone()), server.to_string()),
+        };
+        if used {
             tracing::info!("key-value store {label:?}: {shown}");
         }
         stores.insert(label, store);

@@ -62,7 +62,7 @@ impl Artifacts {
     }
 }
 
-fn target_directory() -> PathBuf {
+pub fn target_directory() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |target| workspace.join(target))
 }

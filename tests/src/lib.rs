@@ -23,6 +23,7 @@ mod collector;
 mod host;
 pub mod http;
 pub mod load;
+pub mod local;
 mod machine;
 mod namespace;
 pub mod otlp;

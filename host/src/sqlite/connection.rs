@@ -469,7 +469,8 @@ pub fn is_change(sql: &str) -> bool {
     starts_with(sql, &["INSERT", "UPDATE", "DELETE", "REPLACE"])
 }
 
-fn starts_with(sql: &str, words: &[&str]) -> bool {
+/// Whether the first word of a statement is one of these, whatever stands before it in comments.
+pub fn starts_with(sql: &str, words: &[&str]) -> bool {
     let mut rest = sql.trim_start();
     loop {
         rest = if let Some(comment) = rest.strip_prefix("--") {

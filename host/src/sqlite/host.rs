@@ -10,9 +10,10 @@ use wasmtime::component::{
     VecBuffer,
 };
 
-use super::{Answer, Handle, RowStream, Rows};
+use super::RowStream;
 use crate::bindings::sqlite::{self, Connection, Error, QueryResult, RowResult, Value};
 use crate::context::{Context, Denied};
+use crate::database::{Answer, Rows};
 use crate::stop::Work;
 
 /// How many connections one instance may have open. Spin's limit.
@@ -30,7 +31,7 @@ impl From<Denied> for Error {
 }
 
 impl Context {
-    fn push_connection(&mut self, handle: Handle) -> Result<Resource<Connection>, Error> {
+    fn push_connection(&mut self, handle: Connection) -> Result<Resource<Connection>, Error> {
         let too_many = || Error::Io("too many connections opened".to_owned());
         if self.connections >= MOST_CONNECTIONS {
             return Err(too_many());
@@ -40,7 +41,7 @@ impl Context {
         Ok(resource)
     }
 
-    fn connection(&self, resource: &Resource<Connection>) -> Result<Handle, Error> {
+    fn connection(&self, resource: &Resource<Connection>) -> Result<Connection, Error> {
         self.table.get(resource).cloned().map_err(|_| Error::InvalidConnection)
     }
 }
@@ -48,7 +49,7 @@ impl Context {
 fn handle<T>(
     accessor: &Accessor<T, HasSelf<Context>>,
     resource: &Resource<Connection>,
-) -> Result<(Handle, Work), Error> {
+) -> Result<(Connection, Work), Error> {
     accessor.with(|mut access: Access<'_, T, HasSelf<Context>>| {
         let context = access.get();
         Ok((context.connection(resource)?, context.work.clone()))
@@ -123,10 +124,10 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
                         FutureReader::new(&mut access, end)?,
                     )
                 }
-                Rows::Stream(RowStream { rows, end, _abandon }) => {
+                Rows::Stream(RowStream { rows, end, abandon }) => {
                     let rows = RowProducer {
                         rows,
-                        _abandon,
+                        _abandon: abandon,
                         _work: work,
                     };
                     (
@@ -160,7 +161,7 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
 /// Hands rows on as they come.
 struct RowProducer {
     rows: tokio::sync::mpsc::Receiver<RowResult>,
-    _abandon: super::Abandon,
+    _abandon: super::Producer,
     _work: Work,
 }
 

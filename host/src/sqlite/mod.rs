@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockWriteGuard, RwLock, mpsc, o
 use tokio::task::spawn_blocking;
 
 use self::connection::{Abandon, Attempt, Connection, Kind, Table, io, is_change};
+pub use self::connection::{MOST_BYTES, size, starts_with, too_large};
 use self::group::{Queue, Rules};
 use crate::bindings::sqlite::{Error, RowResult, Value};
 use crate::config::Place;
@@ -26,7 +27,7 @@ use crate::config::Place;
 /// How many unused connections a database keeps open.
 const POOLED: usize = 32;
 /// Rows that are read ahead of a component, and handed to it at a time.
-const ROWS_AHEAD: usize = 64;
+pub const ROWS_AHEAD: usize = 64;
 /// How long a writer waits while another one holds the lock and gets nowhere.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -230,7 +231,38 @@ pub enum Rows {
 pub struct RowStream {
     pub rows: mpsc::Receiver<RowResult>,
     pub end: oneshot::Receiver<Result<(), Error>>,
-    _abandon: Abandon,
+    pub abandon: Producer,
+}
+
+/// What reads the rows: dropping it ends that.
+#[derive(Debug)]
+pub enum Producer {
+    Statement(#[expect(dead_code, reason = "it is there to be dropped")] Abandon),
+    Task(#[expect(dead_code, reason = "it is there to be dropped")] AbortOnDrop),
+}
+
+/// A task that ends when this is dropped.
+#[derive(Debug)]
+pub struct AbortOnDrop(pub tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Answer {
+    /// Its columns and all of its rows.
+    ///
+    /// # Errors
+    /// What ended the rows, and a result too large to hold.
+    pub async fn collect(self) -> Result<(Vec<String>, Vec<RowResult>), Error> {
+        let rows = match self.rows {
+            Rows::All(rows) => rows,
+            Rows::Stream(stream) => stream.collect().await?,
+        };
+        Ok((self.columns, rows))
+    }
 }
 
 impl From<Table> for Answer {
@@ -280,12 +312,7 @@ impl Handle {
         sql: String,
         parameters: Vec<Value>,
     ) -> Result<(Vec<String>, Vec<RowResult>), Error> {
-        let Answer { columns, rows } = self.execute(sql, parameters).await?;
-        let rows = match rows {
-            Rows::All(rows) => rows,
-            Rows::Stream(stream) => stream.collect().await?,
-        };
-        Ok((columns, rows))
+        self.execute(sql, parameters).await?.collect().await
     }
 
     /// The row id of the last INSERT through this handle; 0 before one.
@@ -405,7 +432,7 @@ async fn read(mut session: Owned, sql: String, parameters: Vec<Value>) -> Result
             rows: Rows::Stream(RowStream {
                 rows,
                 end,
-                _abandon: abandon,
+                abandon: Producer::Statement(abandon),
             }),
         }),
         // It did not compile; the end says why.
@@ -417,9 +444,9 @@ impl RowStream {
     async fn collect(mut self) -> Result<Vec<RowResult>, Error> {
         let (mut rows, mut bytes) = (Vec::new(), 0);
         while let Some(row) = self.rows.recv().await {
-            bytes += connection::size(&row.values);
-            if bytes > connection::MOST_BYTES {
-                return Err(connection::too_large());
+            bytes += size(&row.values);
+            if bytes > MOST_BYTES {
+                return Err(too_large());
             }
             rows.push(row);
         }

@@ -1,4 +1,6 @@
-//! Key-value stores in SQLite files, in the same table as Spin's, and the interface `spin:key-value`.
+//! Key-value stores: in SQLite files, in the same table as Spin's, or on a Redis server; and the interface `spin:key-value`.
+
+pub mod redis;
 
 use std::sync::Arc;
 
@@ -28,7 +30,14 @@ const SET: &str = "INSERT INTO spin_key_value (store, key, value) VALUES (?1, ?2
 const DELETE: &str = "DELETE FROM spin_key_value WHERE store = ? AND key = ?";
 const KEYS: &str = "SELECT key FROM spin_key_value WHERE store = ?";
 
-/// A store that components may open.
+/// A store that a component has opened, or may open.
+#[derive(Clone, Debug)]
+pub enum Store {
+    File(Arc<StoreFile>),
+    Redis(Arc<redis::Server>),
+}
+
+/// A store in a file.
 #[derive(Debug)]
 pub struct StoreFile {
     label: String,
@@ -38,11 +47,53 @@ pub struct StoreFile {
     ready: OnceCell<Option<Handle>>,
 }
 
-/// A store that a component has opened.
-pub type Store = Arc<StoreFile>;
+impl Store {
+    /// So that a fault shows before it is used.
+    async fn open(&self) -> Result<(), Error> {
+        match self {
+            Self::File(store) => store.handle().await.map(drop),
+            Self::Redis(server) => server.open().await,
+        }
+    }
+
+    async fn get(&self, key: String) -> Result<Option<Vec<u8>>, Error> {
+        match self {
+            Self::File(store) => store.get(key).await,
+            Self::Redis(server) => server.get(&key).await,
+        }
+    }
+
+    async fn exists(&self, key: String) -> Result<bool, Error> {
+        match self {
+            Self::File(store) => store.exists(key).await,
+            Self::Redis(server) => server.exists(&key).await,
+        }
+    }
+
+    async fn set(&self, key: String, value: Vec<u8>) -> Result<(), Error> {
+        match self {
+            Self::File(store) => store.set(key, value).await,
+            Self::Redis(server) => server.set(&key, &value).await,
+        }
+    }
+
+    async fn delete(&self, key: String) -> Result<(), Error> {
+        match self {
+            Self::File(store) => store.delete(key).await,
+            Self::Redis(server) => server.delete(&key).await,
+        }
+    }
+
+    async fn keys(&self) -> Result<Vec<String>, Error> {
+        match self {
+            Self::File(store) => store.keys().await,
+            Self::Redis(server) => server.keys().await,
+        }
+    }
+}
 
 impl StoreFile {
-    pub fn new(label: String, place: Place) -> Store {
+    pub fn new(label: String, place: Place) -> Arc<Self> {
         let in_memory = place == Place::Memory;
         Arc::new(Self {
             label,
@@ -166,7 +217,7 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
             store.map(|store| (store, context.work.clone()))
         })?;
         // So that a fault of the file shows here.
-        store.handle().await?;
+        store.open().await?;
         accessor.with(|mut access| {
             let context = access.get();
             if context.stores >= MOST_STORES {

@@ -1,5 +1,9 @@
 //! Variables: templates, the providers that give values, and the interface `spin:variables`.
 
+mod vault;
+
+pub use self::vault::Vault;
+
 use std::collections::{BTreeMap, HashMap};
 use std::env::VarError;
 use std::path::PathBuf;
@@ -83,6 +87,7 @@ pub fn check_name(name: &str) -> Result<()> {
 pub enum Provider {
     Static(HashMap<String, String>),
     Environment(Environment),
+    Vault(Vault),
 }
 
 /// The environment variables PREFIX_NAME, and after them those of a file.
@@ -126,11 +131,11 @@ impl Environment {
 }
 
 impl Provider {
-    /// Asynchronous for the sake of providers that ask over the network.
     async fn get(&self, name: &str) -> Result<Option<String>> {
         match self {
             Self::Static(values) => Ok(values.get(name).cloned()),
             Self::Environment(environment) => environment.get(name),
+            Self::Vault(vault) => vault.get(name).await,
         }
     }
 
@@ -139,6 +144,7 @@ impl Provider {
         match self {
             Self::Static(values) => values.contains_key(name),
             Self::Environment(environment) => matches!(environment.get(name), Ok(Some(_))),
+            Self::Vault(_) => true,
         }
     }
 }
@@ -220,7 +226,10 @@ impl variables::Host for Context {
 
 impl variables::HostWithStore for HasSelf<Context> {
     async fn get<T: Send>(accessor: &Accessor<T, Self>, name: String) -> Result<String, Error> {
-        let component = accessor.with(|mut access| access.get().component.clone());
+        let (component, _work) = accessor.with(|mut access| {
+            let context = access.get();
+            (context.component.clone(), context.work.clone())
+        });
         component.variables.get(&name).await
     }
 }

@@ -1,0 +1,285 @@
+//! Key-value stores on a Redis server. As in Spin every label with the same URL is the same store, and its keys are the
+//! server's keys as they are.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncCommands as _, Client, ConnectionAddr, IntoConnectionInfo as _, RedisError, RedisResult};
+use tokio::sync::OnceCell;
+
+use crate::bindings::key_value::Error;
+use crate::http_client::causes;
+use crate::sqlite::{MOST_BYTES, too_large};
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what was sent may stay unacknowledged before the connection counts as gone.
+const VANISHED: Duration = Duration::from_secs(10);
+/// After a first connection that failed: whoever waited for the same does not try again before that.
+const PAUSE: Duration = Duration::from_millis(250);
+/// How many keys the server looks at at a time when all are asked for.
+const KEYS_AT_A_TIME: usize = 1_000;
+
+/// A Redis server.
+pub struct Server {
+    client: Client,
+    /// Host and port, or the path of a socket.
+    shown: String,
+    /// Made when it is first asked for; from then on it connects again by itself.
+    connection: OnceCell<ConnectionManager>,
+    /// When the first connection has failed last, and why.
+    failed: Mutex<Option<(Instant, String)>>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Display for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Redis at {}", self.shown)
+    }
+}
+
+impl Server {
+    /// # Errors
+    /// A URL that cannot be used; it is not quoted, since it may hold a password.
+    pub fn new(url: &str) -> Result<Arc<Self>> {
+        let schemes = ["redis://", "rediss://", "redis+unix://", "unix://"];
+        ensure!(
+            schemes.iter().any(|scheme| url.starts_with(scheme)),
+            "url must begin with redis://, rediss:// (TLS) or redis+unix://"
+        );
+        let info = url.into_connection_info().context("url cannot be used")?;
+        if matches!(info.addr, ConnectionAddr::TcpTls { .. }) {
+            // An error means that it is set already.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        Ok(Arc::new(Self {
+            shown: info.addr.to_string(),
+            client: Client::open(info).context("url cannot be used")?,
+            connection: OnceCell::new(),
+            failed: Mutex::default(),
+        }))
+    }
+
+    fn error(&self, error: &RedisError) -> Error {
+        Error::Other(format!("{self}: {}", causes(error)))
+    }
+
+    /// Connects; once connected, whether the server is still there shows when it is asked something.
+    pub async fn open(&self) -> Result<(), Error> {
+        self.connection().await.map(drop)
+    }
+
+    async fn connection(&self) -> Result<ConnectionManager, Error> {
+        let connect = || async {
+            // Those who wait here while one of them tries would try one after the other.
+            if let Some((at, problem)) = &*self.failed()
+                && at.elapsed() < PAUSE
+            {
+                return Err(Error::Other(problem.clone()));
+            }
+            // Retries are the component's business, which knows how long it can wait.
+            let config = ConnectionManagerConfig::new()
+                // A server that has vanished without a word: without this the kernel waits a quarter of an hour.
+                .set_tcp_settings(TcpSettings::default().set_nodelay(true).set_user_timeout(VANISHED))
+                .set_number_of_retries(0)
+                .set_connection_timeout(CONNECT_TIMEOUT)
+                .set_response_timeout(ANSWER_TIMEOUT);
+            let connected = ConnectionManager::new_with_config(self.client.clone(), config).await;
+            connected.map_err(|error| {
+                let problem = format!("{self}: {}", causes(&error));
+                *self.failed() = Some((Instant::now(), problem.clone()));
+                Error::Other(problem)
+            })
+        };
+        self.connection.get_or_try_init(connect).await.cloned()
+    }
+
+    fn failed(&self) -> std::sync::MutexGuard<'_, Option<(Instant, String)>> {
+        // Nothing that can panic happens under this lock.
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told<T>(&self, answer: RedisResult<T>) -> Result<T, Error> {
+        answer.map_err(|error| self.error(&error))
+    }
+
+    pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        let value: Option<Vec<u8>> = self.told(self.connection().await?.get(key).await)?;
+        if value.as_ref().map_or(0, Vec::len) > MOST_BYTES {
+            return Err(too_large().into());
+        }
+        Ok(value)
+    }
+
+    pub async fn set(&self, key: &str, value: &[u8]) -> Result<(), Error> {
+        self.told(self.connection().await?.set(key, value).await)
+    }
+
+    pub async fn delete(&self, key: &str) -> Result<(), Error> {
+        self.told(self.connection().await?.del(key).await)
+    }
+
+    pub async fn exists(&self, key: &str) -> Result<bool, Error> {
+        self.told(self.connection().await?.exists(key).await)
+    }
+
+    /// Those that are there the whole time; others perhaps, each once.
+    pub async fn keys(&self) -> Result<Vec<String>, Error> {
+        let mut connection = self.connection().await?;
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        let mut cursor = 0_u64;
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("COUNT").arg(KEYS_AT_A_TIME);
+            let (next, some): (u64, Vec<String>) = self.told(scan.query_async(&mut connection).await)?;
+            bytes += some.iter().map(|key| size_of::<String>() + key.len()).sum::<usize>();
+            if bytes > MOST_BYTES {
+                return Err(too_large().into());
+            }
+            keys.extend(some);
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a store that fails here is a failed test"
+)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn message<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+        match result {
+            Err(Error::Other(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_shown_holds_no_password() {
+        for (url, shown) in [
+            ("redis://kv.example", "Redis at kv.example:6379"),
+            ("redis://user:s3cret@kv.example:7000/2", "Redis at kv.example:7000"),
+            ("rediss://:s3cret@kv.example", "Redis at kv.example:6379"),
+            ("redis+unix:///run/redis.sock?pass=s3cret", "Redis at /run/redis.sock"),
+        ] {
+            let server = Server::new(url).unwrap();
+            assert_eq!(server.to_string(), shown);
+            assert_eq!(format!("{server:?}"), shown);
+        }
+        for bad in [
+            "http://:s3cret@kv",
+            "redis://:s3cret@kv:x",
+            "redis://:s3cret@kv/x",
+            "s3cret",
+        ] {
+            let error = format!("{:?}", Server::new(bad).unwrap_err());
+            assert!(error.contains("url") && !error.contains("s3cret"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_told_with_the_host() {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let server = Server::new(&format!("redis://:s3cret@{free}")).unwrap();
+        let begin = Instant::now();
+        for _ in 0..3 {
+            let error = message(server.get("a").await);
+            assert!(
+                error.contains(&free.to_string()) && error.contains("refused"),
+                "{error}"
+            );
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+        assert!(begin.elapsed() < CONNECT_TIMEOUT, "{:?}", begin.elapsed());
+    }
+
+    /// Answers each command with `answer`, which gets its words; those that set a connection up with OK.
+    async fn serve(mut stream: TcpStream, answer: impl Fn(&[String]) -> String) {
+        let mut bytes = Vec::new();
+        while stream.read_buf(&mut bytes).await.unwrap_or(0) > 0 {
+            // Commands are arrays of texts: *2 $3 GET $1 a. They come whole, here.
+            let text = String::from_utf8(std::mem::take(&mut bytes)).unwrap();
+            let mut lines = text.split("\r\n");
+            while let Some(count) = lines.next().and_then(|line| line.strip_prefix('*')) {
+                let words: Vec<_> = (0..count.parse().unwrap())
+                    .map(|_| lines.by_ref().nth(1).unwrap().to_owned())
+                    .collect();
+                let answer = match words[0].as_str() {
+                    "CLIENT" | "AUTH" | "SELECT" | "PING" => "+OK\r\n".to_owned(),
+                    _ => answer(&words),
+                };
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn it_connects_again_by_itself() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Server::new(&format!("redis://{}", listener.local_addr().unwrap())).unwrap();
+        tokio::spawn(async move {
+            for round in 0.. {
+                let (stream, _) = listener.accept().await.unwrap();
+                // The first connection breaks off at the second command.
+                let left = std::sync::atomic::AtomicI32::new(if round == 0 { 1 } else { i32::MAX });
+                let serving = serve(stream, |_| {
+                    if left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) > 0 {
+                        format!("$1\r\n{round}\r\n")
+                    } else {
+                        String::new()
+                    }
+                });
+                if round == 0 {
+                    drop(tokio::time::timeout(Duration::from_millis(300), serving).await);
+                } else {
+                    serving.await;
+                }
+            }
+        });
+        assert_eq!(server.get("a").await.unwrap(), Some(b"0".to_vec()));
+        assert!(server.get("a").await.is_err());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while server.get("a").await.ok().flatten() != Some(b"1".to_vec()) {
+            assert!(Instant::now() < deadline, "it does not connect again");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_keys_are_asked_for_in_parts() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Server::new(&format!("redis://{}", listener.local_addr().unwrap())).unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            serve(stream, |words| match words[1].as_str() {
+                "0" => "*2\r\n$1\r\n7\r\n*2\r\n$1\r\nb\r\n$1\r\na\r\n".to_owned(),
+                "7" => "*2\r\n$1\r\n0\r\n*2\r\n$1\r\nb\r\n$1\r\nc\r\n".to_owned(),
+                other => format!("-ERR {other}\r\n"),
+            })
+            .await;
+        });
+        assert_eq!(server.keys().await.unwrap(), ["a", "b", "c"]);
+    }
+}

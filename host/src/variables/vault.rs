@@ -1,0 +1,245 @@
+//! Variables from HashiCorp Vault or OpenBao: one secret of the key-value engine, version 2, for each variable, in its
+//! field `value`. Asked at every read, as in Spin: a changed secret is seen at once.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use http::{HeaderValue, Request, StatusCode};
+use http_body_util::Full;
+use serde::Deserialize;
+use url::Url;
+
+use crate::http_client::{self, Client, Version, below};
+
+/// How long the server may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How large a secret may be, in bytes. Vault's own limit for a request is 32 MiB.
+const MOST_BYTES: usize = 32 << 20;
+
+/// A server, and where on it the secrets are.
+pub struct Vault {
+    url: Url,
+    token: HeaderValue,
+    /// MOUNT/data/[PREFIX/]
+    place: String,
+    client: Client,
+    /// Whether it was already told that there is nothing at all at this place.
+    told: AtomicBool,
+}
+
+impl std::fmt::Debug for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}, {}", self.place)
+    }
+}
+
+impl std::fmt::Display for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vault at {}", self.url.as_str().trim_end_matches('/'))
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    data: Data,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    data: Secret,
+}
+
+#[derive(Deserialize)]
+struct Secret {
+    value: String,
+}
+
+impl Vault {
+    /// # Errors
+    /// Names what cannot be used, without the token.
+    pub fn new(url: &str, token: &str, mount: &str, prefix: Option<&str>) -> Result<Self> {
+        let url = http_client::server_url(url, &["https", "http"], "the token goes into token")?;
+        ensure!(token.trim() == token, "token begins or ends with a space or a new line");
+        let mut token =
+            HeaderValue::try_from(token).map_err(|_| anyhow!("token holds what no HTTP header may hold"))?;
+        token.set_sensitive(true);
+        let mount = mount.trim_matches('/');
+        ensure!(!mount.is_empty(), "mount is empty");
+        let mut place = format!("{mount}/data/");
+        if let Some(prefix) = prefix {
+            place.push_str(prefix.trim_matches('/'));
+            place.push('/');
+        }
+        // What is wrong with it shows here, and not at the first read.
+        Request::get(below(&url, &format!("v1/{place}x")))
+            .body(())
+            .context("mount or prefix holds what no path may hold")?;
+        Ok(Self {
+            client: Client::new(&url, Version::Http1),
+            url,
+            token,
+            place,
+            told: AtomicBool::new(false),
+        })
+    }
+
+    /// None where Vault has no such secret: then the next provider is asked.
+    ///
+    /// # Errors
+    /// Everything else that is not a value, with Vault's own words; never the token, never a value.
+    pub async fn get(&self, name: &str) -> Result<Option<String>> {
+        let read = tokio::time::timeout(TIMEOUT, self.read(name));
+        let read = read
+            .await
+            .unwrap_or_else(|_| Err(anyhow!("no answer within {TIMEOUT:?}")));
+        read.with_context(|| format!("Failed to check Vault for config: {self}"))
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<String>> {
+        let path = format!("{}{name}", self.place);
+        let request = Request::get(below(&self.url, &format!("v1/{path}")))
+            .header("x-vault-token", self.token.clone())
+            .header("x-vault-request", "true")
+            .body(Full::default())?;
+        let response = self.client.send(request).await?;
+        match response.status() {
+            StatusCode::OK => {
+                let body = http_client::read(response.into_body(), MOST_BYTES).await?;
+                // The parser's own words may quote the secret.
+                let answer: Answer = serde_json::from_slice(&body)
+                    .map_err(|_| anyhow!("the secret {path} has no field \"value\" that is a text"))?;
+                self.told.store(false, Relaxed);
+                Ok(Some(answer.data.data.value))
+            }
+            StatusCode::NOT_FOUND => {
+                let body = http_client::read(response.into_body(), MOST_BYTES).await?;
+                // A secret that is missing is told without a word, a mount that is missing with some.
+                if let Some(problem) = errors(&body)
+                    && !self.told.swap(true, Relaxed)
+                {
+                    tracing::warn!("{self}: {path}: {problem}");
+                }
+                Ok(None)
+            }
+            _ => bail!(http_client::refusal(response, errors).await),
+        }
+    }
+}
+
+/// What Vault says in an answer that is no success; none where it says nothing.
+fn errors(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<String>,
+    }
+    let errors = serde_json::from_slice::<Errors>(body).ok()?.errors;
+    (!errors.is_empty()).then(|| errors.join("; "))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a secret that is not read as expected fails the test")]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What `get("admin_token")` makes of this answer, and what was asked.
+    async fn get(prefix: Option<&str>, status: u16, body: &str) -> (Result<Option<String>>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let vault = Vault::new(&url, "t0ken", "/kv/v2/", prefix).unwrap();
+        let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let served = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut bytes = Vec::new();
+            while !bytes.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut bytes).await.unwrap();
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8(bytes).unwrap()
+        };
+        tokio::join!(vault.get("admin_token"), served)
+    }
+
+    const SECRET: &str = r#"{"request_id":"x","data":{"data":{"value":"v4lue"},"metadata":{"version":3}}}"#;
+
+    #[tokio::test]
+    async fn the_field_value_is_the_value() {
+        let (value, asked) = get(None, 200, SECRET).await;
+        assert_eq!(value.unwrap().as_deref(), Some("v4lue"));
+        assert!(
+            asked.starts_with("GET /v1/kv/v2/data/admin_token HTTP/1.1\r\n"),
+            "{asked}"
+        );
+        assert!(asked.contains("x-vault-token: t0ken\r\n"), "{asked}");
+        let (_, asked) = get(Some("links/prod"), 200, SECRET).await;
+        assert!(
+            asked.starts_with("GET /v1/kv/v2/data/links/prod/admin_token "),
+            "{asked}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_left_to_the_next_provider() {
+        assert_eq!(get(None, 404, r#"{"errors":[]}"#).await.0.unwrap(), None);
+        // A deleted version.
+        let deleted = r#"{"data":{"data":null,"metadata":{"deletion_time":"2026-01-01T00:00:00Z"}}}"#;
+        assert_eq!(get(None, 404, deleted).await.0.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn refusals_are_told_in_vaults_words() {
+        for (status, body, told) in [
+            (
+                403,
+                r#"{"errors":["permission denied"]}"#,
+                "HTTP 403: permission denied",
+            ),
+            (503, r#"{"errors":["Vault is sealed"]}"#, "HTTP 503: Vault is sealed"),
+            (502, "<html>", "HTTP 502: <html>"),
+            (500, "", "HTTP 500 Internal Server Error"),
+        ] {
+            let error = format!("{:#}", get(None, status, body).await.0.unwrap_err());
+            assert!(
+                error.starts_with("Failed to check Vault for config: Vault at http://127.0.0.1:"),
+                "{error}"
+            );
+            assert!(error.ends_with(told), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_value_that_is_no_text_is_not_quoted() {
+        for body in [
+            r#"{"data":{"data":{"value":{"pin":7531}}}}"#,
+            r#"{"data":{"data":{"pin":"7531"}}}"#,
+        ] {
+            let error = format!("{:#}", get(None, 200, body).await.0.unwrap_err());
+            assert!(
+                error.contains("kv/v2/data/admin_token") && !error.contains("7531"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_token_is_not_shown() {
+        let vault = Vault::new("https://vault.example:8200/", "t0ken", "secret", None).unwrap();
+        assert_eq!(
+            format!("{vault:?}"),
+            "Vault at https://vault.example:8200, secret/data/"
+        );
+        for (url, token, mount) in [
+            ("https://t0ken@vault", "t0ken", "secret"),
+            ("https://vault", "t0ken\n", "secret"),
+            ("https://vault", "t0\0ken", "secret"),
+            ("https://vault", "t0ken", "/"),
+            ("https://vault", "t0ken", "a b"),
+        ] {
+            let error = format!("{:#}", Vault::new(url, token, mount, None).unwrap_err());
+            assert!(!error.contains("t0"), "{error}");
+        }
+    }
+}
