@@ -213,8 +213,13 @@ impl Layout {
     }
 
     /// Lets the instances reach other machines; there while the configuration needs it.
-    pub fn network_drop_in(&self) -> PathBuf {
+    pub fn instances_network(&self) -> PathBuf {
         self.at("etc/systemd/system/links@.service.d/10-network.conf")
+    }
+
+    /// The same for the agent.
+    pub fn agent_network(&self) -> PathBuf {
+        self.at("etc/systemd/system/links.service.d/10-network.conf")
     }
 
     // needrestart's.

@@ -93,9 +93,12 @@ impl Loaded {
         self.runtime.providers(&self.credentials)
     }
 
-    /// What the instances need to reach it.
-    pub fn network(&self) -> Network {
-        Network::of(&self.providers())
+    /// What has to be reached for it.
+    ///
+    /// # Errors
+    /// A credential is missing.
+    pub fn network(&self) -> Result<Network, render::Error> {
+        Ok(Network::of(&self.providers(), &self.exports()?))
     }
 
     /// What the runtime exports; holds secrets.

@@ -1,23 +1,66 @@
-//! Which network the instances need, by the configuration.
+//! Which network the appliance needs, by the configuration.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use url::Url;
 
 use super::runtime::{Provider, Service};
+use super::telemetry::Exports;
 
+/// Who reaches what. Each has a unit of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Network {
-    /// This machine's own: nginx is in front, and every provider is here.
+pub struct Network {
+    /// links@.service: the providers, and where traces and logs go.
+    pub instances: Reach,
+    /// links.service: where the agent forwards metrics.
+    pub agent: Reach,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// This machine: nginx is in front, and every server is here.
     #[default]
     Loopback,
-    /// A provider is on another machine.
+    /// Other machines too: a server is there.
     Open,
 }
 
 impl Network {
-    pub fn of(providers: &[Provider]) -> Self {
-        match providers.iter().any(|provider| is_elsewhere(&provider.service)) {
+    pub fn of(providers: &[Provider], exports: &Exports) -> Self {
+        let services = providers.iter().map(|provider| is_elsewhere(&provider.service));
+        let targets = exports.straight().map(|target| leads_elsewhere(&target.url));
+        Self {
+            instances: Reach::to_others(services.chain(targets).any(|elsewhere| elsewhere)),
+            agent: Reach::to_others(exports.forward().is_some_and(|target| leads_elsewhere(&target.url))),
+        }
+    }
+
+    /// What either allows.
+    pub fn widened(self, other: Self) -> Self {
+        Self {
+            instances: self.instances.max(other.instances),
+            agent: self.agent.max(other.agent),
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.instances, self.agent) {
+            (Reach::Loopback, Reach::Loopback) => "the instances and the agent reach this machine only",
+            (Reach::Open, Reach::Loopback) => "the instances reach other machines, which the configuration names",
+            (Reach::Loopback, Reach::Open) => "the agent reach another machine, which the configuration names",
+            (Reach::Open, Reach::Open) => {
+                "the instances and the agent reach other machines, which the configuration names"
+            }
+        })
+    }
+}
+
+impl Reach {
+    fn to_others(elsewhere: bool) -> Self {
+        match elsewhere {
             true => Self::Open,
             false => Self::Loopback,
         }
@@ -57,16 +100,24 @@ fn leads_elsewhere(url: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::credentials::Credentials;
+    use crate::config::links::Config;
     use crate::config::runtime::RuntimeToml;
 
-    fn of(runtime: &str, secret: &str) -> Network {
+    fn network(links: &str, runtime: &str, secret: &str) -> Network {
         let mut credentials = Credentials::default();
         credentials.insert("s", secret);
+        let runtime = RuntimeToml::parse(runtime, "runtime.toml").unwrap();
+        let config = Config::parse(links, "links.toml").unwrap();
         Network::of(
-            &RuntimeToml::parse(runtime, "runtime.toml")
-                .unwrap()
-                .providers(&credentials),
+            &runtime.providers(&credentials),
+            &Exports::new(&config, &credentials).unwrap(),
         )
+    }
+
+    fn of(runtime: &str, secret: &str) -> Reach {
+        let network = network("", runtime, secret);
+        assert_eq!(network.agent, Reach::Loopback, "the agent uses no provider");
+        network.instances
     }
 
     #[test]
@@ -107,10 +158,10 @@ mod tests {
 
     #[test]
     fn the_shipped_file_and_local_servers_need_no_network() {
-        assert_eq!(of(include_str!("../../../runtime.toml"), ""), Network::Loopback);
-        assert_eq!(of("", ""), Network::Loopback);
+        assert_eq!(of(include_str!("../../../runtime.toml"), ""), Reach::Loopback);
+        assert_eq!(of("", ""), Reach::Loopback);
         let local = "[key_value_store.default]\ntype = \"redis\"\nurl = \"redis://127.0.0.1:6379\"";
-        assert_eq!(of(local, ""), Network::Loopback);
+        assert_eq!(of(local, ""), Reach::Loopback);
     }
 
     #[test]
@@ -125,14 +176,35 @@ mod tests {
             "[[variables_provider]]\ntype = \"azure_key_vault\"\nvault_url = \"https://x.example\"",
             "[llm_compute]\ntype = \"remote_http\"\nurl = \"https://l.example\"\nauth_token = \"\"",
         ] {
-            assert_eq!(of(text, ""), Network::Open, "{text}");
+            assert_eq!(of(text, ""), Reach::Open, "{text}");
         }
     }
 
     #[test]
     fn a_url_in_a_credential_counts_by_what_it_says() {
         let text = "[key_value_store.default]\ntype = \"redis\"\nurl = \"credential:s\"";
-        assert_eq!(of(text, "redis://u:p@127.0.0.1"), Network::Loopback);
-        assert_eq!(of(text, "redis://u:p@cache.example"), Network::Open);
+        assert_eq!(of(text, "redis://u:p@127.0.0.1"), Reach::Loopback);
+        assert_eq!(of(text, "redis://u:p@cache.example"), Reach::Open);
+    }
+
+    #[test]
+    fn a_collector_elsewhere_is_reached_by_those_who_send_to_it() {
+        let reached = |switches: &str, endpoint: &str| {
+            let links =
+                format!("metrics.otlp_listen = \"127.0.0.1:9465\"\n[telemetry]\nendpoint = \"{endpoint}\"\n{switches}");
+            let network = network(&links, "", "");
+            (network.instances, network.agent)
+        };
+        let (open, loopback) = (Reach::Open, Reach::Loopback);
+        assert_eq!(reached("", "http://127.0.0.1:4318"), (loopback, loopback));
+        assert_eq!(reached("", "https://otel.example"), (open, open));
+        assert_eq!(reached("traces = false", "https://otel.example"), (loopback, open));
+        assert_eq!(reached("metrics = false", "https://otel.example"), (open, loopback));
+        assert_eq!(
+            reached("metrics = false\ntraces = false\nlogs = true", "https://otel.example"),
+            (open, loopback)
+        );
+        let straight = "metrics.listen = \"off\"\n[telemetry]\ntraces = false\nendpoint = \"https://otel.example\"";
+        assert_eq!(network(straight, "", "").instances, Reach::Open);
     }
 }

@@ -96,6 +96,17 @@ impl Exports {
         }
     }
 
+    /// Where the instances send something themselves, other than to the agent.
+    pub fn straight(&self) -> impl Iterator<Item = &Target> {
+        let metrics = match &self.metrics {
+            Metrics::Straight(target) => Some(target),
+            Metrics::Nowhere | Metrics::ByAgent(..) => None,
+        };
+        [self.traces.as_ref(), self.logs.as_ref(), metrics]
+            .into_iter()
+            .flatten()
+    }
+
     /// Names and values, which hold secrets; empty where nothing is exported.
     ///
     /// `version`: of the release, in characters that need no escape in `OTEL_RESOURCE_ATTRIBUTES`.

@@ -198,8 +198,10 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
     if dry_run {
         println!("take the nginx site away, put the default site back, reload nginx");
         println!("stop and disable {}", all.join(", "));
-        if network::of_units(layout) == Network::Open {
-            println!("remove {}", layout.network_drop_in().display());
+        for drop_in in [layout.instances_network(), layout.agent_network()] {
+            if drop_in.exists() {
+                println!("remove {}", drop_in.display());
+            }
         }
         return Ok(());
     }
@@ -220,7 +222,7 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
         )?;
     }
     services.disable(&all)?;
-    network::set(layout, Network::Loopback, services)?;
+    network::set(layout, Network::default(), services)?;
     files::remove_if_present(&layout.configured_marker())?;
     Ok(())
 }

@@ -502,7 +502,8 @@ mod tests {
             layout.nginx_site_available(),
             layout.nginx_site_enabled(),
             layout.service_wants_dir(),
-            layout.network_drop_in(),
+            layout.instances_network(),
+            layout.agent_network(),
         ] {
             let path = path.display().to_string();
             assert!(postrm.split_whitespace().any(|word| word == path), "{path}");

@@ -262,7 +262,7 @@ mod tests {
             self.note(format!("back up {from}"))
         }
         fn network(&mut self, network: Network) -> anyhow::Result<()> {
-            self.note(format!("network {network:?}"))
+            self.note(format!("network {:?}", network.instances))
         }
         fn enable(&mut self, instance: u16) -> anyhow::Result<()> {
             self.note(format!("enable {instance}"))

@@ -138,13 +138,7 @@ impl<'a> Session<'a> {
     pub fn goal(&self, release: &Release, force: bool) -> anyhow::Result<Goal> {
         let loaded = load_as_kept(self.layout)?;
         loaded.log_warnings();
-        Ok(Goal::new(
-            self.layout,
-            release,
-            snapshot::take(self.layout)?,
-            loaded,
-            force,
-        ))
+        Goal::new(self.layout, release, snapshot::take(self.layout)?, loaded, force)
     }
 }
 
@@ -157,8 +151,10 @@ pub struct Goal {
 }
 
 impl Goal {
-    fn new(layout: &Layout, release: &Release, config: String, loaded: Loaded, force: bool) -> Self {
-        Self {
+    /// # Errors
+    /// A credential is missing.
+    fn new(layout: &Layout, release: &Release, config: String, loaded: Loaded, force: bool) -> anyhow::Result<Self> {
+        Ok(Self {
             wanted: Wanted {
                 version: Version {
                     release: release.id.clone(),
@@ -169,11 +165,11 @@ impl Goal {
                 force,
                 site: true,
                 new_ports: has_new_ports(layout, &loaded.config),
-                network: loaded.network(),
+                network: loaded.network()?,
             },
             database: loaded.local_database(layout),
             config: loaded.config,
-        }
+        })
     }
 }
 
@@ -250,7 +246,7 @@ fn show(layout: &Layout, services: Services, args: &RolloutArgs) -> anyhow::Resu
         },
     };
     let loaded = load_as_kept(layout)?;
-    let Goal { wanted, database, .. } = Goal::new(layout, &release, snapshot::digest(layout)?, loaded, args.force);
+    let Goal { wanted, database, .. } = Goal::new(layout, &release, snapshot::digest(layout)?, loaded, args.force)?;
     let observed = observe(layout, services, database.as_deref())?;
     let plan = plan::plan(&observed, &wanted);
     let mut reporter = Reporter::new(if args.json { Style::Json } else { Style::Text });

@@ -44,7 +44,7 @@ pub struct Observed {
     pub current: Option<String>,
     /// Version of the local database's tables; none where there is no such database.
     pub schema: Option<u32>,
-    /// What the units let the instances reach.
+    /// What the units let the appliance reach.
     pub network: Network,
 }
 
@@ -61,7 +61,7 @@ pub struct Wanted {
     pub site: bool,
     /// The instances listen elsewhere than before: until nginx knows, it finds nobody where it looks.
     pub new_ports: bool,
-    /// What the instances need to reach.
+    /// What it needs to reach.
     pub network: Network,
 }
 
@@ -70,7 +70,7 @@ pub struct Wanted {
 pub enum Step {
     /// Copies the local database, whose tables the release changes from the first version to the second.
     BackUp(u32, u32),
-    /// What the instances may reach, those that run too.
+    /// What the instances and the agent may reach, those that run too.
     Network(Network),
     /// It belongs to links.service from now on.
     Enable(u16),
@@ -103,8 +103,7 @@ impl Step {
     pub fn name(&self) -> &'static str {
         match self {
             Self::BackUp(..) => "back_up",
-            Self::Network(Network::Open) => "open_network",
-            Self::Network(Network::Loopback) => "close_network",
+            Self::Network(_) => "network",
             Self::Enable(_) => "enable",
             Self::Point(..) => "point",
             Self::Restart(_) => "restart",
@@ -120,11 +119,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BackUp(from, to) => write!(f, "copy the database, whose tables change from version {from} to {to}"),
-            Self::Network(Network::Open) => write!(
-                f,
-                "let the instances reach other machines, one of which the configuration names"
-            ),
-            Self::Network(Network::Loopback) => write!(f, "let the instances reach this machine only"),
+            Self::Network(network) => write!(f, "let {network}"),
             Self::Enable(instance) => write!(f, "instance {instance}: enable"),
             Self::Point(instance, version) => write!(f, "instance {instance}: point to {version}"),
             Self::Restart(instance) => write!(f, "instance {instance}: drain, restart, wait until it is ready"),
@@ -184,8 +179,9 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
         }
         plan.steps.extend(steps);
     }
-    if (observed.network, wanted.network) == (Network::Loopback, Network::Open) {
-        plan.steps.insert(0, Step::Network(Network::Open));
+    let widened = observed.network.widened(wanted.network);
+    if widened != observed.network {
+        plan.steps.insert(0, Step::Network(widened));
     }
     // The old release goes on with the changed tables, which only gain something; the copy is for whatever nobody foresaw.
     if let Some(is) = observed.schema
@@ -209,8 +205,8 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
             .map(|instance| Step::Retire(*instance)),
     );
     // When nobody needs it any more: the last step of all, which also closes what a rollout that was cut off has opened.
-    if (observed.network, wanted.network) == (Network::Open, Network::Loopback) && !lags_behind {
-        plan.steps.push(Step::Network(Network::Loopback));
+    if widened != wanted.network && !lags_behind {
+        plan.steps.push(Step::Network(wanted.network));
     }
     plan
 }
@@ -247,6 +243,7 @@ pub fn undo(before: &Observed, touched: &[u16], opened: bool, live: bool) -> Vec
 pub mod tests {
     use super::Step::{BackUp, Commit, Enable, Point, Restart, Retire, Settle, Site};
     use super::*;
+    use crate::config::network::Reach;
 
     pub fn version(name: &str) -> Version {
         let (release, config) = name.split_once('/').unwrap_or((name, "a"));
@@ -274,12 +271,12 @@ pub mod tests {
                 live: true,
                 current: Some(version(name).release),
                 schema: Some(1),
-                network: Network::Loopback,
+                network: Network::default(),
             })
         }
 
         pub fn open(mut self) -> Self {
-            self.0.network = Network::Open;
+            self.0.network = OPENED;
             self
         }
 
@@ -314,13 +311,13 @@ pub mod tests {
             force: false,
             site: true,
             new_ports: false,
-            network: Network::Loopback,
+            network: Network::default(),
         }
     }
 
     pub fn wanted_open(name: &str, instances: u16) -> Wanted {
         Wanted {
-            network: Network::Open,
+            network: OPENED,
             ..wanted(name, instances)
         }
     }
@@ -433,8 +430,33 @@ pub mod tests {
         assert_eq!(first(&running, &new), Site, "nothing moves");
     }
 
-    const OPEN: Step = Step::Network(Network::Open);
-    const CLOSE: Step = Step::Network(Network::Loopback);
+    const OPENED: Network = Network {
+        instances: Reach::Open,
+        agent: Reach::Loopback,
+    };
+    const CLOSED: Network = Network {
+        instances: Reach::Loopback,
+        agent: Reach::Loopback,
+    };
+    const OPEN: Step = Step::Network(OPENED);
+    const CLOSE: Step = Step::Network(CLOSED);
+
+    #[test]
+    fn who_gains_and_who_loses_the_network_overlap() {
+        let agent = Network {
+            agent: Reach::Open,
+            ..CLOSED
+        };
+        let mut wanted = wanted("old/b", 2);
+        wanted.network = agent;
+        let steps = plan(&Host::running(2, "old/a").open().0, &wanted).steps;
+        assert_eq!(steps.first(), Some(&Step::Network(OPENED.widened(agent))));
+        assert_eq!(steps.last(), Some(&Step::Network(agent)));
+        assert_eq!(
+            steps[0].to_string(),
+            "let the instances and the agent reach other machines, which the configuration names"
+        );
+    }
 
     #[test]
     fn the_network_is_open_before_the_first_instance_needs_it() {
