@@ -9,7 +9,7 @@ use super::finding::Finding;
 use super::links::{self, Config};
 use super::network::Network;
 use super::reader::Disk;
-use super::render;
+use super::render::{self, Variables};
 use super::runtime::{self, Database, Provider, RuntimeToml};
 use super::telemetry::Exports;
 use crate::layout::Layout;
@@ -80,12 +80,16 @@ impl Loaded {
         }
     }
 
-    /// What the runtime is started with; holds secrets.
+    /// What the runtime is started with, by its supervisor; holds secrets.
     ///
     /// # Errors
-    /// A credential is missing.
+    /// A credential is missing, or a variable of this process's environment.
     pub fn render(&self, layout: &Layout) -> Result<String, render::Error> {
-        render::runtime_config(&self.runtime, &self.config, &self.credentials, layout)
+        self.rendered(Variables::Own, layout)
+    }
+
+    fn rendered(&self, variables: Variables, layout: &Layout) -> Result<String, render::Error> {
+        render::runtime_config(&self.runtime, &self.config, &self.credentials, variables, layout)
     }
 
     /// What is asked over a connection; holds secrets.
@@ -109,12 +113,16 @@ impl Loaded {
         Exports::new(&self.config, &self.credentials)
     }
 
-    /// What tells configurations apart that an instance must be restarted for.
+    /// What tells configurations apart that an instance must be restarted for. The values of its environment do not.
     ///
     /// # Errors
     /// A credential is missing.
     pub fn digest(&self, layout: &Layout) -> Result<String, render::Error> {
-        Ok(render::digest(&self.render(layout)?, &self.config, &self.exports()?))
+        Ok(render::digest(
+            &self.rendered(Variables::Another, layout)?,
+            &self.config,
+            &self.exports()?,
+        ))
     }
 
     /// The file that holds the links, where it is a local one.

@@ -4,17 +4,18 @@ mod place;
 
 pub use place::database as database_path;
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use toml::{Table, Value};
 
-use super::credentials::Credentials;
+use super::credentials::{Credentials, secret};
 use super::links::{Config, Enabled};
 use super::runtime::{
     ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, Database, LINK_CACHE, PREFIX, PUBLIC_URL, RuntimeToml, SECRETS_STALE,
-    SECRETS_TTL, SHORTEN_ACCESS, file_of,
+    SECRETS_TTL, SHORTEN_ACCESS, file_of, variable,
 };
 use super::telemetry::Exports;
 use crate::layout::{ADMIN_TOKEN, Layout};
@@ -26,8 +27,21 @@ const HEADER: &str =
 pub enum Error {
     #[error("the credential `{name}`, which the configuration asks for, is missing; put it into {path}, mode 0600", path = file_of(.name))]
     MissingCredential { name: String },
+    #[error(
+        "the variable `{name}`, which the configuration asks for, {problem}; set it with `systemctl edit links@`, Environment= or EnvironmentFile="
+    )]
+    Variable { name: String, problem: String },
     #[error("writing the runtime's configuration: {0}")]
     Toml(String),
+}
+
+/// Whose environment `env:NAME` is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variables {
+    /// This process is an instance's supervisor.
+    Own,
+    /// An instance's, which nobody else sees: references stay what they are.
+    Another,
 }
 
 /// The file for `--runtime-config-file`: `runtime.toml` with its references resolved, its paths made absolute below
@@ -39,16 +53,17 @@ pub enum Error {
 /// environment is always asked last.
 ///
 /// # Errors
-/// A credential that `runtime.toml` asks for is missing.
+/// A credential or a variable that `runtime.toml` asks for is missing.
 pub fn runtime_config(
     runtime: &RuntimeToml,
     config: &Config,
     credentials: &Credentials,
+    variables: Variables,
     layout: &Layout,
 ) -> Result<String, Error> {
     let mut table = runtime.table().clone();
     for (_, value) in &mut table {
-        resolve(value, credentials)?;
+        resolve(value, credentials, variables)?;
     }
     place::paths(&mut table, layout);
     // Spin 4.0.2, crates/runtime-config/src/lib.rs: an empty string means no log files. Its flag refuses one.
@@ -127,7 +142,7 @@ fn statics(values: impl IntoIterator<Item = (&'static str, String)>) -> Value {
     ]))
 }
 
-fn resolve(value: &mut Value, credentials: &Credentials) -> Result<(), Error> {
+fn resolve(value: &mut Value, credentials: &Credentials, variables: Variables) -> Result<(), Error> {
     match value {
         Value::String(text) => {
             if let Some(name) = text.strip_prefix(PREFIX) {
@@ -135,13 +150,30 @@ fn resolve(value: &mut Value, credentials: &Credentials) -> Result<(), Error> {
                     .get(name)
                     .ok_or_else(|| Error::MissingCredential { name: name.to_owned() })?
                     .to_owned();
+            } else if let Some(name) = variable(text)
+                && variables == Variables::Own
+            {
+                *text = own_variable(name)?;
             }
             Ok(())
         }
-        Value::Array(values) => values.iter_mut().try_for_each(|value| resolve(value, credentials)),
-        Value::Table(table) => table.iter_mut().try_for_each(|(_, value)| resolve(value, credentials)),
+        Value::Array(values) => values
+            .iter_mut()
+            .try_for_each(|value| resolve(value, credentials, variables)),
+        Value::Table(table) => table
+            .iter_mut()
+            .try_for_each(|(_, value)| resolve(value, credentials, variables)),
         _ => Ok(()),
     }
+}
+
+fn own_variable(name: &str) -> Result<String, Error> {
+    let wrong = |problem: &str| Error::Variable {
+        name: name.to_owned(),
+        problem: problem.to_owned(),
+    };
+    let value = std::env::var_os(name).ok_or_else(|| wrong("is not set"))?;
+    secret(value.as_bytes()).map_err(wrong)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use url::Url;
 use crate::cli::CopyArgs;
 use crate::config::check::Loaded;
 use crate::config::credentials::is_name;
-use crate::config::runtime::{DEFAULT_LABEL, PREFIX, Service, file_of};
+use crate::config::runtime::{DEFAULT_LABEL, Origin, PREFIX, Service, file_of};
 use crate::layout::Layout;
 
 /// As a person names a database.
@@ -112,7 +112,7 @@ fn configured(loaded: &Loaded, layout: &Layout) -> anyhow::Result<Database> {
     let Some(Service::LibSql { url, token }) = provider.map(|provider| provider.service) else {
         bail!("runtime.toml names no database of the links");
     };
-    let secret = url.credential.is_some();
+    let secret = url.origin != Origin::Written;
     let place = DatabaseArg::LibSql(url.value.trim_end_matches('/').to_owned());
     let mut database = Database::named(place, token.value);
     if secret {

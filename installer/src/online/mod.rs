@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::config::check::Loaded;
 use crate::config::finding::{Finding, Severity};
 use crate::config::links::Access;
-use crate::config::runtime::{Provider, Resolved, Service, file_of};
+use crate::config::runtime::{Origin, Provider, Resolved, Service, file_of};
 use crate::layout::{ADMIN_TOKEN, Layout};
 use crate::{libsql, remote};
 
@@ -130,7 +130,10 @@ fn try_within(limit: Duration, loaded: &Loaded, layout: &Layout, findings: &mut 
         let tell = tell.clone();
         // Left alone where it takes too long: it ends with the process.
         std::thread::spawn(move || {
-            let complaints = ask(&provider.service, admin_token, limit);
+            let complaints = match not_seen(&provider.service) {
+                Some(variable) => vec![is_not_seen(variable)],
+                None => ask(&provider.service, admin_token, limit),
+            };
             // Nobody may wait for it any more.
             let _ = tell.send((index, complaints, begun.elapsed()));
         });
@@ -170,6 +173,7 @@ fn try_within(limit: Duration, loaded: &Loaded, layout: &Layout, findings: &mut 
             column: provider.place.1,
             outcome: match &provider.service {
                 Service::Cloud(_) | Service::Other { .. } => Outcome::NotTried,
+                service if not_seen(service).is_some() => Outcome::NotTried,
                 _ if wrong => Outcome::Fails,
                 _ => Outcome::Answers,
             },
@@ -182,13 +186,42 @@ fn try_within(limit: Duration, loaded: &Loaded, layout: &Layout, findings: &mut 
 }
 
 fn finding(provider: &Provider, file: &str, complaint: Complaint, loaded: &Loaded) -> Finding {
-    let redact = |text: &str| loaded.credentials.redact(text);
+    let own = match token(&provider.service) {
+        Some(token) if token.value.len() >= 4 => token.value.as_str(),
+        _ => "[secret]",
+    };
+    let redact = |text: &str| loaded.credentials.redact(text).replace(own, "[secret]");
     Finding {
         severity: complaint.severity,
         help: complaint.help.as_deref().map(redact),
         ..Finding::error(file, format!("`{}` {}", provider.name, redact(&complaint.message)))
     }
     .at(provider.place)
+}
+
+fn token(service: &Service) -> Option<&Resolved> {
+    match service {
+        Service::LibSql { token, .. } | Service::Vault { token, .. } => Some(token),
+        Service::Redis { .. } | Service::Cloud(_) | Service::Other { .. } => None,
+    }
+}
+
+/// The variable that holds the token for the instances, and is not set here.
+fn not_seen(service: &Service) -> Option<&str> {
+    match token(service) {
+        Some(Resolved {
+            value,
+            origin: Origin::Variable(name),
+        }) if value.is_empty() => Some(name),
+        _ => None,
+    }
+}
+
+fn is_not_seen(variable: &str) -> Complaint {
+    Complaint::warning(format!(
+        "is not tried: its token is {variable} of the instances' environment, which this command does not see"
+    ))
+    .help(format!("set {variable} for this command too"))
 }
 
 fn ask(service: &Service, admin_token: AdminToken, limit: Duration) -> Vec<Complaint> {
@@ -223,9 +256,10 @@ fn database(error: &libsql::Error, token: &Resolved) -> Complaint {
 }
 
 fn renew(token: &Resolved) -> String {
-    match &token.credential {
-        Some(name) => format!("put a valid one into {}, mode 0600", file_of(name)),
-        None => format!(
+    match &token.origin {
+        Origin::Credential(name) => format!("put a valid one into {}, mode 0600", file_of(name)),
+        Origin::Variable(name) => format!("set {name} to a valid one, here and with `systemctl edit links@`"),
+        Origin::Written => format!(
             "put one into {}, mode 0600, and write token = \"credential:NAME\"",
             file_of("NAME")
         ),
@@ -338,6 +372,20 @@ mod tests {
             "{findings:?}"
         );
         assert!(findings[2].contains("refused"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_token_that_only_the_instances_have_is_said() {
+        let (tried, findings) = tried(&libsql("http://127.0.0.1:1", "env:NOBODY_SETS_THIS"), LONG);
+        assert_eq!(tried[0].outcome, Outcome::NotTried);
+        assert_eq!(
+            findings,
+            [
+                "/etc/links/runtime.toml:2:1: warning: `sqlite_database.default` is not tried: its token is \
+              NOBODY_SETS_THIS of the instances' environment, which this command does not see; set \
+              NOBODY_SETS_THIS for this command too"
+            ]
+        );
     }
 
     #[test]

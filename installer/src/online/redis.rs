@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::{Client, ErrorKind, RedisError};
 
 use super::Complaint;
-use crate::config::runtime::{Resolved, file_of};
+use crate::config::runtime::{Origin, Resolved, file_of};
 use crate::remote;
 
 pub fn ask(url: &Resolved, limit: Duration) -> Option<Complaint> {
@@ -23,7 +23,11 @@ fn ping(url: &str, limit: Duration) -> Result<(), RedisError> {
 
 /// The library's own words are left out where they could repeat the URL.
 fn complaint(error: &RedisError, url: &Resolved, limit: Duration) -> Complaint {
-    let place = match &url.credential {
+    let credential = match &url.origin {
+        Origin::Credential(name) => Some(name.as_str()),
+        Origin::Written | Origin::Variable(_) => None,
+    };
+    let place = match credential {
         Some(name) => format!("the URL in {}", file_of(name)),
         None => "`url`".to_owned(),
     };
@@ -33,7 +37,7 @@ fn complaint(error: &RedisError, url: &Resolved, limit: Duration) -> Complaint {
         ),
         (_, Some("NOAUTH")) => Complaint::error("asks for a password").help(format!(
             "put redis://:PASSWORD@HOST into {}, mode 0600, and write url = \"credential:NAME\"",
-            file_of(url.credential.as_deref().unwrap_or("NAME"))
+            file_of(credential.unwrap_or("NAME"))
         )),
         (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS")) => {
             Complaint::error("refuses the user or the password").help(format!("mend {place}"))
@@ -97,7 +101,10 @@ mod tests {
     fn said(url: &str, credential: Option<&str>) -> Option<String> {
         let url = Resolved {
             value: url.to_owned(),
-            credential: credential.map(str::to_owned),
+            origin: match credential {
+                Some(name) => Origin::Credential(name.to_owned()),
+                None => Origin::Written,
+            },
         };
         let complaint = ask(&url, LIMIT)?;
         Some(format!("{}; {}", complaint.message, complaint.help.unwrap_or_default()))

@@ -158,6 +158,7 @@ fn says(body: &str, text: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::finding::Severity;
+    use crate::config::runtime::Origin;
     use crate::testing::Server;
 
     const FOUND: &str = r#"{"data":{"data":{"value":"dGhpcyBpcyBhIHRva2Vu"},"metadata":{"version":3}}}"#;
@@ -168,7 +169,7 @@ mod tests {
     fn token() -> Resolved {
         Resolved {
             value: "HUSH".to_owned(),
-            credential: Some("vault_token".to_owned()),
+            origin: Origin::Credential("vault_token".to_owned()),
         }
     }
 
@@ -287,7 +288,7 @@ mod tests {
         );
         let url = Resolved {
             value: server.url("/"),
-            credential: None,
+            origin: Origin::Written,
         };
         let limit = Duration::from_secs(10);
         let ask = |mount, prefix| ask(&url, &token(), mount, prefix, AdminToken::Nowhere, limit);

@@ -125,6 +125,26 @@ mod tests {
     }
 
     #[test]
+    fn a_credential_may_be_a_link_to_another_programs_file() {
+        let (root, layout) = layout();
+        let sink = root.path().join("sink");
+        fs::write(&sink, "hvs.first\n").unwrap();
+        std::os::unix::fs::symlink(&sink, layout.credential("vault_token")).unwrap();
+        let runtime = "[[variables_provider]]\ntype = \"vault\"\nurl = \"http://127.0.0.1:8200\"\ntoken = \"credential:vault_token\"\nmount = \"secret\"\n";
+        fs::write(layout.runtime_toml(), runtime).unwrap();
+        let first = take(&layout).unwrap();
+        fs::write(&sink, "hvs.second\n").unwrap();
+        let second = take(&layout).unwrap();
+        assert_ne!(first, second, "instances are restarted for it");
+        for (digest, token) in [(first, "hvs.first\n"), (second, "hvs.second\n")] {
+            let copy = layout.with_config_dir(layout.applied_dir().join(digest));
+            let kept = copy.credential("vault_token");
+            assert_eq!(fs::read_to_string(&kept).unwrap(), token);
+            assert!(fs::symlink_metadata(kept).unwrap().is_file());
+        }
+    }
+
+    #[test]
     fn what_no_instance_notices_is_no_new_snapshot() {
         let (_root, layout) = layout();
         let first = take(&layout).unwrap();

@@ -7,7 +7,7 @@
 
 use toml::{Table, Value};
 
-use super::{Error, digest, runtime_config};
+use super::{Error, Variables, digest, runtime_config};
 use crate::config::credentials::Credentials;
 use crate::config::links::Config;
 use crate::config::runtime::RuntimeToml;
@@ -25,7 +25,8 @@ fn credentials(secrets: &[(&str, &str)]) -> Credentials {
 fn try_render(runtime: &str, links: &str, secrets: &[(&str, &str)], root: &str) -> Result<String, Error> {
     let runtime = RuntimeToml::parse(runtime, "runtime.toml").unwrap();
     let config = Config::parse(links, "links.toml").unwrap();
-    runtime_config(&runtime, &config, &credentials(secrets), &Layout::new(root))
+    let secrets = credentials(secrets);
+    runtime_config(&runtime, &config, &secrets, Variables::Own, &Layout::new(root))
 }
 
 fn render(runtime: &str, links: &str, secrets: &[(&str, &str)]) -> Table {
@@ -180,6 +181,22 @@ fn a_missing_credential_is_named() {
         error.to_string().contains("/etc/links/credentials/redis_url"),
         "{error}"
     );
+}
+
+#[test]
+fn a_variable_is_the_supervisors_own_and_is_left_alone_by_others() {
+    let runtime = |name: &str| {
+        format!("[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"env:{name}\"")
+    };
+    let own = render(&runtime("CARGO_PKG_NAME"), "", &[]);
+    let token = &own["sqlite_database"]["default"]["token"];
+    assert_eq!(token.as_str(), Some(std::env!("CARGO_PKG_NAME")));
+    let parsed = RuntimeToml::parse(&runtime("NOBODY_SETS_THIS"), "runtime.toml").unwrap();
+    let config = Config::parse("", "links.toml").unwrap();
+    let of = |variables| runtime_config(&parsed, &config, &credentials(&[]), variables, &Layout::new("/"));
+    let error = of(Variables::Own).unwrap_err().to_string();
+    assert!(error.starts_with("the variable `NOBODY_SETS_THIS`, which the configuration asks for, is not set"));
+    assert!(of(Variables::Another).unwrap().contains("\"env:NOBODY_SETS_THIS\""));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value as Toml};
 
 use super::RuntimeToml;
-use super::reference::PREFIX;
+use super::reference::{self, PREFIX};
 use crate::config::credentials::Credentials;
 use crate::config::document::{Document, Value};
 
@@ -48,24 +48,39 @@ pub enum Service {
     },
 }
 
-/// A value of the file that may stand in a credential.
+/// A value of the file that may stand elsewhere. What is missing there counts as empty.
 #[derive(Clone)]
 pub struct Resolved {
     pub value: String,
-    /// The credential that it was taken from.
-    pub credential: Option<String>,
+    pub origin: Origin,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The file itself.
+    Written,
+    Credential(String),
+    /// Of the environment. Here it is this process's own, which need not be the instances'.
+    Variable(String),
 }
 
 impl Resolved {
     fn new(text: &str, credentials: &Credentials) -> Self {
-        let credential = text.strip_prefix(PREFIX).map(str::to_owned);
-        let value = match &credential {
-            Some(name) => credentials.get(name).unwrap_or_default(),
-            None => text,
-        };
+        if let Some(name) = text.strip_prefix(PREFIX) {
+            return Self {
+                value: credentials.get(name).unwrap_or_default().to_owned(),
+                origin: Origin::Credential(name.to_owned()),
+            };
+        }
+        if let Some(name) = reference::variable(text) {
+            return Self {
+                value: std::env::var(name).unwrap_or_default(),
+                origin: Origin::Variable(name.to_owned()),
+            };
+        }
         Self {
-            value: value.to_owned(),
-            credential,
+            value: text.to_owned(),
+            origin: Origin::Written,
         }
     }
 }
@@ -208,7 +223,7 @@ auth_token = ""
             .map(|provider| {
                 let service = match &provider.service {
                     Service::LibSql { url, token } => format!("libsql {} {}", url.value, token.value),
-                    Service::Redis { url } => format!("redis {} of {:?}", url.value, url.credential),
+                    Service::Redis { url } => format!("redis {} of {:?}", url.value, url.origin),
                     Service::Vault {
                         token, mount, prefix, ..
                     } => format!("vault {} {mount} {prefix:?}", token.value),
@@ -222,13 +237,31 @@ auth_token = ""
             told,
             [
                 "2:1 variables_provider vault resolved secret Some(\"links\")",
-                "9:1 key_value_store.default redis resolved of Some(\"t\")",
+                "9:1 key_value_store.default redis resolved of Credential(\"t\")",
                 "13:1 sqlite_database.default libsql https://x.example ",
                 "18:1 key_value_store.cosmos azure_cosmos",
                 "24:3 variables_provider azure_key_vault",
                 "28:1 llm_compute remote_http https://l.example",
             ]
         );
+    }
+
+    #[test]
+    fn a_variable_is_this_process_s_own() {
+        let vault = |name: &str| {
+            let text = format!(
+                "[[variables_provider]]\ntype = \"vault\"\nurl = \"https://v.example\"\ntoken = \"env:{name}\"\nmount = \"m\""
+            );
+            let provider = found(&text).remove(0);
+            let Service::Vault { token, .. } = provider.service else {
+                unreachable!()
+            };
+            token
+        };
+        let own = vault("CARGO_PKG_NAME");
+        assert_eq!(own.origin, Origin::Variable("CARGO_PKG_NAME".to_owned()));
+        assert_eq!(own.value, std::env::var("CARGO_PKG_NAME").unwrap());
+        assert_eq!(vault("NOBODY_SETS_THIS").value, "");
     }
 
     #[test]

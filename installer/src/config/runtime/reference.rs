@@ -1,4 +1,4 @@
-//! `"credential:NAME"`: how a file that everybody may read speaks of a secret.
+//! `"credential:NAME"` and `"env:NAME"`: how a file that everybody may read speaks of a secret.
 
 use std::path::{Component, Path};
 
@@ -11,8 +11,10 @@ use crate::config::document::{Document, Problem, Value};
 use crate::config::value::{string, text, url};
 use crate::layout::Layout;
 
-/// What a reference starts with.
+/// What a reference to a credential starts with.
 pub const PREFIX: &str = "credential:";
+/// What a reference to a variable of the instances' environment starts with.
+const VARIABLE_PREFIX: &str = "env:";
 
 /// A credential that the file asks for, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -44,6 +46,11 @@ impl Reference {
         }
         Ok(Self::new(name, document, value))
     }
+}
+
+/// The variable of the environment that a text stands for, if it stands for one.
+pub fn variable(text: &str) -> Option<&str> {
+    text.strip_prefix(VARIABLE_PREFIX)
 }
 
 const NAMES: &str = "use letters, digits, `_`, `-` and `.`";
@@ -81,24 +88,43 @@ fn visit<'t>(document: &Document<'t>, value: &Value<'t>, references: &mut Vec<Re
         DeValue::Table(table) => table.iter().for_each(|(_, value)| visit(document, value, references)),
         DeValue::Array(values) => values.iter().for_each(|value| visit(document, value, references)),
         DeValue::String(text) => {
-            let Some(name) = text.strip_prefix(PREFIX) else { return };
-            if is_name(name) {
-                references.push(Reference::new(name, document, value));
-            } else {
-                document.error(value.span(), not_a_name(name), Some(NAMES.to_owned()));
+            if let Some(name) = text.strip_prefix(PREFIX) {
+                if is_name(name) {
+                    references.push(Reference::new(name, document, value));
+                } else {
+                    document.error(value.span(), not_a_name(name), Some(NAMES.to_owned()));
+                }
+            } else if let Some(name) = variable(text)
+                && !is_variable(name)
+            {
+                let message = format!("\"{}\" cannot name a variable", name.escape_debug());
+                document.error(value.span(), message, Some(VARIABLES.to_owned()));
             }
         }
         _ => {}
     }
 }
 
-fn is_reference(value: &Value<'_>) -> bool {
+/// A name as shells have it (POSIX.1-2017, Base Definitions, 8.1).
+fn is_variable(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+const VARIABLES: &str = "use letters, digits and `_`, not a digit first";
+
+fn is_credential(value: &Value<'_>) -> bool {
     string(value).is_ok_and(|text| text.starts_with(PREFIX))
+}
+
+fn is_variable_reference(value: &Value<'_>) -> bool {
+    string(value).is_ok_and(|text| variable(text).is_some())
 }
 
 /// A value that is secret. The empty string says that there is none.
 pub fn secret(value: &Value<'_>) -> Result<(), Problem> {
-    if is_reference(value) || string(value)?.is_empty() {
+    if is_credential(value) || is_variable_reference(value) || string(value)?.is_empty() {
         return Ok(());
     }
     Err(not_the_secret())
@@ -112,8 +138,13 @@ pub fn plain(value: &Value<'_>) -> Result<(), Problem> {
 /// A URL without a secret in it, or a reference to one with.
 pub fn location(schemes: &'static [&'static str]) -> impl Fn(&Value<'_>) -> Result<Option<Url>, Problem> {
     move |value| {
-        if is_reference(value) {
+        if is_credential(value) {
             return Ok(None);
+        }
+        if is_variable_reference(value) {
+            return Err(Problem::new(
+                "must be here or in a credential: which machine it leads to has to be known before an instance starts",
+            ));
         }
         url(schemes)(value).map(Some).map_err(|problem| match problem.help {
             Some(_) => problem,
@@ -128,8 +159,8 @@ pub fn location(schemes: &'static [&'static str]) -> impl Fn(&Value<'_>) -> Resu
 /// A path of a file, absolute or relative.
 pub fn path<'v>(value: &'v Value<'_>) -> Result<&'v Path, Problem> {
     let text = string(value)?;
-    if is_reference(value) {
-        return Err(Problem::new("must be a path: a credential cannot stand for it"));
+    if is_credential(value) || is_variable_reference(value) {
+        return Err(Problem::new("must be a path: no reference can stand for it"));
     }
     if text == ":memory:" || text.starts_with("file:") {
         return Err(Problem::new("must be the path of a file").help("remove `path` for the default"));

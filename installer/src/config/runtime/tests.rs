@@ -143,7 +143,9 @@ fn one_mistake_gets_one_answer_with_its_place() {
         ("[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.turso.io?authToken=abc\"\ntoken = \"\"", "3:7: `sqlite_database.default.url` must not have a query; give the token as `token`".to_owned()),
         ("[sqlite_database.default]\ntype = \"spin\"\npath = \":memory:\"", "3:8: `sqlite_database.default.path` must be the path of a file; remove `path` for the default".to_owned()),
         ("[sqlite_database.default]\ntype = \"spin\"\npath = \"../links.db\"", "3:8: `sqlite_database.default.path` must not lead through `..`".to_owned()),
-        ("[sqlite_database.default]\ntype = \"spin\"\npath = \"credential:p\"", "3:8: `sqlite_database.default.path` must be a path: a credential cannot stand for it".to_owned()),
+        ("[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"env:9X\"", "4:9: \"9X\" cannot name a variable; use letters, digits and `_`, not a digit first".to_owned()),
+        ("[key_value_store.default]\ntype = \"redis\"\nurl = \"env:REDIS_URL\"", "3:7: `key_value_store.default.url` must be here or in a credential: which machine it leads to has to be known before an instance starts".to_owned()),
+        ("[sqlite_database.default]\ntype = \"spin\"\npath = \"credential:p\"", "3:8: `sqlite_database.default.path` must be a path: no reference can stand for it".to_owned()),
         ("[sqlite_database.default]\ntype = \"spin\"\npath = \"/srv/links.db\"", "3:8: warning: `sqlite_database.default.path` is outside /var/lib/links/data, where the instances may write; move it there, or add ReadWritePaths= to links@.service".to_owned()),
         // Secrets.
         ("[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"eyJhb\"", format!("4:9: `sqlite_database.default.token` {secret}; {put}")),

@@ -1,6 +1,6 @@
 //! `[[variables_provider]]`: Spin's crates/runtime-config/src/variables.rs and variables-*.
 
-use super::reference::{PREFIX, file_of, location, path, plain, secret};
+use super::reference::{self, PREFIX, file_of, location, path, plain, secret};
 use crate::config::document::{Problem, Value};
 use crate::config::section::Section;
 use crate::config::value::{one_of, string};
@@ -62,7 +62,9 @@ fn values(section: &mut Section<'_, '_>) {
     for (name, value) in section.entries() {
         if let Err(problem) = variable(name, value) {
             section.refuse(name, value, problem);
-        } else if sounds_secret(name) && string(value).is_ok_and(|text| !text.starts_with(PREFIX)) {
+        } else if sounds_secret(name)
+            && string(value).is_ok_and(|text| !text.starts_with(PREFIX) && reference::variable(text).is_none())
+        {
             section.document().warning(
                 value.span(),
                 format!("`{name}` sounds like a secret, and everybody on this host can read this file"),
