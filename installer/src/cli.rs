@@ -93,9 +93,9 @@ pub enum Command {
     #[command(hide = true)]
     Deconfigure(DeconfigureArgs),
 
-    /// Wait until the instances that are being stopped are gone (run by links.service when it stops)
+    /// Stop the instances where links.service is being stopped (run by it when it ends)
     #[command(hide = true)]
-    AwaitStop,
+    StopInstances,
 
     /// Write the man page to standard output
     #[command(hide = true)]

@@ -22,7 +22,8 @@ pub fn schema_version(path: &Path) -> anyhow::Result<Option<u32>> {
         return Ok(None);
     }
     let read = || {
-        let versions: i64 = open(path)?.query_row(
+        let database = open(path)?;
+        let versions: i64 = database.query_row(
             "SELECT count(*) FROM sqlite_schema WHERE name = 'schema_version'",
             [],
             |row| row.get(0),
@@ -30,7 +31,7 @@ pub fn schema_version(path: &Path) -> anyhow::Result<Option<u32>> {
         if versions == 0 {
             return Ok(None);
         }
-        open(path)?.query_row("SELECT max(version) FROM schema_version", [], |row| row.get(0))
+        database.query_row("SELECT max(version) FROM schema_version", [], |row| row.get(0))
     };
     read().with_context(|| format!("Reading the database {}", path.display()))
 }

@@ -1,11 +1,13 @@
 //! Files that are replaced: always whole, always on the disk before the old ones are gone.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 /// Writes `contents` under a temporary name beside `path`, syncs and renames it. `mode` counts whatever the umask is.
 ///
@@ -67,6 +69,61 @@ pub fn remove_if_present(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// The names in `directory`, in order; none where it is missing.
+///
+/// # Errors
+/// It cannot be read.
+pub fn list(directory: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries?,
+    };
+    let mut names = vec![];
+    for entry in entries {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Removes the directories in `directory` whose name starts with `prefix`: what was being made there when it was cut off.
+///
+/// # Errors
+/// It cannot be read, or one cannot be removed.
+pub fn remove_leftovers(directory: &Path, prefix: &str) -> anyhow::Result<()> {
+    let names = list(directory).with_context(|| format!("Reading {}", directory.display()))?;
+    for name in names.iter().filter(|name| name.starts_with(prefix)) {
+        let path = directory.join(name);
+        fs::remove_dir_all(&path).with_context(|| format!("Removing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Locks the file at `path`, which is made with `mode` where it is missing, and writes into it what `holder` says. None
+/// where another process holds it. The kernel lets go of it when this process ends, whatever its end is.
+///
+/// # Errors
+/// It cannot be opened or written.
+pub fn lock(path: &Path, mode: u32, holder: &str) -> anyhow::Result<Option<Flock<File>>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(mode)
+        .open(path)
+        .with_context(|| format!("Opening {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut locked) => {
+            locked.set_len(0)?;
+            locked.write_all(holder.as_bytes())?;
+            Ok(Some(locked))
+        }
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error).with_context(|| format!("Locking {}", path.display())),
     }
 }
 

@@ -10,6 +10,8 @@ pub const PACKAGE: &str = "links-shortener";
 pub const USER: &str = "links";
 /// The service a person starts and stops.
 pub const SERVICE: &str = "links.service";
+/// Every instance, for systemctl.
+pub const INSTANCES: &str = "links@*.service";
 /// Takes back, at boot, what a rollout that was cut off has changed.
 pub const RECOVER: &str = "links-recover.service";
 /// Largest number of instances; nginx gets one upstream pool per missing flag.
@@ -213,6 +215,18 @@ impl Layout {
     pub fn nginx_default_site_available(&self) -> PathBuf {
         self.at("etc/nginx/sites-available/default")
     }
+}
+
+/// A layout below a new directory, which holds the given ones.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+pub fn temporary(directories: &[fn(&Layout) -> PathBuf]) -> (tempfile::TempDir, Layout) {
+    let root = tempfile::tempdir().unwrap();
+    let layout = Layout::new(root.path());
+    for directory in directories {
+        std::fs::create_dir_all(directory(&layout)).unwrap();
+    }
+    (root, layout)
 }
 
 /// The unit of one instance.

@@ -75,7 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Recover => rollout::recover(&layout)?,
         Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), true, args.dry_run)?,
         Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
-        Command::AwaitStop => install::await_stop()?,
+        Command::StopInstances => install::stop_instances()?,
         Command::Man => std::io::stdout().write_all(&package::man_page()?)?,
         Command::Completions { shell } => std::io::stdout().write_all(&package::completions(shell)?)?,
     }

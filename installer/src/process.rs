@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+use signal_hook::iterator::Signals;
 
 /// A program that was started, and what it starts: Spin serves from a child process, nginx from workers.
 #[derive(Debug)]
@@ -57,6 +58,25 @@ impl Process {
             Err(error) => crate::log::error!("sending {signal} to process group {}: {error}", self.group),
         }
     }
+}
+
+/// Calls `tell` at each of the signals, from a thread of its own, for as long as it says that somebody listens.
+///
+/// # Errors
+/// They cannot be caught.
+pub fn on_signals<const N: usize>(
+    signals: [i32; N],
+    mut tell: impl FnMut() -> bool + Send + 'static,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::new(signals).context("Catching signals")?;
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            if !tell() {
+                return;
+            }
+        }
+    });
+    Ok(())
 }
 
 /// From here on, what a child of this process leaves behind becomes a child of this process. A supervisor that is killed

@@ -225,18 +225,7 @@ impl<'a> Store<'a> {
     /// # Errors
     /// The store cannot be read, or a left-over not removed.
     pub fn remove_leftovers(&self) -> anyhow::Result<()> {
-        let releases = self.layout.releases_dir();
-        let entries = match fs::read_dir(&releases) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.with_context(|| format!("Reading {}", releases.display()))?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
-                fs::remove_dir_all(entry.path()).with_context(|| format!("Removing {}", entry.path().display()))?;
-            }
-        }
-        Ok(())
+        files::remove_leftovers(&self.layout.releases_dir(), STAGING_PREFIX)
     }
 }
 
@@ -355,13 +344,6 @@ pub mod tests {
         (root, layout, source)
     }
 
-    fn names(directory: &Path) -> Vec<String> {
-        fs::read_dir(directory)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
-    }
-
     #[test]
     fn an_import_is_whole_and_readable_by_everyone() {
         let (_root, layout, source) = setting();
@@ -373,7 +355,7 @@ pub mod tests {
         assert_eq!(mode(release.runtime_path()), 0o755);
         assert_eq!(mode(release.app_path()), 0o644);
         assert_eq!(mode(release.directory), 0o755);
-        assert_eq!(names(&layout.releases_dir()), [source.id]);
+        assert_eq!(files::list(&layout.releases_dir()).unwrap(), [source.id]);
     }
 
     #[test]
@@ -382,7 +364,7 @@ pub mod tests {
         fs::write(source.directory.join("components/links.wasm"), b"\0asX").unwrap();
         let error = Store::new(&layout).import(&source.directory).unwrap_err();
         assert!(format!("{error:#}").contains("links.wasm differs"), "{error:#}");
-        assert!(names(&layout.releases_dir()).is_empty());
+        assert!(files::list(&layout.releases_dir()).unwrap().is_empty());
     }
 
     #[test]
@@ -426,6 +408,6 @@ pub mod tests {
         store.import(&source.directory).unwrap();
         fs::create_dir(layout.releases_dir().join(".import-abc")).unwrap();
         store.remove_leftovers().unwrap();
-        assert_eq!(names(&layout.releases_dir()), [source.id]);
+        assert_eq!(files::list(&layout.releases_dir()).unwrap(), [source.id]);
     }
 }

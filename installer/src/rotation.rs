@@ -1,6 +1,5 @@
 //! Which instances are in rotation, and word of every change.
 
-use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
@@ -17,14 +16,8 @@ use crate::layout::Layout;
 /// # Errors
 /// The flags' directory cannot be read; one that is missing holds no flag.
 pub fn ready_instances(layout: &Layout) -> io::Result<Vec<u16>> {
-    let entries = match fs::read_dir(layout.ready_dir()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-        entries => entries?,
-    };
-    let mut ready = vec![];
-    for entry in entries {
-        ready.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u16>().ok()));
-    }
+    let names = files::list(&layout.ready_dir())?;
+    let mut ready: Vec<u16> = names.iter().filter_map(|name| name.parse().ok()).collect();
     ready.sort_unstable();
     Ok(ready)
 }
@@ -109,6 +102,8 @@ impl Watch {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

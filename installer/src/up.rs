@@ -74,7 +74,8 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
 
     process::adopt_orphans()?;
     let (tell, told) = mpsc::channel();
-    forward_signals(tell.clone())?;
+    let stop = tell.clone();
+    process::on_signals([SIGINT, SIGTERM, SIGHUP], move || stop.send(Event::Stop).is_ok())?;
     let watch = Watch::new(layout)?;
     let mut parts = Parts {
         running: vec![],
@@ -296,18 +297,6 @@ impl Parts {
             }
         }
     }
-}
-
-fn forward_signals(tell: Sender<Event>) -> anyhow::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("Catching signals")?;
-    std::thread::spawn(move || {
-        for _ in signals.forever() {
-            if tell.send(Event::Stop).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(())
 }
 
 #[cfg(test)]

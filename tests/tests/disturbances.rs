@@ -11,6 +11,26 @@ use links_tests::load::Outcome;
 use links_tests::{Fault, Host, Traffic, Tree, eventually, verify};
 
 const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[test]
+fn the_death_of_the_agent_costs_no_request() -> Result<()> {
+    let host = Host::serving(BROKEN_RUNTIME)?;
+    let traffic = Traffic::start(&host, "agent")?;
+    let before = host.starts(2)?;
+    let agent = host.main_pid("links")?;
+    traffic.during("killed", || {
+        host.ok(["kill", "-KILL", &agent.to_string()])?;
+        eventually("the agent is there again", DEADLINE, || {
+            let now = host.main_pid("links")?;
+            Ok((now != 0 && now != agent).then_some(()))
+        })?;
+        host.wait_for_status("2/2 instances ready")
+    })?;
+    assert_eq!(host.starts(2)?, before, "the instances were left alone");
+    traffic.finish(&host)?;
+    Ok(())
+}
 
 #[test]
 fn logrotate_is_not_noticed() -> Result<()> {

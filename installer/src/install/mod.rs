@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-pub use services::{OnBehalfOf, Services, await_stop, last_lines};
+pub use services::{OnBehalfOf, Services, last_lines, stop_instances};
 
 use crate::config::load::{load_as_kept, load_links};
 use crate::layout::{self, Layout};
@@ -140,12 +140,12 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
                 files::replace(&layout.configured_marker(), b"", 0o644)?;
             }
             Step::Start => {
-                if !services.act("start", &[layout::SERVICE.to_owned()])? && services.running() {
+                if !services.act("start", layout::SERVICE)? && services.running() {
                     notices.push(format!("not started, by policy: `systemctl start {}`", layout::SERVICE));
                 }
             }
             Step::RestartAgent => {
-                services.act("restart", &[layout::SERVICE.to_owned()])?;
+                services.act("restart", layout::SERVICE)?;
             }
             Step::Site => notices.extend(site::install(layout, &load_links(layout)?, services)?),
         }
@@ -171,14 +171,8 @@ fn observe(layout: &Layout, payload: &Release, services: Services) -> anyhow::Re
 /// They cannot be listed.
 pub fn enabled_instances(layout: &Layout) -> anyhow::Result<Vec<u16>> {
     let directory = layout.service_wants_dir();
-    let entries = match fs::read_dir(&directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(vec![]),
-        entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
-    };
-    let mut numbers = vec![];
-    for entry in entries {
-        numbers.extend(entry?.file_name().to_str().and_then(layout::instance_of_unit));
-    }
+    let names = files::list(&directory).with_context(|| format!("Reading {}", directory.display()))?;
+    let mut numbers: Vec<_> = names.iter().filter_map(|name| layout::instance_of_unit(name)).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
@@ -213,7 +207,7 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
     if services.running() {
         let mut patterns = all.clone();
         // Instances that were started by hand are ours too.
-        patterns.push("links@*.service".to_owned());
+        patterns.push(layout::INSTANCES.to_owned());
         patterns.push(layout::RECOVER.to_owned());
         exec::run(
             "systemctl",

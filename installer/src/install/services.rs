@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
@@ -14,6 +15,11 @@ use crate::layout::{self, Layout};
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// What it exits with then.
 const FORBIDDEN: i32 = 101;
+
+/// For the reason of an instance's end to reach the journal.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// The journal's arrivals are no event to wait for.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Whose word counts before something is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,39 +108,23 @@ impl Services {
         Ok(matches!(state.trim(), "active" | "activating" | "reloading"))
     }
 
-    /// `start`, `stop`, `restart`, `reload` of units, waited for. Returns false where it was not done: systemd does not
-    /// run, or the policy forbids it.
+    /// `start`, `restart` or `reload` of a unit, waited for. Returns false where it was not done: systemd does not run, or
+    /// the policy forbids it.
     ///
     /// # Errors
     /// It was tried and failed; the error ends with the unit's last lines in the journal.
-    pub fn act(self, verb: &str, units: &[String]) -> anyhow::Result<bool> {
-        if !self.running || units.is_empty() {
+    pub fn act(self, verb: &str, unit: &str) -> anyhow::Result<bool> {
+        if !self.running || !self.allowed(unit, verb)? {
             return Ok(false);
         }
-        for unit in units {
-            if !self.allowed(unit, verb)? {
-                return Ok(false);
-            }
-        }
-        if verb != "stop" {
-            // A start limit that was reached before the cause was mended must not count now.
-            let arguments = ["reset-failed"].into_iter().chain(units.iter().map(String::as_str));
-            // Fails for a unit that is not loaded yet, which then has nothing to reset.
-            exec::finish("systemctl", arguments)?;
-        }
-        let finished = exec::finish("systemctl", [verb].into_iter().chain(units.iter().map(String::as_str)))?;
+        reset_failed(unit)?;
+        let finished = exec::finish("systemctl", [verb, unit])?;
         if finished.success {
             return Ok(true);
         }
-        let mut error = format!(
-            "`systemctl {verb} {}` failed: {}",
-            units.join(" "),
-            exec::tail(&finished.stderr, 4)
-        );
-        for unit in units {
-            if !self.is_active(unit)? {
-                error.push_str(&format!("\n{unit} said last:\n{}", last_lines(unit)?));
-            }
+        let mut error = format!("`systemctl {verb} {unit}` failed: {}", exec::tail(&finished.stderr, 4));
+        if !self.is_active(unit)? {
+            error.push_str(&format!("\n{unit} said last:\n{}", last_lines(unit)?));
         }
         anyhow::bail!(error)
     }
@@ -175,9 +165,7 @@ impl Services {
     /// # Errors
     /// It failed; the error ends with what the unit said since.
     pub fn carry_out(self, verb: &str, unit: &str) -> anyhow::Result<()> {
-        // A start limit that was reached before the cause was mended must not count now. Fails for a unit that is not
-        // loaded yet, which then has nothing to reset.
-        exec::finish("systemctl", ["reset-failed", unit])?;
+        reset_failed(unit)?;
         let since = Mark::at_end_of(unit)?;
         let finished = exec::finish("systemctl", [verb, unit])?;
         if finished.success {
@@ -202,29 +190,33 @@ impl Services {
     }
 }
 
-/// Waits for the instances that have a stop job, which a restart of links.service alone does not give them.
+/// A start limit that was reached before the cause was mended must not count now.
+fn reset_failed(unit: &str) -> anyhow::Result<()> {
+    // Fails for a unit that is not loaded yet, which then has nothing to reset.
+    exec::finish("systemctl", ["reset-failed", unit])?;
+    Ok(())
+}
+
+/// Stops the instances where somebody stops links.service, and returns when they are gone. A restart of it, or its death,
+/// leaves them alone.
 ///
 /// # Errors
 /// systemctl refuses.
-pub fn await_stop() -> anyhow::Result<()> {
+pub fn stop_instances() -> anyhow::Result<()> {
     let jobs = exec::run("systemctl", ["list-jobs", "--no-legend", "--no-pager", "--full"])?;
-    let stopping = stopping_instances(&jobs);
-    if !stopping.is_empty() {
-        // Joins the jobs that are there, and returns when they are done.
-        exec::run("systemctl", ["stop"].into_iter().chain(stopping))?;
+    if is_being_stopped(&jobs) {
+        // Where they are being stopped already, as when the host goes down, this joins in.
+        exec::run("systemctl", ["stop", layout::INSTANCES])?;
     }
     Ok(())
 }
 
 /// `JOB UNIT TYPE STATE` (systemctl(1), list-jobs).
-fn stopping_instances(jobs: &str) -> Vec<&str> {
-    jobs.lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace().skip(1);
-            let unit = words.next()?;
-            (words.next()? == "stop" && layout::instance_of_unit(unit).is_some()).then_some(unit)
-        })
-        .collect()
+fn is_being_stopped(jobs: &str) -> bool {
+    jobs.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().skip(1).take(2).collect();
+        words == [layout::SERVICE, "stop"]
+    })
 }
 
 /// A place in a unit's journal. Found again by the order of the lines: their times follow a clock that anybody may set.
@@ -244,14 +236,22 @@ impl<'a> Mark<'a> {
         })
     }
 
-    /// The end of what the unit has said since.
+    /// The end of what the unit has said since; with the reason that it gave for its end, if it comes within a moment: what
+    /// a process wrote last may reach the journal after its end does.
     fn lines_after(&self) -> anyhow::Result<String> {
-        await_journal()?;
-        let after = self.cursor.as_ref().map(|cursor| format!("--after-cursor={cursor}"));
-        let arguments = ["--no-pager", "--quiet", "--output=cat", "--unit", self.unit]
-            .into_iter()
-            .chain(after.as_deref());
-        Ok(exec::tail(&exec::finish("journalctl", arguments)?.stdout, 12))
+        let deadline = Instant::now() + LAST_WORDS;
+        loop {
+            await_journal()?;
+            let after = self.cursor.as_ref().map(|cursor| format!("--after-cursor={cursor}"));
+            let arguments = ["--no-pager", "--quiet", "--output=cat", "--unit", self.unit]
+                .into_iter()
+                .chain(after.as_deref());
+            let said = exec::finish("journalctl", arguments)?.stdout;
+            if said.lines().any(|line| line.starts_with("linksctl: ")) || Instant::now() >= deadline {
+                return Ok(exec::tail(&said, 12));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 }
 
@@ -288,10 +288,15 @@ mod tests {
     }
 
     #[test]
-    fn only_instances_that_stop_are_waited_for() {
-        let jobs = "12 links.service stop running\n13 links@1.service stop waiting\n14 links@2.service restart waiting\n\
-                    15 nginx.service stop waiting\n";
-        assert_eq!(stopping_instances(jobs), ["links@1.service"]);
-        assert!(stopping_instances("").is_empty());
+    fn only_a_stop_of_the_service_stops_the_instances() {
+        let others = "13 links@1.service stop waiting\n15 nginx.service stop waiting\n";
+        assert!(is_being_stopped(&format!("{others}12 links.service stop running\n")));
+        for job in [
+            "",
+            "12 links.service restart running\n",
+            "12 links.service start waiting\n",
+        ] {
+            assert!(!is_being_stopped(&format!("{others}{job}")), "{job}");
+        }
     }
 }

@@ -229,7 +229,7 @@ fn reload(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
         });
     }
     let old = workers(layout)?;
-    Ok(match services.act("reload", &[UNIT.to_owned()])? {
+    Ok(match services.act("reload", UNIT)? {
         true => {
             wait_until_retired(&old)?;
             vec![]

@@ -1,10 +1,11 @@
 //! component/spin.toml as it is in a bundle: each component's file under `components/`, nothing left to build.
 
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use anyhow::Context as _;
 use toml_edit::{DocumentMut, Item, TableLike};
+
+use crate::files;
 
 /// An application manifest made ready for a bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,18 +120,8 @@ fn refuse_inline_components(document: &DocumentMut) -> anyhow::Result<()> {
 /// The directory cannot be read.
 pub fn schema_version(manifest: &Path) -> anyhow::Result<u32> {
     let directory = manifest.with_file_name("sql");
-    let entries = match fs::read_dir(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
-    };
-    let mut highest = 0;
-    for entry in entries {
-        let name = entry
-            .with_context(|| format!("Reading {}", directory.display()))?
-            .file_name();
-        highest = highest.max(name.to_str().and_then(script_number).unwrap_or(0));
-    }
-    Ok(highest)
+    let names = files::list(&directory).with_context(|| format!("Reading {}", directory.display()))?;
+    Ok(names.iter().filter_map(|name| script_number(name)).max().unwrap_or(0))
 }
 
 fn script_number(name: &str) -> Option<u32> {

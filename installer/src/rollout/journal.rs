@@ -102,14 +102,10 @@ impl Journal {
 mod tests {
     use super::super::plan::tests::{Host, version};
     use super::*;
+    use crate::layout::temporary;
 
     fn layout() -> (tempfile::TempDir, Layout) {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        for directory in [layout.instances_dir(), layout.releases_dir(), layout.applied_dir()] {
-            fs::create_dir_all(directory).unwrap();
-        }
-        (root, layout)
+        temporary(&[Layout::instances_dir, Layout::releases_dir, Layout::applied_dir])
     }
 
     #[test]

@@ -1,16 +1,14 @@
 //! One rollout at a time.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use anyhow::bail;
+use nix::fcntl::Flock;
 
 use crate::layout::Layout;
-use crate::log;
+use crate::{files, log};
 
 /// Between two looks at a lock that somebody else holds; the kernel has no flock() with a deadline.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -61,25 +59,10 @@ impl Lock {
     /// # Errors
     /// The file cannot be made.
     pub fn try_take(layout: &Layout) -> anyhow::Result<Option<Self>> {
-        let path = layout.rollout_lock();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644)
-            .open(&path)
-            .with_context(|| format!("Opening {}", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut locked) => {
-                let command: Vec<_> = std::env::args().collect();
-                locked.set_len(0)?;
-                write!(locked, "{} (`{}`)", std::process::id(), command.join(" "))?;
-                Ok(Some(Self { _file: locked }))
-            }
-            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, error)) => Err(error).with_context(|| format!("Locking {}", path.display())),
-        }
+        let command: Vec<_> = std::env::args().collect();
+        let holder = format!("{} (`{}`)", std::process::id(), command.join(" "));
+        let file = files::lock(&layout.rollout_lock(), 0o644, &holder)?;
+        Ok(file.map(|file| Self { _file: file }))
     }
 }
 
@@ -104,12 +87,10 @@ pub fn held_by(layout: &Layout) -> Option<String> {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
+    use crate::layout::temporary;
 
     fn layout() -> (tempfile::TempDir, Layout) {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        fs::create_dir_all(layout.run_dir()).unwrap();
-        (root, layout)
+        temporary(&[Layout::run_dir])
     }
 
     #[test]

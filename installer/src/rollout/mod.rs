@@ -87,7 +87,8 @@ impl<'a> Session<'a> {
         } = goal;
         let database = database.as_deref();
         let mut notices = vec![];
-        State::new(self.layout).adopt(&wanted.version.config)?;
+        let state = State::new(self.layout);
+        state.adopt(&wanted.version.config)?;
         let mut observed = observe(self.layout, self.services, database)?;
         if observed.live && !self.services.allowed(&layout::instance_unit(1), "restart")? {
             observed.live = false;
@@ -95,7 +96,6 @@ impl<'a> Session<'a> {
         }
         let plan = plan::plan(&observed, wanted);
         self.reporter.tell(&planned(&observed, wanted, &plan));
-        let state = State::new(self.layout);
         let mut host = Host {
             layout: self.layout,
             services: self.services,

@@ -1,12 +1,10 @@
 //! `linksctl releases`
 
-use std::fs;
-use std::io;
-
 use anyhow::Context as _;
 use serde::Serialize;
 
 use super::state::State;
+use crate::files;
 use crate::layout::Layout;
 use crate::release::Release;
 
@@ -45,14 +43,11 @@ fn collect(layout: &Layout) -> anyhow::Result<Vec<Listed>> {
         points.push((instance, state.points(instance)));
     }
     let directory = layout.releases_dir();
-    let entries = match fs::read_dir(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-        entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
-    };
+    let names = files::list(&directory).with_context(|| format!("Reading {}", directory.display()))?;
     let mut listed = vec![];
-    for entry in entries {
+    for name in names {
         // What is no release, an import that was cut off, is not listed.
-        let Ok(release) = Release::open(&entry?.path()) else {
+        let Ok(release) = Release::open(&directory.join(name)) else {
             continue;
         };
         let is = |other: &Option<String>| other.as_ref() == Some(&release.id);
@@ -97,6 +92,8 @@ fn text(listed: &[Listed]) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
+    use std::fs;
+
     use super::super::plan::Version;
     use super::*;
     use crate::release::Store;

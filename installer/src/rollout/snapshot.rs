@@ -1,7 +1,6 @@
 //! The configuration as it was applied: to go back to it, it has to be there still when /etc/links says something else.
 
 use std::fs::{self, File, Permissions};
-use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -46,7 +45,7 @@ pub fn take(layout: &Layout) -> anyhow::Result<String> {
     load_as_kept(layout)?;
     let applied = layout.applied_dir();
     fs::create_dir_all(&applied).with_context(|| format!("Making {}", applied.display()))?;
-    remove_leftovers(&applied)?;
+    files::remove_leftovers(&applied, STAGING_PREFIX)?;
     let staging = tempfile::Builder::new()
         .prefix(STAGING_PREFIX)
         .permissions(Permissions::from_mode(0o755))
@@ -79,15 +78,11 @@ fn copy_files(from: &Layout, to: &Layout) -> anyhow::Result<()> {
     fs::create_dir(&target)?;
     fs::set_permissions(&target, Permissions::from_mode(0o700))?;
     let source = Source::of_host(from).directory;
-    let entries = match fs::read_dir(&source) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        entries => Some(entries.with_context(|| format!("Reading {}", source.display()))?),
-    };
-    for entry in entries.into_iter().flatten() {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_str().is_some_and(is_name) && entry.path().is_file() {
-            copy_file(&entry.path(), &target.join(name), 0o600)?;
+    let names = files::list(&source).with_context(|| format!("Reading {}", source.display()))?;
+    for name in names.iter().filter(|name| is_name(name)) {
+        let path = source.join(name);
+        if path.is_file() {
+            copy_file(&path, &target.join(name), 0o600)?;
         }
     }
     files::sync_directory(&target)?;
@@ -100,38 +95,19 @@ fn copy_file(source: &Path, target: &Path, mode: u32) -> anyhow::Result<()> {
     files::replace_from(target, &mut open, mode)
 }
 
-/// Of a copy that was cut off.
-fn remove_leftovers(applied: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(applied).with_context(|| format!("Reading {}", applied.display()))? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
-            fs::remove_dir_all(entry.path()).with_context(|| format!("Removing {}", entry.path().display()))?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
+    use crate::layout::temporary;
     use crate::token;
 
     fn layout() -> (tempfile::TempDir, Layout) {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        fs::create_dir_all(layout.config_dir()).unwrap();
+        let (root, layout) = temporary(&[Layout::config_dir]);
         fs::write(layout.links_toml(), "# nothing\n").unwrap();
         fs::write(layout.runtime_toml(), include_str!("../../../runtime.toml")).unwrap();
         token::make(&layout).unwrap();
         (root, layout)
-    }
-
-    fn names(directory: &Path) -> Vec<String> {
-        fs::read_dir(directory)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
     }
 
     #[test]
@@ -142,7 +118,7 @@ mod tests {
         let copy = layout.with_config_dir(layout.applied_dir().join(&digest));
         assert_eq!(super::digest(&copy).unwrap(), digest);
         assert_eq!(token::read(&copy).unwrap(), token::read(&layout).unwrap());
-        assert_eq!(names(&copy.credentials_dir()), ["admin_token"]);
+        assert_eq!(files::list(&copy.credentials_dir()).unwrap(), ["admin_token"]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&copy.config_dir()), 0o755);
         assert_eq!(mode(&copy.links_toml()), 0o644);
@@ -158,7 +134,7 @@ mod tests {
         assert_eq!(take(&layout).unwrap(), first);
         fs::write(layout.links_toml(), "[drain]\ntimeout = \"1s\"\n").unwrap();
         assert_ne!(take(&layout).unwrap(), first);
-        assert_eq!(names(&layout.applied_dir()).len(), 2);
+        assert_eq!(files::list(&layout.applied_dir()).unwrap().len(), 2);
     }
 
     #[test]
@@ -176,7 +152,7 @@ mod tests {
         let (_root, layout) = layout();
         fs::create_dir_all(layout.applied_dir().join(".taking-abc")).unwrap();
         let digest = take(&layout).unwrap();
-        assert_eq!(names(&layout.applied_dir()), [digest]);
+        assert_eq!(files::list(&layout.applied_dir()).unwrap(), [digest]);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::fs;
-use std::io;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -197,16 +196,7 @@ fn leads_to(link: &Path) -> Option<String> {
 }
 
 fn list(directory: &Path) -> anyhow::Result<Vec<String>> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-        entries => entries.with_context(|| format!("Reading {}", directory.display()))?,
-    };
-    let mut names = vec![];
-    for entry in entries {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    Ok(names)
+    files::list(directory).with_context(|| format!("Reading {}", directory.display()))
 }
 
 fn remove(directory: &Path) -> anyhow::Result<()> {
@@ -218,12 +208,10 @@ fn remove(directory: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::super::plan::tests::version;
     use super::*;
+    use crate::layout::temporary;
 
     fn layout() -> (tempfile::TempDir, Layout) {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        fs::create_dir_all(layout.instances_dir()).unwrap();
-        (root, layout)
+        temporary(&[Layout::instances_dir])
     }
 
     #[test]

@@ -4,15 +4,15 @@ mod machine;
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use nix::sys::signal::Signal;
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -83,7 +83,10 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
 
     process::adopt_orphans()?;
     let (tell, told) = mpsc::channel();
-    forward_signals(tell.clone())?;
+    let stop = tell.clone();
+    process::on_signals([SIGTERM, SIGINT], move || {
+        stop.send(Message::Event(Event::StopRequested)).is_ok()
+    })?;
     let exit = tell.clone();
     let started = Instant::now();
     let running = Process::start(&mut call.command(), Signal::SIGKILL, move |status| {
@@ -200,27 +203,12 @@ impl Drop for Flag {
 
 /// The lock that says who runs an instance; held until the process ends, whatever its end is.
 fn lock(path: &Path, instance: u16) -> anyhow::Result<Flock<File>> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("Opening {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut locked) => {
-            locked.set_len(0)?;
-            write!(locked, "{}", std::process::id())?;
-            Ok(locked)
-        }
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            let holder = fs::read_to_string(path).unwrap_or_default();
-            let unit = layout::instance_unit(instance);
-            bail!("instance {instance} is already run by process {holder}; `systemctl stop {unit}` stops it")
-        }
-        Err((_, error)) => Err(error).with_context(|| format!("Locking {}", path.display())),
-    }
+    let locked = files::lock(path, 0o600, &std::process::id().to_string())?;
+    locked.with_context(|| {
+        let holder = fs::read_to_string(path).unwrap_or_default();
+        let unit = layout::instance_unit(instance);
+        format!("instance {instance} is already run by process {holder}; `systemctl stop {unit}` stops it")
+    })
 }
 
 /// SQLite needs to write the file, and to make others beside it.
@@ -268,18 +256,6 @@ pub fn check_free(address: SocketAddr) -> anyhow::Result<()> {
         Err(error) => Err(error).with_context(|| format!("Listening on {address}")),
         Ok(_) => Ok(()),
     }
-}
-
-fn forward_signals(tell: Sender<Message>) -> anyhow::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context("Catching signals")?;
-    std::thread::spawn(move || {
-        for _ in signals.forever() {
-            if tell.send(Message::Event(Event::StopRequested)).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(())
 }
 
 /// Probes as it is told, until the returned sender is dropped.
@@ -350,7 +326,7 @@ fn microseconds(duration: Duration) -> u32 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
 
     use super::*;
