@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::copy::place::{DatabaseArg, TokenArg};
+
 /// Packs, installs, runs and looks after the links URL shortener.
 ///
 /// The appliance is configured by /etc/links/links.toml (instances, ports, public URL, nginx) and
@@ -34,7 +36,7 @@ pub enum Command {
     /// This is what links@N.service runs.
     Run(RunArgs),
 
-    /// Watch the instances and keep the status line of links.service true
+    /// Watch the instances, keep the status line of links.service true, and serve metrics
     ///
     /// This is what links.service runs.
     Agent,
@@ -43,6 +45,8 @@ pub enum Command {
     Up(UpArgs),
 
     /// Read links.toml, runtime.toml and the credentials and list everything that is wrong
+    ///
+    /// With --online it also asks the servers that runtime.toml names (libSQL, Redis, Vault), as the runtime will.
     Check(CheckArgs),
 
     /// Show what runs: instances, release, runtime, database, addresses
@@ -50,6 +54,9 @@ pub enum Command {
 
     /// Show the versions of linksctl, of the release and of its runtime
     Version(VersionArgs),
+
+    /// Look after the database of the links
+    Db(DbArgs),
 
     /// Print the admin token, which `POST /shorten` asks for
     Token(TokenArgs),
@@ -190,7 +197,50 @@ pub struct UpArgs {
 
 #[derive(Args, Debug)]
 pub struct CheckArgs {
+    /// Also ask every server that runtime.toml names, for five seconds at most
+    #[arg(long)]
+    pub online: bool,
+
     /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DbArgs {
+    #[command(subcommand)]
+    pub command: DbCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DbCommand {
+    /// Copy the links from one database to another, while links serves, and compare them
+    ///
+    /// A database is sqlite:PATH or libsql:URL. Without --from or --to, it is the one of runtime.toml. A link that is there
+    /// already is never changed. To move: copy, put the other database into runtime.toml, `systemctl reload links`, then
+    /// copy again with --resume and --from the old one, for what was shortened meanwhile.
+    Copy(CopyArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct CopyArgs {
+    /// The database to copy from; the one of runtime.toml by default
+    #[arg(long, value_name = "DATABASE", required_unless_present = "to")]
+    pub from: Option<DatabaseArg>,
+
+    /// The database to copy to; the one of runtime.toml by default
+    #[arg(long, value_name = "DATABASE")]
+    pub to: Option<DatabaseArg>,
+
+    /// The token of the libSQL database given here, as credential:NAME; that of runtime.toml is known
+    #[arg(long, value_name = "credential:NAME")]
+    pub token: Option<TokenArg>,
+
+    /// Go on with a database that holds links already: add what is missing
+    #[arg(long)]
+    pub resume: bool,
+
+    /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -1,6 +1,7 @@
 //! The local database, as a file that a rollout may have to bring to safety. Its contents are the component's business.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use crate::files;
 
 /// For a writer that is at it. Readers of a database in WAL mode wait for nobody else.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The version of its tables; none where there is no database yet, or an empty one.
 ///
@@ -34,6 +35,41 @@ pub fn schema_version(path: &Path) -> anyhow::Result<Option<u32>> {
         database.query_row("SELECT max(version) FROM schema_version", [], |row| row.get(0))
     };
     read().with_context(|| format!("Reading the database {}", path.display()))
+}
+
+/// How many links it holds; none where there is no database yet, or an empty one. Takes the longer the more there are.
+///
+/// # Errors
+/// It cannot be read.
+pub fn count_links(path: &Path) -> anyhow::Result<Option<u64>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let read = || -> rusqlite::Result<_> {
+        let database = open(path)?;
+        let tables: i64 = database.query_row(
+            "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'links'",
+            [],
+            |row| row.get(0),
+        )?;
+        if tables == 0 {
+            return Ok(None);
+        }
+        let links: i64 = database.query_row("SELECT count(*) FROM links", [], |row| row.get(0))?;
+        Ok(Some(links.unsigned_abs()))
+    };
+    read().with_context(|| format!("Reading the database {}", path.display()))
+}
+
+/// The bytes of the file and its write-ahead log.
+///
+/// # Errors
+/// There is no database, or this user may not look.
+pub fn size(path: &Path) -> io::Result<u64> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let log = fs::metadata(log).map_or(0, |metadata| metadata.len());
+    Ok(fs::metadata(path)?.len() + log)
 }
 
 /// Writes a copy as of now to `target`, complete or absent, while others go on reading and writing. It can take the
@@ -78,7 +114,11 @@ fn explain(error: anyhow::Error, path: &Path) -> anyhow::Error {
     }
 }
 
-fn open(path: &Path) -> rusqlite::Result<Connection> {
+/// To read.
+///
+/// # Errors
+/// It is not there, or no database.
+pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)
@@ -109,6 +149,21 @@ mod tests {
         assert_eq!(schema_version(&path).unwrap(), Some(2));
         writer.execute("DROP TABLE schema_version", []).unwrap();
         assert_eq!(schema_version(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn links_are_counted_beside_a_writer() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing.db");
+        assert_eq!(count_links(&missing).unwrap(), None);
+        assert!(size(&missing).is_err());
+        let (path, writer) = database(directory.path());
+        writer.execute_batch("BEGIN; INSERT INTO links VALUES ('b')").unwrap();
+        assert_eq!(count_links(&path).unwrap(), Some(1));
+        let alone = fs::metadata(&path).unwrap().len();
+        assert!(size(&path).unwrap() > alone, "the log counts");
+        writer.execute_batch("ROLLBACK; DROP TABLE links").unwrap();
+        assert_eq!(count_links(&path).unwrap(), None);
     }
 
     #[test]

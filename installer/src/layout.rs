@@ -126,6 +126,10 @@ impl Layout {
     pub fn rollout_journal(&self) -> PathBuf {
         self.at("var/lib/links/rollout.json")
     }
+    /// How the last rollout that changed something has ended.
+    pub fn last_rollout(&self) -> PathBuf {
+        self.at("var/lib/links/last-rollout.json")
+    }
     /// Copies of the local database, each from before a release changed its tables.
     pub fn backups_dir(&self) -> PathBuf {
         self.at("var/lib/links/backups")
@@ -174,6 +178,24 @@ impl Layout {
         self.run_dir().join(instance.to_string())
     }
 
+    /// Where the agent sends the instance's metrics on to, with secrets (0600).
+    pub fn instance_forward(&self, instance: u16) -> PathBuf {
+        self.instance_run_dir(instance).join("forward.json")
+    }
+
+    /// What is told of instances and outlives their stops, for the agent.
+    pub fn metrics_dir(&self) -> PathBuf {
+        self.at("run/links/metrics")
+    }
+    /// The instance's starts, its last drain, its memory.
+    pub fn instance_metrics(&self, instance: u16) -> PathBuf {
+        self.metrics_dir().join(format!("{instance}.json"))
+    }
+    /// What the instances have sent, summed over their restarts.
+    pub fn agent_counters(&self) -> PathBuf {
+        self.metrics_dir().join("counters.json")
+    }
+
     /// The release and the configuration that the instance was started with.
     pub fn instance_runs(&self, instance: u16) -> PathBuf {
         self.instance_run_dir(instance).join("runs.json")
@@ -188,6 +210,16 @@ impl Layout {
     /// Where `systemctl enable links@N` puts its links.
     pub fn service_wants_dir(&self) -> PathBuf {
         self.at("etc/systemd/system/links.service.wants")
+    }
+
+    /// Lets the instances reach other machines; there while the configuration needs it.
+    pub fn instances_network(&self) -> PathBuf {
+        self.at("etc/systemd/system/links@.service.d/10-network.conf")
+    }
+
+    /// The same for the agent.
+    pub fn agent_network(&self) -> PathBuf {
+        self.at("etc/systemd/system/links.service.d/10-network.conf")
     }
 
     // needrestart's.

@@ -4,23 +4,29 @@ mod agent;
 mod cli;
 mod config;
 mod connections;
+mod copy;
 mod database;
 mod exec;
 mod files;
 mod health;
 mod install;
 mod layout;
+mod libsql;
 mod log;
 mod nginx;
 mod notify;
+mod online;
 mod package;
 mod process;
 mod release;
+mod remote;
 mod rollout;
 mod rotation;
 mod runtime;
 mod status;
 mod supervise;
+#[cfg(test)]
+mod testing;
 mod token;
 mod up;
 
@@ -61,9 +67,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run(args) => supervise::run(&layout, args.instance)?,
         Command::Agent => agent::run(&layout)?,
         Command::Up(args) => up::run(&layout, &args)?,
-        Command::Check(args) => return Ok(config::command::check_command(&layout, args.json)?.into()),
+        Command::Check(args) => return Ok(config::command::check_command(&layout, args.json, args.online)?.into()),
         Command::Status(args) => return status::show(&layout, args.json),
         Command::Version(args) => status::version(&layout, args.json)?,
+        Command::Db(args) => copy::run(&layout, &args.command)?,
         Command::Token(args) => token::show(&layout, args.rotate)?,
         Command::Install(args) => install::payload::install(&layout, args.no_start, args.dry_run)?,
         Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,

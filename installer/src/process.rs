@@ -40,6 +40,10 @@ impl Process {
         Ok(Self { group })
     }
 
+    pub fn group(&self) -> Group {
+        Group(self.group)
+    }
+
     /// Asks the whole group to end.
     pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);
@@ -77,6 +81,36 @@ pub fn on_signals<const N: usize>(
         }
     });
     Ok(())
+}
+
+/// The processes of a group, to look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Group(Pid);
+
+impl Group {
+    /// Bytes of memory that its processes have together; what they share counts once for each. None where none of them can
+    /// be seen.
+    pub fn resident_bytes(self) -> Option<u64> {
+        let entries = fs::read_dir("/proc").ok()?;
+        entries
+            // A process may end while it is looked at.
+            .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("status")).ok())
+            .filter_map(|status| resident(&status, self.0))
+            .reduce(|sum, bytes| sum + bytes)
+    }
+}
+
+/// Of a process of that group, by /proc/PID/status (proc(5)).
+fn resident(status: &str, group: Pid) -> Option<u64> {
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.split_whitespace().next())
+    };
+    // The first is as this process counts; others follow inside of PID namespaces.
+    let own: i32 = field("NSpgid:")?.parse().ok()?;
+    let kilobytes: u64 = field("VmRSS:")?.parse().ok()?;
+    (own == group.as_raw()).then_some(kilobytes * 1024)
 }
 
 /// From here on, what a child of this process leaves behind becomes a child of this process. A supervisor that is killed
@@ -154,6 +188,20 @@ mod tests {
         .unwrap();
         act(&process);
         told.recv_timeout(Duration::from_secs(10)).unwrap()
+    }
+
+    #[test]
+    fn the_memory_of_a_group_is_that_of_all_its_processes() {
+        let status = |group: i32| format!("Name:\tx\nNSpgid:\t{group}\t1\nVmRSS:\t    8 kB\nThreads:\t1\n");
+        assert_eq!(resident(&status(7), Pid::from_raw(7)), Some(8192));
+        assert_eq!(resident(&status(8), Pid::from_raw(7)), None);
+        assert_eq!(resident("Name:\tkthreadd\nNSpgid:\t7\n", Pid::from_raw(7)), None);
+
+        end_of("sleep 60 & sleep 60", |process| {
+            let seen = process.group().resident_bytes().unwrap();
+            assert!((10_000..100_000_000).contains(&seen), "{seen}");
+            process.kill();
+        });
     }
 
     #[test]

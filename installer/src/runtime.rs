@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
 use crate::config::load::load;
+use crate::config::telemetry;
 use crate::health::Probe;
 use crate::layout::Layout;
 use crate::process::{Process, describe};
@@ -28,11 +29,19 @@ pub struct Call<'a> {
     /// Compiled components are kept in `wasmtime/` below it.
     pub cache_dir: PathBuf,
     pub temporary_dir: PathBuf,
+    /// Names and values that say what it exports where; holds secrets, which a command line must not.
+    pub telemetry: Vec<(String, String)>,
 }
 
 impl Call<'_> {
     pub fn command(&self) -> Command {
         let mut command = Command::new(self.release.runtime_path());
+        // Whatever a person's shell exports by is not meant for the appliance.
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with(telemetry::OTLP)) {
+                command.env_remove(name);
+            }
+        }
         command
             .arg("up")
             .arg("--from")
@@ -52,6 +61,7 @@ impl Call<'_> {
             .env("HOME", &self.cache_dir)
             .env("XDG_CACHE_HOME", &self.cache_dir)
             .env("TMPDIR", &self.temporary_dir)
+            .envs(self.telemetry.iter().map(|(name, value)| (name, value)))
             // Spin reads variables from a file `.env` where it is started: that has to be a directory of ours.
             .current_dir(&self.temporary_dir)
             .stdin(Stdio::null());
@@ -111,6 +121,7 @@ pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
         state_dir: at("state"),
         cache_dir: layout.cache_dir(),
         temporary_dir: scratch.path().to_owned(),
+        telemetry: vec![],
     };
     fs::create_dir_all(&call.cache_dir)?;
     let output = File::create(at("output")).context("Making a file for the runtime's output")?;

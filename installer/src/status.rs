@@ -1,19 +1,16 @@
 //! `linksctl status` and `linksctl version`.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::config::load::load_links;
-use crate::config::render;
-use crate::config::runtime::{self, Database};
+use crate::config::load::{load_links, local_database};
 use crate::health::Probe;
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
-use crate::{rollout, rotation};
+use crate::{database, rollout, rotation};
 
 #[derive(Serialize)]
 struct Status {
@@ -99,17 +96,8 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
 
 fn database(layout: &Layout) -> Option<DatabaseFile> {
     // What is wrong with runtime.toml is `linksctl check`'s to say.
-    let text = fs::read_to_string(layout.runtime_toml()).ok()?;
-    let Database::File(path) = runtime::read(&text, "runtime.toml").0?.database() else {
-        return None;
-    };
-    let path = render::database_path(path.as_ref(), layout);
-    let size = |suffix: &str| {
-        let mut name = path.clone().into_os_string();
-        name.push(suffix);
-        fs::metadata(name).map(|metadata| metadata.len())
-    };
-    let bytes = size("").ok().map(|bytes| bytes + size("-wal").unwrap_or(0));
+    let path = local_database(layout)?;
+    let bytes = database::size(&path).ok();
     Some(DatabaseFile { path, bytes })
 }
 

@@ -2,7 +2,7 @@
 //! below one directory.
 
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -21,7 +21,7 @@ use crate::nginx::{self, Surroundings};
 use crate::process::{self, Process};
 use crate::release::{Release, Store};
 use crate::rotation::Watch;
-use crate::{exec, files, rotation, runtime, supervise, token};
+use crate::{exec, files, rotation, supervise, token};
 
 /// The links.toml that the package ships.
 const LINKS_TOML: &str = include_str!("../../packaging/links.toml");
@@ -91,6 +91,9 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
                 tell.clone(),
             )?;
         }
+        if config.metrics.listen.is_some() {
+            parts.start("the agent".to_owned(), &mut agent(layout)?, tell.clone())?;
+        }
         let deadline = Instant::now() + config.health.start_timeout + MARGIN;
         let everyone: Vec<_> = (1..=config.instances).collect();
         let ready = watch.until(layout, deadline, |ready| {
@@ -114,8 +117,10 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
     make_directory(&layout.data_dir(), 0o750)?;
     make_directory(&layout.cache_dir(), 0o750)?;
     make_directory(&layout.ready_dir(), 0o755)?;
+    make_directory(&layout.metrics_dir(), 0o750)?;
     if !layout.links_toml().exists() {
-        let text = first_links_toml(runtime::free_address()?, free_base_port()?);
+        let [nginx, metrics, otlp] = free_addresses()?;
+        let text = first_links_toml(nginx, free_base_port()?, metrics, otlp);
         files::replace(&layout.links_toml(), text.as_bytes(), 0o644)?;
     }
     if !token::exists(layout) {
@@ -134,10 +139,24 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
 }
 
 /// The shipped links.toml with ports that were free.
-fn first_links_toml(listen: SocketAddr, base_port: u16) -> String {
+fn first_links_toml(listen: SocketAddr, base_port: u16, metrics: SocketAddr, otlp: SocketAddr) -> String {
     LINKS_TOML
+        .replacen("#listen = \"127.0.0.1:9464\"", &format!("listen = \"{metrics}\""), 1)
+        .replacen(
+            "#otlp_listen = \"127.0.0.1:9465\"",
+            &format!("otlp_listen = \"{otlp}\""),
+            1,
+        )
         .replacen("#base_port = 7000", &format!("base_port = {base_port}"), 1)
         .replacen("#listen = 80", &format!("listen = \"{listen}\""), 1)
+}
+
+/// Three that differ: each is held while the next one is looked for.
+fn free_addresses() -> anyhow::Result<[SocketAddr; 3]> {
+    let open = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("Looking for a free port");
+    let listeners = [open()?, open()?, open()?];
+    let [first, second, third] = &listeners;
+    Ok([first.local_addr()?, second.local_addr()?, third.local_addr()?])
 }
 
 /// The lowest of a range of ports that nobody listens on: 7000 where it can be, so that the documentation fits.
@@ -153,12 +172,20 @@ fn free_base_port() -> anyhow::Result<u16> {
 }
 
 fn supervisor(layout: &Layout, instance: u16) -> anyhow::Result<Command> {
+    let mut command = ourselves(layout)?;
+    command.arg("run").arg(instance.to_string());
+    Ok(command)
+}
+
+fn agent(layout: &Layout) -> anyhow::Result<Command> {
+    let mut command = ourselves(layout)?;
+    command.arg("agent");
+    Ok(command)
+}
+
+fn ourselves(layout: &Layout) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("Looking for this program's own path")?);
-    command
-        .arg("--root")
-        .arg(layout.root())
-        .arg("run")
-        .arg(instance.to_string());
+    command.arg("--root").arg(layout.root());
     Ok(command)
 }
 
@@ -302,15 +329,21 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::links::read;
+    use crate::config::links::{Metrics, read};
 
     #[test]
     fn the_first_links_toml_is_the_shipped_one_with_free_ports() {
         let listen = SocketAddr::from(([127, 0, 0, 1], 8123));
-        let text = first_links_toml(listen, 7100);
+        let metrics = SocketAddr::from(([127, 0, 0, 1], 8124));
+        let otlp = SocketAddr::from(([127, 0, 0, 1], 8125));
+        let text = first_links_toml(listen, 7100, metrics, otlp);
         let (config, findings) = read(&text, "links.toml");
         assert!(findings.is_empty(), "{findings:?}");
-        let read = config.map(|config| (config.base_port, config.nginx.listen));
-        assert_eq!(read, Some((7100, vec![Listen::Address(listen)])));
+        let read = config.map(|config| (config.base_port, config.nginx.listen, config.metrics));
+        let metrics = Metrics {
+            listen: Some(metrics),
+            otlp_listen: otlp,
+        };
+        assert_eq!(read, Some((7100, vec![Listen::Address(listen)], metrics)));
     }
 }

@@ -149,6 +149,11 @@ impl Client {
         self.connect()?.post(path, body)
     }
 
+    /// Posts bytes; [`Self::header`] names the content type.
+    pub fn post_bytes(&self, path: &str, body: impl Into<Bytes>) -> Result<Answer, Failure> {
+        self.connect()?.send(Method::POST, path, body.into())
+    }
+
     /// A connection that stays open for several requests.
     pub fn connect(&self) -> Result<Connection, Failure> {
         let stream = self

@@ -5,6 +5,7 @@ use std::fmt;
 use subtle::ConstantTimeEq;
 
 use crate::problem::Problem;
+use crate::secret;
 
 /// A secret that does not show itself when it is printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub enum Access {
     Open,
     /// Whoever sends this token.
     Token(Token),
+    /// Whoever sends the token of this digest.
+    Digest(secret::Digest),
     /// Nobody: a token is wanted, and none is configured.
     Closed,
 }
@@ -30,11 +33,22 @@ impl Access {
     /// Whoever sends this token; an empty one stands for none. White space around it is not part of it: a file it comes
     /// from often ends with a line end, which no header can carry.
     pub fn token(text: &str) -> Access {
-        let text = text.trim();
-        if text.is_empty() {
-            Access::Closed
-        } else {
-            Access::Token(Token(text.to_owned()))
+        match text.trim() {
+            "" => Access::Closed,
+            text => Access::Token(Token(text.to_owned())),
+        }
+    }
+
+    /// As [`Access::token`], for the digest that is kept in its place; `None` stands for no token.
+    pub fn digest(digest: Option<secret::Digest>) -> Access {
+        digest.map_or(Access::Closed, Access::Digest)
+    }
+
+    /// What to keep of a token, of which the same is part as in [`Access::token`].
+    pub fn to_keep(text: &str, salt: [u8; secret::SALT_LENGTH]) -> Option<secret::Digest> {
+        match text.trim() {
+            "" => None,
+            text => Some(secret::Digest::of(text.as_bytes(), salt)),
         }
     }
 
@@ -43,9 +57,9 @@ impl Access {
     /// # Errors
     /// 401 without the right token (RFC 6750), 503 where there is none that would be right.
     pub fn check(&self, authorization: Option<&[u8]>) -> Result<(), Problem> {
-        let wanted = match self {
+        match self {
             Access::Open => return Ok(()),
-            Access::Token(Token(token)) => token,
+            Access::Token(_) | Access::Digest(_) => {}
             Access::Closed => {
                 return Err(Problem::new(
                     503,
@@ -53,17 +67,25 @@ impl Access {
                      or shorten_access to \"open\".",
                 ));
             }
-        };
+        }
         let Some(given) = authorization.and_then(bearer) else {
             return Err(Problem::new(401, "Send the header \"authorization: Bearer TOKEN\".")
                 .with_header("www-authenticate", "Bearer realm=\"links\""));
         };
-        // In constant time for tokens of one length; the length itself is no secret.
-        if bool::from(given.ct_eq(wanted.as_bytes())) {
+        if self.knows(given) {
             return Ok(());
         }
         Err(Problem::new(401, "The bearer token is not the right one.")
             .with_header("www-authenticate", "Bearer realm=\"links\", error=\"invalid_token\""))
+    }
+
+    fn knows(&self, given: &[u8]) -> bool {
+        match self {
+            // In constant time for tokens of one length; the length itself is no secret.
+            Access::Token(Token(token)) => given.ct_eq(token.as_bytes()).into(),
+            Access::Digest(digest) => digest.is_of(given),
+            Access::Open | Access::Closed => false,
+        }
     }
 }
 
@@ -85,18 +107,26 @@ mod tests {
             .map(|problem| problem.status)
     }
 
+    /// The token itself, and what is kept of it.
+    fn both(token: &str) -> [Access; 2] {
+        [
+            Access::token(token),
+            Access::digest(Access::to_keep(token, [1; secret::SALT_LENGTH])),
+        ]
+    }
+
     #[test]
     fn lets_the_token_in() {
-        let access = Access::token("s3cret\n");
-        for header in ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret "] {
-            assert_eq!(status(&access, header), None, "{header:?}");
+        for access in both("s3cret\n") {
+            for header in ["Bearer s3cret", "bearer s3cret", "BEARER  s3cret "] {
+                assert_eq!(status(&access, header), None, "{header:?}");
+            }
         }
     }
 
     #[test]
     fn asks_for_a_token_or_says_that_it_is_wrong() {
-        let access = Access::token("s3cret");
-        for (header, challenge) in [
+        let cases = [
             (None, "Bearer realm=\"links\""),
             (Some(""), "Bearer realm=\"links\""),
             (Some("Bearer"), "Bearer realm=\"links\""),
@@ -113,7 +143,11 @@ mod tests {
                 Some("Bearer s3cret, s3cret"),
                 "Bearer realm=\"links\", error=\"invalid_token\"",
             ),
-        ] {
+        ];
+        for (access, (header, challenge)) in both("s3cret")
+            .iter()
+            .flat_map(|access| cases.map(|case| (access, case)))
+        {
             let problem = access.check(header.map(str::as_bytes)).err();
             let headers = problem.as_ref().map(|problem| problem.headers.clone());
             assert_eq!(problem.map(|problem| problem.status), Some(401), "{header:?}");
@@ -123,15 +157,18 @@ mod tests {
                 "{header:?}"
             );
         }
-        assert!(access.check(Some(b"Bearer \xff")).is_err());
+        assert!(
+            both("s3cret")
+                .iter()
+                .all(|access| access.check(Some(b"Bearer \xff")).is_err())
+        );
     }
 
     #[test]
     fn an_empty_token_opens_nothing() {
-        for text in ["", " ", "\n"] {
-            let access = Access::token(text);
+        for access in ["", " ", "\n"].into_iter().flat_map(both) {
             for header in ["Bearer ", "Bearer  ", "Bearer \n", ""] {
-                assert_eq!(status(&access, header), Some(503), "{text:?} {header:?}");
+                assert_eq!(status(&access, header), Some(503), "{access:?} {header:?}");
             }
         }
     }
@@ -143,6 +180,8 @@ mod tests {
 
     #[test]
     fn a_token_is_not_printed() {
-        assert!(!format!("{:?}", Access::token("s3cret")).contains("s3cret"));
+        for access in both("s3cret") {
+            assert!(!format!("{access:?}").contains("s3cret"));
+        }
     }
 }

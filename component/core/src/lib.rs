@@ -4,15 +4,20 @@
 //! with it is a [`problem::Problem`]; what is answered is a [`reply::Reply`].
 
 pub mod access;
+pub mod age;
+pub mod cache;
 pub mod cors;
 pub mod expiry;
+mod hex;
 pub mod link;
 pub mod origin;
+pub mod outage;
 pub mod problem;
 pub mod reply;
 pub mod request;
 pub mod request_id;
 pub mod route;
+pub mod secret;
 pub mod settings;
 pub mod slug;
 pub mod sql;

@@ -35,6 +35,14 @@ impl NewLink {
         })
     }
 
+    /// The link as it is once it is stored.
+    pub fn as_stored(&self) -> Stored {
+        Stored {
+            url: self.target.as_str().to_owned(),
+            expiry: self.expiry,
+        }
+    }
+
     /// Whether the link that has the wanted slug is as good as this one.
     ///
     /// # Errors
@@ -64,9 +72,7 @@ impl NewLink {
 
     /// Whether the link stored under this slug is this one: what was asked for before was the same.
     pub fn is_stored_as(&self, slug: &Slug, stored: &Stored) -> bool {
-        self.slug.as_ref().is_none_or(|wanted| wanted == slug)
-            && self.target.as_str() == stored.url
-            && self.expiry == stored.expiry
+        self.slug.as_ref().is_none_or(|wanted| wanted == slug) && self.as_stored() == *stored
     }
 }
 

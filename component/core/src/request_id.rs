@@ -1,5 +1,7 @@
 //! The name that nginx gives to a request, the same in each attempt to have it served.
 
+use crate::hex;
+
 /// Header that carries it. nginx sets it itself and puts its own in the place of a client's.
 pub const HEADER: &str = "x-request-id";
 
@@ -11,28 +13,11 @@ impl RequestId {
     /// Reads nginx's form, 32 lower-case hexadecimal digits. Any other comes from somebody who asks past nginx and is
     /// as good as none.
     pub fn parse(header: &[u8]) -> Option<RequestId> {
-        let (pairs, rest) = header.as_chunks::<2>();
-        let pairs: &[[u8; 2]; 16] = pairs.try_into().ok()?;
-        if !rest.is_empty() {
-            return None;
-        }
-        let mut bytes = [0; 16];
-        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-            *byte = digit(*high)? << 4 | digit(*low)?;
-        }
-        Some(RequestId(bytes))
+        hex::decode(header).map(RequestId)
     }
 
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
-    }
-}
-
-fn digit(text: u8) -> Option<u8> {
-    match text {
-        b'0'..=b'9' => Some(text - b'0'),
-        b'a'..=b'f' => Some(text - b'a' + 10),
-        _ => None,
     }
 }
 

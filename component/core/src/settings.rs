@@ -2,28 +2,39 @@
 
 use std::fmt;
 
-use crate::access::Access;
 use crate::cors::Cors;
 use crate::origin::Origin;
+use crate::secret;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    pub access: Access,
+    pub shorteners: Shorteners,
     /// What short URLs begin with; `None`: as the request came.
     pub public: Option<Origin>,
     pub cors: Cors,
+    /// How long secrets are kept; `None`: not at all.
+    pub secrets: Option<secret::Bounds>,
 }
 
-/// The values as the runtime gives them; empty means unset.
+/// Who may shorten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shorteners {
+    Everybody,
+    /// Who has the token `admin_token`, a variable that is read by itself: its provider may be another machine.
+    TokenHolders,
+}
+
+/// The values as the runtime gives them; empty means unset. None of them is a secret.
 #[derive(Clone, Default)]
 pub struct Variables {
-    pub admin_token: String,
     pub public_url: String,
     pub shorten_access: String,
     pub allowed_origin: String,
+    pub secrets_ttl: String,
+    pub secrets_stale: String,
 }
 
-/// A variable with a value that means nothing. Never about the token, so it may be shown.
+/// A variable with a value that means nothing. Never about a secret, so it may be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     pub variable: &'static str,
@@ -41,9 +52,9 @@ impl Settings {
     /// The first variable whose value is not understood: a typing error must not open anything or send people
     /// elsewhere.
     pub fn parse(variables: &Variables) -> Result<Settings, Invalid> {
-        let access = match variables.shorten_access.trim() {
-            "" | "token" => Access::token(&variables.admin_token),
-            "open" => Access::Open,
+        let shorteners = match variables.shorten_access.trim() {
+            "" | "token" => Shorteners::TokenHolders,
+            "open" => Shorteners::Everybody,
             _ => {
                 return Err(Invalid {
                     variable: "shorten_access",
@@ -66,7 +77,23 @@ impl Settings {
                 wanted: "one origin like https://app.example, or *",
             })?),
         };
-        Ok(Settings { access, public, cors })
+        Ok(Settings {
+            shorteners,
+            public,
+            cors,
+            secrets: secret::Bounds::parse(&variables.secrets_ttl, &variables.secrets_stale)?,
+        })
+    }
+}
+
+/// A time in a variable, in seconds.
+pub(crate) fn seconds(variable: &'static str, text: &str, unset: i64) -> Result<i64, Invalid> {
+    match text.trim() {
+        "" => Ok(unset),
+        text => text.parse::<u32>().map(i64::from).map_err(|_| Invalid {
+            variable,
+            wanted: "a whole number of seconds",
+        }),
     }
 }
 
@@ -81,9 +108,10 @@ mod tests {
         assert_eq!(
             settings,
             Settings {
-                access: Access::Closed,
+                shorteners: Shorteners::TokenHolders,
                 public: None,
-                cors: Cors::Nobody
+                cors: Cors::Nobody,
+                secrets: None,
             }
         );
     }
@@ -91,15 +119,17 @@ mod tests {
     #[test]
     fn reads_every_variable() {
         let settings = Settings::parse(&Variables {
-            admin_token: "s3cret".into(),
             public_url: "https://sho.rt/\n".into(),
             shorten_access: "token".into(),
             allowed_origin: "https://app.example".into(),
+            secrets_ttl: "30".into(),
+            secrets_stale: "60".into(),
         })
         .unwrap();
-        assert_eq!(settings.access, Access::token("s3cret"));
+        assert_eq!(settings.shorteners, Shorteners::TokenHolders);
         assert_eq!(settings.public, Origin::parse("https://sho.rt"));
         assert_eq!(settings.cors, Cors::Only(Origin::parse("https://app.example").unwrap()));
+        assert_eq!(settings.secrets, Some(secret::Bounds { ttl: 30, stale: 60 }));
 
         let open = Variables {
             shorten_access: "open".into(),
@@ -107,7 +137,10 @@ mod tests {
             ..Variables::default()
         };
         let settings = Settings::parse(&open).unwrap();
-        assert_eq!((settings.access, settings.cors), (Access::Open, Cors::Anybody));
+        assert_eq!(
+            (settings.shorteners, settings.cors),
+            (Shorteners::Everybody, Cors::Anybody)
+        );
     }
 
     #[test]
@@ -141,6 +174,13 @@ mod tests {
                     ..unset()
                 },
                 "allowed_origin",
+            ),
+            (
+                Variables {
+                    secrets_ttl: "30s".into(),
+                    ..unset()
+                },
+                "secrets_ttl",
             ),
         ] {
             let invalid = Settings::parse(&variables).unwrap_err();

@@ -1,5 +1,7 @@
 //! What needs to be known of SQL texts and of the database's messages, apart from any database.
 
+use std::fmt;
+
 /// The statements of a script. One ends at the `;` that ends a line before an empty line or the end; so a trigger's
 /// body, which has no empty line in it, stays whole.
 pub fn statements(script: &str) -> impl Iterator<Item = &str> {
@@ -13,6 +15,12 @@ pub fn statements(script: &str) -> impl Iterator<Item = &str> {
 /// exists".
 pub fn is_done(message: &str) -> bool {
     message.to_ascii_lowercase().contains("duplicate column name")
+}
+
+/// Whether a database does not take a statement because of its kind, as remote ones do with most pragmas.
+pub fn is_refused(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("unsupported statement") || message.contains("not allowed")
 }
 
 /// What a database error means for the request that met it.
@@ -44,6 +52,54 @@ impl Trouble {
     }
 }
 
+/// What is said of a statement that did not end in its time.
+pub const NO_ANSWER: &str = "no answer in time";
+
+/// The kind of trouble, for anybody to read: a database's own message may name what is nobody's business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    NoAnswer,
+    Unreachable,
+    Refused,
+    Busy,
+    Full,
+    Other,
+}
+
+impl Cause {
+    /// By the message, as [`Trouble::of`].
+    pub fn of(message: &str) -> Cause {
+        let message = message.to_ascii_lowercase();
+        let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+        if message == NO_ANSWER {
+            Cause::NoAnswer
+        } else if says(&["auth", "jwt", "forbidden", "status=401", "status=403"]) {
+            Cause::Refused
+        } else if says(&["connect", "dns error", "unable to open"]) {
+            Cause::Unreachable
+        } else if Trouble::of(&message) == Trouble::Busy {
+            Cause::Busy
+        } else if says(&["is full"]) {
+            Cause::Full
+        } else {
+            Cause::Other
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::NoAnswer => "no answer in time",
+            Cause::Unreachable => "it cannot be reached or opened",
+            Cause::Refused => "it refuses the token",
+            Cause::Busy => "it is locked by others",
+            Cause::Full => "it is full",
+            Cause::Other => "it reports an error, which is in the log",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +122,53 @@ mod tests {
         assert!(is_done("duplicate column name: request_id"));
         assert!(is_done("SQLite error: Duplicate column name: request_id"));
         assert!(!is_done("no such table: links") && !is_done("database is locked"));
+    }
+
+    #[test]
+    fn a_pragma_that_is_refused_is_no_fault() {
+        assert!(is_refused("unsupported statement"));
+        assert!(is_refused(
+            "SQL_PARSE_ERROR: SQL not allowed statement: PRAGMA journal_mode = WAL"
+        ));
+        assert!(!is_refused("database is locked") && !is_refused("disk I/O error"));
+    }
+
+    /// Those of libSQL as Spin 4.0.2 hands them on, the others SQLite's own.
+    #[test]
+    fn a_cause_is_told_without_the_message() {
+        for (message, cause) in [
+            (NO_ANSWER, Cause::NoAnswer),
+            (
+                "Hrana: `http error: `error trying to connect: tcp connect error: Connection refused (os error 111)``",
+                Cause::Unreachable,
+            ),
+            (
+                "Hrana: `http error: `error trying to connect: dns error: failed to lookup address``",
+                Cause::Unreachable,
+            ),
+            (
+                "unable to open database file: /var/lib/links/data/links.db",
+                Cause::Unreachable,
+            ),
+            ("the connection is gone", Cause::Unreachable),
+            (
+                "Hrana: `api error: `{\"error\":\"Unauthorized: bad token\"}``",
+                Cause::Refused,
+            ),
+            (
+                "Hrana: `api error: `{\"error\":\"The JWT is invalid\"}``",
+                Cause::Refused,
+            ),
+            ("Hrana: `api error: `status=401 Unauthorized, body=``", Cause::Refused),
+            ("database is locked", Cause::Busy),
+            ("the database is full", Cause::Full),
+            ("disk I/O error", Cause::Other),
+            ("unrecognized token: \"x\"", Cause::Other),
+            ("", Cause::Other),
+        ] {
+            assert_eq!(Cause::of(message), cause, "{message}");
+        }
+        assert!(!Cause::of("disk I/O error at /secret").to_string().contains("secret"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! spin.toml against the code: what it repeats must agree, and what it grants must be what is used.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use links_core::{cache, secret};
 use toml::{Table, Value};
 
 const MANIFEST: &str = include_str!("../../spin.toml");
@@ -25,7 +26,17 @@ fn has_the_version_of_the_workspace() {
 
 #[test]
 fn hands_on_the_variables_that_the_component_reads() {
-    let names = ["admin_token", "allowed_origin", "public_url", "shorten_access"];
+    let names = [
+        "admin_token",
+        "allowed_origin",
+        "cache_stale",
+        "cache_ttl",
+        "link_cache",
+        "public_url",
+        "secrets_stale",
+        "secrets_ttl",
+        "shorten_access",
+    ];
     let manifest = manifest();
     assert_eq!(keys(&manifest["variables"]), names);
     assert_eq!(keys(&manifest["component"]["links"]["variables"]), names);
@@ -43,10 +54,34 @@ fn hands_on_the_variables_that_the_component_reads() {
     );
 }
 
+/// The texts are what an empty value means.
 #[test]
-fn grants_one_database_and_nothing_else() {
+fn the_defaults_are_those_of_the_code() {
+    let manifest = manifest();
+    let default = |name: &str| manifest["variables"][name]["default"].as_str().unwrap().to_owned();
+    assert_eq!(cache::is_on(&default("link_cache")), cache::is_on(""));
+    assert_eq!(
+        cache::Bounds::parse(&default("cache_ttl"), &default("cache_stale")),
+        cache::Bounds::parse("", "")
+    );
+    assert_eq!(
+        secret::Bounds::parse(&default("secrets_ttl"), ""),
+        secret::Bounds::parse("", "")
+    );
+    assert_eq!(
+        secret::Bounds::parse("1", &default("secrets_stale")),
+        secret::Bounds::parse("1", "")
+    );
+}
+
+#[test]
+fn grants_one_database_two_stores_and_nothing_else() {
     let manifest = manifest();
     let component = &manifest["component"]["links"];
-    assert_eq!(keys(component), ["build", "source", "sqlite_databases", "variables"]);
+    assert_eq!(
+        keys(component),
+        ["build", "key_value_stores", "source", "sqlite_databases", "variables"]
+    );
     assert_eq!(component["sqlite_databases"], Value::from(vec!["default"]));
+    assert_eq!(component["key_value_stores"], Value::from(vec!["default", "local"]));
 }

@@ -7,9 +7,14 @@ use futures_util::future::{Either, select};
 
 /// Unix seconds; 0 on a clock set before 1970.
 pub fn now() -> i64 {
+    now_in_milliseconds() / 1000
+}
+
+/// Unix milliseconds; 0 on a clock set before 1970.
+pub fn now_in_milliseconds() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs().try_into().unwrap_or(i64::MAX))
+        .map_or(0, |since| since.as_millis().try_into().unwrap_or(i64::MAX))
 }
 
 /// The outcome of `work`, or `None` if it takes longer than `limit`: `work` is then dropped, which cancels the host

@@ -4,15 +4,21 @@
 //! requests at once and a panic would end them all, so no path here panics, and no borrow of shared state lives across
 //! an `await`.
 
+mod access;
+mod cache;
 mod clock;
+mod kv;
+mod local;
 mod log;
+mod outage;
 mod random;
+mod redirect;
 mod respond;
 mod settings;
 mod shorten;
 mod store;
+mod variable;
 
-use links_core::link;
 use links_core::problem::Problem;
 use links_core::reply::Reply;
 use links_core::route::Route;
@@ -32,8 +38,12 @@ async fn handle(request: Request) -> Result<types::Response, types::ErrorCode> {
 
 async fn answer(request: Request) -> Result<Reply, Problem> {
     match Route::of(request.method().as_str(), request.uri().path())? {
-        Route::Follow(slug) => link::follow(Store::new().find(&slug).await?, clock::now()),
-        Route::Health => Store::new().check().await.map(|()| Reply::healthy()),
+        Route::Follow(slug) => redirect::follow(&slug).await,
+        Route::Health => {
+            // What is found out about the database is for all instances, where there is a cache to go on with.
+            cache::bounds().await;
+            Store::probing().check().await.map(|()| Reply::healthy())
+        }
         Route::Preflight => Ok(settings::current().await?.cors.preflight(header(&request, "origin"))),
         Route::Shorten => shorten::shorten(request).await,
     }

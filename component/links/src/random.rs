@@ -1,10 +1,11 @@
-//! Random slugs.
+//! Random slugs and salts.
 
 use std::cell::RefCell;
 
+use links_core::secret::SALT_LENGTH;
 use links_core::slug::Slug;
-use rand::SeedableRng;
 use rand::rngs::{StdRng, SysError, SysRng};
+use rand::{Rng, SeedableRng};
 
 thread_local! {
     /// Seeded by the host once an instance, when it first needs one: instances never share a seed.
@@ -13,11 +14,24 @@ thread_local! {
 
 /// A slug for the given attempt, or `None` if it came out as a word that is reserved.
 pub fn slug(attempt: usize) -> Result<Option<Slug>, SysError> {
+    with_generator(|generator| Slug::generate(generator, attempt))
+}
+
+/// A salt for a digest.
+pub fn salt() -> Result<[u8; SALT_LENGTH], SysError> {
+    with_generator(|generator| {
+        let mut salt = [0; SALT_LENGTH];
+        generator.fill_bytes(&mut salt);
+        salt
+    })
+}
+
+fn with_generator<T>(work: impl FnOnce(&mut StdRng) -> T) -> Result<T, SysError> {
     GENERATOR.with_borrow_mut(|kept| {
         let generator = match kept {
             Some(generator) => generator,
             None => kept.insert(StdRng::try_from_rng(&mut SysRng)?),
         };
-        Ok(Slug::generate(generator, attempt))
+        Ok(work(generator))
     })
 }

@@ -1,15 +1,14 @@
-//! The component's variables, read and kept for a moment.
+//! The component's variables but for the secret one, read and kept for a moment.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join4;
+use futures_util::future::try_join5;
 use links_core::problem::Problem;
 use links_core::settings::{Settings, Variables};
-use spin_sdk::variables;
 
-use crate::{clock, log};
+use crate::{clock, log, variable};
 
 /// How long values are kept. An instance lives a second longer than its last request, so this is for busy ones.
 const KEEP: Duration = Duration::from_secs(5);
@@ -46,23 +45,25 @@ pub async fn current() -> Result<Rc<Settings>, Problem> {
     Ok(settings)
 }
 
+/// Whether the variables were read and say that secrets are kept.
+pub fn are_known_to_keep_secrets() -> bool {
+    KEPT.with_borrow(|kept| kept.as_ref().is_some_and(|(_, settings)| settings.secrets.is_some()))
+}
+
 async fn read() -> Result<Variables, String> {
-    let (admin_token, public_url, shorten_access, allowed_origin) = try_join4(
-        get("admin_token"),
-        get("public_url"),
-        get("shorten_access"),
-        get("allowed_origin"),
+    let (public_url, shorten_access, allowed_origin, secrets_ttl, secrets_stale) = try_join5(
+        variable::get("public_url"),
+        variable::get("shorten_access"),
+        variable::get("allowed_origin"),
+        variable::get("secrets_ttl"),
+        variable::get("secrets_stale"),
     )
     .await?;
     Ok(Variables {
-        admin_token,
         public_url,
         shorten_access,
         allowed_origin,
+        secrets_ttl,
+        secrets_stale,
     })
-}
-
-/// A provider's message may name its address, but not a value.
-async fn get(name: &str) -> Result<String, String> {
-    variables::get(name).await.map_err(|error| format!("{name}: {error:?}"))
 }

@@ -3,19 +3,20 @@
 use std::time::Duration;
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use links_core::access::Access;
 use links_core::link::NewLink;
 use links_core::origin::Origin;
 use links_core::problem::Problem;
 use links_core::reply::Reply;
 use links_core::request::{self, Shorten};
 use links_core::request_id::{self, RequestId};
-use links_core::settings::Settings;
+use links_core::settings::{Settings, Shorteners};
 use links_core::slug::{MAX_ATTEMPTS, Slug};
 use spin_sdk::http::Request;
 
 use crate::respond::header;
 use crate::store::Store;
-use crate::{clock, log, random, settings};
+use crate::{access, cache, clock, log, random, settings};
 
 /// How long a client may take to send the body. nginx has it whole before it asks us.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
@@ -28,9 +29,11 @@ pub async fn shorten(request: Request) -> Result<Reply, Problem> {
 }
 
 async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem> {
-    settings
-        .access
-        .check(request.headers().get("authorization").map(|value| value.as_bytes()))?;
+    let access = match settings.shorteners {
+        Shorteners::Everybody => Access::Open,
+        Shorteners::TokenHolders => access::current(settings.secrets.as_ref()).await?,
+    };
+    access.check(request.headers().get("authorization").map(|value| value.as_bytes()))?;
     request::check_content_type(header(&request, "content-type"))?;
     request::check_length(header(&request, "content-length"))?;
     let own = match &settings.public {
@@ -40,12 +43,16 @@ async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem>
     let id = request.headers().get(request_id::HEADER);
     let id = id.and_then(|value| RequestId::parse(value.as_bytes()));
     let wish = Shorten::parse(&read_body(request).await?)?;
+    let is_cached = cache::bounds().await.is_some();
     let now = clock::now();
     let link = NewLink::check(&wish, &own, now)?;
     let slug = match &link.slug {
         Some(slug) => with_slug(slug, &link, id, now).await?,
         None => with_generated_slug(&link, id, now).await?,
     };
+    if is_cached {
+        cache::put(&slug, &link.as_stored(), now).await;
+    }
     Ok(Reply::shortened(slug.as_str(), &own.short_url(&slug)))
 }
 

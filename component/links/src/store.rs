@@ -4,7 +4,7 @@
 //! share the database. Every statement may also be repeated: an insert that was done although its answer got lost finds
 //! its own row, by the request's id. Without one that is a taken slug to the caller, and costs at worst an unused row.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,11 @@ use links_core::link::{NewLink, Stored};
 use links_core::problem::Problem;
 use links_core::request_id::RequestId;
 use links_core::slug::Slug;
-use links_core::sql::{self, Trouble};
+use links_core::sql::{self, Cause, Trouble};
 use spin_sdk::sqlite::{Connection, Error, RowResult, Value};
 
-use crate::{clock, log};
+use crate::outage::Service;
+use crate::{cache, clock, log};
 
 /// The scripts that lead from one version of the tables to the next, version 0 being none.
 const SCHEMA: [&str; 2] = [
@@ -29,13 +30,50 @@ const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
 const FIND_LINK: &str = include_str!("../../sql/find_link.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
 
-/// Longest wait for one statement. A local database waits up to 5 s for a lock before it says "busy"; a remote one that
-/// hangs would never say anything.
-const STATEMENT_LIMIT: Duration = Duration::from_secs(6);
+/// How long a request waits for the database.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// For one statement.
+    statement: Duration,
+    /// After this long no statement is tried again.
+    tries: Duration,
+    /// For all of it.
+    whole: Duration,
+}
 
-/// After this long no statement is tried again for a request. With the statement then under way that makes 14 s at
-/// most.
-const RETRY_LIMIT: Duration = Duration::from_secs(8);
+/// A local database waits up to 5 s for a lock before it says "busy".
+const LOCAL: Patience = Patience {
+    statement: Duration::from_secs(6),
+    tries: Duration::from_secs(8),
+    whole: Duration::from_secs(14),
+};
+
+/// A database on another machine waits for its own locks; one that hangs would never say anything.
+const REMOTE: Patience = Patience {
+    statement: READ_LIMIT,
+    tries: Duration::from_secs(6),
+    whole: Duration::from_secs(10),
+};
+
+/// No reader waits for a lock.
+const READ_LIMIT: Duration = Duration::from_millis(4500);
+
+/// For who has another answer at hand.
+const HASTY: Patience = Patience {
+    statement: SOON,
+    tries: SOON,
+    whole: SOON,
+};
+
+/// For who asks again every second, and gives up after two himself.
+const PROBING: Patience = Patience {
+    statement: Duration::from_millis(1500),
+    tries: Duration::from_millis(1500),
+    whole: Duration::from_millis(1500),
+};
+
+/// A database that takes longer than this is as good as down for who has another answer at hand.
+const SOON: Duration = Duration::from_secs(1);
 
 /// First pause before a busy database is asked again; doubled each time, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -44,23 +82,62 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 thread_local! {
     /// This instance's connection, opened by the first request that needs it: opening one for every request costs more
     /// than the request. Requests take a share of it and never hold the cell itself while they wait.
-    static KEPT: RefCell<Option<Rc<Connection>>> = const { RefCell::new(None) };
+    static KEPT: RefCell<Option<Rc<Shared>>> = const { RefCell::new(None) };
+}
+
+struct Shared {
+    connection: Connection,
+    /// Whether the tables are known to be those of this release.
+    has_tables: Cell<bool>,
+}
+
+/// What a statement needs to find.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// Tables of any version: every version has what it reads. Without a look at the version it is there one round trip
+    /// earlier.
+    AnyTables,
+    /// The tables of this release.
+    Tables,
 }
 
 /// The database for one request.
 pub struct Store {
     since: Instant,
+    patience: Patience,
 }
 
 impl Store {
+    /// The cache is for databases on other machines, so it tells which kind this is.
     pub fn new() -> Store {
-        Store { since: Instant::now() }
+        Store::with(if cache::is_known_to_be_on() { REMOTE } else { LOCAL })
+    }
+
+    /// For a request that can be answered without the database, too: gives up after a second.
+    pub fn hasty() -> Store {
+        Store::with(HASTY)
+    }
+
+    /// For a probe, which wants to be told within its own time limit what is wrong.
+    pub fn probing() -> Store {
+        Store::with(PROBING)
+    }
+
+    fn with(patience: Patience) -> Store {
+        Store {
+            since: Instant::now(),
+            patience,
+        }
     }
 
     /// # Errors
     /// 503
     pub async fn find(&self, slug: &Slug) -> Result<Option<Stored>, Problem> {
-        let rows = self.run(FIND_LINK, &[Value::Text(slug.as_str().to_owned())]).await?;
+        let slug = [Value::Text(slug.as_str().to_owned())];
+        let rows = self
+            .ask(FIND_LINK, &slug, Needs::AnyTables)
+            .await
+            .map_err(unavailable)?;
         Ok(rows.into_iter().next().and_then(|row| {
             let [url, expires_at] = row.values.try_into().ok()?;
             stored(url, &expires_at)
@@ -87,7 +164,7 @@ impl Store {
                 .map_or(Value::Null, |Expiry(seconds)| Value::Integer(seconds)),
             id.map_or(Value::Null, |id| Value::Blob(id.as_bytes().to_vec())),
         ];
-        let rows = self.run(INSERT_LINK, &row).await?;
+        let rows = self.ask(INSERT_LINK, &row, Needs::Tables).await.map_err(unavailable)?;
         Ok(rows.into_iter().next().and_then(|row| {
             let [slug, url, expires_at] = row.values.try_into().ok()?;
             let Value::Text(slug) = slug else { return None };
@@ -98,45 +175,73 @@ impl Store {
     /// Reads from the table of links; on a new database it makes it first.
     ///
     /// # Errors
-    /// 503
+    /// 503, with the kind of trouble.
     pub async fn check(&self) -> Result<(), Problem> {
-        self.run(HEALTH, &[]).await.map(drop)
+        let outcome = self.ask(HEALTH, &[], Needs::Tables).await.map(drop);
+        outcome.map_err(|error| Problem::unavailable(format!("The database does not answer: {}.", Cause::of(&error))))
+    }
+
+    /// The rows of one statement; whether they came is remembered, and told to the operator.
+    async fn ask(&self, statement: &str, values: &[Value], needs: Needs) -> Result<Vec<RowResult>, String> {
+        let outcome = self.run(statement, values, needs).await;
+        match &outcome {
+            Ok(_) if self.since.elapsed() < SOON => Service::Database.answered().await,
+            Ok(_) => {}
+            Err(error) => Service::Database.failed(error).await,
+        }
+        outcome
     }
 
     /// The rows of one statement, tried again where that can help.
-    async fn run(&self, statement: &str, values: &[Value]) -> Result<Vec<RowResult>, Problem> {
+    async fn run(&self, statement: &str, values: &[Value], mut needs: Needs) -> Result<Vec<RowResult>, String> {
+        let Patience {
+            statement: limit,
+            tries,
+            whole,
+        } = self.patience;
         let mut pause = FIRST_PAUSE;
         let mut renewed = false;
         loop {
             let kept = KEPT.with_borrow(Option::clone);
             let was_kept = kept.is_some();
             let work = async {
-                let connection = match kept {
-                    Some(connection) => connection,
-                    None => open().await?,
+                let shared = match kept {
+                    Some(shared) => shared,
+                    None => connect().await?,
                 };
-                rows(&connection, statement, values).await
+                if needs == Needs::Tables && !shared.has_tables.get() {
+                    make_tables(&shared.connection).await?;
+                    shared.has_tables.set(true);
+                }
+                rows(&shared.connection, statement, values).await
             };
-            let error = match clock::within(STATEMENT_LIMIT, work).await {
+            let left = whole.saturating_sub(self.since.elapsed());
+            let limit = if needs == Needs::AnyTables {
+                limit.min(READ_LIMIT)
+            } else {
+                limit
+            };
+            let error = match clock::within(limit.min(left), work).await {
                 Some(Ok(rows)) => return Ok(rows),
                 Some(Err(error)) => error,
                 None => {
                     forget();
-                    return Err(unavailable("no answer in time"));
+                    return Err(sql::NO_ANSWER.to_owned());
                 }
             };
             match Trouble::of(&error) {
-                Trouble::Busy if self.since.elapsed() < RETRY_LIMIT => {
+                Trouble::Busy if self.since.elapsed() < tries => {
                     spin_sdk::time::sleep(pause).await;
                     pause = LONGEST_PAUSE.min(pause * 2);
                 }
+                Trouble::NoSchema if needs == Needs::AnyTables => needs = Needs::Tables,
                 Trouble::NoSchema | Trouble::Other if was_kept && !renewed => {
                     forget();
                     renewed = true;
                 }
                 _ => {
                     forget();
-                    return Err(unavailable(&error));
+                    return Err(error);
                 }
             }
         }
@@ -154,8 +259,7 @@ fn stored(url: Value, expires_at: &Value) -> Option<Stored> {
 }
 
 /// What is wrong with the database is for the operator to read, in the log; the client learns that it is not its fault.
-fn unavailable(error: &str) -> Problem {
-    log::line("the database does not answer", error);
+fn unavailable(_: String) -> Problem {
     Problem::unavailable("The database does not answer at the moment. Try again.")
 }
 
@@ -164,19 +268,27 @@ fn forget() {
     drop(KEPT.take());
 }
 
-/// Opens a connection, makes sure that the tables are there, and keeps it for the requests to come. Two at once on one
-/// instance are one connection too many for a moment, no more.
-async fn open() -> Result<Rc<Connection>, String> {
-    let connection = Rc::new(Connection::open_default().await.map_err(message)?);
-    let missing = SCHEMA.get(applied(&connection).await?..).unwrap_or_default();
+/// Opens a connection and keeps it for the requests to come. Two at once on one instance are one connection too many for
+/// a moment, no more.
+async fn connect() -> Result<Rc<Shared>, String> {
+    let shared = Rc::new(Shared {
+        connection: Connection::open_default().await.map_err(message)?,
+        has_tables: Cell::new(false),
+    });
+    drop(KEPT.replace(Some(shared.clone())));
+    Ok(shared)
+}
+
+/// Makes sure that the tables are there. What is cut off by a time limit is left to the next one who needs them.
+async fn make_tables(connection: &Connection) -> Result<(), String> {
+    let missing = SCHEMA.get(applied(connection).await?..).unwrap_or_default();
     if !missing.is_empty() {
-        write_ahead(&connection).await?;
+        write_ahead(connection).await?;
     }
     for script in missing {
-        apply(&connection, script).await?;
+        apply(connection, script).await?;
     }
-    drop(KEPT.replace(Some(connection.clone())));
-    Ok(connection)
+    Ok(())
 }
 
 /// The version of the tables; 0 for none.
@@ -194,8 +306,8 @@ async fn applied(connection: &Connection) -> Result<usize, String> {
 async fn write_ahead(connection: &Connection) -> Result<(), String> {
     match rows(connection, WRITE_AHEAD, &[]).await {
         Err(error) if Trouble::of(&error) == Trouble::Busy => return Err(error),
-        Err(error) => log::line("going on without a write-ahead log", error),
-        Ok(_) => {}
+        Err(error) if !sql::is_refused(&error) => log::line("going on without a write-ahead log", error),
+        _ => {}
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::finding::Finding;
 use super::links::{self, Access, Config};
 use super::reader::Reader;
 use super::runtime::{self, RuntimeToml, file_of};
+use super::telemetry;
 use crate::layout::{ADMIN_TOKEN, Layout};
 
 /// Fewer characters than this can be guessed.
@@ -35,8 +36,7 @@ pub fn load(layout: &Layout, source: &Source, reader: &impl Reader) -> Result<Lo
         .map_err(|error| findings.push(cannot_read(&source.directory, &error)))
         .ok();
     if let Some(credentials) = &credentials {
-        let file = layout.runtime_toml().display().to_string();
-        findings.extend(needs(config.as_ref(), runtime.as_ref(), credentials, source, &file));
+        findings.extend(needs(config.as_ref(), runtime.as_ref(), credentials, source, layout));
     }
     match (config, runtime, credentials) {
         (Some(config), Some(runtime), Some(credentials)) if !findings.iter().any(Finding::is_error) => Ok(Loaded {
@@ -49,14 +49,21 @@ pub fn load(layout: &Layout, source: &Source, reader: &impl Reader) -> Result<Lo
     }
 }
 
+/// What [`check`] has found.
+pub struct Checked {
+    pub findings: Vec<Finding>,
+    /// None where the configuration is wrong, or its secrets are not to be seen.
+    pub loaded: Option<Loaded>,
+}
+
 /// Looks at the configuration of a host for a person: what [`load`] finds, and who may read the credentials.
 ///
 /// Without the right to look at the credentials, that is a warning and the files are checked without them.
-pub fn check(layout: &Layout, reader: &impl Reader) -> Vec<Finding> {
+pub fn check(layout: &Layout, reader: &impl Reader) -> Checked {
     let source = Source::of_host(layout);
-    let mut findings = match load(layout, &source, reader) {
-        Ok(loaded) => loaded.warnings,
-        Err(findings) => findings,
+    let (mut findings, loaded) = match load(layout, &source, reader) {
+        Ok(loaded) => (loaded.warnings.clone(), Some(loaded)),
+        Err(findings) => (findings, None),
     };
     let directory = source.directory.display().to_string();
     match reader.list(&source.directory) {
@@ -79,7 +86,7 @@ pub fn check(layout: &Layout, reader: &impl Reader) -> Vec<Finding> {
         // No directory: what misses a credential has said so. Any other trouble, `load` has met as well.
         Err(_) => {}
     }
-    findings
+    Checked { findings, loaded }
 }
 
 pub(super) fn read<T>(
@@ -108,28 +115,44 @@ fn needs(
     runtime: Option<&RuntimeToml>,
     credentials: &Credentials,
     source: &Source,
-    runtime_file: &str,
+    layout: &Layout,
 ) -> Vec<Finding> {
     let file = |name: &str| source.file(name).display().to_string();
     let mut findings = Vec::new();
-    let references = runtime.map(RuntimeToml::references).unwrap_or_default();
-    for reference in references {
+    let headers = config.and_then(|config| config.telemetry.headers.as_ref());
+    let of_links = headers.map(|reference| (layout.links_toml(), reference));
+    let of_runtime = runtime.map(RuntimeToml::references).unwrap_or_default();
+    let of_runtime = of_runtime.iter().map(|reference| (layout.runtime_toml(), reference));
+    let references: Vec<_> = of_links.into_iter().chain(of_runtime).collect();
+    for (asking, reference) in &references {
         let name = &reference.credential;
         if credentials.get(name).is_none() && !credentials.unusable().contains_key(name) {
             findings.push(
-                Finding::error(runtime_file, format!("the credential `{name}` is missing"))
-                    .at((reference.line, reference.column))
-                    .help(format!("put it into {}, mode 0600", file_of(name))),
+                Finding::error(
+                    asking.display().to_string(),
+                    format!("the credential `{name}` is missing"),
+                )
+                .at((reference.line, reference.column))
+                .help(format!("put it into {}, mode 0600", file_of(name))),
             );
         }
     }
     for (name, problem) in credentials.unusable() {
-        let used = name == ADMIN_TOKEN || references.iter().any(|reference| reference.credential == *name);
+        let used = name == ADMIN_TOKEN || references.iter().any(|(_, reference)| reference.credential == *name);
         findings.push(if used {
             Finding::error(file(name), problem)
         } else {
             Finding::warning(file(name), format!("{problem}, and nothing asks for it"))
         });
+    }
+    if let Some(reference) = headers
+        && let Some(secret) = credentials.get(&reference.credential)
+        && telemetry::headers(secret).is_none()
+    {
+        findings.push(
+            Finding::error(file(&reference.credential), "holds no headers for `telemetry.headers`")
+                .help("write NAME=VALUE, several with a comma between; a character that means something else as %2C"),
+        );
     }
     let asked_for = config.is_some_and(|config| config.shorten.access == Access::Token)
         && runtime.is_some_and(|runtime| !runtime.may_supply(ADMIN_TOKEN));
@@ -146,8 +169,7 @@ fn needs(
 
 /// The token travels as `Authorization: Bearer TOKEN`, which allows few characters (RFC 6750, section 2.1).
 fn admin_token(token: &str, file: &str) -> Option<Finding> {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
-    if !token.bytes().all(fits) {
+    if !fits_a_header(token) {
         let message = "holds a character that no bearer token may have";
         return Some(Finding::error(file, message).help("use letters, digits and -._~+/="));
     }
@@ -155,6 +177,12 @@ fn admin_token(token: &str, file: &str) -> Option<Finding> {
         let message = format!("is short: fewer than {SHORT_TOKEN} characters can be guessed");
         Finding::warning(file, message).help("run `linksctl token --rotate` to make a better one")
     })
+}
+
+pub fn fits_a_header(token: &str) -> bool {
+    token
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte))
 }
 
 #[cfg(test)]

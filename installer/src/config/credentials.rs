@@ -31,6 +31,15 @@ impl Credentials {
         self.secrets.insert(name.into(), secret.into());
     }
 
+    /// `text` of somebody else's without the secrets that it repeats.
+    pub fn redact(&self, text: &str) -> String {
+        // Shorter ones are no secrets, and would be found everywhere.
+        let secrets = self.secrets.values().filter(|secret| secret.len() >= 4);
+        secrets.fold(text.to_owned(), |text, secret| {
+            text.replace(secret.as_str(), "[secret]")
+        })
+    }
+
     /// The files that hold no secret, and why: each is wrong only where something asks for it.
     pub fn unusable(&self) -> &BTreeMap<String, String> {
         &self.unusable

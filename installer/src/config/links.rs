@@ -6,8 +6,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::runtime::Reference;
 pub use read::read;
 
 /// What `links.toml` says, with the defaults filled in. Everything in it has been checked: ranges, forms, ports.
@@ -23,6 +24,10 @@ pub struct Config {
     pub health: Health,
     pub drain: Drain,
     pub rollout: Rollout,
+    pub cache: Cache,
+    pub secrets: Secrets,
+    pub telemetry: Telemetry,
+    pub metrics: Metrics,
     pub nginx: Nginx,
 }
 
@@ -67,6 +72,86 @@ pub struct Drain {
 pub struct Rollout {
     /// An instance is healthy this long before the next one is touched.
     pub min_healthy: Duration,
+}
+
+/// `[cache]`: redirects that are answered without the database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cache {
+    pub enabled: Enabled,
+    /// How long an entry counts while the database answers.
+    pub ttl: Duration,
+    /// How long it counts while the database does not.
+    pub stale: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enabled {
+    /// Where the database is a remote one.
+    Auto,
+    Yes,
+    No,
+}
+
+/// `[secrets]`: what another machine (Vault) is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Secrets {
+    /// How long a value counts before it is asked for again.
+    pub ttl: Duration,
+    /// How long it counts while nobody answers.
+    pub stale: Duration,
+}
+
+/// `[telemetry]`: what is sent to a collector of the user, by OTLP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Telemetry {
+    /// `http://` or `https://`, a host, and for [`Protocol::Http`] maybe a path, without a slash at the end. None: nothing
+    /// is sent.
+    pub endpoint: Option<String>,
+    pub protocol: Protocol,
+    /// The credential that holds headers for the collector, as `OTEL_EXPORTER_OTLP_HEADERS` has them.
+    pub headers: Option<Reference>,
+    pub traces: bool,
+    pub metrics: bool,
+    pub logs: bool,
+    pub sampling: Sampling,
+}
+
+/// How OTLP travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    #[serde(rename = "http/protobuf")]
+    Http,
+    #[serde(rename = "grpc")]
+    Grpc,
+}
+
+/// The share of traces that is kept, of those that begin here; in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Sampling(u32);
+
+impl Sampling {
+    /// None unless it is from 0 to 1.
+    pub fn new(ratio: f64) -> Option<Self> {
+        // In range, so the cast rounds and loses nothing else.
+        (0.0..=1.0).contains(&ratio).then(|| Self((ratio * 1e6).round() as u32))
+    }
+}
+
+/// As `OTEL_TRACES_SAMPLER_ARG` takes it.
+impl fmt::Display for Sampling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (f64::from(self.0) / 1e6).fmt(f)
+    }
+}
+
+/// `[metrics]`: what Prometheus asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Metrics {
+    /// Where `GET /metrics` is answered; none: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Where the instances send theirs, by OTLP; loopback.
+    pub otlp_listen: SocketAddr,
 }
 
 /// `[nginx]`
@@ -118,6 +203,16 @@ impl fmt::Display for Listen {
     }
 }
 
+impl fmt::Display for Protocol {
+    /// As `OTEL_EXPORTER_OTLP_PROTOCOL` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http/protobuf",
+            Self::Grpc => "grpc",
+        })
+    }
+}
+
 impl fmt::Display for Access {
     /// As the component's variable `shorten_access` takes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -149,6 +244,28 @@ impl Default for Config {
             },
             rollout: Rollout {
                 min_healthy: Duration::from_secs(2),
+            },
+            cache: Cache {
+                enabled: Enabled::Auto,
+                ttl: Duration::from_secs(60),
+                stale: Duration::from_secs(24 * 3600),
+            },
+            secrets: Secrets {
+                ttl: Duration::from_secs(30),
+                stale: Duration::from_secs(15 * 60),
+            },
+            telemetry: Telemetry {
+                endpoint: None,
+                protocol: Protocol::Http,
+                headers: None,
+                traces: true,
+                metrics: true,
+                logs: false,
+                sampling: Sampling(1_000_000),
+            },
+            metrics: Metrics {
+                listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
+                otlp_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9465)),
             },
             nginx: Nginx {
                 manage: true,

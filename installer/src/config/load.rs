@@ -7,9 +7,11 @@ use super::check::{self, Loaded};
 use super::credentials::Source;
 use super::finding::Finding;
 use super::links::{self, Config};
+use super::network::Network;
 use super::reader::Disk;
 use super::render;
-use super::runtime::Database;
+use super::runtime::{self, Database, Provider, RuntimeToml};
+use super::telemetry::Exports;
 use crate::layout::Layout;
 use crate::log;
 
@@ -55,6 +57,21 @@ pub fn load_links(layout: &Layout) -> Result<Config, Invalid> {
     }
 }
 
+/// The file that holds the links, by runtime.toml alone; none where it is not a local one, or the file is wrong.
+pub fn local_database(layout: &Layout) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(layout.runtime_toml()).ok()?;
+    runtime::read(&text, "runtime.toml").0?.local_database(layout)
+}
+
+impl RuntimeToml {
+    fn local_database(&self, layout: &Layout) -> Option<PathBuf> {
+        match self.database() {
+            Database::File(path) => Some(render::database_path(Path::new(&path), layout)),
+            Database::LibSql(_) => None,
+        }
+    }
+}
+
 impl Loaded {
     /// Tells what somebody should look at.
     pub fn log_warnings(&self) {
@@ -71,11 +88,37 @@ impl Loaded {
         render::runtime_config(&self.runtime, &self.config, &self.credentials, layout)
     }
 
+    /// What is asked over a connection; holds secrets.
+    pub fn providers(&self) -> Vec<Provider> {
+        self.runtime.providers(&self.credentials)
+    }
+
+    /// What has to be reached for it.
+    ///
+    /// # Errors
+    /// A credential is missing.
+    pub fn network(&self) -> Result<Network, render::Error> {
+        Ok(Network::of(&self.providers(), &self.exports()?))
+    }
+
+    /// What the runtime exports; holds secrets.
+    ///
+    /// # Errors
+    /// A credential is missing.
+    pub fn exports(&self) -> Result<Exports, render::Error> {
+        Exports::new(&self.config, &self.credentials)
+    }
+
+    /// What tells configurations apart that an instance must be restarted for.
+    ///
+    /// # Errors
+    /// A credential is missing.
+    pub fn digest(&self, layout: &Layout) -> Result<String, render::Error> {
+        Ok(render::digest(&self.render(layout)?, &self.config, &self.exports()?))
+    }
+
     /// The file that holds the links, where it is a local one.
     pub fn local_database(&self, layout: &Layout) -> Option<PathBuf> {
-        match self.runtime.database() {
-            Database::File(path) => Some(render::database_path(Path::new(&path), layout)),
-            Database::LibSql(_) => None,
-        }
+        self.runtime.local_database(layout)
     }
 }

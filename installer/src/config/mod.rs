@@ -2,6 +2,7 @@
 //!
 //! * [`links`] is the appliance's own file, [`runtime`] is the Spin runtime's.
 //! * [`check`] looks at all of it at once, and [`command`] is `linksctl check`.
+//! * [`telemetry`] says what is exported where.
 //! * [`render`] makes what an instance's runtime is started with.
 
 pub mod check;
@@ -12,10 +13,12 @@ pub mod duration;
 pub mod finding;
 pub mod links;
 pub mod load;
+pub mod network;
 pub mod reader;
 pub mod render;
 pub mod runtime;
 mod section;
+pub mod telemetry;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 mod value;

@@ -4,13 +4,19 @@ mod place;
 
 pub use place::database as database_path;
 
+use std::time::Duration;
+
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use toml::{Table, Value};
 
 use super::credentials::Credentials;
-use super::links::Config;
-use super::runtime::{ALLOWED_ORIGIN, PREFIX, PUBLIC_URL, RuntimeToml, SHORTEN_ACCESS, file_of};
+use super::links::{Config, Enabled};
+use super::runtime::{
+    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, Database, LINK_CACHE, PREFIX, PUBLIC_URL, RuntimeToml, SECRETS_STALE,
+    SECRETS_TTL, SHORTEN_ACCESS, file_of,
+};
+use super::telemetry::Exports;
 use crate::layout::{ADMIN_TOKEN, Layout};
 
 const HEADER: &str =
@@ -18,7 +24,7 @@ const HEADER: &str =
 
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Error {
-    #[error("the credential `{name}`, which runtime.toml asks for, is missing; put it into {path}, mode 0600", path = file_of(.name))]
+    #[error("the credential `{name}`, which the configuration asks for, is missing; put it into {path}, mode 0600", path = file_of(.name))]
     MissingCredential { name: String },
     #[error("writing the runtime's configuration: {0}")]
     Toml(String),
@@ -47,7 +53,7 @@ pub fn runtime_config(
     place::paths(&mut table, layout);
     // Spin 4.0.2, crates/runtime-config/src/lib.rs: an empty string means no log files. Its flag refuses one.
     table.insert("log_dir".to_owned(), Value::String(String::new()));
-    let mut providers = vec![statics(from_links_toml(config))];
+    let mut providers = vec![statics(from_links_toml(config, runtime))];
     if let Some(Value::Array(own)) = table.remove("variables_provider") {
         providers.extend(own);
     }
@@ -63,16 +69,39 @@ pub fn runtime_config(
 
 /// SHA-256, in hexadecimal, of all that an instance must be restarted for: what its runtime is started with, and what
 /// its supervisor read from `links.toml`.
-pub fn digest(rendered: &str, config: &Config) -> String {
+pub fn digest(rendered: &str, config: &Config, exports: &Exports) -> String {
     let mut sha256 = Sha256::new();
     sha256.update(rendered);
     // Debug of plain numbers and durations: the same text for the same values.
     sha256.update(format!("\n{} {:?} {:?}", config.base_port, config.health, config.drain));
+    // Which instance it is, and of which version, counts for nothing here.
+    for (name, value) in exports.environment(0, "") {
+        sha256.update(format!("\n{name}={value}"));
+    }
+    if let Some(forward) = exports.forward() {
+        sha256.update(format!(
+            "\n{} {} {}",
+            forward.url,
+            forward.protocol,
+            forward.headers.as_deref().unwrap_or_default()
+        ));
+    }
     crate::package::manifest::hex(&sha256.finalize())
 }
 
-/// All three always, so that nobody else is asked for one; the empty string is the component's own default.
-fn from_links_toml(config: &Config) -> [(&'static str, String); 3] {
+/// All of them always, so that nobody else is asked for one; the empty string is the component's own default.
+fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, String); 8] {
+    let cache = match config.cache.enabled {
+        Enabled::Auto => matches!(runtime.database(), Database::LibSql(_)),
+        Enabled::Yes => true,
+        Enabled::No => false,
+    };
+    // What this machine itself knows is asked for each time.
+    let secrets_ttl = match runtime.asks_others() {
+        true => config.secrets.ttl,
+        false => Duration::ZERO,
+    };
+    let seconds = |duration: Duration| duration.as_secs().to_string();
     [
         (PUBLIC_URL, config.public_url.clone().unwrap_or_default()),
         (SHORTEN_ACCESS, config.shorten.access.to_string()),
@@ -80,6 +109,11 @@ fn from_links_toml(config: &Config) -> [(&'static str, String); 3] {
             ALLOWED_ORIGIN,
             config.shorten.allowed_origin.clone().unwrap_or_default(),
         ),
+        (LINK_CACHE, if cache { "on" } else { "off" }.to_owned()),
+        (CACHE_TTL, seconds(config.cache.ttl)),
+        (CACHE_STALE, seconds(config.cache.stale)),
+        (SECRETS_TTL, seconds(secrets_ttl)),
+        (SECRETS_STALE, seconds(config.secrets.stale)),
     ]
 }
 

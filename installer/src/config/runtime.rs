@@ -7,27 +7,36 @@
 //! Where Spin ignores a key that it does not know, this is stricter: such a key is a mistake.
 
 mod network;
+mod providers;
 mod read;
 mod reference;
 mod stores;
 mod variables;
 
+use std::collections::BTreeMap;
+
 use toml::{Table, Value};
 
+pub use providers::{Place, Provider, Resolved, Service};
 pub use read::read;
 pub use reference::{PREFIX, Reference, file_of};
-pub use variables::{ALLOWED_ORIGIN, PUBLIC_URL, SHORTEN_ACCESS};
+pub use variables::{
+    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, LINK_CACHE, PUBLIC_URL, SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS,
+};
 
 /// The database that the component uses.
 pub const DEFAULT_LABEL: &str = "default";
 /// Its file below the data directory, where `runtime.toml` names none.
 pub const DEFAULT_DATABASE: &str = "links.db";
+/// The key-value store that is the appliance's own.
+pub const LOCAL_STORE: &str = "local";
 
 /// A `runtime.toml` in which nothing is wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RuntimeToml {
     table: Table,
     references: Vec<Reference>,
+    places: BTreeMap<String, Place>,
 }
 
 /// Where the links are kept.
@@ -66,6 +75,16 @@ impl RuntimeToml {
             Some(url) => Database::LibSql(url),
             None => Database::File(text("path").unwrap_or_else(|| DEFAULT_DATABASE.to_owned())),
         }
+    }
+
+    /// Whether another machine is asked for variables.
+    pub fn asks_others(&self) -> bool {
+        let providers = self.table.get("variables_provider").and_then(Value::as_array);
+        let mut kinds = providers
+            .into_iter()
+            .flatten()
+            .filter_map(|provider| provider.get("type"));
+        kinds.any(|kind| matches!(kind.as_str(), Some("vault" | "azure_key_vault")))
     }
 
     /// Whether one of the file's own providers may know a variable. What Vault holds is not known from here.

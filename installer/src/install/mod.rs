@@ -1,5 +1,6 @@
 //! The host: what is done to it when the payload has come, and undone before it goes.
 
+pub mod network;
 pub mod payload;
 mod services;
 pub mod site;
@@ -14,6 +15,7 @@ use anyhow::{Context as _, bail};
 pub use services::{OnBehalfOf, Services, last_lines, stop_instances};
 
 use crate::config::load::{load_as_kept, load_links};
+use crate::config::network::Network;
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
 use crate::rollout::{Patience, Session, State, Style};
@@ -196,6 +198,11 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
     if dry_run {
         println!("take the nginx site away, put the default site back, reload nginx");
         println!("stop and disable {}", all.join(", "));
+        for drop_in in [layout.instances_network(), layout.agent_network()] {
+            if drop_in.exists() {
+                println!("remove {}", drop_in.display());
+            }
+        }
         return Ok(());
     }
     // Never in the middle of a rollout.
@@ -215,6 +222,7 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
         )?;
     }
     services.disable(&all)?;
+    network::set(layout, Network::default(), services)?;
     files::remove_if_present(&layout.configured_marker())?;
     Ok(())
 }

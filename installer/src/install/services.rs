@@ -61,6 +61,15 @@ impl Services {
         self.running
     }
 
+    /// As in a chroot.
+    #[cfg(test)]
+    pub fn nowhere() -> Self {
+        Self {
+            on_behalf_of: OnBehalfOf::Person,
+            running: false,
+        }
+    }
+
     /// Makes systemd read the unit files again.
     ///
     /// # Errors

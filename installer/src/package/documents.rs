@@ -26,7 +26,14 @@ pub fn man_page(date: &str) -> anyhow::Result<Vec<u8>> {
     man.render_options_section(&mut page)?;
     writeln!(page, ".SH COMMANDS")?;
     for subcommand in command.get_subcommands().filter(|command| shown(command)) {
-        write_subcommand(&mut page, subcommand.clone())?;
+        if subcommand.has_subcommands() {
+            for inner in subcommand.get_subcommands().filter(|command| shown(command)) {
+                let heading = format!("{} {}", subcommand.get_name(), inner.get_name());
+                write_subcommand(&mut page, &heading, inner.clone())?;
+            }
+        } else {
+            write_subcommand(&mut page, subcommand.get_name(), subcommand.clone())?;
+        }
     }
     let mut exit_status = Vec::new();
     man.render_extra_section(&mut exit_status)?;
@@ -41,8 +48,8 @@ fn shown(command: &Command) -> bool {
 }
 
 /// As a subsection: the sections of a page of its own, their headings taken off.
-fn write_subcommand(page: &mut Vec<u8>, command: Command) -> anyhow::Result<()> {
-    writeln!(page, ".SS {}", command.get_name())?;
+fn write_subcommand(page: &mut Vec<u8>, heading: &str, command: Command) -> anyhow::Result<()> {
+    writeln!(page, ".SS {heading}")?;
     let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
     // The options that every command has are told once, at the top.
     let command = command.mut_args(|argument| {
@@ -91,12 +98,20 @@ mod tests {
             ".SH COMMANDS",
             ".SS pack",
             ".SS status",
+            ".SS db copy",
+            "\\-\\-resume",
             ".SH FILES",
             "release\\-version",
         ] {
             assert!(page.contains(part), "{part}");
         }
-        for part in [".SS completions", ".SS man", ".SS help", "linksctl\\-pack(1)"] {
+        for part in [
+            ".SS completions",
+            ".SS man",
+            ".SS help",
+            ".SS db\n",
+            "linksctl\\-pack(1)",
+        ] {
             assert!(!page.contains(part), "{part}");
         }
     }

@@ -151,6 +151,16 @@ pub fn table(bundle: &[bundle::Planned], linksctl: &Path, runtime_config: &Path)
             repository!("packaging/deb/copyright"),
         ),
         file(
+            &format!("{doc}/grafana-dashboard.json"),
+            0o644,
+            repository!("packaging/observability/grafana-dashboard.json"),
+        ),
+        file(
+            &format!("{doc}/links.rules.yml"),
+            0o644,
+            repository!("packaging/observability/links.rules.yml"),
+        ),
+        file(
             &format!("usr/share/lintian/overrides/{}", layout::PACKAGE),
             0o644,
             repository!("packaging/deb/lintian-overrides"),
@@ -472,6 +482,7 @@ mod tests {
             layout.cache_dir(),
             layout.run_dir(),
             layout.ready_dir(),
+            layout.metrics_dir(),
         ] {
             let line = format!("d {} ", dir.display());
             assert!(tmpfiles.lines().any(|found| found.starts_with(&line)), "{line}");
@@ -491,6 +502,8 @@ mod tests {
             layout.nginx_site_available(),
             layout.nginx_site_enabled(),
             layout.service_wants_dir(),
+            layout.instances_network(),
+            layout.agent_network(),
         ] {
             let path = path.display().to_string();
             assert!(postrm.split_whitespace().any(|word| word == path), "{path}");

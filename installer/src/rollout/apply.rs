@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::plan::{Observed, Plan, Step, Version, undo};
 use super::report::{Event, Reporter};
+use crate::config::network::Network;
 
 /// What a rollout does to the world.
 pub trait Host {
@@ -14,6 +15,7 @@ pub trait Host {
     /// # Errors
     /// The disk is full, or the database is damaged.
     fn back_up(&mut self, from: u32) -> anyhow::Result<()>;
+    fn network(&mut self, network: Network) -> anyhow::Result<()>;
     fn enable(&mut self, instance: u16) -> anyhow::Result<()>;
     fn point(&mut self, instance: u16, version: &Version) -> anyhow::Result<()>;
     /// # Errors
@@ -98,7 +100,7 @@ impl std::error::Error for Failure {}
 /// # Errors
 /// [`Failure`]: everything was taken back then, unless it says otherwise.
 pub fn apply(plan: &Plan, before: &Observed, host: &mut impl Host, reporter: &mut Reporter) -> Result<(), Failure> {
-    let mut touched: Vec<u16> = vec![];
+    let mut touched = Touched::default();
     let mut committed = !plan.steps.iter().any(|step| matches!(step, Step::Commit(_)));
     let mut begun = false;
     for step in &plan.steps {
@@ -112,11 +114,8 @@ pub fn apply(plan: &Plan, before: &Observed, host: &mut impl Host, reporter: &mu
                 host.begin()?;
                 begun = true;
             }
-            if let Some(instance) = step.instance()
-                && !committed
-                && !touched.contains(&instance)
-            {
-                touched.push(instance);
+            if !committed {
+                touched.note(step);
             }
             perform(step, host)
         })();
@@ -143,6 +142,7 @@ pub fn apply(plan: &Plan, before: &Observed, host: &mut impl Host, reporter: &mu
 fn perform(step: &Step, host: &mut impl Host) -> anyhow::Result<()> {
     match step {
         Step::BackUp(from, _) => host.back_up(*from),
+        Step::Network(network) => host.network(*network),
         Step::Enable(instance) => host.enable(*instance),
         Step::Point(instance, version) => host.point(*instance, version),
         Step::Restart(instance) => host.restart(*instance),
@@ -156,15 +156,43 @@ fn perform(step: &Step, host: &mut impl Host) -> anyhow::Result<()> {
     }
 }
 
+/// What a rollout has begun to change.
+#[derive(Debug, Default)]
+struct Touched {
+    instances: Vec<u16>,
+    network: bool,
+}
+
+impl Touched {
+    fn note(&mut self, step: &Step) {
+        self.network |= matches!(step, Step::Network(_));
+        if let Some(instance) = step.instance()
+            && !self.instances.contains(&instance)
+        {
+            self.instances.push(instance);
+        }
+    }
+}
+
 /// Every step is tried, whatever becomes of the others.
-fn take_back(before: &Observed, touched: &[u16], begun: bool, host: &mut impl Host, reporter: &mut Reporter) -> Undone {
+fn take_back(
+    before: &Observed,
+    touched: &Touched,
+    begun: bool,
+    host: &mut impl Host,
+    reporter: &mut Reporter,
+) -> Undone {
     let mut undone = Undone {
-        nothing: touched.is_empty(),
+        nothing: touched.instances.is_empty(),
         troubles: vec![],
     };
     let mut pointed = true;
     let live = host.is_live();
-    for step in undo(before, touched, live) {
+    for step in undo(before, &touched.instances, touched.network, live) {
+        // Who could not be pointed back may need it.
+        if matches!(step, Step::Network(_)) && !pointed {
+            continue;
+        }
         reporter.tell(&Event::undoing(&step));
         // Somebody may stop the service in the middle of it.
         if matches!(step, Step::Restart(_) | Step::Settle(_)) && !host.is_live() {
@@ -187,7 +215,7 @@ fn take_back(before: &Observed, touched: &[u16], begun: bool, host: &mut impl Ho
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::{Host as Setting, version, wanted};
+    use super::super::plan::tests::{Host as Setting, version, wanted, wanted_open};
     use super::super::plan::{Instance, plan};
     use super::*;
 
@@ -232,6 +260,9 @@ mod tests {
         }
         fn back_up(&mut self, from: u32) -> anyhow::Result<()> {
             self.note(format!("back up {from}"))
+        }
+        fn network(&mut self, network: Network) -> anyhow::Result<()> {
+            self.note(format!("network {:?}", network.instances))
         }
         fn enable(&mut self, instance: u16) -> anyhow::Result<()> {
             self.note(format!("enable {instance}"))
@@ -331,6 +362,42 @@ mod tests {
         let outcome = apply(&plan, &setting.0, &mut fake, &mut Reporter::silent());
         assert!(outcome.is_err_and(|failure| failure.to_string().contains("nothing was changed")));
         assert_eq!(fake.did, ["begin", "back up 1", "finish"]);
+    }
+
+    fn two_to_elsewhere(mut fake: Fake) -> Vec<String> {
+        let setting = Setting::running(2, "old/a");
+        let plan = plan(&setting.0, &wanted_open("new/b", 2));
+        // How it ends is seen in what it did.
+        let _ = apply(&plan, &setting.0, &mut fake, &mut Reporter::silent());
+        fake.did
+    }
+
+    #[test]
+    fn a_network_that_was_opened_is_closed_again_after_everybody_is_back() {
+        let did = two_to_elsewhere(Fake::failing("settle 2"));
+        assert_eq!(did[..3], ["begin", "network Open", "point 1 new"]);
+        assert_eq!(did[did.len() - 3..], ["settle 1", "network Loopback", "finish"]);
+        let did = two_to_elsewhere(Fake::failing("network Open"));
+        assert_eq!(did, ["begin", "network Open", "network Loopback", "finish"]);
+    }
+
+    #[test]
+    fn who_cannot_be_pointed_back_keeps_the_network() {
+        let did = two_to_elsewhere(Fake {
+            fails: vec!["settle 1", "point 1 old"],
+            ..Fake::default()
+        });
+        assert!(!did.contains(&"network Loopback".to_owned()), "{did:?}");
+    }
+
+    #[test]
+    fn a_network_that_cannot_be_closed_takes_nothing_back() {
+        let setting = Setting::running(2, "old/a").open();
+        let plan = plan(&setting.0, &wanted("new/b", 2));
+        let mut fake = Fake::failing("network Loopback");
+        let outcome = apply(&plan, &setting.0, &mut fake, &mut Reporter::silent());
+        assert!(matches!(outcome, Err(Failure::Afterwards { .. })));
+        assert_eq!(fake.did[fake.did.len() - 2..], ["finish", "network Loopback"]);
     }
 
     #[test]

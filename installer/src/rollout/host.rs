@@ -15,9 +15,10 @@ use super::snapshot;
 use super::state::State;
 use crate::config::links::Config;
 use crate::config::load::load_links;
+use crate::config::network::Network;
 use crate::database;
 use crate::health::Probe;
-use crate::install::{Services, enabled_instances, last_lines, make_directory, site};
+use crate::install::{Services, enabled_instances, last_lines, make_directory, network, site};
 use crate::layout::{self, Layout};
 use crate::rotation::{self, Watch};
 
@@ -59,6 +60,7 @@ pub fn observe(layout: &Layout, services: Services, database: Option<&Path>) -> 
         live: services.is_active(layout::SERVICE)?,
         current: state.current(),
         schema: database.map(database::schema_version).transpose()?.flatten(),
+        network: network::of_units(layout),
     })
 }
 
@@ -170,6 +172,10 @@ impl apply::Host for Host<'_> {
         self.notices
             .push(format!("the database as it was is {}", target.display()));
         self.state().prune_backups()
+    }
+
+    fn network(&mut self, network: Network) -> anyhow::Result<()> {
+        network::set(self.layout, network, self.services)
     }
 
     fn enable(&mut self, instance: u16) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ mod apply;
 mod host;
 mod journal;
 mod lock;
+mod outcome;
 mod plan;
 mod releases;
 mod report;
@@ -21,6 +22,7 @@ use nix::sys::stat::{Mode, umask};
 pub use apply::Failure;
 pub use journal::Journal;
 pub use lock::{Lock, Patience, held_by};
+pub use outcome::{Outcome, Verdict};
 pub use plan::{Version, Wanted};
 pub use releases::list;
 pub use report::Style;
@@ -106,6 +108,10 @@ impl<'a> Session<'a> {
             notices,
         };
         let applied = apply::apply(&plan, &observed, &mut host, &mut self.reporter);
+        if !plan.moving.is_empty() || applied.is_err() {
+            let release = &wanted.version.release;
+            Outcome::now(Verdict::of(&applied), release, Some(self.begun.elapsed())).keep(self.layout);
+        }
         for text in host.notices {
             self.reporter.tell(&Event::Notice { text });
         }
@@ -132,13 +138,7 @@ impl<'a> Session<'a> {
     pub fn goal(&self, release: &Release, force: bool) -> anyhow::Result<Goal> {
         let loaded = load_as_kept(self.layout)?;
         loaded.log_warnings();
-        Ok(Goal::new(
-            self.layout,
-            release,
-            snapshot::take(self.layout)?,
-            loaded,
-            force,
-        ))
+        Goal::new(self.layout, release, snapshot::take(self.layout)?, loaded, force)
     }
 }
 
@@ -151,8 +151,10 @@ pub struct Goal {
 }
 
 impl Goal {
-    fn new(layout: &Layout, release: &Release, config: String, loaded: Loaded, force: bool) -> Self {
-        Self {
+    /// # Errors
+    /// A credential is missing.
+    fn new(layout: &Layout, release: &Release, config: String, loaded: Loaded, force: bool) -> anyhow::Result<Self> {
+        Ok(Self {
             wanted: Wanted {
                 version: Version {
                     release: release.id.clone(),
@@ -163,10 +165,11 @@ impl Goal {
                 force,
                 site: true,
                 new_ports: has_new_ports(layout, &loaded.config),
+                network: loaded.network()?,
             },
             database: loaded.local_database(layout),
             config: loaded.config,
-        }
+        })
     }
 }
 
@@ -196,6 +199,7 @@ fn take_back(layout: &Layout, services: Services) -> anyhow::Result<Option<Strin
         .map(layout::instance_unit)
         .collect();
     services.disable(&new)?;
+    Outcome::now(Verdict::Interrupted, &journal.wanted.release, None).keep(layout);
     Ok(Some(format!(
         "a rollout to {} was cut off: every instance is to run again what it ran before",
         journal.wanted
@@ -242,7 +246,7 @@ fn show(layout: &Layout, services: Services, args: &RolloutArgs) -> anyhow::Resu
         },
     };
     let loaded = load_as_kept(layout)?;
-    let Goal { wanted, database, .. } = Goal::new(layout, &release, snapshot::digest(layout)?, loaded, args.force);
+    let Goal { wanted, database, .. } = Goal::new(layout, &release, snapshot::digest(layout)?, loaded, args.force)?;
     let observed = observe(layout, services, database.as_deref())?;
     let plan = plan::plan(&observed, &wanted);
     let mut reporter = Reporter::new(if args.json { Style::Json } else { Style::Text });

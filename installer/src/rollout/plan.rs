@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::network::Network;
+
 /// What an instance runs: a release of the store, and a snapshot of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
@@ -42,6 +44,8 @@ pub struct Observed {
     pub current: Option<String>,
     /// Version of the local database's tables; none where there is no such database.
     pub schema: Option<u32>,
+    /// What the units let the appliance reach.
+    pub network: Network,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub struct Wanted {
     pub site: bool,
     /// The instances listen elsewhere than before: until nginx knows, it finds nobody where it looks.
     pub new_ports: bool,
+    /// What it needs to reach.
+    pub network: Network,
 }
 
 /// One thing that is done.
@@ -64,6 +70,8 @@ pub struct Wanted {
 pub enum Step {
     /// Copies the local database, whose tables the release changes from the first version to the second.
     BackUp(u32, u32),
+    /// What the instances and the agent may reach, those that run too.
+    Network(Network),
     /// It belongs to links.service from now on.
     Enable(u16),
     /// From its next start on.
@@ -87,7 +95,7 @@ impl Step {
             | Self::Restart(instance)
             | Self::Settle(instance)
             | Self::Retire(instance) => Some(*instance),
-            Self::BackUp(..) | Self::Site | Self::Commit(_) => None,
+            Self::BackUp(..) | Self::Network(_) | Self::Site | Self::Commit(_) => None,
         }
     }
 
@@ -95,6 +103,7 @@ impl Step {
     pub fn name(&self) -> &'static str {
         match self {
             Self::BackUp(..) => "back_up",
+            Self::Network(_) => "network",
             Self::Enable(_) => "enable",
             Self::Point(..) => "point",
             Self::Restart(_) => "restart",
@@ -110,6 +119,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BackUp(from, to) => write!(f, "copy the database, whose tables change from version {from} to {to}"),
+            Self::Network(network) => write!(f, "let {network}"),
             Self::Enable(instance) => write!(f, "instance {instance}: enable"),
             Self::Point(instance, version) => write!(f, "instance {instance}: point to {version}"),
             Self::Restart(instance) => write!(f, "instance {instance}: drain, restart, wait until it is ready"),
@@ -142,6 +152,8 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
     order.sort_by_key(|instance| of(*instance).in_rotation);
 
     let mut plan = Plan::default();
+    // One that goes on with another configuration, which may need the network.
+    let mut lags_behind = false;
     let mut serving: BTreeSet<u16> = (1..=wanted.instances)
         .filter(|instance| of(*instance).in_rotation)
         .collect();
@@ -159,11 +171,17 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
             steps.extend([Step::Restart(instance), Step::Settle(instance)]);
             plan.interrupts |= serving.remove(&instance) && serving.is_empty();
             serving.insert(instance);
+        } else {
+            lags_behind |= is.runs.as_ref().is_some_and(|runs| *runs != wanted.version);
         }
         if !steps.is_empty() {
             plan.moving.push(instance);
         }
         plan.steps.extend(steps);
+    }
+    let widened = observed.network.widened(wanted.network);
+    if widened != observed.network {
+        plan.steps.insert(0, Step::Network(widened));
     }
     // The old release goes on with the changed tables, which only gain something; the copy is for whatever nobody foresaw.
     if let Some(is) = observed.schema
@@ -186,12 +204,17 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
             .filter(|instance| **instance > wanted.instances)
             .map(|instance| Step::Retire(*instance)),
     );
+    // When nobody needs it any more: the last step of all, which also closes what a rollout that was cut off has opened.
+    if widened != wanted.network && !lags_behind {
+        plan.steps.push(Step::Network(wanted.network));
+    }
     plan
 }
 
-/// Back to what was observed before, for the instances that were touched, the last one first. `live`: whether instances
-/// are still to run; who stops the service while a rollout is undone does not get it started again.
-pub fn undo(before: &Observed, touched: &[u16], live: bool) -> Vec<Step> {
+/// Back to what was observed before, for the instances that were touched, the last one first, and for the network, where
+/// that was `opened`. `live`: whether instances are still to run; who stops the service while a rollout is undone does not
+/// get it started again.
+pub fn undo(before: &Observed, touched: &[u16], opened: bool, live: bool) -> Vec<Step> {
     let mut steps = vec![];
     for &instance in touched.iter().rev() {
         let was = before.instances.get(&instance);
@@ -210,6 +233,9 @@ pub fn undo(before: &Observed, touched: &[u16], live: bool) -> Vec<Step> {
             }
         }
     }
+    if opened {
+        steps.push(Step::Network(before.network));
+    }
     steps
 }
 
@@ -217,6 +243,7 @@ pub fn undo(before: &Observed, touched: &[u16], live: bool) -> Vec<Step> {
 pub mod tests {
     use super::Step::{BackUp, Commit, Enable, Point, Restart, Retire, Settle, Site};
     use super::*;
+    use crate::config::network::Reach;
 
     pub fn version(name: &str) -> Version {
         let (release, config) = name.split_once('/').unwrap_or((name, "a"));
@@ -244,7 +271,13 @@ pub mod tests {
                 live: true,
                 current: Some(version(name).release),
                 schema: Some(1),
+                network: Network::default(),
             })
+        }
+
+        pub fn open(mut self) -> Self {
+            self.0.network = OPENED;
+            self
         }
 
         pub fn stopped(count: u16, name: &str) -> Self {
@@ -278,6 +311,14 @@ pub mod tests {
             force: false,
             site: true,
             new_ports: false,
+            network: Network::default(),
+        }
+    }
+
+    pub fn wanted_open(name: &str, instances: u16) -> Wanted {
+        Wanted {
+            network: OPENED,
+            ..wanted(name, instances)
         }
     }
 
@@ -389,6 +430,91 @@ pub mod tests {
         assert_eq!(first(&running, &new), Site, "nothing moves");
     }
 
+    const OPENED: Network = Network {
+        instances: Reach::Open,
+        agent: Reach::Loopback,
+    };
+    const CLOSED: Network = Network {
+        instances: Reach::Loopback,
+        agent: Reach::Loopback,
+    };
+    const OPEN: Step = Step::Network(OPENED);
+    const CLOSE: Step = Step::Network(CLOSED);
+
+    #[test]
+    fn who_gains_and_who_loses_the_network_overlap() {
+        let agent = Network {
+            agent: Reach::Open,
+            ..CLOSED
+        };
+        let mut wanted = wanted("old/b", 2);
+        wanted.network = agent;
+        let steps = plan(&Host::running(2, "old/a").open().0, &wanted).steps;
+        assert_eq!(steps.first(), Some(&Step::Network(OPENED.widened(agent))));
+        assert_eq!(steps.last(), Some(&Step::Network(agent)));
+        assert_eq!(
+            steps[0].to_string(),
+            "let the instances and the agent reach other machines, which the configuration names"
+        );
+    }
+
+    #[test]
+    fn the_network_is_open_before_the_first_instance_needs_it() {
+        let running = Host::running(2, "old/a");
+        let steps = plan(&running.0, &wanted_open("old/b", 2)).steps;
+        assert_eq!((&steps[0], &steps[2]), (&OPEN, &Restart(1)));
+        assert_eq!(steps.iter().filter(|step| matches!(step, Step::Network(_))).count(), 1);
+        let mut new_tables = wanted_open("new/b", 2);
+        new_tables.schema = 2;
+        assert_eq!(plan(&running.0, &new_tables).steps[..2], [BackUp(1, 2), OPEN]);
+        // From the next start on it is needed as well.
+        assert_eq!(
+            plan(&Host::stopped(2, "old/a").0, &wanted_open("old/b", 2)).steps[0],
+            OPEN
+        );
+    }
+
+    #[test]
+    fn the_network_is_closed_after_the_last_instance_has_left_it() {
+        let steps = Host::running(3, "old/a").open().to("old/b", 2).steps;
+        assert_eq!(steps[steps.len() - 2..], [Retire(3), CLOSE]);
+        let steps = Host::stopped(2, "old/a").open().to("old/b", 2).steps;
+        assert_eq!(steps.last(), Some(&CLOSE), "nobody runs");
+    }
+
+    #[test]
+    fn the_network_stays_open_for_an_instance_that_may_not_be_restarted() {
+        let mut host = Host::running(2, "old/a").open();
+        host.0.live = false;
+        assert!(!host.to("old/b", 2).steps.contains(&CLOSE));
+    }
+
+    #[test]
+    fn a_network_that_is_as_it_should_be_is_left_alone() {
+        let steps = [
+            plan(&Host::running(2, "old/a").open().0, &wanted_open("old/b", 2)).steps,
+            plan(&Host::running(2, "old/a").0, &wanted("old/b", 2)).steps,
+        ]
+        .concat();
+        assert!(!steps.iter().any(|step| matches!(step, Step::Network(_))), "{steps:?}");
+    }
+
+    #[test]
+    fn what_was_left_open_or_was_closed_by_hand_is_mended_without_a_restart() {
+        assert_eq!(Host::running(2, "old").open().to("old", 2).steps, [Site, CLOSE]);
+        assert_eq!(
+            plan(&Host::running(2, "old").0, &wanted_open("old", 2)).steps,
+            [OPEN, Site]
+        );
+    }
+
+    #[test]
+    fn undo_closes_the_network_when_everybody_is_back() {
+        let before = Host::running(2, "old");
+        let steps = undo(&before.0, &[1], true, true);
+        assert_eq!(steps, joined(&[&moved(1, "old"), &[CLOSE]]));
+    }
+
     #[test]
     fn a_stopped_service_stays_stopped() {
         let plan = Host::stopped(2, "old").to("new", 2);
@@ -435,7 +561,7 @@ pub mod tests {
     fn undo_goes_backwards() {
         let before = Host::running(2, "old");
         assert_eq!(
-            undo(&before.0, &[1, 2], true),
+            undo(&before.0, &[1, 2], false, true),
             joined(&[&moved(2, "old"), &moved(1, "old")])
         );
     }
@@ -443,19 +569,19 @@ pub mod tests {
     #[test]
     fn undo_of_a_service_that_stops_meanwhile_starts_nothing() {
         let before = Host::running(2, "old");
-        assert_eq!(undo(&before.0, &[1], false), [Point(1, version("old"))]);
+        assert_eq!(undo(&before.0, &[1], false, false), [Point(1, version("old"))]);
     }
 
     #[test]
     fn undo_takes_a_new_instance_away_again() {
-        assert_eq!(undo(&Host::running(2, "old").0, &[3], true), [Retire(3)]);
+        assert_eq!(undo(&Host::running(2, "old").0, &[3], false, true), [Retire(3)]);
     }
 
     #[test]
     fn undo_does_not_ask_more_of_an_instance_than_it_did_before() {
         let before = Host::running(2, "old").down(1);
         assert_eq!(
-            undo(&before.0, &[1], true),
+            undo(&before.0, &[1], false, true),
             [Point(1, version("old")), Restart(1)],
             "it was down before"
         );

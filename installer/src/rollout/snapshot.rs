@@ -8,7 +8,6 @@ use anyhow::Context as _;
 
 use crate::config::credentials::{Source, is_name};
 use crate::config::load::load_as_kept;
-use crate::config::render;
 use crate::files;
 use crate::layout::Layout;
 
@@ -31,8 +30,7 @@ pub fn of_instance(layout: &Layout, instance: u16) -> (Layout, Option<String>) {
 /// # Errors
 /// The configuration is wrong.
 pub fn digest(layout: &Layout) -> anyhow::Result<String> {
-    let loaded = load_as_kept(layout)?;
-    Ok(render::digest(&loaded.render(layout)?, &loaded.config))
+    Ok(load_as_kept(layout)?.digest(layout)?)
 }
 
 /// Copies the configuration; complete or absent. Returns its digest, which is the snapshot's name: two configurations

@@ -77,6 +77,8 @@ pub enum Action {
     Extend(Duration),
     /// A line for the journal.
     Log(String),
+    /// The drain is over; how long it took, from the stop that was asked for.
+    Drained(Duration),
     /// Count the connections and look who else is in rotation; [`Event::Seen`] is the answer.
     Look,
     /// Send [`Event::Deadline`] after this time, and forget an earlier one.
@@ -160,7 +162,9 @@ impl Machine {
 
     /// `now`: since the start of the supervisor, on a clock that nobody sets.
     pub fn on(&mut self, event: Event, now: Duration) -> Vec<Action> {
-        use Action::{ClearFlag, Extend, Kill, Leave, Log, Look, SetFlag, TellReady, TellStatus, TellStopping, Wake};
+        use Action::{
+            ClearFlag, Drained, Extend, Kill, Leave, Log, Look, SetFlag, TellReady, TellStatus, TellStopping, Wake,
+        };
         match (&mut self.state, event) {
             (State::Starting { .. }, Event::Ready) => {
                 self.state = State::Serving {
@@ -236,7 +240,7 @@ impl Machine {
             (State::Draining(drain), Event::Seen(traffic)) => match drain.next(&traffic, now, self.times.drain_timeout) {
                 Next::Wait(actions) => actions,
                 Next::End { why, within } => {
-                    let mut actions = vec![Log(why)];
+                    let mut actions = vec![Log(why), Drained(now.saturating_sub(drain.since))];
                     actions.extend(self.end(Ok(()), within));
                     actions
                 }
@@ -433,7 +437,11 @@ mod tests {
             actions.retain(|action| {
                 !matches!(
                     action,
-                    Action::TellStatus(_) | Action::Log(_) | Action::Extend(_) | Action::TellStopping
+                    Action::TellStatus(_)
+                        | Action::Log(_)
+                        | Action::Drained(_)
+                        | Action::Extend(_)
+                        | Action::TellStopping
                 )
             });
             actions
@@ -576,6 +584,7 @@ mod tests {
             run.on(Event::Deadline);
         }
         assert_eq!(run.logged()[0], "drained in 0.35 s");
+        assert!(run.actions.contains(&Action::Drained(Duration::from_millis(350))));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `linksctl run N`: the supervisor of one instance.
 
 mod machine;
+pub mod told;
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -29,6 +30,7 @@ use crate::rollout::{Version, snapshot};
 use crate::runtime::{self, Call};
 use crate::{connections, files, log, rotation};
 use machine::{Action, Event, Machine, Probing, Times, Traffic};
+use told::Teller;
 
 /// Between two probes before the first healthy answer; a warm start takes 10 to 40 ms.
 const PROBE_AT_START: Duration = Duration::from_millis(10);
@@ -36,6 +38,8 @@ const PROBE_AT_START: Duration = Duration::from_millis(10);
 const MARGIN: Duration = Duration::from_secs(10);
 /// systemd's watchdog is fed at least this often, where it does not say how often it is to be; a third of `WatchdogSec=`.
 const FEED: Duration = Duration::from_secs(10);
+/// Between two looks at the runtime's memory.
+const MEASURE: Duration = Duration::from_secs(5);
 
 /// Runs instance `instance` until it is stopped or its runtime ends.
 ///
@@ -61,11 +65,17 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
 
     let runtime_config = run_dir.join("runtime.toml");
     let rendered = loaded.render(layout)?;
+    let exports = loaded.exports()?;
     files::replace(&runtime_config, rendered.as_bytes(), 0o600)?;
     let runs = Version {
         release: release.id.clone(),
-        config: digest.unwrap_or_else(|| render::digest(&rendered, config)),
+        config: digest.unwrap_or_else(|| render::digest(&rendered, config, &exports)),
     };
+    let forward = layout.instance_forward(instance);
+    match exports.forward() {
+        Some(target) => files::replace(&forward, &serde_json::to_vec(target)?, 0o600)?,
+        None => files::remove_if_present(&forward).with_context(|| format!("Removing {}", forward.display()))?,
+    }
     files::replace(&layout.instance_runs(instance), &serde_json::to_vec(&runs)?, 0o600)?;
     let call = Call {
         release: &release,
@@ -74,6 +84,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
         state_dir: run_dir.join("state"),
         cache_dir: layout.cache_dir(),
         temporary_dir: run_dir.clone(),
+        telemetry: exports.environment(instance, &release.manifest.version),
     };
     log::notice!(
         "instance {instance}: release {}, {}, {listen}",
@@ -95,6 +106,8 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     })
     .with_context(|| format!("Starting {}", release.runtime_path().display()))?;
 
+    let mut teller = Teller::started(layout, instance);
+    spawn_gauge(running.group(), tell.clone());
     let times = Times {
         start_timeout: config.health.start_timeout,
         drain_timeout: config.drain.timeout,
@@ -119,6 +132,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
                 Action::TellStatus(text) => notify(&[NotifyState::Status(&text)]),
                 Action::Extend(time) => notify(&[NotifyState::ExtendTimeoutUsec(microseconds(time + MARGIN))]),
                 Action::Log(text) => log::notice!("instance {instance}: {text}"),
+                Action::Drained(time) => teller.drained(time),
                 Action::Look => {
                     let seen = Event::Seen(look(layout, instance, listen));
                     actions.extend(machine.on(seen, started.elapsed()));
@@ -144,6 +158,10 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
                 notify(&[NotifyState::Watchdog]);
                 continue;
             }
+            Ok(Message::Memory(bytes)) => {
+                teller.memory(bytes);
+                continue;
+            }
             Err(RecvTimeoutError::Timeout) => {
                 deadline = None;
                 Event::Deadline
@@ -163,6 +181,8 @@ enum Message {
     Event(Event),
     /// The watchdog may be fed: the runtime's listener answers, or the machine waits for its end with deadlines of its own.
     Alive,
+    /// What the runtime's processes have, in bytes.
+    Memory(Option<u64>),
 }
 
 /// The instance's place in the rotation, while it has one.
@@ -297,6 +317,15 @@ fn spawn_prober(listen: SocketAddr, config: &Config, tell: Sender<Message>, mut 
         }
     });
     change
+}
+
+/// Measures as long as somebody listens. It is a thread of its own: /proc may take long on a host with many processes.
+fn spawn_gauge(group: process::Group, tell: Sender<Message>) {
+    std::thread::spawn(move || {
+        while tell.send(Message::Memory(group.resident_bytes())).is_ok() {
+            std::thread::sleep(MEASURE);
+        }
+    });
 }
 
 /// What the machine asks for with [`Action::Look`].

@@ -24,6 +24,7 @@ fn host() -> Files {
 
 fn told(files: &Files) -> Vec<String> {
     check(&Layout::new("/"), files)
+        .findings
         .iter()
         .map(ToString::to_string)
         .collect()
@@ -110,6 +111,28 @@ fn each_trouble_gets_its_answer() {
             vec!["/etc/links/credentials/turso: is empty"],
         ),
         (host().with(runtime, LIBSQL, 0o644).with(turso, "t", 0o600), vec![]),
+        (
+            host().with(
+                "/etc/links/links.toml",
+                "telemetry.headers = \"credential:turso\"",
+                0o644,
+            ),
+            vec![
+                "/etc/links/links.toml:1:21: the credential `turso` is missing; put it into /etc/links/credentials/turso, mode 0600",
+            ],
+        ),
+        (
+            host()
+                .with(
+                    "/etc/links/links.toml",
+                    "telemetry.headers = \"credential:turso\"",
+                    0o644,
+                )
+                .with(turso, "s3cret", 0o600),
+            vec![
+                "/etc/links/credentials/turso: holds no headers for `telemetry.headers`; write NAME=VALUE, several with a comma between; a character that means something else as %2C",
+            ],
+        ),
         (
             host().with("/etc/links/credentials/notes", "a\nb\n", 0o600),
             vec!["/etc/links/credentials/notes: warning: has more than one line, and nothing asks for it"],

@@ -18,7 +18,7 @@ fn host(links: &str) -> Files {
 
 fn output(links: &str, json: bool) -> (u8, String) {
     let mut out = Vec::new();
-    let status = run(&Layout::new("/r"), &host(links), json, &mut out).unwrap();
+    let status = run(&Layout::new("/r"), &host(links), json, false, &mut out).unwrap();
     (status, String::from_utf8(out).unwrap())
 }
 
@@ -70,4 +70,34 @@ fn json_has_the_same() {
     });
     assert_eq!(report, expected);
     assert!(output("", true).1.contains("\"ok\": true"));
+}
+
+#[test]
+fn online_asks_the_servers_and_tells_of_each() {
+    let layout = Layout::new("/r");
+    let ask = |files: &Files, json| {
+        let mut out = Vec::new();
+        let status = run(&layout, files, json, true, &mut out).unwrap();
+        (status, String::from_utf8(out).unwrap())
+    };
+    // Nobody listens on port 1.
+    let redis = "\n[key_value_store.default]\ntype = \"redis\"\nurl = \"redis://127.0.0.1:1\"";
+    let files = host("").with("/r/etc/links/runtime.toml", redis, 0o644);
+    let (status, text) = ask(&files, false);
+    assert_eq!(status, WRONG);
+    assert!(
+        text.starts_with("/r/etc/links/runtime.toml:2:1: `key_value_store.default` does not answer: "),
+        "{text}"
+    );
+    let report: serde_json::Value = serde_json::from_str(&ask(&files, true).1).unwrap();
+    assert_eq!(report["tried"][0]["outcome"], "fails");
+    assert_eq!(report["tried"][0]["provider"], "key_value_store.default");
+    assert_eq!(report["findings"][0]["line"], 2);
+
+    let (status, text) = ask(&host(""), true);
+    assert_eq!(status, FINE);
+    assert!(text.contains("\"tried\": []"), "{text}");
+    let (status, text) = ask(&host("instnaces = 3"), false);
+    assert_eq!(status, WRONG);
+    assert!(text.contains("no server was asked"), "{text}");
 }

@@ -5,15 +5,20 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{Access, Config, Drain, Health, Listen, Nginx, Rollout, Shorten};
+use super::{
+    Access, Cache, Config, Drain, Enabled, Health, Listen, Metrics, Nginx, Protocol, Rollout, Sampling, Secrets,
+    Shorten, Telemetry,
+};
 use crate::config::document::{Document, Problem, Value, kind};
 use crate::config::finding::Finding;
+use crate::config::runtime::Reference;
 use crate::config::section::Section;
-use crate::config::value::{boolean, duration, one_of, one_or_more, origin, small, string};
+use crate::config::value::{boolean, duration, one_of, one_or_more, origin, small, string, url};
 use crate::layout::MAX_INSTANCES;
 
 /// Two probes in a row are over before systemd misses its watchdog (`WatchdogSec=30` in links@.service).
 const LONGEST_PROBE: Duration = Duration::from_secs(10);
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -51,6 +56,10 @@ fn config(document: &Document<'_>, table: &toml::de::DeTable<'_>) -> Config {
         health: top.section("health", health).unwrap_or(default.health),
         drain: top.section("drain", drain).unwrap_or(default.drain),
         rollout: top.section("rollout", rollout).unwrap_or(default.rollout),
+        cache: top.section("cache", cache).unwrap_or(default.cache),
+        secrets: top.section("secrets", secrets).unwrap_or(default.secrets),
+        telemetry: top.section("telemetry", telemetry).unwrap_or(default.telemetry),
+        metrics: top.section("metrics", metrics).unwrap_or(default.metrics),
         nginx: top.section("nginx", nginx).unwrap_or(default.nginx),
     };
     ports(&top, &config);
@@ -83,7 +92,7 @@ fn health(section: &mut Section<'_, '_>) -> Health {
     let default = Config::default().health;
     Health {
         start_timeout: section
-            .optional("start_timeout", duration(Duration::from_secs(1)..=10 * MINUTE))
+            .optional("start_timeout", duration(SECOND..=10 * MINUTE))
             .unwrap_or(default.start_timeout),
         interval: section
             .optional("interval", duration(Duration::from_millis(100)..=MINUTE))
@@ -108,6 +117,126 @@ fn rollout(section: &mut Section<'_, '_>) -> Rollout {
             .optional("min_healthy", duration(Duration::ZERO..=10 * MINUTE))
             .unwrap_or(Config::default().rollout.min_healthy),
     }
+}
+
+fn cache(section: &mut Section<'_, '_>) -> Cache {
+    let default = Config::default().cache;
+    Cache {
+        enabled: section.optional("enabled", enabled).unwrap_or(default.enabled),
+        ttl: section.optional("ttl", duration(SECOND..=HOUR)).unwrap_or(default.ttl),
+        stale: section
+            .optional("stale", duration(Duration::ZERO..=30 * 24 * HOUR))
+            .unwrap_or(default.stale),
+    }
+}
+
+fn enabled(value: &Value<'_>) -> Result<Enabled, Problem> {
+    match value.get_ref() {
+        DeValue::Boolean(true) => Ok(Enabled::Yes),
+        DeValue::Boolean(false) => Ok(Enabled::No),
+        DeValue::String(text) if text == "auto" => Ok(Enabled::Auto),
+        _ => Err(Problem::new("must be `true`, `false` or \"auto\"")),
+    }
+}
+
+fn secrets(section: &mut Section<'_, '_>) -> Secrets {
+    let default = Config::default().secrets;
+    Secrets {
+        ttl: section.optional("ttl", duration(SECOND..=HOUR)).unwrap_or(default.ttl),
+        stale: section
+            .optional("stale", duration(Duration::ZERO..=24 * HOUR))
+            .unwrap_or(default.stale),
+    }
+}
+
+fn telemetry(section: &mut Section<'_, '_>) -> Telemetry {
+    let default = Config::default().telemetry;
+    let protocol = section
+        .optional("protocol", one_of(&["http/protobuf", "grpc"]))
+        .map_or(default.protocol, |word| match word {
+            "grpc" => Protocol::Grpc,
+            _ => Protocol::Http,
+        });
+    let document = section.document();
+    Telemetry {
+        endpoint: section.optional("endpoint", endpoint(protocol)),
+        protocol,
+        headers: section.optional("headers", |value| Reference::read(document, value)),
+        traces: section.optional("traces", boolean).unwrap_or(default.traces),
+        metrics: section.optional("metrics", boolean).unwrap_or(default.metrics),
+        logs: section.optional("logs", boolean).unwrap_or(default.logs),
+        sampling: section.optional("sampling", sampling).unwrap_or(default.sampling),
+    }
+}
+
+/// For HTTP, the base below which `/v1/traces` and its like are (OTLP specification, "OTLP/HTTP Request").
+fn endpoint(protocol: Protocol) -> impl Fn(&Value<'_>) -> Result<String, Problem> {
+    move |value| {
+        let url = url(&["http", "https"])(value)?;
+        if !url.username().is_empty() {
+            return Err(Problem::new("must not name a user").help("put what the collector asks for into `headers`"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(Problem::new("must end after the path"));
+        }
+        if protocol == Protocol::Grpc && url.path() != "/" {
+            return Err(Problem::new(
+                "must end after the host and the port: gRPC has paths of its own",
+            ));
+        }
+        Ok(url.as_str().trim_end_matches('/').to_owned())
+    }
+}
+
+fn sampling(value: &Value<'_>) -> Result<Sampling, Problem> {
+    let ratio = match value.get_ref() {
+        DeValue::Float(ratio) => ratio.as_str().parse::<f64>().ok(),
+        DeValue::Integer(ratio) => ratio.as_str().parse::<f64>().ok(),
+        _ => return Err(Problem::new(format!("must be a number, found {}", kind(value)))),
+    };
+    ratio
+        .and_then(Sampling::new)
+        .ok_or_else(|| Problem::new("must be from 0.0 to 1.0"))
+}
+
+fn metrics(section: &mut Section<'_, '_>) -> Metrics {
+    let default = Config::default().metrics;
+    let metrics = Metrics {
+        listen: section.optional("listen", metrics_listen).unwrap_or(default.listen),
+        otlp_listen: section.optional("otlp_listen", loopback).unwrap_or(default.otlp_listen),
+    };
+    if metrics.listen.is_some_and(|listen| !listen.ip().is_loopback()) {
+        section.document().warning(
+            section.place_of(&["listen"]),
+            "`metrics.listen` is no loopback address: whoever reaches it can read the metrics, and links.service lets nobody \
+             but this host in",
+            Some("let nginx ask for a password, or run `systemctl edit links` and set IPAddressAllow=".to_owned()),
+        );
+    }
+    metrics
+}
+
+fn metrics_listen(value: &Value<'_>) -> Result<Option<SocketAddr>, Problem> {
+    match string(value)? {
+        "off" => Ok(None),
+        _ => socket(value)
+            .map(Some)
+            .map_err(|problem| problem.help("write \"127.0.0.1:9464\" or \"off\"")),
+    }
+}
+
+fn loopback(value: &Value<'_>) -> Result<SocketAddr, Problem> {
+    let address = socket(value)?;
+    if !address.ip().is_loopback() {
+        return Err(Problem::new("must be a loopback address").help("write \"127.0.0.1:PORT\""));
+    }
+    Ok(address)
+}
+
+fn socket(value: &Value<'_>) -> Result<SocketAddr, Problem> {
+    let text = string(value)?;
+    let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+    address.ok_or_else(|| Problem::new(format!("must be ADDRESS:PORT, found \"{}\"", text.escape_debug())))
 }
 
 fn nginx(section: &mut Section<'_, '_>) -> Nginx {
@@ -179,6 +308,28 @@ fn ports(top: &Section<'_, '_>, config: &Config) {
         let help = format!("write {} or less", u16::MAX - count);
         return top.document().error(top.place_of(&["base_port"]), message, Some(help));
     };
+    let Metrics { listen, otlp_listen } = config.metrics;
+    let metrics = listen.map(|listen| ("listen", listen)).into_iter();
+    for (key, address) in metrics.chain([("otlp_listen", otlp_listen)]) {
+        let port = address.port();
+        if port > base && port <= last && Listen::Address(address).takes_loopback(port) {
+            top.document().error(
+                top.place_of(&["metrics", key]),
+                format!("`metrics.{key}` {address} takes the port of instance {}", port - base),
+                Some("choose another port".to_owned()),
+            );
+        }
+    }
+    if listen.is_some_and(|listen| listen.port() == otlp_listen.port()) {
+        top.document().error(
+            top.place_of(&["metrics"]),
+            format!(
+                "`metrics.listen` and `metrics.otlp_listen` share port {}",
+                otlp_listen.port()
+            ),
+            Some("choose another port for one of them".to_owned()),
+        );
+    }
     if !config.nginx.manage {
         return;
     }

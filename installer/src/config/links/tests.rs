@@ -7,8 +7,9 @@
 
 use std::time::Duration;
 
-use super::{Access, Config, Listen, read};
+use super::{Access, Config, Enabled, Listen, Protocol, read};
 use crate::config::finding::Severity;
+use crate::config::runtime::Reference;
 
 const SHIPPED: &str = include_str!("../../../../packaging/links.toml");
 
@@ -43,6 +44,18 @@ fn the_shipped_file_shows_every_key_with_its_default() {
         ..Config::default()
     };
     expected.shorten.allowed_origin = Some("https://app.example.org".to_owned());
+    expected.telemetry.endpoint = Some("http://127.0.0.1:4318".to_owned());
+    let (line, _) = text
+        .lines()
+        .zip(1..)
+        .find(|(line, _)| line.starts_with("headers = "))
+        .map(|(line, number)| (number, line))
+        .unwrap();
+    expected.telemetry.headers = Some(Reference {
+        credential: "otlp_headers".to_owned(),
+        line,
+        column: 11,
+    });
     assert_eq!(Config::parse(&text, "links.toml").unwrap(), expected);
 
     let shown: toml::Table = toml::from_str(&text).unwrap();
@@ -72,6 +85,17 @@ fn every_key_is_read() {
         health.timeout = "10s"
         drain.timeout = "0s"
         rollout.min_healthy = "90s"
+        cache = { enabled = true, ttl = "1s", stale = "0s" }
+        secrets = { ttl = "1h", stale = "24h" }
+        metrics = { listen = "[::1]:9000", otlp_listen = "127.0.0.2:9001" }
+        [telemetry]
+        endpoint = "HTTPS://Otel.example/x/"
+        protocol = "http/protobuf"
+        headers = "credential:otlp"
+        traces = false
+        metrics = false
+        logs = true
+        sampling = 0.125
         [nginx]
         manage = false
         listen = [8080, "127.0.0.1:8081", "[::]:8080"]
@@ -88,6 +112,30 @@ fn every_key_is_read() {
     assert_eq!(config.health.timeout, Duration::from_secs(10));
     assert_eq!(config.drain.timeout, Duration::ZERO);
     assert_eq!(config.rollout.min_healthy, Duration::from_secs(90));
+    let seconds = |duration: Duration| duration.as_secs();
+    assert_eq!(config.cache.enabled, Enabled::Yes);
+    assert_eq!((seconds(config.cache.ttl), seconds(config.cache.stale)), (1, 0));
+    assert_eq!(
+        (seconds(config.secrets.ttl), seconds(config.secrets.stale)),
+        (3_600, 86_400)
+    );
+    assert_eq!(config.metrics.listen, "[::1]:9000".parse().ok());
+    assert_eq!(config.metrics.otlp_listen.to_string(), "127.0.0.2:9001");
+    let telemetry = &config.telemetry;
+    assert_eq!(telemetry.endpoint.as_deref(), Some("https://otel.example/x"));
+    assert_eq!(telemetry.protocol, Protocol::Http);
+    assert_eq!(
+        telemetry
+            .headers
+            .as_ref()
+            .map(|reference| reference.credential.as_str()),
+        Some("otlp")
+    );
+    assert_eq!(
+        (telemetry.traces, telemetry.metrics, telemetry.logs),
+        (false, false, true)
+    );
+    assert_eq!(telemetry.sampling.to_string(), "0.125");
     assert!(!config.nginx.manage && !config.nginx.replace_default_site);
     let listen: Vec<_> = config.nginx.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["8080", "127.0.0.1:8081", "[::]:8080"]);
@@ -118,7 +166,7 @@ fn one_mistake_gets_one_answer_with_its_place() {
         ),
         (
             "port = 1",
-            "1:1: unknown key `port`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `nginx`",
+            "1:1: unknown key `port`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `nginx`",
         ),
         (
             "[shorten]\nacess = \"token\"",
@@ -145,8 +193,73 @@ fn one_mistake_gets_one_answer_with_its_place() {
             "1:2: unknown key `ngnix`; did you mean `nginx`?",
         ),
         (
-            "[metrics]",
-            "1:2: unknown key `metrics`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `nginx`",
+            "[telemetry]\nendpoints = \"http://x\"",
+            "2:1: unknown key `endpoints` in [telemetry]; did you mean `endpoint`?",
+        ),
+        (
+            "[metrics]\nlistem = \"off\"",
+            "2:1: unknown key `listem` in [metrics]; did you mean `listen`?",
+        ),
+        // Telemetry and metrics.
+        (
+            "telemetry.endpoint = \"collector:4318\"",
+            "1:22: `telemetry.endpoint` cannot have the scheme `collector`; write it as http://HOST or https://HOST",
+        ),
+        (
+            "telemetry.endpoint = \"http://key@collector:4318\"",
+            "1:22: `telemetry.endpoint` must not name a user; put what the collector asks for into `headers`",
+        ),
+        (
+            "telemetry.endpoint = \"http://collector:4318/?key=1\"",
+            "1:22: `telemetry.endpoint` must end after the path",
+        ),
+        (
+            "[telemetry]\nendpoint = \"http://collector:4317/x\"\nprotocol = \"grpc\"",
+            "2:12: `telemetry.endpoint` must end after the host and the port: gRPC has paths of its own",
+        ),
+        (
+            "telemetry.protocol = \"http/json\"",
+            "1:22: `telemetry.protocol` must be one of `http/protobuf`, `grpc`, found \"http/json\"",
+        ),
+        (
+            "telemetry.headers = \"authorization=Bearer x\"",
+            "1:21: `telemetry.headers` must be a credential, not the secret itself: everybody on this host can read this file; put the secret into /etc/links/credentials/NAME, mode 0600, and write \"credential:NAME\"",
+        ),
+        (
+            "telemetry.headers = \"credential:../x\"",
+            "1:21: `telemetry.headers` names no credential: \"../x\" cannot name a credential; use letters, digits, `_`, `-` and `.`",
+        ),
+        (
+            "telemetry.sampling = 1.5",
+            "1:22: `telemetry.sampling` must be from 0.0 to 1.0",
+        ),
+        (
+            "telemetry.sampling = nan",
+            "1:22: `telemetry.sampling` must be from 0.0 to 1.0",
+        ),
+        (
+            "telemetry.sampling = \"1\"",
+            "1:22: `telemetry.sampling` must be a number, found a string",
+        ),
+        (
+            "metrics.listen = \"9464\"",
+            "1:18: `metrics.listen` must be ADDRESS:PORT, found \"9464\"; write \"127.0.0.1:9464\" or \"off\"",
+        ),
+        (
+            "metrics.listen = \"10.0.0.1:9464\"",
+            "1:18: warning: `metrics.listen` is no loopback address: whoever reaches it can read the metrics, and links.service lets nobody but this host in; let nginx ask for a password, or run `systemctl edit links` and set IPAddressAllow=",
+        ),
+        (
+            "metrics.otlp_listen = \"0.0.0.0:9465\"",
+            "1:23: `metrics.otlp_listen` must be a loopback address; write \"127.0.0.1:PORT\"",
+        ),
+        (
+            "metrics.otlp_listen = \"127.0.0.1:7002\"",
+            "1:23: `metrics.otlp_listen` 127.0.0.1:7002 takes the port of instance 2; choose another port",
+        ),
+        (
+            "[metrics]\nlisten = \"127.0.0.1:9465\"",
+            "1:1: `metrics.listen` and `metrics.otlp_listen` share port 9465; choose another port for one of them",
         ),
         // Wrong types.
         (

@@ -7,15 +7,22 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use crate::config::runtime::{DEFAULT_DATABASE, DEFAULT_LABEL};
+use crate::config::runtime::{DEFAULT_DATABASE, DEFAULT_LABEL, LOCAL_STORE};
 use crate::layout::Layout;
+
+/// The file of the key-value store "default", where runtime.toml says nothing of it.
+const DEFAULT_STORE: &str = "key-value.db";
+
+/// The file of the store that is always there.
+const LOCAL_STORE_FILE: &str = "local.db";
 
 /// Where a local database is that `runtime.toml` names.
 pub fn database(path: &Path, layout: &Layout) -> PathBuf {
     place(path, &layout.data_dir(), layout)
 }
 
-/// Makes every path of the file absolute, and gives every SQLite database one.
+/// Makes every path of the file absolute, gives every SQLite database one, and adds what the components need and the file
+/// does not have.
 pub fn paths(table: &mut Table, layout: &Layout) {
     default_database(table);
     for (label, database) in entries(table, "sqlite_database") {
@@ -29,6 +36,7 @@ pub fn paths(table: &mut Table, layout: &Layout) {
         database.entry("path").or_insert(Value::String(file));
         absolute(database, "path", &layout.data_dir(), layout);
     }
+    stores(table);
     for (_, store) in entries(table, "key_value_store") {
         absolute(store, "path", &layout.data_dir(), layout);
     }
@@ -48,14 +56,31 @@ fn default_database(table: &mut Table) {
         .entry("sqlite_database")
         .or_insert_with(|| Value::Table(Table::new()));
     if let Value::Table(databases) = databases {
-        let local = || {
-            Value::Table(Table::from_iter([(
-                "type".to_owned(),
-                Value::String("spin".to_owned()),
-            )]))
-        };
-        databases.entry(DEFAULT_LABEL).or_insert_with(local);
+        databases.entry(DEFAULT_LABEL).or_insert_with(|| spin([]));
     }
+}
+
+/// Both stores that the components use, in files that the instances share. "local" is the appliance's own, whatever the
+/// file says: it holds digests of secrets, which stay on this machine.
+fn stores(table: &mut Table) {
+    let stores = table
+        .entry("key_value_store")
+        .or_insert_with(|| Value::Table(Table::new()));
+    if let Value::Table(stores) = stores {
+        stores
+            .entry(DEFAULT_LABEL)
+            .or_insert_with(|| spin([("path", DEFAULT_STORE)]));
+        stores.insert(LOCAL_STORE.to_owned(), spin([("path", LOCAL_STORE_FILE)]));
+    }
+}
+
+/// An SQLite file of the runtime's.
+fn spin<const N: usize>(keys: [(&str, &str); N]) -> Value {
+    let keys = [("type", "spin")].into_iter().chain(keys);
+    Value::Table(
+        keys.map(|(key, value)| (key.to_owned(), Value::String(value.to_owned())))
+            .collect(),
+    )
 }
 
 fn is_local(database: &Table) -> bool {

@@ -11,6 +11,7 @@ use super::{Error, digest, runtime_config};
 use crate::config::credentials::Credentials;
 use crate::config::links::Config;
 use crate::config::runtime::RuntimeToml;
+use crate::config::telemetry::Exports;
 use crate::layout::Layout;
 
 fn credentials(secrets: &[(&str, &str)]) -> Credentials {
@@ -50,6 +51,14 @@ fn the_shipped_files_give_exactly_this() {
     let expected = r#"# Written by linksctl from links.toml, runtime.toml and the credentials. Holds secrets: keep it 0600.
 log_dir = ""
 
+[key_value_store.default]
+path = "/var/lib/links/data/key-value.db"
+type = "spin"
+
+[key_value_store.local]
+path = "/var/lib/links/data/local.db"
+type = "spin"
+
 [sqlite_database.default]
 path = "/var/lib/links/data/links.db"
 type = "spin"
@@ -59,7 +68,12 @@ type = "static"
 
 [variables_provider.values]
 allowed_origin = ""
+cache_stale = "86400"
+cache_ttl = "60"
+link_cache = "off"
 public_url = ""
+secrets_stale = "900"
+secrets_ttl = "0"
 shorten_access = "token"
 
 [[variables_provider]]
@@ -86,12 +100,33 @@ fn links_toml_comes_before_the_users_providers_and_the_admin_token_after_them() 
         values(&providers[0]),
         [
             ("allowed_origin", "https://a.example"),
+            ("cache_stale", "86400"),
+            ("cache_ttl", "60"),
+            ("link_cache", "off"),
             ("public_url", "https://s.example.org"),
+            ("secrets_stale", "900"),
+            ("secrets_ttl", "30"),
             ("shorten_access", "open")
         ]
     );
     assert_eq!(providers[1]["token"].as_str(), Some("hvs.x"));
     assert_eq!(values(&providers[3]), [("admin_token", "t")]);
+}
+
+#[test]
+fn the_cache_is_for_remote_databases_unless_the_user_says_otherwise() {
+    let remote = "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"\"";
+    for (runtime, links, cache) in [
+        ("", "", "off"),
+        (remote, "", "on"),
+        ("", "cache.enabled = true", "on"),
+        (remote, "cache.enabled = false", "off"),
+    ] {
+        let table = render(runtime, &format!("{links}\ncache.ttl = \"2m\""), &[]);
+        let values: Vec<_> = values(&table["variables_provider"][0]);
+        assert!(values.contains(&("link_cache", cache)), "{runtime} {links}: {values:?}");
+        assert!(values.contains(&("cache_ttl", "120")), "{values:?}");
+    }
 }
 
 #[test]
@@ -127,7 +162,7 @@ fn no_value_leaves_its_quotes() {
         assert_eq!(providers.len(), 3);
         assert_eq!(values(&providers[1]), [("a", hostile), ("b", "'''\n[x]")]);
         assert_eq!(values(&providers[2]), [("admin_token", hostile)]);
-        assert_eq!(table.len(), 3);
+        assert_eq!(table.len(), 4, "{table:?}");
     }
 }
 
@@ -254,13 +289,38 @@ fn other_files_are_placed_too() {
 }
 
 #[test]
+fn the_components_have_both_stores_and_local_stays_on_this_machine() {
+    for (runtime, default) in [
+        ("", Some("/srv/x/var/lib/links/data/key-value.db")),
+        (
+            "[key_value_store.cache]\ntype = \"spin\"",
+            Some("/srv/x/var/lib/links/data/key-value.db"),
+        ),
+        (
+            "[key_value_store.default]\ntype = \"spin\"\npath = \"kv.db\"",
+            Some("/srv/x/var/lib/links/data/kv.db"),
+        ),
+        (
+            "[key_value_store.default]\ntype = \"redis\"\nurl = \"redis://127.0.0.1\"",
+            None,
+        ),
+    ] {
+        let stores = &paths(runtime, "/srv/x")["key_value_store"];
+        let place = |label: &str| stores[label].get("path").and_then(Value::as_str);
+        assert_eq!(place("default"), default, "{runtime}");
+        assert_eq!(stores["local"]["type"].as_str(), Some("spin"), "{runtime}");
+        assert_eq!(stores["local"].as_table().map(Table::len), Some(2), "{runtime}");
+        assert_eq!(place("local"), Some("/srv/x/var/lib/links/data/local.db"), "{runtime}");
+    }
+}
+
+#[test]
 fn the_digest_follows_what_an_instance_must_be_restarted_for() {
     let of = |runtime: &str, links: &str, token: &str| {
         let config = Config::parse(links, "links.toml").unwrap();
-        digest(
-            &try_render(runtime, links, &[("admin_token", token)], "/").unwrap(),
-            &config,
-        )
+        let secrets = [("admin_token", token), ("otlp", &format!("key={token}"))];
+        let exports = Exports::new(&config, &credentials(&secrets)).unwrap();
+        digest(&try_render(runtime, links, &secrets, "/").unwrap(), &config, &exports)
     };
     let before = of(
         "max_instance_memory = 1048576\n[outbound_http]\nconnection_pooling = true",
@@ -272,7 +332,7 @@ fn the_digest_follows_what_an_instance_must_be_restarted_for() {
     assert_eq!(
         of(
             same,
-            "instances = 3\nrollout.min_healthy = \"5s\"\nnginx.listen = 8080",
+            "instances = 3\nrollout.min_healthy = \"5s\"\nnginx.listen = 8080\nmetrics.listen = \"127.0.0.1:9000\"",
             "t"
         ),
         before
@@ -282,9 +342,21 @@ fn the_digest_follows_what_an_instance_must_be_restarted_for() {
         ("base_port = 7100", "t"),
         ("drain.timeout = \"31s\"", "t"),
         ("health.interval = \"2s\"", "t"),
+        ("metrics.listen = \"off\"", "t"),
+        ("metrics.otlp_listen = \"127.0.0.1:9000\"", "t"),
+        ("telemetry.endpoint = \"http://127.0.0.1:4318\"", "t"),
         ("", "u"),
     ] {
         assert_ne!(of(same, links, token), before, "{links}");
     }
     assert_ne!(of("", "", "t"), before);
+
+    // Headers that only the agent sends count too: it has them from the instance.
+    let headers = |key: &str| {
+        let links = "telemetry = { endpoint = \"http://x.example\", headers = \"credential:otlp\", traces = false }";
+        let config = Config::parse(links, "links.toml").unwrap();
+        let exports = Exports::new(&config, &credentials(&[("otlp", key)])).unwrap();
+        digest("", &config, &exports)
+    };
+    assert_ne!(headers("key=old"), headers("key=new"));
 }

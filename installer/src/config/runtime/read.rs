@@ -2,7 +2,7 @@
 
 use toml::Table;
 
-use super::{RuntimeToml, network, reference, stores, variables};
+use super::{RuntimeToml, network, providers, reference, stores, variables};
 use crate::config::document::Document;
 use crate::config::finding::Finding;
 use crate::config::section::Section;
@@ -31,10 +31,13 @@ pub fn read(text: &str, file: &str) -> (Option<RuntimeToml>, Vec<Finding>) {
         tables(&mut top);
         top.refuse_unknown();
         let references = reference::collect(&document, table.get_ref());
+        let places = providers::places(&document, table.get_ref());
         // The same text has just been parsed.
-        runtime = toml::from_str::<Table>(text)
-            .ok()
-            .map(|table| RuntimeToml { table, references });
+        runtime = toml::from_str::<Table>(text).ok().map(|table| RuntimeToml {
+            table,
+            references,
+            places,
+        });
     }
     let findings = document.into_findings();
     (runtime.filter(|_| !findings.iter().any(Finding::is_error)), findings)

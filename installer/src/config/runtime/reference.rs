@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path};
 
+use serde::Serialize;
 use toml::de::{DeTable, DeValue};
 use url::Url;
 
@@ -14,13 +15,50 @@ use crate::layout::Layout;
 pub const PREFIX: &str = "credential:";
 
 /// A credential that the file asks for, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reference {
     pub credential: String,
     /// From 1.
     pub line: usize,
     /// From 1, in characters.
     pub column: usize,
+}
+
+impl Reference {
+    fn new(credential: &str, document: &Document<'_>, value: &Value<'_>) -> Self {
+        let (line, column) = document.place(value.span().start);
+        Self {
+            credential: credential.to_owned(),
+            line,
+            column,
+        }
+    }
+
+    /// A value that can be nothing else.
+    pub fn read(document: &Document<'_>, value: &Value<'_>) -> Result<Self, Problem> {
+        let Some(name) = string(value)?.strip_prefix(PREFIX) else {
+            return Err(not_the_secret());
+        };
+        if !is_name(name) {
+            return Err(Problem::new(format!("names no credential: {}", not_a_name(name))).help(NAMES));
+        }
+        Ok(Self::new(name, document, value))
+    }
+}
+
+const NAMES: &str = "use letters, digits, `_`, `-` and `.`";
+
+fn not_a_name(name: &str) -> String {
+    format!("\"{}\" cannot name a credential", name.escape_debug())
+}
+
+fn not_the_secret() -> Problem {
+    Problem::new("must be a credential, not the secret itself: everybody on this host can read this file").help(
+        format!(
+            "put the secret into {}, mode 0600, and write \"{PREFIX}NAME\"",
+            file_of("NAME")
+        ),
+    )
 }
 
 /// Where a person puts the credential `name`.
@@ -45,18 +83,9 @@ fn visit<'t>(document: &Document<'t>, value: &Value<'t>, references: &mut Vec<Re
         DeValue::String(text) => {
             let Some(name) = text.strip_prefix(PREFIX) else { return };
             if is_name(name) {
-                let (line, column) = document.place(value.span().start);
-                references.push(Reference {
-                    credential: name.to_owned(),
-                    line,
-                    column,
-                });
+                references.push(Reference::new(name, document, value));
             } else {
-                document.error(
-                    value.span(),
-                    format!("\"{}\" cannot name a credential", name.escape_debug()),
-                    Some("use letters, digits, `_`, `-` and `.`".to_owned()),
-                );
+                document.error(value.span(), not_a_name(name), Some(NAMES.to_owned()));
             }
         }
         _ => {}
@@ -72,14 +101,7 @@ pub fn secret(value: &Value<'_>) -> Result<(), Problem> {
     if is_reference(value) || string(value)?.is_empty() {
         return Ok(());
     }
-    Err(
-        Problem::new("must be a credential, not the secret itself: everybody on this host can read this file").help(
-            format!(
-                "put the secret into {}, mode 0600, and write \"{PREFIX}NAME\"",
-                file_of("NAME")
-            ),
-        ),
-    )
+    Err(not_the_secret())
 }
 
 /// A value that says something, written here or in a credential.

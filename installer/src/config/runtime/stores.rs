@@ -1,5 +1,6 @@
 //! `[sqlite_database.LABEL]` and `[key_value_store.LABEL]`.
 
+use super::LOCAL_STORE;
 use super::reference::{location, path, plain, secret};
 use crate::config::document::{Problem, Value};
 use crate::config::section::Section;
@@ -22,7 +23,15 @@ pub fn sqlite_database(_label: &str, section: &mut Section<'_, '_>) {
 }
 
 /// Spin: crates/key-value-{spin,redis,azure,aws}/src/lib.rs.
-pub fn key_value_store(_label: &str, section: &mut Section<'_, '_>) {
+pub fn key_value_store(label: &str, section: &mut Section<'_, '_>) {
+    if label == LOCAL_STORE {
+        section.accept_unknown();
+        return section.document().error(
+            section.span(),
+            format!("`key_value_store.{LOCAL_STORE}` is the appliance's own, a file that never leaves this machine"),
+            Some("remove it, or give the store another name".to_owned()),
+        );
+    }
     match section.required("type", one_of(&["spin", "redis", "azure_cosmos", "aws_dynamo"])) {
         Some("spin") => data_file(section),
         Some("redis") => {

@@ -119,6 +119,7 @@ fn one_mistake_gets_one_answer_with_its_place() {
         // Keys of Spin that are not the user's here.
         ("state_dir = \"/tmp\"", "1:1: `state_dir` is the appliance's to set; remove it".to_owned()),
         ("log_dir = \"\"", "1:1: `log_dir` is the appliance's to set: output goes to the journal; remove it".to_owned()),
+        ("\n[key_value_store.local]\ntype = \"redis\"\nurls = 1", "2:1: `key_value_store.local` is the appliance's own, a file that never leaves this machine; remove it, or give the store another name".to_owned()),
         ("[[config_provider]]", "1:3: `config_provider` is an old name; write `variables_provider`".to_owned()),
         // Types of stores.
         ("[sqlite_database.default]\npath = \"x\"", "1:1: `type` is missing in [sqlite_database.default]".to_owned()),

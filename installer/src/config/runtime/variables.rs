@@ -10,11 +10,21 @@ use crate::layout::ADMIN_TOKEN;
 pub const PUBLIC_URL: &str = "public_url";
 pub const SHORTEN_ACCESS: &str = "shorten_access";
 pub const ALLOWED_ORIGIN: &str = "allowed_origin";
+pub const LINK_CACHE: &str = "link_cache";
+pub const CACHE_TTL: &str = "cache_ttl";
+pub const CACHE_STALE: &str = "cache_stale";
+pub const SECRETS_TTL: &str = "secrets_ttl";
+pub const SECRETS_STALE: &str = "secrets_stale";
 /// And the keys that set them there.
-const SET_BY_LINKS_TOML: [(&str, &str); 3] = [
+const SET_BY_LINKS_TOML: [(&str, &str); 8] = [
     (PUBLIC_URL, "public_url"),
     (SHORTEN_ACCESS, "shorten.access"),
     (ALLOWED_ORIGIN, "shorten.allowed_origin"),
+    (LINK_CACHE, "cache.enabled"),
+    (CACHE_TTL, "cache.ttl"),
+    (CACHE_STALE, "cache.stale"),
+    (SECRETS_TTL, "secrets.ttl"),
+    (SECRETS_STALE, "secrets.stale"),
 ];
 
 pub fn provider(section: &mut Section<'_, '_>) {

@@ -1,10 +1,21 @@
-//! `linksctl agent`: what links.service runs. It watches the instances and keeps STATUS= true.
+//! `linksctl agent`: what links.service runs. It watches the instances, keeps STATUS= true, and serves metrics.
+
+mod counters;
+mod database;
+mod exposition;
+mod families;
+mod forward;
+#[cfg(test)]
+mod observability;
+mod otlp;
+mod scrape;
+mod server;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -13,8 +24,9 @@ use crate::layout::Layout;
 use crate::log;
 use crate::notify::notify;
 use crate::release::Store;
-use crate::rollout::State;
+use crate::rollout::{State, snapshot};
 use crate::rotation::{self, Watch};
+use server::{Addresses, Server};
 
 /// The status is looked at this often even if no flag changes: a release may have been changed, a file edited.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -39,6 +51,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         },
     };
     let watch = Watch::new(layout)?;
+    let server = Server::start(layout.clone())?;
     let mut told = String::new();
     notify(&[NotifyState::Ready]);
     while !stop.load(Ordering::Relaxed) {
@@ -48,13 +61,37 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
             log::notice!("{status}");
             told = status;
         }
+        server.serve_on(addresses(layout, wanted));
+        ensure!(!server.is_gone(), "the server of metrics has ended");
         notify(&[NotifyState::Watchdog]);
         watch.wait(LOOK_AGAIN)?;
         // While a person edits the file, it may be wrong for a while; `linksctl check` is there to say so.
         wanted = load_links(layout).map_or(wanted, |config| config.instances);
     }
     notify(&[NotifyState::Stopping]);
+    server.stop();
     Ok(())
+}
+
+/// Where metrics are asked for, by what a person has written last; where instances send theirs, by what each was configured
+/// with. A file that is wrong for now changes nothing.
+fn addresses(layout: &Layout, wanted: u16) -> Addresses {
+    let edited = load_links(layout).ok();
+    let mut configurations: Vec<_> = (1..=wanted)
+        .map(|instance| snapshot::of_instance(layout, instance).0)
+        .collect();
+    configurations.dedup();
+    let applied = configurations.iter().filter_map(|applied| load_links(applied).ok());
+    let applied: Vec<_> = applied.map(|config| config.metrics).collect();
+    let asked = edited.map(|config| config.metrics).or_else(|| applied.first().cloned());
+    Addresses {
+        metrics: asked.and_then(|metrics| metrics.listen).into_iter().collect(),
+        otlp: applied
+            .iter()
+            .filter(|metrics| metrics.listen.is_some())
+            .map(|metrics| metrics.otlp_listen)
+            .collect(),
+    }
 }
 
 /// `2/2 instances ready, release 0.1.0, runtime spin 4.0.2`; where instances differ, each that is seen is named once.

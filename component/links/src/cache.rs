@@ -1,0 +1,110 @@
+//! The cache of links, in the key-value store "default". While it is off, no store is asked for anything. While the store
+//! does not answer, the cache is as good as empty, and never a reason for an error.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join;
+use links_core::cache::{self, Bounds, Entry};
+use links_core::link::Stored;
+use links_core::slug::Slug;
+
+use crate::kv::Place;
+use crate::outage::Service;
+use crate::{clock, log, variable};
+
+/// Longest wait for the variables. linksctl puts them where the runtime has them at hand; elsewhere a provider on another
+/// machine may be asked, for which no redirect waits long.
+const LIMIT: Duration = Duration::from_millis(250);
+
+/// How long the cache is off after its variables could not be read.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// What the variables say. They change with the configuration of the runtime, that is with a new process, and an instance
+/// lives for some hundred requests: so once read, they are kept.
+#[derive(Clone, Copy)]
+enum Knowledge {
+    Unread,
+    Off,
+    On(Bounds),
+    /// Off for now.
+    Failed(Instant),
+}
+
+thread_local! {
+    static KNOWN: Cell<Knowledge> = const { Cell::new(Knowledge::Unread) };
+}
+
+/// `None`: there is no cache.
+pub async fn bounds() -> Option<Bounds> {
+    match KNOWN.get() {
+        Knowledge::Off => return None,
+        Knowledge::On(bounds) => return Some(bounds),
+        Knowledge::Failed(since) if since.elapsed() < PAUSE => return None,
+        Knowledge::Failed(_) | Knowledge::Unread => {}
+    }
+    let read = clock::within(LIMIT, read()).await;
+    let known = match read.unwrap_or_else(|| Err("no answer in time".to_owned())) {
+        Ok(Some(bounds)) => Knowledge::On(bounds),
+        Ok(None) => Knowledge::Off,
+        Err(error) => {
+            log::line("redirects go without the cache: cannot read its variables", error);
+            Knowledge::Failed(Instant::now())
+        }
+    };
+    KNOWN.set(known);
+    match known {
+        Knowledge::On(bounds) => Some(bounds),
+        _ => None,
+    }
+}
+
+/// Whether the variables were read and turn it on.
+pub fn is_known_to_be_on() -> bool {
+    matches!(KNOWN.get(), Knowledge::On(_))
+}
+
+async fn read() -> Result<Option<Bounds>, String> {
+    if !cache::is_on(&variable::get("link_cache").await?).map_err(|invalid| invalid.to_string())? {
+        return Ok(None);
+    }
+    let (ttl, stale) = try_join(variable::get("cache_ttl"), variable::get("cache_stale")).await?;
+    Bounds::parse(&ttl, &stale)
+        .map(Some)
+        .map_err(|invalid| invalid.to_string())
+}
+
+/// What is kept of a link, however old.
+pub async fn get(slug: &Slug) -> Option<Entry> {
+    let entry = ask(async || Place::Cache.get(&cache::key(slug)).await)
+        .await
+        .flatten()?;
+    Entry::decode(&entry)
+}
+
+/// Keeps a link as the database has it, asked at `asked_at` (Unix seconds).
+pub async fn put(slug: &Slug, link: &Stored, asked_at: i64) {
+    let link = link.clone();
+    let entry = Entry { link, asked_at }.encode();
+    ask(async || Place::Cache.set(&cache::key(slug), &entry).await).await;
+}
+
+pub async fn remove(slug: &Slug) {
+    ask(async || Place::Cache.delete(&cache::key(slug)).await).await;
+}
+
+async fn ask<T>(question: impl AsyncFnOnce() -> Result<T, String>) -> Option<T> {
+    if Service::Cache.rests().await {
+        return None;
+    }
+    match question().await {
+        Ok(answer) => {
+            Service::Cache.answered().await;
+            Some(answer)
+        }
+        Err(error) => {
+            Service::Cache.failed(&error).await;
+            None
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What this component depends on and can do without for a while: whether it answers.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use links_core::outage::Outage;
+
+use crate::{cache, clock, local, log, settings};
+
+#[derive(Clone, Copy)]
+pub enum Service {
+    Database,
+    Cache,
+    /// The provider of the variable `admin_token`.
+    Provider,
+}
+
+/// What this instance knows of one of them.
+struct Knowledge {
+    outage: Cell<Option<Outage>>,
+    /// Whether it has looked what other instances know.
+    shared: Cell<bool>,
+}
+
+thread_local! {
+    static KNOWN: [Knowledge; 3] = const {
+        [const {
+            Knowledge {
+                outage: Cell::new(None),
+                shared: Cell::new(false),
+            }
+        }; 3]
+    };
+}
+
+impl Service {
+    /// Whether it did not answer a moment ago and is better left alone. If not, the caller is the one who tries: others
+    /// then rest for a pause again.
+    pub async fn rests(self) -> bool {
+        let Some(outage) = self.outage().await else {
+            return false;
+        };
+        let now = clock::now_in_milliseconds();
+        if outage.rests(now, self.pause()) {
+            return true;
+        }
+        self.note(outage.tried_again(now)).await;
+        false
+    }
+
+    /// It answered. Costs nothing unless it is known that it did not before.
+    pub async fn answered(self) {
+        let Some(known) = self.known(|known| known.outage.take()) else {
+            return;
+        };
+        let outage = if self.is_shared() {
+            let noted = self.noted().await;
+            if noted.is_some() {
+                local::delete(self.key()).await;
+            }
+            // If it is gone, another instance was first to find out, and has told the operator.
+            noted
+        } else {
+            Some(known)
+        };
+        if let Some(outage) = outage {
+            let seconds = outage.seconds(clock::now_in_milliseconds());
+            log::line(&format!("{} answers again", self.name()), format!("after {seconds} s"));
+        }
+    }
+
+    /// It failed. The operator is told once an outage, not once a request.
+    pub async fn failed(self, why: &str) {
+        let now = clock::now_in_milliseconds();
+        let goes_on = |outage: &Outage| outage.goes_on(now);
+        let known = self.known(|known| known.outage.get()).filter(goes_on);
+        // At once, so that the other requests of this instance that fail now see it.
+        self.known(|known_here| known_here.outage.set(Some(known.unwrap_or_else(|| Outage::begin(now)))));
+        let outage = match known {
+            None if self.is_shared() => self.noted().await.filter(goes_on),
+            known => known,
+        };
+        if outage.is_none() {
+            log::line(&format!("{} does not answer", self.name()), why);
+        }
+        let outage = outage.map_or_else(|| Outage::begin(now), |outage| outage.tried_again(now));
+        self.note(outage).await;
+    }
+
+    async fn outage(self) -> Option<Outage> {
+        if self.is_shared() && !self.known(|known| known.shared.get()) {
+            let noted = self.noted().await;
+            // Requests that came at the same time have looked, too, and may know more by now.
+            if !self.known(|known| known.shared.replace(true)) && noted.is_some() {
+                self.known(|known| known.outage.set(noted));
+            }
+        }
+        self.known(|known| known.outage.get())
+    }
+
+    /// What another instance, or this one, has left.
+    async fn noted(self) -> Option<Outage> {
+        Outage::decode(&local::get(self.key()).await?)
+    }
+
+    async fn note(self, outage: Outage) {
+        self.known(|known| known.outage.set(Some(outage)));
+        if self.is_shared() {
+            local::set(self.key(), &outage.encode()).await;
+        }
+    }
+
+    /// Whether instances tell each other. Where nothing is kept, no store is asked for anything.
+    fn is_shared(self) -> bool {
+        match self {
+            Service::Database => cache::is_known_to_be_on(),
+            Service::Cache => true,
+            Service::Provider => settings::are_known_to_keep_secrets(),
+        }
+    }
+
+    fn known<T>(self, work: impl FnOnce(&Knowledge) -> T) -> T {
+        KNOWN.with(|[database, cache, provider]| {
+            work(match self {
+                Service::Database => database,
+                Service::Cache => cache,
+                Service::Provider => provider,
+            })
+        })
+    }
+
+    /// Between two attempts at something that does not answer.
+    fn pause(self) -> Duration {
+        match self {
+            Service::Database | Service::Provider => Duration::from_secs(3),
+            Service::Cache => Duration::from_secs(5),
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Service::Database => "links:outage:database",
+            Service::Cache => "links:outage:cache",
+            Service::Provider => "links:outage:admin_token",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Service::Database => "the database",
+            Service::Cache => "the key-value store \"default\"",
+            Service::Provider => "the provider of the variable admin_token",
+        }
+    }
+}

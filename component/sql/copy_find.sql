@@ -1,0 +1,3 @@
+-- The links with these slugs, a JSON array.
+SELECT slug, url, created_at, expires_at, CASE WHEN request_id IS NOT NULL THEN hex(request_id) END
+FROM links WHERE slug IN (SELECT value FROM json_each(?1))

@@ -1,0 +1,12 @@
+-- Links as a JSON array of objects, in one statement: all of them, or none if it fails. One that is there already stays as
+-- it is. Each gets an id of its own here: nothing refers to it. A row comes back for each that is new.
+INSERT INTO links (slug, url, created_at, expires_at, request_id)
+SELECT
+    json_extract(value, '$.slug'),
+    json_extract(value, '$.url'),
+    json_extract(value, '$.created_at'),
+    json_extract(value, '$.expires_at'),
+    unhex(json_extract(value, '$.request_id'))
+FROM json_each(?1) WHERE true ORDER BY key
+ON CONFLICT DO NOTHING
+RETURNING 1

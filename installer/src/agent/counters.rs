@@ -1,0 +1,368 @@
+//! What the instances have counted, summed over their restarts. A runtime counts from zero whenever it starts; Prometheus
+//! and people want what an instance has done in all.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use super::families::{self, Family};
+use crate::files;
+use crate::layout::Layout;
+
+/// A runtime that makes up names must not fill the memory. An honest one has a handful for each component.
+const MOST_SERIES: usize = 1000;
+/// Runs of one series that are remembered as over.
+const REMEMBERED: usize = 8;
+
+/// One value that came in, of one series.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Point {
+    pub family: &'static Family,
+    pub component: String,
+    /// All attributes, in a form that is the same for the same ones.
+    pub attributes: String,
+    pub temporality: Temporality,
+    /// Nanoseconds since 1970; 0 where the sender does not say.
+    pub start: u64,
+    pub time: u64,
+    pub amount: Amount,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Temporality {
+    /// Since `start`, which stays while the runtime runs.
+    Cumulative,
+    /// Since the point before.
+    Delta,
+}
+
+/// A count, or the sum and the number of what was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Amount {
+    pub sum: f64,
+    /// 0 for a counter.
+    pub count: f64,
+}
+
+impl Amount {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            sum: self.sum + other.sum,
+            count: self.count + other.count,
+        }
+    }
+
+    fn is_below(self, other: Self) -> bool {
+        self.sum < other.sum || self.count < other.count
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Key {
+    instance: u16,
+    family: String,
+    component: String,
+    attributes: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Series {
+    /// Of the runs before, and of all deltas.
+    done: Amount,
+    /// Of the run that goes on, as it said last.
+    current: Amount,
+    start: u64,
+    time: u64,
+    /// The starts of the runs before.
+    over: Vec<u64>,
+}
+
+impl Series {
+    fn new(point: &Point) -> Self {
+        Self {
+            done: Amount::default(),
+            current: Amount::default(),
+            start: point.start,
+            // Before every point.
+            time: 0,
+            over: vec![],
+        }
+    }
+
+    fn take(&mut self, point: &Point) {
+        match point.temporality {
+            Temporality::Cumulative if point.start == self.start => {
+                // One that comes late, or again.
+                if point.time <= self.time {
+                    return;
+                }
+                // A new run that does not say so.
+                if point.amount.is_below(self.current) {
+                    self.done = self.done.plus(self.current);
+                }
+                self.current = point.amount;
+            }
+            Temporality::Cumulative => {
+                // Not by which is later: the clock may have been set back in between.
+                if self.over.contains(&point.start) {
+                    return;
+                }
+                self.over.push(self.start);
+                if self.over.len() > REMEMBERED {
+                    self.over.remove(0);
+                }
+                self.done = self.done.plus(self.current);
+                self.current = point.amount;
+            }
+            Temporality::Delta => {
+                // A sender that did not hear the answer sends it again.
+                if (point.start, point.time) == (self.start, self.time) {
+                    return;
+                }
+                self.done = self.done.plus(point.amount);
+            }
+        }
+        (self.start, self.time) = (point.start, point.time);
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Counters {
+    series: BTreeMap<Key, Series>,
+    /// Points that found no room.
+    pub ignored: u64,
+    changed: bool,
+}
+
+impl Counters {
+    pub fn take(&mut self, instance: u16, point: &Point) {
+        let key = Key {
+            instance,
+            family: point.family.name.to_owned(),
+            component: point.component.clone(),
+            attributes: point.attributes.clone(),
+        };
+        if !self.series.contains_key(&key) && self.series.len() >= MOST_SERIES {
+            self.ignored += 1;
+            return;
+        }
+        self.series.entry(key).or_insert_with(|| Series::new(point)).take(point);
+        self.changed = true;
+    }
+
+    /// By family, instance and component.
+    pub fn totals(&self) -> BTreeMap<(&'static str, u16, &str), (&'static Family, Amount)> {
+        let mut totals = BTreeMap::new();
+        for (key, series) in &self.series {
+            let Some(family) = families::RUNTIME.iter().find(|family| family.name == key.family) else {
+                continue;
+            };
+            let (_, total) = totals
+                .entry((family.name, key.instance, key.component.as_str()))
+                .or_insert((*family, Amount::default()));
+            *total = total.plus(series.done).plus(series.current);
+        }
+        totals
+    }
+
+    /// What an agent before this one has kept; nothing where there is none, or it cannot be understood.
+    pub fn load(layout: &Layout) -> Self {
+        let kept = fs::read(layout.agent_counters())
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<Vec<(Key, Series)>>(&bytes).ok());
+        Self {
+            series: kept.unwrap_or_default().into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// All there is, to be kept; none where nothing came in since the last time.
+    pub fn take_changes(&mut self) -> Option<Vec<u8>> {
+        let series: Vec<_> = self.series.iter().collect();
+        // Numbers and strings: there is nothing in it that JSON could not say.
+        std::mem::take(&mut self.changed).then(|| serde_json::to_vec(&series).unwrap_or_default())
+    }
+
+    /// # Errors
+    /// The directory is missing or full.
+    pub fn keep(layout: &Layout, kept: &[u8]) -> anyhow::Result<()> {
+        files::replace(&layout.agent_counters(), kept, 0o600)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::super::families::{CPU, REQUESTS};
+    use super::*;
+
+    fn point(temporality: Temporality, start: u64, time: u64, sum: f64) -> Point {
+        Point {
+            family: &REQUESTS,
+            component: "links".to_owned(),
+            attributes: String::new(),
+            temporality,
+            start,
+            time,
+            amount: Amount { sum, count: 0.0 },
+        }
+    }
+
+    /// The total after each of these points.
+    fn totals(points: &[Point]) -> Vec<f64> {
+        let mut counters = Counters::default();
+        points
+            .iter()
+            .map(|point| {
+                counters.take(1, point);
+                total(&counters)
+            })
+            .collect()
+    }
+
+    fn total(counters: &Counters) -> f64 {
+        counters.totals().values().map(|(_, amount)| amount.sum).sum()
+    }
+
+    fn cumulative(start: u64, time: u64, sum: f64) -> Point {
+        point(Temporality::Cumulative, start, time, sum)
+    }
+
+    fn delta(start: u64, time: u64, sum: f64) -> Point {
+        point(Temporality::Delta, start, time, sum)
+    }
+
+    #[test]
+    fn a_run_says_what_it_has_in_all() {
+        let points = [
+            cumulative(10, 20, 5.0),
+            cumulative(10, 30, 8.0),
+            cumulative(10, 40, 8.0),
+        ];
+        assert_eq!(totals(&points), [5.0, 8.0, 8.0]);
+    }
+
+    #[test]
+    fn a_new_run_goes_on_where_the_old_one_ended() {
+        // Even where the new one has counted further than the old one before it says anything.
+        let points = [
+            cumulative(10, 20, 5.0),
+            cumulative(30, 40, 9.0),
+            cumulative(30, 50, 10.0),
+        ];
+        assert_eq!(totals(&points), [5.0, 14.0, 15.0]);
+    }
+
+    #[test]
+    fn what_comes_late_or_again_counts_nothing() {
+        let points = [
+            cumulative(10, 20, 5.0),
+            cumulative(10, 20, 5.0),
+            cumulative(10, 15, 3.0),
+            cumulative(30, 40, 1.0),
+            cumulative(10, 25, 6.0),
+            cumulative(30, 50, 2.0),
+        ];
+        assert_eq!(totals(&points), [5.0, 5.0, 5.0, 6.0, 6.0, 7.0]);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_stops_nothing() {
+        let points = [
+            cumulative(1000, 2000, 5.0),
+            cumulative(10, 20, 2.0),
+            cumulative(10, 30, 3.0),
+        ];
+        assert_eq!(totals(&points), [5.0, 7.0, 8.0]);
+    }
+
+    #[test]
+    fn a_sender_that_tells_no_start_is_known_by_its_fall() {
+        let points = [cumulative(0, 20, 5.0), cumulative(0, 30, 2.0), cumulative(0, 40, 4.0)];
+        assert_eq!(totals(&points), [5.0, 7.0, 9.0]);
+    }
+
+    #[test]
+    fn deltas_add_up_and_count_once() {
+        let points = [
+            delta(10, 20, 5.0),
+            delta(20, 30, 3.0),
+            delta(20, 30, 3.0),
+            // Another run.
+            delta(45, 50, 1.0),
+        ];
+        assert_eq!(totals(&points), [5.0, 8.0, 8.0, 9.0]);
+    }
+
+    #[test]
+    fn instances_and_components_have_totals_of_their_own_and_other_attributes_do_not() {
+        let mut counters = Counters::default();
+        let mut second = cumulative(10, 20, 3.0);
+        second.attributes = "trigger_type=redis".to_owned();
+        let mut other = cumulative(10, 20, 7.0);
+        other.component = "admin".to_owned();
+        for point in [&cumulative(10, 20, 1.0), &second, &other] {
+            counters.take(1, point);
+        }
+        counters.take(2, &cumulative(10, 20, 9.0));
+        let name = REQUESTS.name;
+        let sums: Vec<_> = counters
+            .totals()
+            .into_iter()
+            .map(|(key, (_, amount))| (key, amount.sum))
+            .collect();
+        assert_eq!(
+            sums,
+            [
+                ((name, 1, "admin"), 7.0),
+                ((name, 1, "links"), 4.0),
+                ((name, 2, "links"), 9.0)
+            ]
+        );
+    }
+
+    #[test]
+    fn another_agent_goes_on_with_them() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        fs::create_dir_all(layout.metrics_dir()).unwrap();
+        let mut counters = Counters::load(&layout);
+        assert_eq!(counters.take_changes(), None, "nothing came in");
+        for point in [cumulative(10, 20, 5.0), cumulative(30, 40, 2.0)] {
+            counters.take(1, &point);
+        }
+        let mut cpu = cumulative(10, 20, 0.5);
+        (cpu.family, cpu.amount.count) = (&CPU, 3.0);
+        // A number that a careless reader gets wrong in its last bit.
+        cpu.amount.sum = 1_795_355_004.247_255_3;
+        counters.take(1, &cpu);
+        Counters::keep(&layout, &counters.take_changes().unwrap()).unwrap();
+        assert_eq!(counters.take_changes(), None);
+
+        let mut next = Counters::load(&layout);
+        assert_eq!(next.totals(), counters.totals());
+        next.take(1, &cumulative(30, 50, 4.0));
+        // Of a run that the first one saw the end of.
+        next.take(1, &cumulative(10, 60, 99.0));
+        assert_eq!(next.totals()[&(REQUESTS.name, 1, "links")].1.sum, 9.0);
+
+        fs::write(layout.agent_counters(), "{").unwrap();
+        assert!(Counters::load(&layout).series.is_empty());
+    }
+
+    #[test]
+    fn there_is_a_bound_on_series() {
+        let mut counters = Counters::default();
+        for number in 0..=MOST_SERIES {
+            let mut point = cumulative(10, 20, 1.0);
+            point.component = number.to_string();
+            counters.take(1, &point);
+        }
+        assert_eq!((counters.series.len(), counters.ignored), (MOST_SERIES, 1));
+        let mut known = cumulative(10, 30, 2.0);
+        known.component = "0".to_owned();
+        counters.take(1, &known);
+        assert_eq!(counters.ignored, 1, "what is there goes on");
+    }
+}

@@ -1,0 +1,64 @@
+//! Tests that the files below packaging/observability speak of metrics that the agent has.
+
+use std::collections::BTreeSet;
+
+use super::families::{ALL, Kind};
+use super::scrape::LABEL;
+
+const DASHBOARD: &str = include_str!("../../../packaging/observability/grafana-dashboard.json");
+const RULES: &str = include_str!("../../../packaging/observability/links.rules.yml");
+
+/// Every word that could be a metric of links.
+fn named(text: &str) -> BTreeSet<&str> {
+    text.split(|character: char| !character.is_ascii_alphanumeric() && character != '_')
+        .filter(|word| word.starts_with("links_") && *word != LABEL)
+        .collect()
+}
+
+fn exposed() -> BTreeSet<String> {
+    let names = ALL.iter().flat_map(|family| match family.kind {
+        Kind::Summary => vec![format!("{}_sum", family.name), format!("{}_count", family.name)],
+        Kind::Counter | Kind::Gauge => vec![family.name.to_owned()],
+    });
+    names.collect()
+}
+
+#[test]
+fn every_metric_of_the_dashboard_and_of_the_rules_is_exposed() {
+    let exposed = exposed();
+    for (file, text) in [("dashboard", DASHBOARD), ("rules", RULES)] {
+        let named = named(text);
+        assert!(named.len() > 5, "{file}: {named:?}");
+        for name in named {
+            assert!(exposed.contains(name), "{file}: {name} is not exposed");
+        }
+    }
+}
+
+/// What nobody looks at is not worth telling: but for these, which say why another one is as it is.
+#[test]
+fn the_dashboard_shows_what_is_exposed() {
+    let shown = named(DASHBOARD);
+    let hidden = ["links_component_cpu_seconds_count", "links_otlp_ignored_points_total"];
+    for name in exposed() {
+        assert!(
+            shown.contains(name.as_str()) || hidden.contains(&name.as_str()),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn the_dashboard_is_json_with_expressions() {
+    let dashboard = serde_json::from_str::<serde_json::Value>(DASHBOARD).unwrap_or_default();
+    let panels = dashboard["panels"].as_array().map_or(0, Vec::len);
+    assert!(panels > 10);
+    let all_ask = dashboard["panels"].as_array().is_some_and(|panels| {
+        panels.iter().all(|panel| {
+            panel["targets"]
+                .as_array()
+                .is_some_and(|targets| !targets.is_empty() && targets.iter().all(|target| target["expr"].is_string()))
+        })
+    });
+    assert!(all_ask);
+}

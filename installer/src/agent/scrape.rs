@@ -1,0 +1,253 @@
+//! What is told at a scrape: a few small files, and what is in memory already.
+
+use std::collections::BTreeSet;
+
+use super::counters::Counters;
+use super::database::Facts;
+use super::exposition::Exposition;
+use super::families::{
+    BUILD_INFO, DATABASE_FREE, DATABASE_LINKS, DATABASE_SIZE, DRAIN, INSTANCE_INFO, INSTANCES, Kind, OTLP_DROPPED,
+    OTLP_FORWARDED, OTLP_IGNORED, OTLP_QUEUED, OTLP_RECEIVED, OTLP_REJECTED, READY, RESIDENT, ROLLOUT_DURATION,
+    ROLLOUT_INFO, ROLLOUT_SUCCESS, ROLLOUT_TIME, START_TIME, STARTS, UP,
+};
+use super::forward;
+use crate::config::load::load_links;
+use crate::layout::{Layout, MAX_INSTANCES};
+use crate::release::Release;
+use crate::rollout::{Outcome, State, Verdict};
+use crate::rotation;
+use crate::supervise::told::Told;
+
+/// The label with the number of an instance; `instance` is Prometheus' own, for whom it has asked.
+pub const LABEL: &str = "links_instance";
+
+/// What came by OTLP.
+#[derive(Clone, Debug, Default)]
+pub struct Received {
+    /// By instance, from 1.
+    pub requests: [u64; MAX_INSTANCES as usize],
+    pub rejected: u64,
+}
+
+/// What files say.
+pub fn host(page: &mut Exposition, layout: &Layout) {
+    page.add(&BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    let state = State::new(layout);
+    let wanted = load_links(layout).map(|config| config.instances).ok();
+    page.add_known(&INSTANCES, &[], wanted.map(f64::from));
+    let ready = rotation::ready_instances(layout).unwrap_or_default();
+    for instance in shown(&state, wanted) {
+        let number = instance.to_string();
+        let labels = [(LABEL, number.as_str())];
+        let runs = state.runs(instance);
+        page.add(&UP, &labels, f64::from(u8::from(runs.is_some())));
+        page.add(&READY, &labels, f64::from(u8::from(ready.contains(&instance))));
+        let release = runs.and_then(|runs| Release::open(&layout.releases_dir().join(runs.release)).ok());
+        if let Some(release) = &release {
+            let runtime = &release.manifest.runtime;
+            let labels = [
+                (LABEL, number.as_str()),
+                ("release", &release.id),
+                ("version", &release.manifest.version),
+                ("runtime", &runtime.kind.to_string()),
+                ("runtime_version", &runtime.version),
+            ];
+            page.add(&INSTANCE_INFO, &labels, 1.0);
+        }
+        let Some(told) = Told::read(layout, instance) else {
+            continue;
+        };
+        page.add(&STARTS, &labels, told.starts as f64);
+        page.add(&START_TIME, &labels, told.started);
+        // What was measured last is gone with the runtime.
+        let resident = told.resident_bytes.filter(|_| release.is_some());
+        page.add_known(&RESIDENT, &labels, resident.map(|bytes| bytes as f64));
+        page.add_known(&DRAIN, &labels, told.drain_seconds);
+    }
+    if let Some(outcome) = Outcome::read(layout) {
+        let success = outcome.result == Verdict::Succeeded;
+        page.add(&ROLLOUT_SUCCESS, &[], f64::from(u8::from(success)));
+        let labels = [("release", outcome.release.as_str()), ("result", outcome.result.name())];
+        page.add(&ROLLOUT_INFO, &labels, 1.0);
+        page.add(&ROLLOUT_TIME, &[], outcome.ended);
+        page.add_known(&ROLLOUT_DURATION, &[], outcome.seconds);
+    }
+}
+
+/// Those that are to run, and those that do.
+fn shown(state: &State<'_>, wanted: Option<u16>) -> BTreeSet<u16> {
+    let pointed = state.instances().unwrap_or_default();
+    let mut shown: BTreeSet<_> = (1..=wanted.unwrap_or(0)).collect();
+    shown.extend(pointed);
+    shown
+}
+
+pub fn database(page: &mut Exposition, facts: Facts) {
+    for (family, value) in [
+        (&DATABASE_SIZE, facts.bytes),
+        (&DATABASE_FREE, facts.free_bytes),
+        (&DATABASE_LINKS, facts.links),
+    ] {
+        page.add_known(family, &[], value.map(|value| value as f64));
+    }
+}
+
+pub fn runtimes(page: &mut Exposition, counters: &Counters) {
+    for ((_, instance, component), (family, total)) in counters.totals() {
+        let number = instance.to_string();
+        let labels = [(LABEL, number.as_str()), ("component", component)];
+        match family.kind {
+            Kind::Summary => page.add_summary(family, &labels, total.sum, total.count),
+            Kind::Counter | Kind::Gauge => page.add(family, &labels, total.sum),
+        }
+    }
+    page.add(&OTLP_IGNORED, &[], counters.ignored as f64);
+}
+
+pub fn otlp(page: &mut Exposition, received: &Received, forwarded: forward::Counts) {
+    for (number, count) in (1u16..).zip(received.requests) {
+        if count > 0 {
+            page.add(&OTLP_RECEIVED, &[(LABEL, &number.to_string())], count as f64);
+        }
+    }
+    page.add(&OTLP_REJECTED, &[], received.rejected as f64);
+    page.add(&OTLP_FORWARDED, &[], forwarded.forwarded as f64);
+    for (reason, count) in [("full", forwarded.full), ("refused", forwarded.refused)] {
+        page.add(&OTLP_DROPPED, &[("reason", reason)], count as f64);
+    }
+    page.add(&OTLP_QUEUED, &[], forwarded.queued as f64);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::super::counters::{Amount, Point, Temporality};
+    use super::super::families::{ALL, RUNTIME};
+    use super::*;
+    use crate::release::Store;
+    use crate::release::tests::bundle;
+    use crate::rollout::Version;
+    use crate::supervise::told::Teller;
+
+    fn scraped(layout: &Layout) -> String {
+        let mut page = Exposition::default();
+        host(&mut page, layout);
+        page.text()
+    }
+
+    /// Instance 1 serves, 2 is to run and does not.
+    fn host_at_work() -> (tempfile::TempDir, Layout, String) {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path().join("root"));
+        for directory in [
+            layout.config_dir(),
+            layout.ready_dir(),
+            layout.instance_run_dir(1),
+            layout.state_dir(),
+        ] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        fs::write(layout.links_toml(), "").unwrap();
+        let source = root.path().join("bundle");
+        fs::create_dir(&source).unwrap();
+        let release = Store::new(&layout).import(&bundle(&source, b"").directory).unwrap().id;
+        let runs = Version {
+            release: release.clone(),
+            config: "c".to_owned(),
+        };
+        fs::write(layout.instance_runs(1), serde_json::to_vec(&runs).unwrap()).unwrap();
+        fs::write(layout.ready_flag(1), b"").unwrap();
+        let mut teller = Teller::started(&layout, 1);
+        teller.memory(Some(4096));
+        teller.drained(Duration::from_millis(250));
+        Outcome::now(Verdict::Failed, &release, Some(Duration::from_secs(3))).keep(&layout);
+        (root, layout, release)
+    }
+
+    #[test]
+    fn instances_tell_how_they_are() {
+        let (_root, layout, release) = host_at_work();
+        let page = scraped(&layout);
+        for line in [
+            "links_instances_wanted 2",
+            "links_instance_up{links_instance=\"1\"} 1",
+            "links_instance_up{links_instance=\"2\"} 0",
+            "links_instance_ready{links_instance=\"1\"} 1",
+            "links_instance_ready{links_instance=\"2\"} 0",
+            "links_instance_starts_total{links_instance=\"1\"} 1",
+            "links_instance_resident_memory_bytes{links_instance=\"1\"} 4096",
+            "links_instance_last_drain_seconds{links_instance=\"1\"} 0.25",
+            "links_rollout_last_success 0",
+            "links_rollout_last_duration_seconds 3",
+            &format!("links_rollout_last_info{{release=\"{release}\",result=\"failed\"}} 1"),
+            &format!(
+                "links_instance_info{{links_instance=\"1\",release=\"{release}\",version=\"1.2.3\",runtime=\"links-host\",runtime_version=\"1.2.3\"}} 1"
+            ),
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
+        }
+        assert!(!page.contains("links_instance_info{links_instance=\"2\""), "{page}");
+
+        // It stops: what it had is no more, what it did is.
+        fs::remove_dir_all(layout.instance_run_dir(1)).unwrap();
+        let page = scraped(&layout);
+        assert!(
+            page.contains("links_instance_up{links_instance=\"1\"} 0")
+                && page.contains("_starts_total{links_instance=\"1\"} 1")
+        );
+        assert!(!page.contains("resident_memory_bytes{"), "{page}");
+    }
+
+    #[test]
+    fn a_bare_host_is_no_error() {
+        let root = tempfile::tempdir().unwrap();
+        let page = scraped(&Layout::new(root.path()));
+        assert!(
+            page.contains("links_build_info{version=") && !page.contains("links_instance_up{"),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn every_family_can_be_exposed() {
+        let (_root, layout, _) = host_at_work();
+        let mut page = Exposition::default();
+        host(&mut page, &layout);
+        let known = Some(1);
+        database(
+            &mut page,
+            Facts {
+                bytes: known,
+                free_bytes: known,
+                links: known,
+            },
+        );
+        let mut counters = Counters::default();
+        for family in RUNTIME {
+            let point = Point {
+                family,
+                component: "links".to_owned(),
+                attributes: String::new(),
+                temporality: Temporality::Cumulative,
+                start: 1,
+                time: 2,
+                amount: Amount { sum: 3.0, count: 4.0 },
+            };
+            counters.take(2, &point);
+        }
+        runtimes(&mut page, &counters);
+        let mut received = Received::default();
+        received.requests[1] = 5;
+        otlp(&mut page, &received, forward::Counts::default());
+        let text = page.text();
+        for family in ALL {
+            let sample = text.lines().any(|line| line.starts_with(family.name));
+            assert!(sample, "{} is never exposed", family.name);
+        }
+        assert!(text.contains("links_component_cpu_seconds_count{links_instance=\"2\",component=\"links\"} 4"));
+        assert!(text.contains("links_otlp_received_requests_total{links_instance=\"2\"} 5"));
+    }
+}

@@ -1,0 +1,489 @@
+//! What the agent answers on its addresses: `GET /metrics`, and the instances' exports. One thread, beside the one that
+//! watches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::runtime;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
+
+use super::counters::Counters;
+use super::database::Observer;
+use super::exposition::{CONTENT_TYPE as PAGE, Exposition};
+use super::forward::{Queue, forward};
+use super::otlp::{LONGEST, Refusal, exports, unpacked};
+use super::scrape::{self, Received};
+use crate::config::telemetry::Target;
+use crate::layout::Layout;
+use crate::log;
+
+/// On one address, at a time.
+const MOST_CONNECTIONS: usize = 64;
+/// For the head of a request; a connection may be quiet as long. Longer than Prometheus and the runtimes pause.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
+/// For the body of a request.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two writes of the counters; what an agent that is killed has not kept comes again, as far as it is cumulative.
+const KEEP: Duration = Duration::from_secs(5);
+const PROTOBUF: &str = "application/x-protobuf";
+
+/// What is served where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    pub metrics: BTreeSet<SocketAddr>,
+    pub otlp: BTreeSet<SocketAddr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Metrics,
+    Otlp,
+}
+
+/// The thread that answers.
+#[derive(Debug)]
+pub struct Server {
+    addresses: watch::Sender<Addresses>,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    /// Serves nowhere yet.
+    ///
+    /// # Errors
+    /// The kernel gives no thread or no poll.
+    pub fn start(layout: Layout) -> anyhow::Result<Self> {
+        let (addresses, wanted) = watch::channel(Addresses::default());
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .context("Starting the server of metrics")?;
+        let shared = Arc::new(Shared::new(layout));
+        let thread = std::thread::Builder::new()
+            .name("metrics".to_owned())
+            .spawn(move || runtime.block_on(serve(&shared, wanted)))
+            .context("Starting the server of metrics")?;
+        Ok(Self { addresses, thread })
+    }
+
+    /// Serves on these and no others. An address that is in use is told once, and tried again whenever this is called.
+    pub fn serve_on(&self, addresses: Addresses) {
+        self.addresses.send_replace(addresses);
+    }
+
+    /// It panicked: nobody answers any more.
+    pub fn is_gone(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Keeps the counters, for the agent that comes next.
+    pub fn stop(self) {
+        drop(self.addresses);
+        // A panic has been told already.
+        let _ = self.thread.join();
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    layout: Layout,
+    counters: Mutex<Counters>,
+    received: Mutex<Received>,
+    queue: Queue,
+    database: Observer,
+}
+
+/// Nothing in here is left half done by a panic.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Until nobody says any more where.
+async fn serve(shared: &Arc<Shared>, mut wanted: watch::Receiver<Addresses>) {
+    let forwarding = Arc::clone(shared);
+    tokio::spawn(async move { forward(&forwarding.queue).await });
+    let keeping = Arc::clone(shared);
+    tokio::spawn(async move {
+        loop {
+            sleep(KEEP).await;
+            keeping.keep_counters();
+        }
+    });
+    let mut open = BTreeMap::new();
+    let mut troubles = BTreeMap::new();
+    while wanted.changed().await.is_ok() {
+        let addresses = wanted.borrow_and_update().clone();
+        let metrics = addresses.metrics.iter().map(|address| (Role::Metrics, *address));
+        let otlp = addresses.otlp.iter().map(|address| (Role::Otlp, *address));
+        let places: BTreeSet<_> = metrics.chain(otlp).collect();
+        open.retain(|place, task: &mut tokio::task::JoinHandle<()>| {
+            let stays = places.contains(place);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        troubles.retain(|place, _| places.contains(place));
+        for place in places {
+            let (role, address) = place;
+            if open.contains_key(&place) {
+                continue;
+            }
+            match listen(address).and_then(tokio::net::TcpListener::from_std) {
+                Ok(listener) => {
+                    if role == Role::Metrics {
+                        log::notice!("metrics: http://{address}/metrics");
+                    }
+                    troubles.remove(&place);
+                    open.insert(place, tokio::spawn(accept(listener, role, Arc::clone(shared))));
+                }
+                Err(error) => {
+                    let text = explain(role, address, &error);
+                    if troubles.insert(place, text.clone()).as_ref() != Some(&text) {
+                        log::error!("{text}");
+                    }
+                }
+            }
+        }
+    }
+    shared.keep_counters();
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn explain(role: Role, address: SocketAddr, error: &io::Error) -> String {
+    let key = match role {
+        Role::Metrics => "metrics.listen",
+        Role::Otlp => "metrics.otlp_listen",
+    };
+    if error.kind() == io::ErrorKind::AddrInUse {
+        return format!(
+            "{address} is in use by another program; `ss -ltnp 'sport = :{}'` as root shows which. End it, or choose \
+             another {key} in links.toml. Until then there are no metrics there",
+            address.port()
+        );
+    }
+    format!("listening on {address} ({key} of links.toml): {error}")
+}
+
+async fn accept(listener: tokio::net::TcpListener, role: Role, shared: Arc<Shared>) {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _)) = listener.accept().await else {
+            // No file descriptor, or no memory: a moment later there may be.
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let _place = place;
+            let service = service_fn(|request| answer(request, role, &shared));
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            let connection = builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            // Who leaves in the middle of it needs no answer.
+            let _ = connection.await;
+        });
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+async fn answer(request: Request<Incoming>, role: Role, shared: &Shared) -> Result<Answer, Infallible> {
+    Ok(match (role, request.uri().path()) {
+        (Role::Metrics, "/metrics") => match *request.method() {
+            Method::GET | Method::HEAD => with(StatusCode::OK, PAGE, shared.page()),
+            _ => not_allowed("GET, HEAD"),
+        },
+        (Role::Otlp, "/v1/metrics") => match *request.method() {
+            Method::POST => match shared.receive(request).await {
+                // An ExportMetricsServiceResponse that says nothing has no bytes.
+                Ok(()) => with(StatusCode::OK, PROTOBUF, Bytes::new()),
+                Err(Refusal(status, why)) => {
+                    locked(&shared.received).rejected += 1;
+                    plain(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST), &why)
+                }
+            },
+            _ => not_allowed("POST"),
+        },
+        (Role::Metrics, _) => plain(StatusCode::NOT_FOUND, "the metrics are at /metrics"),
+        (Role::Otlp, _) => plain(StatusCode::NOT_FOUND, "only /v1/metrics is taken here"),
+    })
+}
+
+fn with(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+fn plain(status: StatusCode, text: &str) -> Answer {
+    with(status, "text/plain; charset=utf-8", format!("{text}\n"))
+}
+
+fn not_allowed(methods: &'static str) -> Answer {
+    let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, methods);
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    answer
+}
+
+impl Shared {
+    fn new(layout: Layout) -> Self {
+        Self {
+            counters: Mutex::new(Counters::load(&layout)),
+            received: Mutex::default(),
+            queue: Queue::default(),
+            database: Observer::start(layout.clone()),
+            layout,
+        }
+    }
+
+    fn page(&self) -> String {
+        let mut page = Exposition::default();
+        scrape::host(&mut page, &self.layout);
+        scrape::database(&mut page, self.database.facts());
+        scrape::runtimes(&mut page, &locked(&self.counters));
+        scrape::otlp(&mut page, &locked(&self.received), self.queue.counts());
+        page.text()
+    }
+
+    async fn receive(&self, request: Request<Incoming>) -> Result<(), Refusal> {
+        let header = |name| {
+            request
+                .headers()
+                .get(name)
+                .and_then(|value: &HeaderValue| value.to_str().ok())
+        };
+        let kind = header(CONTENT_TYPE).unwrap_or_default();
+        if kind.split(';').next().map(str::trim) != Some(PROTOBUF) {
+            return Err(Refusal(
+                415,
+                format!("Content-Type {kind:?}: only {PROTOBUF} is understood"),
+            ));
+        }
+        let encoding = header(CONTENT_ENCODING).map(str::to_ascii_lowercase);
+        let body = Limited::new(request.into_body(), LONGEST).collect();
+        let body = match timeout(BODY_TIMEOUT, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Refusal::too_large()),
+            Ok(Err(error)) => return Err(Refusal(400, error.to_string())),
+            Err(_) => return Err(Refusal(408, format!("no whole body within {BODY_TIMEOUT:?}"))),
+        };
+        let message = unpacked(body.into(), encoding.as_deref())?;
+        let exports = exports(&message)?;
+        let Some(first) = exports.first().map(|export| export.instance) else {
+            return Ok(());
+        };
+        let mut counters = locked(&self.counters);
+        for export in &exports {
+            locked(&self.received).requests[usize::from(export.instance - 1)] += 1;
+            for point in &export.points {
+                counters.take(export.instance, point);
+            }
+        }
+        drop(counters);
+        // A message is of one runtime; who mixes several gets the first one's collector.
+        self.queue.push(first, message.into(), self.target(first));
+        Ok(())
+    }
+
+    /// As the instance's supervisor has left it. It is there as long as the instance runs.
+    fn target(&self, instance: u16) -> Option<Target> {
+        let bytes = std::fs::read(self.layout.instance_forward(instance)).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    fn keep_counters(&self) {
+        let kept = locked(&self.counters).take_changes();
+        if let Some(kept) = kept
+            && let Err(error) = Counters::keep(&self.layout, &kept)
+        {
+            log::error!("keeping the instances' counters: {error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::time::Instant;
+
+    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::any_value::Value;
+    use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+    use opentelemetry_proto::tonic::metrics::v1::ResourceMetrics;
+    use opentelemetry_proto::tonic::resource::v1::Resource;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::runtime::free_address;
+
+    struct Agent {
+        server: Server,
+        _root: tempfile::TempDir,
+        metrics: SocketAddr,
+        otlp: SocketAddr,
+    }
+
+    impl Agent {
+        fn start() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let server = Server::start(Layout::new(root.path())).unwrap();
+            let (metrics, otlp) = (free_address().unwrap(), free_address().unwrap());
+            let agent = Self {
+                server,
+                _root: root,
+                metrics,
+                otlp,
+            };
+            agent.server.serve_on(agent.addresses());
+            agent.until_open(metrics);
+            agent.until_open(otlp);
+            agent
+        }
+
+        fn addresses(&self) -> Addresses {
+            Addresses {
+                metrics: [self.metrics].into(),
+                otlp: [self.otlp].into(),
+            }
+        }
+
+        /// The thread opens it a moment after it is told to.
+        fn until_open(&self, address: SocketAddr) {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while std::net::TcpStream::connect(address).is_err() {
+                assert!(
+                    Instant::now() < deadline && !self.server.is_gone(),
+                    "{address} stays closed"
+                );
+                std::thread::yield_now();
+            }
+        }
+
+        fn page(&self) -> String {
+            let url = format!("http://{}/metrics", self.metrics);
+            ureq::get(&url).call().unwrap().body_mut().read_to_string().unwrap()
+        }
+
+        fn post(&self, kind: &str, encoding: &str, body: &[u8]) -> u16 {
+            let agent = ureq::Agent::config_builder()
+                .http_status_as_error(false)
+                .build()
+                .new_agent();
+            let url = format!("http://{}/v1/metrics", self.otlp);
+            let request = agent
+                .post(&url)
+                .header("content-type", kind)
+                .header("content-encoding", encoding);
+            request.send(body).unwrap().status().as_u16()
+        }
+    }
+
+    fn message() -> Vec<u8> {
+        let id = KeyValue {
+            key: "service.instance.id".to_owned(),
+            value: Some(AnyValue {
+                value: Some(Value::StringValue("2".to_owned())),
+            }),
+            ..KeyValue::default()
+        };
+        let resource = Resource {
+            attributes: vec![id],
+            ..Resource::default()
+        };
+        let metrics = ResourceMetrics {
+            resource: Some(resource),
+            ..ResourceMetrics::default()
+        };
+        ExportMetricsServiceRequest {
+            resource_metrics: vec![metrics],
+        }
+        .encode_to_vec()
+    }
+
+    #[test]
+    fn exports_are_taken_and_told() {
+        let agent = Agent::start();
+        assert_eq!(agent.post(PROTOBUF, "identity", &message()), 200);
+        assert_eq!(agent.post("application/json", "identity", b"{}"), 415);
+        assert_eq!(agent.post(PROTOBUF, "zstd", &message()), 415);
+        assert_eq!(agent.post(PROTOBUF, "gzip", b"no gzip"), 400);
+        assert_eq!(agent.post(PROTOBUF, "identity", b"no protobuf"), 400);
+        assert_eq!(agent.post(PROTOBUF, "identity", &vec![0; LONGEST + 1]), 413);
+        let page = agent.page();
+        assert!(
+            page.contains("links_otlp_received_requests_total{links_instance=\"2\"} 1"),
+            "{page}"
+        );
+        assert!(page.contains("links_otlp_rejected_requests_total 5"), "{page}");
+        agent.server.stop();
+    }
+
+    #[test]
+    fn each_address_answers_for_its_own_and_nothing_else() {
+        let agent = Agent::start();
+        let status = |request: Request<()>| {
+            let plain = ureq::Agent::config_builder()
+                .http_status_as_error(false)
+                .build()
+                .new_agent();
+            plain.run(request).unwrap().status().as_u16()
+        };
+        let get =
+            |address: SocketAddr, path: &str| status(Request::get(format!("http://{address}{path}")).body(()).unwrap());
+        assert_eq!(get(agent.metrics, "/"), 404);
+        assert_eq!(get(agent.metrics, "/v1/metrics"), 404);
+        assert_eq!(get(agent.otlp, "/metrics"), 404);
+        assert_eq!(get(agent.otlp, "/v1/metrics"), 405);
+        let head = Request::head(format!("http://{}/metrics", agent.metrics))
+            .body(())
+            .unwrap();
+        assert_eq!(status(head), 200);
+    }
+
+    #[test]
+    fn an_address_in_use_is_taken_as_soon_as_it_is_free() {
+        let mut agent = Agent::start();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let before = agent.metrics;
+        agent.metrics = taken.local_addr().unwrap();
+        let text = explain(Role::Metrics, agent.metrics, &listen(agent.metrics).unwrap_err());
+        assert!(text.contains("is in use") && text.contains("metrics.listen"), "{text}");
+        agent.server.serve_on(agent.addresses());
+        // Served one after the other: the exports' address answers when the other was tried.
+        assert_eq!(agent.post(PROTOBUF, "identity", &message()), 200);
+        drop(taken);
+        agent.server.serve_on(agent.addresses());
+        agent.until_open(agent.metrics);
+        assert!(agent.page().contains("links_build_info"));
+        assert!(listen(before).is_ok(), "the old one is let go");
+    }
+}

@@ -1,0 +1,575 @@
+//! From one database to another, in parts, and then compared. The links that are made meanwhile are for the next time.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use anyhow::{Context as _, bail, ensure};
+use links_core::sql::{Trouble, is_done, statements};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::side::Side;
+use crate::libsql::Cell;
+
+/// What brings about the tables of each version; as the component has them.
+const SCHEMA: [&str; 2] = [
+    include_str!("../../../component/sql/0001_links.sql"),
+    include_str!("../../../component/sql/0002_request_ids.sql"),
+];
+const APPLIED: &str = include_str!("../../../component/sql/schema_version.sql");
+const EXTENT: &str = include_str!("../../../component/sql/copy_extent.sql");
+const READ: &str = include_str!("../../../component/sql/copy_read.sql");
+const WRITE: &str = include_str!("../../../component/sql/copy_write.sql");
+const FIND: &str = include_str!("../../../component/sql/copy_find.sql");
+
+/// Links that travel together.
+const PART: i64 = 500;
+/// Slugs that are named where links differ.
+const NAMED: usize = 5;
+
+/// What the two databases have to agree on. The id is each database's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Link {
+    slug: String,
+    url: String,
+    created_at: i64,
+    expires_at: Option<i64>,
+    /// In hexadecimal.
+    request_id: Option<String>,
+}
+
+/// What to do with a database that holds links already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Refuse,
+    /// Add what is missing.
+    Resume,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Copying,
+    Comparing,
+}
+
+/// How it went, where it went well: every link of the one is in the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Copied {
+    /// In the database that was read.
+    pub links: u64,
+    /// That were not in the other one.
+    pub added: u64,
+    /// In the database that was written, now.
+    pub target_links: u64,
+    /// Of the links, the same on both sides; the order does not count.
+    pub checksum: String,
+}
+
+/// The target holds links, and nobody said that it may.
+#[derive(Debug)]
+pub struct Occupied(u64);
+
+impl fmt::Display for Occupied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "it holds {} already, and nothing was changed. If they are of a copy of the same links that was interrupted, \
+             or was made some time ago, --resume adds what is missing; it changes and removes none",
+            counted(self.0)
+        )
+    }
+}
+
+impl std::error::Error for Occupied {}
+
+/// The two sides have the same slugs for other links.
+#[derive(Debug)]
+pub struct Different(String);
+
+impl fmt::Display for Different {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Different {}
+
+/// `1 link`, `2 links`
+pub fn counted(links: u64) -> String {
+    format!("{links} link{}", if links == 1 { "" } else { "s" })
+}
+
+/// Copies what is not there, and compares all. `watch` is told how many links of how many a phase has done.
+///
+/// # Errors
+/// [`Occupied`]; [`Different`]; a database fails, which leaves whole parts behind.
+pub fn copy(
+    source: &mut dyn Side,
+    target: &mut dyn Side,
+    mode: Mode,
+    watch: &mut dyn FnMut(Phase, u64, u64),
+) -> anyhow::Result<Copied> {
+    let version = version(source).context("Reading the source")?;
+    ensure!(
+        version == SCHEMA.len(),
+        "the source's tables are of version {version}, this linksctl copies version {}: {}",
+        SCHEMA.len(),
+        match version {
+            0 => "it holds no links yet",
+            known if known < SCHEMA.len() =>
+                "`linksctl rollout` of this release and one request to shorten change them",
+            _ => "take the linksctl of the release that made them",
+        }
+    );
+    prepare(target, mode).context("Preparing the target")?;
+    let (total, last) = extent(source)?;
+
+    let mut added = 0;
+    let mut done = 0;
+    each_part(source, last, |links| {
+        let rows = target.rows(WRITE, &[Cell::Text(serde_json::to_string(links)?)])?;
+        added += rows.len() as u64;
+        done += links.len() as u64;
+        watch(Phase::Copying, done, total);
+        Ok(())
+    })?;
+
+    let mut compared = Comparison::default();
+    each_part(source, last, |links| {
+        compared.part(links, target)?;
+        watch(Phase::Comparing, compared.links, total);
+        Ok(())
+    })?;
+    compared.verdict()?;
+    Ok(Copied {
+        links: compared.links,
+        added,
+        target_links: extent(target)?.0,
+        checksum: compared.ours.to_string(),
+    })
+}
+
+/// Makes the tables that are missing; refuses what is not to be written to, before anything is changed.
+fn prepare(target: &mut dyn Side, mode: Mode) -> anyhow::Result<()> {
+    let version = version(target)?;
+    ensure!(
+        version <= SCHEMA.len(),
+        "its tables are of version {version}, this linksctl knows version {}: take that of a newer release",
+        SCHEMA.len()
+    );
+    if version > 0 && mode == Mode::Refuse {
+        let (links, _) = extent(target)?;
+        if links > 0 {
+            bail!(Occupied(links));
+        }
+    }
+    for script in &SCHEMA[version..] {
+        for statement in statements(script) {
+            match target.rows(statement, &[]) {
+                Err(error) if !is_done(&error.to_string()) => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of the tables; 0 for none.
+fn version(side: &mut dyn Side) -> anyhow::Result<usize> {
+    let rows = match side.rows(APPLIED, &[]) {
+        Err(error) if Trouble::of(&error.to_string()) == Trouble::NoSchema => return Ok(0),
+        rows => rows?,
+    };
+    match rows.first().map(Vec::as_slice) {
+        Some([Cell::Integer(version)]) => Ok(usize::try_from(*version)?),
+        _ => Ok(0),
+    }
+}
+
+/// How many links there are, and the id of the last one.
+fn extent(side: &mut dyn Side) -> anyhow::Result<(u64, i64)> {
+    match side.rows(EXTENT, &[])?.first().map(Vec::as_slice) {
+        Some([Cell::Integer(count), Cell::Integer(last)]) => Ok((count.unsigned_abs(), *last)),
+        Some([Cell::Integer(0), Cell::Null]) => Ok((0, 0)),
+        _ => bail!("the database does not count its links"),
+    }
+}
+
+fn each_part(
+    source: &mut dyn Side,
+    last: i64,
+    mut work: impl FnMut(&[Link]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut after = i64::MIN;
+    loop {
+        let rows = source.rows(READ, &[Cell::Integer(after), Cell::Integer(last), Cell::Integer(PART)])?;
+        let mut links = Vec::with_capacity(rows.len());
+        for row in rows {
+            let (id, columns) = row.split_first().context("a row without columns")?;
+            let Cell::Integer(id) = id else {
+                bail!("a link without an id")
+            };
+            after = *id;
+            links.push(link(columns)?);
+        }
+        if links.is_empty() {
+            return Ok(());
+        }
+        work(&links)?;
+    }
+}
+
+/// As the table, which is STRICT, has it.
+fn link(columns: &[Cell]) -> anyhow::Result<Link> {
+    let [
+        Cell::Text(slug),
+        Cell::Text(url),
+        Cell::Integer(created_at),
+        expires_at,
+        request_id,
+    ] = columns
+    else {
+        bail!("a link of other columns than are known");
+    };
+    Ok(Link {
+        slug: slug.clone(),
+        url: url.clone(),
+        created_at: *created_at,
+        expires_at: match expires_at {
+            Cell::Integer(seconds) => Some(*seconds),
+            _ => None,
+        },
+        request_id: match request_id {
+            Cell::Text(id) => Some(id.clone()),
+            _ => None,
+        },
+    })
+}
+
+/// What was found in the source, and what the target has for the same slugs.
+#[derive(Debug, Default)]
+struct Comparison {
+    links: u64,
+    found: u64,
+    ours: Sum,
+    theirs: Sum,
+    different: u64,
+    named: Vec<String>,
+}
+
+impl Comparison {
+    fn part(&mut self, links: &[Link], target: &mut dyn Side) -> anyhow::Result<()> {
+        let slugs: Vec<_> = links.iter().map(|link| &link.slug).collect();
+        let mut there = HashMap::new();
+        for row in target.rows(FIND, &[Cell::Text(serde_json::to_string(&slugs)?)])? {
+            let link = link(&row)?;
+            there.insert(link.slug.clone(), link);
+        }
+        for own in links {
+            self.links += 1;
+            self.ours.add(own)?;
+            let other = there.get(&own.slug);
+            if let Some(other) = other {
+                self.found += 1;
+                self.theirs.add(other)?;
+            }
+            if other != Some(own) {
+                self.different += 1;
+                if self.named.len() < NAMED {
+                    self.named.push(own.slug.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn verdict(&self) -> anyhow::Result<()> {
+        if self.different == 0 && self.found == self.links && self.ours == self.theirs {
+            return Ok(());
+        }
+        bail!(Different(format!(
+            "{} of {} differ on the two sides, or are on one side only: {}{}. The checksums are {} and {}. What was there \
+             is never changed: decide for each of them which side is right",
+            self.different,
+            counted(self.links),
+            self.named.join(", "),
+            if self.different > NAMED as u64 { ", ..." } else { "" },
+            self.ours,
+            self.theirs
+        )))
+    }
+}
+
+/// Of links in any order: the sum of their SHA-256, of which the first 128 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum(u128);
+
+impl Sum {
+    fn add(&mut self, link: &Link) -> anyhow::Result<()> {
+        let digest = Sha256::digest(serde_json::to_vec(link)?);
+        let (first, _) = digest.as_slice().split_first_chunk().context("a digest has 32 bytes")?;
+        self.0 = self.0.wrapping_add(u128::from_be_bytes(*first));
+        Ok(())
+    }
+}
+
+impl fmt::Display for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use rusqlite::{Connection, params};
+
+    use super::*;
+    use crate::libsql::Client;
+    use crate::libsql::tests::{TOKEN, serve};
+
+    fn empty() -> Connection {
+        Connection::open_in_memory().unwrap()
+    }
+
+    fn with_tables() -> Connection {
+        let mut connection = empty();
+        prepare(&mut connection, Mode::Refuse).unwrap();
+        connection
+    }
+
+    fn insert(connection: &Connection, number: u32, slug: &str) {
+        let id = number
+            .is_multiple_of(2)
+            .then(|| (u128::from(number) << 96 | 0x5a).to_be_bytes());
+        let expires = number.is_multiple_of(3).then_some(i64::MAX - i64::from(number));
+        let url = format!("https://example.com/{number}?ü=\"'\\");
+        connection
+            .execute(
+                "INSERT INTO links (slug, url, created_at, expires_at, request_id) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![slug, url, i64::from(number), expires, id],
+            )
+            .unwrap();
+    }
+
+    fn filled(count: u32) -> Connection {
+        let connection = with_tables();
+        for number in 0..count {
+            insert(&connection, number, &format!("slug-{number}"));
+        }
+        // A gap, as after a deletion.
+        connection.execute("DELETE FROM links WHERE id = 2", []).unwrap();
+        connection
+    }
+
+    fn run(source: &mut dyn Side, target: &mut dyn Side, mode: Mode) -> anyhow::Result<Copied> {
+        copy(source, target, mode, &mut |_, _, _| {})
+    }
+
+    fn content(connection: &Connection) -> Vec<String> {
+        let mut statement = connection
+            .prepare("SELECT slug || ' ' || url || ' ' || created_at || ' ' || ifnull(expires_at, '-') || ' ' || ifnull(hex(request_id), '-') FROM links ORDER BY slug")
+            .unwrap();
+        let rows = statement.query_map([], |row| row.get(0)).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn every_part_arrives_and_is_told() {
+        let (mut source, mut target) = (filled(1203), empty());
+        let mut told = vec![];
+        let copied = copy(&mut source, &mut target, Mode::Refuse, &mut |phase, done, total| {
+            told.push((phase, done, total));
+        })
+        .unwrap();
+        assert_eq!((copied.links, copied.added, copied.target_links), (1202, 1202, 1202));
+        assert_eq!(content(&source), content(&target));
+        let parts = |phase| [(phase, 500, 1202), (phase, 1000, 1202), (phase, 1202, 1202)];
+        assert_eq!(told, [parts(Phase::Copying), parts(Phase::Comparing)].concat());
+    }
+
+    #[test]
+    fn to_libsql_and_back() {
+        let mut source = filled(700);
+        let remote = Arc::new(Mutex::new(empty()));
+        let server = serve(&remote);
+        let mut client = Client::new(&server.url(""), TOKEN, Duration::from_secs(10));
+        let there = run(&mut source, &mut client, Mode::Refuse).unwrap();
+        assert_eq!(content(&source), content(&remote.lock().unwrap()));
+        let mut target = empty();
+        let back = run(&mut client, &mut target, Mode::Refuse).unwrap();
+        assert_eq!(content(&source), content(&target));
+        assert_eq!(there, back);
+    }
+
+    #[test]
+    fn a_target_with_links_is_left_alone() {
+        let (mut source, mut target) = (filled(3), with_tables());
+        insert(&target, 9, "other");
+        let before = content(&target);
+        let error = run(&mut source, &mut target, Mode::Refuse).unwrap_err();
+        let said = format!("{error:#}");
+        assert!(
+            said.contains("it holds 1 link already") && said.contains("--resume"),
+            "{said}"
+        );
+        assert!(error.root_cause().is::<Occupied>());
+        assert_eq!(content(&target), before);
+    }
+
+    /// Fails after some statements, as a connection does.
+    struct Frail<'a> {
+        side: &'a mut Connection,
+        left: u32,
+    }
+
+    impl Side for Frail<'_> {
+        fn rows(&mut self, sql: &str, arguments: &[Cell]) -> anyhow::Result<Vec<Vec<Cell>>> {
+            self.left = self.left.checked_sub(1).context("the connection broke")?;
+            self.side.rows(sql, arguments)
+        }
+    }
+
+    #[test]
+    fn what_breaks_off_anywhere_is_continued() {
+        let mut source = filled(1203);
+        let whole = content(&source);
+        for left in 0..20 {
+            let mut target = empty();
+            let mut frail = Frail {
+                side: &mut target,
+                left,
+            };
+            let broke = run(&mut source, &mut frail, Mode::Refuse);
+            let before = content_if_any(&target);
+            let copied = run(&mut source, &mut target, Mode::Resume).unwrap();
+            assert_eq!(copied.added + before, 1202, "{left}");
+            assert_eq!(content(&target), whole, "{left}");
+            if broke.is_ok() {
+                assert!(left > 8, "{left}");
+                return;
+            }
+        }
+        unreachable!("it never had enough");
+    }
+
+    fn content_if_any(connection: &Connection) -> u64 {
+        connection
+            .query_row("SELECT count(*) FROM links", [], |row| row.get::<_, i64>(0))
+            .map_or(0, i64::unsigned_abs)
+    }
+
+    #[test]
+    fn what_was_made_since_is_added_to_what_the_target_made_itself() {
+        let (mut source, mut target) = (filled(10), empty());
+        run(&mut source, &mut target, Mode::Refuse).unwrap();
+        insert(&source, 20, "late");
+        insert(&target, 21, "its-own");
+        let copied = run(&mut source, &mut target, Mode::Resume).unwrap();
+        assert_eq!((copied.links, copied.added, copied.target_links), (10, 1, 11));
+        let again = run(&mut source, &mut target, Mode::Resume).unwrap();
+        assert_eq!((again.added, again.checksum), (0, copied.checksum));
+    }
+
+    #[test]
+    fn links_that_differ_are_named_and_kept() {
+        let (mut source, mut target) = (filled(10), empty());
+        run(&mut source, &mut target, Mode::Refuse).unwrap();
+        for (connection, number) in [(&source, 30), (&target, 32)] {
+            insert(connection, number, "promo");
+        }
+        let before = content(&target);
+        let said = run(&mut source, &mut target, Mode::Resume).unwrap_err().to_string();
+        assert!(
+            said.starts_with("1 of 10 links differ") && said.contains(": promo. "),
+            "{said}"
+        );
+        assert_eq!(content(&target), before);
+    }
+
+    #[test]
+    fn tables_of_another_version_are_refused() {
+        let mut target = empty();
+        let said = run(&mut empty(), &mut target, Mode::Refuse).unwrap_err().to_string();
+        assert!(said.contains("version 0") && said.contains("no links yet"), "{said}");
+        let mut newer = filled(2);
+        newer
+            .execute(
+                "INSERT INTO schema_version SELECT max(version) + 1, 0 FROM schema_version",
+                [],
+            )
+            .unwrap();
+        let said = run(&mut newer, &mut target, Mode::Refuse).unwrap_err().to_string();
+        assert!(said.contains("take the linksctl of the release"), "{said}");
+        let said = format!("{:#}", run(&mut filled(2), &mut newer, Mode::Resume).unwrap_err());
+        assert!(said.contains("newer release"), "{said}");
+        let mut old = empty();
+        for statement in statements(SCHEMA[0]) {
+            old.execute(statement, []).unwrap();
+        }
+        let said = run(&mut old, &mut target, Mode::Refuse).unwrap_err().to_string();
+        assert!(said.contains("version 1") && said.contains("rollout"), "{said}");
+        run(&mut filled(2), &mut old, Mode::Refuse).unwrap();
+        assert_eq!(version(&mut old).unwrap(), SCHEMA.len());
+    }
+
+    /// A script that is added, a table, a column: the copy has to know of it.
+    #[test]
+    fn the_whole_schema_is_known_here() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../component/sql");
+        let scripts: BTreeSet<_> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with('0'))
+            .map(|entry| std::fs::read_to_string(entry.path()).unwrap())
+            .collect();
+        assert_eq!(scripts, SCHEMA.map(str::to_owned).into());
+        let connection = with_tables();
+        let list = |sql: &str| -> Vec<String> {
+            let mut statement = connection.prepare(sql).unwrap();
+            let names = statement.query_map([], |row| row.get(0)).unwrap();
+            names.map(Result::unwrap).collect()
+        };
+        let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
+        assert_eq!(
+            list(tables),
+            ["links", "schema_version"],
+            "the scripts fill the second one"
+        );
+        let columns = "SELECT name FROM pragma_table_info('links')";
+        assert_eq!(
+            list(columns),
+            ["id", "slug", "url", "created_at", "expires_at", "request_id"]
+        );
+    }
+
+    #[test]
+    fn the_order_does_not_count_and_everything_else_does() {
+        let link = |slug: &str| Link {
+            slug: slug.to_owned(),
+            url: "https://example.com/".to_owned(),
+            created_at: 1,
+            expires_at: None,
+            request_id: None,
+        };
+        let sum = |links: &[&Link]| {
+            let mut sum = Sum::default();
+            links.iter().for_each(|link| sum.add(link).unwrap());
+            sum
+        };
+        let (a, b) = (link("a"), link("b"));
+        assert_eq!(sum(&[&a, &b]), sum(&[&b, &a]));
+        let changed = Link {
+            expires_at: Some(0),
+            ..b.clone()
+        };
+        assert_ne!(sum(&[&a, &b]), sum(&[&a, &changed]));
+        assert_ne!(sum(&[&a, &b]), sum(&[&a]));
+        assert_eq!(sum(&[]).to_string(), "0".repeat(32));
+    }
+}

@@ -1,0 +1,111 @@
+//! A database as the copy meets it: SQLite here, libSQL elsewhere.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rusqlite::types::{Value, ValueRef};
+use rusqlite::{Connection, OpenFlags, params_from_iter};
+
+use super::place::{Database, DatabaseArg};
+use crate::database;
+use crate::libsql::{Cell, Client};
+
+/// For one statement on another machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const WRITE_AHEAD: &str = include_str!("../../../component/sql/write_ahead.sql");
+
+pub trait Side {
+    /// The rows of one statement.
+    ///
+    /// # Errors
+    /// Ends with the database's own message, by which [`links_core::sql`] judges.
+    fn rows(&mut self, sql: &str, arguments: &[Cell]) -> anyhow::Result<Vec<Vec<Cell>>>;
+}
+
+impl Side for Client {
+    fn rows(&mut self, sql: &str, arguments: &[Cell]) -> anyhow::Result<Vec<Vec<Cell>>> {
+        Ok(Client::rows(self, sql, arguments)?)
+    }
+}
+
+impl Side for Connection {
+    fn rows(&mut self, sql: &str, arguments: &[Cell]) -> anyhow::Result<Vec<Vec<Cell>>> {
+        let mut statement = self.prepare(sql)?;
+        let columns = statement.column_count();
+        let mut rows = statement.query(params_from_iter(arguments.iter().map(value)))?;
+        let mut all = vec![];
+        while let Some(row) = rows.next()? {
+            let cells: anyhow::Result<Vec<_>> = (0..columns).map(|index| cell(row.get_ref(index)?)).collect();
+            all.push(cells?);
+        }
+        Ok(all)
+    }
+}
+
+fn value(cell: &Cell) -> Value {
+    match cell {
+        Cell::Null => Value::Null,
+        Cell::Integer(integer) => Value::Integer(*integer),
+        Cell::Text(text) => Value::Text(text.clone()),
+    }
+}
+
+fn cell(value: ValueRef<'_>) -> anyhow::Result<Cell> {
+    Ok(match value {
+        ValueRef::Null => Cell::Null,
+        ValueRef::Integer(integer) => Cell::Integer(integer),
+        other => Cell::Text(other.as_str()?.to_owned()),
+    })
+}
+
+/// To read.
+///
+/// # Errors
+/// It is not there, or no database.
+pub fn open(database: &Database) -> anyhow::Result<Box<dyn Side>> {
+    Ok(match &database.place {
+        DatabaseArg::Sqlite(path) => {
+            Box::new(database::open(path).with_context(|| format!("Opening {}", path.display()))?)
+        }
+        DatabaseArg::LibSql(url) => Box::new(Client::new(url, &database.token, LIMIT)),
+    })
+}
+
+/// To write: a file that is not there is made, for whom its directory belongs to.
+///
+/// # Errors
+/// It cannot be made, or is no database.
+pub fn open_or_make(database: &Database) -> anyhow::Result<Box<dyn Side>> {
+    match &database.place {
+        DatabaseArg::Sqlite(path) => Ok(Box::new(
+            local(path).with_context(|| format!("Opening {}", path.display()))?,
+        )),
+        DatabaseArg::LibSql(_) => open(database),
+    }
+}
+
+fn local(path: &Path) -> anyhow::Result<Connection> {
+    make_file(path)?;
+    // The files beside it, which SQLite makes, get its owner when root makes them.
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.busy_timeout(database::BUSY_TIMEOUT)?;
+    connection.query_row(WRITE_AHEAD, [], |_| Ok(()))?;
+    Ok(connection)
+}
+
+fn make_file(path: &Path) -> anyhow::Result<()> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match made {
+        Ok(_) => {
+            let directory = fs::metadata(path.parent().unwrap_or(Path::new("/")))?;
+            Ok(chown(path, Some(directory.uid()), Some(directory.gid()))?)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

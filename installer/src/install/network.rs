@@ -1,0 +1,111 @@
+//! What the units let the appliance reach: a drop-in beside one of them opens more than it has.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::{Services, make_directory};
+use crate::config::network::{Network, Reach};
+use crate::files;
+use crate::layout::Layout;
+
+const OPEN: &str = include_str!("../../../systemd/10-network.conf");
+
+/// As the units are on the disk.
+pub fn of_units(layout: &Layout) -> Network {
+    let reach = |drop_in: &Path| match drop_in.exists() {
+        true => Reach::Open,
+        false => Reach::Loopback,
+    };
+    Network {
+        instances: reach(&layout.instances_network()),
+        agent: reach(&layout.agent_network()),
+    }
+}
+
+/// Counts at once, also for what runs: after a reload systemd applies what a unit may reach to its processes.
+///
+/// # Errors
+/// A drop-in cannot be written or removed, or systemd refuses.
+pub fn set(layout: &Layout, network: Network, services: Services) -> anyhow::Result<()> {
+    if network == of_units(layout) {
+        return Ok(());
+    }
+    set_unit(&layout.instances_network(), network.instances)?;
+    set_unit(&layout.agent_network(), network.agent)?;
+    services.reload_units()
+}
+
+fn set_unit(drop_in: &Path, reach: Reach) -> anyhow::Result<()> {
+    let directory = drop_in.parent().unwrap_or(Path::new("/"));
+    match reach {
+        Reach::Open => {
+            if !directory.is_dir() {
+                make_directory(directory, 0o755)?;
+            }
+            files::replace(drop_in, OPEN.as_bytes(), 0o644)
+        }
+        Reach::Loopback => {
+            files::remove_if_present(drop_in).with_context(|| format!("Removing {}", drop_in.display()))?;
+            // It stays where an administrator has files of his own in it.
+            let _ = fs::remove_dir(directory);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    const CLOSED: Network = Network {
+        instances: Reach::Loopback,
+        agent: Reach::Loopback,
+    };
+    const INSTANCES: Network = Network {
+        instances: Reach::Open,
+        ..CLOSED
+    };
+
+    #[test]
+    fn the_drop_ins_come_and_go_and_leave_others_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path());
+        let services = Services::nowhere();
+        let agent = Network {
+            agent: Reach::Open,
+            ..CLOSED
+        };
+        for network in [CLOSED, INSTANCES, agent, INSTANCES.widened(agent), CLOSED] {
+            set(&layout, network, services).unwrap();
+            assert_eq!(of_units(&layout), network);
+        }
+        let path = layout.instances_network();
+        let directory = path.parent().unwrap();
+        assert!(!directory.exists());
+
+        set(&layout, INSTANCES, services).unwrap();
+        let own = directory.join("override.conf");
+        fs::write(&own, "[Service]\n").unwrap();
+        set(&layout, CLOSED, services).unwrap();
+        assert!(own.exists() && !path.exists());
+    }
+
+    /// What one has, the other takes back (systemd.resource-control(5): an empty value resets the list).
+    #[test]
+    fn the_drop_in_takes_back_what_the_units_say() {
+        for unit in [
+            include_str!("../../../systemd/links@.service"),
+            include_str!("../../../systemd/links.service"),
+        ] {
+            for (key, value) in [("IPAddressDeny", "any"), ("IPAddressAllow", "localhost")] {
+                assert!(unit.lines().any(|line| line == format!("{key}={value}")), "{key}");
+                assert!(OPEN.lines().any(|line| line == format!("{key}=")), "{key}");
+            }
+        }
+        let last = OPEN.lines().rfind(|line| line.contains('=') && !line.starts_with('#'));
+        assert_eq!(last, Some("IPAddressAllow=any"));
+    }
+}

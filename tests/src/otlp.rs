@@ -1,0 +1,123 @@
+//! Metrics as a runtime sends them.
+
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, number_data_point,
+};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use prost::Message as _;
+
+fn attribute(key: &str, value: &str) -> KeyValue {
+    KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue {
+            value: Some(Value::StringValue(value.to_owned())),
+        }),
+        ..KeyValue::default()
+    }
+}
+
+/// `spin.request_count` of one component.
+#[derive(Clone, Debug)]
+pub struct Requests<'a> {
+    pub instance: u16,
+    pub component: &'a str,
+    /// Both in nanoseconds since 1970.
+    pub start: u64,
+    pub time: u64,
+    pub value: i64,
+    /// Else cumulative.
+    pub delta: bool,
+}
+
+impl Requests<'_> {
+    /// An `ExportMetricsServiceRequest`.
+    pub fn message(&self) -> Vec<u8> {
+        let temporality = match self.delta {
+            true => AggregationTemporality::Delta,
+            false => AggregationTemporality::Cumulative,
+        };
+        let point = NumberDataPoint {
+            attributes: vec![attribute("component_id", self.component)],
+            start_time_unix_nano: self.start,
+            time_unix_nano: self.time,
+            value: Some(number_data_point::Value::AsInt(self.value)),
+            ..NumberDataPoint::default()
+        };
+        let metric = Metric {
+            name: "spin.request_count".to_owned(),
+            data: Some(Data::Sum(Sum {
+                data_points: vec![point],
+                aggregation_temporality: temporality as i32,
+                is_monotonic: true,
+            })),
+            ..Metric::default()
+        };
+        let instance = self.instance.to_string();
+        let resource = Resource {
+            attributes: vec![
+                attribute("service.name", "links"),
+                attribute("service.instance.id", &instance),
+            ],
+            ..Resource::default()
+        };
+        let scope = ScopeMetrics {
+            metrics: vec![metric],
+            ..ScopeMetrics::default()
+        };
+        let resource = ResourceMetrics {
+            resource: Some(resource),
+            scope_metrics: vec![scope],
+            ..ResourceMetrics::default()
+        };
+        ExportMetricsServiceRequest {
+            resource_metrics: vec![resource],
+        }
+        .encode_to_vec()
+    }
+
+    /// The same, packed.
+    ///
+    /// # Errors
+    /// None: it is written to memory.
+    pub fn gzip(&self) -> std::io::Result<Vec<u8>> {
+        let mut encoder = GzEncoder::new(vec![], Compression::fast());
+        encoder.write_all(&self.message())?;
+        encoder.finish()
+    }
+}
+
+/// The components that a message speaks of, each with its instance.
+///
+/// # Errors
+/// It is no such message.
+pub fn components(message: &[u8]) -> anyhow::Result<Vec<(String, String)>> {
+    let mut found = vec![];
+    for resource in ExportMetricsServiceRequest::decode(message)?.resource_metrics {
+        let instance = text_of(&resource.resource.unwrap_or_default().attributes, "service.instance.id");
+        for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
+            let Some(Data::Sum(sum)) = metric.data else { continue };
+            let components = sum
+                .data_points
+                .iter()
+                .map(|point| text_of(&point.attributes, "component_id"));
+            found.extend(components.map(|component| (instance.clone(), component)));
+        }
+    }
+    Ok(found)
+}
+
+fn text_of(attributes: &[KeyValue], key: &str) -> String {
+    let value = attributes.iter().find(|attribute| attribute.key == key);
+    match value.and_then(|attribute| attribute.value.as_ref()?.value.as_ref()) {
+        Some(Value::StringValue(text)) => text.clone(),
+        _ => String::new(),
+    }
+}
