@@ -151,7 +151,8 @@ pub fn load(flags: &Flags<'_>) -> Result<Config> {
                 prefix,
             }) => {
                 let vault = Vault::new(&url, &token, &mount, prefix.as_deref());
-                Provider::Vault(vault.with_context(|| format!("{shown}: [[variables_provider]] of type \"vault\""))?)
+                let vault = vault.with_context(|| format!("{shown}: [[variables_provider]] of type \"vault\""))?;
+                Provider::Vault(Box::new(vault))
             }
         });
     }
@@ -439,6 +440,9 @@ mod tests {
         token = "s3cret-3"
         mount = "secret"
         prefix = "links"
+        [[variables_provider]]
+        type = "static"
+        values = { admin_token = "s3cret-4" }
     "#;
 
     #[test]

@@ -434,13 +434,14 @@ fn what_is_not_defined_or_lacking_is_named() {
     let app = App::new(&component("service"));
     app.write(
         "runtime.toml",
-        b"log_dir = ''\n[sqlite_database.default]\ntype = 'libsql'\nurl = 'u'\ntoken = 't'\n",
+        b"log_dir = ''\n[key_value_store.default]\ntype = 'azure_cosmos'\nkey = 'hunter2'\n",
     );
     let error = app.refusal();
     assert!(
-        error.contains("runtime.toml") && error.contains("line 2") && error.contains("libsql"),
+        error.contains("runtime.toml") && error.contains("line 2") && error.contains("azure_cosmos"),
         "{error}"
     );
+    assert!(!error.contains("hunter2"), "a secret was printed: {error}");
 
     app.write(
         "runtime.toml",

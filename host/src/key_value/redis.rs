@@ -216,24 +216,36 @@ mod tests {
         assert!(begin.elapsed() < CONNECT_TIMEOUT, "{:?}", begin.elapsed());
     }
 
-    /// Answers each command with `answer`, which gets its words; those that set a connection up with OK.
-    async fn serve(mut stream: TcpStream, answer: impl Fn(&[String]) -> String) {
+    /// Answers each command with what `answer` makes of its words, until that is nothing; those that set a connection up
+    /// with OK.
+    async fn serve(mut stream: TcpStream, mut answer: impl FnMut(&[String]) -> Option<String>) {
         let mut bytes = Vec::new();
         while stream.read_buf(&mut bytes).await.unwrap_or(0) > 0 {
-            // Commands are arrays of texts: *2 $3 GET $1 a. They come whole, here.
-            let text = String::from_utf8(std::mem::take(&mut bytes)).unwrap();
-            let mut lines = text.split("\r\n");
-            while let Some(count) = lines.next().and_then(|line| line.strip_prefix('*')) {
-                let words: Vec<_> = (0..count.parse().unwrap())
-                    .map(|_| lines.by_ref().nth(1).unwrap().to_owned())
-                    .collect();
+            while let Some(words) = command(&mut bytes) {
                 let answer = match words[0].as_str() {
-                    "CLIENT" | "AUTH" | "SELECT" | "PING" => "+OK\r\n".to_owned(),
+                    "CLIENT" | "AUTH" | "SELECT" | "PING" => Some("+OK\r\n".to_owned()),
                     _ => answer(&words),
                 };
+                let Some(answer) = answer else { return };
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         }
+    }
+
+    /// Takes the first command, once it is whole. Commands are arrays of texts: *2 $3 GET $1 a.
+    fn command(bytes: &mut Vec<u8>) -> Option<Vec<String>> {
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        let mut lines = text.split_inclusive("\r\n").map(|line| line.strip_suffix("\r\n"));
+        let count: usize = lines.next()??.strip_prefix('*').unwrap().parse().unwrap();
+        let mut words = Vec::new();
+        let mut length = count.to_string().len() + 3;
+        for _ in 0..count {
+            let (size, word) = (lines.next()??, lines.next()??);
+            length += size.len() + word.len() + 4;
+            words.push(word.to_owned());
+        }
+        bytes.drain(..length);
+        Some(words)
     }
 
     #[tokio::test]
@@ -244,19 +256,12 @@ mod tests {
             for round in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
                 // The first connection breaks off at the second command.
-                let left = std::sync::atomic::AtomicI32::new(if round == 0 { 1 } else { i32::MAX });
-                let serving = serve(stream, |_| {
-                    if left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) > 0 {
-                        format!("$1\r\n{round}\r\n")
-                    } else {
-                        String::new()
-                    }
-                });
-                if round == 0 {
-                    drop(tokio::time::timeout(Duration::from_millis(300), serving).await);
-                } else {
-                    serving.await;
-                }
+                let mut left = if round == 0 { 1 } else { u32::MAX };
+                serve(stream, |_| {
+                    left = left.checked_sub(1)?;
+                    Some(format!("$1\r\n{round}\r\n"))
+                })
+                .await;
             }
         });
         assert_eq!(server.get("a").await.unwrap(), Some(b"0".to_vec()));
@@ -273,10 +278,12 @@ mod tests {
         let server = Server::new(&format!("redis://{}", listener.local_addr().unwrap())).unwrap();
         tokio::spawn(async move {
             let (stream, _) = listener.accept().await.unwrap();
-            serve(stream, |words| match words[1].as_str() {
-                "0" => "*2\r\n$1\r\n7\r\n*2\r\n$1\r\nb\r\n$1\r\na\r\n".to_owned(),
-                "7" => "*2\r\n$1\r\n0\r\n*2\r\n$1\r\nb\r\n$1\r\nc\r\n".to_owned(),
-                other => format!("-ERR {other}\r\n"),
+            serve(stream, |words| {
+                Some(match words[1].as_str() {
+                    "0" => "*2\r\n$1\r\n7\r\n*2\r\n$1\r\nb\r\n$1\r\na\r\n".to_owned(),
+                    "7" => "*2\r\n$1\r\n0\r\n*2\r\n$1\r\nb\r\n$1\r\nc\r\n".to_owned(),
+                    other => format!("-ERR {other}\r\n"),
+                })
             })
             .await;
         });

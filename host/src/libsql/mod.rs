@@ -31,6 +31,8 @@ use crate::sqlite::{
 
 /// How much is read of a result before it becomes a stream, in bytes.
 const AT_ONCE_BYTES: usize = 256 << 10;
+/// How long the server may say nothing. A statement may wait there for another one's lock, for 5 s by default.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long telling the server that a connection is not needed any more may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -40,6 +42,7 @@ pub struct Server {
     token: String,
     authorization: HeaderValue,
     client: Client,
+    patience: Duration,
 }
 
 impl Server {
@@ -62,17 +65,22 @@ impl Server {
             url,
             token,
             authorization,
+            patience: PATIENCE,
         }))
     }
 
     /// A connection, which nothing is sent for yet.
     pub fn open(self: &Arc<Self>) -> Connection {
-        Connection(Arc::new(Mutex::new(Stream {
+        let stream = Stream {
             server: self.clone(),
             at: self.url.clone(),
             baton: None,
             transaction: Transaction::None,
-        })))
+        };
+        Connection {
+            server: self.clone(),
+            stream: Arc::new(Mutex::new(stream)),
+        }
     }
 
     async fn post(&self, at: &Url, path: &str, body: Vec<u8>) -> Result<Response<Incoming>> {
@@ -81,6 +89,10 @@ impl Server {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))?;
         self.client.send(request).await
+    }
+
+    fn silent(&self) -> Error {
+        self.error(format_args!("no answer within {:?}", self.patience))
     }
 
     fn error(&self, problem: impl std::fmt::Display) -> Error {
@@ -107,7 +119,10 @@ impl std::fmt::Display for Server {
 
 /// A connection that a component has opened. Statements on it run one after the other.
 #[derive(Clone, Debug)]
-pub struct Connection(Arc<Mutex<Stream>>);
+pub struct Connection {
+    server: Arc<Server>,
+    stream: Arc<Mutex<Stream>>,
+}
 
 /// What the server calls a stream: a SQLite connection there. It exists from the first statement on.
 #[derive(Debug)]
@@ -156,20 +171,19 @@ impl Connection {
     /// # Errors
     /// The server's, with its words, and those on the way to it. Never the token.
     pub async fn execute(&self, sql: String, parameters: Vec<Value>) -> Result<Answer, Error> {
-        let mut stream = self.0.clone().lock_owned().await;
-        if stream.transaction == Transaction::Lost {
-            if is_rollback(&sql) {
-                stream.transaction = Transaction::None;
-                return Ok(Answer {
-                    columns: Vec::new(),
-                    rows: Rows::All(Vec::new()),
-                });
-            }
-            return Err(stream.server.error(
-                "the transaction was lost with its connection, nothing of it is kept: ROLLBACK, then begin again",
-            ));
-        }
-        let mut running = stream.begin(&sql, &parameters).await?;
+        let begin = async {
+            let mut stream = self.stream.clone().lock_owned().await;
+            let running = stream.begin(&sql, &parameters).await?;
+            Ok((stream, running))
+        };
+        let begun = tokio::time::timeout(self.server.patience, begin).await;
+        let (mut stream, running) = begun.unwrap_or_else(|_| Err(self.server.silent()))?;
+        let Some(mut running) = running else {
+            return Ok(Answer {
+                columns: Vec::new(),
+                rows: Rows::All(Vec::new()),
+            });
+        };
         let mut rows = Vec::new();
         let mut bytes = 0;
         while rows.len() < ROWS_AHEAD && bytes < AT_ONCE_BYTES {
@@ -250,10 +264,19 @@ enum Ended {
 }
 
 impl Stream {
-    /// Sends a statement and waits for its columns.
-    async fn begin(&mut self, sql: &str, parameters: &[Value]) -> Result<Running, Error> {
+    /// Sends a statement and waits for its columns. None where there is nothing to do.
+    async fn begin(&mut self, sql: &str, parameters: &[Value]) -> Result<Option<Running>, Error> {
         let server = self.server.clone();
         let before = self.transaction;
+        if before == Transaction::Lost {
+            if is_rollback(sql) {
+                self.transaction = Transaction::None;
+                return Ok(None);
+            }
+            return Err(server.error(
+                "the transaction was lost with its connection, nothing of it is kept: ROLLBACK, then begin again",
+            ));
+        }
         let mut baton = self.baton.take();
         // Until its answer has come: it may be given up at any time.
         if before == Transaction::Open {
@@ -305,7 +328,7 @@ impl Stream {
                     .error("the answer begins with neither columns nor an error"));
             }
         }
-        Ok(running)
+        Ok(Some(running))
     }
 
     /// Takes the stream back from a statement that has ended; one that has not takes it with it.
@@ -372,7 +395,8 @@ impl Running {
             if self.lines.waiting() > MOST_BYTES {
                 return Err(too_large());
             }
-            match self.body.frame().await {
+            let frame = tokio::time::timeout(self.server.patience, self.body.frame());
+            match frame.await.map_err(|_| self.server.silent())? {
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.lines.add(&data);

@@ -16,6 +16,11 @@ type Seen = Arc<StdMutex<Vec<(String, serde_json::Value)>>>;
 
 /// A server with these answers, one to a request, status and body; after them it answers nothing.
 async fn server(answers: Vec<(u16, String)>) -> (Arc<Server>, Seen) {
+    stalling_server(answers, usize::MAX).await
+}
+
+/// The same, but of each body it sends only so many bytes, and then nothing more.
+async fn stalling_server(answers: Vec<(u16, String)>, most: usize) -> (Arc<Server>, Seen) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let seen = Seen::default();
@@ -32,7 +37,11 @@ async fn server(answers: Vec<(u16, String)>) -> (Arc<Server>, Seen) {
             };
             let length = body.len();
             let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
-            stream.write_all((head + &body).as_bytes()).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&body.as_bytes()[..length.min(most)]).await.unwrap();
+            if length > most {
+                std::future::pending::<()>().await;
+            }
         }
     });
     (Server::new(&url, "t0ken".into()).unwrap(), seen)
@@ -163,6 +172,17 @@ async fn a_statement_that_is_given_up_takes_its_transaction_with_it() {
     assert!(never.await.is_err());
     assert_eq!(seen.lock().unwrap().len(), 2);
     assert!(message(run(&connection, "SELECT 1").await).contains("transaction was lost"));
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_is_not_waited_for_without_end() {
+    // Before its answer, and in the middle of it.
+    for answers in [vec![], vec![numbers("one", 0..3)]] {
+        let (mut server, _) = stalling_server(answers, 200).await;
+        Arc::get_mut(&mut server).unwrap().patience = Duration::from_millis(100);
+        let error = message(run(&server.open(), "SELECT 1").await);
+        assert!(error.contains("no answer within 100ms"), "{error}");
+    }
 }
 
 #[tokio::test]

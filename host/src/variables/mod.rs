@@ -83,15 +83,24 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 /// Where values come from. The first provider that has a variable decides.
-#[derive(Debug)]
 pub enum Provider {
     Static(HashMap<String, String>),
     Environment(Environment),
-    Vault(Vault),
+    Vault(Box<Vault>),
+}
+
+/// Without values, which may be secrets.
+impl std::fmt::Debug for Provider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Static(values) => f.debug_set().entries(values.keys()).finish(),
+            Self::Environment(environment) => write!(f, "{}_*", environment.prefix),
+            Self::Vault(vault) => vault.fmt(f),
+        }
+    }
 }
 
 /// The environment variables PREFIX_NAME, and after them those of a file.
-#[derive(Debug)]
 pub struct Environment {
     pub prefix: String,
     pub file: HashMap<String, String>,
