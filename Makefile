@@ -33,6 +33,7 @@ lint: packages-test ## formatting, clippy, shellcheck: everything that must be s
 	git ls-files | xargs grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh' | xargs shellcheck
 
 bench: packages-bench deb ## speed of this build on this machine
+	$(CARGO) build --release --locked -p links-tests --bins
 	$(CARGO) run --release --locked -p links-tests --bin bench
 
 clean: ## remove what was built (the caches below ~/.cache/links stay)

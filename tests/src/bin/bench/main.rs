@@ -1,8 +1,12 @@
 //! `make bench`: how fast one instance redirects and shortens on this machine, how fast it starts, what it takes.
 //!
 //! Every runtime that can be had is measured in the same run, in alternating rounds: links-host, and Spin where `$SPIN`
-//! names its binary. Then what clients notice of rollouts. Fails where an answer is not the expected one.
+//! names its binary. Then what a remote database costs, what clients notice of rollouts, and what the agent takes. Fails
+//! where an answer is not the expected one.
 
+mod agent;
+mod load;
+mod remote;
 mod rollouts;
 
 use std::fs;
@@ -14,6 +18,8 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
+
+use load::wrk;
 
 const ROUNDS: usize = 5;
 const SECONDS_PER_ROUND: u32 = 4;
@@ -48,19 +54,30 @@ fn main() -> Result<()> {
             up.stop()?;
         }
     }
+    let remote: Vec<_> = subjects
+        .iter()
+        .map(|subject| remote::measure(&linksctl, &subject.result.runtime, &subject.bundle, scratch.path()))
+        .collect::<Result<_>>()?;
     let runtimes: Vec<_> = subjects.into_iter().map(Subject::result).collect();
     print_table(&runtimes);
     println!("\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, one instance, no nginx");
-    let rollouts = if nix::unistd::geteuid().is_root() {
-        let figures = rollouts::measure()?;
-        figures.print();
-        Some(figures)
+    remote::print(&remote);
+    let (rollouts, agent) = if nix::unistd::geteuid().is_root() {
+        let (rollouts, agent) = (rollouts::measure()?, agent::measure()?);
+        rollouts.print();
+        agent.print();
+        (Some(rollouts), Some(agent))
     } else {
-        println!("\nrollouts: not measured, the lab needs root");
-        None
+        println!("\nrollouts and the agent: not measured, the lab needs root");
+        (None, None)
     };
     let path = Path::new("target/bench.json");
-    let results = Results { runtimes, rollouts };
+    let results = Results {
+        runtimes,
+        remote,
+        rollouts,
+        agent,
+    };
     fs::write(path, serde_json::to_vec_pretty(&results)?).with_context(|| format!("Writing {}", path.display()))?;
     println!("\nsaved as {}", path.display());
     Ok(())
@@ -70,8 +87,10 @@ fn main() -> Result<()> {
 #[derive(Serialize)]
 struct Results {
     runtimes: Vec<Figures>,
+    remote: Vec<remote::Figures>,
     /// None: not measured.
     rollouts: Option<rollouts::Figures>,
+    agent: Option<agent::Figures>,
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -243,15 +262,20 @@ impl Up {
             followed.stdout.starts_with(b"HTTP/1.1 302 "),
             "no redirect: {followed:?}"
         );
-        let redirects = wrk(&[&url])?;
-        let creates = wrk(&[
-            "-s",
-            CREATE,
-            &format!("http://{}/shorten", self.instance),
-            "--",
-            &self.token,
-            &format!("{}-{round}", std::process::id()),
-        ])?;
+        let redirects = wrk(SECONDS_PER_ROUND, 32, &[&url])?.per_second;
+        let creates = wrk(
+            SECONDS_PER_ROUND,
+            32,
+            &[
+                "-s",
+                CREATE,
+                &format!("http://{}/shorten", self.instance),
+                "--",
+                &self.token,
+                &format!("{}-{round}", std::process::id()),
+            ],
+        )?
+        .per_second;
         Ok((redirects, creates))
     }
 
@@ -301,24 +325,6 @@ impl Drop for Process {
         // Where it was to be seen that it works, `stop` was called.
         let _ = self.stop();
     }
-}
-
-/// Requests per second of one wrk thread with 32 connections.
-fn wrk(arguments: &[&str]) -> Result<f64> {
-    let output = Command::new("wrk")
-        .args(["-t1", "-c32", &format!("-d{SECONDS_PER_ROUND}s")])
-        .args(arguments)
-        .output()
-        .context("Starting wrk (apt-get install wrk)")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "wrk failed: {output:?}");
-    ensure!(
-        !text.contains("Non-2xx or 3xx responses") && !text.contains("Socket errors"),
-        "wrk saw failures:\n{text}"
-    );
-    let rate = text.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
-    rate.and_then(|rate| rate.trim().parse().ok())
-        .with_context(|| format!("wrk gave no rate:\n{text}"))
 }
 
 fn print_table(results: &[Figures]) {

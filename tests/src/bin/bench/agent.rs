@@ -1,0 +1,66 @@
+//! What the agent takes while the appliance serves: of a processor, and of memory.
+
+use anyhow::{Context as _, Result};
+use links_tests::{Appliance, Tree};
+use serde::Serialize;
+
+use crate::load::Wrk;
+
+const SECONDS: u64 = 30;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    requests_per_second: f64,
+    /// Of one processor.
+    cpu_percent: f64,
+    resident_mib: f64,
+}
+
+/// Through nginx, with somebody who asks for the metrics once a second.
+///
+/// # Errors
+/// The lab does not work here, or an answer was an error.
+pub fn measure() -> Result<Figures> {
+    let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["wrk"])?)?;
+    appliance.wait_for_rotation(2)?;
+    let link = appliance.shorten("https://example.com/agent")?;
+    let pid = appliance.main_pid("links")?;
+    let before = ticks(&appliance, pid)?;
+    let load = format!(
+        "for second in $(seq {SECONDS}); do curl --silent --output /dev/null http://127.0.0.1:9464/metrics; sleep 1; done & \
+         wrk --latency -t1 -c32 -d{SECONDS}s http://127.0.0.1/{}; wait",
+        link.slug
+    );
+    let output = appliance.shell(&load)?;
+    let load = Wrk::parse(&output.stdout)?;
+    let ticks = ticks(&appliance, pid)? - before;
+    let status = appliance.read(&format!("/proc/{pid}/status"))?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes: f64 = resident
+        .and_then(|text| text.split_whitespace().next()?.parse().ok())
+        .context("/proc has no VmRSS of the agent")?;
+    Ok(Figures {
+        requests_per_second: load.per_second,
+        // USER_HZ is 100 on every architecture that Debian has (proc(5), sysconf(3)).
+        cpu_percent: ticks / SECONDS as f64,
+        resident_mib: kilobytes / 1024.0,
+    })
+}
+
+/// Of processor time, in user and in kernel mode (proc(5), /proc/pid/stat).
+fn ticks(appliance: &Appliance, pid: u32) -> Result<f64> {
+    let stat = appliance.read(&format!("/proc/{pid}/stat"))?;
+    let (_, after_name) = stat.rsplit_once(')').context("/proc has no stat of the agent")?;
+    let fields: Vec<_> = after_name.split_whitespace().collect();
+    let field = |number: usize| -> Result<f64> { Ok(fields.get(number).context("stat is too short")?.parse()?) };
+    Ok(field(11)? + field(12)?)
+}
+
+impl Figures {
+    pub fn print(&self) {
+        println!(
+            "\nagent: {:.1} % of a processor, {:.1} MiB resident, at {:.0} redirects/s through nginx and a scrape per second",
+            self.cpu_percent, self.resident_mib, self.requests_per_second
+        );
+    }
+}
