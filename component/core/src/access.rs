@@ -63,8 +63,8 @@ impl Access {
             Access::Closed => {
                 return Err(Problem::new(
                     503,
-                    "No token is configured on this server, so nobody may shorten. Its operator can set admin_token, \
-                     or shorten_access to \"open\".",
+                    "No token is configured on this server, so nobody may do this. Its operator can set admin_token, or \
+                     let everybody shorten by shorten_access = \"open\".",
                 ));
             }
         }

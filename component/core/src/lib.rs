@@ -6,6 +6,7 @@
 pub mod access;
 pub mod age;
 pub mod cache;
+pub mod clicks;
 pub mod cors;
 pub mod expiry;
 mod hex;
@@ -21,4 +22,7 @@ pub mod secret;
 pub mod settings;
 pub mod slug;
 pub mod sql;
+pub mod stats;
 pub mod target;
+pub mod visit;
+pub mod visitors;

@@ -13,6 +13,14 @@ pub enum Route {
     Health,
     /// `GET` or `HEAD /:slug`
     Follow(Slug),
+    /// `GET` or `HEAD /api/v1/links/:slug/stats`
+    Stats(Slug),
+    /// `GET` or `HEAD /api/v1/stats`
+    StatsOfAll,
+    /// `POST /internal/clicks`, for the agent: nginx refuses what is below /internal.
+    TakeClicks,
+    /// `GET` or `HEAD /internal/clicks`
+    FindClicks,
 }
 
 impl Route {
@@ -28,6 +36,19 @@ impl Route {
                 _ => Err(not_allowed("POST, OPTIONS")),
             },
             "health" => reading(method).map(|()| Route::Health),
+            "api/v1/stats" => reading(method).map(|()| Route::StatsOfAll),
+            "internal/clicks" => match method {
+                "POST" => Ok(Route::TakeClicks),
+                "GET" | "HEAD" => Ok(Route::FindClicks),
+                _ => Err(not_allowed("GET, HEAD, POST")),
+            },
+            text if text.starts_with("api/v1/links/") => {
+                let slug = text
+                    .strip_prefix("api/v1/links/")
+                    .and_then(|rest| rest.strip_suffix("/stats"));
+                let slug = slug.and_then(Slug::in_path).ok_or_else(not_found)?;
+                reading(method).map(|()| Route::Stats(slug))
+            }
             text => {
                 let slug = Slug::in_path(text).ok_or_else(not_found)?;
                 reading(method).map(|()| Route::Follow(slug))
@@ -71,6 +92,14 @@ mod tests {
             ("GET", "/abc", follow("abc")),
             ("HEAD", "/A-b_9", follow("A-b_9")),
             ("GET", "/Health", follow("Health")),
+            ("GET", "/api/v1/stats", Route::StatsOfAll),
+            (
+                "GET",
+                "/api/v1/links/abc/stats",
+                Route::Stats(Slug::in_path("abc").unwrap()),
+            ),
+            ("POST", "/internal/clicks", Route::TakeClicks),
+            ("GET", "/internal/clicks", Route::FindClicks),
         ] {
             assert_eq!(Route::of(method, path), Ok(route), "{method} {path}");
         }
@@ -85,6 +114,9 @@ mod tests {
             ("POST", "/abc", "GET, HEAD"),
             ("OPTIONS", "/abc", "GET, HEAD"),
             ("get", "/abc", "GET, HEAD"),
+            ("POST", "/api/v1/stats", "GET, HEAD"),
+            ("DELETE", "/api/v1/links/abc/stats", "GET, HEAD"),
+            ("PUT", "/internal/clicks", "GET, HEAD, POST"),
         ] {
             let problem = Route::of(method, path).unwrap_err();
             assert_eq!(problem.status, 405, "{method} {path}");
@@ -105,6 +137,11 @@ mod tests {
             "/a.b",
             "/%61bc",
             "/robots.txt",
+            "/api/v1/links/abc",
+            "/api/v1/links/stats",
+            "/api/v1/links//stats",
+            "/api/v1/links/a/b/stats",
+            "/internal/clicks/",
             "/ü",
             "*",
             long.as_str(),

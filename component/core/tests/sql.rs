@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use links_core::sql::{Trouble, is_done, statements};
 use rusqlite::{Connection, OptionalExtension, params};
 
-const SCHEMA: [&str; 2] = [
+const SCHEMA: [&str; 3] = [
     include_str!("../../sql/0001_links.sql"),
     include_str!("../../sql/0002_request_ids.sql"),
+    include_str!("../../sql/0003_clicks.sql"),
 ];
 const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
@@ -105,7 +106,7 @@ fn the_schema_may_be_applied_again() {
     );
     apply_all(&connection).unwrap();
     assert!(find(&connection, "kept").is_some());
-    assert_eq!(version(&connection), 2);
+    assert_eq!(version(&connection), 3);
 }
 
 #[test]
@@ -316,7 +317,7 @@ fn writers_at_once_share_a_new_database() {
         1 + i64::try_from(SLUGS).unwrap(),
         "the repeated request has one link"
     );
-    assert_eq!(version(&connection), 2);
+    assert_eq!(version(&connection), 3);
     let mode: String = connection
         .query_row("PRAGMA journal_mode", [], |row| row.get(0))
         .unwrap();

@@ -1,0 +1,267 @@
+//! A batch of clicks: what the agent makes of a part of nginx's journal, and sends to `POST /internal/clicks`.
+//!
+//! Hours and days are whole ones since 1970 in UTC. The empty slug stands for all links together.
+
+use serde::{Deserialize, Serialize};
+
+use crate::problem::Problem;
+use crate::slug::Slug;
+use crate::visit::Visit;
+use crate::visitors;
+
+/// Largest body, in bytes. Agents stay at half of it ([`GOAL`]); what they cannot know beforehand has room in the rest.
+pub const MAX_BODY: usize = 2 * 1024 * 1024;
+pub const GOAL: usize = MAX_BODY / 2;
+
+/// Longest name of a [`Detail`]: that of a host in DNS.
+pub const MAX_NAME: usize = 253;
+
+/// The name of a referrer that is not told by itself: one of many, or no host at all.
+pub const OTHER: &str = "*";
+
+/// 16 bytes in hexadecimal: which journal. Another file is another journal.
+const JOURNAL_LENGTH: usize = 32;
+
+/// No clock goes that far: the year 9999.
+const LAST_DAY: u32 = 2_932_896;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    pub journal: String,
+    /// Position in the journal of the first byte that is counted here.
+    pub start: u64,
+    /// Position after the last one.
+    pub stop: u64,
+    pub clicks: Vec<Clicks>,
+    pub visitors: Vec<Visitors>,
+    pub details: Vec<Detail>,
+}
+
+/// Slug, hour, clicks, and clicks of bots, which are not among the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clicks(pub String, pub u32, pub u32, pub u32);
+
+/// Slug, day, and a word of the visitors' sketch with its bits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Visitors(pub String, pub u32, pub u8, pub i64);
+
+/// Slug, day, kind, name, clicks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detail(pub String, pub u32, pub Kind, pub String, pub u32);
+
+/// As the database has them, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub enum Kind {
+    /// The host that referred; empty where none is told, [`OTHER`] for the rest.
+    Referrer = 1,
+    /// The code of a [`Visit`].
+    Visit = 2,
+    /// Two capital letters (ISO 3166-1).
+    Country = 3,
+}
+
+impl TryFrom<u8> for Kind {
+    type Error = String;
+
+    fn try_from(number: u8) -> Result<Kind, String> {
+        match number {
+            1 => Ok(Kind::Referrer),
+            2 => Ok(Kind::Visit),
+            3 => Ok(Kind::Country),
+            _ => Err(format!("there is no kind {number}")),
+        }
+    }
+}
+
+impl From<Kind> for u8 {
+    fn from(kind: Kind) -> u8 {
+        kind as u8
+    }
+}
+
+impl Kind {
+    fn knows(self, name: &str) -> bool {
+        match self {
+            Kind::Referrer => name == OTHER || is_host(name),
+            Kind::Visit => Visit::from_code(name).is_some(),
+            Kind::Country => name.len() == 2 && name.bytes().all(|byte| byte.is_ascii_uppercase()),
+        }
+    }
+}
+
+/// Whether this can be told as the host of a referrer. The empty one is: no referrer was sent.
+pub fn is_host(name: &str) -> bool {
+    name.len() <= MAX_NAME
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_:[]".contains(&byte))
+}
+
+impl Batch {
+    /// # Errors
+    /// 400, with what is wrong. What is taken goes into the database as it is.
+    pub fn parse(body: &[u8]) -> Result<Batch, Problem> {
+        let batch: Batch = serde_json::from_slice(body)
+            .map_err(|error| Problem::new(400, format!("The batch is not one: {error}.")))?;
+        match batch.fault() {
+            Some(fault) => Err(Problem::new(400, format!("The batch is not one: {fault}."))),
+            None => Ok(batch),
+        }
+    }
+
+    fn fault(&self) -> Option<String> {
+        if !is_journal(&self.journal) {
+            return Some(format!("there is no journal {:?}", self.journal));
+        }
+        // The database's integers have 63 bits.
+        if self.start >= self.stop || i64::try_from(self.stop).is_err() {
+            return Some(format!("it cannot be from {} to {}", self.start, self.stop));
+        }
+        let is_slug = |slug: &str| slug.is_empty() || Slug::in_path(slug).is_some();
+        let clicks = self
+            .clicks
+            .iter()
+            .find(|Clicks(slug, hour, ..)| !is_slug(slug) || hour / 24 > LAST_DAY);
+        let visitors = self.visitors.iter().find(|Visitors(slug, day, word, _)| {
+            !is_slug(slug) || *day > LAST_DAY || usize::from(*word) >= visitors::WORDS
+        });
+        let details = self
+            .details
+            .iter()
+            .find(|Detail(slug, day, kind, name, _)| !is_slug(slug) || *day > LAST_DAY || !kind.knows(name));
+        let fault = clicks.map(|entry| format!("{entry:?}"));
+        fault
+            .or_else(|| visitors.map(|entry| format!("{entry:?}")))
+            .or_else(|| details.map(|entry| format!("{entry:?}")))
+    }
+}
+
+/// The journal of `GET /internal/clicks?journal=ID`.
+///
+/// # Errors
+/// 400
+pub fn journal_of(query: Option<&str>) -> Result<String, Problem> {
+    let journal = query
+        .and_then(|query| query.strip_prefix("journal="))
+        .filter(|journal| is_journal(journal));
+    journal.map(str::to_owned).ok_or_else(|| {
+        Problem::new(
+            400,
+            "Ask with ?journal= and the journal's name, 32 lower-case hexadecimal digits.",
+        )
+    })
+}
+
+fn is_journal(text: &str) -> bool {
+    text.len() == JOURNAL_LENGTH
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// What both questions about clicks are answered with: up to where the journal is counted, whoever sent the batches. None:
+/// nothing of it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    pub position: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn batch() -> Batch {
+        Batch {
+            journal: "0123456789abcdef0123456789abcdef".into(),
+            start: 0,
+            stop: 700,
+            clicks: vec![
+                Clicks("abc".into(), 490_896, 3, 1),
+                Clicks(String::new(), 490_896, 3, 1),
+            ],
+            visitors: vec![Visitors("abc".into(), 20_454, 31, i64::MIN)],
+            details: vec![
+                Detail("abc".into(), 20_454, Kind::Referrer, "news.example".into(), 2),
+                Detail("abc".into(), 20_454, Kind::Referrer, OTHER.into(), 1),
+                Detail("abc".into(), 20_454, Kind::Visit, "dcw".into(), 3),
+                Detail("abc".into(), 20_454, Kind::Country, "DE".into(), 3),
+            ],
+        }
+    }
+
+    fn parsed(batch: &Batch) -> Result<Batch, Problem> {
+        Batch::parse(&serde_json::to_vec(batch).unwrap())
+    }
+
+    #[test]
+    fn comes_back_as_it_was() {
+        assert_eq!(parsed(&batch()), Ok(batch()));
+    }
+
+    /// The trigger of the database reads it by these names and places (component/sql/0003_clicks.sql).
+    #[test]
+    fn has_the_form_that_the_database_reads() {
+        let text = serde_json::to_string(&batch()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"journal":"0123456789abcdef0123456789abcdef","start":0,"stop":700,"#.to_owned()
+                + r#""clicks":[["abc",490896,3,1],["",490896,3,1]],"visitors":[["abc",20454,31,-9223372036854775808]],"#
+                + r#""details":[["abc",20454,1,"news.example",2],["abc",20454,1,"*",1],["abc",20454,2,"dcw",3],["abc",20454,3,"DE",3]]}"#
+        );
+    }
+
+    #[test]
+    fn what_the_database_must_not_see_is_refused() {
+        let wrong: [fn(&mut Batch); 14] = [
+            |batch| batch.journal = "x".into(),
+            |batch| batch.journal = "0123456789ABCDEF0123456789ABCDEF".into(),
+            |batch| batch.start = 700,
+            |batch| batch.stop = u64::MAX,
+            |batch| batch.clicks[0].0 = "a/b".into(),
+            |batch| batch.clicks[0].1 = u32::MAX,
+            |batch| batch.visitors[0].0 = "ü".into(),
+            |batch| batch.visitors[0].1 = u32::MAX,
+            |batch| batch.visitors[0].2 = 32,
+            |batch| batch.details[0].0 = "a b".into(),
+            |batch| batch.details[0].1 = u32::MAX,
+            |batch| batch.details[0].3 = "News.example".into(),
+            |batch| batch.details[2].3 = "dc".into(),
+            |batch| batch.details[3].3 = "de".into(),
+        ];
+        for (index, spoil) in wrong.into_iter().enumerate() {
+            let mut batch = batch();
+            spoil(&mut batch);
+            assert_eq!(parsed(&batch).unwrap_err().status, 400, "case {index}");
+        }
+        for body in ["", "{}", "[]", r#"{"journal":"x"}"#] {
+            assert_eq!(Batch::parse(body.as_bytes()).unwrap_err().status, 400, "{body}");
+        }
+    }
+
+    /// An older release must not take a batch for what it is not.
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let text = serde_json::to_string(&batch()).unwrap();
+        for other in [
+            text.replace("\"start\"", "\"since\":1,\"start\""),
+            text.replace(",3,\"DE\"", ",4,\"DE\""),
+            text.replace("\"abc\",490896,3,1", "\"abc\",490896,3,1,7"),
+            text.replace("490896,3,1", "490896,-3,1"),
+        ] {
+            assert_ne!(other, text);
+            assert!(Batch::parse(other.as_bytes()).is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_journal_is_named_in_the_query() {
+        let name = "0123456789abcdef0123456789abcdef";
+        assert_eq!(journal_of(Some(&format!("journal={name}"))), Ok(name.to_owned()));
+        for query in [None, Some(""), Some("journal="), Some("journal=x"), Some(name)] {
+            assert_eq!(journal_of(query).unwrap_err().status, 400, "{query:?}");
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! The statistics of a link, or of all: what is asked, and what is answered.
+
+use serde::{Deserialize, Serialize};
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime, Time};
+use url::form_urlencoded;
+
+use crate::clicks::Kind;
+use crate::problem::Problem;
+use crate::reply::Reply;
+use crate::visit::Visit;
+use crate::visitors::Sketch;
+
+const HOUR: i64 = 3600;
+const HOURS_A_DAY: i64 = 24;
+
+/// No more is asked of the database at once. Hours are not kept for longer.
+pub const MOST_HOURS: i64 = 90 * HOURS_A_DAY;
+pub const MOST_DAYS: i64 = 731;
+
+const USUAL_HOURS: i64 = 48;
+const USUAL_DAYS: i64 = 30;
+
+/// Longest list of referrers in an answer; the others are summed up, as the database does with what it has no room for.
+const MOST_REFERRERS: usize = 50;
+
+/// How many links are told of in the statistics of all.
+pub const TOP: i64 = 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Granularity {
+    Hour,
+    Day,
+}
+
+impl Granularity {
+    fn seconds(self) -> i64 {
+        match self {
+            Granularity::Hour => HOUR,
+            Granularity::Day => HOUR * HOURS_A_DAY,
+        }
+    }
+}
+
+/// Some hours or days, which are counted since 1970: from `start` to before `stop`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub granularity: Granularity,
+    pub start: i64,
+    pub stop: i64,
+}
+
+impl Span {
+    /// What `?from=&to=&granularity=` asks for; each may be missing. Both ends are in it, with the whole hour or day that
+    /// they are in. `now` in Unix seconds.
+    ///
+    /// # Errors
+    /// 400
+    pub fn parse(query: Option<&str>, now: i64) -> Result<Span, Problem> {
+        let (mut from, mut to, mut granularity) = (None, None, Granularity::Day);
+        for (name, value) in form_urlencoded::parse(query.unwrap_or("").as_bytes()) {
+            match name.as_ref() {
+                "from" => from = Some(moment("from", &value)?),
+                "to" => to = Some(moment("to", &value)?),
+                "granularity" => {
+                    granularity = match value.as_ref() {
+                        "hour" => Granularity::Hour,
+                        "day" => Granularity::Day,
+                        _ => return Err(Problem::new(400, "The granularity is \"hour\" or \"day\".")),
+                    }
+                }
+                _ => {
+                    return Err(Problem::new(
+                        400,
+                        format!("There is nothing to ask by {name:?}, only from, to and granularity."),
+                    ));
+                }
+            }
+        }
+        let (most, usual) = match granularity {
+            Granularity::Hour => (MOST_HOURS, USUAL_HOURS),
+            Granularity::Day => (MOST_DAYS, USUAL_DAYS),
+        };
+        let place = |moment: i64| moment.div_euclid(granularity.seconds());
+        let stop = place(to.unwrap_or(now)) + 1;
+        let start = from.map_or(stop - usual, place);
+        if start >= stop {
+            return Err(Problem::new(400, "The range ends before it begins."));
+        }
+        if stop - start > most {
+            return Err(Problem::new(
+                400,
+                match granularity {
+                    Granularity::Hour => format!("The range has more than {most} hours. Ask by day, or for less."),
+                    Granularity::Day => format!("The range has more than {most} days. Ask for less at once."),
+                },
+            ));
+        }
+        Ok(Span {
+            granularity,
+            start,
+            stop,
+        })
+    }
+
+    /// The days that it touches, as the span.
+    pub fn days(self) -> (i64, i64) {
+        match self.granularity {
+            Granularity::Day => (self.start, self.stop),
+            Granularity::Hour => (
+                self.start.div_euclid(HOURS_A_DAY),
+                (self.stop - 1).div_euclid(HOURS_A_DAY) + 1,
+            ),
+        }
+    }
+
+    fn moment(self, place: i64) -> String {
+        text(place * self.granularity.seconds())
+    }
+}
+
+fn moment(name: &'static str, value: &str) -> Result<i64, Problem> {
+    let day = Date::parse(value, format_description!("[year]-[month]-[day]"));
+    let moment = day.map(|day| day.with_time(Time::MIDNIGHT).assume_utc());
+    moment
+        .or_else(|_| OffsetDateTime::parse(value, &Rfc3339))
+        .map(OffsetDateTime::unix_timestamp)
+        .map_err(|_| {
+            Problem::new(
+                400,
+                format!("The value of {name} must be a day like 2030-01-31, or a time like 2030-01-31T18:00:00Z."),
+            )
+        })
+}
+
+fn text(moment: i64) -> String {
+    let moment = OffsetDateTime::from_unix_timestamp(moment).ok();
+    let text = moment.and_then(|moment| moment.format(&Rfc3339).ok());
+    // Only for a year that no question can name.
+    text.unwrap_or_default()
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// None: of all links.
+    pub slug: Option<String>,
+    /// The first moment of the range, and the first one after it.
+    pub from: String,
+    pub until: String,
+    pub granularity: Granularity,
+    pub clicks: u64,
+    /// Not among the clicks.
+    pub bots: u64,
+    /// The sum of each day's, estimated. Who comes on two days is two. None where it is asked by the hour.
+    pub visitors: Option<u64>,
+    /// Every hour or day, also those without a click.
+    pub series: Vec<Bar>,
+    /// Of the days that the range touches; as are the following ones. The name is empty where no referrer was sent, and
+    /// "*" stands for the rest.
+    pub referrers: Vec<Share>,
+    pub devices: Vec<Share>,
+    pub browsers: Vec<Share>,
+    pub systems: Vec<Share>,
+    pub countries: Vec<Share>,
+    /// The links with the most clicks, where all are asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<Vec<Link>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bar {
+    pub start: String,
+    pub clicks: u64,
+    pub bots: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visitors: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    pub name: String,
+    pub clicks: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub slug: String,
+    pub clicks: u64,
+    pub bots: u64,
+}
+
+/// What the database knows of a span.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Hour or day, clicks, bots.
+    pub clicks: Vec<(i64, u64, u64)>,
+    /// Day, and words with their bits as a JSON array of pairs.
+    pub visitors: Vec<(i64, String)>,
+    /// Kind, name, clicks; the most frequent first.
+    pub details: Vec<(i64, String, u64)>,
+    pub links: Option<Vec<Link>>,
+}
+
+impl Report {
+    pub fn new(slug: Option<&str>, span: Span, found: Found) -> Report {
+        let by_day = span.granularity == Granularity::Day;
+        let mut series: Vec<Bar> = (span.start..span.stop)
+            .map(|place| Bar {
+                start: span.moment(place),
+                clicks: 0,
+                bots: 0,
+                visitors: by_day.then_some(0),
+            })
+            .collect();
+        let index = |place: i64| usize::try_from(place.checked_sub(span.start)?).ok();
+        for (place, clicks, bots) in found.clicks {
+            if let Some(bar) = index(place).and_then(|index| series.get_mut(index)) {
+                (bar.clicks, bar.bots) = (clicks, bots);
+            }
+        }
+        for (day, words) in found.visitors.iter().filter(|_| by_day) {
+            if let Some(bar) = index(*day).and_then(|index| series.get_mut(index)) {
+                bar.visitors = Some(sketch(words).estimate());
+            }
+        }
+        let mut report = Report {
+            slug: slug.map(str::to_owned),
+            from: span.moment(span.start),
+            until: span.moment(span.stop),
+            granularity: span.granularity,
+            clicks: series.iter().map(|bar| bar.clicks).sum(),
+            bots: series.iter().map(|bar| bar.bots).sum(),
+            visitors: by_day.then(|| series.iter().filter_map(|bar| bar.visitors).sum()),
+            series,
+            referrers: vec![],
+            devices: vec![],
+            browsers: vec![],
+            systems: vec![],
+            countries: vec![],
+            links: found.links,
+        };
+        for (kind, name, clicks) in found.details {
+            report.add(kind, &name, clicks);
+        }
+        report.sort();
+        report
+    }
+
+    fn add(&mut self, kind: i64, name: &str, clicks: u64) {
+        // What a later release has written is not known here, and no reason to tell nothing.
+        let Some(kind) = u8::try_from(kind).ok().and_then(|kind| Kind::try_from(kind).ok()) else {
+            return;
+        };
+        match kind {
+            Kind::Referrer if self.referrers.len() < MOST_REFERRERS => add(&mut self.referrers, name, clicks),
+            Kind::Referrer => add(&mut self.referrers, crate::clicks::OTHER, clicks),
+            Kind::Country => add(&mut self.countries, name, clicks),
+            Kind::Visit => {
+                if let Some(visit) = Visit::from_code(name) {
+                    add(&mut self.devices, visit.device.name(), clicks);
+                    add(&mut self.browsers, visit.browser.name(), clicks);
+                    add(&mut self.systems, visit.system.name(), clicks);
+                }
+            }
+        }
+    }
+
+    fn sort(&mut self) {
+        let lists = [
+            &mut self.referrers,
+            &mut self.devices,
+            &mut self.browsers,
+            &mut self.systems,
+            &mut self.countries,
+        ];
+        for list in lists {
+            // Names of the same count stay in their order.
+            list.sort_by_key(|share| std::cmp::Reverse(share.clicks));
+        }
+    }
+
+    pub fn reply(&self) -> Reply {
+        // Strings and numbers always have a JSON form.
+        Reply::new(200, "application/json", serde_json::to_vec(self).unwrap_or_default())
+    }
+}
+
+fn add(list: &mut Vec<Share>, name: &str, clicks: u64) {
+    match list.iter_mut().find(|share| share.name == name) {
+        Some(share) => share.clicks += clicks,
+        None => list.push(Share {
+            name: name.to_owned(),
+            clicks,
+        }),
+    }
+}
+
+/// What is no sketch has no visitors.
+fn sketch(words: &str) -> Sketch {
+    let words: Vec<(u8, i64)> = serde_json::from_str(words).unwrap_or_default();
+    let mut sketch = Sketch::default();
+    for (word, bits) in words {
+        sketch.join(word, bits.cast_unsigned());
+    }
+    sketch
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    /// 2026-01-31T18:30:00Z
+    const NOW: i64 = 1_769_884_200;
+    const TODAY: i64 = NOW / 86_400;
+
+    fn span(query: &str) -> Result<Span, Problem> {
+        Span::parse(Some(query), NOW)
+    }
+
+    fn days(start: i64, stop: i64) -> Span {
+        Span {
+            granularity: Granularity::Day,
+            start,
+            stop,
+        }
+    }
+
+    #[test]
+    fn without_a_question_it_is_the_last_thirty_days_with_today() {
+        assert_eq!(Span::parse(None, NOW), Ok(days(TODAY - 29, TODAY + 1)));
+        let hours = span("granularity=hour").unwrap();
+        assert_eq!((hours.start, hours.stop), (NOW / 3600 - 47, NOW / 3600 + 1));
+    }
+
+    #[test]
+    fn both_ends_are_in_it() {
+        assert_eq!(span("from=2026-01-30&to=2026-01-31"), Ok(days(TODAY - 1, TODAY + 1)));
+        assert_eq!(
+            span("from=2026-01-31T23:30:00%2B01:00&to=2026-01-31T23:59:59Z"),
+            Ok(days(TODAY, TODAY + 1))
+        );
+        let hours = span("from=2026-01-31&to=2026-01-31T01:00:00Z&granularity=hour").unwrap();
+        assert_eq!((hours.start, hours.stop), (TODAY * 24, TODAY * 24 + 2));
+        assert_eq!(hours.days(), (TODAY, TODAY + 1));
+    }
+
+    #[test]
+    fn what_cannot_be_asked_is_told() {
+        for (query, says) in [
+            ("from=yesterday", "from must be"),
+            ("to=2026-02-30", "to must be"),
+            ("granularity=week", "hour"),
+            ("form=2026-01-01", "nothing to ask by \"form\""),
+            ("from=2026-02-01&to=2026-01-01", "ends before"),
+            ("from=2020-01-01", "731 days"),
+            ("from=2025-10-01&granularity=hour", "2160 hours"),
+            ("from=9999-12-31&to=0001-01-01", "ends before"),
+        ] {
+            let problem = span(query).unwrap_err();
+            assert_eq!(problem.status, 400, "{query}");
+            assert!(problem.detail.contains(says), "{query}: {}", problem.detail);
+        }
+    }
+
+    fn share(name: &str, clicks: u64) -> Share {
+        Share {
+            name: name.into(),
+            clicks,
+        }
+    }
+
+    #[test]
+    fn a_report_has_every_day_and_sums_of_all() {
+        let found = Found {
+            clicks: vec![(TODAY - 1, 5, 2), (TODAY, 7, 0)],
+            visitors: vec![(TODAY, "[[0,1],[2,-9223372036854775808]]".into())],
+            details: vec![
+                (1, String::new(), 8),
+                (1, "news.example".into(), 4),
+                (2, "pca".into(), 6),
+                (2, "dcw".into(), 5),
+                (2, "dfw".into(), 1),
+                (3, "DE".into(), 12),
+                (9, "of a later release".into(), 1),
+            ],
+            links: None,
+        };
+        let report = Report::new(Some("abc"), days(TODAY - 2, TODAY + 1), found);
+        assert_eq!((report.clicks, report.bots, report.visitors), (12, 2, Some(2)));
+        assert_eq!(
+            (report.from.as_str(), report.until.as_str()),
+            ("2026-01-29T00:00:00Z", "2026-02-01T00:00:00Z")
+        );
+        let clicks: Vec<_> = report.series.iter().map(|bar| (bar.clicks, bar.visitors)).collect();
+        assert_eq!(clicks, [(0, Some(0)), (5, Some(0)), (7, Some(2))]);
+        assert_eq!(report.referrers, [share("", 8), share("news.example", 4)]);
+        assert_eq!(report.devices, [share("phone", 6), share("desktop", 6)]);
+        assert_eq!(report.browsers, [share("Chrome", 11), share("Firefox", 1)]);
+        assert_eq!(report.systems, [share("Android", 6), share("Windows", 6)]);
+        assert_eq!(report.countries, [share("DE", 12)]);
+        let read: Report = serde_json::from_slice(&report.reply().body).unwrap();
+        assert_eq!(read, report);
+    }
+
+    #[test]
+    fn a_long_list_of_referrers_is_cut_and_nothing_is_lost() {
+        let details = (0..200).map(|n| (1, format!("{n}.example"), 3)).collect();
+        let found = Found {
+            details,
+            ..Found::default()
+        };
+        let report = Report::new(None, days(TODAY, TODAY + 1), found);
+        assert_eq!(report.referrers.len(), MOST_REFERRERS + 1);
+        assert_eq!(report.referrers[0], share("*", 450));
+    }
+
+    #[test]
+    fn by_the_hour_nobody_counts_visitors() {
+        let hours = span("granularity=hour").unwrap();
+        let report = Report::new(None, hours, Found::default());
+        assert_eq!((report.visitors, report.series.len()), (None, 48));
+        assert!(
+            !String::from_utf8(report.reply().body)
+                .unwrap()
+                .contains("\"visitors\":0")
+        );
+    }
+}

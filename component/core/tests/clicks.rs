@@ -1,0 +1,435 @@
+//! The component's SQL files about clicks, against the SQLite that is used here, as the component uses them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use links_core::clicks::{Batch, Clicks, Detail, Kind, OTHER, Visitors};
+use links_core::sql::statements;
+use rusqlite::{Connection, OptionalExtension, params};
+
+const SCHEMA: [&str; 3] = [
+    include_str!("../../sql/0001_links.sql"),
+    include_str!("../../sql/0002_request_ids.sql"),
+    include_str!("../../sql/0003_clicks.sql"),
+];
+const INSERT_CLICKS: &str = include_str!("../../sql/insert_clicks.sql");
+const FIND_CLICK_POSITION: &str = include_str!("../../sql/find_click_position.sql");
+const STATS_HOURS: &str = include_str!("../../sql/stats_hours.sql");
+const STATS_DAYS: &str = include_str!("../../sql/stats_days.sql");
+const STATS_VISITORS: &str = include_str!("../../sql/stats_visitors.sql");
+const STATS_DETAILS: &str = include_str!("../../sql/stats_details.sql");
+const STATS_TOP: &str = include_str!("../../sql/stats_top.sql");
+
+const JOURNAL: &str = "0123456789abcdef0123456789abcdef";
+const DAY: u32 = 20_454;
+const HOUR: u32 = DAY * 24 + 12;
+const NOW: i64 = HOUR as i64 * 3600 + 1800;
+
+/// With the links `a` (1), `b` (2) and so on.
+fn new_database(links: usize) -> Connection {
+    let connection = Connection::open_in_memory().unwrap();
+    for statement in SCHEMA.into_iter().flat_map(statements) {
+        connection.execute(statement, []).unwrap();
+    }
+    for slug in ('a'..='z').take(links) {
+        let link = "INSERT INTO links (slug, url, created_at) VALUES (?1, 'https://example.com/', 0)";
+        connection.execute(link, [slug.to_string()]).unwrap();
+    }
+    connection
+}
+
+fn batch(start: u64, stop: u64) -> Batch {
+    Batch {
+        journal: JOURNAL.into(),
+        start,
+        stop,
+        clicks: vec![],
+        visitors: vec![],
+        details: vec![],
+    }
+}
+
+fn of_clicks(start: u64, stop: u64, clicks: &[(&str, u32, u32, u32)]) -> Batch {
+    let clicks = clicks.iter();
+    Batch {
+        clicks: clicks
+            .map(|(slug, hour, clicks, bots)| Clicks((*slug).into(), *hour, *clicks, *bots))
+            .collect(),
+        ..batch(start, stop)
+    }
+}
+
+fn of_details(start: u64, details: &[(&str, Kind, &str, u32)]) -> Batch {
+    let details = details.iter();
+    Batch {
+        details: details
+            .map(|(slug, kind, name, clicks)| Detail((*slug).into(), DAY, *kind, (*name).into(), *clicks))
+            .collect(),
+        ..batch(start, start + 1)
+    }
+}
+
+fn send_at(connection: &Connection, batch: &Batch, now: i64) -> bool {
+    let body = serde_json::to_string(batch).unwrap();
+    let row = params![batch.journal, batch.start as i64, batch.stop as i64, now, body];
+    let taken = connection.query_row(INSERT_CLICKS, row, |row| row.get::<_, i64>(0));
+    taken.optional().unwrap().is_some()
+}
+
+fn send(connection: &Connection, batch: &Batch) -> bool {
+    send_at(connection, batch, NOW)
+}
+
+fn position(connection: &Connection) -> Option<i64> {
+    connection
+        .query_row(FIND_CLICK_POSITION, [JOURNAL], |row| row.get(0))
+        .unwrap()
+}
+
+type Bars = Vec<(i64, i64, i64)>;
+
+fn bars(connection: &Connection, statement: &str, link: i64, start: u32, stop: u32) -> Bars {
+    let mut statement = connection.prepare(statement).unwrap();
+    let rows = statement.query_map(params![link, start, stop], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+fn days(connection: &Connection, link: i64) -> Bars {
+    bars(connection, STATS_DAYS, link, DAY - 5, DAY + 5)
+}
+
+fn hours(connection: &Connection, link: i64) -> Bars {
+    bars(connection, STATS_HOURS, link, HOUR - 100, HOUR + 100)
+}
+
+fn details(connection: &Connection, link: i64) -> Vec<(i64, String, i64)> {
+    let mut statement = connection.prepare(STATS_DETAILS).unwrap();
+    let rows = statement.query_map(params![link, DAY, DAY + 1], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+fn count(connection: &Connection, table: &str) -> i64 {
+    connection
+        .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))
+        .unwrap()
+}
+
+/// A process that ends between two statements leaves the rest to the next one.
+#[test]
+fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
+    for done in 0..=statements(SCHEMA[2]).count() {
+        let connection = Connection::open_in_memory().unwrap();
+        let earlier = SCHEMA[..2].iter().flat_map(|script| statements(script));
+        for statement in earlier
+            .chain(statements(SCHEMA[2]).take(done))
+            .chain(statements(SCHEMA[2]))
+        {
+            connection.execute(statement, []).unwrap();
+        }
+        connection
+            .execute(
+                "INSERT INTO links (slug, url, created_at) VALUES ('a', 'https://example.com/', 0)",
+                [],
+            )
+            .unwrap();
+        assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 3, 0)])));
+        assert_eq!(days(&connection, 1), [(DAY.into(), 3, 0)], "after {done} statements");
+    }
+}
+
+#[test]
+fn a_batch_is_added_to_hours_and_days() {
+    let connection = new_database(2);
+    let (hour, day) = (i64::from(HOUR), i64::from(DAY));
+    assert!(send(
+        &connection,
+        &of_clicks(
+            0,
+            10,
+            &[
+                ("a", HOUR, 3, 1),
+                ("a", HOUR + 1, 2, 0),
+                ("b", HOUR + 12, 1, 0),
+                ("", HOUR, 6, 1)
+            ]
+        )
+    ));
+    assert!(send(
+        &connection,
+        &of_clicks(10, 20, &[("a", HOUR, 4, 0), ("", HOUR, 4, 0)])
+    ));
+    assert_eq!(hours(&connection, 1), [(hour, 7, 1), (hour + 1, 2, 0)]);
+    assert_eq!(days(&connection, 1), [(day, 9, 1)]);
+    assert_eq!(days(&connection, 2), [(day + 1, 1, 0)]);
+    assert_eq!(days(&connection, 0), [(day, 10, 1)]);
+}
+
+#[test]
+fn the_same_batch_again_changes_nothing() {
+    let connection = new_database(1);
+    let first = of_clicks(0, 10, &[("a", HOUR, 3, 0)]);
+    assert_eq!(position(&connection), None);
+    assert!(send(&connection, &first));
+    assert_eq!(position(&connection), Some(10));
+    assert!(!send(&connection, &first));
+    assert!(send(&connection, &of_clicks(10, 30, &[("a", HOUR, 1, 0)])));
+    for again in [&first, &of_clicks(10, 30, &[("a", HOUR, 1, 0)])] {
+        assert!(!send(&connection, again));
+    }
+    assert_eq!(
+        (days(&connection, 1), position(&connection)),
+        (vec![(DAY.into(), 4, 0)], Some(30))
+    );
+}
+
+/// An agent that was killed may cut the journal into other pieces than before.
+#[test]
+fn a_batch_that_overlaps_or_leaves_a_gap_is_not_taken() {
+    let connection = new_database(1);
+    assert!(!send(&connection, &of_clicks(5, 10, &[("a", HOUR, 1, 0)])));
+    assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));
+    for (start, stop) in [(0, 20), (5, 15), (9, 10), (11, 20), (20, 30)] {
+        assert!(
+            !send(&connection, &of_clicks(start, stop, &[("a", HOUR, 1, 0)])),
+            "{start} to {stop}"
+        );
+    }
+    assert_eq!(
+        (days(&connection, 1), position(&connection)),
+        (vec![(DAY.into(), 1, 0)], Some(10))
+    );
+}
+
+#[test]
+fn journals_do_not_know_each_other() {
+    let connection = new_database(1);
+    assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));
+    let other = Batch {
+        journal: "f".repeat(32),
+        ..of_clicks(0, 10, &[("a", HOUR, 1, 0)])
+    };
+    assert!(send(&connection, &other));
+    assert_eq!(days(&connection, 1), [(DAY.into(), 2, 0)]);
+}
+
+#[test]
+fn nothing_is_kept_of_batches_but_the_latest_position() {
+    let connection = new_database(1);
+    for start in 0..100 {
+        assert!(send(&connection, &of_clicks(start, start + 1, &[("a", HOUR, 1, 0)])));
+    }
+    assert_eq!(count(&connection, "click_batches"), 1);
+    let body: String = connection
+        .query_row("SELECT body FROM click_batches", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!((body.as_str(), position(&connection)), ("", Some(100)));
+}
+
+#[test]
+fn a_batch_that_fails_leaves_nothing() {
+    let connection = new_database(1);
+    // Not through the component, which refuses it before.
+    let row = params![JOURNAL, 0, 10, NOW, r#"{"clicks":[["a",1,1,0],["a","x",1,0]]}"#];
+    assert!(connection.query_row(INSERT_CLICKS, row, |_| Ok(())).is_err());
+    assert_eq!((position(&connection), count(&connection, "click_hours")), (None, 0));
+    assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));
+}
+
+#[test]
+fn clicks_of_a_link_that_is_gone_go_with_it() {
+    let connection = new_database(2);
+    let clicks = of_clicks(0, 10, &[("a", HOUR, 3, 0), ("b", HOUR, 1, 0), ("", HOUR, 4, 0)]);
+    assert!(send(&connection, &clicks));
+    assert!(send(
+        &connection,
+        &of_details(10, &[("b", Kind::Referrer, "", 1), ("", Kind::Referrer, "", 4)])
+    ));
+    let visitors = Batch {
+        visitors: vec![Visitors("b".into(), DAY, 0, 1)],
+        ..batch(11, 12)
+    };
+    assert!(send(&connection, &visitors));
+    connection.execute("DELETE FROM links WHERE slug = 'b'", []).unwrap();
+    connection
+        .execute(
+            "INSERT INTO links (slug, url, created_at) VALUES ('new', 'https://example.com/', 0)",
+            [],
+        )
+        .unwrap();
+    let id: i64 = connection
+        .query_row("SELECT id FROM links WHERE slug = 'new'", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(id, 2, "the id is free again");
+    assert!(send(
+        &connection,
+        &of_clicks(12, 20, &[("b", HOUR, 5, 0), ("a", HOUR, 1, 0)])
+    ));
+    assert_eq!((days(&connection, 2), hours(&connection, 2)), (vec![], vec![]));
+    assert_eq!(
+        (details(&connection, 2), count(&connection, "click_visitors")),
+        (vec![], 0)
+    );
+    assert_eq!(days(&connection, 1), [(DAY.into(), 4, 0)]);
+    assert_eq!(days(&connection, 0), [(DAY.into(), 4, 0)]);
+}
+
+#[test]
+fn visitors_are_joined() {
+    let connection = new_database(1);
+    for (start, bits) in [(0, 0b0101), (1, 0b0011), (2, i64::MIN)] {
+        let visitors = Batch {
+            visitors: vec![Visitors("a".into(), DAY, 3, bits), Visitors("a".into(), DAY, 4, 1)],
+            ..batch(start, start + 1)
+        };
+        assert!(send(&connection, &visitors));
+    }
+    let row: (i64, String) = connection
+        .query_row(STATS_VISITORS, params![1, DAY - 1, DAY + 1], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    assert_eq!(row, (DAY.into(), format!("[[3,{}],[4,1]]", i64::MIN | 0b0111)));
+}
+
+#[test]
+fn details_are_summed_and_the_most_frequent_come_first() {
+    let connection = new_database(1);
+    for start in 0..2 {
+        let found = [
+            ("a", Kind::Referrer, "", 2),
+            ("a", Kind::Referrer, "news.example", 3),
+            ("a", Kind::Visit, "dcw", 5),
+        ];
+        assert!(send(&connection, &of_details(start, &found)));
+    }
+    assert_eq!(
+        details(&connection, 1),
+        [
+            (1, "news.example".into(), 6),
+            (1, String::new(), 4),
+            (2, "dcw".into(), 10)
+        ]
+    );
+}
+
+#[test]
+fn of_many_referrers_the_most_frequent_stay_and_no_click_is_lost() {
+    let connection = new_database(1);
+    let mut sent = 0;
+    for start in 0..300_u64 {
+        let made_up = [format!("{start}-a.example"), format!("{start}-b.example")];
+        let mut found = vec![("a", Kind::Referrer, "real.example", 5)];
+        found.extend(made_up.iter().map(|name| ("a", Kind::Referrer, name.as_str(), 1)));
+        // One that comes when there is no room left.
+        if start > 200 {
+            found.push(("a", Kind::Referrer, "late.example", 3));
+        }
+        sent += found.iter().map(|(.., clicks)| i64::from(*clicks)).sum::<i64>();
+        assert!(send(&connection, &of_details(start, &found)));
+    }
+    let details = details(&connection, 1);
+    assert!(details.len() <= 41, "{}", details.len());
+    assert_eq!(details.iter().map(|(.., clicks)| clicks).sum::<i64>(), sent);
+    assert!(details.contains(&(1, "real.example".into(), 1500)));
+    assert!(details.contains(&(1, "late.example".into(), 99 * 3)));
+    assert_eq!(details[1].1, OTHER);
+}
+
+#[test]
+fn hours_older_than_ninety_days_are_left_to_the_days() {
+    let connection = new_database(1);
+    let old = HOUR - 90 * 24;
+    assert!(send(
+        &connection,
+        &of_clicks(0, 1, &[("a", old - 2, 1, 0), ("a", old - 1, 2, 1), ("a", old, 4, 0)])
+    ));
+    assert!(send(&connection, &of_clicks(1, 2, &[("a", HOUR, 8, 0)])));
+    // Each batch takes one hour away.
+    assert!(send(&connection, &batch(2, 3)));
+    let left: Vec<_> = bars(&connection, STATS_HOURS, 1, old - 5, HOUR + 1)
+        .into_iter()
+        .map(|(.., clicks, _)| clicks)
+        .collect();
+    assert_eq!(left, [4, 8]);
+    let days = bars(&connection, STATS_DAYS, 1, old / 24 - 1, DAY + 1);
+    assert_eq!(days.iter().map(|(_, clicks, bots)| clicks + bots).sum::<i64>(), 16);
+    let later = NOW + 3600;
+    assert!(send_at(&connection, &batch(3, 4), later));
+    assert_eq!(count(&connection, "click_hours"), 1);
+}
+
+#[test]
+fn the_links_with_the_most_clicks_are_told() {
+    let connection = new_database(3);
+    let clicks = [
+        ("a", HOUR, 1, 0),
+        ("b", HOUR, 5, 2),
+        ("b", HOUR + 24, 1, 0),
+        ("c", HOUR, 3, 0),
+        ("", HOUR, 10, 2),
+    ];
+    assert!(send(&connection, &of_clicks(0, 1, &clicks)));
+    let mut statement = connection.prepare(STATS_TOP).unwrap();
+    let rows = statement.query_map(params![DAY, DAY + 2, 2], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    });
+    let top: Vec<(String, i64, i64)> = rows.unwrap().map(Result::unwrap).collect();
+    assert_eq!(top, [("b".into(), 6, 2), ("c".into(), 3, 0)]);
+}
+
+/// However many clicks and links there are, the statistics of one take a search for each of their days.
+#[test]
+fn statistics_of_a_link_search_and_never_scan() {
+    let connection = new_database(1);
+    for (statement, table, key) in [
+        (STATS_HOURS, "click_hours", "hour=? AND link_id=?"),
+        (STATS_DAYS, "click_days", "day=? AND link_id=?"),
+        (STATS_VISITORS, "click_visitors", "day=? AND link_id=?"),
+        (STATS_DETAILS, "click_details", "day=? AND link_id=?"),
+    ] {
+        let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
+        let steps = plan.query_map(params![1, 1, 2], |row| row.get::<_, String>("detail"));
+        let steps: Vec<_> = steps.unwrap().map(Result::unwrap).collect();
+        // All that is gone through is the span itself.
+        let of_span = |step: &str| ["SCAN span", "SCAN CONSTANT ROW"].contains(&step);
+        assert!(
+            steps.iter().all(|step| !step.starts_with("SCAN") || of_span(step)),
+            "{table}: {steps:?}"
+        );
+        let search = format!("SEARCH {table} USING PRIMARY KEY ({key})");
+        assert!(steps.contains(&search), "{table}: {steps:?}");
+    }
+}
+
+/// What follows a batch, too, is found by keys.
+#[test]
+fn a_deleted_link_is_found_in_each_hour_and_day_by_keys() {
+    let connection = new_database(1);
+    for (table, time, calendar) in [
+        ("click_hours", "hour", "click_hours"),
+        ("click_days", "day", "click_days"),
+        ("click_details", "day", "click_days"),
+    ] {
+        let delete = format!(
+            "EXPLAIN QUERY PLAN DELETE FROM {table} WHERE {time} IN (SELECT {time} FROM {calendar} WHERE link_id = 0) AND link_id = 1"
+        );
+        let mut plan = connection.prepare(&delete).unwrap();
+        let steps: Vec<String> = plan
+            .query_map([], |row| row.get("detail"))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert!(
+            steps[0].starts_with(&format!("SEARCH {table} USING PRIMARY KEY ({time}=? AND link_id=?")),
+            "{steps:?}"
+        );
+        assert!(
+            steps
+                .iter()
+                .any(|step| step.contains(&format!("COVERING INDEX {calendar}_of_all"))),
+            "{steps:?}"
+        );
+    }
+}

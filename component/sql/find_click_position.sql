@@ -1,0 +1,2 @@
+-- Up to where a journal was counted.
+SELECT max(stop) FROM click_batches WHERE journal = ?1

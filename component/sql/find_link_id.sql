@@ -1,0 +1,1 @@
+SELECT id FROM links WHERE slug = ?1
