@@ -1,5 +1,5 @@
 -- Links as a JSON array of objects, in one statement: all of them, or none if it fails. One that is there already stays as
--- it is. Each gets an id of its own here: nothing refers to it. A row comes back for each that is new.
+-- it is. Each gets an id of its own here: the clicks, which refer to it, are not copied. A row comes back for each that is new.
 INSERT INTO links (slug, url, created_at, expires_at, request_id)
 SELECT
     json_extract(value, '$.slug'),

@@ -217,7 +217,7 @@ pub enum DbCommand {
     /// Copy the links from one database to another, while links serves, and compare them
     ///
     /// A database is sqlite:PATH or libsql:URL. Without --from or --to, it is the one of runtime.toml. A link that is there
-    /// already is never changed. To move: copy, put the other database into runtime.toml, `systemctl reload links`, then
+    /// already is never changed. The counted clicks stay where they are. To move: copy, put the other database into runtime.toml, `systemctl reload links`, then
     /// copy again with --resume and --from the old one, for what was shortened meanwhile.
     Copy(CopyArgs),
 }

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::problem::Problem;
+use crate::reply::Reply;
 use crate::slug::Slug;
 use crate::visit::Visit;
 use crate::visitors;
@@ -166,6 +167,13 @@ fn is_journal(text: &str) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     pub position: Option<u64>,
+}
+
+impl Position {
+    pub fn reply(self) -> Reply {
+        // A number always has a JSON form.
+        Reply::new(200, "application/json", serde_json::to_vec(&self).unwrap_or_default())
+    }
 }
 
 #[cfg(test)]

@@ -60,15 +60,15 @@ pub fn check_content_type(content_type: Option<&str>) -> Result<(), Problem> {
     )
 }
 
-pub fn too_large() -> Problem {
-    Problem::new(413, format!("The body must be at most {MAX_BODY} bytes."))
+pub fn too_large(most: usize) -> Problem {
+    Problem::new(413, format!("The body must be at most {most} bytes."))
 }
 
 /// # Errors
-/// 413 if a `content-length` says that the body is too large; one that cannot be read is left to the host.
-pub fn check_length(content_length: Option<&str>) -> Result<(), Problem> {
+/// 413 if a `content-length` says that the body is larger than `most` bytes; one that cannot be read is left to the host.
+pub fn check_length(content_length: Option<&str>, most: usize) -> Result<(), Problem> {
     match content_length.and_then(|text| text.trim().parse::<u64>().ok()) {
-        Some(length) if length > MAX_BODY as u64 => Err(too_large()),
+        Some(length) if length > most as u64 => Err(too_large(most)),
         _ => Ok(()),
     }
 }
@@ -181,10 +181,11 @@ mod tests {
 
     #[test]
     fn a_declared_length_may_refuse_at_once() {
-        assert_eq!(check_length(Some("65536")), Ok(()));
-        assert_eq!(check_length(Some("65537")).unwrap_err().status, 413);
-        assert_eq!(check_length(Some("18446744073709551615")).unwrap_err().status, 413);
-        assert_eq!(check_length(None), Ok(()));
+        let check = |length| check_length(length, 65_536);
+        assert_eq!(check(Some("65536")), Ok(()));
+        assert_eq!(check(Some("65537")).unwrap_err().status, 413);
+        assert_eq!(check(Some("18446744073709551615")).unwrap_err().status, 413);
+        assert_eq!(check(None), Ok(()));
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! The component `links`: redirects, shortening, and the health of both.
+//! The component `links`: redirects, shortening, the health of both, and the count of clicks.
 //!
 //! This crate only moves values between the runtime and `links_core`, which decides. An instance serves several
 //! requests at once and a panic would end them all, so no path here panics, and no borrow of shared state lives across
 //! an `await`.
 
 mod access;
+mod body;
 mod cache;
+mod clicks;
 mod clock;
 mod kv;
 mod local;
@@ -16,6 +18,7 @@ mod redirect;
 mod respond;
 mod settings;
 mod shorten;
+mod stats;
 mod store;
 mod variable;
 
@@ -45,6 +48,10 @@ async fn answer(request: Request) -> Result<Reply, Problem> {
             Store::probing().check().await.map(|()| Reply::healthy())
         }
         Route::Preflight => Ok(settings::current().await?.cors.preflight(header(&request, "origin"))),
+        Route::Stats(slug) => stats::stats(&request, Some(&slug)).await,
+        Route::StatsOfAll => stats::stats(&request, None).await,
+        Route::TakeClicks => clicks::take(request).await,
+        Route::FindClicks => clicks::find(&request).await,
         Route::Shorten => shorten::shorten(request).await,
     }
 }

@@ -1,8 +1,5 @@
 //! `POST /shorten`.
 
-use std::time::Duration;
-
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use links_core::access::Access;
 use links_core::link::NewLink;
 use links_core::origin::Origin;
@@ -16,10 +13,7 @@ use spin_sdk::http::Request;
 
 use crate::respond::header;
 use crate::store::Store;
-use crate::{access, cache, clock, log, random, settings};
-
-/// How long a client may take to send the body. nginx has it whole before it asks us.
-const BODY_LIMIT: Duration = Duration::from_secs(10);
+use crate::{access, body, cache, clock, log, random, settings};
 
 pub async fn shorten(request: Request) -> Result<Reply, Problem> {
     let settings = settings::current().await?;
@@ -35,14 +29,14 @@ async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem>
     };
     access.check(request.headers().get("authorization").map(|value| value.as_bytes()))?;
     request::check_content_type(header(&request, "content-type"))?;
-    request::check_length(header(&request, "content-length"))?;
+    request::check_length(header(&request, "content-length"), request::MAX_BODY)?;
     let own = match &settings.public {
         Some(public) => public.clone(),
         None => origin(&request)?,
     };
     let id = request.headers().get(request_id::HEADER);
     let id = id.and_then(|value| RequestId::parse(value.as_bytes()));
-    let wish = Shorten::parse(&read_body(request).await?)?;
+    let wish = Shorten::parse(&body::read(request, request::MAX_BODY).await?)?;
     let is_cached = cache::bounds().await.is_some();
     let now = clock::now();
     let link = NewLink::check(&wish, &own, now)?;
@@ -64,20 +58,6 @@ fn origin(request: &Request) -> Result<Origin, Problem> {
         scheme,
         host.or_else(|| request.uri().authority().map(|authority| authority.as_str())),
     )
-}
-
-/// The body, of which no more than the limit is ever taken in.
-async fn read_body(request: Request) -> Result<Vec<u8>, Problem> {
-    let body = Limited::new(request.into_body(), request::MAX_BODY).collect();
-    match clock::within(BODY_LIMIT, body).await {
-        Some(Ok(body)) => Ok(body.to_bytes().into()),
-        Some(Err(error)) if error.is::<LengthLimitError>() => Err(request::too_large()),
-        Some(Err(_)) => Err(Problem::new(400, "The body ended early. Send it again.")),
-        None => Err(Problem::new(
-            408,
-            format!("The body must arrive within {} seconds.", BODY_LIMIT.as_secs()),
-        )),
-    }
 }
 
 async fn with_slug(slug: &Slug, link: &NewLink, id: Option<RequestId>, now: i64) -> Result<Slug, Problem> {

@@ -8,27 +8,41 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use links_core::clicks::Batch;
 use links_core::expiry::Expiry;
 use links_core::link::{NewLink, Stored};
 use links_core::problem::Problem;
 use links_core::request_id::RequestId;
 use links_core::slug::Slug;
 use links_core::sql::{self, Cause, Trouble};
+use links_core::stats::{Found, Granularity, Link, Span, TOP};
 use spin_sdk::sqlite::{Connection, Error, RowResult, Value};
 
 use crate::outage::Service;
 use crate::{cache, clock, log};
 
 /// The scripts that lead from one version of the tables to the next, version 0 being none.
-const SCHEMA: [&str; 2] = [
+const SCHEMA: [&str; 3] = [
     include_str!("../../sql/0001_links.sql"),
     include_str!("../../sql/0002_request_ids.sql"),
+    include_str!("../../sql/0003_clicks.sql"),
 ];
 const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
 const FIND_LINK: &str = include_str!("../../sql/find_link.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
+const INSERT_CLICKS: &str = include_str!("../../sql/insert_clicks.sql");
+const FIND_CLICK_POSITION: &str = include_str!("../../sql/find_click_position.sql");
+const FIND_LINK_ID: &str = include_str!("../../sql/find_link_id.sql");
+const STATS_HOURS: &str = include_str!("../../sql/stats_hours.sql");
+const STATS_DAYS: &str = include_str!("../../sql/stats_days.sql");
+const STATS_VISITORS: &str = include_str!("../../sql/stats_visitors.sql");
+const STATS_DETAILS: &str = include_str!("../../sql/stats_details.sql");
+const STATS_TOP: &str = include_str!("../../sql/stats_top.sql");
+
+/// What stands for all links in the tables of clicks.
+pub const ALL_LINKS: i64 = 0;
 
 /// How long a request waits for the database.
 #[derive(Clone, Copy)]
@@ -181,6 +195,90 @@ impl Store {
         outcome.map_err(|error| Problem::unavailable(format!("The database does not answer: {}.", Cause::of(&error))))
     }
 
+    /// Adds the clicks of a batch; `text` is the batch as JSON, `now` in Unix seconds. False: it does not begin where its
+    /// journal's latest one stopped, so some of it, or all, was added before.
+    ///
+    /// # Errors
+    /// 503
+    pub async fn take_clicks(&self, batch: &Batch, text: String, now: i64) -> Result<bool, Problem> {
+        let position = |position: u64| Value::Integer(position.try_into().unwrap_or(i64::MAX));
+        let row = [
+            Value::Text(batch.journal.clone()),
+            position(batch.start),
+            position(batch.stop),
+            Value::Integer(now),
+            Value::Text(text),
+        ];
+        let rows = self
+            .ask(INSERT_CLICKS, &row, Needs::Tables)
+            .await
+            .map_err(unavailable)?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Up to where the clicks of a journal were added.
+    ///
+    /// # Errors
+    /// 503
+    pub async fn click_position(&self, journal: &str) -> Result<Option<u64>, Problem> {
+        let journal = [Value::Text(journal.to_owned())];
+        let rows = self.ask(FIND_CLICK_POSITION, &journal, Needs::Tables).await;
+        let rows = rows.map_err(unavailable)?;
+        Ok(rows
+            .first()
+            .and_then(|row| row.get::<i64>(0))
+            .and_then(|position| position.try_into().ok()))
+    }
+
+    /// What stands for a link in the tables of clicks.
+    ///
+    /// # Errors
+    /// 503
+    pub async fn find_id(&self, slug: &Slug) -> Result<Option<i64>, Problem> {
+        let slug = [Value::Text(slug.as_str().to_owned())];
+        let rows = self
+            .ask(FIND_LINK_ID, &slug, Needs::Tables)
+            .await
+            .map_err(unavailable)?;
+        Ok(rows.first().and_then(|row| row.get::<i64>(0)))
+    }
+
+    /// What is known of the clicks of a link, or of all.
+    ///
+    /// # Errors
+    /// 503
+    pub async fn stats(&self, link: i64, span: Span) -> Result<Found, Problem> {
+        let ask = async |statement, values: [i64; 3]| {
+            let rows = self.ask(statement, &values.map(Value::Integer), Needs::Tables).await;
+            rows.map_err(unavailable)
+        };
+        let (first_day, last_day) = span.days();
+        let mut found = Found::default();
+        let clicks = match span.granularity {
+            Granularity::Hour => STATS_HOURS,
+            Granularity::Day => STATS_DAYS,
+        };
+        for row in ask(clicks, [link, span.start, span.stop]).await? {
+            found.clicks.extend(triple(row, number, count, count));
+        }
+        if span.granularity == Granularity::Day {
+            for row in ask(STATS_VISITORS, [link, span.start, span.stop]).await? {
+                let [day, words] = pair(row);
+                found.visitors.extend(number(day).zip(text(words)));
+            }
+        }
+        for row in ask(STATS_DETAILS, [link, first_day, last_day]).await? {
+            found.details.extend(triple(row, number, text, count));
+        }
+        if link == ALL_LINKS {
+            let rows = ask(STATS_TOP, [first_day, last_day, TOP]).await?;
+            let links = rows.into_iter().filter_map(|row| triple(row, text, count, count));
+            let links = links.map(|(slug, clicks, bots)| Link { slug, clicks, bots });
+            found.links = Some(links.collect());
+        }
+        Ok(found)
+    }
+
     /// The rows of one statement; whether they came is remembered, and told to the operator.
     async fn ask(&self, statement: &str, values: &[Value], needs: Needs) -> Result<Vec<RowResult>, String> {
         let outcome = self.run(statement, values, needs).await;
@@ -256,6 +354,40 @@ fn stored(url: Value, expires_at: &Value) -> Option<Stored> {
         _ => None,
     };
     Some(Stored { url, expiry })
+}
+
+fn number(value: Value) -> Option<i64> {
+    match value {
+        Value::Integer(number) => Some(number),
+        _ => None,
+    }
+}
+
+fn count(value: Value) -> Option<u64> {
+    number(value)?.try_into().ok()
+}
+
+fn text(value: Value) -> Option<String> {
+    match value {
+        Value::Text(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// The two columns of a row.
+fn pair(row: RowResult) -> [Value; 2] {
+    row.values.try_into().unwrap_or([Value::Null, Value::Null])
+}
+
+/// The three columns of a row, where they are what they have to be.
+fn triple<A, B, C>(
+    row: RowResult,
+    first: impl Fn(Value) -> Option<A>,
+    second: impl Fn(Value) -> Option<B>,
+    third: impl Fn(Value) -> Option<C>,
+) -> Option<(A, B, C)> {
+    let [a, b, c] = row.values.try_into().ok()?;
+    Some((first(a)?, second(b)?, third(c)?))
 }
 
 /// What is wrong with the database is for the operator to read, in the log; the client learns that it is not its fault.

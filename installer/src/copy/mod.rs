@@ -153,6 +153,9 @@ mod tests {
             .execute_batch(include_str!("../../../component/sql/0002_request_ids.sql"))
             .unwrap();
         source
+            .execute_batch(include_str!("../../../component/sql/0003_clicks.sql"))
+            .unwrap();
+        source
             .execute(
                 "INSERT INTO links (slug, url, created_at) VALUES ('x', 'https://example.com/', 1)",
                 [],

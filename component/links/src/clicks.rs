@@ -1,0 +1,32 @@
+//! `/internal/clicks`: the agent's batches of clicks, and how far they have got.
+
+use links_core::clicks::{self, Batch, Position};
+use links_core::problem::Problem;
+use links_core::reply::Reply;
+use links_core::request;
+use spin_sdk::http::Request;
+
+use crate::respond::header;
+use crate::store::Store;
+use crate::{body, clock};
+
+/// Takes a batch unless it was taken before. Either way the answer is the position that the journal is counted to.
+pub async fn take(request: Request) -> Result<Reply, Problem> {
+    request::check_content_type(header(&request, "content-type"))?;
+    request::check_length(header(&request, "content-length"), clicks::MAX_BODY)?;
+    let body = body::read(request, clicks::MAX_BODY).await?;
+    let batch = Batch::parse(&body)?;
+    let text = String::from_utf8(body).map_err(|_| Problem::new(400, "The batch is not UTF-8."))?;
+    let store = Store::new();
+    let position = match store.take_clicks(&batch, text, clock::now()).await? {
+        true => Some(batch.stop),
+        false => store.click_position(&batch.journal).await?,
+    };
+    Ok(Position { position }.reply())
+}
+
+pub async fn find(request: &Request) -> Result<Reply, Problem> {
+    let journal = clicks::journal_of(request.uri().query())?;
+    let position = Store::new().click_position(&journal).await?;
+    Ok(Position { position }.reply())
+}
