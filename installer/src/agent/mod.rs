@@ -1,5 +1,6 @@
 //! `linksctl agent`: what links.service runs. It watches the instances, keeps STATUS= true, and serves metrics.
 
+mod clicks;
 mod counters;
 mod database;
 mod exposition;

@@ -1,0 +1,524 @@
+//! Lines of the journal become a batch: sums by link, hour and day. What is kept of a client here and there is the bit
+//! that it sets in a day's sketch of visitors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hasher as _;
+use std::net::Ipv6Addr;
+
+use links_core::clicks::{Batch, Clicks, Detail, GOAL, Kind, OTHER, Visitors};
+use links_core::visit::Visit;
+use links_core::visitors;
+use siphasher::sip::SipHasher13;
+
+use super::client;
+use super::line::{self, Line};
+use super::referrer;
+
+/// Referrers that are named for one link and day in one batch; the rest is [`OTHER`].
+const NAMED_REFERRERS: usize = 20;
+
+/// Clients and referrers that are remembered, by what they sent. Busy sites see the same few; a flood of made-up ones
+/// empties the memory now and then.
+const REMEMBERED: usize = 4096;
+
+/// What an entry takes as JSON beside its texts, in bytes, at most.
+const CLICKS_SIZE: usize = 30;
+const VISITORS_SIZE: usize = 36;
+const DETAIL_SIZE: usize = 28;
+
+const DAY: u64 = 24 * 3600 * 1000;
+const HOUR: u64 = 3600 * 1000;
+
+/// The key of a day's hash.
+pub type Salt = [u8; 16];
+
+/// What was done with a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    Click,
+    Bot,
+    /// Nothing to count here.
+    Other,
+}
+
+/// A click of a day that there is no salt for yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeedsSalt(pub u32);
+
+/// By number, in the order in which they came.
+#[derive(Debug, Default)]
+struct Names {
+    numbers: HashMap<Box<[u8]>, u32>,
+    names: Vec<Box<[u8]>>,
+}
+
+impl Names {
+    fn number(&mut self, name: &[u8]) -> u32 {
+        if let Some(number) = self.numbers.get(name) {
+            return *number;
+        }
+        // There is room for fewer than 2^32 in a batch.
+        let number = self.names.len() as u32;
+        self.numbers.insert(name.into(), number);
+        self.names.push(name.into());
+        number
+    }
+
+    /// They are slugs, hosts and codes: ASCII.
+    fn name(&self, number: u32) -> String {
+        let name = self.names.get(number as usize);
+        name.map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned())
+    }
+
+    fn clear(&mut self) {
+        self.numbers.clear();
+        self.names.clear();
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    clicks: u32,
+    bots: u32,
+}
+
+/// Link, day, kind, number of the name.
+type DetailKey = (u32, u32, Kind, u32);
+
+/// What a client's name for itself means.
+#[derive(Clone, Copy, Debug)]
+struct Client {
+    visit: Option<Visit>,
+    hash: u64,
+}
+
+/// Collects a batch.
+#[derive(Debug, Default)]
+pub struct Gatherer {
+    salts: BTreeMap<u32, Salt>,
+    clients: HashMap<Box<[u8]>, Client>,
+    hosts: HashMap<Box<[u8]>, Box<str>>,
+    links: Names,
+    names: Names,
+    clicks: HashMap<(u32, u32), Count>,
+    visitors: HashMap<(u32, u32, u8), u64>,
+    details: HashMap<DetailKey, u32>,
+    size: usize,
+}
+
+impl Gatherer {
+    pub fn new(salts: BTreeMap<u32, Salt>) -> Self {
+        Self {
+            salts,
+            ..Self::default()
+        }
+    }
+
+    /// For the clicks of a day. Of the others only the latest is kept: clicks of the day before may still come.
+    pub fn set_salt(&mut self, day: u32, salt: Salt) {
+        self.salts.insert(day, salt);
+        while self.salts.len() > 2 {
+            let Some(oldest) = self.salts.keys().find(|other| **other != day).copied() else {
+                break;
+            };
+            self.salts.remove(&oldest);
+        }
+    }
+
+    pub fn salts(&self) -> &BTreeMap<u32, Salt> {
+        &self.salts
+    }
+
+    /// Whether there is a click in it.
+    pub fn is_empty(&self) -> bool {
+        self.clicks.is_empty()
+    }
+
+    /// Whether it is time to send it.
+    pub fn is_full(&self) -> bool {
+        self.size >= GOAL
+    }
+
+    /// # Errors
+    /// Nothing was done: a salt is needed first.
+    pub fn take(&mut self, line: &Line<'_>) -> Result<Taken, NeedsSalt> {
+        if !line.is_click() {
+            return Ok(Taken::Other);
+        }
+        // What `line` takes for a time fits.
+        let (day, hour) = ((line.at / DAY) as u32, (line.at / HOUR) as u32);
+        let Some(salt) = self.salts.get(&day).copied() else {
+            return Err(NeedsSalt(day));
+        };
+        let slug_size = line.slug.len();
+        let link = self.links.number(line.slug.as_bytes());
+        let client = self.client(line.user_agent);
+        let count = self.clicks.entry((link, hour)).or_insert_with(|| {
+            self.size += slug_size + CLICKS_SIZE;
+            Count::default()
+        });
+        let Some(visit) = client.visit else {
+            count.bots += 1;
+            return Ok(Taken::Bot);
+        };
+        count.clicks += 1;
+        let (word, bits) = visitors::place(visitor(&salt, line.address, client.hash));
+        let words = self.visitors.entry((link, day, word)).or_insert_with(|| {
+            self.size += slug_size + VISITORS_SIZE;
+            0
+        });
+        *words |= bits;
+        let host = self.host_number(line.referrer);
+        self.add_detail((link, day, Kind::Referrer, host), slug_size);
+        let visit = self.names.number(visit.code().as_bytes());
+        self.add_detail((link, day, Kind::Visit, visit), slug_size);
+        Ok(Taken::Click)
+    }
+
+    fn add_detail(&mut self, key: DetailKey, slug_size: usize) {
+        let count = self.details.entry(key).or_insert_with(|| {
+            let name = self.names.names.get(key.3 as usize).map_or(0, |name| name.len());
+            self.size += slug_size + name + DETAIL_SIZE;
+            0
+        });
+        *count += 1;
+    }
+
+    fn client(&mut self, user_agent: &[u8]) -> Client {
+        // The escapes of all that is looked at.
+        let user_agent = &user_agent[..user_agent.len().min(4 * client::LONGEST)];
+        if let Some(client) = self.clients.get(user_agent) {
+            return *client;
+        }
+        let mut hasher = SipHasher13::new();
+        hasher.write(user_agent);
+        let client = Client {
+            visit: client::visit(&line::unescaped(user_agent)),
+            hash: hasher.finish(),
+        };
+        if self.clients.len() >= REMEMBERED {
+            self.clients.clear();
+        }
+        self.clients.insert(user_agent.into(), client);
+        client
+    }
+
+    fn host_number(&mut self, referrer: &[u8]) -> u32 {
+        if let Some(host) = self.hosts.get(referrer) {
+            return self.names.number(host.as_bytes());
+        }
+        let host = referrer::host(&line::unescaped(referrer));
+        let number = self.names.number(host.as_bytes());
+        // A whole URL is long, and not often sent twice.
+        if referrer.len() <= client::LONGEST {
+            if self.hosts.len() >= REMEMBERED {
+                self.hosts.clear();
+            }
+            self.hosts.insert(referrer.into(), host.into());
+        }
+        number
+    }
+
+    /// Forgets what was gathered.
+    pub fn clear(&mut self) {
+        self.links.clear();
+        self.names.clear();
+        self.clicks.clear();
+        self.visitors.clear();
+        self.details.clear();
+        self.size = 0;
+    }
+
+    /// What was gathered, as a batch.
+    pub fn batch(&self, journal: &str, start: u64, stop: u64) -> Batch {
+        let slug = |link: u32| self.links.name(link);
+        let mut clicks = vec![];
+        let mut clicks_of_all = BTreeMap::<u32, Count>::new();
+        for ((link, hour), count) in &self.clicks {
+            clicks.push(Clicks(slug(*link), *hour, count.clicks, count.bots));
+            let all = clicks_of_all.entry(*hour).or_default();
+            all.clicks = all.clicks.saturating_add(count.clicks);
+            all.bots = all.bots.saturating_add(count.bots);
+        }
+        let of_all = clicks_of_all.into_iter();
+        clicks.extend(of_all.map(|(hour, count)| Clicks(String::new(), hour, count.clicks, count.bots)));
+
+        let mut visitors = vec![];
+        let mut visitors_of_all = BTreeMap::<(u32, u8), u64>::new();
+        for ((link, day, word), bits) in &self.visitors {
+            visitors.push(Visitors(slug(*link), *day, *word, bits.cast_signed()));
+            *visitors_of_all.entry((*day, *word)).or_default() |= bits;
+        }
+        let of_all = visitors_of_all.into_iter();
+        visitors.extend(of_all.map(|((day, word), bits)| Visitors(String::new(), day, word, bits.cast_signed())));
+
+        Batch {
+            journal: journal.to_owned(),
+            start,
+            stop,
+            clicks,
+            visitors,
+            details: self.details(),
+        }
+    }
+
+    fn details(&self) -> Vec<Detail> {
+        let mut of_all = BTreeMap::<(u32, Kind, u32), u32>::new();
+        for ((_, day, kind, name), clicks) in &self.details {
+            let all = of_all.entry((*day, *kind, *name)).or_default();
+            *all = all.saturating_add(*clicks);
+        }
+        let of_all = of_all
+            .into_iter()
+            .map(|((day, kind, name), clicks)| (None, day, kind, name, clicks));
+        let of_links = self.details.iter();
+        let of_links = of_links.map(|((link, day, kind, name), clicks)| (Some(*link), *day, *kind, *name, *clicks));
+        let mut all: Vec<_> = of_links.chain(of_all).collect();
+        // The most frequent first, in each group.
+        all.sort_unstable_by_key(|(link, day, kind, name, clicks)| (*link, *day, *kind, u32::MAX - clicks, *name));
+        let mut details = vec![];
+        let groups = all.chunk_by(|a, b| (a.0, a.1, a.2) == (b.0, b.1, b.2));
+        for group in groups {
+            let Some((link, day, kind, ..)) = group.first().copied() else {
+                continue;
+            };
+            let slug = link.map_or_else(String::new, |link| self.links.name(link));
+            let most = if kind == Kind::Referrer {
+                NAMED_REFERRERS
+            } else {
+                group.len()
+            };
+            let (named, rest) = group.split_at(most.min(group.len()));
+            for (.., name, clicks) in named {
+                details.push(Detail(slug.clone(), day, kind, self.names.name(*name), *clicks));
+            }
+            if !rest.is_empty() {
+                let clicks = rest.iter().fold(0_u32, |sum, (.., clicks)| sum.saturating_add(*clicks));
+                details.push(Detail(slug, day, kind, OTHER.to_owned(), clicks));
+            }
+        }
+        details
+    }
+}
+
+/// Who has the same address and the same client is the same visitor. Of IPv6, a household has a whole network, of which
+/// its devices change their addresses all the time.
+fn visitor(salt: &Salt, address: &[u8], client: u64) -> u64 {
+    let mut hasher = SipHasher13::new_with_key(salt);
+    let v6 = address
+        .contains(&b':')
+        .then(|| std::str::from_utf8(address).ok()?.parse::<Ipv6Addr>().ok());
+    match v6.flatten() {
+        Some(v6) if v6.to_ipv4_mapped().is_none() => hasher.write(&v6.octets()[..8]),
+        Some(v6) => hasher.write(v6.to_string().trim_start_matches("::ffff:").as_bytes()),
+        None => hasher.write(address),
+    }
+    hasher.write_u64(client);
+    hasher.finish()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use links_core::clicks::MAX_BODY;
+    use links_core::visitors::Sketch;
+
+    use super::*;
+
+    const DAY_OF_TEST: u32 = 20_454;
+    const AT: u64 = DAY_OF_TEST as u64 * DAY + 12 * HOUR + 5;
+    const JOURNAL: &str = "0123456789abcdef0123456789abcdef";
+    const PERSON: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:125.0) Gecko/20100101 Firefox/125.0";
+
+    fn gatherer() -> Gatherer {
+        Gatherer::new([(DAY_OF_TEST, [1; 16])].into())
+    }
+
+    fn line(slug: &str, at: u64, address: &str, referrer: &str, agent: &str) -> String {
+        format!(
+            "l1\t{}.{:03}\t302\t0.001\t-\tHIT\tredirect\tGET\t{slug}\t{address}\t{referrer}\t{agent}",
+            at / 1000,
+            at % 1000
+        )
+    }
+
+    fn take(gatherer: &mut Gatherer, text: &str) -> Result<Taken, NeedsSalt> {
+        gatherer.take(&line::parse(text.as_bytes()).unwrap())
+    }
+
+    /// As the database will take it.
+    fn batch(gatherer: &Gatherer) -> Batch {
+        let body = serde_json::to_vec(&gatherer.batch(JOURNAL, 0, 100)).unwrap();
+        assert!(body.len() <= MAX_BODY, "{} bytes", body.len());
+        Batch::parse(&body).unwrap()
+    }
+
+    fn sorted<T>(mut entries: Vec<T>, key: impl Fn(&T) -> String) -> Vec<T> {
+        entries.sort_by_key(key);
+        entries
+    }
+
+    #[test]
+    fn clicks_are_summed_by_link_and_hour_and_for_all() {
+        let mut gatherer = gatherer();
+        assert!(gatherer.is_empty());
+        for (slug, at, agent, taken) in [
+            ("a", AT, PERSON, Taken::Click),
+            ("a", AT + 10, PERSON, Taken::Click),
+            ("a", AT, "curl/8", Taken::Bot),
+            ("a", AT + HOUR, PERSON, Taken::Click),
+            ("b", AT, "-", Taken::Bot),
+        ] {
+            assert_eq!(take(&mut gatherer, &line(slug, at, "192.0.2.1", "-", agent)), Ok(taken));
+        }
+        assert!(!gatherer.is_empty());
+        let hour = DAY_OF_TEST * 24 + 12;
+        let entry = |slug: &str, hour, clicks, bots| Clicks(slug.to_owned(), hour, clicks, bots);
+        assert_eq!(
+            sorted(batch(&gatherer).clicks, |entry| format!("{}{}", entry.0, entry.1)),
+            [
+                entry("", hour, 2, 2),
+                entry("", hour + 1, 1, 0),
+                entry("a", hour, 2, 1),
+                entry("a", hour + 1, 1, 0),
+                entry("b", hour, 0, 1)
+            ]
+        );
+        gatherer.clear();
+        assert!(gatherer.is_empty() && batch(&gatherer).clicks.is_empty() && batch(&gatherer).details.is_empty());
+    }
+
+    #[test]
+    fn what_is_no_click_leaves_no_trace() {
+        let mut gatherer = gatherer();
+        for (old, new) in [("302", "404"), ("GET", "HEAD"), ("redirect", "other")] {
+            let line = line("a", AT, "192.0.2.1", "-", PERSON).replace(old, new);
+            assert_eq!(take(&mut gatherer, &line), Ok(Taken::Other));
+        }
+        assert!(gatherer.is_empty());
+    }
+
+    #[test]
+    fn details_are_summed_and_bots_have_none() {
+        let mut gatherer = gatherer();
+        for (referrer, agent) in [
+            ("https://news.example/1", PERSON),
+            ("https://news.example/2", PERSON),
+            ("-", PERSON),
+            ("https://bots.example/", "curl/8"),
+        ] {
+            take(&mut gatherer, &line("a", AT, "192.0.2.1", referrer, agent)).unwrap();
+        }
+        let details = batch(&gatherer).details;
+        let of = |slug: &str| -> Vec<_> {
+            let own = details.iter().filter(|detail| detail.0 == slug);
+            own.map(|Detail(_, _, kind, name, clicks)| (*kind, name.clone(), *clicks))
+                .collect()
+        };
+        let wanted = [
+            (Kind::Referrer, "news.example".to_owned(), 2),
+            (Kind::Referrer, String::new(), 1),
+            (Kind::Visit, "dfl".to_owned(), 3),
+        ];
+        assert_eq!((of("a"), of("")), (wanted.to_vec(), wanted.to_vec()));
+    }
+
+    fn estimate(batch: &Batch, slug: &str) -> u64 {
+        let mut sketch = Sketch::default();
+        for Visitors(_, _, word, bits) in batch.visitors.iter().filter(|entry| entry.0 == slug) {
+            sketch.join(*word, bits.cast_unsigned());
+        }
+        sketch.estimate()
+    }
+
+    #[test]
+    fn a_visitor_is_an_address_and_a_client() {
+        let mut gatherer = gatherer();
+        let other = PERSON.replace("125", "126");
+        for (slug, address, agent) in [
+            ("a", "192.0.2.1", PERSON),
+            ("a", "192.0.2.1", PERSON),
+            ("a", "::ffff:192.0.2.1", PERSON),
+            ("a", "192.0.2.2", PERSON),
+            ("a", "192.0.2.1", &other),
+            ("b", "192.0.2.1", PERSON),
+            ("c", "2001:db8::1", PERSON),
+            ("c", "2001:db8::2:3:4", PERSON),
+            ("c", "2001:db8:1::1", PERSON),
+            ("c", "192.0.2.1", "curl/8"),
+        ] {
+            take(&mut gatherer, &line(slug, AT, address, "-", agent)).unwrap();
+        }
+        let batch = batch(&gatherer);
+        let estimates = ["a", "b", "c", ""].map(|slug| estimate(&batch, slug));
+        assert_eq!(estimates, [3, 1, 2, 5]);
+    }
+
+    #[test]
+    fn each_day_has_a_salt_of_its_own_and_two_are_kept() {
+        let mut gatherer = Gatherer::default();
+        let of_day = |day: u32| line("a", u64::from(day) * DAY, "192.0.2.1", "-", PERSON);
+        assert_eq!(take(&mut gatherer, &of_day(7)), Err(NeedsSalt(7)));
+        assert!(gatherer.is_empty(), "nothing of it was counted");
+        for day in [7, 8, 9, 3] {
+            gatherer.set_salt(day, [day as u8; 16]);
+            assert_eq!(take(&mut gatherer, &of_day(day)), Ok(Taken::Click));
+        }
+        assert_eq!(gatherer.salts().keys().copied().collect::<Vec<_>>(), [3, 9]);
+        let hash = |salt| visitor(&[salt; 16], b"192.0.2.1", 1);
+        assert_ne!(hash(1), hash(2));
+    }
+
+    #[test]
+    fn a_flood_of_referrers_keeps_the_frequent_ones_and_every_click() {
+        let mut gatherer = gatherer();
+        for number in 0..3000 {
+            let referrer = format!("https://{number}.example/");
+            take(&mut gatherer, &line("a", AT, "192.0.2.1", &referrer, PERSON)).unwrap();
+            if number % 100 == 0 {
+                take(&mut gatherer, &line("a", AT, "192.0.2.1", "real.example", PERSON)).unwrap();
+            }
+        }
+        let details = batch(&gatherer).details;
+        for slug in ["a", ""] {
+            let own = details
+                .iter()
+                .filter(|detail| detail.0 == slug && detail.2 == Kind::Referrer);
+            let own: Vec<_> = own.collect();
+            assert_eq!(own.len(), NAMED_REFERRERS + 1);
+            assert_eq!((own[0].3.as_str(), own[0].4), ("real.example", 30));
+            assert_eq!(own.iter().map(|detail| detail.4).sum::<u32>(), 3030);
+        }
+    }
+
+    /// Whatever comes, a batch is one that the database takes.
+    #[test]
+    fn it_is_full_before_it_is_too_long() {
+        let slug = |number: usize| format!("{number:064}");
+        let agent = |number: usize| match number % 3 {
+            0 => PERSON.to_owned(),
+            1 => format!("Mozilla/5.0 (Windows NT {number})"),
+            _ => "curl/8".to_owned(),
+        };
+        // Long referrers for few links, short ones for many.
+        for (links, referrers) in [(usize::MAX, 1), (10, 100_000), (1, 100_000), (usize::MAX, 100_000)] {
+            let mut gatherer = gatherer();
+            let mut number = 0;
+            while !gatherer.is_full() && number < 60_000 {
+                let referrer = format!("{}{:06}.example", "x".repeat(230), number % referrers);
+                let address = format!("192.0.{}.{}", number / 256 % 256, number % 256);
+                let at = AT + (number as u64 % 5) * HOUR;
+                take(
+                    &mut gatherer,
+                    &line(&slug(number % links), at, &address, &referrer, &agent(number)),
+                )
+                .unwrap();
+                number += 1;
+            }
+            assert!(number > 1000, "{number}");
+            let batch = batch(&gatherer);
+            let clicks = batch.clicks.iter().filter(|entry| !entry.0.is_empty());
+            assert_eq!(clicks.map(|entry| (entry.2 + entry.3) as usize).sum::<usize>(), number);
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! One line of nginx's journal, the form `l1` (packaging/nginx): fields separated by tabs,
+//!
+//! `l1`, `$msec`, `$status`, `$request_time`, `$upstream_response_time`, `$upstream_cache_status`, route, `$request_method`,
+//! slug, `$remote_addr`, referrer, `$http_user_agent`.
+//!
+//! nginx writes `"`, `\`, and every byte below 32 or above 126 of a value as `\xXX`, and an empty one as `-`
+//! (ngx_http_log_module, `escape=default`): no value can end a field or a line.
+
+use std::borrow::Cow;
+
+use links_core::slug::MAX_LENGTH;
+
+const FIELDS: usize = 12;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// When it was answered, in milliseconds since 1970.
+    pub at: u64,
+    pub status: u16,
+    /// From the first byte of the request to the last of the answer, in milliseconds.
+    pub duration: u32,
+    /// Of all instances that were asked for it; none where nginx answered by itself.
+    pub upstream: Option<u32>,
+    pub cache: Cache,
+    pub route: Route,
+    pub is_get: bool,
+    /// Empty where there is none.
+    pub slug: &'a str,
+    /// The rest is as it was written, with escapes.
+    pub address: &'a [u8],
+    pub referrer: &'a [u8],
+    pub user_agent: &'a [u8],
+}
+
+/// What nginx's cache did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cache {
+    /// It was not asked.
+    None,
+    Hit,
+    Miss,
+    Expired,
+    /// Answered with what is out of date, because no instance answers.
+    Stale,
+    /// The same, because one is being asked.
+    Updating,
+    Bypass,
+    Revalidated,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Route {
+    Redirect,
+    Shorten,
+    Api,
+    Health,
+    Other,
+}
+
+impl Line<'_> {
+    /// Whether somebody was led somewhere. `HEAD` only asks where to.
+    pub fn is_click(&self) -> bool {
+        self.route == Route::Redirect && self.status == 302 && self.is_get && !self.slug.is_empty()
+    }
+}
+
+/// None: it is no line of this form, whole and as nginx writes it.
+pub fn parse(line: &[u8]) -> Option<Line<'_>> {
+    let mut fields = [&[][..]; FIELDS];
+    let mut count = 0;
+    let mut start = 0;
+    for tab in memchr::memchr_iter(b'\t', line) {
+        *fields.get_mut(count)? = &line[start..tab];
+        count += 1;
+        start = tab + 1;
+    }
+    *fields.get_mut(count)? = &line[start..];
+    if count + 1 != FIELDS {
+        return None;
+    }
+    let [
+        form,
+        at,
+        status,
+        duration,
+        upstream,
+        cache,
+        route,
+        method,
+        slug,
+        address,
+        referrer,
+        user_agent,
+    ] = fields;
+    if form != b"l1" {
+        return None;
+    }
+    let status = number(status)?;
+    Some(Line {
+        at: milliseconds(at)?,
+        status: u16::try_from(status).ok()?,
+        duration: u32::try_from(milliseconds(duration)?).ok()?,
+        upstream: upstream_time(upstream)?,
+        cache: match cache {
+            b"-" => Cache::None,
+            b"HIT" => Cache::Hit,
+            b"MISS" => Cache::Miss,
+            b"EXPIRED" => Cache::Expired,
+            b"STALE" => Cache::Stale,
+            b"UPDATING" => Cache::Updating,
+            b"BYPASS" => Cache::Bypass,
+            b"REVALIDATED" => Cache::Revalidated,
+            _ => return None,
+        },
+        route: match route {
+            b"redirect" => Route::Redirect,
+            b"shorten" => Route::Shorten,
+            b"api" => Route::Api,
+            b"health" => Route::Health,
+            b"other" => Route::Other,
+            _ => return None,
+        },
+        is_get: method == b"GET",
+        slug: slug_of(slug)?,
+        address,
+        referrer,
+        user_agent,
+    })
+}
+
+/// `-` is none, although it could be a slug: for nginx it is an empty value.
+fn slug_of(field: &[u8]) -> Option<&str> {
+    if field == b"-" {
+        return Some("");
+    }
+    let has_shape = (1..=MAX_LENGTH).contains(&field.len())
+        && field
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+    has_shape.then(|| std::str::from_utf8(field).ok()).flatten()
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || digits.len() > 15 {
+        return None;
+    }
+    digits.iter().try_fold(0, |number, digit| {
+        digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0'))
+    })
+}
+
+/// Of seconds with three digits after the point.
+fn milliseconds(field: &[u8]) -> Option<u64> {
+    let (seconds, [b'.', rest @ ..]) = field.split_at(field.len().checked_sub(4)?) else {
+        return None;
+    };
+    Some(number(seconds)? * 1000 + number(rest)?)
+}
+
+/// One time for each instance that was asked, or `-` for one that did not answer; after ` : ` those of a redirect inside.
+fn upstream_time(field: &[u8]) -> Option<Option<u32>> {
+    if field == b"-" {
+        return Some(None);
+    }
+    let times = field.split(|byte| matches!(byte, b',' | b':' | b' '));
+    let mut sum = 0;
+    for time in times.filter(|time| !time.is_empty() && time != b"-") {
+        sum += milliseconds(time)?;
+    }
+    Some(Some(u32::try_from(sum).ok()?))
+}
+
+/// A value as the client sent it; `-` is an empty one.
+pub fn unescaped(value: &[u8]) -> Cow<'_, [u8]> {
+    if value == b"-" {
+        return Cow::Borrowed(&[]);
+    }
+    let Some(first) = memchr::memchr(b'\\', value) else {
+        return Cow::Borrowed(value);
+    };
+    let mut plain = value[..first].to_vec();
+    let mut rest = &value[first..];
+    while let Some((byte, after)) = rest.split_first() {
+        rest = match (byte, after) {
+            (b'\\', [b'x', high, low, after @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                let digit = |text: &u8| char::from(*text).to_digit(16).unwrap_or(0);
+                plain.push((digit(high) * 16 + digit(low)) as u8);
+                after
+            }
+            _ => {
+                plain.push(*byte);
+                after
+            }
+        };
+    }
+    Cow::Owned(plain)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    const CLICK: &str = "l1\t1767225600.123\t302\t0.001\t-\tHIT\tredirect\tGET\tabc\t192.0.2.7\tnews.example\tMozilla/5.0 (X11; Linux x86_64)";
+
+    fn with(field: usize, value: &str) -> Vec<u8> {
+        let mut fields: Vec<_> = CLICK.split('\t').collect();
+        fields[field] = value;
+        fields.join("\t").into_bytes()
+    }
+
+    #[test]
+    fn a_line_is_read() {
+        assert_eq!(
+            parse(CLICK.as_bytes()),
+            Some(Line {
+                at: 1_767_225_600_123,
+                status: 302,
+                duration: 1,
+                upstream: None,
+                cache: Cache::Hit,
+                route: Route::Redirect,
+                is_get: true,
+                slug: "abc",
+                address: b"192.0.2.7",
+                referrer: b"news.example",
+                user_agent: b"Mozilla/5.0 (X11; Linux x86_64)",
+            })
+        );
+        let api = b"l1\t1767225600.000\t401\t12.345\t12.300\t-\tapi\tGET\t-\t2001:db8::1\t-\t-";
+        let line = parse(api).unwrap();
+        assert_eq!((line.slug, line.duration, line.upstream), ("", 12_345, Some(12_300)));
+    }
+
+    #[test]
+    fn only_a_get_that_was_redirected_is_a_click() {
+        let is_click = |line: &[u8]| parse(line).unwrap().is_click();
+        assert!(is_click(CLICK.as_bytes()));
+        for (field, value) in [(2, "404"), (2, "200"), (6, "other"), (7, "HEAD"), (7, "POST"), (8, "-")] {
+            assert!(!is_click(&with(field, value)), "{value}");
+        }
+    }
+
+    #[test]
+    fn times_of_several_instances_are_summed() {
+        for (text, sum) in [
+            ("-", None),
+            ("0.001", Some(1)),
+            ("0.001, 1.002", Some(1003)),
+            ("-, 0.005", Some(5)),
+            ("0.001, 0.002 : 0.003", Some(6)),
+        ] {
+            assert_eq!(parse(&with(4, text)).unwrap().upstream, sum, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_nginx_does_not_write_is_no_line() {
+        assert_eq!(parse(b""), None);
+        for length in 0..CLICK.rfind('\t').unwrap() {
+            assert_eq!(parse(&CLICK.as_bytes()[..length]), None, "{length} bytes");
+        }
+        assert_eq!(parse(format!("{CLICK}\tmore").as_bytes()), None);
+        // A write that was cut off by a full disk, and the next one.
+        assert_eq!(parse(format!("{}{CLICK}", &CLICK[..40]).as_bytes()), None);
+        for (field, value) in [
+            (0, "l2"),
+            (0, ""),
+            (1, "1767225600"),
+            (1, "-1.000"),
+            (1, "99999999999999999999.000"),
+            (2, "3 02"),
+            (2, "99999"),
+            (3, "-"),
+            (3, "0.1"),
+            (4, "fast"),
+            (5, "SOMETIMES"),
+            (6, "elsewhere"),
+            (8, "a/b"),
+            (8, "a\\x09b"),
+            (8, ""),
+        ] {
+            assert_eq!(parse(&with(field, value)), None, "{value:?}");
+        }
+        let long = "x".repeat(65);
+        assert_eq!(parse(&with(8, &long)), None);
+    }
+
+    #[test]
+    fn any_bytes_are_survived() {
+        // A generator of Lehmer's, so that no run differs.
+        let mut state = 1_u64;
+        let mut byte = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        };
+        for _ in 0..20_000 {
+            let mut line = CLICK.as_bytes().to_vec();
+            for _ in 0..=byte() % 4 {
+                let place = usize::from(byte()) % line.len();
+                line[place] = byte();
+            }
+            if let Some(line) = parse(&line) {
+                unescaped(line.user_agent);
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_values_stay_in_their_field() {
+        // As nginx writes `a"\t\n\\` and a byte that is no UTF-8.
+        let agent = r"a\x22\x09\x0A\x5C\xFF";
+        let line = with(11, agent);
+        let line = parse(&line).unwrap();
+        assert_eq!(*unescaped(line.user_agent), *b"a\"\t\n\\\xff");
+        assert!(line.is_click());
+        let long = "\\xFF".repeat(8192);
+        assert_eq!(unescaped(parse(&with(10, &long)).unwrap().referrer).len(), 8192);
+    }
+
+    #[test]
+    fn what_is_no_escape_stays() {
+        for (value, plain) in [
+            ("-", ""),
+            ("--", "--"),
+            ("\\", "\\"),
+            ("\\x4", "\\x4"),
+            ("\\xGG", "\\xGG"),
+            ("\\x41-", "A-"),
+        ] {
+            assert_eq!(*unescaped(value.as_bytes()), *plain.as_bytes(), "{value}");
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! The journal as a file: reading it line by line from a position, telling whether it is still the same, and giving back
+//! what was counted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
+
+/// Longer than any line of nginx: it takes heads of requests of 32 KB, each byte of which may need four.
+const BUFFER: usize = 256 * 1024;
+
+/// The last bytes before a position: by them a file is known again. Longer than the time of a request, shorter than a line.
+pub const TAIL: usize = 64;
+
+/// What is given back is given back in whole blocks.
+const BLOCK: u64 = 4096;
+
+/// One file, as opposed to another of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inode {
+    pub number: u64,
+    /// Nanoseconds since 1970 when it was made; 0 where the file system does not say. A number is given away again.
+    pub born: u64,
+}
+
+impl Inode {
+    fn of(metadata: &fs::Metadata) -> Self {
+        let born = metadata
+            .created()
+            .ok()
+            .and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        Self {
+            number: metadata.ino(),
+            born: born.map_or(0, |born| born.as_nanos() as u64),
+        }
+    }
+}
+
+/// How far a reading has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// After the last line that was taken.
+    pub position: u64,
+    pub end: End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The taker had enough.
+    Enough,
+    /// No whole line is left.
+    CaughtUp,
+}
+
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    file: File,
+    inode: Inode,
+    can_write: bool,
+    buffer: Vec<u8>,
+    /// In the middle of a line whose beginning is not there, or too long.
+    drops: bool,
+    /// Where `drops` counts.
+    position: u64,
+}
+
+impl Source {
+    /// # Errors
+    /// It is not there, or this user may not read it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        // A pipe of that name would wait for a writer.
+        let open = |options: &mut OpenOptions| options.custom_flags(nix::libc::O_NONBLOCK).open(path);
+        let (file, can_write) = match open(OpenOptions::new().read(true).write(true)) {
+            Ok(file) => (file, true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
+            Err(_) => (open(OpenOptions::new().read(true))?, false),
+        };
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            inode: Inode::of(&metadata),
+            file,
+            can_write,
+            buffer: vec![0; BUFFER],
+            drops: false,
+            position: 0,
+        })
+    }
+
+    /// The file of this inode in a directory, under whatever name.
+    pub fn find(directory: &Path, inode: Inode) -> Option<Self> {
+        let entries = fs::read_dir(directory).ok()?;
+        let mut paths = entries.flatten().filter(|entry| {
+            let metadata = entry.metadata();
+            metadata.is_ok_and(|metadata| metadata.is_file() && Inode::of(&metadata) == inode)
+        });
+        Self::open(&paths.next()?.path()).ok()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn inode(&self) -> Inode {
+        self.inode
+    }
+
+    /// Whether what was counted can be given back.
+    pub fn can_write(&self) -> bool {
+        self.can_write
+    }
+
+    /// # Errors
+    /// The file system fails.
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Whether `path` leads to another file by now.
+    pub fn is_replaced(&self, path: &Path) -> bool {
+        // While it leads nowhere, nginx still writes to this one.
+        fs::metadata(path).is_ok_and(|metadata| Inode::of(&metadata) != self.inode)
+    }
+
+    /// The last bytes before `position`.
+    ///
+    /// # Errors
+    /// The file system fails, or the file ends before.
+    pub fn tail(&self, position: u64) -> io::Result<Vec<u8>> {
+        let mut tail = vec![0; TAIL.min(usize::try_from(position).unwrap_or(TAIL))];
+        let start = position - tail.len() as u64;
+        self.file.read_exact_at(&mut tail, start)?;
+        Ok(tail)
+    }
+
+    /// Whether these are still the last bytes before `position`, or were given back.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn continues(&self, position: u64, tail: &[u8]) -> io::Result<bool> {
+        if self.size()? < position {
+            return Ok(false);
+        }
+        let found = self.tail(position)?;
+        Ok(found == tail || found.iter().all(|byte| *byte == 0))
+    }
+
+    /// Gives each whole line from `from` on, without its end, to `take`, until that returns false. Lines of which nothing
+    /// is left to count but their number are given as empty ones.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn read(&mut self, from: u64, mut take: impl FnMut(&[u8]) -> bool) -> io::Result<Reached> {
+        if self.position != from {
+            self.drops = false;
+        }
+        let mut position = from;
+        loop {
+            let length = self.file.read_at(&mut self.buffer, position)?;
+            let bytes = &self.buffer[..length];
+            if bytes.is_empty() {
+                break;
+            }
+            if bytes[0] == 0 {
+                // Given back, or never written because the power failed.
+                let zeros = bytes.iter().take_while(|byte| **byte == 0).count() as u64;
+                let after = match zeros == length as u64 {
+                    true => self.data_after(position + zeros)?,
+                    false => position + zeros,
+                };
+                // What was given back ends somewhere in a line.
+                self.drops = after.is_multiple_of(BLOCK);
+                position = after;
+                continue;
+            }
+            let mut start = 0;
+            let mut enough = false;
+            for end in memchr::memchr_iter(b'\n', bytes) {
+                let line = &bytes[start..end];
+                start = end + 1;
+                if std::mem::take(&mut self.drops) {
+                    continue;
+                }
+                let written = line.iter().position(|byte| *byte != 0);
+                let line = &line[written.unwrap_or(0)..];
+                if !take(line) {
+                    enough = true;
+                    break;
+                }
+            }
+            position += start as u64;
+            if enough {
+                self.position = position;
+                return Ok(Reached {
+                    position,
+                    end: End::Enough,
+                });
+            }
+            if start > 0 {
+                continue;
+            }
+            if length < self.buffer.len() {
+                // Half a line: the rest is on its way.
+                break;
+            }
+            // No line of nginx.
+            if !std::mem::replace(&mut self.drops, true) {
+                take(&[]);
+            }
+            position += length as u64;
+        }
+        self.position = position;
+        Ok(Reached {
+            position,
+            end: End::CaughtUp,
+        })
+    }
+
+    /// The first position from `from` on that is in no hole.
+    fn data_after(&self, from: u64) -> io::Result<u64> {
+        let offset = i64::try_from(from).map_err(io::Error::other)?;
+        match lseek(&self.file, offset, Whence::SeekData) {
+            Ok(found) => u64::try_from(found).map_err(io::Error::other),
+            // Nothing but a hole is left, or nothing at all.
+            Err(nix::errno::Errno::ENXIO) => Ok(self.size()?.max(from)),
+            Err(nix::errno::Errno::EINVAL) => Ok(from),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives the blocks before `position` back to the file system; the size stays.
+    ///
+    /// # Errors
+    /// `Unsupported`: the file system cannot, or this user may not.
+    pub fn release(&self, position: u64) -> io::Result<()> {
+        if !self.can_write {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let length = position.saturating_sub(TAIL as u64) / BLOCK * BLOCK;
+        if length == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.file, flags, 0, i64::try_from(length).map_err(io::Error::other)?).map_err(|error| match error {
+            nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS => io::ErrorKind::Unsupported.into(),
+            error => error.into(),
+        })
+    }
+
+    /// Empties the file if it ends at `position`; returns whether it did. What nginx writes in the moment between the look
+    /// and the deed is lost, which is why this is for file systems without holes only.
+    ///
+    /// # Errors
+    /// The file system fails, or this user may not.
+    pub fn truncate(&self, position: u64) -> io::Result<bool> {
+        if self.size()? != position {
+            return Ok(false);
+        }
+        self.file.set_len(0)?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    struct Journal {
+        directory: tempfile::TempDir,
+    }
+
+    impl Journal {
+        fn new(contents: &[u8]) -> Self {
+            let journal = Self {
+                directory: tempfile::tempdir().unwrap(),
+            };
+            journal.append(contents);
+            journal
+        }
+
+        fn path(&self) -> PathBuf {
+            self.directory.path().join("clicks.log")
+        }
+
+        fn append(&self, contents: &[u8]) {
+            let mut options = OpenOptions::new();
+            let mut file = options.append(true).create(true).open(self.path()).unwrap();
+            file.write_all(contents).unwrap();
+        }
+
+        fn source(&self) -> Source {
+            Source::open(&self.path()).unwrap()
+        }
+    }
+
+    fn lines(source: &mut Source, from: u64) -> (Vec<String>, u64) {
+        let mut lines = vec![];
+        let reached = source.read(from, |line| {
+            lines.push(String::from_utf8_lossy(line).into_owned());
+            true
+        });
+        let reached = reached.unwrap();
+        assert_eq!(reached.end, End::CaughtUp);
+        (lines, reached.position)
+    }
+
+    #[test]
+    fn half_a_line_waits_for_its_end() {
+        let journal = Journal::new(b"one\ntwo\nthr");
+        let mut source = journal.source();
+        assert_eq!(lines(&mut source, 0), (vec!["one".into(), "two".into()], 8));
+        assert_eq!(lines(&mut source, 8), (vec![], 8));
+        journal.append(b"ee\nfour\n");
+        assert_eq!(lines(&mut source, 8), (vec!["three".into(), "four".into()], 19));
+    }
+
+    #[test]
+    fn the_taker_may_have_enough() {
+        let journal = Journal::new(b"one\ntwo\nthree\n");
+        let mut taken = 0;
+        let reached = journal.source().read(0, |_| {
+            taken += 1;
+            taken < 2
+        });
+        let wanted = Reached {
+            position: 8,
+            end: End::Enough,
+        };
+        assert_eq!((reached.unwrap(), taken), (wanted, 2));
+    }
+
+    #[test]
+    fn lines_longer_than_the_buffer_are_one_line_that_is_none() {
+        let long = vec![b'x'; 3 * BUFFER + 5];
+        let journal = Journal::new(&long);
+        journal.append(b"\nafter\n");
+        let mut source = journal.source();
+        let (found, position) = lines(&mut source, 0);
+        assert_eq!(found, ["", "after"]);
+        assert_eq!(position, source.size().unwrap());
+        // Also where it comes in parts.
+        let journal = Journal::new(&long[..BUFFER]);
+        let mut source = journal.source();
+        let (found, position) = lines(&mut source, 0);
+        assert_eq!((found, position), (vec![String::new()], BUFFER as u64));
+        journal.append(b"xxx\nafter\n");
+        assert_eq!(lines(&mut source, position).0, ["after"]);
+    }
+
+    #[test]
+    fn what_was_given_back_is_passed_over_with_the_line_that_it_ends_in() {
+        let text: String = (0..5000).map(|number| format!("line {number:06}\n")).collect();
+        let journal = Journal::new(text.as_bytes());
+        let mut source = journal.source();
+        let position = 12 * 2000;
+        source.release(position).unwrap();
+        assert_eq!(source.size().unwrap(), text.len() as u64);
+        let (found, end) = lines(&mut source, 0);
+        assert_eq!(end, text.len() as u64);
+        // The hole ends before the position: what is between is there, but for its first line, which is cut.
+        let first = ((position - TAIL as u64) / BLOCK * BLOCK).div_ceil(12);
+        assert_eq!(found.first(), Some(&format!("line {first:06}")));
+        assert_eq!(found.len() as u64, 5000 - first);
+        assert_eq!(lines(&mut source, position).0.len(), 3000);
+        // Blocks that are gone, and that are not.
+        let blocks = fs::metadata(journal.path()).unwrap().blocks();
+        assert!(blocks * 512 < text.len() as u64 - 2 * BLOCK, "{blocks}");
+        assert!(
+            source
+                .continues(position, &text.as_bytes()[position as usize - TAIL..position as usize])
+                .unwrap()
+        );
+        assert!(source.continues(BLOCK, b"whatever it was").unwrap());
+    }
+
+    #[test]
+    fn bytes_that_were_never_written_are_passed_over() {
+        let journal = Journal::new(b"one\n");
+        journal.append(&[0; 100]);
+        journal.append(b"two\n");
+        journal.append(&[0; 2 * BUFFER]);
+        journal.append(b"three\n");
+        assert_eq!(lines(&mut journal.source(), 0).0, ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn a_file_that_was_truncated_or_filled_anew_does_not_continue() {
+        let text = "0123456789".repeat(20);
+        let journal = Journal::new(text.as_bytes());
+        let source = journal.source();
+        let tail = source.tail(150).unwrap();
+        assert_eq!(tail.len(), TAIL);
+        journal.append(b"more");
+        assert!(source.continues(150, &tail).unwrap());
+        fs::write(journal.path(), b"short").unwrap();
+        assert!(!source.continues(150, &tail).unwrap());
+        journal.append("another".repeat(50).as_bytes());
+        assert!(!source.continues(150, &tail).unwrap());
+        assert!(source.continues(0, b"").unwrap());
+    }
+
+    #[test]
+    fn a_file_that_was_renamed_is_found_again() {
+        let journal = Journal::new(b"old\n");
+        let mut source = journal.source();
+        assert!(!source.is_replaced(&journal.path()));
+        let renamed = journal.directory.path().join("clicks.log.1");
+        fs::rename(journal.path(), &renamed).unwrap();
+        assert!(!source.is_replaced(&journal.path()), "nobody has made a new one");
+        journal.append(b"new\n");
+        assert!(source.is_replaced(&journal.path()));
+        assert_eq!(lines(&mut source, 0).0, ["old"]);
+        let found = Source::find(journal.directory.path(), source.inode()).unwrap();
+        assert_eq!(found.path(), renamed);
+        fs::remove_file(renamed).unwrap();
+        assert!(Source::find(journal.directory.path(), source.inode()).is_none());
+    }
+
+    #[test]
+    fn it_is_emptied_only_where_all_of_it_was_read() {
+        let journal = Journal::new(b"one\ntwo\n");
+        let source = journal.source();
+        assert!(!source.truncate(4).unwrap());
+        assert!(source.truncate(8).unwrap());
+        assert_eq!(source.size().unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(Source::open(directory.path()).is_err());
+        let missing = Source::open(&directory.path().join("missing"));
+        assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
+        let pipe = directory.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(Source::open(&pipe).is_err());
+    }
+}
