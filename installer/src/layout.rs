@@ -145,6 +145,25 @@ impl Layout {
     pub fn instance_config(&self, instance: u16) -> PathBuf {
         self.instances_dir().join(format!("{instance}.config"))
     }
+    /// What nginx writes a line into for each request; nothing else is in there but journals that a person has renamed.
+    pub fn journal_dir(&self) -> PathBuf {
+        self.at("var/lib/links/journal")
+    }
+    pub fn journal(&self) -> PathBuf {
+        self.journal_dir().join("clicks.log")
+    }
+    /// The agent's own.
+    pub fn agent_dir(&self) -> PathBuf {
+        self.at("var/lib/links/agent")
+    }
+    /// By what the agent knows the journal again.
+    pub fn journal_position(&self) -> PathBuf {
+        self.agent_dir().join("journal.json")
+    }
+    /// The keys of the latest days' sketches of visitors (0600).
+    pub fn visitor_salts(&self) -> PathBuf {
+        self.agent_dir().join("salts.json")
+    }
     /// Says that links.service was enabled once; from then on that is the administrator's business.
     pub fn configured_marker(&self) -> PathBuf {
         self.at("var/lib/links/configured")
@@ -207,6 +226,10 @@ impl Layout {
     }
 
     // systemd's.
+    /// Which host this is.
+    pub fn machine_id(&self) -> PathBuf {
+        self.at("etc/machine-id")
+    }
     /// Where `systemctl enable links@N` puts its links.
     pub fn service_wants_dir(&self) -> PathBuf {
         self.at("etc/systemd/system/links.service.wants")

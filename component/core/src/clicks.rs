@@ -166,6 +166,8 @@ fn is_journal(text: &str) -> bool {
 /// nothing of it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
+    // Or else an answer without it would be one.
+    #[serde(deserialize_with = "Option::deserialize")]
     pub position: Option<u64>,
 }
 
@@ -262,6 +264,15 @@ mod tests {
             assert_ne!(other, text);
             assert!(Batch::parse(other.as_bytes()).is_err(), "{other}");
         }
+    }
+
+    #[test]
+    fn a_position_is_told_even_where_there_is_none() {
+        let read = |text| serde_json::from_str::<Position>(text).ok().map(|answer| answer.position);
+        assert_eq!(read(r#"{"position":5}"#), Some(Some(5)));
+        assert_eq!(read(r#"{"position":null}"#), Some(None));
+        assert_eq!(read("{}"), None);
+        assert_eq!(Position { position: None }.reply().body, br#"{"position":null}"#);
     }
 
     #[test]

@@ -57,6 +57,14 @@ families! {
     ROLLOUT_TIME: Gauge, "links_rollout_last_timestamp_seconds", "When that rollout ended, since 1970.";
     ROLLOUT_DURATION: Gauge, "links_rollout_last_duration_seconds", "How long that rollout took.";
 
+    CLICKS: Counter, "links_clicks_total", "Clicks that the database has counted, by who clicked.";
+    CLICK_BATCHES: Counter, "links_click_batches_total", "Batches of clicks that the database has taken.";
+    JOURNAL_LINES: Counter, "links_journal_lines_total", "Lines of nginx's journal that were read.";
+    JOURNAL_MALFORMED: Counter, "links_journal_malformed_lines_total", "Lines of the journal that could not be understood.";
+    JOURNAL_REPLACED: Counter, "links_journal_replaced_total", "Times that the journal was another file, or was emptied.";
+    JOURNAL_LAG_BYTES: Gauge, "links_journal_lag_bytes", "Bytes of the journal that are not counted yet.";
+    JOURNAL_LAG: Gauge, "links_journal_lag_seconds", "Age of the oldest click that was read and is not counted yet.";
+
     DATABASE_SIZE: Gauge, "links_database_size_bytes", "The local database and its write-ahead log.";
     DATABASE_FREE: Gauge, "links_database_filesystem_free_bytes", "Free space where the local database is.";
     DATABASE_LINKS: Gauge, "links_database_links", "Links in the local database, counted once a minute at most.";

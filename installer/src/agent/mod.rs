@@ -1,4 +1,5 @@
-//! `linksctl agent`: what links.service runs. It watches the instances, keeps STATUS= true, and serves metrics.
+//! `linksctl agent`: what links.service runs. It watches the instances, keeps STATUS= true, serves metrics,
+//! and counts clicks.
 
 mod clicks;
 mod counters;
@@ -27,6 +28,7 @@ use crate::notify::notify;
 use crate::release::Store;
 use crate::rollout::{State, snapshot};
 use crate::rotation::{self, Watch};
+use clicks::Clicks;
 use server::{Addresses, Server};
 
 /// The status is looked at this often even if no flag changes: a release may have been changed, a file edited.
@@ -52,7 +54,9 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         },
     };
     let watch = Watch::new(layout)?;
-    let server = Server::start(layout.clone())?;
+    let progress = Arc::default();
+    let clicks = Clicks::start(layout.clone(), Arc::clone(&progress))?;
+    let server = Server::start(layout.clone(), progress)?;
     let mut told = String::new();
     notify(&[NotifyState::Ready]);
     while !stop.load(Ordering::Relaxed) {
@@ -64,6 +68,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         }
         server.serve_on(addresses(layout, wanted));
         ensure!(!server.is_gone(), "the server of metrics has ended");
+        ensure!(!clicks.is_gone(), "the counting of clicks has ended");
         notify(&[NotifyState::Watchdog]);
         watch.wait(LOOK_AGAIN)?;
         // While a person edits the file, it may be wrong for a while; `linksctl check` is there to say so.

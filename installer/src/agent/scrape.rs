@@ -1,12 +1,15 @@
 //! What is told at a scrape: a few small files, and what is in memory already.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::clicks::Progress;
 use super::counters::Counters;
 use super::database::Facts;
 use super::exposition::Exposition;
 use super::families::{
-    BUILD_INFO, DATABASE_FREE, DATABASE_LINKS, DATABASE_SIZE, DRAIN, INSTANCE_INFO, INSTANCES, Kind, OTLP_DROPPED,
+    BUILD_INFO, CLICK_BATCHES, CLICKS, DATABASE_FREE, DATABASE_LINKS, DATABASE_SIZE, DRAIN, INSTANCE_INFO, INSTANCES,
+    JOURNAL_LAG, JOURNAL_LAG_BYTES, JOURNAL_LINES, JOURNAL_MALFORMED, JOURNAL_REPLACED, Kind, OTLP_DROPPED,
     OTLP_FORWARDED, OTLP_IGNORED, OTLP_QUEUED, OTLP_RECEIVED, OTLP_REJECTED, READY, RESIDENT, ROLLOUT_DURATION,
     ROLLOUT_INFO, ROLLOUT_SUCCESS, ROLLOUT_TIME, START_TIME, STARTS, UP,
 };
@@ -92,6 +95,23 @@ pub fn database(page: &mut Exposition, facts: Facts) {
     }
 }
 
+pub fn clicks(page: &mut Exposition, progress: &Progress, now: SystemTime) {
+    for (by, count) in [("people", progress.clicks), ("bots", progress.bots)] {
+        page.add(&CLICKS, &[("by", by)], count as f64);
+    }
+    page.add(&CLICK_BATCHES, &[], progress.batches as f64);
+    page.add(&JOURNAL_LINES, &[], progress.lines as f64);
+    page.add(&JOURNAL_MALFORMED, &[], progress.malformed as f64);
+    for (how, count) in [("by_another", progress.replaced), ("emptied", progress.emptied)] {
+        page.add(&JOURNAL_REPLACED, &[("how", how)], count as f64);
+    }
+    page.add(&JOURNAL_LAG_BYTES, &[], progress.lag_bytes as f64);
+    let oldest = progress.oldest.map(|oldest| UNIX_EPOCH + Duration::from_millis(oldest));
+    // A clock that was set back makes nothing younger than new.
+    let lag = oldest.map_or(Duration::ZERO, |oldest| now.duration_since(oldest).unwrap_or_default());
+    page.add(&JOURNAL_LAG, &[], lag.as_secs_f64());
+}
+
 pub fn runtimes(page: &mut Exposition, counters: &Counters) {
     for ((_, instance, component), (family, total)) in counters.totals() {
         let number = instance.to_string();
@@ -122,7 +142,6 @@ pub fn otlp(page: &mut Exposition, received: &Received, forwarded: forward::Coun
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use std::fs;
-    use std::time::Duration;
 
     use super::super::counters::{Amount, Point, Temporality};
     use super::super::families::{ALL, RUNTIME};
@@ -212,6 +231,32 @@ mod tests {
     }
 
     #[test]
+    fn clicks_that_wait_have_an_age() {
+        let progress = Progress {
+            clicks: 7,
+            bots: 2,
+            lag_bytes: 300,
+            oldest: Some(5000),
+            ..Progress::default()
+        };
+        let at = |seconds| {
+            let mut page = Exposition::default();
+            clicks(&mut page, &progress, UNIX_EPOCH + Duration::from_secs(seconds));
+            page.text()
+        };
+        let page = at(65);
+        for sample in [
+            "links_clicks_total{by=\"people\"} 7",
+            "links_clicks_total{by=\"bots\"} 2",
+            "links_journal_lag_bytes 300",
+            "links_journal_lag_seconds 60",
+        ] {
+            assert!(page.lines().any(|line| line == sample), "{sample}: {page}");
+        }
+        assert!(at(1).contains("links_journal_lag_seconds 0"));
+    }
+
+    #[test]
     fn every_family_can_be_exposed() {
         let (_root, layout, _) = host_at_work();
         let mut page = Exposition::default();
@@ -242,6 +287,7 @@ mod tests {
         let mut received = Received::default();
         received.requests[1] = 5;
         otlp(&mut page, &received, forward::Counts::default());
+        clicks(&mut page, &Progress::default(), SystemTime::now());
         let text = page.text();
         for family in ALL {
             let sample = text.lines().any(|line| line.starts_with(family.name));

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use tokio::runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
+use super::clicks::Progress;
 use super::counters::Counters;
 use super::database::Observer;
 use super::exposition::{CONTENT_TYPE as PAGE, Exposition};
@@ -66,14 +67,14 @@ impl Server {
     ///
     /// # Errors
     /// The kernel gives no thread or no poll.
-    pub fn start(layout: Layout) -> anyhow::Result<Self> {
+    pub fn start(layout: Layout, clicks: Arc<Mutex<Progress>>) -> anyhow::Result<Self> {
         let (addresses, wanted) = watch::channel(Addresses::default());
         let runtime = runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()
             .context("Starting the server of metrics")?;
-        let shared = Arc::new(Shared::new(layout));
+        let shared = Arc::new(Shared::new(layout, clicks));
         let thread = std::thread::Builder::new()
             .name("metrics".to_owned())
             .spawn(move || runtime.block_on(serve(&shared, wanted)))
@@ -102,6 +103,7 @@ impl Server {
 #[derive(Debug)]
 struct Shared {
     layout: Layout,
+    clicks: Arc<Mutex<Progress>>,
     counters: Mutex<Counters>,
     received: Mutex<Received>,
     queue: Queue,
@@ -255,8 +257,9 @@ fn not_allowed(methods: &'static str) -> Answer {
 }
 
 impl Shared {
-    fn new(layout: Layout) -> Self {
+    fn new(layout: Layout, clicks: Arc<Mutex<Progress>>) -> Self {
         Self {
+            clicks,
             counters: Mutex::new(Counters::load(&layout)),
             received: Mutex::default(),
             queue: Queue::default(),
@@ -269,6 +272,7 @@ impl Shared {
         let mut page = Exposition::default();
         scrape::host(&mut page, &self.layout);
         scrape::database(&mut page, self.database.facts());
+        scrape::clicks(&mut page, &locked(&self.clicks), SystemTime::now());
         scrape::runtimes(&mut page, &locked(&self.counters));
         scrape::otlp(&mut page, &locked(&self.received), self.queue.counts());
         page.text()
@@ -355,7 +359,7 @@ mod tests {
     impl Agent {
         fn start() -> Self {
             let root = tempfile::tempdir().unwrap();
-            let server = Server::start(Layout::new(root.path())).unwrap();
+            let server = Server::start(Layout::new(root.path()), Arc::default()).unwrap();
             let (metrics, otlp) = (free_address().unwrap(), free_address().unwrap());
             let agent = Self {
                 server,

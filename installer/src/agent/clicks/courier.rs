@@ -303,7 +303,7 @@ impl Courier {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+#[allow(clippy::panic, clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use std::collections::BTreeMap;
 

@@ -9,11 +9,12 @@ use std::time::UNIX_EPOCH;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
+use sha2::{Digest as _, Sha256};
 
 /// Longer than any line of nginx: it takes heads of requests of 32 KB, each byte of which may need four.
 const BUFFER: usize = 256 * 1024;
 
-/// The last bytes before a position: by them a file is known again. Longer than the time of a request, shorter than a line.
+/// The last bytes before a position: by them a file is known again. Long enough to hold what no other line has.
 pub const TAIL: usize = 64;
 
 /// What is given back is given back in whole blocks.
@@ -38,6 +39,14 @@ impl Inode {
             born: born.map_or(0, |born| born.as_nanos() as u64),
         }
     }
+}
+
+/// A digest in hexadecimal.
+pub type Mark = String;
+
+fn mark(tail: &[u8]) -> Mark {
+    let digest = Sha256::digest(tail);
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// How far a reading has got.
@@ -130,35 +139,40 @@ impl Source {
         fs::metadata(path).is_ok_and(|metadata| Inode::of(&metadata) != self.inode)
     }
 
-    /// The last bytes before `position`.
+    /// By what the file is known again: a digest of the last bytes before `position`. Not the bytes, which may hold an
+    /// address.
     ///
     /// # Errors
     /// The file system fails, or the file ends before.
-    pub fn tail(&self, position: u64) -> io::Result<Vec<u8>> {
+    pub fn mark(&self, position: u64) -> io::Result<Mark> {
+        Ok(mark(&self.tail(position)?))
+    }
+
+    /// Whether the bytes before `position` are those of the mark, or were given back.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn continues(&self, position: u64, known: &Mark) -> io::Result<bool> {
+        if self.size()? < position {
+            return Ok(false);
+        }
+        let found = self.tail(position)?;
+        Ok(mark(&found) == *known || found.iter().all(|byte| *byte == 0))
+    }
+
+    fn tail(&self, position: u64) -> io::Result<Vec<u8>> {
         let mut tail = vec![0; TAIL.min(usize::try_from(position).unwrap_or(TAIL))];
         let start = position - tail.len() as u64;
         self.file.read_exact_at(&mut tail, start)?;
         Ok(tail)
     }
 
-    /// Whether these are still the last bytes before `position`, or were given back.
-    ///
-    /// # Errors
-    /// The file system fails.
-    pub fn continues(&self, position: u64, tail: &[u8]) -> io::Result<bool> {
-        if self.size()? < position {
-            return Ok(false);
-        }
-        let found = self.tail(position)?;
-        Ok(found == tail || found.iter().all(|byte| *byte == 0))
-    }
-
-    /// Gives each whole line from `from` on, without its end, to `take`, until that returns false. Lines of which nothing
+    /// Gives each whole line from `from` on, without its end, and the position after it to `take`, until that returns false. Lines of which nothing
     /// is left to count but their number are given as empty ones.
     ///
     /// # Errors
     /// The file system fails.
-    pub fn read(&mut self, from: u64, mut take: impl FnMut(&[u8]) -> bool) -> io::Result<Reached> {
+    pub fn read(&mut self, from: u64, mut take: impl FnMut(&[u8], u64) -> bool) -> io::Result<Reached> {
         if self.position != from {
             self.drops = false;
         }
@@ -191,7 +205,7 @@ impl Source {
                 }
                 let written = line.iter().position(|byte| *byte != 0);
                 let line = &line[written.unwrap_or(0)..];
-                if !take(line) {
+                if !take(line, position + start as u64) {
                     enough = true;
                     break;
                 }
@@ -213,7 +227,7 @@ impl Source {
             }
             // No line of nginx.
             if !std::mem::replace(&mut self.drops, true) {
-                take(&[]);
+                take(&[], position + length as u64);
             }
             position += length as u64;
         }
@@ -306,7 +320,7 @@ mod tests {
 
     fn lines(source: &mut Source, from: u64) -> (Vec<String>, u64) {
         let mut lines = vec![];
-        let reached = source.read(from, |line| {
+        let reached = source.read(from, |line, _| {
             lines.push(String::from_utf8_lossy(line).into_owned());
             true
         });
@@ -329,7 +343,7 @@ mod tests {
     fn the_taker_may_have_enough() {
         let journal = Journal::new(b"one\ntwo\nthree\n");
         let mut taken = 0;
-        let reached = journal.source().read(0, |_| {
+        let reached = journal.source().read(0, |_, _| {
             taken += 1;
             taken < 2
         });
@@ -378,10 +392,13 @@ mod tests {
         assert!(blocks * 512 < text.len() as u64 - 2 * BLOCK, "{blocks}");
         assert!(
             source
-                .continues(position, &text.as_bytes()[position as usize - TAIL..position as usize])
+                .continues(
+                    position,
+                    &mark(&text.as_bytes()[position as usize - TAIL..position as usize])
+                )
                 .unwrap()
         );
-        assert!(source.continues(BLOCK, b"whatever it was").unwrap());
+        assert!(source.continues(BLOCK, &mark(b"whatever it was")).unwrap());
     }
 
     #[test]
@@ -399,15 +416,14 @@ mod tests {
         let text = "0123456789".repeat(20);
         let journal = Journal::new(text.as_bytes());
         let source = journal.source();
-        let tail = source.tail(150).unwrap();
-        assert_eq!(tail.len(), TAIL);
+        let known = source.mark(150).unwrap();
         journal.append(b"more");
-        assert!(source.continues(150, &tail).unwrap());
+        assert!(source.continues(150, &known).unwrap());
         fs::write(journal.path(), b"short").unwrap();
-        assert!(!source.continues(150, &tail).unwrap());
+        assert!(!source.continues(150, &known).unwrap());
         journal.append("another".repeat(50).as_bytes());
-        assert!(!source.continues(150, &tail).unwrap());
-        assert!(source.continues(0, b"").unwrap());
+        assert!(!source.continues(150, &known).unwrap());
+        assert!(source.continues(0, &mark(b"")).unwrap());
     }
 
     #[test]
