@@ -268,7 +268,11 @@ mod tests {
 
     #[test]
     fn a_position_is_told_even_where_there_is_none() {
-        let read = |text| serde_json::from_str::<Position>(text).ok().map(|answer| answer.position);
+        let read = |text| {
+            serde_json::from_str::<Position>(text)
+                .ok()
+                .map(|answer| answer.position)
+        };
         assert_eq!(read(r#"{"position":5}"#), Some(Some(5)));
         assert_eq!(read(r#"{"position":null}"#), Some(None));
         assert_eq!(read("{}"), None);

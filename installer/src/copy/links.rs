@@ -440,7 +440,7 @@ mod tests {
     fn what_breaks_off_anywhere_is_continued() {
         let mut source = filled(1203);
         let whole = content(&source);
-        for left in 0..20 {
+        for left in 0..60 {
             let mut target = empty();
             let mut frail = Frail {
                 side: &mut target,

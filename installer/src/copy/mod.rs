@@ -196,7 +196,7 @@ mod tests {
             (200, body)
         };
         let server = Server::start(move |request| match &request.body {
-            body if body.contains("max(version)") => rows(r#"[[{"type":"integer","value":"2"}]]"#),
+            body if body.contains("max(version)") => rows(r#"[[{"type":"integer","value":"3"}]]"#),
             body if body.contains("max(id)") => rows(r#"[[{"type":"integer","value":"0"},{"type":"null"}]]"#),
             body if body.contains("INSERT") => rows(r#"[[{"type":"integer","value":"1"}]]"#),
             _ => (500, String::new()),
