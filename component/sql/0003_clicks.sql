@@ -40,7 +40,7 @@ CREATE INDEX IF NOT EXISTS click_hours_of_all ON click_hours (hour) WHERE link_i
 
 CREATE INDEX IF NOT EXISTS click_days_of_all ON click_days (day) WHERE link_id = 0;
 
--- How many different visitors there were (links_core::visitors): some of 32 words of 64 bits, joined by OR.
+-- How many different visitors there were (links_core::visitors): some of 16 words of 64 bits, joined by OR.
 CREATE TABLE IF NOT EXISTS click_visitors (
     day INTEGER NOT NULL,
     link_id INTEGER NOT NULL,

@@ -196,7 +196,7 @@ fn the_database_is_copied_before_its_tables_change() -> Result<()> {
     let planned = host
         .ok(["linksctl", "rollout", "--release", &next, "--dry-run"])?
         .stdout;
-    ensure!(planned.contains("whose tables change from version 1 to 2"), "{planned}");
+    ensure!(planned.contains("whose tables change from version 1 to 3"), "{planned}");
     let rolled = host.ok(["linksctl", "rollout", "--release", &next])?;
     let release = host.release_of(1)?;
     let copy = format!("/var/lib/links/backups/schema-1-before-{release}.db");
@@ -204,7 +204,7 @@ fn the_database_is_copied_before_its_tables_change() -> Result<()> {
 
     host.ok(["systemctl", "start", "links"])?;
     host.still_serves()?;
-    assert_eq!((host.schema(DATABASE)?, host.schema(&copy)?), (2, 1));
+    assert_eq!((host.schema(DATABASE)?, host.schema(&copy)?), (3, 1));
     host.shorten("https://example.com/later")?;
     let again = host.ok(["linksctl", "rollout", "--force"])?;
     ensure!(!again.stdout.contains("copy the database"), "{again}");

@@ -192,7 +192,7 @@ mod tests {
                 Clicks("abc".into(), 490_896, 3, 1),
                 Clicks(String::new(), 490_896, 3, 1),
             ],
-            visitors: vec![Visitors("abc".into(), 20_454, 31, i64::MIN)],
+            visitors: vec![Visitors("abc".into(), 20_454, 15, i64::MIN)],
             details: vec![
                 Detail("abc".into(), 20_454, Kind::Referrer, "news.example".into(), 2),
                 Detail("abc".into(), 20_454, Kind::Referrer, OTHER.into(), 1),
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(
             text,
             r#"{"journal":"0123456789abcdef0123456789abcdef","start":0,"stop":700,"#.to_owned()
-                + r#""clicks":[["abc",490896,3,1],["",490896,3,1]],"visitors":[["abc",20454,31,-9223372036854775808]],"#
+                + r#""clicks":[["abc",490896,3,1],["",490896,3,1]],"visitors":[["abc",20454,15,-9223372036854775808]],"#
                 + r#""details":[["abc",20454,1,"news.example",2],["abc",20454,1,"*",1],["abc",20454,2,"dcw",3],["abc",20454,3,"DE",3]]}"#
         );
     }
@@ -234,7 +234,7 @@ mod tests {
             |batch| batch.clicks[0].1 = u32::MAX,
             |batch| batch.visitors[0].0 = "ü".into(),
             |batch| batch.visitors[0].1 = u32::MAX,
-            |batch| batch.visitors[0].2 = 32,
+            |batch| batch.visitors[0].2 = 16,
             |batch| batch.details[0].0 = "a b".into(),
             |batch| batch.details[0].1 = u32::MAX,
             |batch| batch.details[0].3 = "News.example".into(),

@@ -438,6 +438,7 @@ impl<D: Desk> Clerk<D> {
         match self.desk.send(&batch) {
             Ok(position) => {
                 if position == Some(stop) {
+                    self.gatherer.sent(&batch);
                     let of_all = batch.clicks.iter().filter(|entry| entry.0.is_empty());
                     let sums = of_all.fold((0, 0), |sums, entry| {
                         (sums.0 + u64::from(entry.2), sums.1 + u64::from(entry.3))
@@ -449,6 +450,7 @@ impl<D: Desk> Clerk<D> {
                         progress.lag_bytes = progress.lag_bytes.saturating_sub(stop - start);
                     });
                 } else {
+                    self.gatherer.forget_sent();
                     log::error!(
                         "clicks: the database is at byte {position:?} of the journal, not at {start}; going on from there"
                     );

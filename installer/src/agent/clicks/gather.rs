@@ -21,6 +21,9 @@ const NAMED_REFERRERS: usize = 20;
 /// empties the memory now and then.
 const REMEMBERED: usize = 4096;
 
+/// Words of sketches that the database is known to have.
+const SENT: usize = 100_000;
+
 /// What an entry takes as JSON beside its texts, in bytes, at most.
 const CLICKS_SIZE: usize = 30;
 const VISITORS_SIZE: usize = 36;
@@ -103,6 +106,8 @@ pub struct Gatherer {
     clicks: HashMap<(u32, u32), Count>,
     visitors: HashMap<(u32, u32, u8), u64>,
     details: HashMap<DetailKey, u32>,
+    /// Bits that need not be sent again, by the hash of the slug, day and word. Most visitors of a busy link set none.
+    sent: HashMap<(u64, u32, u8), u64>,
     size: usize,
 }
 
@@ -163,16 +168,38 @@ impl Gatherer {
         };
         count.clicks += 1;
         let (word, bits) = visitors::place(visitor(&salt, line.address, client.hash));
-        let words = self.visitors.entry((link, day, word)).or_insert_with(|| {
-            self.size += slug_size + VISITORS_SIZE;
-            0
-        });
-        *words |= bits;
+        if !self.is_sent(line.slug.as_bytes(), day, word, bits) {
+            let words = self.visitors.entry((link, day, word)).or_insert_with(|| {
+                self.size += slug_size + VISITORS_SIZE;
+                0
+            });
+            *words |= bits;
+        }
         let host = self.host_number(line.referrer);
         self.add_detail((link, day, Kind::Referrer, host), slug_size);
         let visit = self.names.number(visit.code().as_bytes());
         self.add_detail((link, day, Kind::Visit, visit), slug_size);
         Ok(Taken::Click)
+    }
+
+    fn is_sent(&self, slug: &[u8], day: u32, word: u8, bits: u64) -> bool {
+        let sent = self.sent.get(&(hash(slug), day, word));
+        sent.is_some_and(|sent| bits & !sent == 0)
+    }
+
+    /// The database has this batch: what is in the sketches need not be sent once more.
+    pub fn sent(&mut self, batch: &Batch) {
+        if self.sent.len() >= SENT {
+            self.sent.clear();
+        }
+        for Visitors(slug, day, word, bits) in &batch.visitors {
+            *self.sent.entry((hash(slug.as_bytes()), *day, *word)).or_default() |= bits.cast_unsigned();
+        }
+    }
+
+    /// Nobody knows what the database has.
+    pub fn forget_sent(&mut self) {
+        self.sent.clear();
     }
 
     fn add_detail(&mut self, key: DetailKey, slug_size: usize) {
@@ -190,11 +217,9 @@ impl Gatherer {
         if let Some(client) = self.clients.get(user_agent) {
             return *client;
         }
-        let mut hasher = SipHasher13::new();
-        hasher.write(user_agent);
         let client = Client {
             visit: client::visit(&line::unescaped(user_agent)),
-            hash: hasher.finish(),
+            hash: hash(user_agent),
         };
         if self.clients.len() >= REMEMBERED {
             self.clients.clear();
@@ -250,6 +275,7 @@ impl Gatherer {
             *visitors_of_all.entry((*day, *word)).or_default() |= bits;
         }
         let of_all = visitors_of_all.into_iter();
+        let of_all = of_all.filter(|((day, word), bits)| !self.is_sent(b"", *day, *word, *bits));
         visitors.extend(of_all.map(|((day, word), bits)| Visitors(String::new(), day, word, bits.cast_signed())));
 
         Batch {
@@ -299,6 +325,13 @@ impl Gatherer {
         }
         details
     }
+}
+
+/// The same in every process.
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 /// Who has the same address and the same client is the same visitor. Of IPv6, a household has a whole network, of which
@@ -452,6 +485,44 @@ mod tests {
         let batch = batch(&gatherer);
         let estimates = ["a", "b", "c", ""].map(|slug| estimate(&batch, slug));
         assert_eq!(estimates, [3, 1, 2, 5]);
+    }
+
+    #[test]
+    fn what_the_database_has_of_visitors_is_not_sent_again() {
+        let mut gatherer = gatherer();
+        let visit = |gatherer: &mut Gatherer, addresses: std::ops::Range<u32>| {
+            gatherer.clear();
+            for number in addresses {
+                let address = format!("192.0.{}.{}", number / 256, number % 256);
+                take(gatherer, &line("a", AT, &address, "-", PERSON)).unwrap();
+            }
+            batch(gatherer)
+        };
+        let first = visit(&mut gatherer, 0..500);
+        assert!(first.visitors.len() > 10);
+        assert_eq!(
+            visit(&mut gatherer, 0..500),
+            first,
+            "as long as it is not known to be there"
+        );
+        gatherer.sent(&first);
+        let again = visit(&mut gatherer, 100..400);
+        assert_eq!(
+            (again.visitors.len(), again.clicks.iter().map(|entry| entry.2).max()),
+            (0, Some(300))
+        );
+        let more = visit(&mut gatherer, 0..1000);
+        let mut sketch = Sketch::default();
+        for Visitors(_, _, word, bits) in first
+            .visitors
+            .iter()
+            .chain(&more.visitors)
+            .filter(|entry| entry.0 == "a")
+        {
+            sketch.join(*word, bits.cast_unsigned());
+        }
+        gatherer.forget_sent();
+        assert_eq!(sketch.estimate(), estimate(&visit(&mut gatherer, 0..1000), "a"));
     }
 
     #[test]
