@@ -36,7 +36,7 @@ pub enum Command {
     /// This is what links@N.service runs.
     Run(RunArgs),
 
-    /// Watch the instances, keep the status line of links.service true, and serve metrics
+    /// Watch the instances, keep the status line of links.service true, serve metrics, and count clicks
     ///
     /// This is what links.service runs.
     Agent,
@@ -51,6 +51,11 @@ pub enum Command {
 
     /// Show what runs: instances, release, runtime, database, addresses
     Status(StatusArgs),
+
+    /// Show how often a link was followed, or all of them, and from where
+    ///
+    /// Clicks are counted a few seconds after they happened; those of bots apart. Days and hours are of UTC.
+    Stats(StatsArgs),
 
     /// Show the versions of linksctl, of the release and of its runtime
     Version(VersionArgs),
@@ -118,6 +123,7 @@ impl Command {
     pub fn only_prints(&self) -> bool {
         match self {
             Self::Check(_)
+            | Self::Stats(_)
             | Self::Status(_)
             | Self::Version(_)
             | Self::Releases(_)
@@ -250,6 +256,35 @@ pub struct StatusArgs {
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct StatsArgs {
+    /// The link; all of them by default
+    pub slug: Option<String>,
+
+    /// First day, like 2030-01-31, or time, like 2030-01-31T18:00:00Z; 30 days or 48 hours ago by default
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+
+    /// Last day or time; now by default
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+
+    /// What a bar stands for
+    #[arg(long, value_name = "PERIOD")]
+    pub by: Option<StatsBy>,
+
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatsBy {
+    /// Kept for 90 days
+    Hour,
+    Day,
 }
 
 #[derive(Args, Debug)]

@@ -23,6 +23,7 @@ mod remote;
 mod rollout;
 mod rotation;
 mod runtime;
+mod stats;
 mod status;
 mod supervise;
 #[cfg(test)]
@@ -69,6 +70,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(&layout, &args)?,
         Command::Check(args) => return Ok(config::command::check_command(&layout, args.json, args.online)?.into()),
         Command::Status(args) => return status::show(&layout, args.json),
+        Command::Stats(args) => stats::show(&layout, &args)?,
         Command::Version(args) => status::version(&layout, args.json)?,
         Command::Db(args) => copy::run(&layout, &args.command)?,
         Command::Token(args) => token::show(&layout, args.rotate)?,

@@ -40,11 +40,11 @@ pub struct Batch {
 }
 
 /// Slug, hour, clicks, and clicks of bots, which are not among the others.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Clicks(pub String, pub u32, pub u32, pub u32);
 
 /// Slug, day, and a word of the visitors' sketch with its bits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Visitors(pub String, pub u32, pub u8, pub i64);
 
 /// Slug, day, kind, name, clicks.

@@ -268,6 +268,9 @@ impl Gatherer {
         let of_all = clicks_of_all.into_iter();
         clicks.extend(of_all.map(|(hour, count)| Clicks(String::new(), hour, count.clicks, count.bots)));
 
+        // Neighbours in the database's index of slugs are neighbours here.
+        clicks.sort_unstable();
+
         let mut visitors = vec![];
         let mut visitors_of_all = BTreeMap::<(u32, u8), u64>::new();
         for ((link, day, word), bits) in &self.visitors {
@@ -277,6 +280,8 @@ impl Gatherer {
         let of_all = visitors_of_all.into_iter();
         let of_all = of_all.filter(|((day, word), bits)| !self.is_sent(b"", *day, *word, *bits));
         visitors.extend(of_all.map(|((day, word), bits)| Visitors(String::new(), day, word, bits.cast_signed())));
+
+        visitors.sort_unstable();
 
         Batch {
             journal: journal.to_owned(),

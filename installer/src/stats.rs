@@ -1,0 +1,372 @@
+//! `linksctl stats`: the clicks of a link, or of all, as the component tells them.
+
+use std::env;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use links_core::clicks::OTHER;
+use links_core::slug::Slug;
+use links_core::stats::{Granularity, Report, Share};
+
+use crate::cli::{StatsArgs, StatsBy};
+use crate::config::load::load_links;
+use crate::install::require_root;
+use crate::layout::{self, Layout};
+use crate::remote::Client;
+use crate::rollout::snapshot;
+use crate::{rotation, token};
+
+/// For a whole answer. An instance gives its database 14 seconds.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Cells of the longest bar: with what stands beside it, a line fits a terminal of 80.
+const WIDTH: u64 = 44;
+/// Names that are listed of each kind.
+const LISTED: usize = 10;
+
+/// What bars are made of: eighths of a cell.
+const BLOCKS: [char; 8] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉', '█'];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bars {
+    Blocks,
+    /// For a terminal that shows ASCII only.
+    Plain,
+}
+
+/// Prints them.
+///
+/// # Errors
+/// No instance answers, the token cannot be read, or there is no such link.
+pub fn show(layout: &Layout, args: &StatsArgs) -> anyhow::Result<()> {
+    if layout.is_host() {
+        require_root()?;
+    }
+    let token = token::read(layout)?;
+    let report = ask(layout, &path(args)?, &token)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", text(&report, bars()));
+    }
+    Ok(())
+}
+
+/// As the component knows it.
+fn path(args: &StatsArgs) -> anyhow::Result<String> {
+    let path = match &args.slug {
+        Some(slug) => {
+            let slug = Slug::in_path(slug).with_context(|| format!("{slug:?} is no slug"))?;
+            format!("/api/v1/links/{slug}/stats?")
+        }
+        None => "/api/v1/stats?".to_owned(),
+    };
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    let by = args.by.map(|by| match by {
+        StatsBy::Hour => "hour",
+        StatsBy::Day => "day",
+    });
+    for (name, value) in [
+        ("from", args.from.as_deref()),
+        ("to", args.to.as_deref()),
+        ("granularity", by),
+    ] {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    Ok(path + &query.finish())
+}
+
+/// An instance in rotation.
+fn ask(layout: &Layout, path: &str, token: &str) -> anyhow::Result<Report> {
+    let authorization = format!("Bearer {token}");
+    let client = Client::new(TIMEOUT);
+    let mut why = "no instance is ready; `linksctl status` tells more".to_owned();
+    for address in addresses(layout)? {
+        let headers = [("authorization", authorization.as_str()), ("connection", "close")];
+        match client.get(&format!("http://{address}{path}"), &headers) {
+            Ok(answer) if answer.status == 200 => {
+                return serde_json::from_str(&answer.body).context("Reading what the instance answers");
+            }
+            Ok(answer) => {
+                let problem = serde_json::from_str::<serde_json::Value>(&answer.body).unwrap_or_default();
+                let detail = problem["detail"].as_str().unwrap_or("without a reason");
+                why = format!("{address} answers {}: {detail}", answer.status);
+                // Another one would answer the same.
+                if answer.status < 500 {
+                    bail!(why);
+                }
+            }
+            Err(error) => why = format!("{address}: {error}"),
+        }
+    }
+    bail!(why)
+}
+
+fn addresses(layout: &Layout) -> anyhow::Result<Vec<SocketAddr>> {
+    let ready = rotation::ready_instances(layout).context("Reading the ready flags")?;
+    let addresses = ready.into_iter().map(|instance| {
+        let (applied, _) = snapshot::of_instance(layout, instance);
+        let config = load_links(&applied)?;
+        Ok(layout::instance_address(config.base_port, instance))
+    });
+    addresses.collect()
+}
+
+fn bars() -> Bars {
+    // As setlocale(3) looks: the first that is set counts.
+    let mut locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .filter_map(|name| env::var(name).ok());
+    let locale = locale.find(|value| !value.is_empty()).unwrap_or_default();
+    match locale.to_ascii_lowercase().replace('-', "").contains("utf8") {
+        true => Bars::Blocks,
+        false => Bars::Plain,
+    }
+}
+
+fn text(report: &Report, bars: Bars) -> String {
+    let mut text = heading(report);
+    let most = report.series.iter().map(|bar| bar.clicks).max().unwrap_or(0);
+    let digits = counted(most).len();
+    for entry in &report.series {
+        let when = match report.granularity {
+            Granularity::Day => entry.start.get(..10),
+            Granularity::Hour => entry.start.get(..16),
+        };
+        let when = when.unwrap_or(&entry.start).replace('T', " ");
+        let clicks = counted(entry.clicks);
+        let bar = bar(entry.clicks, most, bars);
+        let line = format!("{when}  {clicks:>digits$}  {bar}");
+        // Into a string: it cannot fail.
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    for (title, shares) in [
+        ("Referrers", &report.referrers),
+        ("Devices", &report.devices),
+        ("Browsers", &report.browsers),
+        ("Systems", &report.systems),
+        ("Countries", &report.countries),
+    ] {
+        text += &list(title, shares, report.clicks);
+    }
+    let links = report.links.iter().flatten().map(|link| Share {
+        name: link.slug.clone(),
+        clicks: link.clicks,
+    });
+    text + &list("Links", &links.collect::<Vec<_>>(), report.clicks)
+}
+
+/// `abc: 1,234 clicks from 2026-01-01 to 2026-01-30 (UTC), about 900 visitors, 56 of bots not counted`
+fn heading(report: &Report) -> String {
+    let what = report.slug.as_deref().unwrap_or("all links");
+    let first = report.series.first().map_or("", |bar| &bar.start);
+    let last = report.series.last().map_or("", |bar| &bar.start);
+    let day = |moment: &str| moment.get(..10).unwrap_or(moment).to_owned();
+    let mut heading = format!(
+        "{what}: {} click{} from {} to {} (UTC)",
+        counted(report.clicks),
+        if report.clicks == 1 { "" } else { "s" },
+        day(first),
+        day(last)
+    );
+    if let Some(visitors) = report.visitors.filter(|visitors| *visitors > 0) {
+        heading += &format!(
+            ", about {} daily visitor{}",
+            counted(visitors),
+            if visitors == 1 { "" } else { "s" }
+        );
+    }
+    if report.bots > 0 {
+        heading += &format!("; {} more of bots", counted(report.bots));
+    }
+    heading + "\n\n"
+}
+
+fn list(title: &str, shares: &[Share], clicks: u64) -> String {
+    if shares.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{title}\n");
+    let digits = shares.first().map_or(0, |share| counted(share.clicks).len());
+    for share in shares.iter().take(LISTED) {
+        let name = match share.name.as_str() {
+            "" => "(none)",
+            OTHER => "(others)",
+            name => name,
+        };
+        let percent = (share.clicks * 100).checked_div(clicks).unwrap_or(0);
+        // As above.
+        let _ = writeln!(text, "  {:>digits$}  {percent:>3} %  {name}", counted(share.clicks));
+    }
+    if shares.len() > LISTED {
+        let _ = writeln!(text, "  and {} more: --json tells all", shares.len() - LISTED);
+    }
+    text
+}
+
+fn bar(clicks: u64, most: u64, bars: Bars) -> String {
+    if clicks == 0 || most == 0 {
+        return String::new();
+    }
+    match bars {
+        Bars::Plain => "#".repeat((clicks * WIDTH).div_ceil(most) as usize),
+        Bars::Blocks => {
+            // Whoever has one click is to be seen.
+            let eighths = (clicks * WIDTH * 8 / most).max(1) as usize;
+            let mut bar = BLOCKS[7].to_string().repeat(eighths / 8);
+            if !eighths.is_multiple_of(8) {
+                bar.push(BLOCKS[eighths % 8 - 1]);
+            }
+            bar
+        }
+    }
+}
+
+/// `1,234`
+fn counted(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::fs;
+    use std::sync::{Arc, Mutex};
+
+    use links_core::stats::{Found, Link, Span};
+
+    use super::*;
+    use crate::layout::{ADMIN_TOKEN, temporary};
+    use crate::testing::{Request, Server};
+
+    /// 2026-01-31T18:30:00Z
+    const NOW: i64 = 1_769_884_200;
+    const TODAY: i64 = NOW / 86_400;
+
+    fn report(slug: Option<&str>) -> Report {
+        let span = Span::parse(Some("from=2026-01-29&to=2026-01-31"), NOW).unwrap();
+        let found = Found {
+            clicks: vec![(TODAY - 2, 2, 3), (TODAY, 1234, 0)],
+            visitors: vec![(TODAY, "[[0,1],[1,1]]".into())],
+            details: vec![
+                (1, String::new(), 1000),
+                (1, "news.example".into(), 200),
+                (1, "*".into(), 36),
+                (2, "pca".into(), 1236),
+            ],
+            links: slug.is_none().then(|| {
+                vec![Link {
+                    slug: "abc".into(),
+                    clicks: 1236,
+                    bots: 3,
+                }]
+            }),
+        };
+        Report::new(slug, span, found)
+    }
+
+    #[test]
+    fn a_report_is_shown_as_bars_and_lists() {
+        let wanted = "abc: 1,236 clicks from 2026-01-29 to 2026-01-31 (UTC), about 2 daily visitors; 3 more of bots\n\n\
+             2026-01-29      2  ▏\n\
+             2026-01-30      0\n\
+             2026-01-31  1,234  ████████████████████████████████████████████\n\n\
+             Referrers\n  1,000   80 %  (none)\n    200   16 %  news.example\n     36    2 %  (others)\n\n\
+             Devices\n  1,236  100 %  phone\n\n\
+             Browsers\n  1,236  100 %  Chrome\n\n\
+             Systems\n  1,236  100 %  Android\n";
+        assert_eq!(text(&report(Some("abc")), Bars::Blocks), wanted);
+        let plain = text(&report(None), Bars::Plain);
+        assert!(plain.is_ascii() && plain.contains("2026-01-29      2  #\n"), "{plain}");
+        assert!(plain.starts_with("all links: 1,236 clicks"), "{plain}");
+        assert!(plain.ends_with("Links\n  1,236  100 %  abc\n"), "{plain}");
+        assert!(plain.lines().all(|line| line.len() <= 100), "{plain}");
+    }
+
+    #[test]
+    fn nothing_is_shown_as_nothing() {
+        let span = Span::parse(Some("granularity=hour"), NOW).unwrap();
+        let text = text(&Report::new(Some("abc"), span, Found::default()), Bars::Blocks);
+        assert!(
+            text.starts_with("abc: 0 clicks from 2026-01-29 to 2026-01-31 (UTC)\n\n2026-01-29 19:00  0\n"),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 50);
+    }
+
+    #[test]
+    fn numbers_have_their_thousands_apart() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(counted(number), text);
+        }
+    }
+
+    fn args(slug: Option<&str>) -> StatsArgs {
+        StatsArgs {
+            slug: slug.map(str::to_owned),
+            from: None,
+            to: None,
+            by: None,
+            json: false,
+        }
+    }
+
+    #[test]
+    fn the_question_is_that_of_the_component() {
+        let from_to = StatsArgs {
+            from: Some("2026-01-01".into()),
+            to: Some("2026-01-31T18:00:00+01:00".into()),
+            by: Some(StatsBy::Hour),
+            ..args(Some("abc"))
+        };
+        let asked = path(&from_to).unwrap();
+        assert_eq!(
+            asked,
+            "/api/v1/links/abc/stats?from=2026-01-01&to=2026-01-31T18%3A00%3A00%2B01%3A00&granularity=hour"
+        );
+        assert_eq!(path(&args(None)).unwrap(), "/api/v1/stats?");
+        assert!(path(&args(Some("../admin"))).is_err());
+    }
+
+    fn host(server: &Server) -> (tempfile::TempDir, Layout) {
+        let (root, layout) = temporary(&[Layout::config_dir, Layout::credentials_dir, Layout::ready_dir]);
+        let port: u16 = server.url("").rsplit(':').next().unwrap().parse().unwrap();
+        fs::write(layout.links_toml(), format!("base_port = {}\n", port - 1)).unwrap();
+        fs::write(layout.credential(ADMIN_TOKEN), "s3cret\n").unwrap();
+        fs::write(layout.ready_flag(1), b"").unwrap();
+        (root, layout)
+    }
+
+    #[test]
+    fn an_instance_is_asked_with_the_token() {
+        let seen = Arc::new(Mutex::new(String::new()));
+        let asked = Arc::clone(&seen);
+        let server = Server::start(move |request: &Request| {
+            *asked.lock().unwrap() = request.header("authorization").unwrap_or_default().to_owned();
+            match request.path.contains("nope") {
+                true => (404, "{\"detail\":\"There is no such link.\"}".to_owned()),
+                false => (200, serde_json::to_string(&report(Some("abc"))).unwrap()),
+            }
+        });
+        let (_root, layout) = host(&server);
+        show(&layout, &args(Some("abc"))).unwrap();
+        assert_eq!(*seen.lock().unwrap(), "Bearer s3cret");
+        let error = show(&layout, &args(Some("nope"))).unwrap_err().to_string();
+        assert!(error.contains("404: There is no such link."), "{error}");
+        fs::remove_file(layout.ready_flag(1)).unwrap();
+        let error = show(&layout, &args(None)).unwrap_err().to_string();
+        assert!(error.contains("no instance is ready"), "{error}");
+    }
+}
