@@ -292,3 +292,18 @@ impl<'a> Vault<'a> {
         Ok(answer)
     }
 }
+
+/// The OpenTelemetry collector Rotel, which tells in its unit's journal what it has decoded. The machine's tree has to hold
+/// libpython3.11.
+///
+/// # Errors
+/// There is no `rotel`, or it does not start.
+pub fn rotel(machine: &Machine) -> Result<Server<'_>> {
+    let program = target_directory().join("servers/rotel");
+    machine
+        .copy_in(&program, "/usr/local/bin/rotel")
+        .context("Rotel comes by .ci/servers")?;
+    let command = "/usr/local/bin/rotel start --exporter blackhole --debug-log metrics --debug-log traces \
+                   --debug-log-verbosity detailed --otlp-http-endpoint 127.0.0.1:4318 --otlp-grpc-endpoint 127.0.0.1:4317";
+    Server::run(machine, "rotel", 4318, command, "", "")
+}
