@@ -265,12 +265,12 @@ impl<'a> Vault<'a> {
         .map(drop)
     }
 
-    /// A token that may read everything in `secret`, and that counts until [`Self::revoke`].
+    /// A token that may read everything, and that counts until [`Self::revoke`].
     ///
     /// # Errors
     /// It does not make one.
     pub fn token(&self, id: &str) -> Result<()> {
-        let rules = json!({ "policy": "path \"secret/*\" { capabilities = [\"read\"] }" });
+        let rules = json!({ "policy": "path \"*\" { capabilities = [\"read\"] }" });
         self.ask("/v1/sys/policies/acl/links", &rules)?;
         let token = json!({ "id": id, "policies": ["links"], "period": "720h", "no_parent": true });
         self.ask("/v1/auth/token/create", &token).map(drop)
