@@ -99,7 +99,7 @@ fn a_token_is_rotated_in_vault() -> Result<()> {
     ensure!(write("one-s3cret")?.status == 200);
     let configuration = format!(
         "[[variables_provider]]\ntype = \"vault\"\nurl = \"http://{vault}\"\ntoken = \"r00t-s3cret\"\nmount = \"secret\"\n\
-         prefix = \"links\"\n[[variables_provider]]\ntype = \"static\"\nvalues = {{ shorten_access = \"token\" }}\n"
+         prefix = \"links\"\n[[variables_provider]]\ntype = \"static\"\nvalues = {{ secrets_stale = \"0\" }}\n"
     );
     let runtime = place.runtime(&configuration, &[])?;
     let slug = runtime.slug("one-s3cret", "https://example.com/")?;
