@@ -191,7 +191,10 @@ impl Place {
     /// It does not start.
     pub fn runtime(&self, configuration: &str, environment: &[(&str, &str)]) -> Result<Runtime> {
         let file = self.path("runtime.toml");
-        std::fs::write(&file, format!("log_dir = ''\n{configuration}"))?;
+        // This store linksctl adds as well.
+        let local = self.path("local.db");
+        let local = format!("[key_value_store.local]\ntype = 'spin'\npath = '{}'\n", local.display());
+        std::fs::write(&file, format!("log_dir = ''\n{local}{configuration}"))?;
         let mut command = Command::new(target_directory().join("release/links-host"));
         command.arg("up").arg("--from").arg(spin_toml());
         command

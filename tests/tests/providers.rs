@@ -99,7 +99,7 @@ fn a_token_is_rotated_in_vault() -> Result<()> {
     ensure!(write("one-s3cret")?.status == 200);
     let configuration = format!(
         "[[variables_provider]]\ntype = \"vault\"\nurl = \"http://{vault}\"\ntoken = \"r00t-s3cret\"\nmount = \"secret\"\n\
-         prefix = \"links\"\n[[variables_provider]]\ntype = \"static\"\nvalues = {{ shorten_access = \"token\" }}\n"
+         prefix = \"links\"\n[[variables_provider]]\ntype = \"static\"\nvalues = {{ secrets_stale = \"0\" }}\n"
     );
     let runtime = place.runtime(&configuration, &[])?;
     let slug = runtime.slug("one-s3cret", "https://example.com/")?;
@@ -127,4 +127,197 @@ fn a_token_is_rotated_in_vault() -> Result<()> {
     let errors = place.runtime_errors()?;
     ensure!(!errors.contains("s3cret"), "{errors}");
     Ok(())
+}
+
+mod telemetry {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use anyhow::Context as _;
+    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::KeyValue;
+    use opentelemetry_proto::tonic::common::v1::any_value::Value;
+    use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+    use opentelemetry_proto::tonic::metrics::v1::number_data_point;
+    use opentelemetry_proto::tonic::trace::v1::Span;
+    use prost::Message as _;
+
+    use super::*;
+
+    /// An export: the path, the head, the message.
+    struct Export {
+        path: String,
+        head: String,
+        message: Vec<u8>,
+    }
+
+    /// A collector that takes everything.
+    fn collector() -> Result<(SocketAddr, Receiver<Export>)> {
+        let listener = TcpListener::bind(ANY)?;
+        let address = listener.local_addr()?;
+        let (sender, exports) = channel();
+        // It ends with the test.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let sender = sender.clone();
+                std::thread::spawn(move || take(stream, &sender));
+            }
+        });
+        Ok((address, exports))
+    }
+
+    fn take(mut stream: TcpStream, exports: &Sender<Export>) -> Result<()> {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        loop {
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                if reader.read_line(&mut head)? == 0 {
+                    return Ok(());
+                }
+            }
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let mut message = vec![0; length.context("no length")?.parse()?];
+            reader.read_exact(&mut message)?;
+            let path = head.split(' ').nth(1).context("no path")?.to_owned();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")?;
+            exports.send(Export { path, head, message })?;
+        }
+    }
+
+    fn text<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {
+        let found = attributes.iter().find(|attribute| attribute.key == key)?;
+        match found.value.as_ref()?.value.as_ref()? {
+            Value::StringValue(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn traces_and_metrics_arrive_when_it_ends() -> Result<()> {
+        let place = Place::new()?;
+        let (address, exports) = collector()?;
+        let endpoint = format!("http://{address}");
+        let runtime = place.runtime(
+            "[[variables_provider]]\ntype = 'static'\nvalues = { admin_token = '4dmin-s3cret' }\n",
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+                ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=h3ader-s3cret"),
+                ("OTEL_RESOURCE_ATTRIBUTES", "service.name=links,service.instance.id=7"),
+            ],
+        )?;
+        let slug = runtime.slug("4dmin-s3cret", "https://example.com/t4rget")?;
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        let parent = format!("00-{trace}-b7ad6b7169203331-01");
+        let answer = runtime.get(&format!("/{slug}?q=s3cret"), &[("traceparent", &parent)])?;
+        ensure!(answer.status == 302, "{answer:?}");
+        runtime.process.terminate()?;
+
+        let (mut spans, mut requests, mut histograms) = (Vec::new(), 0, Vec::new());
+        while let Ok(export) = exports.try_recv() {
+            ensure!(export.head.contains("x-key: h3ader-s3cret\r\n"), "{}", export.head);
+            for secret in ["s3cret", "t4rget"] {
+                let found = export
+                    .message
+                    .windows(secret.len())
+                    .any(|window| window == secret.as_bytes());
+                ensure!(!found, "{secret} is told: {}", String::from_utf8_lossy(&export.message));
+            }
+            match export.path.as_str() {
+                "/v1/traces" => {
+                    for resource in ExportTraceServiceRequest::decode(&export.message[..])?.resource_spans {
+                        let attributes = resource.resource.unwrap_or_default().attributes;
+                        ensure!(text(&attributes, "service.name") == Some("links"), "{attributes:?}");
+                        ensure!(text(&attributes, "service.instance.id") == Some("7"), "{attributes:?}");
+                        spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
+                    }
+                }
+                "/v1/metrics" => {
+                    let message = ExportMetricsServiceRequest::decode(&export.message[..])?;
+                    let scopes = message
+                        .resource_metrics
+                        .into_iter()
+                        .flat_map(|resource| resource.scope_metrics);
+                    for metric in scopes.flat_map(|scope| scope.metrics) {
+                        match metric.data.context("no data")? {
+                            Data::Sum(sum) if metric.name == "spin.request_count" => {
+                                let point = sum.data_points.first().context("no point")?;
+                                ensure!(text(&point.attributes, "component_id") == Some("links"), "{point:?}");
+                                ensure!(text(&point.attributes, "app_id") == Some("links"), "{point:?}");
+                                ensure!(text(&point.attributes, "trigger_type") == Some("http"), "{point:?}");
+                                let Some(number_data_point::Value::AsInt(count)) = point.value else {
+                                    anyhow::bail!("{point:?}")
+                                };
+                                requests = count;
+                            }
+                            Data::Histogram(_) => histograms.push(metric.name),
+                            other => anyhow::bail!("{} {other:?}", metric.name),
+                        }
+                    }
+                }
+                other => anyhow::bail!("an export to {other}"),
+            }
+        }
+        ensure!(requests == 2, "{requests} requests");
+        histograms.sort();
+        histograms.dedup();
+        ensure!(
+            histograms
+                == [
+                    "spin.component_cpu_time",
+                    "spin.component_memory_used",
+                    "spin.component_memory_used_on_init"
+                ],
+            "{histograms:?}"
+        );
+        let ours: Vec<&Span> = spans.iter().filter(|span| hex(&span.trace_id) == trace).collect();
+        let named = |name: &str| {
+            ours.iter()
+                .find(|span| span.name.starts_with(name))
+                .with_context(|| format!("{name}: {ours:?}"))
+        };
+        let request = named("GET /...")?;
+        ensure!(hex(&request.parent_span_id) == "b7ad6b7169203331", "{request:?}");
+        ensure!(
+            text(&request.attributes, "url.path") == Some(&format!("/{slug}")),
+            "{request:?}"
+        );
+        let execution = named("execute_wasm_component links")?;
+        ensure!(execution.parent_span_id == request.span_id, "{execution:?}");
+        let statement = named("SELECT")?;
+        ensure!(statement.parent_span_id == execution.span_id, "{statement:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_collector_that_is_not_there_costs_no_request() -> Result<()> {
+        let place = Place::new()?;
+        let endpoint = format!("http://127.0.0.1:{}", free_port()?);
+        let runtime = place.runtime(
+            "",
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+                ("OTEL_METRIC_EXPORT_INTERVAL", "100"),
+            ],
+        )?;
+        for _ in 0..20 {
+            let health = runtime.get("/health", &[])?;
+            ensure!(health.status == 200, "{health:?}");
+        }
+        eventually("it is told", SOON, || {
+            Ok(place
+                .runtime_errors()?
+                .contains("does not arrive at 127.0.0.1")
+                .then_some(()))
+        })?;
+        let begin = Instant::now();
+        runtime.process.terminate()?;
+        ensure!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+        Ok(())
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
