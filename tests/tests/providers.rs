@@ -86,6 +86,58 @@ fn a_refused_token_is_told_and_not_shown() -> Result<()> {
 }
 
 #[test]
+fn known_links_lead_on_while_one_of_database_and_redis_is_away() -> Result<()> {
+    let place = Place::new()?;
+    let (server, database) = place.hrana(HRANA, ANY, "s3cret")?;
+    let port = free_port()?;
+    let redis = place.redis(port, "r3dis-s3cret")?;
+    let configuration = format!(
+        "{}[[variables_provider]]\ntype = \"static\"\nvalues = {{ link_cache = \"on\", cache_ttl = \"1\" }}\n\
+         [key_value_store.default]\ntype = \"redis\"\nurl = \"redis://:r3dis-s3cret@127.0.0.1:{port}\"\n",
+        libsql(database, "s3cret")
+    );
+    let runtime = place.runtime(&configuration, &[])?;
+    let url = "https://example.com/";
+    let slug = runtime.slug("4dmin", url)?;
+    runtime.leads_to(&slug, url)?;
+
+    server.pause()?;
+    // Also once the entry is older than cache_ttl.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        runtime.leads_to(&slug, url)?;
+    }
+    server.go_on()?;
+    eventually("the database is asked again", SOON, || {
+        Ok(runtime.slug("4dmin", url).ok())
+    })?;
+
+    redis.pause()?;
+    runtime.leads_to(&slug, url)?;
+    let other = runtime.slug("4dmin", "https://example.com/other")?;
+    redis.go_on()?;
+    drop(redis);
+    runtime.leads_to(&slug, url)?;
+    runtime.leads_to(&other, "https://example.com/other")?;
+
+    // A new and empty one is filled again, which only shows without the database.
+    let _redis = place.redis(port, "r3dis-s3cret")?;
+    eventually("the cache serves", SOON, || {
+        runtime.leads_to(&slug, url)?;
+        server.pause()?;
+        let cached = runtime.leads_to(&slug, url);
+        server.go_on()?;
+        eventually("the database is asked again", SOON, || {
+            Ok(runtime.slug("4dmin", url).ok())
+        })?;
+        Ok(cached.ok())
+    })?;
+    let errors = place.runtime_errors()?;
+    ensure!(!errors.contains("s3cret"), "{errors}");
+    Ok(())
+}
+
+#[test]
 fn a_token_is_rotated_in_vault() -> Result<()> {
     let place = Place::new()?;
     let port = free_port()?;
