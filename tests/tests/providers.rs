@@ -86,6 +86,58 @@ fn a_refused_token_is_told_and_not_shown() -> Result<()> {
 }
 
 #[test]
+fn known_links_lead_on_while_one_of_database_and_redis_is_away() -> Result<()> {
+    let place = Place::new()?;
+    let (server, database) = place.hrana(HRANA, ANY, "s3cret")?;
+    let port = free_port()?;
+    let redis = place.redis(port, "r3dis-s3cret")?;
+    let configuration = format!(
+        "{}[[variables_provider]]\ntype = \"static\"\nvalues = {{ link_cache = \"on\", cache_ttl = \"1\" }}\n\
+         [key_value_store.default]\ntype = \"redis\"\nurl = \"redis://:r3dis-s3cret@127.0.0.1:{port}\"\n",
+        libsql(database, "s3cret")
+    );
+    let runtime = place.runtime(&configuration, &[])?;
+    let url = "https://example.com/";
+    let slug = runtime.slug("4dmin", url)?;
+    runtime.leads_to(&slug, url)?;
+
+    server.pause()?;
+    // Also once the entry is older than cache_ttl.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        runtime.leads_to(&slug, url)?;
+    }
+    server.go_on()?;
+    eventually("the database is asked again", SOON, || {
+        Ok(runtime.slug("4dmin", url).ok())
+    })?;
+
+    redis.pause()?;
+    runtime.leads_to(&slug, url)?;
+    let other = runtime.slug("4dmin", "https://example.com/other")?;
+    redis.go_on()?;
+    drop(redis);
+    runtime.leads_to(&slug, url)?;
+    runtime.leads_to(&other, "https://example.com/other")?;
+
+    // A new and empty one is filled again, which only shows without the database.
+    let _redis = place.redis(port, "r3dis-s3cret")?;
+    eventually("the cache serves", SOON, || {
+        runtime.leads_to(&slug, url)?;
+        server.pause()?;
+        let cached = runtime.leads_to(&slug, url);
+        server.go_on()?;
+        eventually("the database is asked again", SOON, || {
+            Ok(runtime.slug("4dmin", url).ok())
+        })?;
+        Ok(cached.ok())
+    })?;
+    let errors = place.runtime_errors()?;
+    ensure!(!errors.contains("s3cret"), "{errors}");
+    Ok(())
+}
+
+#[test]
 fn a_token_is_rotated_in_vault() -> Result<()> {
     let place = Place::new()?;
     let port = free_port()?;
@@ -130,11 +182,8 @@ fn a_token_is_rotated_in_vault() -> Result<()> {
 }
 
 mod telemetry {
-    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream};
-    use std::sync::mpsc::{Receiver, Sender, channel};
-
     use anyhow::Context as _;
+    use links_tests::{Collected, Collector};
     use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use opentelemetry_proto::tonic::common::v1::KeyValue;
@@ -146,45 +195,8 @@ mod telemetry {
 
     use super::*;
 
-    /// An export: the path, the head, the message.
-    struct Export {
-        path: String,
-        head: String,
-        message: Vec<u8>,
-    }
-
-    /// A collector that takes everything.
-    fn collector() -> Result<(SocketAddr, Receiver<Export>)> {
-        let listener = TcpListener::bind(ANY)?;
-        let address = listener.local_addr()?;
-        let (sender, exports) = channel();
-        // It ends with the test.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let sender = sender.clone();
-                std::thread::spawn(move || take(stream, &sender));
-            }
-        });
-        Ok((address, exports))
-    }
-
-    fn take(mut stream: TcpStream, exports: &Sender<Export>) -> Result<()> {
-        let mut reader = BufReader::new(stream.try_clone()?);
-        loop {
-            let mut head = String::new();
-            while !head.ends_with("\r\n\r\n") {
-                if reader.read_line(&mut head)? == 0 {
-                    return Ok(());
-                }
-            }
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-            let mut message = vec![0; length.context("no length")?.parse()?];
-            reader.read_exact(&mut message)?;
-            let path = head.split(' ').nth(1).context("no path")?.to_owned();
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")?;
-            exports.send(Export { path, head, message })?;
-        }
-    }
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    const UNSAMPLED: &str = "0af7651916cd43dd8448eb211c80319d";
 
     fn text<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {
         let found = attributes.iter().find(|attribute| attribute.key == key)?;
@@ -194,122 +206,155 @@ mod telemetry {
         }
     }
 
-    #[test]
-    fn traces_and_metrics_arrive_when_it_ends() -> Result<()> {
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// What the exports hold, told apart by their paths.
+    #[derive(Default)]
+    struct Received {
+        spans: Vec<Span>,
+        requests: i64,
+        histograms: Vec<String>,
+    }
+
+    impl Received {
+        fn take(&mut self, export: &Collected) -> Result<()> {
+            match export.path.as_str() {
+                "/v1/traces" | "/opentelemetry.proto.collector.trace.v1.TraceService/Export" => self.traces(export),
+                "/v1/metrics" | "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export" => {
+                    self.metrics(export)
+                }
+                other => anyhow::bail!("an export to {other}"),
+            }
+        }
+
+        fn traces(&mut self, export: &Collected) -> Result<()> {
+            for resource in ExportTraceServiceRequest::decode(&export.message[..])?.resource_spans {
+                ours(&resource.resource.unwrap_or_default().attributes)?;
+                let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+                self.spans.extend(spans);
+            }
+            Ok(())
+        }
+
+        fn metrics(&mut self, export: &Collected) -> Result<()> {
+            for resource in ExportMetricsServiceRequest::decode(&export.message[..])?.resource_metrics {
+                ours(&resource.resource.unwrap_or_default().attributes)?;
+                for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
+                    match metric.data.context("no data")? {
+                        Data::Sum(sum) if metric.name == "spin.request_count" => {
+                            let point = sum.data_points.first().context("no point")?;
+                            for (key, value) in
+                                [("component_id", "links"), ("app_id", "links"), ("trigger_type", "http")]
+                            {
+                                ensure!(text(&point.attributes, key) == Some(value), "{point:?}");
+                            }
+                            let Some(number_data_point::Value::AsInt(count)) = point.value else {
+                                anyhow::bail!("{point:?}")
+                            };
+                            self.requests = count;
+                        }
+                        Data::Histogram(histogram) => {
+                            let count: u64 = histogram.data_points.iter().map(|point| point.count).sum();
+                            ensure!(count > 0, "{} is empty", metric.name);
+                            self.histograms.push(metric.name);
+                        }
+                        other => anyhow::bail!("{} {other:?}", metric.name),
+                    }
+                }
+            }
+            Ok(())
+        }
+
+        /// The span of the request's trace whose name begins like this.
+        fn span(&self, name: &str) -> Result<&Span> {
+            let mut spans = self.spans.iter().filter(|span| hex(&span.trace_id) == TRACE);
+            let found = spans.find(|span| span.name.starts_with(name));
+            found.with_context(|| format!("no {name} among {:?}", self.spans))
+        }
+    }
+
+    fn ours(resource: &[KeyValue]) -> Result<()> {
+        ensure!(text(resource, "service.name") == Some("links"), "{resource:?}");
+        ensure!(text(resource, "service.instance.id") == Some("7"), "{resource:?}");
+        Ok(())
+    }
+
+    fn arrive_by(protocol: &str) -> Result<()> {
         let place = Place::new()?;
-        let (address, exports) = collector()?;
+        let (collector, address) = Collector::here()?;
         let endpoint = format!("http://{address}");
         let runtime = place.runtime(
             "[[variables_provider]]\ntype = 'static'\nvalues = { admin_token = '4dmin-s3cret' }\n",
             &[
                 ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
                 ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=h3ader-s3cret"),
                 ("OTEL_RESOURCE_ATTRIBUTES", "service.name=links,service.instance.id=7"),
             ],
         )?;
         let slug = runtime.slug("4dmin-s3cret", "https://example.com/t4rget")?;
-        let trace = "0af7651916cd43dd8448eb211c80319c";
-        let parent = format!("00-{trace}-b7ad6b7169203331-01");
-        let answer = runtime.get(&format!("/{slug}?q=s3cret"), &[("traceparent", &parent)])?;
-        ensure!(answer.status == 302, "{answer:?}");
+        for (trace, flags) in [(TRACE, "01"), (UNSAMPLED, "00")] {
+            let parent = format!("00-{trace}-b7ad6b7169203331-{flags}");
+            let answer = runtime.get(&format!("/{slug}?q=s3cret"), &[("traceparent", &parent)])?;
+            ensure!(answer.status == 302, "{answer:?}");
+        }
         runtime.process.terminate()?;
 
-        let (mut spans, mut requests, mut histograms) = (Vec::new(), 0, Vec::new());
-        while let Ok(export) = exports.try_recv() {
-            ensure!(export.head.contains("x-key: h3ader-s3cret\r\n"), "{}", export.head);
+        let mut received = Received::default();
+        for export in collector.collected() {
+            let key = export.headers.get("x-key").map(String::as_str);
+            ensure!(key == Some("h3ader-s3cret"), "{:?}", export.headers);
             for secret in ["s3cret", "t4rget"] {
-                let found = export
-                    .message
-                    .windows(secret.len())
-                    .any(|window| window == secret.as_bytes());
+                let mut windows = export.message.windows(secret.len());
+                let found = windows.any(|window| window == secret.as_bytes());
                 ensure!(!found, "{secret} is told: {}", String::from_utf8_lossy(&export.message));
             }
-            match export.path.as_str() {
-                "/v1/traces" => {
-                    for resource in ExportTraceServiceRequest::decode(&export.message[..])?.resource_spans {
-                        let attributes = resource.resource.unwrap_or_default().attributes;
-                        ensure!(text(&attributes, "service.name") == Some("links"), "{attributes:?}");
-                        ensure!(text(&attributes, "service.instance.id") == Some("7"), "{attributes:?}");
-                        spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
-                    }
-                }
-                "/v1/metrics" => {
-                    let message = ExportMetricsServiceRequest::decode(&export.message[..])?;
-                    let scopes = message
-                        .resource_metrics
-                        .into_iter()
-                        .flat_map(|resource| resource.scope_metrics);
-                    for metric in scopes.flat_map(|scope| scope.metrics) {
-                        match metric.data.context("no data")? {
-                            Data::Sum(sum) if metric.name == "spin.request_count" => {
-                                let point = sum.data_points.first().context("no point")?;
-                                ensure!(text(&point.attributes, "component_id") == Some("links"), "{point:?}");
-                                ensure!(text(&point.attributes, "app_id") == Some("links"), "{point:?}");
-                                ensure!(text(&point.attributes, "trigger_type") == Some("http"), "{point:?}");
-                                let Some(number_data_point::Value::AsInt(count)) = point.value else {
-                                    anyhow::bail!("{point:?}")
-                                };
-                                requests = count;
-                            }
-                            Data::Histogram(_) => histograms.push(metric.name),
-                            other => anyhow::bail!("{} {other:?}", metric.name),
-                        }
-                    }
-                }
-                other => anyhow::bail!("an export to {other}"),
-            }
+            received.take(&export)?;
         }
-        ensure!(requests == 2, "{requests} requests");
-        histograms.sort();
-        histograms.dedup();
-        ensure!(
-            histograms
-                == [
-                    "spin.component_cpu_time",
-                    "spin.component_memory_used",
-                    "spin.component_memory_used_on_init"
-                ],
-            "{histograms:?}"
-        );
-        let ours: Vec<&Span> = spans.iter().filter(|span| hex(&span.trace_id) == trace).collect();
-        let named = |name: &str| {
-            ours.iter()
-                .find(|span| span.name.starts_with(name))
-                .with_context(|| format!("{name}: {ours:?}"))
-        };
-        let request = named("GET /...")?;
+        ensure!(received.requests == 3, "{} requests", received.requests);
+        received.histograms.sort();
+        received.histograms.dedup();
+        let histograms =
+            ["cpu_time", "memory_used", "memory_used_on_init"].map(|name| format!("spin.component_{name}"));
+        ensure!(received.histograms == histograms, "{:?}", received.histograms);
+
+        let request = received.span("GET /...")?;
         ensure!(hex(&request.parent_span_id) == "b7ad6b7169203331", "{request:?}");
-        ensure!(
-            text(&request.attributes, "url.path") == Some(&format!("/{slug}")),
-            "{request:?}"
-        );
-        let execution = named("execute_wasm_component links")?;
+        let path = text(&request.attributes, "url.path");
+        ensure!(path == Some(&format!("/{slug}")), "{request:?}");
+        let execution = received.span("execute_wasm_component links")?;
         ensure!(execution.parent_span_id == request.span_id, "{execution:?}");
-        let statement = named("SELECT")?;
+        let statement = received.span("SELECT")?;
         ensure!(statement.parent_span_id == execution.span_id, "{statement:?}");
+        let unsampled = received.spans.iter().find(|span| hex(&span.trace_id) == UNSAMPLED);
+        ensure!(unsampled.is_none(), "{unsampled:?}");
         Ok(())
     }
 
     #[test]
-    fn a_collector_that_is_not_there_costs_no_request() -> Result<()> {
+    fn traces_and_metrics_arrive_by_http_when_it_ends() -> Result<()> {
+        arrive_by("http/protobuf")
+    }
+
+    #[test]
+    fn traces_and_metrics_arrive_by_grpc_when_it_ends() -> Result<()> {
+        arrive_by("grpc")
+    }
+
+    /// Serves while nothing arrives there, says so, and ends in time.
+    fn is_done_without(endpoint: &str) -> Result<()> {
         let place = Place::new()?;
-        let endpoint = format!("http://127.0.0.1:{}", free_port()?);
-        let runtime = place.runtime(
-            "",
-            &[
-                ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
-                ("OTEL_METRIC_EXPORT_INTERVAL", "100"),
-            ],
-        )?;
+        let interval = ("OTEL_METRIC_EXPORT_INTERVAL", "100");
+        let runtime = place.runtime("", &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint), interval])?;
         for _ in 0..20 {
             let health = runtime.get("/health", &[])?;
             ensure!(health.status == 200, "{health:?}");
         }
         eventually("it is told", SOON, || {
-            Ok(place
-                .runtime_errors()?
-                .contains("does not arrive at 127.0.0.1")
-                .then_some(()))
+            let told = place.runtime_errors()?.contains("does not arrive at 127.0.0.1");
+            Ok(told.then_some(()))
         })?;
         let begin = Instant::now();
         runtime.process.terminate()?;
@@ -317,7 +362,15 @@ mod telemetry {
         Ok(())
     }
 
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    #[test]
+    fn a_collector_that_is_not_there_costs_no_request() -> Result<()> {
+        is_done_without(&format!("http://127.0.0.1:{}", free_port()?))
+    }
+
+    #[test]
+    fn a_collector_that_hangs_costs_no_request() -> Result<()> {
+        let (collector, address) = Collector::here()?;
+        collector.hang(true);
+        is_done_without(&format!("http://{address}"))
     }
 }

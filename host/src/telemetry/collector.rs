@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use async_trait::async_trait;
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TE, USER_AGENT};
 use http::{HeaderMap, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use opentelemetry_http::{HttpClient, HttpError};
@@ -21,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MOST_BYTES: usize = 1 << 20;
 /// A message of gRPC begins with a flag and its length.
 const FRAME: usize = 5;
+/// What is shorter than this in a header is no secret, but may be a part of every other word.
+const SHORTEST_SECRET: usize = 4;
 
 /// Sends what an exporter gives it. The exporters have threads of their own; what goes over the network runs on ours.
 #[derive(Debug)]
@@ -65,11 +67,8 @@ impl HttpClient for Collector {
 
 impl Inner {
     async fn export(&self, request: Request<Bytes>) -> Result<Response<Bytes>> {
-        let host = request
-            .uri()
-            .authority()
-            .map_or("", |authority| authority.as_str())
-            .to_owned();
+        let host = host(request.uri());
+        let secrets = secrets(request.headers());
         let answer = match tokio::time::timeout(TIMEOUT, self.send(request)).await {
             Ok(answer) => answer,
             Err(_) => Err(anyhow::anyhow!("no answer within {TIMEOUT:?}")),
@@ -82,6 +81,8 @@ impl Inner {
         // Once for each time that it begins: the exporters say nothing.
         match problem {
             Some(problem) if !self.failing.swap(true, Relaxed) => {
+                // A server may quote what it was sent.
+                let problem = secrets.iter().fold(problem, |text, secret| text.replace(secret, "***"));
                 tracing::warn!("telemetry ({:?}) does not arrive at {host}: {problem}", self.signal);
             }
             None if self.failing.swap(false, Relaxed) => {
@@ -120,6 +121,30 @@ impl Inner {
         };
         Ok(Response::new(message))
     }
+}
+
+/// Host and port, without a name and password.
+fn host(uri: &Uri) -> String {
+    let host = uri.host().unwrap_or_default();
+    match uri.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// The values of headers that may hold some, and their words: `Bearer TOKEN`.
+fn secrets(headers: &HeaderMap) -> Vec<String> {
+    let open = [CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, USER_AGENT];
+    let mut secrets: Vec<String> = headers
+        .iter()
+        .filter(|(name, _)| !open.contains(name))
+        .filter_map(|(_, value)| value.to_str().ok())
+        .flat_map(|value| std::iter::once(value).chain(value.split(' ')))
+        .filter(|secret| secret.len() >= SHORTEST_SECRET)
+        .map(str::to_owned)
+        .collect();
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets
 }
 
 /// The exporter's request, which holds the same message, as gRPC has it.
@@ -176,6 +201,18 @@ mod tests {
         assert_eq!(framed.headers()[CONTENT_TYPE], "application/grpc");
         assert_eq!(framed.headers()[TE], "trailers");
         assert_eq!(framed.body().as_ref(), b"\0\0\0\0\x03abc");
+    }
+
+    #[test]
+    fn what_is_told_holds_no_secret() {
+        assert_eq!(
+            host(&"http://user:s3cret@collector:4317/v1/traces".parse().unwrap()),
+            "collector:4317"
+        );
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", HeaderValue::from_static("Bearer s3cret"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        assert_eq!(secrets(&headers), ["Bearer s3cret", "Bearer", "s3cret"]);
     }
 
     #[test]
