@@ -16,3 +16,5 @@ openssl x509 -req -days 2 -in trusted.csr -CA authority.crt -CAkey authority.key
 openssl x509 -req -days 2 -in untrusted.csr -signkey untrusted.key -extfile extensions -out untrusted.crt
 cp authority.crt /usr/local/share/ca-certificates/lab.crt
 update-ca-certificates
+# The lab's Debian has no file of hosts.
+echo "127.0.0.1 localhost" >>/etc/hosts

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use links_tests::servers::{LibSql, Vault, credential};
 use links_tests::{Appliance, Collector, eventually};
 
@@ -51,7 +51,8 @@ fn providers_are_reached_by_tls() -> Result<()> {
     appliance.configure(COLLECTOR, "")?;
     eventually("metrics come by TLS", PATIENCE, || {
         Ok(collector.collected().into_iter().find(|it| it.path == "/v1/metrics"))
-    })?;
+    })
+    .with_context(|| appliance.journal("links").unwrap_or_default())?;
 
     // Spin 4.0.2 trusts authorities of its own instead of the host's.
     if appliance.artifacts.runtime()?.kind == "links-host" {

@@ -136,7 +136,7 @@ enum Failure {
 
 /// Sends what comes, one after the other, until it is dropped.
 pub async fn forward(queue: &Queue) {
-    let clients = Clients::new();
+    let mut clients = Clients::new();
     // What was wrong last: the same again is no news.
     let mut trouble = None;
     loop {
@@ -166,6 +166,8 @@ pub async fn forward(queue: &Queue) {
             }
             sleep(pause).await;
             pause = LONGEST_PAUSE.min(pause * 2);
+            // The host may trust another authority by now.
+            clients = Clients::new();
         }
     }
 }
