@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use url::Url;
+
 use super::credentials::{Credentials, Source};
 use super::finding::Finding;
 use super::links::{self, Access, Config};
@@ -154,6 +156,20 @@ fn needs(
                 .help("write NAME=VALUE, several with a comma between; a character that means something else as %2C"),
         );
     }
+    let providers = runtime
+        .map(|runtime| runtime.providers(credentials))
+        .unwrap_or_default();
+    findings.extend(providers.iter().filter_map(|provider| {
+        let (url, schemes) = provider.service.url()?;
+        let name = url.credential.as_ref()?;
+        let text = credentials.get(name)?;
+        // Spin repeats one that it does not understand, and it may be another secret.
+        let is_one = Url::parse(text).is_ok_and(|url| schemes.contains(&url.scheme()));
+        (!is_one).then(|| {
+            Finding::error(file(name), format!("holds no URL for `{}`", provider.name))
+                .help(format!("write all of it, from {}: on", schemes.join(": or ")))
+        })
+    }));
     let asked_for = config.is_some_and(|config| config.shorten.access == Access::Token)
         && runtime.is_some_and(|runtime| !runtime.may_supply(ADMIN_TOKEN));
     match credentials.get(ADMIN_TOKEN) {

@@ -48,6 +48,20 @@ pub enum Service {
     },
 }
 
+pub const WEB: &[&str] = &["https", "http"];
+pub const REDIS: &[&str] = &["redis", "rediss", "redis+unix", "unix"];
+
+impl Service {
+    /// The URL, and the schemes that it may have.
+    pub fn url(&self) -> Option<(&Resolved, &'static [&'static str])> {
+        match self {
+            Self::LibSql { url, .. } | Self::Vault { url, .. } | Self::Other { url, .. } => Some((url, WEB)),
+            Self::Redis { url } => Some((url, REDIS)),
+            Self::Cloud(_) => None,
+        }
+    }
+}
+
 /// A value of the file that may stand elsewhere. What is missing there counts as empty.
 #[derive(Clone)]
 pub struct Resolved {

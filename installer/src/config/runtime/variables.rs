@@ -1,5 +1,6 @@
 //! `[[variables_provider]]`: Spin's crates/runtime-config/src/variables.rs and variables-*.
 
+use super::providers::WEB;
 use super::reference::{self, PREFIX, file_of, location, path, plain, secret};
 use crate::config::document::{Problem, Value};
 use crate::config::section::Section;
@@ -38,7 +39,7 @@ pub fn provider(section: &mut Section<'_, '_>) {
             section.optional("dotenv_path", path);
         }
         Some("vault") => {
-            section.required("url", location(&["https", "http"]));
+            section.required("url", location(WEB));
             section.required("token", secret);
             section.required("mount", plain);
             section.optional("prefix", plain);
