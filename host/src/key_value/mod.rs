@@ -122,7 +122,7 @@ impl StoreFile {
     async fn handle(&self) -> Result<Handle, Error> {
         let create = || async {
             let handle = self.database.open().await?;
-            handle.execute_all(CREATE.to_owned(), vec![]).await?;
+            handle.execute(CREATE.to_owned(), vec![]).await?.collect().await?;
             Ok::<_, sqlite::Error>(self.in_memory.then_some(handle))
         };
         match self.ready.get_or_try_init(create).await? {
@@ -136,7 +136,8 @@ impl StoreFile {
         let parameters = std::iter::once(Value::Text(self.label.clone()))
             .chain(parameters)
             .collect();
-        let (_, rows) = self.handle().await?.execute_all(sql.to_owned(), parameters).await?;
+        let answer = self.handle().await?.execute(sql.to_owned(), parameters).await?;
+        let (_, rows) = answer.collect().await?;
         Ok(rows)
     }
 

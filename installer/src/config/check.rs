@@ -9,7 +9,7 @@ use super::credentials::{Credentials, Source};
 use super::finding::Finding;
 use super::links::{self, Access, Config};
 use super::reader::Reader;
-use super::runtime::{self, RuntimeToml, file_of};
+use super::runtime::{self, Origin, RuntimeToml, file_of};
 use super::telemetry;
 use crate::layout::{ADMIN_TOKEN, Layout};
 
@@ -161,7 +161,9 @@ fn needs(
         .unwrap_or_default();
     findings.extend(providers.iter().filter_map(|provider| {
         let (url, schemes) = provider.service.url()?;
-        let name = url.credential.as_ref()?;
+        let Origin::Credential(name) = &url.origin else {
+            return None;
+        };
         let text = credentials.get(name)?;
         // Spin repeats one that it does not understand, and it may be another secret.
         let is_one = Url::parse(text).is_ok_and(|url| schemes.contains(&url.scheme()));
