@@ -360,7 +360,7 @@ impl Stream {
                 let params = (1..=statement.parameter_count()).map(|at| DescribeParam {
                     name: statement.parameter_name(at).map(str::to_owned),
                 });
-                let cols = statement.column_names().into_iter().map(|name| DescribeCol {
+                let cols = statement.column_names().map(|name| DescribeCol {
                     name: name.to_owned(),
                     decltype: None,
                 });
@@ -490,7 +490,7 @@ impl Stream {
                 .raw_bind_parameter(at, bound(value))
                 .map_err(|error| sqlite(&error))?;
         }
-        let cols = statement.column_names().into_iter().map(|name| Col {
+        let cols = statement.column_names().map(|name| Col {
             name: Some(name.to_owned()),
             decltype: None,
         });
