@@ -88,12 +88,8 @@ fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
     let lab = Lab::new()?;
     let total = "links_requests_total{links_instance=\"1\",component=\"hand\"}";
     let first = Requests {
-        instance: 1,
-        component: "hand",
-        start: 1_000,
-        time: 2_000,
         value: 5,
-        delta: false,
+        ..Requests::FIRST
     };
     lab.export(&first)?;
     lab.export(&Requests {
@@ -210,14 +206,7 @@ fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
     let collector = Collector::start(&lab.network(), 4318)?;
     lab.write(LINKS_TOML, telemetry("http/protobuf", 4318))?;
     lab.ok(["systemctl", "reload", "links"])?;
-    let mut sent = Requests {
-        instance: 1,
-        component: "hand",
-        start: 1_000,
-        time: 2_000,
-        value: 1,
-        delta: false,
-    };
+    let mut sent = Requests::FIRST;
     lab.export(&sent)?;
     let from_hand = |collector: &Collector| {
         let hand = ("1".to_owned(), "hand".to_owned());
@@ -313,14 +302,7 @@ fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
 fn another_program_understands_what_is_sent() -> Result<()> {
     let lab = Lab::new()?;
     rotel(&lab)?;
-    let mut requests = Requests {
-        instance: 1,
-        component: "by-http",
-        start: 1_000,
-        time: 2_000,
-        value: 7,
-        delta: false,
-    };
+    let mut requests = Requests::FIRST;
     for (protocol, port, component) in [("http/protobuf", 4318, "by-http"), ("grpc", 4317, "by-grpc")] {
         let links_toml = format!("[telemetry]\nendpoint = \"http://127.0.0.1:{port}\"\nprotocol = \"{protocol}\"\n");
         lab.write(LINKS_TOML, links_toml)?;

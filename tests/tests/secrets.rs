@@ -83,14 +83,7 @@ fn no_secret_is_seen_whatever_goes_wrong() -> Result<()> {
         secrets.are_not_in(text)?;
     }
     // What was sent, this at least. Of its own headers the collector has to know.
-    let sent = Requests {
-        instance: 1,
-        component: "hand",
-        start: 1_000,
-        time: 2_000,
-        value: 1,
-        delta: false,
-    };
+    let sent = Requests::FIRST;
     let runtime = appliance.http_at(9465).header("content-type", "application/x-protobuf");
     let taken = runtime.post_bytes("/v1/metrics", sent.message())?;
     ensure!(taken.status == 200, "{taken}");
@@ -363,6 +356,14 @@ impl Lab<'_> {
                 "{part} should hold secrets, as should these:\n{holders}"
             );
         }
+        let journal = inside(&format!(
+            "journalctl --quiet --output=export >/root/journal; grep --count '^MESSAGE=' /root/journal; \
+             grep --text --fixed-strings --file={LIST} /root/journal || test $? = 1"
+        ))?;
+        let (lines, secret) = journal.split_once('\n').context("no count")?;
+        ensure!(lines.parse::<u32>()? > 100, "{lines} lines in the journal");
+        ensure!(secret.is_empty(), "in the journal:\n{secret}");
+
         let open = format!("find {ours} -xdev -type f -perm /077 -print0");
         let looked = inside(&format!("{open} | tr -cd '\\0' | wc --bytes"))?;
         ensure!(looked.trim().parse::<u32>()? > 20, "{looked} files were looked at");
@@ -371,14 +372,6 @@ impl Lab<'_> {
 
         let package = inside(&finds(&format!("find {UNPACKED} -type f -print0")))?;
         ensure!(package.is_empty(), "in the package: {package}");
-
-        let journal = inside(&format!(
-            "journalctl --quiet --output=export >/root/journal; grep --count '^MESSAGE=' /root/journal; \
-             grep --text --fixed-strings --file={LIST} /root/journal || test $? = 1"
-        ))?;
-        let (lines, secret) = journal.split_once('\n').context("no count")?;
-        ensure!(lines.parse::<u32>()? > 100, "{lines} lines in the journal");
-        ensure!(secret.is_empty(), "in the journal:\n{secret}");
 
         // Everybody can read command lines, and nobody others' environments; which hold some.
         let lines = inside(&format!(
