@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use links_tests::http::Answer;
 use links_tests::load::Link;
-use links_tests::servers::{Vault, credential};
+use links_tests::servers::{Vault, credential, secret_file};
 use links_tests::{Appliance, eventually};
 
 const ROOT: &str = "vault-root-s3cret";
 const READER: &str = "vault-reader-s3cret";
+const RENEWED: &str = "vault-renewed-s3cret";
 const PATH: &str = "links/admin_token";
 const SOON: Duration = Duration::from_secs(20);
 
@@ -160,6 +161,52 @@ fn what_is_wrong_with_vault_is_told() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_token_for_vault_may_be_another_programs_file_or_a_variable() -> Result<()> {
+    let lab = Lab::new("1s", "0s")?;
+    let vault = Vault::start_in(&lab, ROOT)?;
+    lab.fill(&vault, "one-s3cret")?;
+    // As Vault Agent writes and renews it.
+    let sink = "/run/vault-agent/token";
+    secret_file(&lab, sink, READER)?;
+    lab.ok(["ln", "--symbolic", sink, "/etc/links/credentials/vault_token"])?;
+    lab.apply("secret")?;
+    lab.takes("one-s3cret")?;
+    vault.revoke(READER)?;
+    lab.answers("one-s3cret", 503)?;
+    vault.token(RENEWED)?;
+    lab.write(sink, RENEWED)?;
+    lab.apply("secret")?;
+    lab.takes("one-s3cret")?;
+
+    lab.ok(["rm", "/etc/links/credentials/vault_token"])?;
+    secret_file(&lab, "/etc/vault.env", &format!("VAULT_TOKEN={RENEWED}\n"))?;
+    let drop_in = "/etc/systemd/system/links@.service.d/vault.conf";
+    lab.ok(["mkdir", "--parents", "/etc/systemd/system/links@.service.d"])?;
+    lab.write(drop_in, "[Service]\nEnvironmentFile=/etc/vault.env\n")?;
+    lab.ok(["systemctl", "daemon-reload"])?;
+    lab.apply_with("env:VAULT_TOKEN", "secret")?;
+    vault.write(PATH, "two-s3cret")?;
+    lab.takes("two-s3cret")?;
+    let online = lab.ok(["linksctl", "check", "--online"])?;
+    ensure!(
+        said(&online).contains("is not tried: its token is VAULT_TOKEN"),
+        "{online}"
+    );
+    let online = lab.shell("set -a; . /etc/vault.env; linksctl check --online")?;
+    ensure!(said(&online).contains("` answers, after "), "{online}");
+    // Instances without it do not start, and those that run stay.
+    lab.write(drop_in, "[Service]\n")?;
+    lab.ok(["systemctl", "daemon-reload"])?;
+    let refused = lab.run(["linksctl", "restart"])?;
+    let why = "the variable `VAULT_TOKEN`, which the configuration asks for, is not set";
+    ensure!(refused.status == 1 && said(&refused).contains(why), "{refused}");
+    lab.answers_by(2, "two-s3cret", 200)?;
+    let journal = lab.journal("links@*")?;
+    ensure!(!journal.contains("s3cret"), "{journal}");
+    Ok(())
+}
+
 /// An appliance whose admin token is in Vault.
 struct Lab {
     appliance: Appliance,
@@ -199,9 +246,13 @@ impl Lab {
     }
 
     fn apply(&self, mount: &str) -> Result<()> {
+        self.apply_with("credential:vault_token", mount)
+    }
+
+    fn apply_with(&self, token: &str, mount: &str) -> Result<()> {
         let runtime_toml = format!(
             "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n\
-             [[variables_provider]]\ntype = \"vault\"\nurl = \"{}\"\ntoken = \"credential:vault_token\"\n\
+             [[variables_provider]]\ntype = \"vault\"\nurl = \"{}\"\ntoken = \"{token}\"\n\
              mount = \"{mount}\"\nprefix = \"links\"\n",
             Vault::URL
         );
@@ -223,18 +274,21 @@ impl Lab {
 
     /// Through each instance, sooner or later.
     fn answers(&self, token: &str, status: u16) -> Result<()> {
-        for number in [1, 2] {
-            let client = self.http_at(7000 + number).bearer(token);
-            let mut last = None;
-            eventually(&format!("{status} from instance {number}"), SOON, || {
-                let answer = client.post("/shorten", r#"{"url":"https://example.com/"}"#)?;
-                let right = answer.status == status;
-                last = Some(answer);
-                Ok(right.then_some(()))
-            })
-            .with_context(|| format!("{last:?}\n{}", self.instances_said().unwrap_or_default()))?;
-        }
-        Ok(())
+        [1, 2]
+            .into_iter()
+            .try_for_each(|number| self.answers_by(number, token, status))
+    }
+
+    fn answers_by(&self, number: u16, token: &str, status: u16) -> Result<()> {
+        let client = self.http_at(7000 + number).bearer(token);
+        let mut last = None;
+        eventually(&format!("{status} from instance {number}"), SOON, || {
+            let answer = client.post("/shorten", r#"{"url":"https://example.com/"}"#)?;
+            let right = answer.status == status;
+            last = Some(answer);
+            Ok(right.then_some(()))
+        })
+        .with_context(|| format!("{last:?}\n{}", self.instances_said().unwrap_or_default()))
     }
 
     fn link(&self, token: &str) -> Result<Link> {
