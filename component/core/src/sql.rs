@@ -2,6 +2,12 @@
 
 use std::fmt;
 
+/// The scripts that lead from one version of the tables to the next, version 0 being none.
+pub const SCHEMA: [&str; 2] = [
+    include_str!("../../sql/0001_links.sql"),
+    include_str!("../../sql/0002_request_ids.sql"),
+];
+
 /// The statements of a script. One ends at the `;` that ends a line before an empty line or the end; so a trigger's
 /// body, which has no empty line in it, stays whole.
 pub fn statements(script: &str) -> impl Iterator<Item = &str> {

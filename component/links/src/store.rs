@@ -13,17 +13,12 @@ use links_core::link::{NewLink, Stored};
 use links_core::problem::Problem;
 use links_core::request_id::RequestId;
 use links_core::slug::Slug;
-use links_core::sql::{self, Cause, Trouble};
+use links_core::sql::{self, Cause, SCHEMA, Trouble};
 use spin_sdk::sqlite::{Connection, Error, RowResult, Value};
 
 use crate::outage::Service;
 use crate::{cache, clock, log};
 
-/// The scripts that lead from one version of the tables to the next, version 0 being none.
-const SCHEMA: [&str; 2] = [
-    include_str!("../../sql/0001_links.sql"),
-    include_str!("../../sql/0002_request_ids.sql"),
-];
 const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
