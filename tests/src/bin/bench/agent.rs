@@ -28,7 +28,7 @@ pub fn measure() -> Result<Figures> {
     let before = ticks(&appliance, pid)?;
     let load = format!(
         "for second in $(seq {SECONDS}); do curl --silent --output /dev/null http://127.0.0.1:9464/metrics; sleep 1; done & \
-         wrk --latency -t1 -c32 -d{SECONDS}s http://127.0.0.1/{}; wait",
+         wrk --latency -t1 -c32 -d{SECONDS}s http://127.0.0.1:80/{}; wait",
         link.slug
     );
     let output = appliance.shell(&load)?;
