@@ -16,9 +16,7 @@ use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::{SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context as Trace, KeyValue};
 use opentelemetry_http::HeaderExtractor;
-use opentelemetry_otlp::{
-    MetricExporter, Protocol as OtlpProtocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _,
-};
+use opentelemetry_otlp::{MetricExporter, Protocol as OtlpProtocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -27,7 +25,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::runtime::Handle;
 
 use self::collector::Collector;
-use self::settings::{Settings, Signal};
+use self::settings::{Protocol, Settings, Signal};
 pub use self::statement::without_values;
 
 /// How long the last spans and numbers may take at the end.
@@ -55,24 +53,16 @@ impl Telemetry {
         }
         let mut telemetry = Self::default();
         if let Some(protocol) = settings.traces {
-            let exporter = SpanExporter::builder()
-                .with_http()
-                .with_protocol(OtlpProtocol::HttpBinary)
-                .with_http_client(Collector::new(Handle::current(), Signal::Traces, protocol))
-                .build()
-                .context("Preparing the export of traces")?;
+            let exporter = over(SpanExporter::builder().with_http(), Signal::Traces, protocol).build();
+            let exporter = exporter.context("Preparing the export of traces")?;
             let provider = SdkTracerProvider::builder()
                 .with_resource(resource())
                 .with_batch_exporter(exporter);
             telemetry.traces = Some(provider.build());
         }
         if let Some(protocol) = settings.metrics {
-            let exporter = MetricExporter::builder()
-                .with_http()
-                .with_protocol(OtlpProtocol::HttpBinary)
-                .with_http_client(Collector::new(Handle::current(), Signal::Metrics, protocol))
-                .build()
-                .context("Preparing the export of metrics")?;
+            let exporter = over(MetricExporter::builder().with_http(), Signal::Metrics, protocol).build();
+            let exporter = exporter.context("Preparing the export of metrics")?;
             let provider = SdkMeterProvider::builder()
                 .with_resource(resource())
                 .with_periodic_exporter(exporter);
@@ -149,6 +139,13 @@ impl Telemetry {
             }
         }
     }
+}
+
+/// An exporter that our own client sends for.
+fn over<B: WithExportConfig + WithHttpConfig>(builder: B, signal: Signal, protocol: Protocol) -> B {
+    builder
+        .with_protocol(OtlpProtocol::HttpBinary)
+        .with_http_client(Collector::new(Handle::current(), signal, protocol))
 }
 
 /// Who we are; the environment may say otherwise.

@@ -14,8 +14,8 @@ use toml::{Table, Value};
 use super::credentials::{Credentials, secret};
 use super::links::{Config, Enabled};
 use super::runtime::{
-    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, Database, LINK_CACHE, PREFIX, PUBLIC_URL, RuntimeToml, SECRETS_STALE,
-    SECRETS_TTL, SHORTEN_ACCESS, file_of, variable,
+    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, Database, LINK_CACHE, Origin, PUBLIC_URL, RuntimeToml, SECRETS_STALE,
+    SECRETS_TTL, SHORTEN_ACCESS, file_of,
 };
 use super::telemetry::Exports;
 use crate::layout::{ADMIN_TOKEN, Layout};
@@ -145,15 +145,13 @@ fn statics(values: impl IntoIterator<Item = (&'static str, String)>) -> Value {
 fn resolve(value: &mut Value, credentials: &Credentials, variables: Variables) -> Result<(), Error> {
     match value {
         Value::String(text) => {
-            if let Some(name) = text.strip_prefix(PREFIX) {
-                *text = credentials
-                    .get(name)
-                    .ok_or_else(|| Error::MissingCredential { name: name.to_owned() })?
-                    .to_owned();
-            } else if let Some(name) = variable(text)
-                && variables == Variables::Own
-            {
-                *text = own_variable(name)?;
+            match Origin::of(text) {
+                Origin::Credential(name) => match credentials.get(&name) {
+                    Some(secret) => *text = secret.to_owned(),
+                    None => return Err(Error::MissingCredential { name }),
+                },
+                Origin::Variable(name) if variables == Variables::Own => *text = own_variable(&name)?,
+                Origin::Variable(_) | Origin::Written => {}
             }
             Ok(())
         }

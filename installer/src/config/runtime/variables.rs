@@ -1,7 +1,7 @@
 //! `[[variables_provider]]`: Spin's crates/runtime-config/src/variables.rs and variables-*.
 
 use super::providers::WEB;
-use super::reference::{self, PREFIX, file_of, location, path, plain, secret};
+use super::reference::{Origin, PREFIX, file_of, location, path, plain, secret};
 use crate::config::document::{Problem, Value};
 use crate::config::section::Section;
 use crate::config::value::{one_of, string};
@@ -63,9 +63,7 @@ fn values(section: &mut Section<'_, '_>) {
     for (name, value) in section.entries() {
         if let Err(problem) = variable(name, value) {
             section.refuse(name, value, problem);
-        } else if sounds_secret(name)
-            && string(value).is_ok_and(|text| !text.starts_with(PREFIX) && reference::variable(text).is_none())
-        {
+        } else if sounds_secret(name) && string(value).is_ok_and(|text| Origin::of(text) == Origin::Written) {
             section.document().warning(
                 value.span(),
                 format!("`{name}` sounds like a secret, and everybody on this host can read this file"),
