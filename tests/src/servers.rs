@@ -1,12 +1,11 @@
 //! What the appliance's user may have beside it, inside its machine and on its loopback: each server a unit of systemd.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::artifacts::target_directory;
+use crate::artifacts::{bao, target_directory};
 use crate::http::{Answer, Client};
 use crate::{Machine, eventually};
 
@@ -200,10 +199,8 @@ impl<'a> Vault<'a> {
     /// # Errors
     /// There is no `bao`, or it does not start.
     pub fn start_in(machine: &'a Machine, root: &str) -> Result<Self> {
-        let program =
-            std::env::var_os("LINKS_BAO").map_or_else(|| target_directory().join("servers/bao"), PathBuf::from);
         machine
-            .copy_in(&program, "/usr/local/bin/bao")
+            .copy_in(&bao(), "/usr/local/bin/bao")
             .context("OpenBao comes by .ci/servers")?;
         let command = "/usr/local/bin/bao server -dev -dev-no-store-token -dev-listen-address=127.0.0.1:8200";
         let environment = format!("BAO_DEV_ROOT_TOKEN_ID={root}\nHOME=/var/lib/bao\n");

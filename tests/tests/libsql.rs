@@ -66,12 +66,15 @@ fn what_changes_is_seen_through_every_instance_in_time() -> Result<()> {
         leads_to(&instance.get(&path)?, "https://example.com/old")?;
     }
     let changed = change(&appliance, &link, "https://example.com/new")?;
-    for instance in &instances {
-        eventually("the change is seen", RECOVERY, || {
-            let answer = instance.get(&path)?;
-            Ok(leads_to(&answer, "https://example.com/new").ok())
-        })?;
-    }
+    let everywhere = |what: &str, url: &str| {
+        instances.iter().try_for_each(|instance| {
+            eventually(what, RECOVERY, || {
+                let answer = instance.get(&path)?;
+                Ok(leads_to(&answer, url).ok())
+            })
+        })
+    };
+    everywhere("the change is seen", "https://example.com/new")?;
     // Times in entries are whole seconds.
     let seen = changed.elapsed();
     ensure!(
@@ -102,12 +105,7 @@ fn what_changes_is_seen_through_every_instance_in_time() -> Result<()> {
     // What is kept is served for cache_stale, and no longer.
     libsql.start()?;
     let kept = change(&appliance, &link, "https://example.com/last")?;
-    for instance in &instances {
-        eventually("the database is used again", RECOVERY, || {
-            let answer = instance.get(&path)?;
-            Ok(leads_to(&answer, "https://example.com/last").ok())
-        })?;
-    }
+    everywhere("the database is used again", "https://example.com/last")?;
     libsql.stop()?;
     for instance in &instances {
         let old = eventually("the entry is too old", RECOVERY, || {
