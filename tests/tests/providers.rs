@@ -92,7 +92,7 @@ fn known_links_lead_on_while_one_of_database_and_redis_is_away() -> Result<()> {
     let port = free_port()?;
     let redis = place.redis(port, "r3dis-s3cret")?;
     let configuration = format!(
-        "{}[[variables_provider]]\ntype = \"static\"\nvalues = {{ link_cache = \"on\", cache_ttl = \"1\" }}\n\
+        "{}[[variables_provider]]\ntype = \"static\"\nvalues = {{ database_place = \"remote\", link_cache = \"on\", cache_ttl = \"1\" }}\n\
          [key_value_store.default]\ntype = \"redis\"\nurl = \"redis://:r3dis-s3cret@127.0.0.1:{port}\"\n",
         libsql(database, "s3cret")
     );
