@@ -14,7 +14,7 @@ use wasmtime_wasi_http::p3::{RequestOptions, WasiHttpCtxView, WasiHttpHooks, Was
 use crate::database::Database;
 use crate::key_value::Store;
 use crate::stop::{Watch, Work};
-use crate::telemetry::{Instances, Span};
+use crate::telemetry::{Instances, Logs, Span, Stream};
 use crate::usage::{CpuTime, Limits};
 use crate::variables::ComponentVariables;
 
@@ -33,6 +33,8 @@ pub struct ComponentState {
     pub max_memory: Option<usize>,
     /// None: what instances use is not recorded.
     pub instances: Option<Arc<Instances>>,
+    /// None: what instances write goes to this process's own output alone.
+    pub logs: Option<Logs>,
 }
 
 /// Why a component does not get what it asks for.
@@ -87,7 +89,10 @@ impl Context {
     pub fn new(component: Arc<ComponentState>, watch: Watch) -> Self {
         let mut wasi = WasiCtxBuilder::new();
         if !component.quiet {
-            wasi.inherit_stdout().inherit_stderr();
+            match &component.logs {
+                Some(logs) => wasi.stdout(logs.of(Stream::Stdout)).stderr(logs.of(Stream::Stderr)),
+                None => wasi.inherit_stdout().inherit_stderr(),
+            };
         }
         wasi.envs(&component.environment);
         Self {

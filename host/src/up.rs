@@ -183,6 +183,7 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path, teleme
             quiet: up.quiet,
             max_memory: config.max_instance_memory,
             instances: telemetry.instances(&id),
+            logs: telemetry.logs(&id),
         };
         let serving = Serving {
             engine: engine.clone(),

@@ -92,7 +92,7 @@ fn known_links_lead_on_while_one_of_database_and_redis_is_away() -> Result<()> {
     let port = free_port()?;
     let redis = place.redis(port, "r3dis-s3cret")?;
     let configuration = format!(
-        "{}[[variables_provider]]\ntype = \"static\"\nvalues = {{ link_cache = \"on\", cache_ttl = \"1\" }}\n\
+        "{}[[variables_provider]]\ntype = \"static\"\nvalues = {{ database_place = \"remote\", link_cache = \"on\", cache_ttl = \"1\" }}\n\
          [key_value_store.default]\ntype = \"redis\"\nurl = \"redis://:r3dis-s3cret@127.0.0.1:{port}\"\n",
         libsql(database, "s3cret")
     );
@@ -184,6 +184,7 @@ fn a_token_is_rotated_in_vault() -> Result<()> {
 mod telemetry {
     use anyhow::Context as _;
     use links_tests::{Collected, Collector};
+    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
     use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use opentelemetry_proto::tonic::common::v1::KeyValue;
@@ -216,6 +217,7 @@ mod telemetry {
         spans: Vec<Span>,
         requests: i64,
         histograms: Vec<String>,
+        lines: Vec<String>,
     }
 
     impl Received {
@@ -225,6 +227,7 @@ mod telemetry {
                 "/v1/metrics" | "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export" => {
                     self.metrics(export)
                 }
+                "/v1/logs" | "/opentelemetry.proto.collector.logs.v1.LogsService/Export" => self.logs(export),
                 other => anyhow::bail!("an export to {other}"),
             }
         }
@@ -267,6 +270,21 @@ mod telemetry {
             Ok(())
         }
 
+        fn logs(&mut self, export: &Collected) -> Result<()> {
+            for resource in ExportLogsServiceRequest::decode(&export.message[..])?.resource_logs {
+                ours(&resource.resource.unwrap_or_default().attributes)?;
+                for record in resource.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
+                    ensure!(text(&record.attributes, "component_id") == Some("links"), "{record:?}");
+                    ensure!(text(&record.attributes, "log.iostream") == Some("stderr"), "{record:?}");
+                    match record.body.and_then(|body| body.value) {
+                        Some(Value::StringValue(line)) => self.lines.push(line),
+                        other => anyhow::bail!("{other:?}"),
+                    }
+                }
+            }
+            Ok(())
+        }
+
         /// The span of the request's trace whose name begins like this.
         fn span(&self, name: &str) -> Result<&Span> {
             let mut spans = self.spans.iter().filter(|span| hex(&span.trace_id) == TRACE);
@@ -286,7 +304,7 @@ mod telemetry {
         let (collector, address) = Collector::here()?;
         let endpoint = format!("http://{address}");
         let runtime = place.runtime(
-            "[[variables_provider]]\ntype = 'static'\nvalues = { admin_token = '4dmin-s3cret' }\n",
+            "[[variables_provider]]\ntype = 'static'\nvalues = { admin_token = '4dmin-s3cret', link_cache = 'neither' }\n",
             &[
                 ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
                 ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
@@ -328,18 +346,24 @@ mod telemetry {
         ensure!(execution.parent_span_id == request.span_id, "{execution:?}");
         let statement = received.span("SELECT")?;
         ensure!(statement.parent_span_id == execution.span_id, "{statement:?}");
+        let told = received
+            .lines
+            .iter()
+            .find(|line| line.starts_with("links: redirects go without"));
+        ensure!(told.is_some(), "{:?}", received.lines);
+        ensure!(place.runtime_errors()?.contains("links: redirects go without"));
         let unsampled = received.spans.iter().find(|span| hex(&span.trace_id) == UNSAMPLED);
         ensure!(unsampled.is_none(), "{unsampled:?}");
         Ok(())
     }
 
     #[test]
-    fn traces_and_metrics_arrive_by_http_when_it_ends() -> Result<()> {
+    fn traces_metrics_and_logs_arrive_by_http_when_it_ends() -> Result<()> {
         arrive_by("http/protobuf")
     }
 
     #[test]
-    fn traces_and_metrics_arrive_by_grpc_when_it_ends() -> Result<()> {
+    fn traces_metrics_and_logs_arrive_by_grpc_when_it_ends() -> Result<()> {
         arrive_by("grpc")
     }
 

@@ -109,9 +109,11 @@ pub struct Store {
 }
 
 impl Store {
-    /// The cache is for databases on other machines, so it tells which kind this is.
     pub fn new() -> Store {
-        Store::with(if cache::is_known_to_be_on() { REMOTE } else { LOCAL })
+        Store::with(match cache::is_database_known_to_be_remote() {
+            true => REMOTE,
+            false => LOCAL,
+        })
     }
 
     /// For a request that can be answered without the database, too: gives up after a second.

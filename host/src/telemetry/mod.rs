@@ -1,7 +1,8 @@
-//! Traces and metrics by OTLP, under the names that Spin 4 gives them. Without the variables that ask for them there is
+//! Traces, metrics and logs by OTLP, under the names that Spin 4 gives them. Without the variables that ask for them there is
 //! neither an exporter nor anything to do for a request.
 
 mod collector;
+mod logs;
 mod settings;
 mod statement;
 
@@ -11,13 +12,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use http::{HeaderValue, Method, Request};
+use opentelemetry::logs::LoggerProvider as _;
 use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider as _};
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::{SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry::{Context as Trace, KeyValue};
 use opentelemetry_http::HeaderExtractor;
-use opentelemetry_otlp::{MetricExporter, Protocol as OtlpProtocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{
+    LogExporter, MetricExporter, Protocol as OtlpProtocol, SpanExporter, WithExportConfig, WithHttpConfig,
+};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
@@ -25,6 +30,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::runtime::Handle;
 
 use self::collector::Collector;
+pub use self::logs::{Logs, Stream};
 use self::settings::{Protocol, Settings, Signal};
 pub use self::statement::without_values;
 
@@ -36,6 +42,7 @@ const FLUSH: Duration = Duration::from_secs(1);
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
     metrics: Option<SdkMeterProvider>,
+    logs: Option<SdkLoggerProvider>,
 }
 
 impl Telemetry {
@@ -48,9 +55,6 @@ impl Telemetry {
     }
 
     fn new(settings: &Settings) -> Result<Self> {
-        if settings.logs {
-            tracing::warn!("links-host exports no logs: the output of components goes to standard output and error");
-        }
         let mut telemetry = Self::default();
         if let Some(protocol) = settings.traces {
             let exporter = over(SpanExporter::builder().with_http(), Signal::Traces, protocol).build();
@@ -67,6 +71,14 @@ impl Telemetry {
                 .with_resource(resource())
                 .with_periodic_exporter(exporter);
             telemetry.metrics = Some(provider.build());
+        }
+        if let Some(protocol) = settings.logs {
+            let exporter = over(LogExporter::builder().with_http(), Signal::Logs, protocol).build();
+            let exporter = exporter.context("Preparing the export of logs")?;
+            let provider = SdkLoggerProvider::builder()
+                .with_resource(resource())
+                .with_batch_exporter(exporter);
+            telemetry.logs = Some(provider.build());
         }
         Ok(telemetry)
     }
@@ -105,6 +117,13 @@ impl Telemetry {
         }))
     }
 
+    /// For what a component writes.
+    pub fn logs(&self, component: &str) -> Option<Logs> {
+        let logger = self.logs.as_ref()?.logger("spin");
+        let component = component.to_owned();
+        Some(Logs { logger, component })
+    }
+
     fn meter(&self) -> Option<Meter> {
         self.metrics.as_ref().map(|provider| provider.meter("spin"))
     }
@@ -118,6 +137,9 @@ impl Telemetry {
         }
         if let Some(metrics) = self.metrics {
             jobs.push(Box::new(move || drop(metrics.shutdown_with_timeout(FLUSH))));
+        }
+        if let Some(logs) = self.logs {
+            jobs.push(Box::new(move || drop(logs.shutdown_with_timeout(FLUSH))));
         }
         let count = jobs.len();
         for job in jobs {

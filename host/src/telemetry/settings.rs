@@ -14,6 +14,7 @@ pub enum Protocol {
 pub enum Signal {
     Traces,
     Metrics,
+    Logs,
 }
 
 impl Signal {
@@ -21,6 +22,7 @@ impl Signal {
         match self {
             Self::Traces => "TRACES",
             Self::Metrics => "METRICS",
+            Self::Logs => "LOGS",
         }
     }
 
@@ -29,6 +31,7 @@ impl Signal {
         match self {
             Self::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
             Self::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+            Self::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
         }
     }
 }
@@ -38,8 +41,7 @@ impl Signal {
 pub struct Settings {
     pub traces: Option<Protocol>,
     pub metrics: Option<Protocol>,
-    /// Asked for, by a variable of its own, though there are none.
-    pub logs: bool,
+    pub logs: Option<Protocol>,
 }
 
 impl Settings {
@@ -73,7 +75,7 @@ impl Settings {
         Ok(Self {
             traces: exported(Signal::Traces)?,
             metrics: exported(Signal::Metrics)?,
-            logs: is_set("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"),
+            logs: exported(Signal::Logs)?,
         })
     }
 }
@@ -111,11 +113,9 @@ mod tests {
 
     #[test]
     fn signals_are_asked_for_together_or_alone() {
-        let both = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c")]).unwrap();
-        assert_eq!(
-            (both.traces, both.metrics, both.logs),
-            (Some(Protocol::Http), Some(Protocol::Http), false)
-        );
+        let all = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c")]).unwrap();
+        let http = Some(Protocol::Http);
+        assert_eq!((all.traces, all.metrics, all.logs), (http, http, http));
         let one = read(&[("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://c/v1/metrics")]).unwrap();
         assert_eq!((one.traces, one.metrics), (None, Some(Protocol::Http)));
         let other = read(&[

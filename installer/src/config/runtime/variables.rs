@@ -11,6 +11,8 @@ use crate::layout::ADMIN_TOKEN;
 pub const PUBLIC_URL: &str = "public_url";
 pub const SHORTEN_ACCESS: &str = "shorten_access";
 pub const ALLOWED_ORIGIN: &str = "allowed_origin";
+/// This one by runtime.toml itself.
+pub const DATABASE_PLACE: &str = "database_place";
 pub const LINK_CACHE: &str = "link_cache";
 pub const CACHE_TTL: &str = "cache_ttl";
 pub const CACHE_STALE: &str = "cache_stale";
@@ -76,6 +78,9 @@ fn values(section: &mut Section<'_, '_>) {
 fn variable(name: &str, value: &Value<'_>) -> Result<(), Problem> {
     if let Some((_, key)) = SET_BY_LINKS_TOML.iter().find(|(variable, _)| *variable == name) {
         return Err(Problem::new("is set in links.toml").help(format!("set `{key}` there")));
+    }
+    if name == DATABASE_PLACE {
+        return Err(Problem::new("follows from [sqlite_database.default]").help("remove it"));
     }
     // Spin: crates/expressions/src/lib.rs, Key::validate.
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
