@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use wasmtime::component::ResourceTable;
-use wasmtime::{StoreLimits, StoreLimitsBuilder};
 use wasmtime_wasi::{TrappableError, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
@@ -15,6 +14,8 @@ use wasmtime_wasi_http::p3::{RequestOptions, WasiHttpCtxView, WasiHttpHooks, Was
 use crate::database::Database;
 use crate::key_value::Store;
 use crate::stop::{Watch, Work};
+use crate::telemetry::{Instances, Logs, Span, Stream};
+use crate::usage::{CpuTime, Limits};
 use crate::variables::ComponentVariables;
 
 /// What a component may use, and how it is set up; the same for all its instances.
@@ -30,6 +31,10 @@ pub struct ComponentState {
     pub stores: Arc<HashMap<String, Store>>,
     pub quiet: bool,
     pub max_memory: Option<usize>,
+    /// None: what instances use is not recorded.
+    pub instances: Option<Arc<Instances>>,
+    /// None: what instances write goes to this process's own output alone.
+    pub logs: Option<Logs>,
 }
 
 /// Why a component does not get what it asks for.
@@ -65,7 +70,13 @@ pub struct Context {
     pub connections: usize,
     /// Open key-value stores.
     pub stores: usize,
-    pub limits: StoreLimits,
+    pub limits: Limits,
+    pub cpu_time: CpuTime,
+    /// How much memory it had before its first request, in bytes.
+    pub memory_on_init: u64,
+    recorded: bool,
+    /// The request that is being answered, where requests are traced.
+    pub span: Option<Span>,
     /// Until the first request starts it.
     pub watch: Option<Watch>,
     pub work: Work,
@@ -78,25 +89,46 @@ impl Context {
     pub fn new(component: Arc<ComponentState>, watch: Watch) -> Self {
         let mut wasi = WasiCtxBuilder::new();
         if !component.quiet {
-            wasi.inherit_stdout().inherit_stderr();
+            match &component.logs {
+                Some(logs) => wasi.stdout(logs.of(Stream::Stdout)).stderr(logs.of(Stream::Stderr)),
+                None => wasi.inherit_stdout().inherit_stderr(),
+            };
         }
         wasi.envs(&component.environment);
-        let mut limits = StoreLimitsBuilder::new();
-        if let Some(bytes) = component.max_memory {
-            limits = limits.memory_size(bytes);
-        }
         Self {
+            limits: Limits::new(component.max_memory),
+            cpu_time: CpuTime::default(),
+            memory_on_init: 0,
+            recorded: false,
+            span: None,
             component,
             table: ResourceTable::new(),
             connections: 0,
             stores: 0,
-            limits: limits.build(),
             watch: Some(watch),
             work: Work::default(),
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
             outbound: NoOutbound,
         }
+    }
+}
+
+impl Context {
+    /// Records what the instance has used, once: at its end, or at that of serving, whichever comes first.
+    pub fn record_use(&mut self) {
+        let Some(instances) = &self.component.instances else {
+            return;
+        };
+        if !std::mem::replace(&mut self.recorded, true) {
+            instances.record(self.cpu_time.total(), self.limits.memory(), self.memory_on_init);
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.record_use();
     }
 }
 

@@ -35,6 +35,14 @@ impl Database {
 }
 
 impl Connection {
+    /// Where the database is, as traces show it.
+    pub fn backend(&self) -> String {
+        match self {
+            Self::File(_) => "SQLite".to_owned(),
+            Self::Server(connection) => connection.server(),
+        }
+    }
+
     /// Runs a statement. The rows of a long read come as a stream.
     ///
     /// # Errors

@@ -165,6 +165,12 @@ impl HandlerState for Serving {
     fn new_store(&self, _request: Option<u64>) -> wasmtime::Result<StoreBundle<Context>> {
         let mut store = Store::new(&self.engine, Context::new(self.component.clone(), self.stop.watch()));
         store.limiter(|context| &mut context.limits);
+        if self.component.instances.is_some() {
+            store.call_hook(|mut store, hook| {
+                store.data_mut().cpu_time.at(hook);
+                Ok(())
+            });
+        }
         store.set_epoch_deadline(1);
         store.epoch_deadline_async_yield_and_update(1);
         Ok(StoreBundle {

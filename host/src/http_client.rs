@@ -44,9 +44,13 @@ pub struct Client {
 impl Client {
     /// For a URL with that scheme.
     pub fn new(url: &Url, version: Version) -> Self {
+        Self::with_tls(url.scheme() == "https", version)
+    }
+
+    pub fn with_tls(tls: bool, version: Version) -> Self {
         Self {
             version,
-            tls: url.scheme() == "https",
+            tls,
             hyper: OnceCell::new(),
         }
     }

@@ -17,8 +17,10 @@ mod route;
 mod server;
 mod sqlite;
 mod stop;
+mod telemetry;
 mod toml_error;
 mod up;
+mod usage;
 mod variables;
 
 use std::io::IsTerminal as _;

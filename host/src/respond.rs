@@ -21,6 +21,7 @@ use crate::context::Context;
 use crate::engine::{Handler, MOST_INSTANCES};
 use crate::route::{Match, Route, Router, WELL_KNOWN};
 use crate::stop::Stop;
+use crate::telemetry::{Requests, Span, Tracer};
 
 /// Requests that components work on at once; further ones wait. Below the number of instances, since some are idle.
 const MOST_REQUESTS: u32 = MOST_INSTANCES * 9 / 10;
@@ -38,6 +39,8 @@ pub struct App {
     router: Router<Target>,
     permits: Arc<Semaphore>,
     stop: Stop,
+    /// None: requests are not traced.
+    tracer: Option<Tracer>,
 }
 
 /// Where a route leads.
@@ -47,28 +50,32 @@ pub struct Target {
     /// The route and its prefix, as header values.
     raw: HeaderValue,
     prefix: HeaderValue,
+    /// None: requests are not counted.
+    requests: Option<Requests>,
 }
 
 impl Target {
     /// # Errors
     /// A route that is no header value.
-    pub fn new(id: String, handler: Arc<Handler>, route: &Route) -> anyhow::Result<Self> {
+    pub fn new(id: String, handler: Arc<Handler>, route: &Route, requests: Option<Requests>) -> anyhow::Result<Self> {
         let value = |text: &str| HeaderValue::from_str(text);
         Ok(Self {
             id,
             handler,
             raw: value(&route.raw)?,
             prefix: value(route.prefix())?,
+            requests,
         })
     }
 }
 
 impl App {
-    pub fn new(router: Router<Target>, stop: Stop) -> Self {
+    pub fn new(router: Router<Target>, stop: Stop, tracer: Option<Tracer>) -> Self {
         Self {
             router,
             permits: Arc::new(Semaphore::new(MOST_REQUESTS as usize)),
             stop,
+            tracer,
         }
     }
 
@@ -86,6 +93,20 @@ impl App {
 
     /// Answers a request. `peer` is the client's address, as a header value.
     pub async fn respond(&self, request: Request<Incoming>, peer: HeaderValue) -> Response<Answer> {
+        let Some(tracer) = &self.tracer else {
+            return self.route(request, peer, None).await;
+        };
+        let span = tracer.request(&request, &peer);
+        if !span.is_recording() {
+            return self.route(request, peer, None).await;
+        }
+        let response = self.route(request, peer, Some(&span)).await;
+        span.answered(response.status().as_u16());
+        span.end();
+        response
+    }
+
+    async fn route(&self, request: Request<Incoming>, peer: HeaderValue, span: Option<&Span>) -> Response<Answer> {
         let path = request.uri().path();
         if let Some(page) = path.strip_prefix(WELL_KNOWN) {
             return match page {
@@ -97,24 +118,37 @@ impl App {
         let Some((matched, target)) = self.router.find(&path) else {
             return fixed(StatusCode::NOT_FOUND, "");
         };
+        if let Some(span) = span {
+            span.matched(request.method(), &matched.route.raw);
+        }
         let Some(request) = prepare(request, &matched, target, peer) else {
             return fixed(StatusCode::BAD_REQUEST, "The Host header is missing or is no host.\n");
         };
-        self.ask(request, target).await
+        if let Some(requests) = &target.requests {
+            requests.count();
+        }
+        let Some(span) = span else {
+            return self.ask(request, target, None).await;
+        };
+        let span = span.execution(&target.id);
+        let response = self.ask(request, target, Some(span.clone())).await;
+        span.end();
+        response
     }
 
-    async fn ask(&self, request: Request<Incoming>, target: &Target) -> Response<Answer> {
+    async fn ask(&self, request: Request<Incoming>, target: &Target, span: Option<Span>) -> Response<Answer> {
         let Ok(permit) = self.permits.clone().acquire_owned().await else {
             return fixed(StatusCode::SERVICE_UNAVAILABLE, "");
         };
         let line = format!("{} {}", request.method(), request.uri().path());
         let (sender, receiver) = oneshot::channel();
         let component = target.id.clone();
+        let span_there = span.clone();
         target.handler.spawn(
             None,
             Box::new(move |accessor, proxy| {
                 Box::pin(async move {
-                    if let Err(error) = call(accessor, proxy, request, sender).await {
+                    if let Err(error) = call(accessor, proxy, request, sender, span_there).await {
                         tracing::error!("component {component}: {line}: {error:#}");
                     }
                     drop(permit);
@@ -122,9 +156,12 @@ impl App {
             }),
         );
         // Nobody sends when the component fails, or another request of its instance traps.
-        receiver
-            .await
-            .unwrap_or_else(|_| fixed(StatusCode::INTERNAL_SERVER_ERROR, ""))
+        receiver.await.unwrap_or_else(|_| {
+            if let Some(span) = span {
+                span.failed("the component failed");
+            }
+            fixed(StatusCode::INTERNAL_SERVER_ERROR, "")
+        })
     }
 }
 
@@ -134,9 +171,19 @@ async fn call(
     proxy: &Proxy,
     request: Request<Incoming>,
     sender: oneshot::Sender<Response<Answer>>,
+    span: Option<Span>,
 ) -> wasmtime::Result<()> {
     let Proxy::P3(service) = proxy;
-    if let Some(watch) = accessor.with(|mut access| access.get().watch.take()) {
+    let first = accessor.with(|mut access| {
+        let context = access.get();
+        context.span = span;
+        let first = context.watch.take();
+        if first.is_some() {
+            context.memory_on_init = context.limits.memory();
+        }
+        first
+    });
+    if let Some(watch) = first {
         accessor.spawn(watch);
     }
     let request = request.map(|body| body.map_err(|error| ErrorCode::InternalError(Some(error.to_string()))));
@@ -149,6 +196,7 @@ async fn call(
         // It ends with an error by being dropped, which is what is waited for.
         let _dropped = written.await;
     }
+    accessor.with(|mut access| access.get().span = None);
     Ok(())
 }
 

@@ -59,6 +59,8 @@ impl AccessorTask<Context> for Watch {
                 idle = if works { 0 } else { idle + 1 };
                 tokio::time::sleep(ASK_AGAIN).await;
             }
+            // Nobody waits for the end of an instance that is only kept.
+            accessor.with(|mut access| access.get().record_use());
         }
         Ok(())
     }

@@ -15,11 +15,13 @@ use crate::database::Database;
 use crate::engine::{self, CodeCache, Serving};
 use crate::key_value::{Store, StoreFile};
 use crate::manifest::{self, Application};
+use crate::range::Range;
 use crate::respond::{App, Target};
 use crate::route::Router;
 use crate::server::{self, End, Signals};
 use crate::sqlite;
 use crate::stop::Stop;
+use crate::telemetry::Telemetry;
 use crate::variables::{ComponentVariables, Variables};
 
 /// How long blocking work may still take after everything else has ended.
@@ -42,14 +44,17 @@ pub fn up(up: &Up) -> Result<()> {
         tracing::info!("the output of components goes to standard output and error, not to log files");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let end = runtime.block_on(async {
+    let (end, telemetry) = runtime.block_on(async {
         let signals = Signals::new()?;
         let socket = server::bind(up.listen)?;
-        let app = Arc::new(app(up, application, config, &app_dir)?);
+        let telemetry = Telemetry::from_environment()?;
+        let app = Arc::new(app(up, application, config, &app_dir, &telemetry)?);
         let listener = server::listen(socket, up.listen)?;
         announce(&app, &format!("http://{}", listener.local_addr()?));
-        Ok::<_, anyhow::Error>(server::serve(listener, app, signals, up.shutdown_timeout).await)
+        let end = server::serve(listener, app, signals, up.shutdown_timeout).await;
+        Ok::<_, anyhow::Error>((end, telemetry))
     })?;
+    telemetry.flush();
     match end {
         End::Complete => runtime.shutdown_timeout(LAST_WORK),
         End::CutOff => runtime.shutdown_background(),
@@ -81,7 +86,7 @@ fn check_grants(application: &Application, config: &Config) -> Result<()> {
 }
 
 /// Opens the databases in use and compiles the components.
-fn app(up: &Up, application: Application, config: Config, app_dir: &Path) -> Result<App> {
+fn app(up: &Up, application: Application, config: Config, app_dir: &Path, telemetry: &Telemetry) -> Result<App> {
     let Application {
         name,
         variables,
@@ -149,6 +154,12 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path) -> Res
     };
     let engine = engine::engine(&cache, !up.disable_pooling)?;
     let linker = engine::linker(&engine)?;
+    let tracer = telemetry.tracer();
+    let mut reuse = up.reuse();
+    if tracer.is_some() {
+        // wasmtime 44 does not tell which of an instance's requests calls the host. With one at a time it is that one.
+        reuse.at_a_time = Range::One(1);
+    }
     let stop = Stop::new();
     let mut handlers = HashMap::new();
     for (id, component) in components {
@@ -171,11 +182,13 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path) -> Res
             stores: stores.clone(),
             quiet: up.quiet,
             max_memory: config.max_instance_memory,
+            instances: telemetry.instances(&id),
+            logs: telemetry.logs(&id),
         };
         let serving = Serving {
             engine: engine.clone(),
             component: Arc::new(state),
-            reuse: up.reuse(),
+            reuse,
             stop: stop.clone(),
         };
         let handler = engine::load(&linker, &source, serving).with_context(|| format!("component {id}"))?;
@@ -186,10 +199,11 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path) -> Res
         let Some(handler) = handlers.get(&id) else {
             bail!("there is no [component.{id}]")
         };
-        let target = Target::new(id, handler.clone(), &route)?;
+        let requests = telemetry.requests(&name, &id);
+        let target = Target::new(id, handler.clone(), &route, requests)?;
         targets.push((route, target));
     }
-    Ok(App::new(Router::new(targets)?, stop))
+    Ok(App::new(Router::new(targets)?, stop, tracer))
 }
 
 /// Says where the application is served, in Spin's words.

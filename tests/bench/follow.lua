@@ -1,11 +1,11 @@
--- wrk: GET of the links bench0, bench1, ... in turn. Argument: how many there are.
+-- wrk: GET of the links benchN in turn. Arguments: the first N, and how many there are.
 local count = 0
 
 function init(args)
-  links = tonumber(args[1])
+  first, links = tonumber(args[1]), tonumber(args[2])
 end
 
 function request()
   count = count + 1
-  return wrk.format("GET", "/bench" .. (count % links))
+  return wrk.format("GET", "/bench" .. (first + count % links))
 end

@@ -154,6 +154,45 @@ impl Appliance {
         Ok(())
     }
 
+    /// Puts these two files of configuration into effect.
+    ///
+    /// # Errors
+    /// They are refused, or the instances do not run on them; the error holds what the service said.
+    pub fn configure(&self, links_toml: &str, runtime_toml: &str) -> Result<()> {
+        self.write("/etc/links/links.toml", links_toml)?;
+        self.write("/etc/links/runtime.toml", runtime_toml)?;
+        let reloaded = self.run(["systemctl", "reload", "links"])?;
+        ensure!(
+            reloaded.status == 0,
+            "systemctl reload links: {reloaded}\n{}",
+            self.journal("links")?
+        );
+        self.wait_for_rotation(2)
+    }
+
+    /// What the instances have written to the journal, over all boots.
+    ///
+    /// # Errors
+    /// journalctl failed.
+    pub fn instances_said(&self) -> Result<String> {
+        self.journal("links@*")
+    }
+
+    /// The "overall exposure level" of `systemd-analyze security`: 0 (none) to 10.
+    ///
+    /// # Errors
+    /// It tells none.
+    pub fn exposure(&self, unit: &str) -> Result<f64> {
+        let report = self.ok(["systemd-analyze", "security", "--no-pager", unit])?.stdout;
+        let level = report
+            .split("exposure level for ")
+            .nth(1)
+            .and_then(|rest| rest.split_whitespace().nth(1));
+        let level = level.with_context(|| format!("no exposure level in:\n{report}"))?;
+        println!("{unit}: exposure {level}");
+        Ok(level.parse()?)
+    }
+
     /// `StatusText` of the service: the line that `systemctl status links` shows.
     ///
     /// # Errors

@@ -22,6 +22,11 @@ pub struct Runtime {
     pub version: String,
 }
 
+/// OpenBao, which .ci/servers puts there; or another one that `LINKS_BAO` names.
+pub(crate) fn bao() -> PathBuf {
+    std::env::var_os("LINKS_BAO").map_or_else(|| target_directory().join("servers/bao"), PathBuf::from)
+}
+
 impl Artifacts {
     /// # Errors
     /// There is no package, or more than one.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -29,7 +29,7 @@ pub struct Collected {
     pub message: Bytes,
 }
 
-/// Listens in a machine's network until it is dropped.
+/// Listens until it is dropped.
 #[derive(Debug)]
 pub struct Collector {
     collected: Arc<Mutex<Vec<Collected>>>,
@@ -42,23 +42,37 @@ impl Collector {
     /// # Errors
     /// The port is in use.
     pub fn start(network: &NetNamespace, port: u16) -> Result<Self> {
+        Ok(Self::listen(Some(network.clone()), port)?.0)
+    }
+
+    /// In this process's own network, at a free port.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn here() -> Result<(Self, SocketAddr)> {
+        Self::listen(None, 0)
+    }
+
+    fn listen(network: Option<NetNamespace>, port: u16) -> Result<(Self, SocketAddr)> {
         let collected = Arc::<Mutex<Vec<Collected>>>::default();
         let (hanging, hangs) = watch::channel(false);
         let (stop, stopped) = oneshot::channel();
         let (bound, binding) = std::sync::mpsc::channel();
-        let (network, taken) = (network.clone(), Arc::clone(&collected));
+        let taken = Arc::clone(&collected);
         let thread = std::thread::spawn(move || {
             let listen = || {
-                network.enter()?;
+                if let Some(network) = network {
+                    network.enter()?;
+                }
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
                 listener.set_nonblocking(true)?;
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                std::io::Result::Ok((listener, runtime))
+                std::io::Result::Ok((listener.local_addr()?, listener, runtime))
             };
             match listen() {
-                Ok((listener, runtime)) => {
+                Ok((address, listener, runtime)) => {
                     // Who waits for it is still there.
-                    let _ = bound.send(Ok(()));
+                    let _ = bound.send(Ok(address));
                     // The connections end with the runtime.
                     runtime.block_on(async {
                         tokio::spawn(accept(listener, taken, hangs));
@@ -68,13 +82,14 @@ impl Collector {
                 Err(error) => drop(bound.send(Err(error))),
             }
         });
-        binding.recv().context("the collector's thread ended")??;
-        Ok(Self {
+        let address = binding.recv().context("the collector's thread ended")??;
+        let collector = Self {
             collected,
             hanging,
             stop: Some(stop),
             thread: Some(thread),
-        })
+        };
+        Ok((collector, address))
     }
 
     /// As a process that was stopped: it takes connections, and answers nothing until this is taken back.

@@ -149,6 +149,10 @@ impl Client {
         self.connect()?.post(path, body)
     }
 
+    pub fn put(&self, path: &str, body: impl ToString) -> Result<Answer, Failure> {
+        self.connect()?.send(Method::PUT, path, Bytes::from(body.to_string()))
+    }
+
     /// Posts bytes; [`Self::header`] names the content type.
     pub fn post_bytes(&self, path: &str, body: impl Into<Bytes>) -> Result<Answer, Failure> {
         self.connect()?.send(Method::POST, path, body.into())

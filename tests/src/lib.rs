@@ -29,6 +29,7 @@ mod namespace;
 pub mod otlp;
 mod process;
 mod releases;
+pub mod servers;
 mod traffic;
 mod tree;
 mod wire;

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::artifacts::target_directory;
+use crate::artifacts::{bao, target_directory};
 use crate::process::{eventually, tail};
 
 /// How long a server may take to start or to end.
@@ -151,9 +151,7 @@ impl Place {
     /// There is no `bao`, or it does not start.
     pub fn bao(&self, port: u16, token: &str) -> Result<Process> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let program =
-            std::env::var_os("LINKS_BAO").map_or_else(|| target_directory().join("servers/bao"), PathBuf::from);
-        let mut command = Command::new(program);
+        let mut command = Command::new(bao());
         command.args(["server", "-dev", "-dev-no-store-token"]);
         command.arg(format!("-dev-root-token-id={token}"));
         command.arg(format!("-dev-listen-address={address}"));
@@ -191,7 +189,10 @@ impl Place {
     /// It does not start.
     pub fn runtime(&self, configuration: &str, environment: &[(&str, &str)]) -> Result<Runtime> {
         let file = self.path("runtime.toml");
-        std::fs::write(&file, format!("log_dir = ''\n{configuration}"))?;
+        // This store linksctl adds as well.
+        let local = self.path("local.db");
+        let local = format!("[key_value_store.local]\ntype = 'spin'\npath = '{}'\n", local.display());
+        std::fs::write(&file, format!("log_dir = ''\n{local}{configuration}"))?;
         let mut command = Command::new(target_directory().join("release/links-host"));
         command.arg("up").arg("--from").arg(spin_toml());
         command

@@ -1,10 +1,11 @@
-//! Metrics as a runtime sends them.
+//! Metrics as a runtime sends them, and what it says of requests.
 
 use std::io::Write as _;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
@@ -38,6 +39,16 @@ pub struct Requests<'a> {
 }
 
 impl Requests<'_> {
+    /// One request, as instance 1 told it first.
+    pub const FIRST: Requests<'static> = Requests {
+        instance: 1,
+        component: "hand",
+        start: 1_000,
+        time: 2_000,
+        value: 1,
+        delta: false,
+    };
+
     /// An `ExportMetricsServiceRequest`.
     pub fn message(&self) -> Vec<u8> {
         let temporality = match self.delta {
@@ -109,6 +120,48 @@ pub fn components(message: &[u8]) -> anyhow::Result<Vec<(String, String)>> {
                 .iter()
                 .map(|point| text_of(&point.attributes, "component_id"));
             found.extend(components.map(|component| (instance.clone(), component)));
+        }
+    }
+    Ok(found)
+}
+
+/// A part of the work on a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// `service.name`, `service.instance.id` and `service.version` of who did it.
+    pub service: [String; 3],
+    pub name: String,
+    /// In hexadecimal, as in `traceparent`.
+    pub trace: String,
+    pub id: String,
+    pub parent: String,
+    /// Those that are texts.
+    pub attributes: Vec<(String, String)>,
+}
+
+/// The spans of a message to /v1/traces.
+///
+/// # Errors
+/// It is no such message.
+pub fn spans(message: &[u8]) -> anyhow::Result<Vec<Span>> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut found = vec![];
+    for resource in ExportTraceServiceRequest::decode(message)?.resource_spans {
+        let about = resource.resource.unwrap_or_default().attributes;
+        let service = ["service.name", "service.instance.id", "service.version"].map(|key| text_of(&about, key));
+        for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            let attributes = span.attributes.iter().map(|attribute| {
+                let key = attribute.key.clone();
+                (key, text_of(&span.attributes, &attribute.key))
+            });
+            found.push(Span {
+                service: service.clone(),
+                trace: hex(&span.trace_id),
+                id: hex(&span.span_id),
+                parent: hex(&span.parent_span_id),
+                attributes: attributes.collect(),
+                name: span.name,
+            });
         }
     }
     Ok(found)

@@ -121,9 +121,10 @@ fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
         eventually("instance 1 has moved", Duration::from_secs(20), || {
             Ok((host.release_of(1)? != old).then_some(()))
         })?;
+        // The oldest: a program that it starts has its command line until it executes.
         Ok(host
             .appliance
-            .ok(["pgrep", "-f", "^linksctl rollout"])?
+            .ok(["pgrep", "--oldest", "--full", "^linksctl rollout"])?
             .stdout
             .trim()
             .to_owned())

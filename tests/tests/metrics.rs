@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::otlp::{Requests, components};
+use links_tests::servers::rotel;
 use links_tests::{Collector, Fault, Host, Tree, eventually};
 use serde_json::Value;
 
@@ -87,12 +88,8 @@ fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
     let lab = Lab::new()?;
     let total = "links_requests_total{links_instance=\"1\",component=\"hand\"}";
     let first = Requests {
-        instance: 1,
-        component: "hand",
-        start: 1_000,
-        time: 2_000,
         value: 5,
-        delta: false,
+        ..Requests::FIRST
     };
     lab.export(&first)?;
     lab.export(&Requests {
@@ -209,14 +206,7 @@ fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
     let collector = Collector::start(&lab.network(), 4318)?;
     lab.write(LINKS_TOML, telemetry("http/protobuf", 4318))?;
     lab.ok(["systemctl", "reload", "links"])?;
-    let mut sent = Requests {
-        instance: 1,
-        component: "hand",
-        start: 1_000,
-        time: 2_000,
-        value: 1,
-        delta: false,
-    };
+    let mut sent = Requests::FIRST;
     lab.export(&sent)?;
     let from_hand = |collector: &Collector| {
         let hand = ("1".to_owned(), "hand".to_owned());
@@ -308,6 +298,29 @@ fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn another_program_understands_what_is_sent() -> Result<()> {
+    let lab = Lab::new()?;
+    rotel(&lab)?;
+    let mut requests = Requests::FIRST;
+    for (protocol, port, component) in [("http/protobuf", 4318, "by-http"), ("grpc", 4317, "by-grpc")] {
+        let links_toml = format!("[telemetry]\nendpoint = \"http://127.0.0.1:{port}\"\nprotocol = \"{protocol}\"\n");
+        lab.write(LINKS_TOML, links_toml)?;
+        lab.ok(["systemctl", "reload", "links"])?;
+        requests.component = component;
+        requests.time += 1;
+        lab.export(&requests)?;
+        let metric = format!("component_id: Str({component})");
+        let name = "Name: spin.request_count";
+        lab.rotel_tells(&[name, &metric, "service.instance.id: Str(1)", "service.name: Str(links)"])?;
+        let trace = format!("{port:032x}");
+        let traceparent = format!("00-{trace}-00f067aa0ba902b7-01");
+        lab.site()?.header("traceparent", &traceparent).get("/not-there")?;
+        lab.rotel_tells(&[&trace])?;
+    }
+    Ok(())
+}
+
 /// A host with Prometheus beside the appliance.
 struct Lab(Host);
 
@@ -321,12 +334,20 @@ impl std::ops::Deref for Lab {
 
 impl Lab {
     fn new() -> Result<Self> {
-        let tree = Tree::with_nginx_and(&["prometheus"])?;
+        let tree = Tree::with_nginx_and(&["libpython3.11", "prometheus"])?;
         let lab = Self(Host::serving_on(&tree, env!("CARGO_BIN_EXE_broken-runtime"))?);
         lab.write("/etc/prometheus/prometheus.yml", PROMETHEUS)?;
         lab.ok(["systemctl", "restart", "prometheus"])?;
         lab.reaches("up{job=\"links\"}", 1.0)?;
         Ok(lab)
+    }
+
+    /// All of these, since it runs.
+    fn rotel_tells(&self, texts: &[&str]) -> Result<()> {
+        eventually(&format!("Rotel tells {texts:?}"), PATIENCE, || {
+            let told = self.journal("rotel")?;
+            Ok(texts.iter().all(|text| told.contains(text)).then_some(()))
+        })
     }
 
     /// What the agent says itself.

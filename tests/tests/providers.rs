@@ -86,6 +86,58 @@ fn a_refused_token_is_told_and_not_shown() -> Result<()> {
 }
 
 #[test]
+fn known_links_lead_on_while_one_of_database_and_redis_is_away() -> Result<()> {
+    let place = Place::new()?;
+    let (server, database) = place.hrana(HRANA, ANY, "s3cret")?;
+    let port = free_port()?;
+    let redis = place.redis(port, "r3dis-s3cret")?;
+    let configuration = format!(
+        "{}[[variables_provider]]\ntype = \"static\"\nvalues = {{ database_place = \"remote\", link_cache = \"on\", cache_ttl = \"1\" }}\n\
+         [key_value_store.default]\ntype = \"redis\"\nurl = \"redis://:r3dis-s3cret@127.0.0.1:{port}\"\n",
+        libsql(database, "s3cret")
+    );
+    let runtime = place.runtime(&configuration, &[])?;
+    let url = "https://example.com/";
+    let slug = runtime.slug("4dmin", url)?;
+    runtime.leads_to(&slug, url)?;
+
+    server.pause()?;
+    // Also once the entry is older than cache_ttl.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        runtime.leads_to(&slug, url)?;
+    }
+    server.go_on()?;
+    eventually("the database is asked again", SOON, || {
+        Ok(runtime.slug("4dmin", url).ok())
+    })?;
+
+    redis.pause()?;
+    runtime.leads_to(&slug, url)?;
+    let other = runtime.slug("4dmin", "https://example.com/other")?;
+    redis.go_on()?;
+    drop(redis);
+    runtime.leads_to(&slug, url)?;
+    runtime.leads_to(&other, "https://example.com/other")?;
+
+    // A new and empty one is filled again, which only shows without the database.
+    let _redis = place.redis(port, "r3dis-s3cret")?;
+    eventually("the cache serves", SOON, || {
+        runtime.leads_to(&slug, url)?;
+        server.pause()?;
+        let cached = runtime.leads_to(&slug, url);
+        server.go_on()?;
+        eventually("the database is asked again", SOON, || {
+            Ok(runtime.slug("4dmin", url).ok())
+        })?;
+        Ok(cached.ok())
+    })?;
+    let errors = place.runtime_errors()?;
+    ensure!(!errors.contains("s3cret"), "{errors}");
+    Ok(())
+}
+
+#[test]
 fn a_token_is_rotated_in_vault() -> Result<()> {
     let place = Place::new()?;
     let port = free_port()?;
@@ -99,7 +151,7 @@ fn a_token_is_rotated_in_vault() -> Result<()> {
     ensure!(write("one-s3cret")?.status == 200);
     let configuration = format!(
         "[[variables_provider]]\ntype = \"vault\"\nurl = \"http://{vault}\"\ntoken = \"r00t-s3cret\"\nmount = \"secret\"\n\
-         prefix = \"links\"\n[[variables_provider]]\ntype = \"static\"\nvalues = {{ shorten_access = \"token\" }}\n"
+         prefix = \"links\"\n[[variables_provider]]\ntype = \"static\"\nvalues = {{ secrets_stale = \"0\" }}\n"
     );
     let runtime = place.runtime(&configuration, &[])?;
     let slug = runtime.slug("one-s3cret", "https://example.com/")?;
@@ -127,4 +179,222 @@ fn a_token_is_rotated_in_vault() -> Result<()> {
     let errors = place.runtime_errors()?;
     ensure!(!errors.contains("s3cret"), "{errors}");
     Ok(())
+}
+
+mod telemetry {
+    use anyhow::Context as _;
+    use links_tests::{Collected, Collector};
+    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::KeyValue;
+    use opentelemetry_proto::tonic::common::v1::any_value::Value;
+    use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+    use opentelemetry_proto::tonic::metrics::v1::number_data_point;
+    use opentelemetry_proto::tonic::trace::v1::Span;
+    use prost::Message as _;
+
+    use super::*;
+
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    const UNSAMPLED: &str = "0af7651916cd43dd8448eb211c80319d";
+
+    fn text<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {
+        let found = attributes.iter().find(|attribute| attribute.key == key)?;
+        match found.value.as_ref()?.value.as_ref()? {
+            Value::StringValue(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// What the exports hold, told apart by their paths.
+    #[derive(Default)]
+    struct Received {
+        spans: Vec<Span>,
+        requests: i64,
+        histograms: Vec<String>,
+        lines: Vec<String>,
+    }
+
+    impl Received {
+        fn take(&mut self, export: &Collected) -> Result<()> {
+            match export.path.as_str() {
+                "/v1/traces" | "/opentelemetry.proto.collector.trace.v1.TraceService/Export" => self.traces(export),
+                "/v1/metrics" | "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export" => {
+                    self.metrics(export)
+                }
+                "/v1/logs" | "/opentelemetry.proto.collector.logs.v1.LogsService/Export" => self.logs(export),
+                other => anyhow::bail!("an export to {other}"),
+            }
+        }
+
+        fn traces(&mut self, export: &Collected) -> Result<()> {
+            for resource in ExportTraceServiceRequest::decode(&export.message[..])?.resource_spans {
+                ours(&resource.resource.unwrap_or_default().attributes)?;
+                let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+                self.spans.extend(spans);
+            }
+            Ok(())
+        }
+
+        fn metrics(&mut self, export: &Collected) -> Result<()> {
+            for resource in ExportMetricsServiceRequest::decode(&export.message[..])?.resource_metrics {
+                ours(&resource.resource.unwrap_or_default().attributes)?;
+                for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
+                    match metric.data.context("no data")? {
+                        Data::Sum(sum) if metric.name == "spin.request_count" => {
+                            let point = sum.data_points.first().context("no point")?;
+                            for (key, value) in
+                                [("component_id", "links"), ("app_id", "links"), ("trigger_type", "http")]
+                            {
+                                ensure!(text(&point.attributes, key) == Some(value), "{point:?}");
+                            }
+                            let Some(number_data_point::Value::AsInt(count)) = point.value else {
+                                anyhow::bail!("{point:?}")
+                            };
+                            self.requests = count;
+                        }
+                        Data::Histogram(histogram) => {
+                            let count: u64 = histogram.data_points.iter().map(|point| point.count).sum();
+                            ensure!(count > 0, "{} is empty", metric.name);
+                            self.histograms.push(metric.name);
+                        }
+                        other => anyhow::bail!("{} {other:?}", metric.name),
+                    }
+                }
+            }
+            Ok(())
+        }
+
+        fn logs(&mut self, export: &Collected) -> Result<()> {
+            for resource in ExportLogsServiceRequest::decode(&export.message[..])?.resource_logs {
+                ours(&resource.resource.unwrap_or_default().attributes)?;
+                for record in resource.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
+                    ensure!(text(&record.attributes, "component_id") == Some("links"), "{record:?}");
+                    ensure!(text(&record.attributes, "log.iostream") == Some("stderr"), "{record:?}");
+                    match record.body.and_then(|body| body.value) {
+                        Some(Value::StringValue(line)) => self.lines.push(line),
+                        other => anyhow::bail!("{other:?}"),
+                    }
+                }
+            }
+            Ok(())
+        }
+
+        /// The span of the request's trace whose name begins like this.
+        fn span(&self, name: &str) -> Result<&Span> {
+            let mut spans = self.spans.iter().filter(|span| hex(&span.trace_id) == TRACE);
+            let found = spans.find(|span| span.name.starts_with(name));
+            found.with_context(|| format!("no {name} among {:?}", self.spans))
+        }
+    }
+
+    fn ours(resource: &[KeyValue]) -> Result<()> {
+        ensure!(text(resource, "service.name") == Some("links"), "{resource:?}");
+        ensure!(text(resource, "service.instance.id") == Some("7"), "{resource:?}");
+        Ok(())
+    }
+
+    fn arrive_by(protocol: &str) -> Result<()> {
+        let place = Place::new()?;
+        let (collector, address) = Collector::here()?;
+        let endpoint = format!("http://{address}");
+        let runtime = place.runtime(
+            "[[variables_provider]]\ntype = 'static'\nvalues = { admin_token = '4dmin-s3cret', link_cache = 'neither' }\n",
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+                ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=h3ader-s3cret"),
+                ("OTEL_RESOURCE_ATTRIBUTES", "service.name=links,service.instance.id=7"),
+            ],
+        )?;
+        let slug = runtime.slug("4dmin-s3cret", "https://example.com/t4rget")?;
+        for (trace, flags) in [(TRACE, "01"), (UNSAMPLED, "00")] {
+            let parent = format!("00-{trace}-b7ad6b7169203331-{flags}");
+            let answer = runtime.get(&format!("/{slug}?q=s3cret"), &[("traceparent", &parent)])?;
+            ensure!(answer.status == 302, "{answer:?}");
+        }
+        runtime.process.terminate()?;
+
+        let mut received = Received::default();
+        for export in collector.collected() {
+            let key = export.headers.get("x-key").map(String::as_str);
+            ensure!(key == Some("h3ader-s3cret"), "{:?}", export.headers);
+            for secret in ["s3cret", "t4rget"] {
+                let mut windows = export.message.windows(secret.len());
+                let found = windows.any(|window| window == secret.as_bytes());
+                ensure!(!found, "{secret} is told: {}", String::from_utf8_lossy(&export.message));
+            }
+            received.take(&export)?;
+        }
+        ensure!(received.requests == 3, "{} requests", received.requests);
+        received.histograms.sort();
+        received.histograms.dedup();
+        let histograms =
+            ["cpu_time", "memory_used", "memory_used_on_init"].map(|name| format!("spin.component_{name}"));
+        ensure!(received.histograms == histograms, "{:?}", received.histograms);
+
+        let request = received.span("GET /...")?;
+        ensure!(hex(&request.parent_span_id) == "b7ad6b7169203331", "{request:?}");
+        let path = text(&request.attributes, "url.path");
+        ensure!(path == Some(&format!("/{slug}")), "{request:?}");
+        let execution = received.span("execute_wasm_component links")?;
+        ensure!(execution.parent_span_id == request.span_id, "{execution:?}");
+        let statement = received.span("SELECT")?;
+        ensure!(statement.parent_span_id == execution.span_id, "{statement:?}");
+        let told = received
+            .lines
+            .iter()
+            .find(|line| line.starts_with("links: redirects go without"));
+        ensure!(told.is_some(), "{:?}", received.lines);
+        ensure!(place.runtime_errors()?.contains("links: redirects go without"));
+        let unsampled = received.spans.iter().find(|span| hex(&span.trace_id) == UNSAMPLED);
+        ensure!(unsampled.is_none(), "{unsampled:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn traces_metrics_and_logs_arrive_by_http_when_it_ends() -> Result<()> {
+        arrive_by("http/protobuf")
+    }
+
+    #[test]
+    fn traces_metrics_and_logs_arrive_by_grpc_when_it_ends() -> Result<()> {
+        arrive_by("grpc")
+    }
+
+    /// Serves while nothing arrives there, says so, and ends in time.
+    fn is_done_without(endpoint: &str) -> Result<()> {
+        let place = Place::new()?;
+        let interval = ("OTEL_METRIC_EXPORT_INTERVAL", "100");
+        let runtime = place.runtime("", &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint), interval])?;
+        for _ in 0..20 {
+            let health = runtime.get("/health", &[])?;
+            ensure!(health.status == 200, "{health:?}");
+        }
+        eventually("it is told", SOON, || {
+            let told = place.runtime_errors()?.contains("does not arrive at 127.0.0.1");
+            Ok(told.then_some(()))
+        })?;
+        let begin = Instant::now();
+        runtime.process.terminate()?;
+        ensure!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+        Ok(())
+    }
+
+    #[test]
+    fn a_collector_that_is_not_there_costs_no_request() -> Result<()> {
+        is_done_without(&format!("http://127.0.0.1:{}", free_port()?))
+    }
+
+    #[test]
+    fn a_collector_that_hangs_costs_no_request() -> Result<()> {
+        let (collector, address) = Collector::here()?;
+        collector.hang(true);
+        is_done_without(&format!("http://{address}"))
+    }
 }

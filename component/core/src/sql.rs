@@ -2,6 +2,30 @@
 
 use std::fmt;
 
+use crate::settings::Invalid;
+
+/// The scripts that lead from one version of the tables to the next, version 0 being none.
+pub const SCHEMA: [&str; 3] = [
+    include_str!("../../sql/0001_links.sql"),
+    include_str!("../../sql/0002_request_ids.sql"),
+    include_str!("../../sql/0003_clicks.sql"),
+];
+
+/// Whether the variable `database_place` says that the database is on another machine.
+///
+/// # Errors
+/// Another word than "local" and "remote".
+pub fn is_remote(database_place: &str) -> Result<bool, Invalid> {
+    match database_place.trim() {
+        "" | "local" => Ok(false),
+        "remote" => Ok(true),
+        _ => Err(Invalid {
+            variable: "database_place",
+            wanted: "\"local\" or \"remote\"",
+        }),
+    }
+}
+
 /// The statements of a script. One ends at the `;` that ends a line before an empty line or the end; so a trigger's
 /// body, which has no empty line in it, stays whole.
 pub fn statements(script: &str) -> impl Iterator<Item = &str> {
@@ -122,6 +146,14 @@ mod tests {
         assert!(is_done("duplicate column name: request_id"));
         assert!(is_done("SQLite error: Duplicate column name: request_id"));
         assert!(!is_done("no such table: links") && !is_done("database is locked"));
+    }
+
+    #[test]
+    fn is_local_unless_it_is_remote() {
+        assert_eq!(is_remote(""), Ok(false));
+        assert_eq!(is_remote("local"), Ok(false));
+        assert_eq!(is_remote("remote\n"), Ok(true));
+        assert!(is_remote("libsql").is_err_and(|invalid| invalid.variable == "database_place"));
     }
 
     #[test]

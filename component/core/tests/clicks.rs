@@ -2,14 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use links_core::clicks::{Batch, Clicks, Detail, Kind, OTHER, Visitors};
-use links_core::sql::statements;
+use links_core::sql::{SCHEMA, statements};
 use rusqlite::{Connection, OptionalExtension, params};
 
-const SCHEMA: [&str; 3] = [
-    include_str!("../../sql/0001_links.sql"),
-    include_str!("../../sql/0002_request_ids.sql"),
-    include_str!("../../sql/0003_clicks.sql"),
-];
 const INSERT_CLICKS: &str = include_str!("../../sql/insert_clicks.sql");
 const FIND_CLICK_POSITION: &str = include_str!("../../sql/find_click_position.sql");
 const STATS_HOURS: &str = include_str!("../../sql/stats_hours.sql");

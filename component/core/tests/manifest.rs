@@ -1,7 +1,7 @@
 //! spin.toml against the code: what it repeats must agree, and what it grants must be what is used.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use links_core::{cache, secret};
+use links_core::{cache, secret, sql};
 use toml::{Table, Value};
 
 const MANIFEST: &str = include_str!("../../spin.toml");
@@ -31,6 +31,7 @@ fn hands_on_the_variables_that_the_component_reads() {
         "allowed_origin",
         "cache_stale",
         "cache_ttl",
+        "database_place",
         "link_cache",
         "public_url",
         "secrets_stale",
@@ -60,6 +61,7 @@ fn the_defaults_are_those_of_the_code() {
     let manifest = manifest();
     let default = |name: &str| manifest["variables"][name]["default"].as_str().unwrap().to_owned();
     assert_eq!(cache::is_on(&default("link_cache")), cache::is_on(""));
+    assert_eq!(sql::is_remote(&default("database_place")), sql::is_remote(""));
     assert_eq!(
         cache::Bounds::parse(&default("cache_ttl"), &default("cache_stale")),
         cache::Bounds::parse("", "")

@@ -5,14 +5,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use links_core::sql::{Trouble, is_done, statements};
+use links_core::sql::{SCHEMA, Trouble, is_done, statements};
 use rusqlite::{Connection, OptionalExtension, params};
 
-const SCHEMA: [&str; 3] = [
-    include_str!("../../sql/0001_links.sql"),
-    include_str!("../../sql/0002_request_ids.sql"),
-    include_str!("../../sql/0003_clicks.sql"),
-];
 const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");

@@ -4,10 +4,12 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join;
+use futures_util::future::try_join4;
 use links_core::cache::{self, Bounds, Entry};
 use links_core::link::Stored;
+use links_core::settings::Invalid;
 use links_core::slug::Slug;
+use links_core::sql;
 
 use crate::kv::Place;
 use crate::outage::Service;
@@ -25,10 +27,16 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy)]
 enum Knowledge {
     Unread,
-    Off,
-    On(Bounds),
+    Read(Known),
     /// Off for now.
     Failed(Instant),
+}
+
+#[derive(Clone, Copy)]
+struct Known {
+    /// `None`: there is no cache.
+    bounds: Option<Bounds>,
+    database_is_remote: bool,
 }
 
 thread_local! {
@@ -38,40 +46,59 @@ thread_local! {
 /// `None`: there is no cache.
 pub async fn bounds() -> Option<Bounds> {
     match KNOWN.get() {
-        Knowledge::Off => return None,
-        Knowledge::On(bounds) => return Some(bounds),
+        Knowledge::Read(known) => return known.bounds,
         Knowledge::Failed(since) if since.elapsed() < PAUSE => return None,
         Knowledge::Failed(_) | Knowledge::Unread => {}
     }
     let read = clock::within(LIMIT, read()).await;
-    let known = match read.unwrap_or_else(|| Err("no answer in time".to_owned())) {
-        Ok(Some(bounds)) => Knowledge::On(bounds),
-        Ok(None) => Knowledge::Off,
+    match read.unwrap_or_else(|| Err("no answer in time".to_owned())) {
+        Ok(known) => {
+            KNOWN.set(Knowledge::Read(known));
+            known.bounds
+        }
         Err(error) => {
             log::line("redirects go without the cache: cannot read its variables", error);
-            Knowledge::Failed(Instant::now())
+            KNOWN.set(Knowledge::Failed(Instant::now()));
+            None
         }
-    };
-    KNOWN.set(known);
-    match known {
-        Knowledge::On(bounds) => Some(bounds),
-        _ => None,
     }
 }
 
 /// Whether the variables were read and turn it on.
 pub fn is_known_to_be_on() -> bool {
-    matches!(KNOWN.get(), Knowledge::On(_))
+    known().is_some_and(|known| known.bounds.is_some())
 }
 
-async fn read() -> Result<Option<Bounds>, String> {
-    if !cache::is_on(&variable::get("link_cache").await?).map_err(|invalid| invalid.to_string())? {
-        return Ok(None);
+/// Whether the variables were read and say that the database is on another machine.
+pub fn is_database_known_to_be_remote() -> bool {
+    known().is_some_and(|known| known.database_is_remote)
+}
+
+fn known() -> Option<Known> {
+    match KNOWN.get() {
+        Knowledge::Read(known) => Some(known),
+        Knowledge::Unread | Knowledge::Failed(_) => None,
     }
-    let (ttl, stale) = try_join(variable::get("cache_ttl"), variable::get("cache_stale")).await?;
-    Bounds::parse(&ttl, &stale)
-        .map(Some)
-        .map_err(|invalid| invalid.to_string())
+}
+
+async fn read() -> Result<Known, String> {
+    let (cache, ttl, stale, place) = try_join4(
+        variable::get("link_cache"),
+        variable::get("cache_ttl"),
+        variable::get("cache_stale"),
+        variable::get("database_place"),
+    )
+    .await?;
+    let known = || {
+        Ok(Known {
+            bounds: match cache::is_on(&cache)? {
+                true => Some(Bounds::parse(&ttl, &stale)?),
+                false => None,
+            },
+            database_is_remote: sql::is_remote(&place)?,
+        })
+    };
+    known().map_err(|invalid: Invalid| invalid.to_string())
 }
 
 /// What is kept of a link, however old.

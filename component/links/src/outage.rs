@@ -44,7 +44,13 @@ impl Service {
         if outage.rests(now, self.pause()) {
             return true;
         }
-        self.note(outage.tried_again(now)).await;
+        let outage = outage.tried_again(now);
+        self.known(|known| known.outage.set(Some(outage)));
+        if self.is_over().await {
+            self.known(|known| known.outage.take());
+        } else {
+            self.note(outage).await;
+        }
         false
     }
 
@@ -75,9 +81,12 @@ impl Service {
         let goes_on = |outage: &Outage| outage.goes_on(now);
         let known = self.known(|known| known.outage.get()).filter(goes_on);
         // At once, so that the other requests of this instance that fail now see it.
-        self.known(|known_here| known_here.outage.set(Some(known.unwrap_or_else(|| Outage::begin(now)))));
+        let begun = known.map_or_else(|| Outage::begin(now), |outage| outage.tried_again(now));
+        self.known(|known_here| known_here.outage.set(Some(begun)));
         let outage = match known {
             None if self.is_shared() => self.noted().await.filter(goes_on),
+            // Who tried a moment ago has looked.
+            Some(known) if !known.rests(now, self.pause()) && self.is_over().await => None,
             known => known,
         };
         if outage.is_none() {
@@ -101,6 +110,11 @@ impl Service {
     /// What another instance, or this one, has left.
     async fn noted(self) -> Option<Outage> {
         Outage::decode(&local::get(self.key()).await?)
+    }
+
+    /// Whether another instance has found that it answers, and has told the operator: what fails now is the next outage.
+    async fn is_over(self) -> bool {
+        self.is_shared() && local::lacks(self.key()).await
     }
 
     async fn note(self, outage: Outage) {

@@ -14,19 +14,13 @@ use links_core::link::{NewLink, Stored};
 use links_core::problem::Problem;
 use links_core::request_id::RequestId;
 use links_core::slug::Slug;
-use links_core::sql::{self, Cause, Trouble};
+use links_core::sql::{self, Cause, SCHEMA, Trouble};
 use links_core::stats::{Found, Granularity, Link, Span, TOP};
 use spin_sdk::sqlite::{Connection, Error, RowResult, Value};
 
 use crate::outage::Service;
 use crate::{cache, clock, log};
 
-/// The scripts that lead from one version of the tables to the next, version 0 being none.
-const SCHEMA: [&str; 3] = [
-    include_str!("../../sql/0001_links.sql"),
-    include_str!("../../sql/0002_request_ids.sql"),
-    include_str!("../../sql/0003_clicks.sql"),
-];
 const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
@@ -53,6 +47,9 @@ struct Patience {
     tries: Duration,
     /// For all of it.
     whole: Duration,
+    /// How many connections of an instance are kept for such requests. The statements of one run one after the other: on a
+    /// local database that is no loss, on another machine each of them waits for a round trip.
+    connections: usize,
 }
 
 /// A local database waits up to 5 s for a lock before it says "busy".
@@ -60,6 +57,7 @@ const LOCAL: Patience = Patience {
     statement: Duration::from_secs(6),
     tries: Duration::from_secs(8),
     whole: Duration::from_secs(14),
+    connections: 1,
 };
 
 /// A database on another machine waits for its own locks; one that hangs would never say anything.
@@ -67,7 +65,11 @@ const REMOTE: Patience = Patience {
     statement: READ_LIMIT,
     tries: Duration::from_secs(6),
     whole: Duration::from_secs(10),
+    connections: REQUESTS_AT_A_TIME,
 };
+
+/// So many an instance serves, by the runtimes' defaults.
+const REQUESTS_AT_A_TIME: usize = 16;
 
 /// No reader waits for a lock.
 const READ_LIMIT: Duration = Duration::from_millis(4500);
@@ -77,6 +79,7 @@ const HASTY: Patience = Patience {
     statement: SOON,
     tries: SOON,
     whole: SOON,
+    connections: REQUESTS_AT_A_TIME,
 };
 
 /// For who asks again every second, and gives up after two himself.
@@ -84,6 +87,7 @@ const PROBING: Patience = Patience {
     statement: Duration::from_millis(1500),
     tries: Duration::from_millis(1500),
     whole: Duration::from_millis(1500),
+    connections: 1,
 };
 
 /// A database that takes longer than this is as good as down for who has another answer at hand.
@@ -94,15 +98,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 thread_local! {
-    /// This instance's connection, opened by the first request that needs it: opening one for every request costs more
-    /// than the request. Requests take a share of it and never hold the cell itself while they wait.
-    static KEPT: RefCell<Option<Rc<Shared>>> = const { RefCell::new(None) };
-}
-
-struct Shared {
-    connection: Connection,
+    /// This instance's connections, opened by the requests that need them: opening one for every request costs more than
+    /// the request. Requests take a share of one and never hold the cell itself while they wait.
+    static KEPT: RefCell<Vec<Rc<Connection>>> = const { RefCell::new(Vec::new()) };
     /// Whether the tables are known to be those of this release.
-    has_tables: Cell<bool>,
+    static HAS_TABLES: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What a statement needs to find.
@@ -122,9 +122,11 @@ pub struct Store {
 }
 
 impl Store {
-    /// The cache is for databases on other machines, so it tells which kind this is.
     pub fn new() -> Store {
-        Store::with(if cache::is_known_to_be_on() { REMOTE } else { LOCAL })
+        Store::with(match cache::is_database_known_to_be_remote() {
+            true => REMOTE,
+            false => LOCAL,
+        })
     }
 
     /// For a request that can be answered without the database, too: gives up after a second.
@@ -296,22 +298,23 @@ impl Store {
             statement: limit,
             tries,
             whole,
+            connections,
         } = self.patience;
         let mut pause = FIRST_PAUSE;
         let mut renewed = false;
         loop {
-            let kept = KEPT.with_borrow(Option::clone);
+            let kept = kept(connections);
             let was_kept = kept.is_some();
             let work = async {
-                let shared = match kept {
-                    Some(shared) => shared,
-                    None => connect().await?,
+                let connection = match kept {
+                    Some(connection) => connection,
+                    None => connect(connections).await?,
                 };
-                if needs == Needs::Tables && !shared.has_tables.get() {
-                    make_tables(&shared.connection).await?;
-                    shared.has_tables.set(true);
+                if needs == Needs::Tables && !HAS_TABLES.get() {
+                    make_tables(&connection).await?;
+                    HAS_TABLES.set(true);
                 }
-                rows(&shared.connection, statement, values).await
+                rows(&connection, statement, values).await
             };
             let left = whole.saturating_sub(self.since.elapsed());
             let limit = if needs == Needs::AnyTables {
@@ -395,20 +398,29 @@ fn unavailable(_: String) -> Problem {
     Problem::unavailable("The database does not answer at the moment. Try again.")
 }
 
-/// Gives up the kept connection: it may be what is broken. Others who have a share of it find out for themselves.
-fn forget() {
-    drop(KEPT.take());
+/// One that nobody uses now, or a share of one where there are as many as there may be.
+fn kept(most: usize) -> Option<Rc<Connection>> {
+    KEPT.with_borrow(|kept| {
+        let free = kept.iter().find(|connection| Rc::strong_count(connection) == 1);
+        free.or_else(|| kept.first().filter(|_| kept.len() >= most)).cloned()
+    })
 }
 
-/// Opens a connection and keeps it for the requests to come. Two at once on one instance are one connection too many for
-/// a moment, no more.
-async fn connect() -> Result<Rc<Shared>, String> {
-    let shared = Rc::new(Shared {
-        connection: Connection::open_default().await.map_err(message)?,
-        has_tables: Cell::new(false),
+/// Gives up what is kept: it may be what is broken. Others who have a share of it find out for themselves.
+fn forget() {
+    drop(KEPT.take());
+    HAS_TABLES.set(false);
+}
+
+/// Opens a connection and keeps it for the requests to come, up to so many: two that open one at once may be one too many.
+async fn connect(most: usize) -> Result<Rc<Connection>, String> {
+    let connection = Rc::new(Connection::open_default().await.map_err(message)?);
+    KEPT.with_borrow_mut(|kept| {
+        if kept.len() < most {
+            kept.push(connection.clone());
+        }
     });
-    drop(KEPT.replace(Some(shared.clone())));
-    Ok(shared)
+    Ok(connection)
 }
 
 /// Makes sure that the tables are there. What is cut off by a time limit is left to the next one who needs them.

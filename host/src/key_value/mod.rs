@@ -4,6 +4,7 @@ pub mod redis;
 
 use std::sync::Arc;
 
+use opentelemetry::KeyValue;
 use tokio::sync::OnceCell;
 use wasmtime::component::{Accessor, FutureReader, HasSelf, Resource, StreamReader};
 
@@ -13,6 +14,7 @@ use crate::config::Place;
 use crate::context::{Context, Denied};
 use crate::sqlite::{Database, Handle};
 use crate::stop::Work;
+use crate::telemetry::{Span, within};
 
 /// How many stores one instance may have open. Spin's limit.
 const MOST_STORES: usize = 256;
@@ -48,6 +50,14 @@ pub struct StoreFile {
 }
 
 impl Store {
+    /// Where it is, as traces show it.
+    fn backend(&self) -> String {
+        match self {
+            Self::File(_) => "SQLite".to_owned(),
+            Self::Redis(server) => server.to_string(),
+        }
+    }
+
     /// So that a fault shows before it is used.
     async fn open(&self) -> Result<(), Error> {
         match self {
@@ -112,7 +122,7 @@ impl StoreFile {
     async fn handle(&self) -> Result<Handle, Error> {
         let create = || async {
             let handle = self.database.open().await?;
-            handle.execute_all(CREATE.to_owned(), vec![]).await?;
+            handle.execute(CREATE.to_owned(), vec![]).await?.collect().await?;
             Ok::<_, sqlite::Error>(self.in_memory.then_some(handle))
         };
         match self.ready.get_or_try_init(create).await? {
@@ -126,7 +136,8 @@ impl StoreFile {
         let parameters = std::iter::once(Value::Text(self.label.clone()))
             .chain(parameters)
             .collect();
-        let (_, rows) = self.handle().await?.execute_all(sql.to_owned(), parameters).await?;
+        let answer = self.handle().await?.execute(sql.to_owned(), parameters).await?;
+        let (_, rows) = answer.collect().await?;
         Ok(rows)
     }
 
@@ -187,12 +198,24 @@ impl From<Denied> for Error {
     }
 }
 
-fn store<T>(accessor: &Accessor<T, HasSelf<Context>>, resource: &Resource<Store>) -> Result<(Store, Work), Error> {
+/// The store, and what goes on with it: `call` names that for traces.
+fn store<T>(
+    accessor: &Accessor<T, HasSelf<Context>>,
+    resource: &Resource<Store>,
+    call: &str,
+) -> Result<(Store, Work, Option<Span>), Error> {
     accessor.with(|mut access| {
         let context = access.get();
         let store = context.table.get(resource).cloned().map_err(|_| Error::NoSuchStore)?;
-        Ok((store, context.work.clone()))
+        let span = context.span.as_ref().map(|span| calling(span, &store, call));
+        Ok((store, context.work.clone(), span))
     })
+}
+
+/// A part of the request; neither keys nor values are told.
+fn calling(span: &Span, store: &Store, call: &str) -> Span {
+    let attributes = vec![KeyValue::new("kv.backend", store.backend())];
+    span.call(format!("spin_key_value.{call}"), attributes)
 }
 
 impl key_value::Host for Context {
@@ -211,13 +234,14 @@ impl key_value::HostStore for Context {
 
 impl key_value::HostStoreWithStore for HasSelf<Context> {
     async fn open<T: Send>(accessor: &Accessor<T, Self>, label: String) -> Result<Resource<Store>, Error> {
-        let (store, _work) = accessor.with(|mut access| {
+        let (store, _work, span) = accessor.with(|mut access| {
             let context = access.get();
-            let store = context.component.store(&label).cloned();
-            store.map(|store| (store, context.work.clone()))
+            let store = context.component.store(&label).cloned()?;
+            let span = context.span.as_ref().map(|span| calling(span, &store, "open"));
+            Ok::<_, Error>((store, context.work.clone(), span))
         })?;
         // So that a fault of the file shows here.
-        store.open().await?;
+        within(span, store.open()).await?;
         accessor.with(|mut access| {
             let context = access.get();
             if context.stores >= MOST_STORES {
@@ -234,8 +258,8 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         resource: Resource<Store>,
         key: String,
     ) -> Result<Option<Vec<u8>>, Error> {
-        let (store, _work) = store(accessor, &resource)?;
-        store.get(key).await
+        let (store, _work, span) = store(accessor, &resource, "get")?;
+        within(span, store.get(key)).await
     }
 
     async fn set<T: Send>(
@@ -244,8 +268,8 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         key: String,
         value: Vec<u8>,
     ) -> Result<(), Error> {
-        let (store, _work) = store(accessor, &resource)?;
-        store.set(key, value).await
+        let (store, _work, span) = store(accessor, &resource, "set")?;
+        within(span, store.set(key, value)).await
     }
 
     async fn delete<T: Send>(
@@ -253,8 +277,8 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         resource: Resource<Store>,
         key: String,
     ) -> Result<(), Error> {
-        let (store, _work) = store(accessor, &resource)?;
-        store.delete(key).await
+        let (store, _work, span) = store(accessor, &resource, "delete")?;
+        within(span, store.delete(key)).await
     }
 
     async fn exists<T: Send>(
@@ -262,16 +286,16 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         resource: Resource<Store>,
         key: String,
     ) -> Result<bool, Error> {
-        let (store, _work) = store(accessor, &resource)?;
-        store.exists(key).await
+        let (store, _work, span) = store(accessor, &resource, "exists")?;
+        within(span, store.exists(key)).await
     }
 
     async fn get_keys<T: Send>(
         accessor: &Accessor<T, Self>,
         resource: Resource<Store>,
     ) -> wasmtime::Result<(StreamReader<String>, FutureReader<Result<(), Error>>)> {
-        let keys = match store(accessor, &resource) {
-            Ok((store, _work)) => store.keys().await,
+        let keys = match store(accessor, &resource, "get_keys") {
+            Ok((store, _work, span)) => within(span, store.keys()).await,
             Err(error) => Err(error),
         };
         let (keys, end) = match keys {

@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, ensure};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncCommands as _, Client, ConnectionAddr, IntoConnectionInfo as _, RedisError, RedisResult};
-use tokio::sync::OnceCell;
 
 use crate::bindings::key_value::Error;
 use crate::http_client::causes;
@@ -31,7 +30,7 @@ pub struct Server {
     /// Host and port, or the path of a socket.
     shown: String,
     /// Made when it is first asked for; from then on it connects again by itself.
-    connection: OnceCell<ConnectionManager>,
+    connection: tokio::sync::Mutex<Option<ConnectionManager>>,
     /// When the first connection has failed last, and why.
     failed: Mutex<Option<(Instant, String)>>,
 }
@@ -65,7 +64,7 @@ impl Server {
         Ok(Arc::new(Self {
             shown: info.addr.to_string(),
             client: Client::open(info).context("url cannot be used")?,
-            connection: OnceCell::new(),
+            connection: tokio::sync::Mutex::default(),
             failed: Mutex::default(),
         }))
     }
@@ -101,7 +100,13 @@ impl Server {
                 Error::Other(problem)
             })
         };
-        self.connection.get_or_try_init(connect).await.cloned()
+        let mut kept = self.connection.lock().await;
+        if let Some(connection) = &*kept {
+            return Ok(connection.clone());
+        }
+        let connection = connect().await?;
+        *kept = Some(connection.clone());
+        Ok(connection)
     }
 
     fn failed(&self) -> std::sync::MutexGuard<'_, Option<(Instant, String)>> {
@@ -109,12 +114,19 @@ impl Server {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn told<T>(&self, answer: RedisResult<T>) -> Result<T, Error> {
+    async fn told<T>(&self, answer: RedisResult<T>) -> Result<T, Error> {
+        if let Err(error) = &answer
+            && !error.is_io_error()
+        {
+            // The manager connects again only after an error of the network: not after a password that was refused, or a
+            // server that was still loading.
+            drop(self.connection.lock().await.take());
+        }
         answer.map_err(|error| self.error(&error))
     }
 
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
-        let value: Option<Vec<u8>> = self.told(self.connection().await?.get(key).await)?;
+        let value: Option<Vec<u8>> = self.told(self.connection().await?.get(key).await).await?;
         if value.as_ref().map_or(0, Vec::len) > MOST_BYTES {
             return Err(too_large().into());
         }
@@ -122,15 +134,15 @@ impl Server {
     }
 
     pub async fn set(&self, key: &str, value: &[u8]) -> Result<(), Error> {
-        self.told(self.connection().await?.set(key, value).await)
+        self.told(self.connection().await?.set(key, value).await).await
     }
 
     pub async fn delete(&self, key: &str) -> Result<(), Error> {
-        self.told(self.connection().await?.del(key).await)
+        self.told(self.connection().await?.del(key).await).await
     }
 
     pub async fn exists(&self, key: &str) -> Result<bool, Error> {
-        self.told(self.connection().await?.exists(key).await)
+        self.told(self.connection().await?.exists(key).await).await
     }
 
     /// Those that are there the whole time; others perhaps, each once.
@@ -141,7 +153,7 @@ impl Server {
         loop {
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor).arg("COUNT").arg(KEYS_AT_A_TIME);
-            let (next, some): (u64, Vec<String>) = self.told(scan.query_async(&mut connection).await)?;
+            let (next, some): (u64, Vec<String>) = self.told(scan.query_async(&mut connection).await).await?;
             bytes += some.iter().map(|key| size_of::<String>() + key.len()).sum::<usize>();
             if bytes > MOST_BYTES {
                 return Err(too_large().into());

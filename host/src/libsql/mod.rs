@@ -166,6 +166,11 @@ fn is_rollback(sql: &str) -> bool {
 }
 
 impl Connection {
+    /// What is on the other side.
+    pub fn server(&self) -> String {
+        self.server.to_string()
+    }
+
     /// Runs a statement.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::future::ready;
 use std::pin::Pin;
 use std::task::{Context as Task, Poll};
 
+use opentelemetry::KeyValue;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{
     Access, Accessor, Destination, FutureReader, HasSelf, Resource, StreamProducer, StreamReader, StreamResult,
@@ -15,6 +16,7 @@ use crate::bindings::sqlite::{self, Connection, Error, QueryResult, RowResult, V
 use crate::context::{Context, Denied};
 use crate::database::{Answer, Rows};
 use crate::stop::Work;
+use crate::telemetry::{Span, within, without_values};
 
 /// How many connections one instance may have open. Spin's limit.
 const MOST_CONNECTIONS: usize = 256;
@@ -49,10 +51,33 @@ impl Context {
 fn handle<T>(
     accessor: &Accessor<T, HasSelf<Context>>,
     resource: &Resource<Connection>,
-) -> Result<(Connection, Work), Error> {
+) -> Result<(Connection, Work, Option<Span>), Error> {
     accessor.with(|mut access: Access<'_, T, HasSelf<Context>>| {
         let context = access.get();
-        Ok((context.connection(resource)?, context.work.clone()))
+        Ok((
+            context.connection(resource)?,
+            context.work.clone(),
+            context.span.clone(),
+        ))
+    })
+}
+
+/// A part of the request for opening a database.
+fn opening(span: Option<&Span>) -> Option<Span> {
+    let attributes = || vec![KeyValue::new("db.system", "sqlite")];
+    span.map(|span| span.call("spin_sqlite.open".to_owned(), attributes()))
+}
+
+/// A part of the request for a statement: its text, without values.
+fn executing(span: Option<&Span>, connection: &Connection, statement: &str) -> Option<Span> {
+    span.map(|span| {
+        let text = without_values(statement);
+        let attributes = vec![
+            KeyValue::new("db.system", "sqlite"),
+            KeyValue::new("sqlite.backend", connection.backend()),
+            KeyValue::new("db.query.text", text.clone()),
+        ];
+        span.call(text, attributes)
     })
 }
 
@@ -64,7 +89,8 @@ impl sqlite::Host for Context {
 
 impl sqlite::HostConnection for Context {
     async fn open(&mut self, database: String) -> Result<Resource<Connection>, Error> {
-        let handle = self.component.database(&database)?.open().await?;
+        let span = opening(self.span.as_ref());
+        let handle = within(span, self.component.database(&database)?.open()).await?;
         self.push_connection(handle)
     }
 
@@ -74,7 +100,9 @@ impl sqlite::HostConnection for Context {
         statement: String,
         parameters: Vec<Value>,
     ) -> Result<QueryResult, Error> {
-        let (columns, rows) = self.connection(&connection)?.execute_all(statement, parameters).await?;
+        let handle = self.connection(&connection)?;
+        let span = executing(self.span.as_ref(), &handle, &statement);
+        let (columns, rows) = within(span, handle.execute_all(statement, parameters)).await?;
         Ok(QueryResult { columns, rows })
     }
 
@@ -98,12 +126,12 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
         accessor: &Accessor<T, Self>,
         database: String,
     ) -> Result<Resource<Connection>, Error> {
-        let (database, _work) = accessor.with(|mut access| {
+        let (database, _work, span) = accessor.with(|mut access| {
             let context = access.get();
             let database = context.component.database(&database).cloned();
-            database.map(|database| (database, context.work.clone()))
+            database.map(|database| (database, context.work.clone(), opening(context.span.as_ref())))
         })?;
-        let handle = database.open().await?;
+        let handle = within(span, database.open()).await?;
         accessor.with(|mut access| access.get().push_connection(handle))
     }
 
@@ -113,8 +141,9 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
         statement: String,
         parameters: Vec<Value>,
     ) -> Result<AsyncResult, Error> {
-        let (handle, work) = handle(accessor, &connection)?;
-        let Answer { columns, rows } = handle.execute(statement, parameters).await?;
+        let (handle, work, span) = handle(accessor, &connection)?;
+        let span = executing(span.as_ref(), &handle, &statement);
+        let Answer { columns, rows } = within(span, handle.execute(statement, parameters)).await?;
         let readers = accessor.with(|mut access| -> wasmtime::Result<_> {
             Ok(match rows {
                 Rows::All(rows) => {
@@ -145,7 +174,7 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
         accessor: &Accessor<T, Self>,
         connection: Resource<Connection>,
     ) -> wasmtime::Result<i64> {
-        let (handle, _work) = handle(accessor, &connection)?;
+        let (handle, _work, _) = handle(accessor, &connection)?;
         Ok(handle.last_insert_rowid().await?)
     }
 
@@ -153,7 +182,7 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
         accessor: &Accessor<T, Self>,
         connection: Resource<Connection>,
     ) -> wasmtime::Result<u64> {
-        let (handle, _work) = handle(accessor, &connection)?;
+        let (handle, _work, _) = handle(accessor, &connection)?;
         Ok(handle.changes().await?)
     }
 }

@@ -303,18 +303,6 @@ impl Handle {
         }
     }
 
-    /// Runs a statement and collects its rows.
-    ///
-    /// # Errors
-    /// SQLite's, and a result too large to hold.
-    pub async fn execute_all(
-        &self,
-        sql: String,
-        parameters: Vec<Value>,
-    ) -> Result<(Vec<String>, Vec<RowResult>), Error> {
-        self.execute(sql, parameters).await?.collect().await
-    }
-
     /// The row id of the last INSERT through this handle; 0 before one.
     pub async fn last_insert_rowid(&self) -> Result<i64, Error> {
         Ok(self.0.write().await.connection()?.last_insert_rowid())

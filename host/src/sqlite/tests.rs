@@ -26,7 +26,7 @@ async fn database_with(rules: Rules) -> (TempDir, Arc<Database>) {
 }
 
 async fn run(handle: &Handle, sql: &str) -> Result<Vec<RowResult>, Error> {
-    Ok(handle.execute_all(sql.to_owned(), vec![]).await?.1)
+    Ok(handle.execute(sql.to_owned(), vec![]).await?.collect().await?.1)
 }
 
 async fn count(handle: &Handle) -> i64 {

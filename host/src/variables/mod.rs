@@ -10,10 +10,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use opentelemetry::KeyValue;
 use wasmtime::component::{Accessor, HasSelf};
 
 use crate::bindings::variables::{self, Error};
 use crate::context::Context;
+use crate::telemetry::within;
 
 /// A variable that spin.toml declares. Without a default, a provider must have it.
 #[derive(Debug)]
@@ -235,11 +237,17 @@ impl variables::Host for Context {
 
 impl variables::HostWithStore for HasSelf<Context> {
     async fn get<T: Send>(accessor: &Accessor<T, Self>, name: String) -> Result<String, Error> {
-        let (component, _work) = accessor.with(|mut access| {
+        let (component, _work, span) = accessor.with(|mut access| {
             let context = access.get();
-            (context.component.clone(), context.work.clone())
+            (context.component.clone(), context.work.clone(), context.span.clone())
         });
-        component.variables.get(&name).await
+        let span = span.map(|span| {
+            span.call(
+                "spin_variables.get".to_owned(),
+                vec![KeyValue::new("key", name.clone())],
+            )
+        });
+        within(span, component.variables.get(&name)).await
     }
 }
 

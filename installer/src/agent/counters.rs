@@ -196,6 +196,7 @@ impl Counters {
 mod tests {
     use super::super::families::{CPU, REQUESTS};
     use super::*;
+    use crate::layout::temporary;
 
     fn point(temporality: Temporality, start: u64, time: u64, sum: f64) -> Point {
         Point {
@@ -324,9 +325,7 @@ mod tests {
 
     #[test]
     fn another_agent_goes_on_with_them() {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        fs::create_dir_all(layout.metrics_dir()).unwrap();
+        let (_root, layout) = temporary(&[Layout::metrics_dir]);
         let mut counters = Counters::load(&layout);
         assert_eq!(counters.take_changes(), None, "nothing came in");
         for point in [cumulative(10, 20, 5.0), cumulative(30, 40, 2.0)] {

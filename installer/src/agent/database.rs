@@ -92,14 +92,11 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
+    use crate::layout::temporary;
 
     #[test]
     fn a_local_database_is_looked_at_and_a_remote_one_is_not() {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        for directory in [layout.data_dir(), layout.config_dir()] {
-            std::fs::create_dir_all(directory).unwrap();
-        }
+        let (_root, layout) = temporary(&[Layout::data_dir, Layout::config_dir]);
         std::fs::write(layout.runtime_toml(), "").unwrap();
         let mut trouble = None;
         let nothing_yet = look(&layout, &mut trouble);

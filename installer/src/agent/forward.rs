@@ -10,8 +10,8 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TE};
 use hyper::{Request, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
@@ -136,7 +136,7 @@ enum Failure {
 
 /// Sends what comes, one after the other, until it is dropped.
 pub async fn forward(queue: &Queue) {
-    let clients = Clients::new();
+    let mut clients = Clients::new();
     // What was wrong last: the same again is no news.
     let mut trouble = None;
     loop {
@@ -166,6 +166,7 @@ pub async fn forward(queue: &Queue) {
             }
             sleep(pause).await;
             pause = LONGEST_PAUSE.min(pause * 2);
+            clients.tls = None;
         }
     }
 }
@@ -175,37 +176,46 @@ type Body = Full<Bytes>;
 struct Clients {
     plain: Client<HttpConnector, Body>,
     plain_grpc: Client<HttpConnector, Body>,
-    /// Without certificates of the host nobody can be trusted; why there are none.
-    tls: Result<[Client<HttpsConnector<HttpConnector>, Body>; 2], String>,
+    /// HTTP and gRPC by TLS, from the first export that needs it until one fails: the host may trust another authority
+    /// then.
+    tls: Option<[Client<HttpsConnector<HttpConnector>, Body>; 2]>,
+}
+
+fn builder(grpc: bool) -> legacy::Builder {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).timer(TokioTimer::new());
+    builder.http2_only(grpc);
+    builder
+}
+
+/// Without certificates of the host nobody can be trusted.
+fn tls() -> Result<[Client<HttpsConnector<HttpConnector>, Body>; 2], Failure> {
+    let roots = HttpsConnectorBuilder::new()
+        .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
+        .map_err(|error| Failure::Later(format!("the host's certificates (package ca-certificates): {error}")))?;
+    // Which of the two is agreed on at the handshake.
+    let connector = roots.https_only().enable_http1().enable_http2().build();
+    Ok([false, true].map(|grpc| builder(grpc).build(connector.clone())))
 }
 
 impl Clients {
     fn new() -> Self {
-        let mut builder = Client::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).timer(TokioTimer::new());
-        let mut grpc_builder = builder.clone();
-        grpc_builder.http2_only(true);
-        let tls = HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
-            .map(|roots| {
-                // Which of the two is agreed on at the handshake.
-                let connector = roots.https_only().enable_http1().enable_http2().build();
-                [builder.build(connector.clone()), grpc_builder.build(connector)]
-            })
-            .map_err(|error| format!("the host's certificates (package ca-certificates): {error}"));
         Self {
-            plain: builder.build_http(),
-            plain_grpc: grpc_builder.build_http(),
-            tls,
+            plain: builder(false).build_http(),
+            plain_grpc: builder(true).build_http(),
+            tls: None,
         }
     }
 
-    async fn send(&self, target: &Target, message: Bytes) -> Result<(), Failure> {
+    async fn send(&mut self, target: &Target, message: Bytes) -> Result<(), Failure> {
         let request = request(target, message)?;
         let grpc = target.protocol == Protocol::Grpc;
         let response = match (request.uri().scheme_str(), grpc) {
             (Some("https"), _) => {
-                let [http, with_grpc] = self.tls.as_ref().map_err(|why| Failure::Later(why.clone()))?;
+                let [http, with_grpc] = match &mut self.tls {
+                    Some(clients) => clients,
+                    none => none.insert(tls()?),
+                };
                 if grpc { with_grpc } else { http }.request(request)
             }
             (_, true) => self.plain_grpc.request(request),

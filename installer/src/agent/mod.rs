@@ -21,6 +21,7 @@ use anyhow::{Context as _, ensure};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::config::links::Config;
 use crate::config::load::load_links;
 use crate::layout::Layout;
 use crate::log;
@@ -46,11 +47,11 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
     }
     // A file that somebody is editing, or has got wrong, is no reason to leave: then as many as there are.
     let applied = || State::new(layout).instances().map(|instances| instances.len());
-    let mut wanted = match load_links(layout) {
-        Ok(config) => config.instances,
+    let (mut wanted, mut edited) = match load_links(layout) {
+        Ok(config) => (config.instances, Some(config)),
         Err(error) => match applied()? {
             0 => return Err(error.into()),
-            count => u16::try_from(count)?,
+            count => (u16::try_from(count)?, None),
         },
     };
     let watch = Watch::new(layout)?;
@@ -66,13 +67,14 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
             log::notice!("{status}");
             told = status;
         }
-        server.serve_on(addresses(layout, wanted));
+        server.serve_on(addresses(layout, wanted, edited.take()));
         ensure!(!server.is_gone(), "the server of metrics has ended");
         ensure!(!clicks.is_gone(), "the counting of clicks has ended");
         notify(&[NotifyState::Watchdog]);
         watch.wait(LOOK_AGAIN)?;
         // While a person edits the file, it may be wrong for a while; `linksctl check` is there to say so.
-        wanted = load_links(layout).map_or(wanted, |config| config.instances);
+        edited = load_links(layout).ok();
+        wanted = edited.as_ref().map_or(wanted, |config| config.instances);
     }
     notify(&[NotifyState::Stopping]);
     server.stop();
@@ -81,8 +83,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
 
 /// Where metrics are asked for, by what a person has written last; where instances send theirs, by what each was configured
 /// with. A file that is wrong for now changes nothing.
-fn addresses(layout: &Layout, wanted: u16) -> Addresses {
-    let edited = load_links(layout).ok();
+fn addresses(layout: &Layout, wanted: u16, edited: Option<Config>) -> Addresses {
     let mut configurations: Vec<_> = (1..=wanted)
         .map(|instance| snapshot::of_instance(layout, instance).0)
         .collect();

@@ -107,27 +107,15 @@ fn points(metric: Metric) -> Vec<Point> {
         ),
         (Kind::Summary, Some(Data::Histogram(histogram))) => {
             let points = histogram.data_points.into_iter().map(|is| Raw {
-                attributes: is.attributes,
-                start: is.start_time_unix_nano,
-                time: is.time_unix_nano,
-                flags: is.flags,
-                amount: is.sum.map(|sum| Amount {
-                    sum,
-                    count: is.count as f64,
-                }),
+                amount: summary(is.sum, is.count),
+                ..Raw::at(is.attributes, is.start_time_unix_nano, is.time_unix_nano, is.flags)
             });
             (histogram.aggregation_temporality, points.collect())
         }
         (Kind::Summary, Some(Data::ExponentialHistogram(histogram))) => {
             let points = histogram.data_points.into_iter().map(|is| Raw {
-                attributes: is.attributes,
-                start: is.start_time_unix_nano,
-                time: is.time_unix_nano,
-                flags: is.flags,
-                amount: is.sum.map(|sum| Amount {
-                    sum,
-                    count: is.count as f64,
-                }),
+                amount: summary(is.sum, is.count),
+                ..Raw::at(is.attributes, is.start_time_unix_nano, is.time_unix_nano, is.flags)
             });
             (histogram.aggregation_temporality, points.collect())
         }
@@ -149,15 +137,30 @@ fn number(is: NumberDataPoint) -> Raw {
         number_data_point::Value::AsInt(value) => value as f64,
     });
     Raw {
-        attributes: is.attributes,
-        start: is.start_time_unix_nano,
-        time: is.time_unix_nano,
-        flags: is.flags,
         amount: sum.map(|sum| Amount { sum, count: 0.0 }),
+        ..Raw::at(is.attributes, is.start_time_unix_nano, is.time_unix_nano, is.flags)
     }
 }
 
+fn summary(sum: Option<f64>, count: u64) -> Option<Amount> {
+    sum.map(|sum| Amount {
+        sum,
+        count: count as f64,
+    })
+}
+
 impl Raw {
+    /// Without an amount.
+    fn at(attributes: Vec<KeyValue>, start: u64, time: u64, flags: u32) -> Self {
+        Self {
+            attributes,
+            start,
+            time,
+            flags,
+            amount: None,
+        }
+    }
+
     /// None: it says nothing, or nothing that can be.
     fn point(self, family: &'static Family, temporality: Temporality) -> Option<Point> {
         let component = text_of(&self.attributes, "component_id").unwrap_or_default();

@@ -3,11 +3,13 @@
 use std::io;
 use std::path::Path;
 
+use url::Url;
+
 use super::credentials::{Credentials, Source};
 use super::finding::Finding;
 use super::links::{self, Access, Config};
 use super::reader::Reader;
-use super::runtime::{self, RuntimeToml, file_of};
+use super::runtime::{self, Origin, RuntimeToml, file_of};
 use super::telemetry;
 use crate::layout::{ADMIN_TOKEN, Layout};
 
@@ -154,6 +156,22 @@ fn needs(
                 .help("write NAME=VALUE, several with a comma between; a character that means something else as %2C"),
         );
     }
+    let providers = runtime
+        .map(|runtime| runtime.providers(credentials))
+        .unwrap_or_default();
+    findings.extend(providers.iter().filter_map(|provider| {
+        let (url, schemes) = provider.service.url()?;
+        let Origin::Credential(name) = &url.origin else {
+            return None;
+        };
+        let text = credentials.get(name)?;
+        // Spin repeats one that it does not understand, and it may be another secret.
+        let is_one = Url::parse(text).is_ok_and(|url| schemes.contains(&url.scheme()));
+        (!is_one).then(|| {
+            Finding::error(file(name), format!("holds no URL for `{}`", provider.name))
+                .help(format!("write all of it, from {}: on", schemes.join(": or ")))
+        })
+    }));
     let asked_for = config.is_some_and(|config| config.shorten.access == Access::Token)
         && runtime.is_some_and(|runtime| !runtime.may_supply(ADMIN_TOKEN));
     match credentials.get(ADMIN_TOKEN) {

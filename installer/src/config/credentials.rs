@@ -9,6 +9,15 @@ use std::path::PathBuf;
 use super::reader::Reader;
 use crate::layout::{CREDENTIAL_PREFIX, Layout};
 
+/// `text` of somebody else's without one secret that it repeats.
+pub fn without(text: &str, secret: &str) -> String {
+    // Shorter ones are no secrets, and would be found everywhere.
+    match secret.len() >= 4 {
+        true => text.replace(secret, "[secret]"),
+        false => text.to_owned(),
+    }
+}
+
 /// Name to secret.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
@@ -33,11 +42,9 @@ impl Credentials {
 
     /// `text` of somebody else's without the secrets that it repeats.
     pub fn redact(&self, text: &str) -> String {
-        // Shorter ones are no secrets, and would be found everywhere.
-        let secrets = self.secrets.values().filter(|secret| secret.len() >= 4);
-        secrets.fold(text.to_owned(), |text, secret| {
-            text.replace(secret.as_str(), "[secret]")
-        })
+        self.secrets
+            .values()
+            .fold(text.to_owned(), |text, secret| without(&text, secret))
     }
 
     /// The files that hold no secret, and why: each is wrong only where something asks for it.

@@ -14,8 +14,8 @@ use toml::{Table, Value};
 use super::credentials::{Credentials, secret};
 use super::links::{Config, Enabled};
 use super::runtime::{
-    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, Database, LINK_CACHE, PREFIX, PUBLIC_URL, RuntimeToml, SECRETS_STALE,
-    SECRETS_TTL, SHORTEN_ACCESS, file_of, variable,
+    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, DATABASE_PLACE, Database, LINK_CACHE, Origin, PUBLIC_URL, RuntimeToml,
+    SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS, file_of,
 };
 use super::telemetry::Exports;
 use crate::layout::{ADMIN_TOKEN, Layout};
@@ -105,9 +105,10 @@ pub fn digest(rendered: &str, config: &Config, exports: &Exports) -> String {
 }
 
 /// All of them always, so that nobody else is asked for one; the empty string is the component's own default.
-fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, String); 8] {
+fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, String); 9] {
+    let remote = matches!(runtime.database(), Database::LibSql(_));
     let cache = match config.cache.enabled {
-        Enabled::Auto => matches!(runtime.database(), Database::LibSql(_)),
+        Enabled::Auto => remote,
         Enabled::Yes => true,
         Enabled::No => false,
     };
@@ -124,6 +125,7 @@ fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, St
             ALLOWED_ORIGIN,
             config.shorten.allowed_origin.clone().unwrap_or_default(),
         ),
+        (DATABASE_PLACE, if remote { "remote" } else { "local" }.to_owned()),
         (LINK_CACHE, if cache { "on" } else { "off" }.to_owned()),
         (CACHE_TTL, seconds(config.cache.ttl)),
         (CACHE_STALE, seconds(config.cache.stale)),
@@ -145,15 +147,13 @@ fn statics(values: impl IntoIterator<Item = (&'static str, String)>) -> Value {
 fn resolve(value: &mut Value, credentials: &Credentials, variables: Variables) -> Result<(), Error> {
     match value {
         Value::String(text) => {
-            if let Some(name) = text.strip_prefix(PREFIX) {
-                *text = credentials
-                    .get(name)
-                    .ok_or_else(|| Error::MissingCredential { name: name.to_owned() })?
-                    .to_owned();
-            } else if let Some(name) = variable(text)
-                && variables == Variables::Own
-            {
-                *text = own_variable(name)?;
+            match Origin::of(text) {
+                Origin::Credential(name) => match credentials.get(&name) {
+                    Some(secret) => *text = secret.to_owned(),
+                    None => return Err(Error::MissingCredential { name }),
+                },
+                Origin::Variable(name) if variables == Variables::Own => *text = own_variable(&name)?,
+                Origin::Variable(_) | Origin::Written => {}
             }
             Ok(())
         }

@@ -17,11 +17,12 @@ use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
-pub use providers::{Origin, Place, Provider, Resolved, Service};
+pub use providers::{Place, Provider, Resolved, Service};
 pub use read::read;
-pub use reference::{PREFIX, Reference, file_of, variable};
+pub use reference::{Origin, PREFIX, Reference, file_of};
 pub use variables::{
-    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, LINK_CACHE, PUBLIC_URL, SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS,
+    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, DATABASE_PLACE, LINK_CACHE, PUBLIC_URL, SECRETS_STALE, SECRETS_TTL,
+    SHORTEN_ACCESS,
 };
 
 /// The database that the component uses.

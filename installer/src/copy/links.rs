@@ -4,19 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 
 use anyhow::{Context as _, bail, ensure};
-use links_core::sql::{Trouble, is_done, statements};
+use links_core::sql::{SCHEMA, Trouble, is_done, statements};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::side::Side;
 use crate::libsql::Cell;
 
-/// What brings about the tables of each version; as the component has them.
-const SCHEMA: [&str; 3] = [
-    include_str!("../../../component/sql/0001_links.sql"),
-    include_str!("../../../component/sql/0002_request_ids.sql"),
-    include_str!("../../../component/sql/0003_clicks.sql"),
-];
 const APPLIED: &str = include_str!("../../../component/sql/schema_version.sql");
 const EXTENT: &str = include_str!("../../../component/sql/copy_extent.sql");
 const READ: &str = include_str!("../../../component/sql/copy_read.sql");

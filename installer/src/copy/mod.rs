@@ -146,15 +146,9 @@ mod tests {
         let error = copy(&args(false), &file(&a), &file(&b)).unwrap_err();
         assert!(format!("{error:#}").contains("a.db"), "{error:#}");
         let source = Connection::open(&a).unwrap();
-        source
-            .execute_batch(include_str!("../../../component/sql/0001_links.sql"))
-            .unwrap();
-        source
-            .execute_batch(include_str!("../../../component/sql/0002_request_ids.sql"))
-            .unwrap();
-        source
-            .execute_batch(include_str!("../../../component/sql/0003_clicks.sql"))
-            .unwrap();
+        for script in links_core::sql::SCHEMA {
+            source.execute_batch(script).unwrap();
+        }
         source
             .execute(
                 "INSERT INTO links (slug, url, created_at) VALUES ('x', 'https://example.com/', 1)",

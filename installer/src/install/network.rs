@@ -59,6 +59,7 @@ fn set_unit(drop_in: &Path, reach: Reach) -> anyhow::Result<()> {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
+    use crate::layout::temporary;
 
     const CLOSED: Network = Network {
         instances: Reach::Loopback,
@@ -71,8 +72,7 @@ mod tests {
 
     #[test]
     fn the_drop_ins_come_and_go_and_leave_others_alone() {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
+        let (_root, layout) = temporary(&[]);
         let services = Services::nowhere();
         let agent = Network {
             agent: Reach::Open,

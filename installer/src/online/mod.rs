@@ -11,6 +11,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::config::check::Loaded;
+use crate::config::credentials::without;
 use crate::config::finding::{Finding, Severity};
 use crate::config::links::Access;
 use crate::config::runtime::{Origin, Provider, Resolved, Service, file_of};
@@ -186,11 +187,9 @@ fn try_within(limit: Duration, loaded: &Loaded, layout: &Layout, findings: &mut 
 }
 
 fn finding(provider: &Provider, file: &str, complaint: Complaint, loaded: &Loaded) -> Finding {
-    let own = match token(&provider.service) {
-        Some(token) if token.value.len() >= 4 => token.value.as_str(),
-        _ => "[secret]",
-    };
-    let redact = |text: &str| loaded.credentials.redact(text).replace(own, "[secret]");
+    // It need not be a credential.
+    let own = token(&provider.service).map_or("", |token| &token.value);
+    let redact = |text: &str| without(&loaded.credentials.redact(text), own);
     Finding {
         severity: complaint.severity,
         help: complaint.help.as_deref().map(redact),

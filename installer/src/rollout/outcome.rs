@@ -81,12 +81,11 @@ impl Outcome {
 mod tests {
     use super::super::apply::Undone;
     use super::*;
+    use crate::layout::temporary;
 
     #[test]
     fn an_outcome_is_kept_and_read_again() {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        fs::create_dir_all(layout.state_dir()).unwrap();
+        let (_root, layout) = temporary(&[Layout::state_dir]);
         assert_eq!(Outcome::read(&layout), None);
         let interrupted = Err(Failure::Interrupted(Undone::default()));
         let outcome = Outcome::now(

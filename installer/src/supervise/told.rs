@@ -90,11 +90,11 @@ pub fn since_1970(time: SystemTime) -> f64 {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
+    use crate::layout::temporary;
 
     #[test]
     fn starts_are_counted_and_the_last_drain_outlives_them() {
-        let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
+        let (_root, layout) = temporary(&[]);
         assert_eq!(Told::read(&layout, 1), None);
         let mut teller = Teller::started(&layout, 1);
         teller.memory(Some(4096));

@@ -58,6 +58,8 @@ pub enum Connections {
 pub enum Mix {
     /// `POST` only.
     Writes,
+    /// `GET` and `HEAD` of links that there were before: those of [`Load::knowing`].
+    Known,
     /// Of 20 requests 5 are `POST`, 8 `GET` and 5 `HEAD` of acknowledged links, 2 ask for slugs that do not exist.
     Usual,
 }
@@ -72,6 +74,7 @@ pub struct Load {
     /// Requests per second of all workers together; as fast as they are answered without one.
     rate: Option<u32>,
     label: String,
+    known: Arc<[Link]>,
 }
 
 impl Load {
@@ -86,7 +89,15 @@ impl Load {
             mix: Mix::Writes,
             rate: None,
             label: "load".to_owned(),
+            known: Arc::default(),
         }
+    }
+
+    /// Links to follow from the first request on.
+    #[must_use]
+    pub fn knowing(mut self, links: &[Link]) -> Self {
+        self.known = links.into();
+        self
     }
 
     /// Tells this load's URLs from another's: `https://load.example/LABEL/WORKER/NUMBER`, both from 0.
@@ -143,12 +154,14 @@ impl Load {
                     one => one,
                 };
                 let (client, shared, mix) = (client.clone(), shared.clone(), self.mix);
+                let known = self.known.clone();
                 let pace = self.rate.map(|rate| Duration::from_secs(self.workers as u64) / rate);
                 let urls = format!("https://load.example/{}/{number}", self.label);
                 thread::spawn(move || {
                     let mut worker = Worker {
                         line: Line::open(client, connections)?,
                         mix,
+                        known,
                         urls,
                         shared,
                         sent: 0,
@@ -266,6 +279,7 @@ impl Drop for Running {
 struct Worker {
     line: Line,
     mix: Mix,
+    known: Arc<[Link]>,
     urls: String,
     shared: Arc<Shared>,
     sent: u64,
@@ -342,6 +356,7 @@ impl Worker {
     fn next(&self) -> Ask {
         let place = match self.mix {
             Mix::Writes => 0,
+            Mix::Known => self.sent % 2 + 1,
             Mix::Usual => self.sent % 20,
         };
         let method = match place {
@@ -364,7 +379,10 @@ impl Worker {
 
     /// The newest one every other time, whatever the method, else any: a large prime wanders through all of them.
     fn link(&self) -> Option<Link> {
-        let links = &self.report.acknowledged;
+        let links = match self.mix {
+            Mix::Known => &*self.known,
+            Mix::Writes | Mix::Usual => &self.report.acknowledged,
+        };
         let newest = (self.sent + self.sent / 20).is_multiple_of(2);
         let any = usize::try_from(self.sent.wrapping_mul(7_919)).unwrap_or(0) % links.len().max(1);
         let link = if newest { links.last() } else { links.get(any) };

@@ -9,18 +9,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
 
 use links_core::clicks::Batch;
-use links_core::sql::statements;
+use links_core::sql::{SCHEMA, statements};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::courier::{LINGER, QUIET, RELEASE_AFTER};
 use super::*;
 use crate::layout::temporary;
 
-const SCHEMA: [&str; 3] = [
-    include_str!("../../../../component/sql/0001_links.sql"),
-    include_str!("../../../../component/sql/0002_request_ids.sql"),
-    include_str!("../../../../component/sql/0003_clicks.sql"),
-];
 const INSERT_CLICKS: &str = include_str!("../../../../component/sql/insert_clicks.sql");
 const FIND_CLICK_POSITION: &str = include_str!("../../../../component/sql/find_click_position.sql");
 

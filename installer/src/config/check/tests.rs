@@ -133,6 +133,15 @@ fn each_trouble_gets_its_answer() {
                 "/etc/links/credentials/turso: holds no headers for `telemetry.headers`; write NAME=VALUE, several with a comma between; a character that means something else as %2C",
             ],
         ),
+        // The runtime would repeat it.
+        (
+            host()
+                .with(runtime, &LIBSQL.replace("https://x.example", "credential:turso"), 0o644)
+                .with(turso, "a-token", 0o600),
+            vec![
+                "/etc/links/credentials/turso: holds no URL for `sqlite_database.default`; write all of it, from https: or http: on",
+            ],
+        ),
         (
             host().with("/etc/links/credentials/notes", "a\nb\n", 0o600),
             vec!["/etc/links/credentials/notes: warning: has more than one line, and nothing asks for it"],

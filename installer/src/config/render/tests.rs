@@ -71,6 +71,7 @@ type = "static"
 allowed_origin = ""
 cache_stale = "86400"
 cache_ttl = "60"
+database_place = "local"
 link_cache = "off"
 public_url = ""
 secrets_stale = "900"
@@ -103,6 +104,7 @@ fn links_toml_comes_before_the_users_providers_and_the_admin_token_after_them() 
             ("allowed_origin", "https://a.example"),
             ("cache_stale", "86400"),
             ("cache_ttl", "60"),
+            ("database_place", "local"),
             ("link_cache", "off"),
             ("public_url", "https://s.example.org"),
             ("secrets_stale", "900"),
@@ -127,6 +129,8 @@ fn the_cache_is_for_remote_databases_unless_the_user_says_otherwise() {
         let values: Vec<_> = values(&table["variables_provider"][0]);
         assert!(values.contains(&("link_cache", cache)), "{runtime} {links}: {values:?}");
         assert!(values.contains(&("cache_ttl", "120")), "{values:?}");
+        let place = if runtime == remote { "remote" } else { "local" };
+        assert!(values.contains(&("database_place", place)), "{values:?}");
     }
 }
 

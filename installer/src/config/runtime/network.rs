@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::providers::WEB;
 use super::reference::{location, path, plain, secret};
 use crate::config::document::{Problem, Value};
 use crate::config::section::Section;
@@ -53,7 +54,7 @@ pub fn llm_compute(section: &mut Section<'_, '_>) {
     match section.required("type", one_of(&["spin", "remote_http"])) {
         Some("spin") => {}
         Some(_) => {
-            section.required("url", location(&["https", "http"]));
+            section.required("url", location(WEB));
             section.required("auth_token", secret);
             section.optional("api_type", one_of(&["default", "open_ai"]));
         }

@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value as Toml};
 
 use super::RuntimeToml;
-use super::reference::{self, PREFIX};
+use super::reference::Origin;
 use crate::config::credentials::Credentials;
 use crate::config::document::{Document, Value};
 
@@ -48,6 +48,20 @@ pub enum Service {
     },
 }
 
+pub const WEB: &[&str] = &["https", "http"];
+pub const REDIS: &[&str] = &["redis", "rediss", "redis+unix", "unix"];
+
+impl Service {
+    /// The URL, and the schemes that it may have.
+    pub fn url(&self) -> Option<(&Resolved, &'static [&'static str])> {
+        match self {
+            Self::LibSql { url, .. } | Self::Vault { url, .. } | Self::Other { url, .. } => Some((url, WEB)),
+            Self::Redis { url } => Some((url, REDIS)),
+            Self::Cloud(_) => None,
+        }
+    }
+}
+
 /// A value of the file that may stand elsewhere. What is missing there counts as empty.
 #[derive(Clone)]
 pub struct Resolved {
@@ -55,33 +69,16 @@ pub struct Resolved {
     pub origin: Origin,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The file itself.
-    Written,
-    Credential(String),
-    /// Of the environment. Here it is this process's own, which need not be the instances'.
-    Variable(String),
-}
-
 impl Resolved {
     fn new(text: &str, credentials: &Credentials) -> Self {
-        if let Some(name) = text.strip_prefix(PREFIX) {
-            return Self {
-                value: credentials.get(name).unwrap_or_default().to_owned(),
-                origin: Origin::Credential(name.to_owned()),
-            };
-        }
-        if let Some(name) = reference::variable(text) {
-            return Self {
-                value: std::env::var(name).unwrap_or_default(),
-                origin: Origin::Variable(name.to_owned()),
-            };
-        }
-        Self {
-            value: text.to_owned(),
-            origin: Origin::Written,
-        }
+        let origin = Origin::of(text);
+        let value = match &origin {
+            Origin::Written => text.to_owned(),
+            Origin::Credential(name) => credentials.get(name).unwrap_or_default().to_owned(),
+            // This process's own, which need not be the instances'.
+            Origin::Variable(name) => std::env::var(name).unwrap_or_default(),
+        };
+        Self { value, origin }
     }
 }
 

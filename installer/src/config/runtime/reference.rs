@@ -48,9 +48,31 @@ impl Reference {
     }
 }
 
-/// The variable of the environment that a text stands for, if it stands for one.
-pub fn variable(text: &str) -> Option<&str> {
-    text.strip_prefix(VARIABLE_PREFIX)
+/// Where a string's value is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// In the file itself.
+    Written,
+    Credential(String),
+    /// In the instances' environment.
+    Variable(String),
+}
+
+impl Origin {
+    pub fn of(text: &str) -> Self {
+        if let Some(name) = text.strip_prefix(PREFIX) {
+            Self::Credential(name.to_owned())
+        } else if let Some(name) = text.strip_prefix(VARIABLE_PREFIX) {
+            Self::Variable(name.to_owned())
+        } else {
+            Self::Written
+        }
+    }
+
+    /// What is no string is written here.
+    fn of_value(value: &Value<'_>) -> Self {
+        string(value).map_or(Self::Written, Self::of)
+    }
 }
 
 const NAMES: &str = "use letters, digits, `_`, `-` and `.`";
@@ -87,20 +109,15 @@ fn visit<'t>(document: &Document<'t>, value: &Value<'t>, references: &mut Vec<Re
     match value.get_ref() {
         DeValue::Table(table) => table.iter().for_each(|(_, value)| visit(document, value, references)),
         DeValue::Array(values) => values.iter().for_each(|value| visit(document, value, references)),
-        DeValue::String(text) => {
-            if let Some(name) = text.strip_prefix(PREFIX) {
-                if is_name(name) {
-                    references.push(Reference::new(name, document, value));
-                } else {
-                    document.error(value.span(), not_a_name(name), Some(NAMES.to_owned()));
-                }
-            } else if let Some(name) = variable(text)
-                && !is_variable(name)
-            {
+        DeValue::String(text) => match Origin::of(text) {
+            Origin::Credential(name) if is_name(&name) => references.push(Reference::new(&name, document, value)),
+            Origin::Credential(name) => document.error(value.span(), not_a_name(&name), Some(NAMES.to_owned())),
+            Origin::Variable(name) if !is_variable(&name) => {
                 let message = format!("\"{}\" cannot name a variable", name.escape_debug());
                 document.error(value.span(), message, Some(VARIABLES.to_owned()));
             }
-        }
+            Origin::Variable(_) | Origin::Written => {}
+        },
         _ => {}
     }
 }
@@ -114,17 +131,9 @@ fn is_variable(name: &str) -> bool {
 
 const VARIABLES: &str = "use letters, digits and `_`, not a digit first";
 
-fn is_credential(value: &Value<'_>) -> bool {
-    string(value).is_ok_and(|text| text.starts_with(PREFIX))
-}
-
-fn is_variable_reference(value: &Value<'_>) -> bool {
-    string(value).is_ok_and(|text| variable(text).is_some())
-}
-
 /// A value that is secret. The empty string says that there is none.
 pub fn secret(value: &Value<'_>) -> Result<(), Problem> {
-    if is_credential(value) || is_variable_reference(value) || string(value)?.is_empty() {
+    if Origin::of_value(value) != Origin::Written || string(value)?.is_empty() {
         return Ok(());
     }
     Err(not_the_secret())
@@ -138,13 +147,14 @@ pub fn plain(value: &Value<'_>) -> Result<(), Problem> {
 /// A URL without a secret in it, or a reference to one with.
 pub fn location(schemes: &'static [&'static str]) -> impl Fn(&Value<'_>) -> Result<Option<Url>, Problem> {
     move |value| {
-        if is_credential(value) {
-            return Ok(None);
-        }
-        if is_variable_reference(value) {
-            return Err(Problem::new(
-                "must be here or in a credential: which machine it leads to has to be known before an instance starts",
-            ));
+        match Origin::of_value(value) {
+            Origin::Credential(_) => return Ok(None),
+            Origin::Variable(_) => {
+                return Err(Problem::new(
+                    "must be here or in a credential: which machine it leads to has to be known before an instance starts",
+                ));
+            }
+            Origin::Written => {}
         }
         url(schemes)(value).map(Some).map_err(|problem| match problem.help {
             Some(_) => problem,
@@ -159,7 +169,7 @@ pub fn location(schemes: &'static [&'static str]) -> impl Fn(&Value<'_>) -> Resu
 /// A path of a file, absolute or relative.
 pub fn path<'v>(value: &'v Value<'_>) -> Result<&'v Path, Problem> {
     let text = string(value)?;
-    if is_credential(value) || is_variable_reference(value) {
+    if Origin::of(text) != Origin::Written {
         return Err(Problem::new("must be a path: no reference can stand for it"));
     }
     if text == ":memory:" || text.starts_with("file:") {

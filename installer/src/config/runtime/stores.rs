@@ -1,6 +1,7 @@
 //! `[sqlite_database.LABEL]` and `[key_value_store.LABEL]`.
 
 use super::LOCAL_STORE;
+use super::providers::{REDIS, WEB};
 use super::reference::{location, path, plain, secret};
 use crate::config::document::{Problem, Value};
 use crate::config::section::Section;
@@ -35,7 +36,7 @@ pub fn key_value_store(label: &str, section: &mut Section<'_, '_>) {
     match section.required("type", one_of(&["spin", "redis", "azure_cosmos", "aws_dynamo"])) {
         Some("spin") => data_file(section),
         Some("redis") => {
-            section.required("url", location(&["redis", "rediss", "redis+unix", "unix"]));
+            section.required("url", location(REDIS));
         }
         Some("azure_cosmos") => {
             section.optional("key", secret);
@@ -61,7 +62,7 @@ fn libsql_url(value: &Value<'_>) -> Result<(), Problem> {
     if string(value)?.starts_with("libsql:") {
         return Err(Problem::new("must be an https or http URL").help("write https:// in place of libsql://"));
     }
-    match location(&["https", "http"])(value)? {
+    match location(WEB)(value)? {
         Some(url) if url.query().is_some() => {
             Err(Problem::new("must not have a query").help("give the token as `token`"))
         }

@@ -156,6 +156,7 @@ fn one_mistake_gets_one_answer_with_its_place() {
         ("[[variables_provider]]\ntype = \"static\"\nvalues.greeting = \"credential:../shadow\"", "3:19: \"../shadow\" cannot name a credential; use letters, digits, `_`, `-` and `.`".to_owned()),
         // Variables.
         ("[[variables_provider]]\ntype = \"static\"\nvalues = { public_url = \"https://x.example\" }", "3:25: `variables_provider.values.public_url` is set in links.toml; set `public_url` there".to_owned()),
+        ("[[variables_provider]]\ntype = \"static\"\nvalues.database_place = \"local\"", "3:25: `variables_provider.values.database_place` follows from [sqlite_database.default]; remove it".to_owned()),
         ("[[variables_provider]]\ntype = \"static\"\nvalues.shorten_access = \"open\"", "3:25: `variables_provider.values.shorten_access` is set in links.toml; set `shorten.access` there".to_owned()),
         ("[[variables_provider]]\ntype = \"static\"\nvalues.a-b = \"c\"", "3:14: `variables_provider.values.a-b` cannot name a variable; use lower-case letters, digits and `_`".to_owned()),
         ("[[variables_provider]]\ntype = \"static\"\nvalues.a = 1", "3:12: `variables_provider.values.a` must be a string, found an integer".to_owned()),

@@ -1,6 +1,7 @@
 //! `[[variables_provider]]`: Spin's crates/runtime-config/src/variables.rs and variables-*.
 
-use super::reference::{self, PREFIX, file_of, location, path, plain, secret};
+use super::providers::WEB;
+use super::reference::{Origin, PREFIX, file_of, location, path, plain, secret};
 use crate::config::document::{Problem, Value};
 use crate::config::section::Section;
 use crate::config::value::{one_of, string};
@@ -10,6 +11,8 @@ use crate::layout::ADMIN_TOKEN;
 pub const PUBLIC_URL: &str = "public_url";
 pub const SHORTEN_ACCESS: &str = "shorten_access";
 pub const ALLOWED_ORIGIN: &str = "allowed_origin";
+/// This one by runtime.toml itself.
+pub const DATABASE_PLACE: &str = "database_place";
 pub const LINK_CACHE: &str = "link_cache";
 pub const CACHE_TTL: &str = "cache_ttl";
 pub const CACHE_STALE: &str = "cache_stale";
@@ -38,7 +41,7 @@ pub fn provider(section: &mut Section<'_, '_>) {
             section.optional("dotenv_path", path);
         }
         Some("vault") => {
-            section.required("url", location(&["https", "http"]));
+            section.required("url", location(WEB));
             section.required("token", secret);
             section.required("mount", plain);
             section.optional("prefix", plain);
@@ -62,9 +65,7 @@ fn values(section: &mut Section<'_, '_>) {
     for (name, value) in section.entries() {
         if let Err(problem) = variable(name, value) {
             section.refuse(name, value, problem);
-        } else if sounds_secret(name)
-            && string(value).is_ok_and(|text| !text.starts_with(PREFIX) && reference::variable(text).is_none())
-        {
+        } else if sounds_secret(name) && string(value).is_ok_and(|text| Origin::of(text) == Origin::Written) {
             section.document().warning(
                 value.span(),
                 format!("`{name}` sounds like a secret, and everybody on this host can read this file"),
@@ -77,6 +78,9 @@ fn values(section: &mut Section<'_, '_>) {
 fn variable(name: &str, value: &Value<'_>) -> Result<(), Problem> {
     if let Some((_, key)) = SET_BY_LINKS_TOML.iter().find(|(variable, _)| *variable == name) {
         return Err(Problem::new("is set in links.toml").help(format!("set `{key}` there")));
+    }
+    if name == DATABASE_PLACE {
+        return Err(Problem::new("follows from [sqlite_database.default]").help("remove it"));
     }
     // Spin: crates/expressions/src/lib.rs, Key::validate.
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';

@@ -28,22 +28,19 @@ pub fn measure() -> Result<Figures> {
     let before = ticks(&appliance, pid)?;
     let load = format!(
         "for second in $(seq {SECONDS}); do curl --silent --output /dev/null http://127.0.0.1:9464/metrics; sleep 1; done & \
-         wrk --latency -t1 -c32 -d{SECONDS}s http://127.0.0.1/{}; wait",
+         wrk --latency -t1 -c32 -d{SECONDS}s http://127.0.0.1:80/{}; wait",
         link.slug
     );
     let output = appliance.shell(&load)?;
     let load = Wrk::parse(&output.stdout)?;
     let ticks = ticks(&appliance, pid)? - before;
     let status = appliance.read(&format!("/proc/{pid}/status"))?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes: f64 = resident
-        .and_then(|text| text.split_whitespace().next()?.parse().ok())
-        .context("/proc has no VmRSS of the agent")?;
+    let resident = crate::resident_kib(&status).context("/proc has no VmRSS of the agent")?;
     Ok(Figures {
         requests_per_second: load.per_second,
         // USER_HZ is 100 on every architecture that Debian has (proc(5), sysconf(3)).
         cpu_percent: ticks / SECONDS as f64,
-        resident_mib: kilobytes / 1024.0,
+        resident_mib: resident as f64 / 1024.0,
     })
 }
 

@@ -56,7 +56,7 @@ fn main() -> Result<()> {
     }
     let remote: Vec<_> = subjects
         .iter()
-        .map(|subject| remote::measure(&linksctl, &subject.result.runtime, &subject.bundle, scratch.path()))
+        .map(|subject| remote::measure(&linksctl, &subject.result.runtime, &subject.bundle))
         .collect::<Result<_>>()?;
     let runtimes: Vec<_> = subjects.into_iter().map(Subject::result).collect();
     print_table(&runtimes);
@@ -91,6 +91,12 @@ struct Results {
     /// None: not measured.
     rollouts: Option<rollouts::Figures>,
     agent: Option<agent::Figures>,
+}
+
+/// Of a process, by its /proc/PID/status (proc(5)).
+fn resident_kib(status: &str) -> Option<u64> {
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    resident.split_whitespace().next()?.parse().ok()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -292,10 +298,7 @@ impl Up {
             let line = fs::read(path.join("cmdline")).unwrap_or_default();
             if String::from_utf8_lossy(&line).contains(&marker) {
                 let status = fs::read_to_string(path.join("status")).unwrap_or_default();
-                let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-                sum += resident
-                    .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
-                    .unwrap_or(0);
+                sum += resident_kib(&status).unwrap_or(0);
             }
         }
         ensure!(sum > 0, "no process has {marker} on its command line");

@@ -2,21 +2,24 @@
 //! takes 25 ms for each answer, as one does that is some hundred kilometres away.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
+use links_tests::local::{Place, ask};
 use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::load::{Wrk, wrk};
 use crate::{SECONDS_PER_ROUND, Up};
 
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const ROUND_TRIP: Duration = Duration::from_millis(25);
-const LINKS: u32 = 1_000;
+const LINKS: u32 = 200_000;
+/// That are asked for again and again; the others are asked for once.
+const HOT: u32 = 1_000;
 const TOKEN: &str = "bench-token";
 const FOLLOW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/follow.lua");
 
@@ -24,29 +27,42 @@ const FOLLOW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/follow.lua");
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     runtime: String,
+    /// Links that the cache knows.
     cached: Wrk,
+    /// Links that it does not know yet.
+    missed: Wrk,
+    /// It is turned off.
     uncached: Wrk,
 }
 
 /// # Errors
 /// The server or the appliance does not start, or an answer is not the expected one.
-pub fn measure(linksctl: &Path, runtime: &str, bundle: &Path, scratch: &Path) -> Result<Figures> {
-    let directory = scratch.join(format!("remote-{runtime}"));
-    fs::create_dir_all(&directory)?;
-    let server = Server::start(&directory)?;
-    let figures = |cache: bool| {
-        let root = directory.join(if cache { "cached" } else { "uncached" });
-        configure(&root, server.address, cache)?;
+pub fn measure(linksctl: &Path, runtime: &str, bundle: &Path) -> Result<Figures> {
+    let place = Place::new()?;
+    let program = std::env::current_exe()?.with_file_name("hrana-server");
+    let (_server, address) = place.hrana(&program.to_string_lossy(), ANY, TOKEN)?;
+    let slow = ask(address, "PUT", "/test/delay", &[], &ROUND_TRIP.as_millis().to_string())?;
+    ensure!(slow.status == 204, "{slow:?}");
+    let up = |cache: bool| {
+        let root = place.path(if cache { "cached" } else { "uncached" });
+        configure(&root, address, cache)?;
         let up = Up::start(linksctl, &root, bundle)?;
-        server.fill()?;
-        let figures = follow(&up)?;
-        up.stop()?;
-        Ok::<_, anyhow::Error>(figures)
+        fill(&place)?;
+        Ok::<_, anyhow::Error>(up)
     };
+    let on = up(true)?;
+    follow(&on, 2, 0..HOT)?;
+    let cached = follow(&on, SECONDS_PER_ROUND, 0..HOT)?;
+    let missed = follow(&on, SECONDS_PER_ROUND, HOT..LINKS)?;
+    on.stop()?;
+    let off = up(false)?;
+    let uncached = follow(&off, SECONDS_PER_ROUND, 0..HOT)?;
+    off.stop()?;
     Ok(Figures {
         runtime: runtime.to_owned(),
-        cached: figures(true)?,
-        uncached: figures(false)?,
+        cached,
+        missed,
+        uncached,
     })
 }
 
@@ -65,80 +81,40 @@ fn configure(root: &Path, server: SocketAddr, cache: bool) -> Result<()> {
     Ok(())
 }
 
-/// All of the links in turn, of which the first round fills the cache.
-fn follow(up: &Up) -> Result<Wrk> {
+/// These links in turn.
+fn follow(up: &Up, seconds: u32, links: Range<u32>) -> Result<Wrk> {
     let url = format!("http://{}", up.instance);
-    let arguments = ["-s", FOLLOW, &url, "--", &LINKS.to_string()];
-    wrk(2, 32, &arguments)?;
-    wrk(SECONDS_PER_ROUND, 32, &arguments)
+    let (first, count) = (links.start.to_string(), links.len().to_string());
+    wrk(seconds, 32, &["-s", FOLLOW, &url, "--", &first, &count])
 }
 
-/// The tests' libSQL server.
-struct Server {
-    child: Child,
-    address: SocketAddr,
-    database: PathBuf,
-}
-
-impl Server {
-    fn start(directory: &Path) -> Result<Self> {
-        let program = std::env::current_exe()?.with_file_name("hrana-server");
-        let database = directory.join("links.db");
-        let mut child = Command::new(&program)
-            .args(["--delay", &ROUND_TRIP.as_millis().to_string(), "--database"])
-            .arg(&database)
-            .env("HRANA_TOKEN", TOKEN)
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("Starting {}", program.display()))?;
-        let output = child.stdout.take().context("it has no output")?;
-        let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
-        let address = line.trim_end().strip_prefix("listening on ");
-        let address = address.with_context(|| format!("{} said {line:?}", program.display()))?;
-        Ok(Self {
-            address: address.parse()?,
-            child,
-            database,
-        })
-    }
-
-    /// The links; they may be there already. The tables are, since an instance is ready.
-    fn fill(&self) -> Result<()> {
-        let database = Connection::open(&self.database)?;
-        let changed = database.execute(
-            "WITH RECURSIVE numbers(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?1)
-             INSERT INTO links (slug, url, created_at)
-             SELECT 'bench' || n, 'https://example.com/' || n, 0 FROM numbers WHERE true ON CONFLICT DO NOTHING",
-            [LINKS],
-        )?;
-        ensure!(changed == 0 || changed == LINKS as usize, "{changed} links were new");
-        Ok(())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The links; they may be there already. The tables are, since an instance is ready.
+fn fill(place: &Place) -> Result<()> {
+    let changed = Connection::open(place.path("links.db"))?.execute(
+        "WITH RECURSIVE numbers(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?1)
+         INSERT INTO links (slug, url, created_at)
+         SELECT 'bench' || n, 'https://example.com/' || n, 0 FROM numbers WHERE true ON CONFLICT DO NOTHING",
+        [LINKS],
+    )?;
+    ensure!(changed == 0 || changed == LINKS as usize, "{changed} links were new");
+    Ok(())
 }
 
 pub fn print(all: &[Figures]) {
     println!(
-        "\n{:<24} {:>12} {:>8} {:>8}",
+        "\n{:<27} {:>12} {:>8} {:>8}",
         "database at 25 ms", "redirects/s", "p50 ms", "p99 ms"
     );
     for Figures {
         runtime,
         cached,
+        missed,
         uncached,
     } in all
     {
-        for (how, wrk) in [("cached", cached), ("uncached", uncached)] {
+        for (how, wrk) in [("cached", cached), ("not yet cached", missed), ("cache off", uncached)] {
             println!(
-                "{:<24} {:>12.0} {:>8.2} {:>8.2}",
+                "{:<27} {:>12.0} {:>8.2} {:>8.2}",
                 format!("{runtime}, {how}"),
                 wrk.per_second,
                 wrk.p50_ms,
@@ -146,5 +122,5 @@ pub fn print(all: &[Figures]) {
             );
         }
     }
-    println!("\n{LINKS} links in turn, 32 connections, one instance, no nginx");
+    println!("\n{HOT} links in turn, or each once; 32 connections, one instance, no nginx");
 }

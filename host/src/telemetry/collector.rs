@@ -1,0 +1,231 @@
+//! The way to a collector: OTLP over HTTP as the exporters send it, or the same message over gRPC.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use async_trait::async_trait;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TE, USER_AGENT};
+use http::{HeaderMap, Request, Response, Uri};
+use http_body_util::{BodyExt as _, Full, Limited};
+use opentelemetry_http::{HttpClient, HttpError};
+use tokio::runtime::Handle;
+
+use super::settings::{Protocol, Signal};
+use crate::http_client::{Client, Version};
+
+/// How long one export may take. OTLP's own default.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest answer, in bytes.
+const MOST_BYTES: usize = 1 << 20;
+/// A message of gRPC begins with a flag and its length.
+const FRAME: usize = 5;
+/// What is shorter than this in a header is no secret, but may be a part of every other word.
+const SHORTEST_SECRET: usize = 4;
+
+/// Sends what an exporter gives it. The exporters have threads of their own; what goes over the network runs on ours.
+#[derive(Debug)]
+pub struct Collector(std::sync::Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    runtime: Handle,
+    signal: Signal,
+    protocol: Protocol,
+    plain: Client,
+    tls: Client,
+    /// Whether it was told that nothing arrives.
+    failing: AtomicBool,
+}
+
+impl Collector {
+    pub fn new(runtime: Handle, signal: Signal, protocol: Protocol) -> Self {
+        let version = match protocol {
+            Protocol::Http => Version::Http1,
+            Protocol::Grpc => Version::Http2,
+        };
+        Self(std::sync::Arc::new(Inner {
+            runtime,
+            signal,
+            protocol,
+            plain: Client::with_tls(false, version),
+            tls: Client::with_tls(true, version),
+            failing: AtomicBool::new(false),
+        }))
+    }
+}
+
+#[async_trait]
+impl HttpClient for Collector {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let inner = self.0.clone();
+        let sent = self.0.runtime.spawn(async move { inner.export(request).await });
+        Ok(sent.await??)
+    }
+}
+
+impl Inner {
+    async fn export(&self, request: Request<Bytes>) -> Result<Response<Bytes>> {
+        let host = host(request.uri());
+        let secrets = secrets(request.headers());
+        let answer = match tokio::time::timeout(TIMEOUT, self.send(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(anyhow::anyhow!("no answer within {TIMEOUT:?}")),
+        };
+        let problem = match &answer {
+            Ok(answer) if answer.status().is_success() => None,
+            Ok(answer) => Some(format!("HTTP {}", answer.status())),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        // Once for each time that it begins: the exporters say nothing.
+        match problem {
+            Some(problem) if !self.failing.swap(true, Relaxed) => {
+                // A server may quote what it was sent.
+                let problem = secrets.iter().fold(problem, |text, secret| text.replace(secret, "***"));
+                tracing::warn!("telemetry ({:?}) does not arrive at {host}: {problem}", self.signal);
+            }
+            None if self.failing.swap(false, Relaxed) => {
+                tracing::info!("telemetry ({:?}) arrives at {host} again", self.signal);
+            }
+            _ => {}
+        }
+        answer
+    }
+
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>> {
+        let client = if request.uri().scheme_str() == Some("https") {
+            &self.tls
+        } else {
+            &self.plain
+        };
+        let request = match self.protocol {
+            Protocol::Http => request,
+            Protocol::Grpc => framed(request, self.signal.service())?,
+        };
+        let (head, body) = client.send(request.map(Full::new)).await?.into_parts();
+        let body = Limited::new(body, MOST_BYTES).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("the answer breaks off: {error}"))?;
+        if self.protocol == Protocol::Http {
+            return Ok(Response::from_parts(head, body.to_bytes()));
+        }
+        ensure!(head.status.is_success(), "HTTP {}", head.status);
+        // A failure may come without a body, and then its status is in the head.
+        let trailers = body.trailers().cloned().unwrap_or_else(|| head.headers.clone());
+        check(&trailers)?;
+        let message = body.to_bytes();
+        let message = if message.len() > FRAME {
+            message.slice(FRAME..)
+        } else {
+            Bytes::new()
+        };
+        Ok(Response::new(message))
+    }
+}
+
+/// Host and port, without a name and password.
+fn host(uri: &Uri) -> String {
+    let host = uri.host().unwrap_or_default();
+    match uri.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// The values of headers that may hold some, and their words: `Bearer TOKEN`.
+fn secrets(headers: &HeaderMap) -> Vec<String> {
+    let open = [CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, USER_AGENT];
+    let mut secrets: Vec<String> = headers
+        .iter()
+        .filter(|(name, _)| !open.contains(name))
+        .filter_map(|(_, value)| value.to_str().ok())
+        .flat_map(|value| std::iter::once(value).chain(value.split(' ')))
+        .filter(|secret| secret.len() >= SHORTEST_SECRET)
+        .map(str::to_owned)
+        .collect();
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets
+}
+
+/// The exporter's request, which holds the same message, as gRPC has it.
+fn framed(request: Request<Bytes>, service: &'static str) -> Result<Request<Bytes>> {
+    let (mut head, message) = request.into_parts();
+    let mut uri = head.uri.into_parts();
+    uri.path_and_query = Some(service.parse()?);
+    head.uri = Uri::from_parts(uri).context("the endpoint has no host")?;
+    head.headers.remove(CONTENT_LENGTH);
+    head.headers
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    let mut body = BytesMut::with_capacity(FRAME + message.len());
+    body.put_u8(0);
+    body.put_u32(u32::try_from(message.len()).context("too much at a time")?);
+    body.put(message);
+    Ok(Request::from_parts(head, body.freeze()))
+}
+
+/// # Errors
+/// A status that is not OK.
+fn check(trailers: &HeaderMap) -> Result<()> {
+    let text = |name| {
+        trailers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    };
+    match text("grpc-status") {
+        "0" => Ok(()),
+        "" => bail!("it does not speak gRPC"),
+        status => bail!("gRPC status {status}: {}", text("grpc-message")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a request that is not as expected fails the test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_framed_for_grpc() {
+        let request = Request::post("http://collector:4317/v1/traces")
+            .header("authorization", "Bearer t")
+            .header(CONTENT_TYPE, "application/x-protobuf")
+            .body(Bytes::from_static(b"abc"))
+            .unwrap();
+        let framed = framed(request, Signal::Traces.service()).unwrap();
+        assert_eq!(
+            framed.uri(),
+            "http://collector:4317/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+        );
+        assert_eq!(framed.headers()["authorization"], "Bearer t");
+        assert_eq!(framed.headers()[CONTENT_TYPE], "application/grpc");
+        assert_eq!(framed.headers()[TE], "trailers");
+        assert_eq!(framed.body().as_ref(), b"\0\0\0\0\x03abc");
+    }
+
+    #[test]
+    fn what_is_told_holds_no_secret() {
+        assert_eq!(
+            host(&"http://user:s3cret@collector:4317/v1/traces".parse().unwrap()),
+            "collector:4317"
+        );
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", HeaderValue::from_static("Bearer s3cret"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        assert_eq!(secrets(&headers), ["Bearer s3cret", "Bearer", "s3cret"]);
+    }
+
+    #[test]
+    fn the_status_of_grpc_decides() {
+        let trailers = |pairs: &[(&'static str, &'static str)]| {
+            pairs
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                .collect::<HeaderMap>()
+        };
+        assert!(check(&trailers(&[("grpc-status", "0")])).is_ok());
+        let error = check(&trailers(&[("grpc-status", "16"), ("grpc-message", "who are you")])).unwrap_err();
+        assert_eq!(error.to_string(), "gRPC status 16: who are you");
+        assert!(check(&HeaderMap::new()).is_err());
+    }
+}

@@ -1,0 +1,240 @@
+//! What components write, as log records beside this process's own output: one record for each line.
+
+use std::io::{self, Write as _};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use opentelemetry::logs::{LogRecord as _, Logger as _};
+use opentelemetry_sdk::logs::SdkLogger;
+use tokio::io::AsyncWrite;
+use wasmtime_wasi::async_trait;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
+
+/// A longer line becomes several records, in bytes.
+const LONGEST: usize = 8 << 10;
+/// What a component may write at a time, in bytes. As much as wasmtime lets it write to the process's own output.
+const AT_A_TIME: usize = 1 << 20;
+
+/// Takes lines.
+trait Sink: Clone + Send + Sync + Unpin + 'static {
+    fn line(&self, line: &[u8], stream: Stream);
+}
+
+/// The log records of one component.
+#[derive(Clone, Debug)]
+pub struct Logs {
+    pub(super) logger: SdkLogger,
+    pub(super) component: String,
+}
+
+impl Logs {
+    /// What a component writes to this stream.
+    pub fn of(&self, stream: Stream) -> impl StdoutStream + use<> {
+        Output {
+            sink: self.clone(),
+            stream,
+        }
+    }
+}
+
+impl Sink for Logs {
+    fn line(&self, line: &[u8], stream: Stream) {
+        let mut record = self.logger.create_log_record();
+        record.set_timestamp(SystemTime::now());
+        record.set_body(String::from_utf8_lossy(line).into_owned().into());
+        record.add_attribute("component_id", self.component.clone());
+        // OpenTelemetry's semantic conventions, "General logs attributes".
+        record.add_attribute("log.iostream", stream.name());
+        self.logger.emit(record);
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+
+    fn write(self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stdout => io::stdout().write_all(bytes),
+            Self::Stderr => io::stderr().write_all(bytes),
+        }
+    }
+
+    fn flush(self) -> io::Result<()> {
+        match self {
+            Self::Stdout => io::stdout().flush(),
+            Self::Stderr => io::stderr().flush(),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Output<S> {
+    sink: S,
+    stream: Stream,
+}
+
+impl<S: Sink> Output<S> {
+    fn writer(&self) -> Box<Writer<S>> {
+        Box::new(Writer {
+            output: self.clone(),
+            line: Vec::new(),
+        })
+    }
+}
+
+impl<S: Sink> IsTerminal for Output<S> {
+    fn is_terminal(&self) -> bool {
+        match self.stream {
+            Stream::Stdout => io::stdout().is_terminal(),
+            Stream::Stderr => io::stderr().is_terminal(),
+        }
+    }
+}
+
+impl<S: Sink> StdoutStream for Output<S> {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        self.writer()
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        self.writer()
+    }
+}
+
+/// Puts lines together: `eprintln!` writes each of its parts by itself.
+struct Writer<S: Sink> {
+    output: Output<S>,
+    /// What has no end yet.
+    line: Vec<u8>,
+}
+
+impl<S: Sink> Writer<S> {
+    fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = LONGEST - self.line.len();
+            let (part, ends) = match bytes.iter().take(room).position(|byte| *byte == b'\n') {
+                Some(end) => (end + 1, true),
+                None => (room.min(bytes.len()), room <= bytes.len()),
+            };
+            let (now, later) = bytes.split_at(part);
+            self.line.extend_from_slice(now);
+            bytes = later;
+            if ends {
+                self.end();
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        let line = self.line.trim_ascii_end();
+        if !line.is_empty() {
+            self.output.sink.line(line, self.output.stream);
+        }
+        self.line.clear();
+    }
+}
+
+impl<S: Sink> Drop for Writer<S> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn failed(error: io::Error) -> StreamError {
+    StreamError::LastOperationFailed(error.into())
+}
+
+impl<S: Sink> OutputStream for Writer<S> {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.take(&bytes);
+        self.output.stream.write(&bytes).map_err(failed)
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        self.output.stream.flush().map_err(failed)
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(AT_A_TIME)
+    }
+}
+
+#[async_trait]
+impl<S: Sink> Pollable for Writer<S> {
+    async fn ready(&mut self) {}
+}
+
+impl<S: Sink> AsyncWrite for Writer<S> {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.take(bytes);
+        Poll::Ready(self.output.stream.write(bytes).map(|()| bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.output.stream.flush())
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a lock that is poisoned is a failed test")]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<String>>>);
+
+    impl Sink for Lines {
+        fn line(&self, line: &[u8], _: Stream) {
+            self.0.lock().unwrap().push(String::from_utf8_lossy(line).into_owned());
+        }
+    }
+
+    fn lines(parts: &[&str]) -> Vec<String> {
+        let sink = Lines::default();
+        let output = Output {
+            sink: sink.clone(),
+            stream: Stream::Stderr,
+        };
+        let mut writer = output.writer();
+        for part in parts {
+            writer.take(part.as_bytes());
+        }
+        drop(writer);
+        let lines = sink.0.lock().unwrap();
+        lines.clone()
+    }
+
+    #[test]
+    fn a_record_is_a_line_however_it_was_written() {
+        assert_eq!(lines(&["links: ", "no", " answer", "\n"]), ["links: no answer"]);
+        assert_eq!(lines(&["one\r\ntwo\n\n", "three"]), ["one", "two", "three"]);
+        assert_eq!(lines(&["", "\n", " \n"]), [""; 0]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let long = "x".repeat(2 * LONGEST + 1);
+        let lengths: Vec<_> = lines(&[&long, "\n"]).iter().map(String::len).collect();
+        assert_eq!(lengths, [LONGEST, LONGEST, 1]);
+    }
+}

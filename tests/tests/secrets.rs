@@ -1,0 +1,410 @@
+//! No secret is anywhere but where it has to be. Everything that can go wrong with one goes wrong first.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use links_tests::http::{Answer, Client, Failure};
+use links_tests::otlp::Requests;
+use links_tests::servers::{LibSql, Server, Vault, credential, redis, secret_file};
+use links_tests::{Appliance, Collector, Tree, UNPACKED, eventually};
+
+const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
+const SOON: Duration = Duration::from_secs(30);
+/// One secret a line, for grep.
+const LIST: &str = "/root/secrets";
+
+const LINKS_TOML: &str = "\
+[rollout]
+min_healthy = \"200ms\"
+[health]
+start_timeout = \"5s\"
+[cache]
+ttl = \"1s\"
+[secrets]
+ttl = \"1s\"
+stale = \"0s\"
+[telemetry]
+endpoint = \"http://127.0.0.1:4318\"
+headers = \"credential:otlp_headers\"
+logs = true
+";
+const RUNTIME_TOML: &str = "\
+[sqlite_database.default]
+type = \"libsql\"
+url = \"http://127.0.0.1:8080\"
+token = \"credential:turso_token\"
+[key_value_store.default]
+type = \"redis\"
+url = \"credential:redis_url\"
+[[variables_provider]]
+type = \"vault\"
+url = \"http://127.0.0.1:8200\"
+token = \"credential:vault_token\"
+mount = \"secret\"
+prefix = \"links\"
+";
+
+#[test]
+fn no_secret_is_seen_whatever_goes_wrong() -> Result<()> {
+    let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["redis-server"])?)?;
+    let secrets = Secrets::new();
+    secret_file(&appliance, LIST, &secrets.lines())?;
+    let collector = Collector::start(&appliance.network(), 4318)?;
+    let lab = Lab {
+        libsql: LibSql::start_in(&appliance, HRANA, &secrets.turso)?,
+        redis: redis(&appliance, &secrets.redis)?,
+        vault: Vault::start_in(&appliance, &secrets.root)?,
+        appliance: &appliance,
+        secrets: &secrets,
+    };
+    lab.fill_vault()?;
+    credential(&appliance, "admin_token", &secrets.own)?;
+    credential(&appliance, "turso_token", &secrets.turso)?;
+    credential(
+        &appliance,
+        "redis_url",
+        &format!("redis://:{}@127.0.0.1:6379", secrets.redis),
+    )?;
+    credential(&appliance, "vault_token", &secrets.reader)?;
+    credential(&appliance, "otlp_headers", &format!("x-key={}", secrets.headers))?;
+    appliance.configure(LINKS_TOML, RUNTIME_TOML)?;
+    lab.shortens()?;
+
+    let mut said = lab.in_every_trouble()?;
+    said.extend(lab.broken_configurations()?);
+    said.push(lab.crash()?);
+    said.push(text(&appliance.http_at(9464).get("/metrics")));
+
+    // What was said to clients and to people.
+    ensure!(said.len() > 50, "{} texts", said.len());
+    for text in &said {
+        secrets.are_not_in(text)?;
+    }
+    // What was sent, this at least. Of its own headers the collector has to know.
+    let sent = Requests::FIRST;
+    let runtime = appliance.http_at(9465).header("content-type", "application/x-protobuf");
+    let taken = runtime.post_bytes("/v1/metrics", sent.message())?;
+    ensure!(taken.status == 200, "{taken}");
+    eventually("the collector has it", SOON, || {
+        let collected = collector.collected();
+        Ok(collected.iter().any(|it| it.message == sent.message()).then_some(()))
+    })?;
+    for collected in collector.collected() {
+        ensure!(
+            collected.headers.get("x-key") == Some(&secrets.headers),
+            "{collected:?}"
+        );
+        secrets.are_not_in(&String::from_utf8_lossy(&collected.message))?;
+        let mut others = collected.headers;
+        others.remove("x-key");
+        secrets.are_not_in(&format!("{others:?}"))?;
+    }
+    lab.nothing_is_open()
+}
+
+/// Each another one, which nobody can mistake for something else.
+struct Secrets {
+    own: String,
+    turso: String,
+    redis: String,
+    root: String,
+    reader: String,
+    admin: String,
+    headers: String,
+    wrong: String,
+}
+
+impl Secrets {
+    fn new() -> Self {
+        let random = RandomState::new();
+        let secret = |name: &str| format!("{:016x}{:016x}", random.hash_one(name), random.hash_one((name, 2)));
+        Self {
+            own: secret("own"),
+            turso: secret("turso"),
+            redis: secret("redis"),
+            root: secret("root"),
+            reader: secret("reader"),
+            admin: secret("admin"),
+            headers: secret("headers"),
+            wrong: secret("wrong"),
+        }
+    }
+
+    fn all(&self) -> [(&'static str, &str); 8] {
+        [
+            ("the admin token of this host", &self.own),
+            ("the database's token", &self.turso),
+            ("Redis's password", &self.redis),
+            ("Vault's root token", &self.root),
+            ("Vault's token", &self.reader),
+            ("the admin token in Vault", &self.admin),
+            ("the collector's header", &self.headers),
+            ("a token that somebody tried", &self.wrong),
+        ]
+    }
+
+    fn lines(&self) -> String {
+        self.all().map(|(_, secret)| format!("{secret}\n")).concat()
+    }
+
+    fn are_not_in(&self, text: &str) -> Result<()> {
+        for (name, secret) in self.all() {
+            ensure!(!text.contains(secret), "{name} ({secret}) is in:\n{text}");
+        }
+        Ok(())
+    }
+}
+
+struct Lab<'a> {
+    appliance: &'a Appliance,
+    secrets: &'a Secrets,
+    libsql: LibSql<'a>,
+    redis: Server<'a>,
+    vault: Vault<'a>,
+}
+
+impl Lab<'_> {
+    fn fill_vault(&self) -> Result<()> {
+        self.vault.token(&self.secrets.reader)?;
+        self.vault.write("links/admin_token", &self.secrets.admin)
+    }
+
+    fn site(&self, token: &str) -> Client {
+        self.appliance.http().bearer(token)
+    }
+
+    /// As its user: with the right token, and so with every server's help.
+    fn shortens(&self) -> Result<()> {
+        eventually("it shortens", SOON, || {
+            let answer = self.site(&self.secrets.admin).post("/shorten", BODY)?;
+            Ok((answer.status == 200).then_some(()))
+        })
+        .with_context(|| self.appliance.instances_said().unwrap_or_default())
+    }
+
+    /// What is said while all is well, and while every server refuses the secret, is paused, and is gone.
+    fn in_every_trouble(&self) -> Result<Vec<String>> {
+        let Self {
+            libsql, redis, vault, ..
+        } = self;
+        let servers = [&**libsql, redis, &**vault];
+        let copies = [
+            "linksctl db copy --to sqlite:/root/copy.db --resume",
+            "linksctl db copy --from sqlite:/root/copy.db --resume",
+        ];
+        let mut said = self.everything_said(&copies)?;
+
+        libsql.takes("another")?;
+        vault.revoke(&self.secrets.reader)?;
+        self.appliance.shell(&format!(
+            "redis-cli --no-auth-warning -a \"$(sed -n 3p {LIST})\" config set requirepass another
+             redis-cli --no-auth-warning -a another client kill type normal"
+        ))?;
+        said.extend(self.everything_said(&copies)?);
+
+        for server in servers {
+            server.pause()?;
+        }
+        said.extend(self.everything_said(&[])?);
+        for server in servers {
+            server.go_on()?;
+            server.stop()?;
+        }
+        said.extend(self.everything_said(&copies)?);
+        for server in servers {
+            server.start()?;
+        }
+        vault.start_again()?;
+        self.fill_vault()?;
+        self.shortens()?;
+        Ok(said)
+    }
+
+    /// Every answer, and every word of a command; all at the same time, because some take long.
+    fn everything_said(&self, more: &[&str]) -> Result<Vec<String>> {
+        let commands = [
+            "linksctl check",
+            "linksctl check --online",
+            "linksctl check --online --json",
+            "linksctl status",
+            "linksctl status --json",
+            "linksctl rollout --dry-run",
+            "linksctl rollout --dry-run --force",
+            "linksctl releases",
+            "systemctl status links links@1 links@2",
+            "systemctl show links links@1 links@2",
+        ];
+        let run = |command: &str| Ok(self.appliance.run(command.split(' '))?.to_string());
+        let ask = |token: &str| {
+            let site = self.site(token);
+            [
+                text(&site.post("/shorten", BODY)),
+                text(&site.post("/shorten", "{")),
+                text(&site.get("/health")),
+                text(&site.get("/no-such-link")),
+                text(&site.get("/.well-known/spin/info")),
+            ]
+        };
+        thread::scope(|scope| {
+            let tokens = [&self.secrets.admin, &self.secrets.own, &self.secrets.wrong];
+            let asking = tokens.map(|token| scope.spawn(move || ask(token)));
+            let copying = scope.spawn(move || more.iter().map(|command| run(command)).collect::<Result<Vec<_>>>());
+            let mut said = commands
+                .iter()
+                .map(|command| run(command))
+                .collect::<Result<Vec<_>>>()?;
+            for asked in asking {
+                said.extend(asked.join().map_err(|_| anyhow!("a client panicked"))?);
+            }
+            said.extend(copying.join().map_err(|_| anyhow!("a copy panicked"))??);
+            Ok(said)
+        })
+    }
+
+    /// What is said to configurations with a secret where none may be.
+    fn broken_configurations(&self) -> Result<Vec<String>> {
+        let path = "/etc/links/runtime.toml";
+        let mut said = vec![];
+        let [admin, turso] = [&self.secrets.own, &self.secrets.turso];
+        for broken in [
+            RUNTIME_TOML.replace("url = \"credential:redis_url\"", "url = \"credential:turso_token\""),
+            RUNTIME_TOML.replace("url = \"http://127.0.0.1:8080\"", "url = \"credential:turso_token\""),
+            RUNTIME_TOML.replace("url = \"http://127.0.0.1:8200\"", "url = \"credential:turso_token\""),
+            RUNTIME_TOML.replace("type = \"redis\"", "type = \"credential:turso_token\""),
+            RUNTIME_TOML.replace("mount = \"secret\"", "mount = \"credential:turso_token\""),
+        ] {
+            // Only root reads it: what is looked for is what is said of it.
+            self.appliance.write(path, broken)?;
+            for command in ["linksctl check", "linksctl rollout --dry-run", "systemctl reload links"] {
+                said.push(self.appliance.run(command.split(' '))?.to_string());
+            }
+        }
+        for (name, wrong) in [
+            ("otlp_headers", format!("{admin} {turso}")),
+            ("redis_url", format!("redis://:{turso}@127.0.0.1:6379/{admin}")),
+            ("turso_token", format!("{turso}\n{admin}")),
+        ] {
+            let right = self.appliance.read(&format!("/etc/links/credentials/{name}"))?;
+            self.appliance.write(path, RUNTIME_TOML)?;
+            credential(self.appliance, name, &wrong)?;
+            for command in ["linksctl check", "linksctl check --online", "systemctl reload links"] {
+                said.push(self.appliance.run(command.split(' '))?.to_string());
+            }
+            credential(self.appliance, name, right.trim_end())?;
+        }
+        self.appliance.configure(LINKS_TOML, RUNTIME_TOML)?;
+        self.shortens()?;
+        Ok(said)
+    }
+
+    /// A runtime that crashes leaves no picture of its memory; none of our processes may.
+    fn crash(&self) -> Result<String> {
+        let pid = self.appliance.main_pid("links@1")?;
+        let agent = self.appliance.main_pid("links")?;
+        let runtime = self.appliance.ok(["pgrep", "--parent", &pid.to_string()])?.stdout;
+        let runtime = runtime.lines().next().context("no runtime")?.to_owned();
+        for process in [&pid.to_string(), &agent.to_string(), &runtime] {
+            let limits = self.appliance.read(&format!("/proc/{process}/limits"))?;
+            let core = limits.lines().find(|line| line.starts_with("Max core file size"));
+            let core: Vec<_> = core.unwrap_or_default().split_whitespace().collect();
+            ensure!(core == ["Max", "core", "file", "size", "0", "0", "bytes"], "{limits}");
+        }
+        // Runtimes handle the first: WebAssembly may have been what went wrong.
+        eventually("the runtime has ended", SOON, || {
+            self.appliance.run(["kill", "-SEGV", &runtime])?;
+            Ok((!self.appliance.exists(&format!("/proc/{runtime}"))?).then_some(()))
+        })?;
+        eventually("another one runs", SOON, || {
+            let another = self.appliance.main_pid("links@1")?;
+            let runs = self.appliance.run(["pgrep", "--parent", &another.to_string()])?;
+            Ok((runs.status == 0 && !runs.stdout.contains(&runtime)).then_some(()))
+        })?;
+        self.appliance.wait_for_rotation(2)?;
+        let journal = self.appliance.instances_said()?;
+        ensure!(
+            journal.contains("SIGSEGV") || journal.contains("signal: 11"),
+            "{journal}"
+        );
+        let cores = self
+            .appliance
+            .shell("find / -xdev -type f \\( -name core -o -name 'core.*' \\) -size +100k")?;
+        ensure!(cores.stdout.is_empty(), "{}", cores.stdout);
+        Ok(self.appliance.run(["linksctl", "status"])?.to_string())
+    }
+
+    /// What is on the disk and in /proc, and who can read it.
+    fn nothing_is_open(&self) -> Result<()> {
+        let inside = |script: &str| Ok::<_, anyhow::Error>(self.appliance.shell(script)?.stdout);
+        self.appliance.ok(["journalctl", "--sync"])?;
+        let ours = "/etc/links /run/links /var/lib/links /var/cache/links /var/log /usr/lib/links \
+                    /usr/share/doc/links-shortener /etc/nginx /etc/systemd /run/systemd";
+        // grep ends with 1 where it finds nothing, and with 2 where it could not look.
+        let finds = |files: &str| {
+            format!(
+                "{files} | xargs -0 --no-run-if-empty grep --files-with-matches --text --fixed-strings --file={LIST} || test $? = 1 -o $? = 123"
+            )
+        };
+
+        // It does find: what may hold secrets holds them, and is root's or the instances' alone.
+        let holders = inside(&finds(&format!("find {ours} -xdev -type f -print0")))?;
+        println!("files with secrets:\n{holders}");
+        for part in ["/etc/links/credentials/turso_token", "/run/links/1/", "/run/links/2/"] {
+            ensure!(
+                holders.contains(part),
+                "{part} should hold secrets, as should these:\n{holders}"
+            );
+        }
+        let journal = inside(&format!(
+            "journalctl --quiet --output=export >/root/journal; grep --count '^MESSAGE=' /root/journal; \
+             grep --text --fixed-strings --file={LIST} /root/journal || test $? = 1"
+        ))?;
+        let (lines, secret) = journal.split_once('\n').context("no count")?;
+        ensure!(lines.parse::<u32>()? > 100, "{lines} lines in the journal");
+        ensure!(secret.is_empty(), "in the journal:\n{secret}");
+
+        let open = format!("find {ours} -xdev -type f -perm /077 -print0");
+        let looked = inside(&format!("{open} | tr -cd '\\0' | wc --bytes"))?;
+        ensure!(looked.trim().parse::<u32>()? > 20, "{looked} files were looked at");
+        let found = inside(&finds(&open))?;
+        ensure!(found.is_empty(), "others can read the secrets in:\n{found}");
+
+        let package = inside(&finds(&format!("find {UNPACKED} -type f -print0")))?;
+        ensure!(package.is_empty(), "in the package: {package}");
+
+        // Everybody can read command lines, and nobody others' environments; which hold some.
+        let lines = inside(&format!(
+            "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' >/root/lines; grep --count linksctl /root/lines; \
+             grep --fixed-strings --file={LIST} /root/lines || test $? = 1"
+        ))?;
+        let (ours, secret) = lines.split_once('\n').context("no count")?;
+        ensure!(ours.parse::<u32>()? >= 3, "{lines}");
+        ensure!(secret.is_empty(), "on command lines:\n{secret}");
+        let environments =
+            "for file in /proc/[0-9]*/environ; do test -r $file && cat $file; done 2>/dev/null | tr '\\0' '\\n'";
+        let seen_by = |user: &str| {
+            format!(
+                "setpriv --reuid={user} --regid={user} --clear-groups bash -c \"$1\" >/root/environments || true; \
+                 grep --count --fixed-strings --file={LIST} /root/environments || test $? = 1"
+            )
+        };
+        for (user, sees) in [("root", true), ("nobody", false), ("www-data", false)] {
+            let script = seen_by(user).replace("regid=nobody", "regid=nogroup");
+            let shell = ["bash", "-c", &script, "look", environments];
+            let count: u32 = self.appliance.ok(shell)?.stdout.trim().parse()?;
+            ensure!((count > 0) == sees, "{user} sees {count} secrets in environments");
+        }
+        Ok(())
+    }
+}
+
+const BODY: &str = r#"{"url":"https://example.com/"}"#;
+
+/// All of an answer.
+fn text(answer: &Result<Answer, Failure>) -> String {
+    match answer {
+        Ok(answer) => answer.to_string(),
+        Err(failure) => failure.to_string(),
+    }
+}

@@ -1,0 +1,137 @@
+//! What a request cost where, for a collector of the user's: one trace from nginx to the database.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use links_tests::http::Client;
+use links_tests::otlp::{Span, spans};
+use links_tests::servers::{LibSql, credential};
+use links_tests::{Appliance, Collector, eventually};
+
+const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
+const TOKEN: &str = "turso-s3cret";
+/// Spans are sent in batches, every few seconds.
+const PATIENCE: Duration = Duration::from_secs(40);
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const NOWHERE: &str = "/no-such-link";
+const CALLER: &str = "00f067aa0ba902b7";
+
+#[test]
+fn a_trace_goes_from_the_caller_to_the_database() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    let collector = Collector::start(&appliance.network(), 4318)?;
+    let quiet = "[rollout]\nmin_healthy = \"200ms\"\n";
+    let telemetry = format!("{quiet}[telemetry]\nendpoint = \"http://127.0.0.1:4318\"\n");
+    let local = "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n";
+    let lab = Lab {
+        collector: &collector,
+        // Spin 4.0.2 tells of no calls that components of WASI 0.3 make of a database.
+        calls: appliance.artifacts.runtime()?.kind != "spin",
+        site: appliance.site()?,
+    };
+
+    // Unset, nothing is sent: neither of what was before, nor of this.
+    lab.asks(1)?;
+    appliance.configure(&telemetry, local)?;
+    lab.asks(2)?;
+    lab.is_whole(2)?;
+    ensure!(
+        lab.trace(1)?.is_empty(),
+        "spans of a time at which nothing was to be sent"
+    );
+
+    let _libsql = LibSql::start_in(&appliance, HRANA, TOKEN)?;
+    credential(&appliance, "turso_token", TOKEN)?;
+    let remote = format!(
+        "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"{}\"\ntoken = \"credential:turso_token\"\n",
+        LibSql::URL
+    );
+    appliance.configure(&telemetry, &remote)?;
+    lab.asks(3)?;
+    lab.is_whole(3)?;
+    for collected in collector.collected() {
+        let text = String::from_utf8_lossy(&collected.message).into_owned();
+        ensure!(!text.contains(TOKEN), "{text}");
+    }
+
+    // The caller does not want it.
+    let other = format!("00-{}-{CALLER}-00", trace_id(4));
+    let unwanted = lab.site.clone().header("traceparent", &other);
+    ensure!(unwanted.get(NOWHERE)?.status == 404);
+    lab.asks(5)?;
+    lab.is_whole(5)?;
+    ensure!(lab.trace(4)?.is_empty(), "spans of a request that was not to be traced");
+    Ok(())
+}
+
+fn trace_id(number: u8) -> String {
+    format!("{}{number:02x}", &TRACE[..30])
+}
+
+/// As OpenTelemetry marks it.
+fn is_call_of_database(span: &Span) -> bool {
+    span.attributes
+        .iter()
+        .any(|(key, value)| key == "db.system" && value == "sqlite")
+}
+
+struct Lab<'a> {
+    collector: &'a Collector,
+    /// Whether the runtime tells of calls of the database.
+    calls: bool,
+    site: Client,
+}
+
+impl Lab<'_> {
+    /// Asks for a link that no cache knows, as part of a trace of the caller's.
+    fn asks(&self, number: u8) -> Result<()> {
+        let parent = format!("00-{}-{CALLER}-01", trace_id(number));
+        let answer = self.site.clone().header("traceparent", &parent).get(NOWHERE)?;
+        ensure!(answer.status == 404, "{answer}");
+        Ok(())
+    }
+
+    /// The spans that have arrived.
+    fn spans(&self) -> Result<Vec<Span>> {
+        let collected = self.collector.collected();
+        let traces = collected.iter().filter(|it| it.path == "/v1/traces");
+        let all = traces.map(|it| spans(&it.message)).collect::<Result<Vec<_>>>()?;
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    fn trace(&self, number: u8) -> Result<Vec<Span>> {
+        let id = trace_id(number);
+        Ok(self.spans()?.into_iter().filter(|span| span.trace == id).collect())
+    }
+
+    /// The request hangs from the caller's span, the component's work from the request, and a call of the database is there.
+    fn is_whole(&self, number: u8) -> Result<()> {
+        let mut last = vec![];
+        let found = eventually("the trace is whole", PATIENCE, || {
+            last = self.trace(number)?;
+            let request = last.iter().find(|span| span.parent == CALLER);
+            let component = last.iter().find(|span| span.name == "execute_wasm_component links");
+            let has_call = !self.calls || last.iter().any(is_call_of_database);
+            let hangs = request.is_some_and(|request| component.is_some_and(|it| it.parent == request.id));
+            Ok((hangs && has_call).then(|| last.clone()))
+        })
+        .with_context(|| {
+            let all = self.spans().unwrap_or_default();
+            let all = all
+                .iter()
+                .map(|it| format!("{} {}: {} <- {}", it.trace, it.name, it.id, it.parent));
+            format!("of all spans:\n{}", all.collect::<Vec<_>>().join("\n"))
+        })?;
+        for span in &found {
+            println!("trace {number}: {} {} <- {}", span.name, span.id, span.parent);
+            let known = span.parent == CALLER || found.iter().any(|other| other.id == span.parent);
+            ensure!(known, "whose child is {span:?}? {found:#?}");
+            let [name, instance, version] = &span.service;
+            ensure!(
+                name == "links" && ["1", "2"].contains(&&**instance) && !version.is_empty(),
+                "{span:?}"
+            );
+        }
+        Ok(())
+    }
+}
