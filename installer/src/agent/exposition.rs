@@ -30,6 +30,23 @@ impl Exposition {
         self.sample(family, "_count", labels, count);
     }
 
+    /// `up_to`: each bound and how many are not above it, in their order.
+    pub fn add_histogram(
+        &mut self,
+        family: &'static Family,
+        labels: &[(&str, &str)],
+        up_to: impl Iterator<Item = (f64, u64)>,
+        sum: f64,
+        count: u64,
+    ) {
+        for (bound, count) in up_to.chain([(f64::INFINITY, count)]) {
+            let bound = number(bound);
+            let labels = [labels, &[("le", &bound)]].concat();
+            self.sample(family, "_bucket", &labels, count as f64);
+        }
+        self.add_summary(family, labels, sum, count as f64);
+    }
+
     fn sample(&mut self, family: &'static Family, suffix: &str, labels: &[(&str, &str)], value: f64) {
         let text = self.samples.entry(family.name).or_default();
         let labels: Vec<_> = labels
@@ -75,7 +92,7 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::families::{BUILD_INFO, CPU, INSTANCES, REQUESTS};
+    use super::super::families::{BUILD_INFO, CPU, HTTP_DURATION, INSTANCES, REQUESTS};
     use super::*;
 
     #[test]
@@ -99,6 +116,31 @@ mod tests {
              # TYPE links_component_cpu_seconds summary\n\
              links_component_cpu_seconds_sum{instance=\"1\"} 0.25\n\
              links_component_cpu_seconds_count{instance=\"1\"} 3\n"
+        );
+    }
+
+    #[test]
+    fn a_histogram_ends_with_all_of_them() {
+        let mut page = Exposition::default();
+        page.add_histogram(
+            &HTTP_DURATION,
+            &[("route", "api")],
+            [(0.5, 1), (1.0, 3)].into_iter(),
+            6.5,
+            4,
+        );
+        let text = page.text();
+        let samples: Vec<_> = text.lines().skip(1).collect();
+        assert_eq!(
+            samples,
+            [
+                "# TYPE links_http_request_duration_seconds histogram",
+                "links_http_request_duration_seconds_bucket{route=\"api\",le=\"0.5\"} 1",
+                "links_http_request_duration_seconds_bucket{route=\"api\",le=\"1\"} 3",
+                "links_http_request_duration_seconds_bucket{route=\"api\",le=\"+Inf\"} 4",
+                "links_http_request_duration_seconds_sum{route=\"api\"} 6.5",
+                "links_http_request_duration_seconds_count{route=\"api\"} 4",
+            ]
         );
     }
 

@@ -15,6 +15,8 @@ pub enum Kind {
     Gauge,
     /// A sum and a count, without quantiles: a rate of the one by a rate of the other is the mean.
     Summary,
+    /// Counts of what is not larger than a bound each, a sum and a count.
+    Histogram,
 }
 
 impl Kind {
@@ -23,6 +25,7 @@ impl Kind {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
             Self::Summary => "summary",
+            Self::Histogram => "histogram",
         }
     }
 }
@@ -56,6 +59,11 @@ families! {
     ROLLOUT_INFO: Gauge, "links_rollout_last_info", "The release and the result of that rollout; always 1.";
     ROLLOUT_TIME: Gauge, "links_rollout_last_timestamp_seconds", "When that rollout ended, since 1970.";
     ROLLOUT_DURATION: Gauge, "links_rollout_last_duration_seconds", "How long that rollout took.";
+
+    HTTP_REQUESTS: Counter, "links_http_requests_total", "Requests that nginx has answered, by what was asked for and the status.";
+    HTTP_DURATION: Histogram, "links_http_request_duration_seconds", "From a request's first byte to the last of its answer, in nginx.";
+    HTTP_UPSTREAM: Histogram, "links_http_upstream_duration_seconds", "How long instances took for requests that nginx asked them for.";
+    HTTP_CACHE: Counter, "links_http_cache_requests_total", "Requests that nginx's cache was asked for, by what it did.";
 
     CLICKS: Counter, "links_clicks_total", "Clicks that the database has counted, by who clicked.";
     CLICK_BATCHES: Counter, "links_click_batches_total", "Batches of clicks that the database has taken.";

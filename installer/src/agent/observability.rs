@@ -18,6 +18,9 @@ fn named(text: &str) -> BTreeSet<&str> {
 fn exposed() -> BTreeSet<String> {
     let names = ALL.iter().flat_map(|family| match family.kind {
         Kind::Summary => vec![format!("{}_sum", family.name), format!("{}_count", family.name)],
+        Kind::Histogram => ["_bucket", "_sum", "_count"]
+            .map(|suffix| format!("{}{suffix}", family.name))
+            .into(),
         Kind::Counter | Kind::Gauge => vec![family.name.to_owned()],
     });
     names.collect()

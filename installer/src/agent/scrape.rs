@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::clicks::Progress;
+use super::clicks::{Durations, Progress};
 use super::counters::Counters;
 use super::database::Facts;
 use super::exposition::Exposition;
 use super::families::{
-    BUILD_INFO, CLICK_BATCHES, CLICKS, DATABASE_FREE, DATABASE_LINKS, DATABASE_SIZE, DRAIN, INSTANCE_INFO, INSTANCES,
-    JOURNAL_LAG, JOURNAL_LAG_BYTES, JOURNAL_LINES, JOURNAL_MALFORMED, JOURNAL_REPLACED, Kind, OTLP_DROPPED,
-    OTLP_FORWARDED, OTLP_IGNORED, OTLP_QUEUED, OTLP_RECEIVED, OTLP_REJECTED, READY, RESIDENT, ROLLOUT_DURATION,
-    ROLLOUT_INFO, ROLLOUT_SUCCESS, ROLLOUT_TIME, START_TIME, STARTS, UP,
+    BUILD_INFO, CLICK_BATCHES, CLICKS, DATABASE_FREE, DATABASE_LINKS, DATABASE_SIZE, DRAIN, HTTP_CACHE, HTTP_DURATION,
+    HTTP_REQUESTS, HTTP_UPSTREAM, INSTANCE_INFO, INSTANCES, JOURNAL_LAG, JOURNAL_LAG_BYTES, JOURNAL_LINES,
+    JOURNAL_MALFORMED, JOURNAL_REPLACED, Kind, OTLP_DROPPED, OTLP_FORWARDED, OTLP_IGNORED, OTLP_QUEUED, OTLP_RECEIVED,
+    OTLP_REJECTED, READY, RESIDENT, ROLLOUT_DURATION, ROLLOUT_INFO, ROLLOUT_SUCCESS, ROLLOUT_TIME, START_TIME, STARTS,
+    UP,
 };
 use super::forward;
 use crate::config::load::load_links;
@@ -112,13 +113,41 @@ pub fn clicks(page: &mut Exposition, progress: &Progress, now: SystemTime) {
     page.add(&JOURNAL_LAG, &[], lag.as_secs_f64());
 }
 
+/// What nginx's journal tells of requests.
+pub fn http(page: &mut Exposition, progress: &Progress) {
+    let traffic = &progress.traffic;
+    for ((route, status), count) in &traffic.requests {
+        let labels = [("route", route.name()), ("status", &status.to_string())];
+        page.add(&HTTP_REQUESTS, &labels, *count as f64);
+    }
+    for (family, all) in [
+        (&HTTP_DURATION, &traffic.durations),
+        (&HTTP_UPSTREAM, &traffic.upstream),
+    ] {
+        for (route, durations) in all {
+            let labels = [("route", route.name())];
+            page.add_histogram(
+                family,
+                &labels,
+                Durations::up_to(durations),
+                durations.sum(),
+                durations.count(),
+            );
+        }
+    }
+    for (cache, count) in &traffic.cache {
+        page.add(&HTTP_CACHE, &[("result", cache.name())], *count as f64);
+    }
+}
+
 pub fn runtimes(page: &mut Exposition, counters: &Counters) {
     for ((_, instance, component), (family, total)) in counters.totals() {
         let number = instance.to_string();
         let labels = [(LABEL, number.as_str()), ("component", component)];
         match family.kind {
             Kind::Summary => page.add_summary(family, &labels, total.sum, total.count),
-            Kind::Counter | Kind::Gauge => page.add(family, &labels, total.sum),
+            // None of theirs is told as a histogram.
+            Kind::Counter | Kind::Gauge | Kind::Histogram => page.add(family, &labels, total.sum),
         }
     }
     page.add(&OTLP_IGNORED, &[], counters.ignored as f64);
@@ -143,6 +172,7 @@ pub fn otlp(page: &mut Exposition, received: &Received, forwarded: forward::Coun
 mod tests {
     use std::fs;
 
+    use super::super::clicks::line;
     use super::super::counters::{Amount, Point, Temporality};
     use super::super::families::{ALL, RUNTIME};
     use super::*;
@@ -287,7 +317,11 @@ mod tests {
         let mut received = Received::default();
         received.requests[1] = 5;
         otlp(&mut page, &received, forward::Counts::default());
-        clicks(&mut page, &Progress::default(), SystemTime::now());
+        let mut progress = Progress::default();
+        let line = b"l1\t1700000000.000\t302\t0.004\t0.003\tMISS\tredirect\tGET\tx\t192.0.2.1\t-\t-";
+        progress.traffic.take(&line::parse(line).unwrap());
+        http(&mut page, &progress);
+        clicks(&mut page, &progress, SystemTime::now());
         let text = page.text();
         for family in ALL {
             let sample = text.lines().any(|line| line.starts_with(family.name));
@@ -295,5 +329,13 @@ mod tests {
         }
         assert!(text.contains("links_component_cpu_seconds_count{links_instance=\"2\",component=\"links\"} 4"));
         assert!(text.contains("links_otlp_received_requests_total{links_instance=\"2\"} 5"));
+        for sample in [
+            "links_http_requests_total{route=\"redirect\",status=\"302\"} 1",
+            "links_http_request_duration_seconds_bucket{route=\"redirect\",le=\"0.005\"} 1",
+            "links_http_upstream_duration_seconds_sum{route=\"redirect\"} 0.003",
+            "links_http_cache_requests_total{result=\"miss\"} 1",
+        ] {
+            assert!(text.lines().any(|line| line == sample), "{sample}: {text}");
+        }
     }
 }

@@ -272,7 +272,11 @@ impl Shared {
         let mut page = Exposition::default();
         scrape::host(&mut page, &self.layout);
         scrape::database(&mut page, self.database.facts());
-        scrape::clicks(&mut page, &locked(&self.clicks), SystemTime::now());
+        {
+            let clicks = locked(&self.clicks);
+            scrape::http(&mut page, &clicks);
+            scrape::clicks(&mut page, &clicks, SystemTime::now());
+        }
         scrape::runtimes(&mut page, &locked(&self.counters));
         scrape::otlp(&mut page, &locked(&self.received), self.queue.counts());
         page.text()

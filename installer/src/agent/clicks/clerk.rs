@@ -16,6 +16,7 @@ use super::desk::Desk;
 use super::gather::{Gatherer, NeedsSalt, Salt, Taken};
 use super::line;
 use super::source::{self, Inode, Mark, Source};
+use super::traffic::Traffic;
 use crate::layout::Layout;
 use crate::{files, log};
 
@@ -28,6 +29,8 @@ pub struct Progress {
     pub lines: u64,
     /// Of them those that are none of nginx's.
     pub malformed: u64,
+    /// What they tell of requests.
+    pub traffic: Traffic,
     /// In the database.
     pub clicks: u64,
     pub bots: u64,
@@ -388,12 +391,15 @@ impl<D: Desk> Clerk<D> {
                 },
             };
             if oldest.is_none() && taken != Ok(Taken::Other) {
-                oldest = line.map(|line| line.at);
+                oldest = line.as_ref().map(|line| line.at);
             }
             if position > *told {
                 *told = position;
                 progress.lines += 1;
-                progress.malformed += u64::from(line.is_none());
+                match &line {
+                    Some(line) => progress.traffic.take(line),
+                    None => progress.malformed += 1,
+                }
             }
             turn -= 1;
             turn > 0 && !gatherer.is_full()
@@ -418,6 +424,7 @@ impl<D: Desk> Clerk<D> {
         self.told(|all| {
             all.lines += progress.lines;
             all.malformed += progress.malformed;
+            all.traffic.add(&progress.traffic);
             all.lag_bytes = size.saturating_sub(accepted);
             all.oldest = all.oldest.or(oldest);
         });

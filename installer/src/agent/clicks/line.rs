@@ -48,6 +48,22 @@ pub enum Cache {
     Revalidated,
 }
 
+impl Cache {
+    /// For metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Expired => "expired",
+            Self::Stale => "stale",
+            Self::Updating => "updating",
+            Self::Bypass => "bypass",
+            Self::Revalidated => "revalidated",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Route {
     Redirect,
@@ -55,6 +71,19 @@ pub enum Route {
     Api,
     Health,
     Other,
+}
+
+impl Route {
+    /// For metrics, and in the journal.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Redirect => "redirect",
+            Self::Shorten => "shorten",
+            Self::Api => "api",
+            Self::Health => "health",
+            Self::Other => "other",
+        }
+    }
 }
 
 impl Line<'_> {

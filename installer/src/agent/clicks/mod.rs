@@ -8,9 +8,10 @@ mod client;
 mod courier;
 mod desk;
 mod gather;
-mod line;
+pub(super) mod line;
 mod referrer;
 mod source;
+mod traffic;
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,7 @@ use clerk::Clerk;
 pub use clerk::Progress;
 use courier::{Action, Courier};
 use desk::{Desk, Instances};
+pub use traffic::Durations;
 
 /// The thread that counts clicks.
 #[derive(Debug)]
