@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod connections;
 mod copy;
+mod countries;
 mod database;
 mod exec;
 mod files;

@@ -11,6 +11,7 @@ use super::links::{self, Access, Config};
 use super::reader::Reader;
 use super::runtime::{self, Origin, RuntimeToml, file_of};
 use super::telemetry;
+use crate::countries::Countries;
 use crate::layout::{ADMIN_TOKEN, Layout};
 
 /// Fewer characters than this can be guessed.
@@ -67,6 +68,10 @@ pub fn check(layout: &Layout, reader: &impl Reader) -> Checked {
         Ok(loaded) => (loaded.warnings.clone(), Some(loaded)),
         Err(findings) => (findings, None),
     };
+    let countries = loaded
+        .as_ref()
+        .and_then(|loaded| loaded.config.clicks.countries.as_deref());
+    findings.extend(countries.and_then(|path| unusable(path, reader)));
     let directory = source.directory.display().to_string();
     match reader.list(&source.directory) {
         Ok(entries) => findings.extend(
@@ -89,6 +94,16 @@ pub fn check(layout: &Layout, reader: &impl Reader) -> Checked {
         Err(_) => {}
     }
     Checked { findings, loaded }
+}
+
+/// Clicks are counted without it.
+fn unusable(countries: &Path, reader: &impl Reader) -> Option<Finding> {
+    let bytes = reader.read(countries).map_err(|error| error.to_string());
+    let why = bytes
+        .and_then(|bytes| Countries::new(bytes).map_err(|error| error.to_string()))
+        .err()?;
+    let finding = Finding::warning(countries.display().to_string(), format!("cannot be used: {why}"));
+    Some(finding.help("`clicks.countries` in links.toml names it; without it no country is told"))
 }
 
 pub(super) fn read<T>(

@@ -4,6 +4,7 @@ mod read;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ pub struct Config {
     pub secrets: Secrets,
     pub telemetry: Telemetry,
     pub metrics: Metrics,
+    pub clicks: Clicks,
     pub nginx: Nginx,
 }
 
@@ -154,6 +156,13 @@ pub struct Metrics {
     pub otlp_listen: SocketAddr,
 }
 
+/// `[clicks]`: how redirects are counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Clicks {
+    /// A file in MaxMind's format that knows the countries of addresses. None: countries are not told.
+    pub countries: Option<PathBuf>,
+}
+
 /// `[nginx]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Nginx {
@@ -267,6 +276,7 @@ impl Default for Config {
                 listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
                 otlp_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9465)),
             },
+            clicks: Clicks::default(),
             nginx: Nginx {
                 manage: true,
                 listen: vec![Listen::Port(80)],

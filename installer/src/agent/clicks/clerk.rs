@@ -89,6 +89,7 @@ enum Topic {
     Saving,
     Releasing,
     Salts,
+    Countries,
 }
 
 #[derive(Debug)]
@@ -163,6 +164,7 @@ impl<D: Desk> Clerk<D> {
                 Topic::Saving => "the position can be written down again",
                 Topic::Releasing => "what was counted can be given back again",
                 Topic::Salts => "the salts can be written down again",
+                Topic::Countries => "countries are told again",
             };
             log::notice!("clicks: {text}");
             let left = self.troubles.values().next().cloned();
@@ -336,6 +338,12 @@ impl<D: Desk> Clerk<D> {
     }
 
     fn gather(&mut self, from: u64) -> Event {
+        match self.gatherer.look_for_countries(&self.layout) {
+            Some(Ok(())) => self.no_trouble(Topic::Countries),
+            // Clicks are counted without.
+            Some(Err(why)) => drop(self.trouble(Topic::Countries, why)),
+            None => {}
+        }
         match self.read(from) {
             Ok(gathered) => {
                 self.no_trouble(Topic::Journal);

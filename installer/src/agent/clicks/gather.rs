@@ -10,9 +10,11 @@ use links_core::visit::Visit;
 use links_core::visitors;
 use siphasher::sip::SipHasher13;
 
+use super::atlas::Atlas;
 use super::client;
 use super::line::{self, Line};
 use super::referrer;
+use crate::layout::Layout;
 
 /// Referrers that are named for one link and day in one batch; the rest is [`OTHER`].
 const NAMED_REFERRERS: usize = 20;
@@ -99,6 +101,7 @@ struct Client {
 #[derive(Debug, Default)]
 pub struct Gatherer {
     salts: BTreeMap<u32, Salt>,
+    atlas: Atlas,
     clients: HashMap<Box<[u8]>, Client>,
     hosts: HashMap<Box<[u8]>, Box<str>>,
     links: Names,
@@ -132,6 +135,14 @@ impl Gatherer {
 
     pub fn salts(&self) -> &BTreeMap<u32, Salt> {
         &self.salts
+    }
+
+    /// Whether another file of countries counts now; see [`Atlas::look`].
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn look_for_countries(&mut self, layout: &Layout) -> Option<Result<(), String>> {
+        self.atlas.look(layout)
     }
 
     /// Whether there is a click in it.
@@ -179,6 +190,10 @@ impl Gatherer {
         self.add_detail((link, day, Kind::Referrer, host), slug_size);
         let visit = self.names.number(visit.code().as_bytes());
         self.add_detail((link, day, Kind::Visit, visit), slug_size);
+        if let Some(country) = self.atlas.country(line.address) {
+            let country = self.names.number(&country);
+            self.add_detail((link, day, Kind::Country, country), slug_size);
+        }
         Ok(Taken::Click)
     }
 
@@ -362,6 +377,8 @@ mod tests {
     use links_core::visitors::Sketch;
 
     use super::*;
+    use crate::countries::tests::file;
+    use crate::layout::temporary;
 
     const DAY_OF_TEST: u32 = 20_454;
     const AT: u64 = DAY_OF_TEST as u64 * DAY + 12 * HOUR + 5;
@@ -459,6 +476,25 @@ mod tests {
             (Kind::Visit, "dfl".to_owned(), 3),
         ];
         assert_eq!((of("a"), of("")), (wanted.to_vec(), wanted.to_vec()));
+    }
+
+    #[test]
+    fn countries_are_told_where_they_are_known() {
+        let (root, layout) = temporary(&[Layout::config_dir]);
+        let path = root.path().join("countries.mmdb");
+        std::fs::write(&path, file(&[("::192.0.2.0", 120, "DE")])).unwrap();
+        std::fs::write(layout.links_toml(), format!("clicks.countries = {path:?}")).unwrap();
+        let mut gatherer = gatherer();
+        assert_eq!(gatherer.look_for_countries(&layout), Some(Ok(())));
+        for address in ["192.0.2.1", "192.0.2.9", "198.51.100.1"] {
+            take(&mut gatherer, &line("a", AT, address, "-", PERSON)).unwrap();
+        }
+        let details = batch(&gatherer).details;
+        let countries = details.iter().filter(|detail| detail.2 == Kind::Country);
+        let countries: Vec<_> = countries
+            .map(|detail| (detail.0.as_str(), detail.3.as_str(), detail.4))
+            .collect();
+        assert_eq!(countries, [("", "DE", 2), ("a", "DE", 2)]);
     }
 
     fn estimate(batch: &Batch, slug: &str) -> u64 {

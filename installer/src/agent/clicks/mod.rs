@@ -1,8 +1,9 @@
 //! Clicks: from nginx's journal into the database.
 //!
-//! [`line`] reads a line, [`gather`] makes batches of lines, [`courier`] says what to do next, and [`clerk`] does it, with
+//! [`line`] reads a line, [`gather`] makes batches of lines, with countries by the [`atlas`], [`courier`] says what to do next, and [`clerk`] does it, with
 //! the journal as a file ([`source`]) and the instances ([`desk`]).
 
+mod atlas;
 mod clerk;
 mod client;
 mod courier;

@@ -1,13 +1,14 @@
 //! From the text of `links.toml` to [`Config`].
 
 use std::net::{SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
 
 use super::{
-    Access, Cache, Config, Drain, Enabled, Health, Listen, Metrics, Nginx, Protocol, Rollout, Sampling, Secrets,
-    Shorten, Telemetry,
+    Access, Cache, Clicks, Config, Drain, Enabled, Health, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
+    Secrets, Shorten, Telemetry,
 };
 use crate::config::document::{Document, Problem, Value, kind};
 use crate::config::finding::Finding;
@@ -60,6 +61,7 @@ fn config(document: &Document<'_>, table: &toml::de::DeTable<'_>) -> Config {
         secrets: top.section("secrets", secrets).unwrap_or(default.secrets),
         telemetry: top.section("telemetry", telemetry).unwrap_or(default.telemetry),
         metrics: top.section("metrics", metrics).unwrap_or(default.metrics),
+        clicks: top.section("clicks", clicks).unwrap_or(default.clicks),
         nginx: top.section("nginx", nginx).unwrap_or(default.nginx),
     };
     ports(&top, &config);
@@ -237,6 +239,20 @@ fn socket(value: &Value<'_>) -> Result<SocketAddr, Problem> {
     let text = string(value)?;
     let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
     address.ok_or_else(|| Problem::new(format!("must be ADDRESS:PORT, found \"{}\"", text.escape_debug())))
+}
+
+fn clicks(section: &mut Section<'_, '_>) -> Clicks {
+    Clicks {
+        countries: section.optional("countries", absolute),
+    }
+}
+
+fn absolute(value: &Value<'_>) -> Result<PathBuf, Problem> {
+    let path = PathBuf::from(string(value)?);
+    if !path.is_absolute() {
+        return Err(Problem::new("must be an absolute path").help("write \"/var/lib/GeoIP/GeoLite2-Country.mmdb\""));
+    }
+    Ok(path)
 }
 
 fn nginx(section: &mut Section<'_, '_>) -> Nginx {

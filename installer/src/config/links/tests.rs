@@ -44,6 +44,7 @@ fn the_shipped_file_shows_every_key_with_its_default() {
         ..Config::default()
     };
     expected.shorten.allowed_origin = Some("https://app.example.org".to_owned());
+    expected.clicks.countries = Some("/var/lib/GeoIP/GeoLite2-Country.mmdb".into());
     expected.telemetry.endpoint = Some("http://127.0.0.1:4318".to_owned());
     let (line, _) = text
         .lines()
@@ -166,7 +167,7 @@ fn one_mistake_gets_one_answer_with_its_place() {
         ),
         (
             "port = 1",
-            "1:1: unknown key `port`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `nginx`",
+            "1:1: unknown key `port`; known here: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `nginx`",
         ),
         (
             "[shorten]\nacess = \"token\"",
@@ -240,6 +241,10 @@ fn one_mistake_gets_one_answer_with_its_place() {
         (
             "telemetry.sampling = \"1\"",
             "1:22: `telemetry.sampling` must be a number, found a string",
+        ),
+        (
+            "clicks.countries = \"GeoLite2-Country.mmdb\"",
+            "1:20: `clicks.countries` must be an absolute path; write \"/var/lib/GeoIP/GeoLite2-Country.mmdb\"",
         ),
         (
             "metrics.listen = \"9464\"",
