@@ -35,15 +35,14 @@ thread_local! {
 /// The edge may not yet know of a change; the operator was told why.
 pub struct Stale;
 
-/// `None`: there is no cache in front.
+/// `None`: nginx is to keep nothing.
 pub async fn bounds() -> Option<Bounds> {
-    known().await.map(|known| known.bounds)
+    known().await.flatten().map(|known| known.bounds)
 }
 
-async fn known() -> Option<Known> {
-    variable::once(&KNOWN, "redirects are not kept by nginx", read)
-        .await
-        .flatten()
+/// `Some(None)`: there is no cache in front. `None`: nobody can tell.
+async fn known() -> Option<Option<Known>> {
+    variable::once(&KNOWN, "redirects are not kept by nginx", read).await
 }
 
 async fn read() -> Result<Option<Known>, String> {
@@ -61,7 +60,7 @@ async fn read() -> Result<Option<Known>, String> {
 /// # Errors
 /// That is not certain: until the ttl is over, some may be told that there is no such link.
 pub async fn show(slug: &Slug, link: &Stored) -> Result<(), Stale> {
-    let Some(Known { port, .. }) = known().await else {
+    let Some(Known { port, .. }) = known().await.ok_or(Stale)? else {
         return Ok(());
     };
     let shown = clock::within(LIMIT, replace(port, slug, link)).await;
