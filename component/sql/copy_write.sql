@@ -1,12 +1,15 @@
 -- Links as a JSON array of objects, in one statement: all of them, or none if it fails. One that is there already stays as
 -- it is. Each gets an id of its own here: the clicks, which refer to it, are not copied. A row comes back for each that is new.
-INSERT INTO links (slug, url, created_at, expires_at, request_id)
+INSERT INTO links (slug, url, created_at, expires_at, request_id, max_clicks, clicks_left, limited_until)
 SELECT
     json_extract(value, '$.slug'),
     json_extract(value, '$.url'),
     json_extract(value, '$.created_at'),
     json_extract(value, '$.expires_at'),
-    unhex(json_extract(value, '$.request_id'))
+    unhex(json_extract(value, '$.request_id')),
+    json_extract(value, '$.max_clicks'),
+    json_extract(value, '$.clicks_left'),
+    json_extract(value, '$.limited_until')
 FROM json_each(?1) WHERE true ORDER BY key
 ON CONFLICT DO NOTHING
 RETURNING 1

@@ -3,16 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::combinators::UnsyncBoxBody;
 use wasmtime::component::ResourceTable;
-use wasmtime_wasi::{TrappableError, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::WasiHttpCtx;
-use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
-use wasmtime_wasi_http::p3::{RequestOptions, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
+use wasmtime_wasi_http::p3::{WasiHttpCtxView, WasiHttpView};
 
 use crate::database::Database;
 use crate::key_value::Store;
+use crate::outbound::{Outbound, Requests};
 use crate::stop::{Watch, Work};
 use crate::telemetry::{Instances, Logs, Span, Stream};
 use crate::usage::{CpuTime, Limits};
@@ -26,6 +24,8 @@ pub struct ComponentState {
     pub environment: Vec<(String, String)>,
     pub granted_databases: HashSet<String>,
     pub granted_stores: HashSet<String>,
+    /// What it may ask by HTTP.
+    pub outbound: Arc<Outbound>,
     /// All that the configuration defines.
     pub databases: Arc<HashMap<String, Database>>,
     pub stores: Arc<HashMap<String, Store>>,
@@ -82,7 +82,7 @@ pub struct Context {
     pub work: Work,
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    outbound: NoOutbound,
+    outbound: Requests,
 }
 
 impl Context {
@@ -95,6 +95,7 @@ impl Context {
             };
         }
         wasi.envs(&component.environment);
+        let outbound = Requests(component.outbound.clone());
         Self {
             limits: Limits::new(component.max_memory),
             cpu_time: CpuTime::default(),
@@ -109,7 +110,7 @@ impl Context {
             work: Work::default(),
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
-            outbound: NoOutbound,
+            outbound,
         }
     }
 }
@@ -148,23 +149,6 @@ impl WasiHttpView for Context {
             table: &mut self.table,
             ctx: &mut self.http,
         }
-    }
-}
-
-/// Outbound requests are refused; no manifest that asks for them is served.
-struct NoOutbound;
-
-type Sent = (http::Response<UnsyncBoxBody<Bytes, ErrorCode>>, Outcome);
-type Outcome = Box<dyn Future<Output = Result<(), ErrorCode>> + Send>;
-
-impl WasiHttpHooks for NoOutbound {
-    fn send_request(
-        &mut self,
-        _request: http::Request<UnsyncBoxBody<Bytes, ErrorCode>>,
-        _options: Option<RequestOptions>,
-        _outcome: Outcome,
-    ) -> Box<dyn Future<Output = Result<Sent, TrappableError<ErrorCode>>> + Send> {
-        Box::new(std::future::ready(Err(ErrorCode::HttpRequestDenied.into())))
     }
 }
 

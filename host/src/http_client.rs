@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -24,7 +24,7 @@ const KEPT: Duration = Duration::from_secs(30);
 /// How much of a server's explanation goes into an error.
 const EXPLANATION: usize = 300;
 
-type Hyper = legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type Hyper<B> = legacy::Client<HttpsConnector<HttpConnector>, B>;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Version {
@@ -33,15 +33,18 @@ pub enum Version {
     Http2,
 }
 
-/// Connections to one server. Nothing is set up before the first request.
+/// Connections, to one server as a rule; they are kept for the next requests. Nothing is set up before the first request.
 #[derive(Debug)]
-pub struct Client {
+pub struct Client<B = Full<Bytes>> {
     version: Version,
     tls: bool,
-    hyper: OnceCell<Hyper>,
+    hyper: OnceCell<Hyper<B>>,
 }
 
-impl Client {
+impl<B> Client<B>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
+{
     /// For a URL with that scheme.
     pub fn new(url: &Url, version: Version) -> Self {
         Self::with_tls(url.scheme() == "https", version)
@@ -57,7 +60,7 @@ impl Client {
 
     /// # Errors
     /// What went wrong with the connection; never the URL, never a header.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
+    pub async fn send(&self, request: Request<B>) -> Result<Response<Incoming>> {
         let hyper = self.hyper.get_or_try_init(|| self.build()).await?;
         hyper
             .request(request)
@@ -65,7 +68,7 @@ impl Client {
             .map_err(|error| anyhow!("{}", causes(&error)))
     }
 
-    async fn build(&self) -> Result<Hyper> {
+    async fn build(&self) -> Result<Hyper<B>> {
         let tls = if self.tls {
             // It reads the certificates of this machine.
             tokio::task::spawn_blocking(trusted).await??

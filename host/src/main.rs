@@ -11,6 +11,7 @@ mod http_client;
 mod key_value;
 mod libsql;
 mod manifest;
+mod outbound;
 mod range;
 mod respond;
 mod route;

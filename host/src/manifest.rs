@@ -29,6 +29,8 @@ pub struct Component {
     pub environment: BTreeMap<String, String>,
     pub sqlite_databases: Vec<String>,
     pub key_value_stores: Vec<String>,
+    /// Each is a [`crate::outbound::Address`] once its variables are filled in.
+    pub allowed_outbound_hosts: Vec<Template>,
 }
 
 /// Reads the application from a spin.toml or from the directory that holds one; also returns the directory.
@@ -256,13 +258,8 @@ impl RawComponent {
     fn check(self, declared: &BTreeMap<String, Declared>) -> Result<Component> {
         let lacks = [
             (
-                "allowed_outbound_hosts",
-                "outbound connections",
-                self.allowed_outbound_hosts.is_empty(),
-            ),
-            (
                 "allowed_http_hosts",
-                "outbound connections",
+                "outbound connections by this older name of allowed_outbound_hosts",
                 self.allowed_http_hosts.is_empty(),
             ),
             ("ai_models", "AI models", self.ai_models.is_empty()),
@@ -281,20 +278,31 @@ impl RawComponent {
         let mut variables = BTreeMap::new();
         for (name, text) in self.variables {
             check_name(&name)?;
-            let template = Template::parse(&text).with_context(|| format!("in the variable {name:?}"))?;
-            if let Some(unknown) = template.names().find(|name| !declared.contains_key(*name)) {
-                bail!("the variable {name:?} uses {{{{ {unknown} }}}}, but there is no [variables.{unknown}]");
-            }
+            let template = template(&text, declared).with_context(|| format!("in the variable {name:?}"))?;
             variables.insert(name, template);
         }
+        let allowed_outbound_hosts = self.allowed_outbound_hosts.iter();
+        let allowed_outbound_hosts = allowed_outbound_hosts
+            .map(|text| template(text, declared))
+            .collect::<Result<_>>()
+            .context("in allowed_outbound_hosts")?;
         Ok(Component {
             source: source.into(),
             variables,
             environment: self.environment,
             sqlite_databases: self.sqlite_databases,
             key_value_stores: self.key_value_stores,
+            allowed_outbound_hosts,
         })
     }
+}
+
+fn template(text: &str, declared: &BTreeMap<String, Declared>) -> Result<Template> {
+    let template = Template::parse(text)?;
+    if let Some(unknown) = template.names().find(|name| !declared.contains_key(*name)) {
+        bail!("{text:?} uses {{{{ {unknown} }}}}, but there is no [variables.{unknown}]");
+    }
+    Ok(template)
 }
 
 #[cfg(test)]
@@ -358,10 +366,10 @@ mod tests {
     fn what_is_lacking_is_refused_by_name() {
         let error = refusal(
             "allowed_outbound_hosts = []",
-            "allowed_outbound_hosts = ['https://example.com']",
+            "allowed_http_hosts = ['https://example.com']",
         );
         assert!(
-            error.contains("component.links") && error.contains("allowed_outbound_hosts"),
+            error.contains("component.links") && error.contains("allowed_http_hosts"),
             "{error}"
         );
         let error = refusal("allowed_outbound_hosts = []", "files = ['assets/**']");
@@ -385,6 +393,14 @@ mod tests {
         assert!(error.contains("[component.admin]"), "{error}");
         let error = refusal("{{ admin_token }}", "{{ admin_tokn }}");
         assert!(error.contains("[variables.admin_tokn]"), "{error}");
+        let error = refusal(
+            "allowed_outbound_hosts = []",
+            "allowed_outbound_hosts = ['http://{{ region }}:{{ port }}']",
+        );
+        assert!(
+            error.contains("allowed_outbound_hosts") && error.contains("[variables.port]"),
+            "{error}"
+        );
         let error = refusal(r#"route = "/...""#, "route = { private = true }");
         assert!(error.contains("nothing could be reached"), "{error}");
     }

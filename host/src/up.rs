@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::cli::Up;
 use crate::config::{self, Config, Flags};
@@ -15,6 +15,7 @@ use crate::database::Database;
 use crate::engine::{self, CodeCache, Serving};
 use crate::key_value::{Store, StoreFile};
 use crate::manifest::{self, Application};
+use crate::outbound::{Address, Outbound};
 use crate::range::Range;
 use crate::respond::{App, Target};
 use crate::route::Router;
@@ -22,7 +23,7 @@ use crate::server::{self, End, Signals};
 use crate::sqlite;
 use crate::stop::Stop;
 use crate::telemetry::Telemetry;
-use crate::variables::{ComponentVariables, Variables};
+use crate::variables::{ComponentVariables, Template, Variables};
 
 /// How long blocking work may still take after everything else has ended.
 const LAST_WORK: Duration = Duration::from_secs(1);
@@ -48,7 +49,7 @@ pub fn up(up: &Up) -> Result<()> {
         let signals = Signals::new()?;
         let socket = server::bind(up.listen)?;
         let telemetry = Telemetry::from_environment()?;
-        let app = Arc::new(app(up, application, config, &app_dir, &telemetry)?);
+        let app = Arc::new(app(up, application, config, &app_dir, &telemetry).await?);
         let listener = server::listen(socket, up.listen)?;
         announce(&app, &format!("http://{}", listener.local_addr()?));
         let end = server::serve(listener, app, signals, up.shutdown_timeout).await;
@@ -86,7 +87,7 @@ fn check_grants(application: &Application, config: &Config) -> Result<()> {
 }
 
 /// Opens the databases in use and compiles the components.
-fn app(up: &Up, application: Application, config: Config, app_dir: &Path, telemetry: &Telemetry) -> Result<App> {
+async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, telemetry: &Telemetry) -> Result<App> {
     let Application {
         name,
         variables,
@@ -164,6 +165,8 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path, teleme
     let mut handlers = HashMap::new();
     for (id, component) in components {
         let source = app_dir.join(&component.source);
+        let allowed = allowed(&component.allowed_outbound_hosts, &variables).await;
+        let allowed = allowed.with_context(|| format!("component {id}: allowed_outbound_hosts"))?;
         let state = ComponentState {
             id: id.clone(),
             variables: ComponentVariables {
@@ -178,6 +181,7 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path, teleme
                 .collect(),
             granted_databases: component.sqlite_databases.into_iter().collect(),
             granted_stores: component.key_value_stores.into_iter().collect(),
+            outbound: Arc::new(Outbound::new(allowed)),
             databases: databases.clone(),
             stores: stores.clone(),
             quiet: up.quiet,
@@ -204,6 +208,16 @@ fn app(up: &Up, application: Application, config: Config, app_dir: &Path, teleme
         targets.push((route, target));
     }
     Ok(App::new(Router::new(targets)?, stop, tracer))
+}
+
+/// What a component may ask. The variables in it are read once: a grant does not change while it is served.
+async fn allowed(templates: &[Template], variables: &Variables) -> Result<Vec<Address>> {
+    let mut allowed = Vec::with_capacity(templates.len());
+    for template in templates {
+        let text = variables.fill_in(template).await.map_err(|error| anyhow!("{error}"))?;
+        allowed.push(Address::parse(&text)?);
+    }
+    Ok(allowed)
 }
 
 /// Says where the application is served, in Spin's words.

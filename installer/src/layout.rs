@@ -177,6 +177,11 @@ impl Layout {
         self.at("var/cache/links")
     }
 
+    /// The redirects that nginx keeps; its workers' own.
+    pub fn edge_cache_dir(&self) -> PathBuf {
+        self.at("var/cache/links/edge")
+    }
+
     // Run time: gone after a boot.
     pub fn run_dir(&self) -> PathBuf {
         self.at("run/links")
@@ -293,6 +298,11 @@ pub fn instance_unit(instance: u16) -> String {
 pub fn instance_of_unit(unit: &str) -> Option<u16> {
     let number = unit.strip_prefix("links@")?.strip_suffix(".service")?.parse().ok()?;
     (1..=MAX_INSTANCES).contains(&number).then_some(number)
+}
+
+/// Where nginx answers the instances about its cache: loopback, so that nobody else can ask.
+pub fn edge_address(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
 /// Where instance N listens: always loopback, nginx is in front.

@@ -25,6 +25,18 @@ struct Site {
     server_name: Vec<String>,
     ready_dir: PathBuf,
     reload_flag: PathBuf,
+    journal: PathBuf,
+    edge: Option<Edge>,
+}
+
+/// The cache.
+#[derive(Serialize)]
+struct Edge {
+    /// Where the instances ask about it.
+    listen: SocketAddr,
+    directory: PathBuf,
+    /// How long an answer can be of use.
+    seconds: u64,
 }
 
 #[derive(Serialize)]
@@ -77,6 +89,12 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
         server_name: server_names(config),
         ready_dir: layout.ready_dir(),
         reload_flag: layout.reload_flag(),
+        journal: layout.journal(),
+        edge: config.edge_port().map(|port| Edge {
+            listen: layout::edge_address(port),
+            directory: layout.edge_cache_dir(),
+            seconds: (config.nginx.cache_ttl + config.nginx.cache_stale).as_secs(),
+        }),
     };
     render(SITE, &site).context("Rendering the nginx site")
 }
@@ -170,7 +188,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            block(&site, "map"),
+            block(&site, "map $links_missing "),
             [
                 "default links_all;",
                 "\"/1\" links_without_1;",
@@ -239,10 +257,77 @@ mod tests {
     }
 
     #[test]
+    fn the_journal_has_the_fields_that_the_agent_reads() {
+        let site = site_of(2, PLAIN);
+        let format = site
+            .split("log_format links_l1 ")
+            .nth(1)
+            .unwrap()
+            .split(';')
+            .next()
+            .unwrap();
+        let fields = format.replace("'\n    '", "");
+        assert_eq!(
+            fields.trim_matches('\'').split("\\t").collect::<Vec<_>>(),
+            [
+                "l1",
+                "$msec",
+                "$status",
+                "$request_time",
+                "$upstream_response_time",
+                "$upstream_cache_status",
+                "$links_route",
+                "$request_method",
+                "$links_journal_slug",
+                "$remote_addr",
+                "$http_referer",
+                "$http_user_agent"
+            ]
+        );
+        let (_, all) = location(&site, "location /");
+        let log = "access_log /var/lib/links/journal/clicks.log links_l1 buffer=512k flush=1s;";
+        assert!(all.contains(&log), "{site}");
+    }
+
+    /// The server that listens there.
+    fn server<'a>(site: &'a str, listen: &str) -> &'a str {
+        let line = format!("    listen {listen};\n");
+        let servers = site.split("\nserver {\n").skip(1);
+        servers.filter(|server| server.starts_with(&line)).last().unwrap()
+    }
+
+    #[test]
+    fn redirects_are_kept_below_the_cache_directory_and_nobody_but_the_instances_can_change_that() {
+        let site = site_of(2, PLAIN);
+        let path = "\nproxy_cache_path /var/cache/links/edge levels=1:2 keys_zone=links:32m max_size=1g inactive=605s ";
+        assert!(site.contains(path), "{site}");
+        let (public, edge) = (server(&site, "80"), server(&site, "127.0.0.1:7000"));
+        let asks = "    proxy_cache_bypass $links_renew;\n";
+        assert!(!public.contains("proxy_cache_bypass") && edge.contains(asks), "{site}");
+        for server in [public, edge] {
+            assert!(server.contains("    proxy_cache $links_cache;\n"), "{server}");
+            assert!(server.contains("    proxy_cache_key $links_slug;\n"), "{server}");
+            // Retries and pools are the same.
+            assert!(server.contains("    proxy_next_upstream error timeout;\n"), "{server}");
+            assert!(server.contains(r#"if (!-f /run/links/ready/2) {"#), "{server}");
+        }
+        assert!(edge.contains("    access_log off;\n"), "{edge}");
+    }
+
+    #[test]
+    fn without_a_ttl_nothing_of_a_cache_is_there() {
+        let mut config = Config::default();
+        config.nginx.cache_ttl = std::time::Duration::ZERO;
+        let site = site(&config, &Layout::new("/"), PLAIN).unwrap();
+        assert!(!site.contains("cache ") && !site.contains("127.0.0.1:7000"), "{site}");
+        assert!(site.contains("access_log "), "{site}");
+    }
+
+    #[test]
     fn one_instance_has_one_pool() {
         let site = site_of(1, PLAIN);
         assert_eq!(site.matches("\nupstream ").count(), 1);
-        assert_eq!(block(&site, "map"), ["default links_all;"]);
+        assert_eq!(block(&site, "map $links_missing "), ["default links_all;"]);
     }
 
     #[test]

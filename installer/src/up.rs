@@ -16,7 +16,7 @@ use crate::cli::UpArgs;
 use crate::config::links::{Config, Listen};
 use crate::config::load::{load, load_links};
 use crate::install::make_directory;
-use crate::layout::Layout;
+use crate::layout::{Layout, edge_address};
 use crate::nginx::{self, Surroundings};
 use crate::process::{self, Process};
 use crate::release::{Release, Store};
@@ -66,8 +66,9 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
         ..config
     };
     load(layout)?;
-    for listen in &config.nginx.listen {
-        supervise::check_free(listen.address())?;
+    let edge = config.edge_port().map(edge_address);
+    for address in config.nginx.listen.iter().map(|listen| listen.address()).chain(edge) {
+        supervise::check_free(address)?;
     }
     // Now that nobody else runs here.
     rotation::clear(layout)?;
@@ -91,9 +92,7 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
                 tell.clone(),
             )?;
         }
-        if config.metrics.listen.is_some() {
-            parts.start("the agent".to_owned(), &mut agent(layout)?, tell.clone())?;
-        }
+        parts.start("the agent".to_owned(), &mut agent(layout)?, tell.clone())?;
         let deadline = Instant::now() + config.health.start_timeout + MARGIN;
         let everyone: Vec<_> = (1..=config.instances).collect();
         let ready = watch.until(layout, deadline, |ready| {
@@ -116,6 +115,8 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
     make_directory(&layout.config_dir(), 0o755)?;
     make_directory(&layout.data_dir(), 0o750)?;
     make_directory(&layout.cache_dir(), 0o750)?;
+    make_directory(&layout.journal_dir(), 0o750)?;
+    make_directory(&layout.agent_dir(), 0o700)?;
     make_directory(&layout.ready_dir(), 0o755)?;
     make_directory(&layout.metrics_dir(), 0o750)?;
     if !layout.links_toml().exists() {
@@ -165,7 +166,7 @@ fn free_base_port() -> anyhow::Result<u16> {
     (config.base_port..u16::MAX - config.instances)
         .step_by(100)
         .find(|base| {
-            (1..=config.instances)
+            (0..=config.instances)
                 .all(|instance| supervise::check_free(crate::layout::instance_address(*base, instance)).is_ok())
         })
         .context("no free ports for the instances")

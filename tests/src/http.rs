@@ -117,16 +117,17 @@ impl Client {
     /// `name` or `value` may not stand in a header.
     #[must_use]
     #[allow(clippy::expect_used, reason = "the name and the value are literals of a test")]
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         let name = HeaderName::from_bytes(name.as_bytes()).expect("a header name");
-        self.headers.insert(name, value.parse().expect("a header value"));
+        let value = HeaderValue::from_bytes(value.as_ref()).expect("a header value");
+        self.headers.insert(name, value);
         self
     }
 
     /// The same with `Authorization: Bearer`.
     #[must_use]
     pub fn bearer(self, token: &str) -> Self {
-        self.header("authorization", &format!("Bearer {token}"))
+        self.header("authorization", format!("Bearer {token}"))
     }
 
     /// The same with another limit than 10 s, from connecting to the last byte of the answer.

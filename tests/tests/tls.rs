@@ -60,7 +60,7 @@ fn providers_are_reached_by_tls() -> Result<()> {
         let body = serde_json::json!({ "url": "https://example.com/tls", "slug": "by-tls" });
         let site = appliance.site()?;
         let made = site
-            .header("authorization", &format!("Bearer {ADMIN}"))
+            .header("authorization", format!("Bearer {ADMIN}"))
             .post("/shorten", body)?;
         ensure!(made.status == 200, "{made}");
         let followed = appliance.site()?.get("/by-tls")?;

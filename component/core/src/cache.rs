@@ -53,7 +53,7 @@ pub fn key(slug: &Slug) -> String {
     format!("links:redirect:{slug}")
 }
 
-/// A link as it was in the database.
+/// A link as it was in the database. One with a limit is never kept: its clicks are counted there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub link: Stored,
@@ -83,7 +83,11 @@ impl Entry {
         };
         let url = parts.next().filter(|url| is_url(url))?.to_owned();
         Some(Entry {
-            link: Stored { url, expiry },
+            link: Stored {
+                url,
+                expiry,
+                limit: None,
+            },
             asked_at,
         })
     }
@@ -114,6 +118,7 @@ mod tests {
             link: Stored {
                 url: "https://example.com/?q=1%202#-".into(),
                 expiry: expiry.map(Expiry),
+                limit: None,
             },
             asked_at: NOW,
         }

@@ -8,6 +8,7 @@ pub mod age;
 pub mod cache;
 pub mod clicks;
 pub mod cors;
+pub mod edge;
 pub mod expiry;
 mod hex;
 pub mod link;

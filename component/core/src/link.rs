@@ -16,13 +16,39 @@ pub struct NewLink {
     pub slug: Option<Slug>,
     pub target: Target,
     pub expiry: Option<Expiry>,
+    /// How often it leads on; `None`: without end.
+    pub max_clicks: Option<MaxClicks>,
+}
+
+/// From 1 to [`MaxClicks::MOST`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MaxClicks(i64);
+
+impl MaxClicks {
+    pub const MOST: i64 = 1_000_000_000;
+
+    /// # Errors
+    /// 422 out of bounds.
+    pub fn parse(number: i64) -> Result<MaxClicks, Problem> {
+        if (1..=Self::MOST).contains(&number) {
+            return Ok(MaxClicks(number));
+        }
+        Err(Problem::new(
+            422,
+            format!("The field max_clicks must be from 1 to {}.", Self::MOST),
+        ))
+    }
+
+    pub fn get(self) -> i64 {
+        self.0
+    }
 }
 
 impl NewLink {
     /// `own` is where the appliance is reached, `now` in Unix seconds.
     ///
     /// # Errors
-    /// 422 for a URL, a slug or an expiry that is refused.
+    /// 422 for a URL, a slug, an expiry or a limit that is refused.
     pub fn check(wish: &Shorten, own: &Origin, now: i64) -> Result<NewLink, Problem> {
         Ok(NewLink {
             target: Target::parse(&wish.url, own)?,
@@ -32,6 +58,7 @@ impl NewLink {
                 .as_deref()
                 .map(|text| Expiry::parse(text, now))
                 .transpose()?,
+            max_clicks: wish.max_clicks.map(MaxClicks::parse).transpose()?,
         })
     }
 
@@ -40,13 +67,14 @@ impl NewLink {
         Stored {
             url: self.target.as_str().to_owned(),
             expiry: self.expiry,
+            limit: self.max_clicks.map(|MaxClicks(most)| Limit { most, left: most }),
         }
     }
 
     /// Whether the link that has the wanted slug is as good as this one.
     ///
     /// # Errors
-    /// 409 if it leads elsewhere, or ends at another time: a client that got 200 would rely on what it asked for. An
+    /// 409 if it leads elsewhere, or ends at another time or after other clicks: a client that got 200 would rely on what it asked for. An
     /// expired link keeps its slug: whoever has the old address must not be led to a stranger's page.
     pub fn agree_with(&self, stored: &Stored) -> Result<(), Problem> {
         if stored.url != self.target.as_str() {
@@ -67,12 +95,23 @@ impl NewLink {
                 ),
             ));
         }
+        if stored.most() != self.as_stored().most() {
+            let limit = stored
+                .most()
+                .map_or_else(|| "no max_clicks".to_owned(), |most| format!("max_clicks {most}"));
+            return Err(Problem::new(
+                409,
+                format!(
+                    "The slug is taken by a link to the same URL, with {limit}. Send the same, or choose another slug."
+                ),
+            ));
+        }
         Ok(())
     }
 
     /// Whether the link stored under this slug is this one: what was asked for before was the same.
     pub fn is_stored_as(&self, slug: &Slug, stored: &Stored) -> bool {
-        self.slug.as_ref().is_none_or(|wanted| wanted == slug) && self.as_stored() == *stored
+        self.slug.as_ref().is_none_or(|wanted| wanted == slug) && self.agree_with(stored).is_ok()
     }
 }
 
@@ -81,18 +120,38 @@ impl NewLink {
 pub struct Stored {
     pub url: String,
     pub expiry: Option<Expiry>,
+    /// `None`: it leads on without end.
+    pub limit: Option<Limit>,
 }
 
-/// Answers `GET /:slug`; `now` in Unix seconds.
+/// How often a link leads on, and how often from now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    pub most: i64,
+    pub left: i64,
+}
+
+impl Stored {
+    fn most(&self) -> Option<i64> {
+        self.limit.map(|limit| limit.most)
+    }
+}
+
+/// Answers `GET /:slug`, or `HEAD`; `now` in Unix seconds. The click that a link with a limit leads on for is the caller's
+/// to take first.
 ///
 /// # Errors
-/// 404 for an unknown link, 410 for one that has expired.
+/// 404 for an unknown link, 410 for one that has expired or is used up.
 pub fn follow(stored: Option<Stored>, now: i64) -> Result<Reply, Problem> {
-    let Stored { url, expiry } = stored.ok_or_else(route::not_found)?;
-    match expiry {
-        Some(expiry) if expiry.is_over(now) => {
+    let Stored { url, expiry, limit } = stored.ok_or_else(route::not_found)?;
+    match (expiry, limit) {
+        (Some(expiry), _) if expiry.is_over(now) => {
             Err(Problem::new(410, format!("This link expired at {}.", expiry.to_text())))
         }
+        (_, Some(Limit { most, left: ..=0 })) => Err(Problem::new(
+            410,
+            format!("This link has led on as often as it may: max_clicks is {most}."),
+        )),
         _ => Ok(Reply::redirect(url)),
     }
 }
@@ -109,6 +168,7 @@ mod tests {
             url: url.into(),
             slug: slug.map(Into::into),
             expires_at: expires_at.map(Into::into),
+            max_clicks: None,
         };
         NewLink::check(&wish, &Origin::parse("https://sho.rt").unwrap(), NOW)
     }
@@ -117,6 +177,24 @@ mod tests {
         Stored {
             url: url.into(),
             expiry: expiry.map(Expiry),
+            limit: None,
+        }
+    }
+
+    fn limited(max_clicks: i64) -> Result<NewLink, Problem> {
+        let wish = Shorten {
+            url: "https://example.com".into(),
+            slug: Some("x".into()),
+            expires_at: None,
+            max_clicks: Some(max_clicks),
+        };
+        NewLink::check(&wish, &Origin::parse("https://sho.rt").unwrap(), NOW)
+    }
+
+    fn stored_limited(most: i64, left: i64) -> Stored {
+        Stored {
+            limit: Some(Limit { most, left }),
+            ..stored("https://example.com/", None)
         }
     }
 
@@ -176,6 +254,55 @@ mod tests {
         ] {
             assert!(!custom.is_stored_as(&x, &other) && !generated.is_stored_as(&x, &other));
         }
+    }
+
+    #[test]
+    fn a_limit_has_bounds() {
+        for good in [1, 5, MaxClicks::MOST] {
+            assert_eq!(limited(good).unwrap().as_stored(), stored_limited(good, good));
+        }
+        for bad in [0, -1, MaxClicks::MOST + 1, i64::MIN] {
+            let problem = limited(bad).unwrap_err();
+            assert!(
+                problem.status == 422 && problem.detail.contains("max_clicks"),
+                "{problem:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_link_that_was_used_is_still_the_same_and_one_with_another_limit_is_not() {
+        let link = limited(5).unwrap();
+        let slug = Slug::custom("x").unwrap();
+        for left in [5, 3, 0] {
+            assert_eq!(link.agree_with(&stored_limited(5, left)), Ok(()));
+            assert!(link.is_stored_as(&slug, &stored_limited(5, left)));
+        }
+        for (other, hint) in [
+            (stored_limited(6, 5), "max_clicks 6"),
+            (stored("https://example.com/", None), "no max_clicks"),
+        ] {
+            let problem = link.agree_with(&other).unwrap_err();
+            assert!(problem.status == 409 && problem.detail.contains(hint), "{problem:?}");
+            assert!(!link.is_stored_as(&slug, &other));
+        }
+        let endless = wish("https://example.com", Some("x"), None).unwrap();
+        assert_eq!(endless.agree_with(&stored_limited(5, 5)).unwrap_err().status, 409);
+    }
+
+    #[test]
+    fn follows_while_clicks_are_left() {
+        assert_eq!(follow(Some(stored_limited(5, 1)), NOW).unwrap().status, 302);
+        let gone = follow(Some(stored_limited(5, 0)), NOW).unwrap_err();
+        assert!(
+            gone.status == 410 && gone.detail.contains("max_clicks is 5"),
+            "{gone:?}"
+        );
+        let expired = Stored {
+            expiry: Some(Expiry(NOW)),
+            ..stored_limited(5, 0)
+        };
+        assert!(follow(Some(expired), NOW).unwrap_err().detail.contains("expired"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub struct Shorten {
     pub url: String,
     pub slug: Option<String>,
     pub expires_at: Option<String>,
+    pub max_clicks: Option<i64>,
 }
 
 impl Shorten {
@@ -87,22 +88,27 @@ mod tests {
 
     #[test]
     fn reads_all_fields_or_only_the_url() {
-        let all = br#" {"url": "https://example.com/\u00fc", "slug": "x", "expires_at": "2030-01-01T00:00:00Z"} "#;
+        let all = br#" {"url": "https://example.com/\u00fc", "slug": "x", "expires_at": "2030-01-01T00:00:00Z", "max_clicks": 5} "#;
         assert_eq!(
             Shorten::parse(all).unwrap(),
             Shorten {
                 url: "https://example.com/ü".into(),
                 slug: Some("x".into()),
-                expires_at: Some("2030-01-01T00:00:00Z".into())
+                expires_at: Some("2030-01-01T00:00:00Z".into()),
+                max_clicks: Some(5),
             }
         );
         let url = Shorten {
             url: "u".into(),
             slug: None,
             expires_at: None,
+            max_clicks: None,
         };
         assert_eq!(Shorten::parse(br#"{"url":"u"}"#).as_ref(), Ok(&url));
-        assert_eq!(Shorten::parse(br#"{"url":"u","slug":null,"expires_at":null}"#), Ok(url));
+        assert_eq!(
+            Shorten::parse(br#"{"url":"u","slug":null,"expires_at":null,"max_clicks":null}"#),
+            Ok(url)
+        );
     }
 
     #[test]
@@ -117,6 +123,8 @@ mod tests {
                 "field expires_at",
                 "expected a string",
             ),
+            (r#"{"url":"u","max_clicks":"5"}"#, "field max_clicks", "expected i64"),
+            (r#"{"url":"u","max_clicks":1.5}"#, "field max_clicks", "expected i64"),
             (r#"{"ulr":"u"}"#, "`ulr`", "unknown field"),
             (r#"{"url":"u","ttl":{"a":[1]}}"#, "`ttl`", "unknown field"),
             (r#"{"slug":"x"}"#, "`url`", "missing field"),

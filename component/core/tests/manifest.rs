@@ -1,7 +1,7 @@
 //! spin.toml against the code: what it repeats must agree, and what it grants must be what is used.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use links_core::{cache, secret, sql};
+use links_core::{cache, edge, secret, sql};
 use toml::{Table, Value};
 
 const MANIFEST: &str = include_str!("../../spin.toml");
@@ -32,6 +32,9 @@ fn hands_on_the_variables_that_the_component_reads() {
         "cache_stale",
         "cache_ttl",
         "database_place",
+        "edge_port",
+        "edge_stale",
+        "edge_ttl",
         "link_cache",
         "public_url",
         "secrets_stale",
@@ -66,6 +69,11 @@ fn the_defaults_are_those_of_the_code() {
         cache::Bounds::parse(&default("cache_ttl"), &default("cache_stale")),
         cache::Bounds::parse("", "")
     );
+    assert_eq!(edge::port(&default("edge_port")), edge::port(""));
+    assert_eq!(
+        edge::Bounds::parse(&default("edge_ttl"), &default("edge_stale")),
+        edge::Bounds::parse("", "")
+    );
     assert_eq!(
         secret::Bounds::parse(&default("secrets_ttl"), ""),
         secret::Bounds::parse("", "")
@@ -77,12 +85,23 @@ fn the_defaults_are_those_of_the_code() {
 }
 
 #[test]
-fn grants_one_database_two_stores_and_nothing_else() {
+fn grants_one_database_two_stores_one_address_and_nothing_else() {
     let manifest = manifest();
     let component = &manifest["component"]["links"];
     assert_eq!(
         keys(component),
-        ["build", "key_value_stores", "source", "sqlite_databases", "variables"]
+        [
+            "allowed_outbound_hosts",
+            "build",
+            "key_value_stores",
+            "source",
+            "sqlite_databases",
+            "variables"
+        ]
+    );
+    assert_eq!(
+        component["allowed_outbound_hosts"],
+        Value::from(vec!["http://127.0.0.1:{{ edge_port }}"])
     );
     assert_eq!(component["sqlite_databases"], Value::from(vec!["default"]));
     assert_eq!(component["key_value_stores"], Value::from(vec!["default", "local"]));

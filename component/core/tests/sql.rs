@@ -12,13 +12,20 @@ const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
 const FIND_LINK: &str = include_str!("../../sql/find_link.sql");
+const TAKE_CLICK: &str = include_str!("../../sql/take_click.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
 
 /// What releases of version 1 of the database run on any later one.
 const INSERT_LINK_OF_1: &str = "INSERT INTO links (slug, url, created_at, expires_at) VALUES (?1, ?2, ?3, ?4)
     ON CONFLICT (slug) DO NOTHING RETURNING id";
 
+/// How they look a link up.
+const FIND_LINK_OF_1: &str = "SELECT url, expires_at FROM links WHERE slug = ?1";
+
 type Link = (String, Option<i64>);
+
+/// How often a link leads on, and how often from now.
+type Limit = (Option<i64>, Option<i64>);
 
 /// Slug, URL and expiry, as an insert gives them back.
 type Row = (String, String, Option<i64>);
@@ -58,7 +65,7 @@ fn insert_for(
     url: &str,
     expires_at: Option<i64>,
 ) -> rusqlite::Result<Option<Row>> {
-    let row = params![slug, url, 1_767_225_600_i64, expires_at, id];
+    let row = params![slug, url, 1_767_225_600_i64, expires_at, id, None::<i64>];
     connection
         .query_row(INSERT_LINK, row, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()
@@ -82,10 +89,29 @@ fn find(connection: &Connection, slug: &str) -> Option<Link> {
         .unwrap()
 }
 
+fn insert_limited(connection: &Connection, slug: &str, expires_at: Option<i64>, max_clicks: i64) -> Option<Row> {
+    let row = params![slug, "https://example.com/", 0, expires_at, None::<&[u8]>, max_clicks];
+    connection
+        .query_row(INSERT_LINK, row, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()
+        .unwrap()
+}
+
+fn limit(connection: &Connection, slug: &str) -> Limit {
+    connection
+        .query_row(FIND_LINK, [slug], |row| Ok((row.get(2)?, row.get(3)?)))
+        .unwrap()
+}
+
+fn take_click(connection: &Connection, slug: &str, now: i64) -> bool {
+    let taken = connection.query_row(TAKE_CLICK, params![slug, now], |row| row.get::<_, i64>(0));
+    taken.optional().unwrap().is_some()
+}
+
 #[test]
 fn a_database_without_tables_is_recognised() {
     let connection = Connection::open_in_memory().unwrap();
-    for statement in [APPLIED, HEALTH, FIND_LINK, INSERT_LINK] {
+    for statement in [APPLIED, HEALTH, FIND_LINK, INSERT_LINK, TAKE_CLICK] {
         let error = connection.prepare(statement).unwrap_err().to_string();
         assert_eq!(Trouble::of(&error), Trouble::NoSchema, "{error}");
     }
@@ -101,7 +127,7 @@ fn the_schema_may_be_applied_again() {
     );
     apply_all(&connection).unwrap();
     assert!(find(&connection, "kept").is_some());
-    assert_eq!(version(&connection), 3);
+    assert_eq!(version(&connection), SCHEMA.len() as i64);
 }
 
 #[test]
@@ -116,17 +142,26 @@ fn each_script_leads_to_its_version() {
 /// A process that ends between two statements leaves the rest to the next one.
 #[test]
 fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
-    for done in 0..statements(SCHEMA[1]).count() {
-        let connection = Connection::open_in_memory().unwrap();
-        apply(&connection, SCHEMA[0]).unwrap();
-        for statement in statements(SCHEMA[1]).take(done) {
-            connection.execute(statement, []).unwrap();
+    for (index, script) in SCHEMA.into_iter().enumerate() {
+        for done in 0..statements(script).count() {
+            let connection = Connection::open_in_memory().unwrap();
+            for earlier in &SCHEMA[..index] {
+                apply(&connection, earlier).unwrap();
+            }
+            for statement in statements(script).take(done) {
+                connection.execute(statement, []).unwrap();
+            }
+            let context = format!("script {index} after {done} statements");
+            if index > 0 {
+                assert_eq!(version(&connection), index as i64, "{context}");
+            }
+            apply_all(&connection).unwrap();
+            assert_eq!(version(&connection), SCHEMA.len() as i64, "{context}");
+            let link = |slug| insert_for(&connection, Some([1; 16]), slug, "https://example.com/", None).unwrap();
+            assert_eq!(link("x"), link("y"), "{context}");
+            insert_limited(&connection, "z", None, 1).unwrap();
+            assert!(take_click(&connection, "z", 0), "{context}");
         }
-        assert_eq!(version(&connection), 1, "after {done} statements");
-        apply(&connection, SCHEMA[1]).unwrap();
-        assert_eq!(version(&connection), 2);
-        let link = |slug| insert_for(&connection, Some([1; 16]), slug, "https://example.com/", None).unwrap();
-        assert_eq!(link("x"), link("y"), "after {done} statements");
     }
 }
 
@@ -151,7 +186,8 @@ fn an_older_release_goes_on_while_the_database_is_changed_below_it() {
     assert!(!insert_as_1(&old, "new", "https://example.com/5"));
     for (slug, url) in [("before", "1"), ("after", "2"), ("another", "2"), ("new", "4")] {
         let link = Some((format!("https://example.com/{url}"), None));
-        assert_eq!((find(&old, slug), find(&new, slug)), (link.clone(), link), "{slug}");
+        let found_by_old = old.query_row(FIND_LINK_OF_1, [slug], |row| Ok((row.get(0)?, row.get(1)?)));
+        assert_eq!((found_by_old.ok(), find(&new, slug)), (link.clone(), link), "{slug}");
     }
 }
 
@@ -160,8 +196,10 @@ fn an_older_release_goes_on_while_the_database_is_changed_below_it() {
 fn an_older_database_is_recognised() {
     let connection = Connection::open_in_memory().unwrap();
     apply(&connection, SCHEMA[0]).unwrap();
-    let error = connection.prepare(INSERT_LINK).unwrap_err().to_string();
-    assert_eq!(Trouble::of(&error), Trouble::NoSchema, "{error}");
+    for statement in [INSERT_LINK, FIND_LINK, TAKE_CLICK] {
+        let error = connection.prepare(statement).unwrap_err().to_string();
+        assert_eq!(Trouble::of(&error), Trouble::NoSchema, "{error}");
+    }
 }
 
 #[test]
@@ -239,6 +277,65 @@ fn case_makes_another_slug() {
 }
 
 #[test]
+fn a_limit_is_taken_click_by_click() {
+    let connection = new_database();
+    insert_limited(&connection, "x", None, 2).unwrap();
+    insert(&connection, "endless", "https://example.com/", None).unwrap();
+    assert_eq!(limit(&connection, "x"), (Some(2), Some(2)));
+    assert_eq!(limit(&connection, "endless"), (None, None));
+    let taken = [(); 4].map(|()| take_click(&connection, "x", 0));
+    assert_eq!(taken, [true, true, false, false]);
+    assert_eq!(limit(&connection, "x"), (Some(2), Some(0)));
+    assert!(!take_click(&connection, "endless", 0) && !take_click(&connection, "nowhere", 0));
+}
+
+#[test]
+fn no_click_is_taken_after_the_expiry() {
+    let connection = new_database();
+    let made = insert_limited(&connection, "x", Some(100), 5).unwrap();
+    assert_eq!(made.2, Some(100));
+    assert_eq!(find(&connection, "x"), Some(("https://example.com/".into(), Some(100))));
+    assert!(take_click(&connection, "x", 99) && !take_click(&connection, "x", 100));
+    assert_eq!(limit(&connection, "x"), (Some(5), Some(4)));
+}
+
+/// It would not count.
+#[test]
+fn an_older_release_takes_a_link_with_a_limit_for_an_expired_one() {
+    let connection = new_database();
+    for (slug, expires_at) in [("a", None), ("b", Some(i64::MAX))] {
+        insert_limited(&connection, slug, expires_at, 5).unwrap();
+        let expiry = connection.query_row(FIND_LINK_OF_1, [slug], |row| row.get::<_, Option<i64>>(1));
+        assert_eq!(expiry, Ok(Some(0)), "{slug}");
+    }
+}
+
+#[test]
+fn clicks_taken_at_once_are_never_more_than_there_are() {
+    const TAKERS: usize = 4;
+    const CLICKS: i64 = 100;
+    let directory = tempfile::tempdir().unwrap();
+    let open = || {
+        let connection = Connection::open(directory.path().join("links.db")).unwrap();
+        connection.busy_timeout(Duration::from_secs(30)).unwrap();
+        connection
+    };
+    let connection = open();
+    apply_all(&connection).unwrap();
+    insert_limited(&connection, "x", None, CLICKS).unwrap();
+    let taken: i64 = thread::scope(|scope| {
+        let takers = [(); TAKERS].map(|()| {
+            scope.spawn(|| {
+                let connection = open();
+                (0..CLICKS).filter(|_| take_click(&connection, "x", 0)).count() as i64
+            })
+        });
+        takers.into_iter().map(|taker| taker.join().unwrap()).sum()
+    });
+    assert_eq!(taken, CLICKS);
+}
+
+#[test]
 fn a_lookup_uses_the_index() {
     let connection = new_database();
     let plan: String = connection
@@ -312,7 +409,7 @@ fn writers_at_once_share_a_new_database() {
         1 + i64::try_from(SLUGS).unwrap(),
         "the repeated request has one link"
     );
-    assert_eq!(version(&connection), 3);
+    assert_eq!(version(&connection), SCHEMA.len() as i64);
     let mode: String = connection
         .query_row("PRAGMA journal_mode", [], |row| row.get(0))
         .unwrap();

@@ -2,7 +2,6 @@
 //! does not answer, the cache is as good as empty, and never a reason for an error.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
 
 use futures_util::future::try_join4;
 use links_core::cache::{self, Bounds, Entry};
@@ -13,24 +12,7 @@ use links_core::sql;
 
 use crate::kv::Place;
 use crate::outage::Service;
-use crate::{clock, log, variable};
-
-/// Longest wait for the variables. linksctl puts them where the runtime has them at hand; elsewhere a provider on another
-/// machine may be asked, for which no redirect waits long.
-const LIMIT: Duration = Duration::from_millis(250);
-
-/// How long the cache is off after its variables could not be read.
-const PAUSE: Duration = Duration::from_secs(5);
-
-/// What the variables say. They change with the configuration of the runtime, that is with a new process, and an instance
-/// lives for some hundred requests: so once read, they are kept.
-#[derive(Clone, Copy)]
-enum Knowledge {
-    Unread,
-    Read(Known),
-    /// Off for now.
-    Failed(Instant),
-}
+use crate::variable::{self, Knowledge};
 
 #[derive(Clone, Copy)]
 struct Known {
@@ -40,45 +22,23 @@ struct Known {
 }
 
 thread_local! {
-    static KNOWN: Cell<Knowledge> = const { Cell::new(Knowledge::Unread) };
+    static KNOWN: Cell<Knowledge<Known>> = const { Cell::new(Knowledge::Unread) };
 }
 
 /// `None`: there is no cache.
 pub async fn bounds() -> Option<Bounds> {
-    match KNOWN.get() {
-        Knowledge::Read(known) => return known.bounds,
-        Knowledge::Failed(since) if since.elapsed() < PAUSE => return None,
-        Knowledge::Failed(_) | Knowledge::Unread => {}
-    }
-    let read = clock::within(LIMIT, read()).await;
-    match read.unwrap_or_else(|| Err("no answer in time".to_owned())) {
-        Ok(known) => {
-            KNOWN.set(Knowledge::Read(known));
-            known.bounds
-        }
-        Err(error) => {
-            log::line("redirects go without the cache: cannot read its variables", error);
-            KNOWN.set(Knowledge::Failed(Instant::now()));
-            None
-        }
-    }
+    let known = variable::once(&KNOWN, "redirects go without the cache", read).await;
+    known.and_then(|known| known.bounds)
 }
 
 /// Whether the variables were read and turn it on.
 pub fn is_known_to_be_on() -> bool {
-    known().is_some_and(|known| known.bounds.is_some())
+    variable::known(&KNOWN).is_some_and(|known| known.bounds.is_some())
 }
 
 /// Whether the variables were read and say that the database is on another machine.
 pub fn is_database_known_to_be_remote() -> bool {
-    known().is_some_and(|known| known.database_is_remote)
-}
-
-fn known() -> Option<Known> {
-    match KNOWN.get() {
-        Knowledge::Read(known) => Some(known),
-        Knowledge::Unread | Knowledge::Failed(_) => None,
-    }
+    variable::known(&KNOWN).is_some_and(|known| known.database_is_remote)
 }
 
 async fn read() -> Result<Known, String> {
@@ -109,8 +69,11 @@ pub async fn get(slug: &Slug) -> Option<Entry> {
     Entry::decode(&entry)
 }
 
-/// Keeps a link as the database has it, asked at `asked_at` (Unix seconds).
+/// Keeps a link as the database has it, asked at `asked_at` (Unix seconds); not one whose clicks the database counts.
 pub async fn put(slug: &Slug, link: &Stored, asked_at: i64) {
+    if link.limit.is_some() {
+        return;
+    }
     let link = link.clone();
     let entry = Entry { link, asked_at }.encode();
     ask(async || Place::Cache.set(&cache::key(slug), &entry).await).await;

@@ -9,6 +9,7 @@ mod body;
 mod cache;
 mod clicks;
 mod clock;
+mod edge;
 mod kv;
 mod local;
 mod log;
@@ -29,6 +30,7 @@ use spin_sdk::http::{Method, Request};
 use spin_sdk::http_service;
 use spin_sdk::wasip3::http::types;
 
+use crate::redirect::Purpose;
 use crate::respond::header;
 use crate::store::Store;
 
@@ -41,7 +43,8 @@ async fn handle(request: Request) -> Result<types::Response, types::ErrorCode> {
 
 async fn answer(request: Request) -> Result<Reply, Problem> {
     match Route::of(request.method().as_str(), request.uri().path())? {
-        Route::Follow(slug) => redirect::follow(&slug).await,
+        Route::Follow(slug) if request.method() == Method::HEAD => redirect::follow(&slug, Purpose::Look).await,
+        Route::Follow(slug) => redirect::follow(&slug, Purpose::Follow).await,
         Route::Health => {
             // What is found out about the database is for all instances, where there is a cache to go on with.
             cache::bounds().await;

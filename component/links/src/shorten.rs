@@ -1,6 +1,7 @@
 //! `POST /shorten`.
 
 use links_core::access::Access;
+use links_core::edge::{HEADER, STALE};
 use links_core::link::NewLink;
 use links_core::origin::Origin;
 use links_core::problem::Problem;
@@ -13,7 +14,7 @@ use spin_sdk::http::Request;
 
 use crate::respond::header;
 use crate::store::Store;
-use crate::{access, body, cache, clock, log, random, settings};
+use crate::{access, body, cache, clock, edge, log, random, settings};
 
 pub async fn shorten(request: Request) -> Result<Reply, Problem> {
     let settings = settings::current().await?;
@@ -44,10 +45,15 @@ async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem>
         Some(slug) => with_slug(slug, &link, id, now).await?,
         None => with_generated_slug(&link, id, now).await?,
     };
+    let stored = link.as_stored();
     if is_cached {
-        cache::put(&slug, &link.as_stored(), now).await;
+        cache::put(&slug, &stored, now).await;
     }
-    Ok(Reply::shortened(slug.as_str(), &own.short_url(&slug)))
+    let reply = Reply::shortened(slug.as_str(), &own.short_url(&slug));
+    Ok(match edge::show(&slug, &stored).await {
+        Ok(()) => reply,
+        Err(edge::Stale) => reply.with_headers(vec![(HEADER, STALE.into())]),
+    })
 }
 
 /// Where the client thinks it is.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use links_core::clicks::Batch;
 use links_core::expiry::Expiry;
-use links_core::link::{NewLink, Stored};
+use links_core::link::{Limit, NewLink, Stored};
 use links_core::problem::Problem;
 use links_core::request_id::RequestId;
 use links_core::slug::Slug;
@@ -24,6 +24,7 @@ use crate::{cache, clock, log};
 const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
+const TAKE_CLICK: &str = include_str!("../../sql/take_click.sql");
 const FIND_LINK: &str = include_str!("../../sql/find_link.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
 const INSERT_CLICKS: &str = include_str!("../../sql/insert_clicks.sql");
@@ -108,8 +109,8 @@ thread_local! {
 /// What a statement needs to find.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Needs {
-    /// Tables of any version: every version has what it reads. Without a look at the version it is there one round trip
-    /// earlier.
+    /// Tables that it can read, whatever their version. Without a look at the version it is there one round trip earlier;
+    /// where they are too old, the database says so.
     AnyTables,
     /// The tables of this release.
     Tables,
@@ -155,8 +156,8 @@ impl Store {
             .await
             .map_err(unavailable)?;
         Ok(rows.into_iter().next().and_then(|row| {
-            let [url, expires_at] = row.values.try_into().ok()?;
-            stored(url, &expires_at)
+            let [url, expires_at, max_clicks, clicks_left] = row.values.try_into().ok()?;
+            stored(url, expires_at, max_clicks, clicks_left)
         }))
     }
 
@@ -179,13 +180,26 @@ impl Store {
             link.expiry
                 .map_or(Value::Null, |Expiry(seconds)| Value::Integer(seconds)),
             id.map_or(Value::Null, |id| Value::Blob(id.as_bytes().to_vec())),
+            link.max_clicks
+                .map_or(Value::Null, |max_clicks| Value::Integer(max_clicks.get())),
         ];
         let rows = self.ask(INSERT_LINK, &row, Needs::Tables).await.map_err(unavailable)?;
         Ok(rows.into_iter().next().and_then(|row| {
-            let [slug, url, expires_at] = row.values.try_into().ok()?;
-            let Value::Text(slug) = slug else { return None };
-            Some((Slug::in_path(&slug)?, stored(url, &expires_at)?))
+            let [slug, url, expires_at, max_clicks, clicks_left] = row.values.try_into().ok()?;
+            let link = stored(url, expires_at, max_clicks, clicks_left)?;
+            Some((Slug::in_path(&text(slug)?)?, link))
         }))
+    }
+
+    /// Takes one click of a link with a limit; `now` in Unix seconds. False: none is left, or the link has expired. Should
+    /// the answer get lost, the click may be lost with it, and another one is taken: never one more than there are.
+    ///
+    /// # Errors
+    /// 503
+    pub async fn take_click(&self, slug: &Slug, now: i64) -> Result<bool, Problem> {
+        let click = [Value::Text(slug.as_str().to_owned()), Value::Integer(now)];
+        let rows = self.ask(TAKE_CLICK, &click, Needs::Tables).await;
+        rows.map(|rows| !rows.is_empty()).map_err(unavailable)
     }
 
     /// Reads from the table of links; on a new database it makes it first.
@@ -349,14 +363,14 @@ impl Store {
     }
 }
 
-/// A link of two columns. The table is STRICT, so they have these types.
-fn stored(url: Value, expires_at: &Value) -> Option<Stored> {
-    let Value::Text(url) = url else { return None };
-    let expiry = match expires_at {
-        Value::Integer(seconds) => Some(Expiry(*seconds)),
-        _ => None,
-    };
-    Some(Stored { url, expiry })
+/// A link of its columns. The table is STRICT, so they have these types.
+fn stored(url: Value, expires_at: Value, max_clicks: Value, clicks_left: Value) -> Option<Stored> {
+    let limit = number(max_clicks).zip(number(clicks_left));
+    Some(Stored {
+        url: text(url)?,
+        expiry: number(expires_at).map(Expiry),
+        limit: limit.map(|(most, left)| Limit { most, left }),
+    })
 }
 
 fn number(value: Value) -> Option<i64> {

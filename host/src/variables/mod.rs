@@ -188,6 +188,21 @@ impl Variables {
         Ok(Self { declared, providers })
     }
 
+    /// The text, with values for its variables.
+    ///
+    /// # Errors
+    /// A provider fails, or none has one of them.
+    pub async fn fill_in(&self, template: &Template) -> Result<String, Error> {
+        let mut text = String::new();
+        for part in &template.0 {
+            match part {
+                Part::Text(part) => text.push_str(part),
+                Part::Variable(name) => text.push_str(&self.value(name).await?),
+            }
+        }
+        Ok(text)
+    }
+
     async fn value(&self, name: &str) -> Result<String, Error> {
         for provider in &self.providers {
             match provider.get(name).await {
@@ -218,14 +233,7 @@ impl ComponentVariables {
         check_name(name).map_err(|error| Error::InvalidName(error.to_string()))?;
         let undefined = || Error::Undefined(format!("no variable for {:?}.{name:?}", self.component));
         let template = self.templates.get(name).ok_or_else(undefined)?;
-        let mut value = String::new();
-        for part in &template.0 {
-            match part {
-                Part::Text(text) => value.push_str(text),
-                Part::Variable(name) => value.push_str(&self.application.value(name).await?),
-            }
-        }
-        Ok(value)
+        self.application.fill_in(template).await
     }
 }
 

@@ -17,7 +17,8 @@ pub use read::read;
 pub struct Config {
     /// How many instances run, 1 to [`crate::layout::MAX_INSTANCES`].
     pub instances: u16,
-    /// Instance N listens on 127.0.0.1, port `base_port` + N; none of these is below 1024 or above 65535.
+    /// Instance N listens on 127.0.0.1, port `base_port` + N; none of these is below 1024 or above 65535. On `base_port`
+    /// itself nginx listens, see [`Config::edge_port`].
     pub base_port: u16,
     /// Scheme and host (and port) of short URLs, without a slash at the end, e.g. `https://s.example.org`.
     pub public_url: Option<String>,
@@ -174,6 +175,17 @@ pub struct Nginx {
     pub server_name: Vec<String>,
     /// Whether Debian's untouched default site makes way.
     pub replace_default_site: bool,
+    /// How long nginx answers a redirect by itself; less than a second: it does not.
+    pub cache_ttl: Duration,
+    /// How much longer while no instance answers.
+    pub cache_stale: Duration,
+}
+
+impl Config {
+    /// The port of 127.0.0.1 where the instances ask nginx about its cache; none: it has none, or the site is not ours.
+    pub fn edge_port(&self) -> Option<u16> {
+        (self.nginx.manage && self.nginx.cache_ttl.as_secs() > 0).then_some(self.base_port)
+    }
 }
 
 /// One `listen` of nginx.
@@ -282,6 +294,8 @@ impl Default for Config {
                 listen: vec![Listen::Port(80)],
                 server_name: vec!["_".to_owned()],
                 replace_default_site: true,
+                cache_ttl: Duration::from_secs(5),
+                cache_stale: Duration::from_secs(600),
             },
         }
     }

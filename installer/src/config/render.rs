@@ -14,8 +14,8 @@ use toml::{Table, Value};
 use super::credentials::{Credentials, secret};
 use super::links::{Config, Enabled};
 use super::runtime::{
-    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, DATABASE_PLACE, Database, LINK_CACHE, Origin, PUBLIC_URL, RuntimeToml,
-    SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS, file_of,
+    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, DATABASE_PLACE, Database, EDGE_PORT, EDGE_STALE, EDGE_TTL, LINK_CACHE,
+    Origin, PUBLIC_URL, RuntimeToml, SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS, file_of,
 };
 use super::telemetry::Exports;
 use crate::layout::{ADMIN_TOKEN, Layout};
@@ -105,7 +105,7 @@ pub fn digest(rendered: &str, config: &Config, exports: &Exports) -> String {
 }
 
 /// All of them always, so that nobody else is asked for one; the empty string is the component's own default.
-fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, String); 9] {
+fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, String); 12] {
     let remote = matches!(runtime.database(), Database::LibSql(_));
     let cache = match config.cache.enabled {
         Enabled::Auto => remote,
@@ -131,6 +131,10 @@ fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, St
         (CACHE_STALE, seconds(config.cache.stale)),
         (SECRETS_TTL, seconds(secrets_ttl)),
         (SECRETS_STALE, seconds(config.secrets.stale)),
+        // 0: no cache.
+        (EDGE_PORT, config.edge_port().unwrap_or_default().to_string()),
+        (EDGE_TTL, seconds(config.nginx.cache_ttl)),
+        (EDGE_STALE, seconds(config.nginx.cache_stale)),
     ]
 }
 

@@ -31,6 +31,10 @@ struct Link {
     expires_at: Option<i64>,
     /// In hexadecimal.
     request_id: Option<String>,
+    /// These three are those of a link with a limit.
+    max_clicks: Option<i64>,
+    clicks_left: Option<i64>,
+    limited_until: Option<i64>,
 }
 
 /// What to do with a database that holds links already.
@@ -222,22 +226,29 @@ fn link(columns: &[Cell]) -> anyhow::Result<Link> {
         Cell::Integer(created_at),
         expires_at,
         request_id,
+        max_clicks,
+        clicks_left,
+        limited_until,
     ] = columns
     else {
         bail!("a link of other columns than are known");
+    };
+    let number = |cell: &Cell| match cell {
+        Cell::Integer(number) => Some(*number),
+        _ => None,
     };
     Ok(Link {
         slug: slug.clone(),
         url: url.clone(),
         created_at: *created_at,
-        expires_at: match expires_at {
-            Cell::Integer(seconds) => Some(*seconds),
-            _ => None,
-        },
+        expires_at: number(expires_at),
         request_id: match request_id {
             Cell::Text(id) => Some(id.clone()),
             _ => None,
         },
+        max_clicks: number(max_clicks),
+        clicks_left: number(clicks_left),
+        limited_until: number(limited_until),
     })
 }
 
@@ -350,6 +361,11 @@ mod tests {
                 params![slug, url, i64::from(number), expires, id],
             )
             .unwrap();
+        if number.is_multiple_of(5) {
+            let limit = "UPDATE links SET expires_at = 0, limited_until = expires_at, max_clicks = 9, clicks_left = ?2
+                WHERE slug = ?1";
+            connection.execute(limit, params![slug, number % 9]).unwrap();
+        }
     }
 
     fn filled(count: u32) -> Connection {
@@ -368,7 +384,7 @@ mod tests {
 
     fn content(connection: &Connection) -> Vec<String> {
         let mut statement = connection
-            .prepare("SELECT slug || ' ' || url || ' ' || created_at || ' ' || ifnull(expires_at, '-') || ' ' || ifnull(hex(request_id), '-') FROM links ORDER BY slug")
+            .prepare("SELECT slug || ' ' || url || ' ' || created_at || ' ' || ifnull(expires_at, '-') || ' ' || ifnull(hex(request_id), '-') || ' ' || ifnull(max_clicks, '-') || ' ' || ifnull(clicks_left, '-') || ' ' || ifnull(limited_until, '-') FROM links ORDER BY slug")
             .unwrap();
         let rows = statement.query_map([], |row| row.get(0)).unwrap();
         rows.map(Result::unwrap).collect()
@@ -547,7 +563,17 @@ mod tests {
         let columns = "SELECT name FROM pragma_table_info('links')";
         assert_eq!(
             list(columns),
-            ["id", "slug", "url", "created_at", "expires_at", "request_id"]
+            [
+                "id",
+                "slug",
+                "url",
+                "created_at",
+                "expires_at",
+                "request_id",
+                "max_clicks",
+                "clicks_left",
+                "limited_until"
+            ]
         );
     }
 
@@ -559,6 +585,9 @@ mod tests {
             created_at: 1,
             expires_at: None,
             request_id: None,
+            max_clicks: None,
+            clicks_left: None,
+            limited_until: None,
         };
         let sum = |links: &[&Link]| {
             let mut sum = Sum::default();

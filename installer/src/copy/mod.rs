@@ -189,8 +189,12 @@ mod tests {
             let body = format!("{{\"results\":[{{\"response\":{{\"result\":{{\"rows\":{rows}}}}}}}]}}");
             (200, body)
         };
+        let version = format!(
+            r#"[[{{"type":"integer","value":"{}"}}]]"#,
+            links_core::sql::SCHEMA.len()
+        );
         let server = Server::start(move |request| match &request.body {
-            body if body.contains("max(version)") => rows(r#"[[{"type":"integer","value":"3"}]]"#),
+            body if body.contains("max(version)") => rows(&version),
             body if body.contains("max(id)") => rows(r#"[[{"type":"integer","value":"0"},{"type":"null"}]]"#),
             body if body.contains("INSERT") => rows(r#"[[{"type":"integer","value":"1"}]]"#),
             _ => (500, String::new()),

@@ -479,6 +479,8 @@ mod tests {
             layout.data_dir(),
             layout.releases_dir(),
             layout.instances_dir(),
+            layout.journal_dir(),
+            layout.agent_dir(),
             layout.cache_dir(),
             layout.run_dir(),
             layout.ready_dir(),
@@ -487,6 +489,8 @@ mod tests {
             let line = format!("d {} ", dir.display());
             assert!(tmpfiles.lines().any(|found| found.starts_with(&line)), "{line}");
         }
+        let journal = format!("f {} 0660 - {} -", layout.journal().display(), layout::USER);
+        assert!(tmpfiles.lines().any(|line| line == journal), "{journal}");
         let sysusers = include_str!("../../../packaging/sysusers.d/links.conf");
         assert!(
             sysusers

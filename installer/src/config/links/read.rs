@@ -266,6 +266,12 @@ fn nginx(section: &mut Section<'_, '_>) -> Nginx {
         replace_default_site: section
             .optional("replace_default_site", boolean)
             .unwrap_or(default.replace_default_site),
+        cache_ttl: section
+            .optional("cache_ttl", duration(Duration::ZERO..=HOUR))
+            .unwrap_or(default.cache_ttl),
+        cache_stale: section
+            .optional("cache_stale", duration(Duration::ZERO..=24 * HOUR))
+            .unwrap_or(default.cache_stale),
     }
 }
 
@@ -316,7 +322,7 @@ fn server_name(value: &Value<'_>) -> Result<String, Problem> {
     )
 }
 
-/// The instances' ports must exist, and nginx must not listen on one of them.
+/// The instances' ports must exist, and nobody else may listen on one of them, nor on the one below them.
 fn ports(top: &Section<'_, '_>, config: &Config) {
     let (base, count) = (config.base_port, config.instances);
     let Some(last) = base.checked_add(count) else {
@@ -324,14 +330,20 @@ fn ports(top: &Section<'_, '_>, config: &Config) {
         let help = format!("write {} or less", u16::MAX - count);
         return top.document().error(top.place_of(&["base_port"]), message, Some(help));
     };
+    let owner = |port: u16| match port.checked_sub(base)? {
+        0 => config
+            .edge_port()
+            .map(|_| "the cache of nginx (base_port itself)".to_owned()),
+        number => (port <= last).then(|| format!("instance {number}")),
+    };
     let Metrics { listen, otlp_listen } = config.metrics;
     let metrics = listen.map(|listen| ("listen", listen)).into_iter();
     for (key, address) in metrics.chain([("otlp_listen", otlp_listen)]) {
         let port = address.port();
-        if port > base && port <= last && Listen::Address(address).takes_loopback(port) {
+        if let Some(owner) = owner(port).filter(|_| Listen::Address(address).takes_loopback(port)) {
             top.document().error(
                 top.place_of(&["metrics", key]),
-                format!("`metrics.{key}` {address} takes the port of instance {}", port - base),
+                format!("`metrics.{key}` {address} takes the port of {owner}"),
                 Some("choose another port".to_owned()),
             );
         }
@@ -351,11 +363,11 @@ fn ports(top: &Section<'_, '_>, config: &Config) {
     }
     for listen in &config.nginx.listen {
         let port = listen.address().port();
-        if port > base && port <= last && listen.takes_loopback(port) {
-            let instance = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
+        if let Some(owner) = owner(port).filter(|_| listen.takes_loopback(port)) {
+            let taken = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
             top.document().error(
                 top.place_of(&["nginx", "listen"]),
-                format!("`nginx.listen` {listen} takes {instance} from instance {}", port - base),
+                format!("`nginx.listen` {listen} takes {taken} from {owner}"),
                 Some("move `base_port` or the nginx port".to_owned()),
             );
         }

@@ -102,6 +102,8 @@ fn every_key_is_read() {
         listen = [8080, "127.0.0.1:8081", "[::]:8080"]
         server_name = ["s.example.org", "*.example.net", "xn--bcher-kva.example"]
         replace_default_site = false
+        cache_ttl = "1h"
+        cache_stale = "0s"
     "#;
     let config = Config::parse(text, "links.toml").unwrap();
     assert_eq!((config.instances, config.base_port), (16, 9000));
@@ -138,6 +140,10 @@ fn every_key_is_read() {
     );
     assert_eq!(telemetry.sampling.to_string(), "0.125");
     assert!(!config.nginx.manage && !config.nginx.replace_default_site);
+    assert_eq!(
+        (seconds(config.nginx.cache_ttl), seconds(config.nginx.cache_stale)),
+        (3_600, 0)
+    );
     let listen: Vec<_> = config.nginx.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["8080", "127.0.0.1:8081", "[::]:8080"]);
     assert_eq!(config.nginx.listen[0], Listen::Port(8080));
@@ -145,6 +151,22 @@ fn every_key_is_read() {
         config.nginx.server_name,
         ["s.example.org", "*.example.net", "xn--bcher-kva.example"]
     );
+}
+
+#[test]
+fn nginx_keeps_redirects_where_the_site_is_ours_and_a_second_is_allowed() {
+    for (text, port) in [
+        ("", Some(7000)),
+        ("base_port = 9000", Some(9000)),
+        ("nginx.manage = false", None),
+        ("nginx.cache_ttl = \"0s\"", None),
+        ("nginx.cache_ttl = \"999ms\"", None),
+        ("nginx.cache_ttl = \"1s\"", Some(7000)),
+        // Then the port is free.
+        ("nginx = { cache_ttl = \"0s\", listen = 7000 }", None),
+    ] {
+        assert_eq!(Config::parse(text, "links.toml").unwrap().edge_port(), port, "{text}");
+    }
 }
 
 #[test]
@@ -265,6 +287,22 @@ fn one_mistake_gets_one_answer_with_its_place() {
         (
             "[metrics]\nlisten = \"127.0.0.1:9465\"",
             "1:1: `metrics.listen` and `metrics.otlp_listen` share port 9465; choose another port for one of them",
+        ),
+        (
+            "metrics.listen = \"127.0.0.1:7000\"",
+            "1:18: `metrics.listen` 127.0.0.1:7000 takes the port of the cache of nginx (base_port itself); choose another port",
+        ),
+        (
+            "nginx.listen = 7000",
+            "1:16: `nginx.listen` 7000 takes 127.0.0.1:7000 from the cache of nginx (base_port itself); move `base_port` or the nginx port",
+        ),
+        (
+            "nginx.cache_ttl = \"2h\"",
+            "1:19: `nginx.cache_ttl` must be from 0s to 1h, found 2h",
+        ),
+        (
+            "nginx.cache_stale = \"25h\"",
+            "1:21: `nginx.cache_stale` must be from 0s to 24h, found 25h",
         ),
         // Wrong types.
         (
@@ -414,8 +452,9 @@ fn one_mistake_gets_one_answer_with_its_place() {
 #[test]
 fn nginx_beside_the_instances_is_fine() {
     for text in [
-        "nginx.listen = 7000",
+        "nginx.listen = 6999",
         "nginx.listen = 7003",
+        "nginx.listen = \"192.0.2.1:7000\"",
         "nginx.listen = \"[::]:7001\"",
         "nginx.listen = \"192.0.2.1:7001\"",
         "nginx = { listen = 7001, manage = false }",

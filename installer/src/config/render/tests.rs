@@ -72,6 +72,9 @@ allowed_origin = ""
 cache_stale = "86400"
 cache_ttl = "60"
 database_place = "local"
+edge_port = "7000"
+edge_stale = "600"
+edge_ttl = "5"
 link_cache = "off"
 public_url = ""
 secrets_stale = "900"
@@ -105,6 +108,9 @@ fn links_toml_comes_before_the_users_providers_and_the_admin_token_after_them() 
             ("cache_stale", "86400"),
             ("cache_ttl", "60"),
             ("database_place", "local"),
+            ("edge_port", "7000"),
+            ("edge_stale", "600"),
+            ("edge_ttl", "5"),
             ("link_cache", "off"),
             ("public_url", "https://s.example.org"),
             ("secrets_stale", "900"),
@@ -131,6 +137,19 @@ fn the_cache_is_for_remote_databases_unless_the_user_says_otherwise() {
         assert!(values.contains(&("cache_ttl", "120")), "{values:?}");
         let place = if runtime == remote { "remote" } else { "local" };
         assert!(values.contains(&("database_place", place)), "{values:?}");
+    }
+}
+
+#[test]
+fn a_site_that_is_not_ours_has_no_cache_to_be_asked_about() {
+    for (links, port) in [
+        ("base_port = 9000\nnginx.cache_ttl = \"7s\"", "9000"),
+        ("nginx = { manage = false, cache_ttl = \"7s\" }", "0"),
+    ] {
+        let table = render("", links, &[]);
+        let values = values(&table["variables_provider"][0]);
+        assert!(values.contains(&("edge_port", port)), "{links}: {values:?}");
+        assert!(values.contains(&("edge_ttl", "7")), "{values:?}");
     }
 }
 

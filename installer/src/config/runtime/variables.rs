@@ -18,8 +18,11 @@ pub const CACHE_TTL: &str = "cache_ttl";
 pub const CACHE_STALE: &str = "cache_stale";
 pub const SECRETS_TTL: &str = "secrets_ttl";
 pub const SECRETS_STALE: &str = "secrets_stale";
+pub const EDGE_PORT: &str = "edge_port";
+pub const EDGE_TTL: &str = "edge_ttl";
+pub const EDGE_STALE: &str = "edge_stale";
 /// And the keys that set them there.
-const SET_BY_LINKS_TOML: [(&str, &str); 8] = [
+const SET_BY_LINKS_TOML: [(&str, &str); 11] = [
     (PUBLIC_URL, "public_url"),
     (SHORTEN_ACCESS, "shorten.access"),
     (ALLOWED_ORIGIN, "shorten.allowed_origin"),
@@ -28,6 +31,9 @@ const SET_BY_LINKS_TOML: [(&str, &str); 8] = [
     (CACHE_STALE, "cache.stale"),
     (SECRETS_TTL, "secrets.ttl"),
     (SECRETS_STALE, "secrets.stale"),
+    (EDGE_PORT, "base_port"),
+    (EDGE_TTL, "nginx.cache_ttl"),
+    (EDGE_STALE, "nginx.cache_stale"),
 ];
 
 pub fn provider(section: &mut Section<'_, '_>) {

@@ -1,0 +1,243 @@
+//! Outbound HTTP: which addresses a component may ask (`allowed_outbound_hosts`), and asking them.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use http::uri::{Authority, Scheme};
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use wasmtime_wasi::TrappableError;
+use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::p3::{RequestOptions, WasiHttpHooks};
+
+use crate::http_client::{Client, Version};
+
+/// One entry of `allowed_outbound_hosts`: a scheme, a host and a port, each of them one. Spin has wildcards, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    scheme: Scheme,
+    host: String,
+    port: u16,
+}
+
+impl Address {
+    /// # Errors
+    /// What Spin would refuse, and what is more than one address.
+    pub fn parse(text: &str) -> Result<Self> {
+        let text = text.trim();
+        let (scheme, authority) = text
+            .split_once("://")
+            .with_context(|| format!("{text:?} does not begin with http:// or https://"))?;
+        let scheme = match scheme {
+            "http" => Scheme::HTTP,
+            "https" => Scheme::HTTPS,
+            _ => bail!("{text:?}: links-host asks by http:// and https:// only"),
+        };
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        ensure!(
+            !authority.contains(['*', '/', '{', '@']) && !authority.contains(".."),
+            "{text:?}: links-host takes one host and one port for each entry, no wildcard, range or path"
+        );
+        let authority: Authority = authority
+            .parse()
+            .with_context(|| format!("{text:?} names no host, or no port from 0 to 65535"))?;
+        Self::of(&scheme, &authority).with_context(|| format!("{text:?} names no host, or no port from 0 to 65535"))
+    }
+
+    /// None: it names no host, or a port that is none.
+    fn of(scheme: &Scheme, authority: &Authority) -> Option<Self> {
+        let host = authority.host().to_ascii_lowercase();
+        // `http` takes any digits, and none, for a port.
+        let port = match authority.as_str().rsplit_once(':') {
+            Some((_, port)) if !port.ends_with(']') => port.parse().ok()?,
+            _ if *scheme == Scheme::HTTPS => 443,
+            _ => 80,
+        };
+        (!host.is_empty() && !matches!(host.as_str(), "self" | "self.alt")).then(|| Self {
+            scheme: scheme.clone(),
+            host,
+            port,
+        })
+    }
+}
+
+/// What a component may ask, and the connections for it.
+#[derive(Debug)]
+pub struct Outbound {
+    allowed: Vec<Address>,
+    plain: Client<Body>,
+    tls: Client<Body>,
+}
+
+type Body = UnsyncBoxBody<Bytes, ErrorCode>;
+type Sent = (Response<Body>, Outcome);
+type Outcome = Box<dyn Future<Output = Result<(), ErrorCode>> + Send>;
+
+impl Outbound {
+    pub fn new(allowed: Vec<Address>) -> Self {
+        Self {
+            allowed,
+            plain: Client::with_tls(false, Version::Http1),
+            tls: Client::with_tls(true, Version::Http1),
+        }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response<Body>, ErrorCode> {
+        let uri = request.uri();
+        let (scheme, authority) = uri
+            .scheme()
+            .zip(uri.authority())
+            .ok_or(ErrorCode::HttpRequestUriInvalid)?;
+        let address = Address::of(scheme, authority).ok_or(ErrorCode::HttpRequestUriInvalid)?;
+        if !self.allowed.contains(&address) {
+            tracing::warn!(
+                "a component asked for {scheme}://{authority}, which allowed_outbound_hosts of its spin.toml does not name"
+            );
+            return Err(ErrorCode::HttpRequestDenied);
+        }
+        let client = if *scheme == Scheme::HTTPS {
+            &self.tls
+        } else {
+            &self.plain
+        };
+        let response = client.send(request).await.map_err(|error| {
+            tracing::debug!("asking {}:{}: {error:#}", address.host, address.port);
+            ErrorCode::InternalError(Some(format!("{error:#}")))
+        })?;
+        Ok(response.map(|body| {
+            body.map_err(|error| ErrorCode::InternalError(Some(error.to_string())))
+                .boxed_unsync()
+        }))
+    }
+}
+
+/// The requests of one instance.
+pub struct Requests(pub Arc<Outbound>);
+
+impl WasiHttpHooks for Requests {
+    fn send_request(
+        &mut self,
+        request: Request<Body>,
+        options: Option<RequestOptions>,
+        _outcome: Outcome,
+    ) -> Box<dyn Future<Output = Result<Sent, TrappableError<ErrorCode>>> + Send> {
+        let outbound = self.0.clone();
+        Box::new(async move {
+            let sending = outbound.send(request);
+            let response = match options.and_then(|options| options.first_byte_timeout) {
+                Some(limit) => tokio::time::timeout(limit, sending)
+                    .await
+                    .unwrap_or(Err(ErrorCode::ConnectionReadTimeout)),
+                None => sending.await,
+            };
+            let done: Outcome = Box::new(std::future::ready(Ok(())));
+            Ok((response?, done))
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "an answer that is not as expected fails the test")]
+mod tests {
+    use http_body_util::Empty;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn allowed(entries: &[&str]) -> Outbound {
+        Outbound::new(entries.iter().map(|entry| Address::parse(entry).unwrap()).collect())
+    }
+
+    async fn ask(outbound: &Outbound, url: &str) -> Result<u16, ErrorCode> {
+        let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        let request = Request::get(url).body(body).unwrap();
+        outbound.send(request).await.map(|response| response.status().as_u16())
+    }
+
+    /// Answers each connection's first request with 204.
+    async fn serve() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 1024];
+                assert!(stream.read(&mut head).await.unwrap() > 0);
+                stream
+                    .write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+                    .await
+                    .unwrap();
+            }
+        });
+        port
+    }
+
+    #[test]
+    fn an_entry_is_a_scheme_a_host_and_a_port() {
+        let parse = |text| Address::parse(text).unwrap();
+        assert_eq!(parse("http://127.0.0.1"), parse("http://127.0.0.1:80/"));
+        assert_eq!(parse("https://Example.com"), parse(" https://example.com:443"));
+        assert_eq!(parse("http://[::1]:8080").port, 8080);
+        assert_eq!(parse("http://[::1]").port, 80);
+        // Nobody can be asked there: so an address is turned off.
+        assert_eq!(parse("http://127.0.0.1:0").port, 0);
+        for (bad, why) in [
+            ("127.0.0.1:80", "does not begin"),
+            ("", "does not begin"),
+            ("redis://127.0.0.1:6379", "only"),
+            ("*://127.0.0.1:80", "only"),
+            ("http://*:80", "no wildcard"),
+            ("http://127.0.0.1:*", "no wildcard"),
+            ("http://127.0.0.1:1..9", "range"),
+            ("http://127.0.0.0/8:80", "path"),
+            ("http://127.0.0.1:80/path", "path"),
+            ("http://127.0.0.1:", "no port"),
+            ("http://127.0.0.1:65536", "no port"),
+            ("http://self", "no host"),
+            ("http://:80", "no host"),
+        ] {
+            let error = format!("{:#}", Address::parse(bad).unwrap_err());
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_is_named_is_asked() {
+        let [port, other] = [serve().await, serve().await];
+        let outbound = allowed(&[&format!("http://127.0.0.1:{port}")]);
+        assert_eq!(
+            ask(&outbound, &format!("http://127.0.0.1:{port}/x")).await.unwrap(),
+            204
+        );
+        for url in [
+            format!("http://127.0.0.1:{other}/x"),
+            format!("http://localhost:{port}/x"),
+            format!("https://127.0.0.1:{port}/x"),
+            "http://127.0.0.1/x".to_owned(),
+        ] {
+            let refused = ask(&outbound, &url).await;
+            assert!(
+                matches!(refused, Err(ErrorCode::HttpRequestDenied)),
+                "{url}: {refused:?}"
+            );
+        }
+        let nothing = allowed(&[]);
+        let refused = ask(&nothing, &format!("http://127.0.0.1:{port}/x")).await;
+        assert!(matches!(refused, Err(ErrorCode::HttpRequestDenied)), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_an_error_that_says_so() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let url = format!("http://127.0.0.1:{port}");
+        let failed = ask(&allowed(&[&url]), &url).await;
+        assert!(
+            matches!(&failed, Err(ErrorCode::InternalError(Some(message))) if message.contains("refused")),
+            "{failed:?}"
+        );
+    }
+}

@@ -1,0 +1,396 @@
+//! nginx in front: what it answers by itself, and that nobody can tell by a wrong answer.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use links_tests::http::{Answer, Client, Connection};
+use links_tests::{Appliance, Traffic, eventually};
+use serde_json::{Value, json};
+
+/// The journal is written once a second, and the agent waits a moment for more.
+const COUNTED_WITHIN: Duration = Duration::from_secs(60);
+
+/// nginx and a test look at the clock a moment before they answer, or after they were answered.
+const MOMENT: Duration = Duration::from_millis(100);
+
+#[test]
+fn a_link_is_there_before_the_answer_that_it_was_made() -> Result<()> {
+    const WORKERS: usize = 8;
+    const LINKS: usize = 2000;
+    /// Of these many one is asked for before it is there, by others at the very moment, too.
+    const AWAITED: usize = 10;
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    let site = appliance.site()?;
+    let traffic = Traffic::start(&appliance, "edge")?;
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            match number {
+                LINKS.. => return Ok(()),
+                _ if number.is_multiple_of(AWAITED) => make_awaited(&site, &format!("awaited-{number}"))?,
+                _ => make(&site, &format!("new-{number}"))?,
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(joined)
+    })?;
+    traffic.finish(&appliance)?;
+    Ok(())
+}
+
+/// Makes a link and follows it at once.
+fn make(site: &Client, slug: &str) -> Result<()> {
+    let url = format!("https://example.com/{slug}");
+    let made = site.post("/shorten", json!({ "url": url, "slug": slug }))?;
+    ensure!(
+        made.status == 200 && made.header("links-edge").is_empty(),
+        "{slug}: {made}"
+    );
+    leads_to(&site.get(&format!("/{slug}"))?, &url)
+}
+
+/// The same while others ask for it all the time: whoever begins to ask after the answer is led on, and so is whoever asks
+/// in the seconds after it, when a late answer to an early question would have come to the cache.
+fn make_awaited(site: &Client, slug: &str) -> Result<()> {
+    const ASKERS: usize = 2;
+    const AFTERWARDS: usize = 40;
+    let path = format!("/{slug}");
+    let url = format!("https://example.com/{slug}");
+    let (is_made, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let ask = || -> Result<()> {
+        let mut connection = Kept::new(site);
+        let mut afterwards = 0;
+        while afterwards < AFTERWARDS && !failed.load(Ordering::Relaxed) {
+            let was_made = is_made.load(Ordering::SeqCst);
+            let answer = connection.get(&path)?;
+            if was_made {
+                leads_to(&answer, &url)?;
+                afterwards += 1;
+            } else {
+                ensure!(matches!(answer.status.as_u16(), 302 | 404), "{answer}");
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let askers: Vec<_> = (0..ASKERS).map(|_| scope.spawn(ask)).collect();
+        let made = site.get(&path).map_err(anyhow::Error::from).and_then(|before| {
+            ensure!(before.status == 404, "{before}");
+            make(site, slug)
+        });
+        is_made.store(true, Ordering::SeqCst);
+        failed.store(made.is_err(), Ordering::Relaxed);
+        made.and(askers.into_iter().try_for_each(joined))
+    })
+}
+
+/// A connection for as long as nginx keeps it.
+struct Kept<'a> {
+    client: &'a Client,
+    connection: Option<Connection>,
+}
+
+impl<'a> Kept<'a> {
+    fn new(client: &'a Client) -> Self {
+        let connection = None;
+        Self { client, connection }
+    }
+
+    fn get(&mut self, path: &str) -> Result<Answer> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.client.connect()?,
+        };
+        let answer = connection.get(path)?;
+        self.connection = Some(connection).filter(|_| answer.header("connection") != "close");
+        Ok(answer)
+    }
+}
+
+fn joined(worker: thread::ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    worker.join().unwrap_or_else(|_| bail!("a worker panicked"))
+}
+
+fn leads_to(answer: &Answer, url: &str) -> Result<()> {
+    ensure!(answer.status == 302 && answer.header("location") == url, "{answer}");
+    // What the component says to nginx is for nginx.
+    ensure!(answer.header("x-accel-expires").is_empty(), "{answer}");
+    ensure!(answer.header("cache-control") == "no-store", "{answer}");
+    Ok(())
+}
+
+#[test]
+fn a_link_ends_in_its_second_even_while_nobody_else_can_answer() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    for instances_stop in [false, true] {
+        let expiry = seconds_from_now(8)?;
+        let slug = format!("ends-{instances_stop}");
+        let wish = json!({ "url": "https://example.com/", "slug": slug, "expires_at": rfc3339(&appliance, expiry)? });
+        let made = appliance.site()?.post("/shorten", wish)?;
+        ensure!(made.status == 200, "{made}");
+        leads_to(&appliance.http().get(&format!("/{slug}"))?, "https://example.com/")?;
+        if instances_stop {
+            appliance.ok(["systemctl", "stop", "links@1", "links@2"])?;
+        }
+        let end = UNIX_EPOCH + Duration::from_secs(expiry);
+        let gone = if instances_stop { 502 } else { 410 };
+        ends_at(&appliance.http(), &format!("/{slug}"), end, gone)?;
+    }
+    Ok(())
+}
+
+/// Asks all the time, until two seconds after the end.
+fn ends_at(client: &Client, path: &str, end: SystemTime, gone: u16) -> Result<()> {
+    let mut connection = Kept::new(client);
+    let (mut before, mut after) = (0, 0);
+    loop {
+        let asked = SystemTime::now();
+        let answer = connection.get(path)?;
+        let answered = SystemTime::now();
+        if answered < end {
+            ensure!(answer.status == 302, "before the end: {answer}");
+            before += 1;
+        }
+        if asked >= end + MOMENT {
+            ensure!(answer.status == gone, "after the end: {answer}");
+            after += 1;
+        }
+        if asked >= end + Duration::from_secs(2) {
+            ensure!(
+                before > 100 && after > 100,
+                "{before} answers before the end, {after} after it"
+            );
+            return Ok(());
+        }
+    }
+}
+
+fn seconds_from_now(seconds: u64) -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + seconds)
+}
+
+fn rfc3339(appliance: &Appliance, unix: u64) -> Result<String> {
+    let date = appliance
+        .ok(["date", "--utc", "--date", &format!("@{unix}"), "+%FT%TZ"])?
+        .stdout;
+    Ok(date.trim().to_owned())
+}
+
+#[test]
+fn a_link_leads_on_exactly_as_often_as_it_may() -> Result<()> {
+    const CLIENTS: usize = 64;
+    const CLICKS: usize = 500;
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    let site = appliance.site()?;
+    for (body, status) in [
+        (json!({ "url": "https://example.com/", "max_clicks": 0 }), 422),
+        (
+            json!({ "url": "https://example.com/", "max_clicks": 1_000_000_001 }),
+            422,
+        ),
+        (json!({ "url": "https://example.com/", "max_clicks": "5" }), 400),
+    ] {
+        let answer = site.post("/shorten", &body)?;
+        ensure!(
+            answer.status == status && answer.text().contains("max_clicks"),
+            "{body}: {answer}"
+        );
+    }
+
+    let wish = json!({ "url": "https://example.com/", "slug": "limited", "max_clicks": CLICKS });
+    // Somebody was there before it was.
+    ensure!(site.get("/limited")?.status == 404, "it should not be there yet");
+    let made = site.post("/shorten", &wish)?;
+    ensure!(made.status == 200 && made.header("links-edge").is_empty(), "{made}");
+    for _ in 0..10 {
+        leads_to(&site.head("/limited")?, "https://example.com/")?;
+    }
+    let follow = || -> Result<usize> {
+        let mut connection = Kept::new(&site);
+        let mut led_on = 0;
+        loop {
+            let answer = connection.get("/limited")?;
+            match answer.status.as_u16() {
+                302 => led_on += 1,
+                410 => return Ok(led_on),
+                _ => bail!("{answer}"),
+            }
+        }
+    };
+    let led_on = thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(follow)).collect();
+        let counts = clients.into_iter().map(|client| client.join());
+        counts
+            .map(|count| count.unwrap_or_else(|_| bail!("a client panicked")))
+            .sum::<Result<usize>>()
+    })?;
+    assert_eq!(led_on, CLICKS);
+
+    ensure!(site.head("/limited")?.status == 410, "HEAD after the last click");
+    // The same link again is the same link, not new clicks.
+    ensure!(site.post("/shorten", &wish)?.status == 200, "the same link again");
+    ensure!(site.get("/limited")?.status == 410, "GET after the last click");
+    let other = json!({ "url": "https://example.com/", "slug": "limited", "max_clicks": CLICKS + 1 });
+    ensure!(
+        site.post("/shorten", &other)?.status == 409,
+        "another limit is another link"
+    );
+    Ok(())
+}
+
+#[test]
+fn every_click_is_counted_whatever_it_says_of_itself() -> Result<()> {
+    const EACH: u64 = 20;
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    let site = appliance.site()?;
+    make(&site, "hostile")?;
+    // That of `make`, whose client has no name and so is no person's.
+    let mut wanted = BTreeMap::from([("bots", 1), ("clicks", 0)]);
+    let long = "x".repeat(8000);
+    let hostile: [(&str, &[u8], &str); 8] = [
+        ("user-agent", b"Mozilla/5.0 \"\\x22\\t\\n\\\\\" \t l1\tl1", "clicks"),
+        ("user-agent", b"\xff\xfe\x80 \xc3\x28 Firefox", "bots"),
+        ("user-agent", b"-", "bots"),
+        ("user-agent", long.as_bytes(), "bots"),
+        ("referer", b"https://\"quoted\"\\host.example/\t\xff", "clicks"),
+        ("referer", b"\xf0\x9f\x98\x80", "clicks"),
+        ("referer", long.as_bytes(), "clicks"),
+        ("x-forwarded-for", b"1.2.3.4\tl1\t", "clicks"),
+    ];
+    for (name, value, kind) in hostile {
+        let browser = site.clone().header("user-agent", "Mozilla/5.0 Firefox/140.0");
+        let client = browser.header(name, value);
+        for _ in 0..EACH {
+            leads_to(&client.get("/hostile")?, "https://example.com/hostile")?;
+            // None of these is a click.
+            client.head("/hostile")?;
+            client.get("/hostile%0Al1%09")?;
+            client.get("/nowhere")?;
+        }
+        *wanted.entry(kind).or_default() += EACH;
+    }
+    // A value that goes on in the next line, as HTTP allowed once: nginx may refuse it, or take it for what it is.
+    for _ in 0..EACH {
+        *wanted.entry("clicks").or_default() += u64::from(folded(&appliance)?);
+    }
+    let robot = site
+        .clone()
+        .header("user-agent", "Googlebot/2.1 (+http://www.google.com/bot.html)");
+    for _ in 0..EACH {
+        leads_to(&robot.get("/hostile")?, "https://example.com/hostile")?;
+    }
+    *wanted.entry("bots").or_default() += EACH;
+    let mut last = BTreeMap::new();
+    let counted = eventually("the clicks are counted", COUNTED_WITHIN, || {
+        last = counts(&appliance, "hostile")?;
+        Ok((last == wanted).then_some(()))
+    });
+    counted.with_context(|| format!("counted {last:?}, should be {wanted:?}"))?;
+    let page = appliance.http_at(9464).get("/metrics")?.text();
+    ensure!(page.contains("\nlinks_journal_malformed_lines_total 0\n"), "{page}");
+    Ok(())
+}
+
+/// Whether it was redirected.
+fn folded(appliance: &Appliance) -> Result<bool> {
+    let address = (Ipv4Addr::LOCALHOST, 80).into();
+    let mut stream = appliance.network().connect(address, Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(
+        b"GET /hostile HTTP/1.1\r\nHost: links.example\r\nConnection: close\r\nUser-Agent: Mozilla/5.0\r\n\tl1\tFirefox\r\n\r\n",
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.starts_with("HTTP/1.1 302 "))
+}
+
+fn counts(appliance: &Appliance, slug: &str) -> Result<BTreeMap<&'static str, u64>> {
+    let report = appliance.ok(["linksctl", "stats", slug, "--json"])?.stdout;
+    let report: Value = serde_json::from_str(&report)?;
+    let count = |name: &'static str| Ok((name, report[name].as_u64().with_context(|| report.to_string())?));
+    ["bots", "clicks"].into_iter().map(count).collect()
+}
+
+#[test]
+fn redirects_go_on_while_no_instance_answers_and_new_links_are_known_when_nginx_is_back() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    let site = appliance.site()?;
+    make(&site, "known")?;
+    appliance.ok(["systemctl", "stop", "links@1", "links@2"])?;
+    // Longer than the ttl: from then on each answer is one that is out of date.
+    let begin = Instant::now();
+    let mut connection = Kept::new(&site);
+    while begin.elapsed() < Duration::from_secs(8) {
+        leads_to(&connection.get("/known")?, "https://example.com/known")?;
+    }
+    // What it does not have, it cannot know.
+    ensure!(site.get("/unknown")?.status == 502, "nobody is there to say");
+    ensure!(
+        site.post("/shorten", json!({ "url": "https://example.com/" }))?.status == 502,
+        "nobody is there"
+    );
+    appliance.ok(["systemctl", "start", "links@1", "links@2"])?;
+    appliance.wait_for_rotation(2)?;
+
+    // A link can be made while nginx is away; then it cannot be asked what it has, and the answer says so.
+    appliance.ok(["systemctl", "stop", "nginx"])?;
+    let made = appliance.instance(1)?.post(
+        "/shorten",
+        json!({ "url": "https://example.com/", "slug": "meanwhile" }),
+    )?;
+    ensure!(made.status == 200 && made.header("links-edge") == "stale", "{made}");
+    let said = appliance.instances_said()?;
+    ensure!(
+        said.contains("nginx may not know yet of the change of /meanwhile"),
+        "{said}"
+    );
+    appliance.ok(["systemctl", "start", "nginx"])?;
+    make(&site, "afterwards")?;
+    leads_to(&site.get("/meanwhile")?, "https://example.com/")
+}
+
+#[test]
+fn nobody_but_the_instances_can_ask_nginx_what_it_has() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    make(&appliance.site()?, "mine")?;
+    let listening = appliance
+        .shell("ss --listening --tcp --numeric --no-header | awk '{ print $4 }'")?
+        .stdout;
+    ensure!(
+        listening.lines().any(|address| address == "127.0.0.1:7000"),
+        "{listening}"
+    );
+    ensure!(
+        !listening.contains("0.0.0.0:7000") && !listening.contains("[::]:7000"),
+        "{listening}"
+    );
+    let edge = appliance.http_at(7000);
+    assert_eq!(edge.get("/mine")?.header("links-edge"), "BYPASS");
+    assert_eq!(edge.head("/mine")?.header("links-edge"), "HIT");
+    assert_eq!(edge.post("/shorten", "{}")?.status, 403);
+    // What a client says of the edge changes nothing there.
+    let curious = appliance
+        .http()
+        .header("links-edge", "BYPASS")
+        .header("cache-control", "no-cache");
+    assert_eq!(curious.get("/mine")?.header("links-edge"), "");
+    let owner = appliance
+        .ok(["stat", "--format=%U %a", "/var/cache/links/edge"])?
+        .stdout;
+    assert_eq!(owner.trim(), "www-data 700");
+    Ok(())
+}
