@@ -14,7 +14,7 @@ run: packages-run deb ## build everything, pack it, start the appliance on local
 	$(LINKSCTL) --root target/run up --bundle $(DIST)/links-*.tar.gz
 
 test: packages-test deb ## every test, the lab with systemd and nginx included (needs root); SPIN=/path/to/spin for that runtime
-	$(CARGO) test --release --workspace --exclude links --locked
+	$(CARGO) test --release --workspace --exclude links --exclude hello --locked
 
 soak: packages-test deb ## the long tests: a million requests over a hundred rollouts, fifty kills, thirty power failures (an hour)
 	$(CARGO) test --release --locked -p links-tests --test soak --test rollout -- --ignored --nocapture --test-threads 1
@@ -32,7 +32,8 @@ lint: packages-test ## formatting, clippy, shellcheck: everything that must be s
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	git ls-files | xargs grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh' | xargs shellcheck
 
-bench: packages-bench deb ## speed of this build on this machine
+bench: packages-bench deb ## speed of this build on this machine, beside another shortener with PEER=URL of one of its redirects
+	component/build.sh --package hello
 	$(CARGO) build --release --locked -p links-tests --bins
 	$(CARGO) run --release --locked -p links-tests --bin bench
 

@@ -1,10 +1,13 @@
 //! `make bench`: how fast one instance redirects and shortens on this machine, how fast it starts, what it takes.
 //!
 //! Every runtime that can be had is measured in the same run, in alternating rounds: links-host, and Spin where `$SPIN`
-//! names its binary. Then what a remote database costs, what clients notice of rollouts, and what the agent takes. Fails
-//! where an answer is not the expected one.
+//! names its binary. Then what a remote database costs and what many links, how fast nginx answers from its cache, beside
+//! another shortener where `$PEER` is the URL of one of its redirects, what clients notice of rollouts, and what the agent
+//! takes. Fails where an answer is not the expected one.
 
 mod agent;
+mod edge;
+mod growth;
 mod load;
 mod remote;
 mod rollouts;
@@ -58,23 +61,29 @@ fn main() -> Result<()> {
         .iter()
         .map(|subject| remote::measure(&linksctl, &subject.result.runtime, &subject.bundle))
         .collect::<Result<_>>()?;
+    let growth = growth::measure(&linksctl, &subjects[0].bundle)?;
     let runtimes: Vec<_> = subjects.into_iter().map(Subject::result).collect();
     print_table(&runtimes);
     println!("\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, one instance, no nginx");
     remote::print(&remote);
-    let (rollouts, agent) = if nix::unistd::geteuid().is_root() {
+    growth::print(&growth);
+    let (edge, rollouts, agent) = if nix::unistd::geteuid().is_root() {
+        let edge = edge::measure(std::env::var("PEER").ok().as_deref())?;
+        edge.print();
         let (rollouts, agent) = (rollouts::measure()?, agent::measure()?);
         rollouts.print();
         agent.print();
-        (Some(rollouts), Some(agent))
+        (Some(edge), Some(rollouts), Some(agent))
     } else {
-        println!("\nrollouts and the agent: not measured, the lab needs root");
-        (None, None)
+        println!("\nnginx, rollouts and the agent: not measured, the lab needs root");
+        (None, None, None)
     };
     let path = Path::new("target/bench.json");
     let results = Results {
         runtimes,
         remote,
+        growth,
+        edge,
         rollouts,
         agent,
     };
@@ -88,7 +97,9 @@ fn main() -> Result<()> {
 struct Results {
     runtimes: Vec<Figures>,
     remote: Vec<remote::Figures>,
+    growth: Vec<growth::Figures>,
     /// None: not measured.
+    edge: Option<edge::Figures>,
     rollouts: Option<rollouts::Figures>,
     agent: Option<agent::Figures>,
 }

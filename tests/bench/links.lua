@@ -1,0 +1,51 @@
+-- wrk: GET of links, as people ask for them. Arguments: "one", "zipf" (of links 1 to N, with exponent 1.1) or "uniform";
+-- how many links there are; a number that begins the row of random ones.
+local agents = {
+  "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Safari/537.36",
+  "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.1 Mobile/15E148 Safari/604.1",
+  "Mozilla/5.0 (X11; Linux x86_64; rv:132.0) Gecko/20100101 Firefox/132.0",
+  "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Mobile Safari/537.36",
+}
+local heads = {}
+for i, agent in ipairs(agents) do
+  heads[i] = " HTTP/1.1\r\nHost: links.example\r\nUser-Agent: " .. agent .. "\r\n\r\n"
+end
+
+local count = 0
+
+-- As in edge.rs.
+local function path(link)
+  return string.format("GET /%07x", link * 16777619 % 268435399)
+end
+
+local function rank_by(cumulative, random)
+  local low, high = 1, #cumulative
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if cumulative[middle] < random then low = middle + 1 else high = middle end
+  end
+  return low
+end
+
+function init(args)
+  local kind, links = args[1], tonumber(args[2])
+  math.randomseed(tonumber(args[3]))
+  if kind == "one" then
+    local only = path(1)
+    next_path = function() return only end
+  elseif kind == "uniform" then
+    next_path = function() return path(math.random(links)) end
+  else
+    local cumulative, paths, sum = {}, {}, 0
+    for rank = 1, links do
+      sum = sum + rank ^ -1.1
+      cumulative[rank], paths[rank] = sum, path(rank)
+    end
+    next_path = function() return paths[rank_by(cumulative, math.random() * sum)] end
+  end
+end
+
+function request()
+  count = count + 1
+  return next_path() .. heads[count % #heads + 1]
+end

@@ -1,0 +1,12 @@
+//! The least that a component can answer a redirect with: what the runtime itself costs, for `make bench`.
+
+use http::header::LOCATION;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use spin_sdk::http::{EmptyBody, IntoResponse, Request};
+use spin_sdk::http_service;
+
+#[http_service]
+async fn handle(_: Request) -> impl IntoResponse {
+    let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_static("https://example.com/hello"))]);
+    (StatusCode::FOUND, headers, EmptyBody::new())
+}
