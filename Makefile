@@ -16,8 +16,8 @@ run: packages-run deb ## build everything, pack it, start the appliance on local
 test: packages-test deb ## every test, the lab with systemd and nginx included (needs root); SPIN=/path/to/spin for that runtime
 	$(CARGO) test --release --workspace --exclude links --exclude hello --locked
 
-soak: packages-test deb ## the long tests: a million requests over a hundred rollouts, fifty kills, thirty power failures (an hour)
-	$(CARGO) test --release --locked -p links-tests --test soak --test rollout -- --ignored --nocapture --test-threads 1
+soak: packages-test deb ## the long tests: three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures (an hour)
+	$(CARGO) test --release --locked -p links-tests --test clicks --test soak --test rollout -- --ignored --nocapture --test-threads 1
 
 deb: build ## both packages, the .deb and the tarball, into target/dist/
 	rm -rf $(DIST)

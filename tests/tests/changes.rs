@@ -189,15 +189,17 @@ fn the_database_is_copied_before_its_tables_change() -> Result<()> {
     let next = host.bundle("9.9.9", None)?;
     host.ok(["systemctl", "stop", "links"])?;
     host.wait_until_stopped()?;
-    // As version 1 left it, which knew no requests.
+    // As version 1 left it, which knew neither requests nor limits.
     let old_tables = "DROP INDEX links_request_id; ALTER TABLE links DROP COLUMN request_id;
+                      ALTER TABLE links DROP COLUMN max_clicks; ALTER TABLE links DROP COLUMN clicks_left;
+                      ALTER TABLE links DROP COLUMN limited_until;
                       DELETE FROM schema_version WHERE version > 1";
     host.inside(|| Ok(Connection::open(DATABASE)?.execute_batch(old_tables)?))?;
 
     let planned = host
         .ok(["linksctl", "rollout", "--release", &next, "--dry-run"])?
         .stdout;
-    ensure!(planned.contains("whose tables change from version 1 to 3"), "{planned}");
+    ensure!(planned.contains("whose tables change from version 1 to 4"), "{planned}");
     let rolled = host.ok(["linksctl", "rollout", "--release", &next])?;
     let release = host.release_of(1)?;
     let copy = format!("/var/lib/links/backups/schema-1-before-{release}.db");
@@ -205,7 +207,7 @@ fn the_database_is_copied_before_its_tables_change() -> Result<()> {
 
     host.ok(["systemctl", "start", "links"])?;
     host.still_serves()?;
-    assert_eq!((host.schema(DATABASE)?, host.schema(&copy)?), (3, 1));
+    assert_eq!((host.schema(DATABASE)?, host.schema(&copy)?), (4, 1));
     host.shorten("https://example.com/later")?;
     let again = host.ok(["linksctl", "rollout", "--force"])?;
     ensure!(!again.stdout.contains("copy the database"), "{again}");

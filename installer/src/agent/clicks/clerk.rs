@@ -206,17 +206,22 @@ impl<D: Desk> Clerk<D> {
             return Ok((source?, None));
         };
         let is_same = source.as_ref().is_ok_and(|source| source.inode() == saved.inode());
-        if !is_same && self.left != Some(saved.inode()) {
-            let former = Source::find(&self.layout.journal_dir(), saved.inode());
-            let rest = former.filter(|former| former.size().is_ok_and(|size| size > saved.position));
-            if let Some(former) = rest
-                && former.continues(saved.position, &saved.mark)?
-            {
-                log::notice!("clicks: reading what is left in {}", former.path().display());
-                return Ok((former, Some(saved.generation)));
-            }
+        let directory = self.layout.journal_dir();
+        if !is_same
+            && self.left.is_none()
+            && let Some(former) = Source::find(&directory, saved.inode())
+            && former.continues(saved.position, &saved.mark)?
+        {
+            log::notice!("clicks: reading what is left in {}", former.path().display());
+            return Ok((former, Some(saved.generation)));
         }
-        let source = source?;
+        // The next one, which may have been replaced as well meanwhile.
+        let before = self.left.unwrap_or(saved.inode());
+        let source = match Source::following(&directory, before) {
+            Some(next) if !is_same => next,
+            _ => source?,
+        };
+        let is_same = source.inode() == saved.inode();
         if !is_same {
             log::notice!("clicks: {} is another file than before", source.path().display());
             self.told(|progress| progress.replaced += 1);

@@ -11,11 +11,16 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 use sha2::{Digest as _, Sha256};
 
+use super::line;
+
 /// Longer than any line of nginx: it takes heads of requests of 32 KB, each byte of which may need four.
 const BUFFER: usize = 256 * 1024;
 
 /// The last bytes before a position: by them a file is known again. Long enough to hold what no other line has.
 pub const TAIL: usize = 64;
+
+/// Milliseconds by which the time of a line may seem to be before its file was made: clocks have ticks.
+const BORN_LATE: u64 = 1000;
 
 /// What is given back is given back in whole blocks.
 const BLOCK: u64 = 4096;
@@ -39,6 +44,14 @@ impl Inode {
             born: born.map_or(0, |born| born.as_nanos() as u64),
         }
     }
+}
+
+fn files(directory: &Path) -> impl Iterator<Item = (Inode, PathBuf)> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some((Inode::of(&metadata), entry.path()))
+    })
 }
 
 /// A digest in hexadecimal.
@@ -106,12 +119,36 @@ impl Source {
 
     /// The file of this inode in a directory, under whatever name.
     pub fn find(directory: &Path, inode: Inode) -> Option<Self> {
-        let entries = fs::read_dir(directory).ok()?;
-        let mut paths = entries.flatten().filter(|entry| {
-            let metadata = entry.metadata();
-            metadata.is_ok_and(|metadata| metadata.is_file() && Inode::of(&metadata) == inode)
-        });
-        Self::open(&paths.next()?.path()).ok()
+        let (_, path) = files(directory).find(|(found, _)| *found == inode)?;
+        Self::open(&path).ok()
+    }
+
+    /// The journal that took the place of the one with this inode, under whatever name it is in the directory by now. None
+    /// where the file system does not say when files were made.
+    pub fn following(directory: &Path, inode: Inode) -> Option<Self> {
+        let mut later: Vec<_> = files(directory).filter(|(found, _)| found.born > inode.born).collect();
+        later.sort_unstable_by_key(|(found, _)| found.born);
+        let mut sources = later.into_iter().filter_map(|(_, path)| Self::open(&path).ok());
+        sources.find_map(|mut source| match source.is_copy() {
+            Ok(false) => Some(source),
+            Ok(true) | Err(_) => None,
+        })
+    }
+
+    /// Whether somebody made it of another file: what it tells first happened before it was made. Something that tells
+    /// nothing of the kind is no journal, and taken for a copy, too.
+    fn is_copy(&mut self) -> io::Result<bool> {
+        let mut first = None;
+        self.read(0, |line, _| {
+            first = Some(line::parse(line).map(|line| line.at));
+            false
+        })?;
+        Ok(match first {
+            // nginx has just made it.
+            None => false,
+            Some(Some(at)) => (at + BORN_LATE) * 1_000_000 < self.inode.born,
+            Some(None) => true,
+        })
     }
 
     pub fn path(&self) -> &Path {

@@ -7,6 +7,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use links_core::clicks::Batch;
 use links_core::sql::{SCHEMA, statements};
@@ -115,6 +116,8 @@ struct Host {
     progress: Arc<Mutex<Progress>>,
     written: BTreeMap<String, (i64, i64)>,
     number: u64,
+    /// In Unix seconds.
+    begun: u64,
 }
 
 impl Host {
@@ -132,6 +135,7 @@ impl Host {
             progress,
             written: BTreeMap::new(),
             number: 0,
+            begun: SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs(),
         }
     }
 
@@ -157,8 +161,10 @@ impl Host {
         } else {
             r"Mozilla/5.0 (X11; Linux) \x22\x5C\xFF\x0A Firefox/1"
         };
+        // After the file was made, in which it will be.
+        let begun = self.begun + 1 + number / 1000;
         format!(
-            "l1\t{AT}.{:03}\t302\t0.000\t-\tHIT\tredirect\tGET\t{slug}\t192.0.2.{}\thttps://{}.example/\t{agent}\n",
+            "l1\t{begun}.{:03}\t302\t0.000\t-\tHIT\tredirect\tGET\t{slug}\t192.0.2.{}\thttps://{}.example/\t{agent}\n",
             number % 1000,
             number % 250,
             number % 30
@@ -283,7 +289,7 @@ fn while_the_database_is_down_clicks_wait_and_are_told_of() {
     }
     let told = host.told();
     assert_eq!(told.clicks + told.bots, 100);
-    assert!(told.oldest == Some(AT * 1000 + 101) && told.trouble.unwrap().contains("refused"));
+    assert!(told.oldest == Some((host.begun + 1) * 1000 + 101) && told.trouble.unwrap().contains("refused"));
     host.kill();
     host.run_for(Duration::from_secs(600));
     *host.database.down.borrow_mut() = false;
@@ -340,6 +346,49 @@ fn a_renamed_journal_is_read_to_its_end_before_the_new_one() {
         host.settle();
         assert_eq!(host.database.counted(), host.written);
     }
+}
+
+/// Renamed again and again while nobody looks.
+#[test]
+fn journals_that_were_renamed_one_after_the_other_are_read_in_their_order() {
+    for killed in [false, true] {
+        let mut host = Host::new();
+        host.clicks(100);
+        host.settle();
+        for number in 1..=4 {
+            let renamed = host.layout.journal_dir().join(format!("clicks.log.{number}"));
+            fs::rename(host.layout.journal(), renamed).unwrap();
+            // One of them tells nothing.
+            host.clicks(if number == 2 { 0 } else { 10 * number });
+            if killed {
+                host.kill();
+            }
+            host.run_for(Duration::from_millis(600));
+        }
+        (0..6).for_each(|_| host.settle());
+        assert_eq!(host.database.counted(), host.written, "killed: {killed}");
+        assert_eq!(host.told().replaced, 4);
+        assert_eq!(host.told().malformed, 0);
+    }
+}
+
+#[test]
+fn a_copy_of_a_journal_is_not_taken_for_one() {
+    let mut host = Host::new();
+    // Some time ago.
+    host.begun -= 10;
+    host.clicks(100);
+    host.settle();
+    let at = |name: &str| host.layout.journal_dir().join(name);
+    fs::copy(host.layout.journal(), at("clicks.log.bak")).unwrap();
+    fs::write(at("clicks.log.gz"), b"\x1f\x8b\n").unwrap();
+    fs::rename(host.layout.journal(), at("clicks.log.1")).unwrap();
+    host.begun += 10;
+    host.clicks(50);
+    host.settle();
+    host.settle();
+    assert_eq!(host.database.counted(), host.written);
+    assert_eq!(host.told().malformed, 0);
 }
 
 #[test]
