@@ -4,17 +4,20 @@
 -- Hours and days are whole ones since 1970 in UTC. link_id 0 stands for all links together. Time comes first in each key:
 -- what is counted now lies together, however many links there are, and a link's days are found one by one.
 
--- The latest batch of each journal. They follow each other without a gap: `start` is where the one before it stopped.
+-- The latest batch of each journal. They follow each other without a gap: `start` is where the one before it stopped, or
+-- it is a further part of the same range.
 CREATE TABLE IF NOT EXISTS click_batches (
     journal TEXT NOT NULL,
     -- Positions in the journal.
     start INTEGER NOT NULL,
     stop INTEGER NOT NULL,
+    -- The last link, by the bytes of its slug, of which the clicks in the range are counted; "~": all are.
+    through TEXT NOT NULL,
     -- Unix seconds.
     accepted_at INTEGER NOT NULL,
     -- What is added (links_core::clicks::Batch); empty once that is done.
     body TEXT NOT NULL,
-    PRIMARY KEY (journal, start)
+    PRIMARY KEY (journal, start, through)
 ) STRICT, WITHOUT ROWID;
 
 -- Kept for 90 days; the days have them, too.
@@ -105,8 +108,10 @@ BEGIN
     FROM json_each(NEW.body, '$.details') LEFT JOIN links ON links.slug = value ->> 0
     WHERE links.id IS NOT NULL OR value ->> 0 = ''
     ON CONFLICT DO UPDATE SET clicks = clicks + excluded.clicks;
-    UPDATE click_batches SET body = '' WHERE journal = NEW.journal AND start = NEW.start;
-    DELETE FROM click_batches WHERE journal = NEW.journal AND start < NEW.start;
+    UPDATE click_batches SET body = ''
+    WHERE journal = NEW.journal AND start = NEW.start AND through = NEW.through;
+    DELETE FROM click_batches
+    WHERE journal = NEW.journal AND (start <> NEW.start OR through <> NEW.through);
     -- One hour at a time, so that no batch takes long.
     DELETE FROM click_hours
     WHERE hour = (SELECT min(hour) FROM click_hours) AND hour < NEW.accepted_at / 3600 - 90 * 24;

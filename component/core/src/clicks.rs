@@ -10,7 +10,7 @@ use crate::slug::Slug;
 use crate::visit::Visit;
 use crate::visitors;
 
-/// Largest body, in bytes. Agents stay at half of it ([`GOAL`]); what they cannot know beforehand has room in the rest.
+/// Largest body, in bytes. Agents end a part at half of it ([`GOAL`]); what its last link brings has room in the rest.
 pub const MAX_BODY: usize = 2 * 1024 * 1024;
 pub const GOAL: usize = MAX_BODY / 2;
 
@@ -26,6 +26,11 @@ const JOURNAL_LENGTH: usize = 32;
 /// No clock goes that far: the year 9999.
 const LAST_DAY: u32 = 2_932_896;
 
+/// What is counted in the whole range, as the database has it: no slug comes after it, by its bytes.
+pub const WHOLE: &str = "~";
+
+/// The clicks of a range of the journal, or a part of them: those of some links, in the order of their slugs. The parts of a
+/// range come one after the other, so that much can be summed up before it is sent and no part holds up the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
@@ -34,6 +39,10 @@ pub struct Batch {
     pub start: u64,
     /// Position after the last one.
     pub stop: u64,
+    /// The last link of the part before; none: this is the first part.
+    pub after: Option<String>,
+    /// The last link of this part; none: this is the last part, with the sums of all links.
+    pub through: Option<String>,
     pub clicks: Vec<Clicks>,
     pub visitors: Vec<Visitors>,
     pub details: Vec<Detail>,
@@ -121,6 +130,10 @@ impl Batch {
             return Some(format!("it cannot be from {} to {}", self.start, self.stop));
         }
         let is_slug = |slug: &str| slug.is_empty() || Slug::in_path(slug).is_some();
+        let bounds = [&self.after, &self.through].into_iter().flatten();
+        if let Some(bound) = bounds.into_iter().find(|bound| bound.is_empty() || !is_slug(bound)) {
+            return Some(format!("there is no link {bound:?}"));
+        }
         let clicks = self
             .clicks
             .iter()
@@ -162,16 +175,47 @@ fn is_journal(text: &str) -> bool {
             .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
-/// What both questions about clicks are answered with: up to where the journal is counted, whoever sent the batches. None:
-/// nothing of it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What both questions about clicks are answered with: up to where the journal is counted, whoever sent the batches.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
-    // Or else an answer without it would be one.
+    /// None: nothing of it is. (Or else an answer without it would be one.)
     #[serde(deserialize_with = "Option::deserialize")]
     pub position: Option<u64>,
+    /// What is counted of the range that begins there.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub part: Option<Part>,
+}
+
+/// Some parts of a range.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Position after the range.
+    pub stop: u64,
+    /// The last link that is counted.
+    pub through: String,
 }
 
 impl Position {
+    /// As the database has it: where the latest batch starts and stops, and through which link it is counted.
+    pub fn of(start: u64, stop: u64, through: String) -> Position {
+        match through.as_str() {
+            WHOLE => Position {
+                position: Some(stop),
+                part: None,
+            },
+            _ => Position {
+                position: Some(start),
+                part: Some(Part { stop, through }),
+            },
+        }
+    }
+
+    /// After this batch.
+    pub fn after(batch: &Batch) -> Position {
+        let through = batch.through.as_deref().unwrap_or(WHOLE);
+        Position::of(batch.start, batch.stop, through.to_owned())
+    }
+
     pub fn reply(self) -> Reply {
         // A number always has a JSON form.
         Reply::new(200, "application/json", serde_json::to_vec(&self).unwrap_or_default())
@@ -188,6 +232,8 @@ mod tests {
             journal: "0123456789abcdef0123456789abcdef".into(),
             start: 0,
             stop: 700,
+            after: None,
+            through: Some("abc".into()),
             clicks: vec![
                 Clicks("abc".into(), 490_896, 3, 1),
                 Clicks(String::new(), 490_896, 3, 1),
@@ -217,7 +263,8 @@ mod tests {
         let text = serde_json::to_string(&batch()).unwrap();
         assert_eq!(
             text,
-            r#"{"journal":"0123456789abcdef0123456789abcdef","start":0,"stop":700,"#.to_owned()
+            r#"{"journal":"0123456789abcdef0123456789abcdef","start":0,"stop":700,"after":null,"through":"abc","#
+                .to_owned()
                 + r#""clicks":[["abc",490896,3,1],["",490896,3,1]],"visitors":[["abc",20454,15,-9223372036854775808]],"#
                 + r#""details":[["abc",20454,1,"news.example",2],["abc",20454,1,"*",1],["abc",20454,2,"dcw",3],["abc",20454,3,"DE",3]]}"#
         );
@@ -225,7 +272,9 @@ mod tests {
 
     #[test]
     fn what_the_database_must_not_see_is_refused() {
-        let wrong: [fn(&mut Batch); 14] = [
+        let wrong: [fn(&mut Batch); 16] = [
+            |batch| batch.after = Some(String::new()),
+            |batch| batch.through = Some(WHOLE.into()),
             |batch| batch.journal = "x".into(),
             |batch| batch.journal = "0123456789ABCDEF0123456789ABCDEF".into(),
             |batch| batch.start = 700,
@@ -273,10 +322,18 @@ mod tests {
                 .ok()
                 .map(|answer| answer.position)
         };
-        assert_eq!(read(r#"{"position":5}"#), Some(Some(5)));
-        assert_eq!(read(r#"{"position":null}"#), Some(None));
+        assert_eq!(read(r#"{"position":5,"part":null}"#), Some(Some(5)));
+        assert_eq!(read(r#"{"position":null,"part":null}"#), Some(None));
+        assert_eq!(read(r#"{"position":5}"#), None);
         assert_eq!(read("{}"), None);
-        assert_eq!(Position { position: None }.reply().body, br#"{"position":null}"#);
+        assert_eq!(Position::default().reply().body, br#"{"position":null,"part":null}"#);
+        let part = Position::after(&batch()).reply().body;
+        assert_eq!(part, br#"{"position":0,"part":{"stop":700,"through":"abc"}}"#);
+        let whole = Batch {
+            through: None,
+            ..batch()
+        };
+        assert_eq!(Position::after(&whole).reply().body, br#"{"position":700,"part":null}"#);
     }
 
     #[test]

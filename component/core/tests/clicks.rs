@@ -1,7 +1,7 @@
 //! The component's SQL files about clicks, against the SQLite that is used here, as the component uses them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use links_core::clicks::{Batch, Clicks, Detail, Kind, OTHER, Visitors};
+use links_core::clicks::{Batch, Clicks, Detail, Kind, OTHER, Position, Visitors, WHOLE};
 use links_core::sql::{SCHEMA, statements};
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -36,6 +36,8 @@ fn batch(start: u64, stop: u64) -> Batch {
         journal: JOURNAL.into(),
         start,
         stop,
+        after: None,
+        through: None,
         clicks: vec![],
         visitors: vec![],
         details: vec![],
@@ -64,7 +66,10 @@ fn of_details(start: u64, details: &[(&str, Kind, &str, u32)]) -> Batch {
 
 fn send_at(connection: &Connection, batch: &Batch, now: i64) -> bool {
     let body = serde_json::to_string(batch).unwrap();
-    let row = params![batch.journal, batch.start as i64, batch.stop as i64, now, body];
+    let after = batch.after.as_deref().unwrap_or_default();
+    let through = batch.through.as_deref().unwrap_or(WHOLE);
+    let (start, stop) = (batch.start as i64, batch.stop as i64);
+    let row = params![batch.journal, start, stop, after, through, now, body];
     let taken = connection.query_row(INSERT_CLICKS, row, |row| row.get::<_, i64>(0));
     taken.optional().unwrap().is_some()
 }
@@ -73,10 +78,17 @@ fn send(connection: &Connection, batch: &Batch) -> bool {
     send_at(connection, batch, NOW)
 }
 
-fn position(connection: &Connection) -> Option<i64> {
-    connection
-        .query_row(FIND_CLICK_POSITION, [JOURNAL], |row| row.get(0))
-        .unwrap()
+fn found(connection: &Connection) -> Position {
+    let found = connection.query_row(FIND_CLICK_POSITION, [JOURNAL], |row| {
+        let (start, stop): (i64, i64) = (row.get(0)?, row.get(1)?);
+        Ok(Position::of(start as u64, stop as u64, row.get(2)?))
+    });
+    found.optional().unwrap().unwrap_or_default()
+}
+
+fn position(connection: &Connection) -> Option<u64> {
+    assert_eq!(found(connection).part, None);
+    found(connection).position
 }
 
 type Bars = Vec<(i64, i64, i64)>;
@@ -179,6 +191,44 @@ fn the_same_batch_again_changes_nothing() {
     );
 }
 
+#[test]
+fn the_parts_of_a_range_are_taken_in_their_order_and_once() {
+    let connection = new_database(3);
+    let part = |after: Option<&str>, through: Option<&str>, slug: &str| Batch {
+        after: after.map(str::to_owned),
+        through: through.map(str::to_owned),
+        ..of_clicks(0, 10, &[(slug, HOUR, 1, 0)])
+    };
+    let parts = [
+        part(None, Some("a"), "a"),
+        part(Some("a"), Some("b"), "b"),
+        part(Some("b"), None, ""),
+    ];
+    for (done, next) in parts.iter().enumerate() {
+        // Nothing but the next part goes on there: none of the others, no other cut of the same range, no later range.
+        let another = part(Some("0"), Some("c"), "c");
+        let longer = Batch {
+            stop: 20,
+            ..next.clone()
+        };
+        let later = of_clicks(10, 20, &[("a", HOUR, 1, 0)]);
+        let others = parts
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != done)
+            .map(|(_, part)| part);
+        for wrong in others.chain([&another, &later]).chain((done > 0).then_some(&longer)) {
+            assert!(!send(&connection, wrong), "{wrong:?} after {done} parts");
+        }
+        assert!(send(&connection, next), "{next:?}");
+        assert_eq!(found(&connection), Position::after(next));
+        assert_eq!(count(&connection, "click_batches"), 1);
+    }
+    assert_eq!(position(&connection), Some(10));
+    let counted = [1, 2, 3, 0].map(|link| days(&connection, link).len());
+    assert_eq!(counted, [1, 1, 0, 1]);
+}
+
 /// An agent that was killed may cut the journal into other pieces than before.
 #[test]
 fn a_batch_that_overlaps_or_leaves_a_gap_is_not_taken() {
@@ -226,7 +276,15 @@ fn nothing_is_kept_of_batches_but_the_latest_position() {
 fn a_batch_that_fails_leaves_nothing() {
     let connection = new_database(1);
     // Not through the component, which refuses it before.
-    let row = params![JOURNAL, 0, 10, NOW, r#"{"clicks":[["a",1,1,0],["a","x",1,0]]}"#];
+    let row = params![
+        JOURNAL,
+        0,
+        10,
+        "",
+        WHOLE,
+        NOW,
+        r#"{"clicks":[["a",1,1,0],["a","x",1,0]]}"#
+    ];
     assert!(connection.query_row(INSERT_CLICKS, row, |_| Ok(())).is_err());
     assert_eq!((position(&connection), count(&connection, "click_hours")), (None, 0));
     assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));

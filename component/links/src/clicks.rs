@@ -19,14 +19,13 @@ pub async fn take(request: Request) -> Result<Reply, Problem> {
     let text = String::from_utf8(body).map_err(|_| Problem::new(400, "The batch is not UTF-8."))?;
     let store = Store::new();
     let position = match store.take_clicks(&batch, text, clock::now()).await? {
-        true => Some(batch.stop),
+        true => Position::after(&batch),
         false => store.click_position(&batch.journal).await?,
     };
-    Ok(Position { position }.reply())
+    Ok(position.reply())
 }
 
 pub async fn find(request: &Request) -> Result<Reply, Problem> {
     let journal = clicks::journal_of(request.uri().query())?;
-    let position = Store::new().click_position(&journal).await?;
-    Ok(Position { position }.reply())
+    Ok(Store::new().click_position(&journal).await?.reply())
 }

@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use links_core::clicks::Batch;
+use links_core::clicks::{Batch, Position, WHOLE};
 use links_core::expiry::Expiry;
 use links_core::link::{Limit, NewLink, Stored};
 use links_core::problem::Problem;
@@ -211,8 +211,8 @@ impl Store {
         outcome.map_err(|error| Problem::unavailable(format!("The database does not answer: {}.", Cause::of(&error))))
     }
 
-    /// Adds the clicks of a batch; `text` is the batch as JSON, `now` in Unix seconds. False: it does not begin where its
-    /// journal's latest one stopped, so some of it, or all, was added before.
+    /// Adds the clicks of a batch; `text` is the batch as JSON, `now` in Unix seconds. False: it does not go on where its
+    /// journal's latest one ended, so some of it, or all, was added before.
     ///
     /// # Errors
     /// 503
@@ -222,6 +222,8 @@ impl Store {
             Value::Text(batch.journal.clone()),
             position(batch.start),
             position(batch.stop),
+            Value::Text(batch.after.clone().unwrap_or_default()),
+            Value::Text(batch.through.as_deref().unwrap_or(WHOLE).to_owned()),
             Value::Integer(now),
             Value::Text(text),
         ];
@@ -236,14 +238,14 @@ impl Store {
     ///
     /// # Errors
     /// 503
-    pub async fn click_position(&self, journal: &str) -> Result<Option<u64>, Problem> {
+    pub async fn click_position(&self, journal: &str) -> Result<Position, Problem> {
         let journal = [Value::Text(journal.to_owned())];
         let rows = self.ask(FIND_CLICK_POSITION, &journal, Needs::Tables).await;
-        let rows = rows.map_err(unavailable)?;
-        Ok(rows
-            .first()
-            .and_then(|row| row.get::<i64>(0))
-            .and_then(|position| position.try_into().ok()))
+        let row = rows.map_err(unavailable)?.into_iter().next();
+        let found = row.and_then(|row| triple(row, count, count, text));
+        Ok(found.map_or_else(Position::default, |(start, stop, through)| {
+            Position::of(start, stop, through)
+        }))
     }
 
     /// What stands for a link in the tables of clicks.

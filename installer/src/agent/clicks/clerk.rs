@@ -6,12 +6,13 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
+use links_core::clicks::Position;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::courier::{Action, End, Event, Gathered};
+use super::courier::{Action, Counted, End, Event, Gathered};
 use super::desk::Desk;
 use super::gather::{Gatherer, NeedsSalt, Salt, Taken};
 use super::line;
@@ -79,6 +80,8 @@ struct Open {
     /// Its lines up to here are told of.
     told: u64,
     accepted: u64,
+    /// What was shipped of the lines from there on goes through this link.
+    through: Option<String>,
 }
 
 /// What is wrong, told once each.
@@ -134,7 +137,7 @@ impl<D: Desk> Clerk<D> {
                 self.told(|progress| progress.oldest = None);
                 Event::Done
             }
-            Action::Gather { from } => self.gather(from),
+            Action::Gather { from, until } => self.gather(from, until),
             Action::Ship { start, stop } => self.ship(start, stop),
             Action::Save { position } => self.save(position),
             Action::Release { position } => self.release(position),
@@ -272,6 +275,7 @@ impl<D: Desk> Clerk<D> {
             known: None,
             told: 0,
             accepted: 0,
+            through: None,
         });
         Event::Opened { size }
     }
@@ -314,15 +318,16 @@ impl<D: Desk> Clerk<D> {
     }
 
     /// The position of the latest generation that the database knows, where nobody else does.
-    fn located(&mut self) -> Result<Option<u64>, String> {
+    fn located(&mut self) -> Result<Position, String> {
         let open = self.open.as_ref().ok_or("no journal is open")?;
         let (inode, mut generation, is_unsure) = (open.source.inode(), open.generation, open.is_unsure);
         let mut position = self.desk.position(&open.name)?;
-        while is_unsure && position.is_some() {
-            let Some(later) = self.desk.position(&self.name(inode, generation + 1))? else {
+        while is_unsure && position.position.is_some() {
+            let later = self.desk.position(&self.name(inode, generation + 1))?;
+            if later.position.is_none() {
                 break;
-            };
-            position = Some(later);
+            }
+            position = later;
             generation += 1;
         }
         let name = self.name(inode, generation);
@@ -332,24 +337,27 @@ impl<D: Desk> Clerk<D> {
         Ok(position)
     }
 
-    fn position(&mut self, position: Option<u64>) -> Event {
+    fn position(&mut self, found: Position) -> Event {
         self.no_trouble(Topic::Database);
+        let (begun, through) = found.part.map(|part| (part.stop, part.through)).unzip();
+        let position = found.position.unwrap_or(0);
         if let Some(open) = &mut self.open {
-            open.accepted = position.unwrap_or(0);
+            open.accepted = position;
+            open.through = through;
             open.told = open.told.max(open.accepted);
             open.known = None;
         }
-        Event::Position(position)
+        Event::Position(Counted { position, begun })
     }
 
-    fn gather(&mut self, from: u64) -> Event {
+    fn gather(&mut self, from: u64, until: Option<u64>) -> Event {
         match self.gatherer.look_for_countries(&self.layout) {
             Some(Ok(())) => self.no_trouble(Topic::Countries),
             // Clicks are counted without.
             Some(Err(why)) => drop(self.trouble(Topic::Countries, why)),
             None => {}
         }
-        match self.read(from) {
+        match self.read(from, until) {
             Ok(gathered) => {
                 self.no_trouble(Topic::Journal);
                 Event::Gathered(gathered)
@@ -358,7 +366,7 @@ impl<D: Desk> Clerk<D> {
         }
     }
 
-    fn read(&mut self, from: u64) -> io::Result<Gathered> {
+    fn read(&mut self, from: u64, until: Option<u64>) -> io::Result<Gathered> {
         let open = self.open.as_mut().ok_or(io::ErrorKind::NotFound)?;
         let size = open.source.size()?;
         let is_known = match &open.known {
@@ -415,7 +423,7 @@ impl<D: Desk> Clerk<D> {
                 }
             }
             turn -= 1;
-            turn > 0 && !gatherer.is_full()
+            turn > 0 && until.map_or(!gatherer.is_full(), |until| position < until)
         })?;
         if let Some(fault) = fault {
             return Err(fault);
@@ -454,11 +462,18 @@ impl<D: Desk> Clerk<D> {
         let Some(open) = &self.open else {
             return Event::Failed;
         };
-        let batch = self.gatherer.batch(&open.name, start, stop);
+        let batch = self.gatherer.part(&open.name, start, stop, open.through.as_deref());
         match self.desk.send(&batch) {
-            Ok(position) => {
-                if position == Some(stop) {
+            Ok(found) => {
+                if found == Position::after(&batch) {
                     self.gatherer.sent(&batch);
+                    if batch.through.is_some() {
+                        self.no_trouble(Topic::Database);
+                        if let Some(open) = &mut self.open {
+                            open.through = batch.through;
+                        }
+                        return Event::Shipped;
+                    }
                     let of_all = batch.clicks.iter().filter(|entry| entry.0.is_empty());
                     let sums = of_all.fold((0, 0), |sums, entry| {
                         (sums.0 + u64::from(entry.2), sums.1 + u64::from(entry.3))
@@ -471,11 +486,9 @@ impl<D: Desk> Clerk<D> {
                     });
                 } else {
                     self.gatherer.forget_sent();
-                    log::error!(
-                        "clicks: the database is at byte {position:?} of the journal, not at {start}; going on from there"
-                    );
+                    log::error!("clicks: the database has the journal to {found:?}; going on from there");
                 }
-                self.position(position)
+                self.position(found)
             }
             Err(error) => self.trouble(Topic::Database, format!("the database does not take them: {error}")),
         }

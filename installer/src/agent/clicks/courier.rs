@@ -36,11 +36,12 @@ pub enum Action {
     Locate,
     /// Forget what was gathered.
     Discard,
-    /// Add lines from a position on to what was gathered.
+    /// Add lines from a position on to what was gathered; up to another position, if there is one.
     Gather {
         from: u64,
+        until: Option<u64>,
     },
-    /// Send what was gathered.
+    /// Send what was gathered, or the next part of it.
     Ship {
         start: u64,
         stop: u64,
@@ -70,13 +71,22 @@ pub enum Event {
     Opened {
         size: u64,
     },
-    /// The database's position, as an answer to [`Action::Locate`] and [`Action::Ship`].
-    Position(Option<u64>),
+    /// Up to where the database has counted, as an answer to [`Action::Locate`] and [`Action::Ship`].
+    Position(Counted),
+    /// It has another part of what is being shipped, and there are more.
+    Shipped,
     Gathered(Gathered),
     /// The journal cannot have holes.
     Unsupported,
     /// It has grown meanwhile.
     Kept,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    pub position: u64,
+    /// Up to here some parts are counted, too. What is left of them must be gathered from the same lines.
+    pub begun: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +124,8 @@ pub struct Courier {
     size: u64,
     /// Up to here the database has counted.
     accepted: u64,
+    /// What is gathered has to end there: some parts of it are counted.
+    until: Option<u64>,
     /// Up to here lines were gathered.
     gathered: u64,
     /// When the first click that was gathered came.
@@ -133,6 +145,7 @@ impl Courier {
             after: None,
             size: 0,
             accepted: 0,
+            until: None,
             gathered: 0,
             first_click: None,
             quiet: None,
@@ -161,7 +174,7 @@ impl Courier {
             self.failures = 0;
         }
         match (self.action, event) {
-            (Action::Wait(_), _) => self.after.take().unwrap_or(Action::Gather { from: self.gathered }),
+            (Action::Wait(_), _) => self.after.take().unwrap_or(self.gather(self.gathered)),
             (Action::Open { .. } | Action::Renew, Event::Opened { size }) => {
                 self.size = size;
                 self.released = 0;
@@ -169,10 +182,11 @@ impl Courier {
                 self.can_release = true;
                 Action::Locate
             }
-            (Action::Locate, Event::Position(position)) => self.go_on(position.unwrap_or(0)),
-            (Action::Discard, _) => Action::Gather { from: self.accepted },
+            (Action::Locate, Event::Position(counted)) => self.go_on(counted),
+            (Action::Discard, _) => self.gather(self.accepted),
             (Action::Gather { .. }, Event::Gathered(gathered)) => self.gathered(gathered, now),
-            (Action::Ship { .. }, Event::Position(position)) => self.shipped(position.unwrap_or(0), now),
+            (Action::Ship { .. }, Event::Position(counted)) => self.shipped(counted, now),
+            (Action::Ship { .. }, Event::Shipped) => self.action,
             (Action::Save { .. }, _) => self.release(now),
             (Action::Release { position }, Event::Unsupported) => {
                 self.can_release = false;
@@ -214,13 +228,22 @@ impl Courier {
         Action::Wait(pause.min(LONGEST_PAUSE))
     }
 
+    fn gather(&self, from: u64) -> Action {
+        Action::Gather {
+            from,
+            until: self.until,
+        }
+    }
+
     /// From where the database has got to, whatever was gathered.
-    fn go_on(&mut self, position: u64) -> Action {
+    fn go_on(&mut self, counted: Counted) -> Action {
+        let Counted { position, begun } = counted;
         self.first_click = None;
         self.quiet = None;
         self.accepted = position;
+        self.until = begun;
         self.gathered = position;
-        if position > self.size {
+        if begun.unwrap_or(position) > self.size {
             // It was counted further than it is long: it was emptied, and nobody has seen it.
             return Action::Renew;
         }
@@ -246,6 +269,17 @@ impl Courier {
         let waited = self
             .first_click
             .is_some_and(|since| now.saturating_sub(since) >= LINGER);
+        if let Some(stop) = self.until {
+            return match end {
+                _ if position == stop => Action::Ship {
+                    start: self.accepted,
+                    stop,
+                },
+                End::More => self.gather(position),
+                // The lines are not there any more.
+                End::CaughtUp | End::Replaced | End::Truncated => Action::Renew,
+            };
+        }
         let last = matches!(end, End::Replaced | End::Truncated) && clicks;
         let barren = !clicks && position - self.accepted >= BARREN;
         if position > self.accepted && (full || waited || last || barren) {
@@ -255,26 +289,27 @@ impl Courier {
             };
         }
         match end {
-            End::More => Action::Gather { from: position },
-            End::CaughtUp => self.wait(POLL, Action::Gather { from: position }),
+            End::More => self.gather(position),
+            End::CaughtUp => self.wait(POLL, self.gather(position)),
             End::Truncated => Action::Renew,
             End::Replaced => {
                 let since = *self.quiet.get_or_insert(now);
                 if now.saturating_sub(since) >= QUIET {
                     return Action::Open { leave: true };
                 }
-                self.wait(POLL, Action::Gather { from: position })
+                self.wait(POLL, self.gather(position))
             }
         }
     }
 
-    fn shipped(&mut self, position: u64, now: Duration) -> Action {
-        if position == self.accepted {
+    fn shipped(&mut self, counted: Counted, now: Duration) -> Action {
+        let Counted { position, begun } = counted;
+        if position == self.accepted && begun == self.until {
             // It has neither taken nor had it. Not to be asked at once again.
             return self.failed(now);
         }
-        let taken = position == self.gathered;
-        let next = self.go_on(position);
+        let taken = position == self.gathered && begun.is_none();
+        let next = self.go_on(counted);
         // If not, somebody else has sent batches of this journal, or the database was replaced by an older one.
         if taken { Action::Save { position } } else { next }
     }
@@ -319,17 +354,32 @@ mod tests {
         hole: usize,
         /// Generation, epoch and position.
         saved: Option<(u32, u32, usize)>,
-        /// Position and clicks by generation.
-        database: BTreeMap<u32, (u64, u64)>,
+        /// By generation.
+        database: BTreeMap<u32, Account>,
         now: Duration,
         can_have_holes: bool,
         /// Bytes that are pretended to be in front of each journal's.
         steps: u32,
     }
 
+    /// What the database has of a journal: it takes clicks two at a time.
+    #[derive(Clone, Copy, Debug, Default)]
+    struct Account {
+        counted: Counted,
+        clicks: u64,
+        /// Of them those of a range that is not counted whole.
+        part: u64,
+    }
+
+    const PART: u64 = 2;
+
+    fn at(position: u64) -> Event {
+        Event::Position(Counted { position, begun: None })
+    }
+
     impl World {
         fn counted(&self) -> u64 {
-            self.database.values().map(|(_, clicks)| clicks).sum()
+            self.database.values().map(|account| account.clicks).sum()
         }
 
         fn write(&mut self, lines: &[u8]) {
@@ -344,6 +394,8 @@ mod tests {
         generation: u32,
         epoch: u32,
         gathered: u64,
+        /// Of them those that the database has taken.
+        sent: u64,
     }
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -373,6 +425,7 @@ mod tests {
                 generation: 0,
                 epoch: 0,
                 gathered: 0,
+                sent: 0,
             }
         }
 
@@ -395,19 +448,24 @@ mod tests {
                     world.saved = Some((self.generation, self.epoch, 0));
                     opened
                 }
-                Action::Locate => Event::Position(world.database.get(&self.generation).map(|(position, _)| *position)),
+                Action::Locate => {
+                    let account = world.database.get(&self.generation).copied().unwrap_or_default();
+                    self.sent = account.part;
+                    Event::Position(account.counted)
+                }
                 Action::Discard => {
                     self.gathered = 0;
                     Event::Done
                 }
-                Action::Gather { from } => {
+                Action::Gather { from, until } => {
                     let truncated = self.epoch != world.epoch || size < from as usize;
                     let start = (from as usize).max(if truncated { 0 } else { world.hole });
                     // At most three lines at a time.
                     let new = if truncated {
                         &[][..]
                     } else {
-                        &world.journal[start.min(size)..(start + 3).min(size)]
+                        let stop = until.map_or(size, |until| size.min(until as usize));
+                        &world.journal[start.min(size)..(start + 3).min(stop)]
                     };
                     self.gathered += new.iter().filter(|line| **line == b'c').count() as u64;
                     let position = if truncated {
@@ -428,12 +486,34 @@ mod tests {
                     })
                 }
                 Action::Ship { start, stop } => {
-                    let known = world.database.get(&self.generation).map(|(position, _)| *position);
-                    if known.unwrap_or(0) == start {
-                        let entry = world.database.entry(self.generation).or_default();
-                        *entry = (stop, entry.1 + self.gathered);
+                    let account = world.database.entry(self.generation).or_default();
+                    let counted = account.counted;
+                    // A part goes on where the one before ended.
+                    let goes_on = match counted.begun {
+                        None => counted.position == start && self.sent == 0,
+                        Some(begun) => counted.position == start && begun == stop && account.part == self.sent,
+                    };
+                    if goes_on {
+                        let part = PART.min(self.gathered - self.sent);
+                        account.clicks += part;
+                        account.part += part;
+                        account.counted = Counted {
+                            position: start,
+                            begun: Some(stop),
+                        };
+                        if account.part == self.gathered {
+                            account.part = 0;
+                            account.counted = Counted {
+                                position: stop,
+                                begun: None,
+                            };
+                        }
                     }
-                    Event::Position(world.database.get(&self.generation).map(|(position, _)| *position))
+                    let sent = std::mem::replace(&mut self.sent, account.part);
+                    match account.counted.begun {
+                        Some(begun) if begun == stop && account.part == sent + PART => Event::Shipped,
+                        _ => Event::Position(account.counted),
+                    }
                 }
                 Action::Save { position } => {
                     world.saved = Some((self.generation, self.epoch, position as usize));
@@ -517,16 +597,17 @@ mod tests {
                 Action::Open { leave: false },
                 Action::Locate,
                 Action::Discard,
-                Action::Gather { from: 0 }
+                Action::Gather { from: 0, until: None }
             ]
         );
         let ship = actions
             .iter()
             .position(|action| matches!(action, Action::Ship { .. }))
             .unwrap();
-        assert_eq!(actions[ship], Action::Ship { start: 0, stop: 9 });
+        // Six clicks are three parts.
+        assert_eq!(actions[ship..ship + 3], [Action::Ship { start: 0, stop: 9 }; 3]);
         assert_eq!(
-            actions[ship + 1..ship + 3],
+            actions[ship + 3..ship + 5],
             [Action::Save { position: 9 }, Action::Discard]
         );
     }
@@ -568,7 +649,8 @@ mod tests {
             writes(step, world);
             if step == 300 {
                 let early = world.database.get_mut(&0).unwrap();
-                *early = (9, 6);
+                early.counted.position = 9;
+                early.clicks = 6;
             }
             if step == 301 {
                 world.write(b"c");
@@ -635,7 +717,7 @@ mod tests {
         let mut courier = Courier::new();
         let mut now = Duration::ZERO;
         courier.next(Event::Opened { size: 100 }, now);
-        courier.next(Event::Position(None), now);
+        courier.next(Event::Position(Counted::default()), now);
         courier.next(Event::Done, now);
         let full = Gathered {
             position: 100,
@@ -656,10 +738,7 @@ mod tests {
             assert_eq!(courier.next(Event::Done, now), ship);
         }
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 15_000, 15_000, 15_000]);
-        assert_eq!(
-            courier.next(Event::Position(Some(100)), now),
-            Action::Save { position: 100 }
-        );
+        assert_eq!(courier.next(at(100), now), Action::Save { position: 100 });
     }
 
     fn caught_up(position: u64, clicks: bool, end: End) -> Event {
@@ -675,7 +754,7 @@ mod tests {
     fn at_work(position: u64) -> Courier {
         let mut courier = Courier::new();
         courier.next(Event::Opened { size: position }, Duration::ZERO);
-        courier.next(Event::Position(Some(position)), Duration::ZERO);
+        courier.next(at(position), Duration::ZERO);
         courier.next(Event::Done, Duration::ZERO);
         courier
     }
@@ -687,7 +766,7 @@ mod tests {
         // What was gathered of it goes first.
         let action = courier.next(caught_up(60, true, End::Replaced), now);
         assert_eq!(action, Action::Ship { start: 50, stop: 60 });
-        courier.next(Event::Position(Some(60)), now);
+        courier.next(at(60), now);
         courier.next(Event::Done, now);
         let mut looks = 0;
         let action = loop {
@@ -725,7 +804,7 @@ mod tests {
         let mut courier = at_work(0);
         let mut ship = |stop: u64, now: Duration| {
             courier.next(caught_up(stop, true, End::Truncated), now);
-            courier.next(Event::Position(Some(stop)), now);
+            courier.next(at(stop), now);
             let action = courier.next(Event::Done, now);
             while !matches!(courier.action(), Action::Gather { .. }) {
                 courier.next(Event::Done, now);
@@ -746,13 +825,13 @@ mod tests {
         let stop = TRUNCATE + RELEASE;
         let now = Duration::ZERO;
         courier.next(caught_up(stop, true, End::Truncated), now);
-        courier.next(Event::Position(Some(stop)), now);
+        courier.next(at(stop), now);
         assert_eq!(courier.next(Event::Done, now), Action::Release { position: stop });
         let empty = courier.next(Event::Unsupported, now);
         assert_eq!(empty, Action::Truncate { position: stop });
         assert_eq!(courier.next(Event::Done, now), Action::Renew);
         assert_eq!(courier.next(Event::Opened { size: 0 }, now), Action::Locate);
-        assert_eq!(courier.next(Event::Position(None), now), Action::Discard);
-        assert_eq!(courier.next(Event::Done, now), Action::Gather { from: 0 });
+        assert_eq!(courier.next(Event::Position(Counted::default()), now), Action::Discard);
+        assert_eq!(courier.next(Event::Done, now), Action::Gather { from: 0, until: None });
     }
 }

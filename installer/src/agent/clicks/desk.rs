@@ -18,17 +18,17 @@ const LONGEST: u64 = 64 * 1024;
 const PATH: &str = "/internal/clicks";
 
 pub trait Desk {
-    /// Up to where the journal is counted; none where it is not known.
+    /// Up to where the journal is counted.
     ///
     /// # Errors
     /// Nobody says so; in words.
-    fn position(&self, journal: &str) -> Result<Option<u64>, String>;
+    fn position(&self, journal: &str) -> Result<Position, String>;
 
     /// The same, after the batch was taken or was not.
     ///
     /// # Errors
     /// As above. It may have been taken.
-    fn send(&self, batch: &Batch) -> Result<Option<u64>, String>;
+    fn send(&self, batch: &Batch) -> Result<Position, String>;
 }
 
 /// The instances in rotation, on this host's loopback.
@@ -62,7 +62,7 @@ impl Instances {
     fn ask(
         &self,
         call: impl Fn(&Agent, &str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-    ) -> Result<Option<u64>, String> {
+    ) -> Result<Position, String> {
         let mut ready = rotation::ready_instances(&self.layout).map_err(|error| format!("the ready flags: {error}"))?;
         ready.sort_by_key(|instance| *instance != self.last.get());
         let mut why = "no instance is ready".to_owned();
@@ -87,14 +87,14 @@ impl Instances {
 }
 
 impl Desk for Instances {
-    fn position(&self, journal: &str) -> Result<Option<u64>, String> {
+    fn position(&self, journal: &str) -> Result<Position, String> {
         self.ask(|agent, url| {
             let request = agent.get(url).query("journal", journal);
             request.header("connection", "close").call()
         })
     }
 
-    fn send(&self, batch: &Batch) -> Result<Option<u64>, String> {
+    fn send(&self, batch: &Batch) -> Result<Position, String> {
         let body = serde_json::to_vec(batch).map_err(|error| error.to_string())?;
         self.ask(|agent, url| {
             let request = agent.post(url).header("content-type", "application/json");
@@ -103,7 +103,7 @@ impl Desk for Instances {
     }
 }
 
-fn position_of(mut response: ureq::http::Response<ureq::Body>) -> Result<Option<u64>, String> {
+fn position_of(mut response: ureq::http::Response<ureq::Body>) -> Result<Position, String> {
     let status = response.status().as_u16();
     let body = response.body_mut().with_config().limit(LONGEST).read_to_string();
     let body = body.map_err(|error| error.to_string())?;
@@ -115,10 +115,7 @@ fn position_of(mut response: ureq::http::Response<ureq::Body>) -> Result<Option<
             status => format!("status {status} {detail}"),
         });
     }
-    let position = serde_json::from_str::<Position>(&body);
-    position
-        .map(|answer| answer.position)
-        .map_err(|error| format!("not an answer: {error}"))
+    serde_json::from_str(&body).map_err(|error| format!("not an answer: {error}"))
 }
 
 #[cfg(test)]
@@ -137,6 +134,8 @@ mod tests {
             journal: JOURNAL.to_owned(),
             start: 0,
             stop: 10,
+            after: None,
+            through: None,
             clicks: vec![],
             visitors: vec![],
             details: vec![],
@@ -162,11 +161,11 @@ mod tests {
             seen.lock()
                 .unwrap()
                 .push((request.method.clone(), request.path.clone(), request.body.clone()));
-            (200, "{\"position\":10}".to_owned())
+            (200, "{\"position\":10,\"part\":null}".to_owned())
         });
         let (_root, desk) = host(&server.url("/"), &[2, 1]);
-        assert_eq!(desk.position(JOURNAL), Ok(Some(10)));
-        assert_eq!(desk.send(&batch()), Ok(Some(10)));
+        assert_eq!(desk.position(JOURNAL), Ok(Position::after(&batch())));
+        assert_eq!(desk.send(&batch()), Ok(Position::after(&batch())));
         let body = serde_json::to_string(&batch()).unwrap();
         assert_eq!(
             *asked.lock().unwrap(),
@@ -184,7 +183,7 @@ mod tests {
     #[test]
     fn an_answer_is_200_and_a_position() {
         for (status, body, wanted) in [
-            (200, "{\"position\":null}", Ok(None)),
+            (200, "{\"position\":null,\"part\":null}", Ok(Position::default())),
             (
                 503,
                 "{\"detail\":\"The database does not answer.\"}",
@@ -193,7 +192,7 @@ mod tests {
             (404, "", Err("release")),
             (200, "ok", Err("not an answer")),
             (200, "{}", Err("not an answer")),
-            (200, "{\"position\":-1}", Err("not an answer")),
+            (200, "{\"position\":-1,\"part\":null}", Err("not an answer")),
         ] {
             let server = Server::start(move |_| (status, body.to_owned()));
             let (_root, desk) = host(&server.url("/"), &[1]);

@@ -1,6 +1,7 @@
 //! Lines of the journal become a batch: sums by link, hour and day. What is kept of a client here and there is the bit
 //! that it sets in a day's sketch of visitors.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hasher as _;
 use std::net::Ipv6Addr;
@@ -25,6 +26,10 @@ const REMEMBERED: usize = 4096;
 
 /// Words of sketches that the database is known to have.
 const SENT: usize = 100_000;
+
+/// What is gathered before it is sent, in bytes as JSON: the more, the fewer entries there are for as many clicks. In
+/// memory it takes three times as much.
+const ROOM: usize = 12 * 1024 * 1024;
 
 /// What an entry takes as JSON beside its texts, in bytes, at most.
 const CLICKS_SIZE: usize = 30;
@@ -69,10 +74,13 @@ impl Names {
         number
     }
 
+    fn bytes(&self, number: u32) -> &[u8] {
+        self.names.get(number as usize).map_or(&[], |name| name)
+    }
+
     /// They are slugs, hosts and codes: ASCII.
     fn name(&self, number: u32) -> String {
-        let name = self.names.get(number as usize);
-        name.map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned())
+        String::from_utf8_lossy(self.bytes(number)).into_owned()
     }
 
     fn clear(&mut self) {
@@ -112,6 +120,26 @@ pub struct Gatherer {
     /// Bits that need not be sent again, by the hash of the slug, day and word. Most visitors of a busy link set none.
     sent: HashMap<(u64, u32, u8), u64>,
     size: usize,
+    /// What was gathered, once it is being sent.
+    sheaf: Option<Sheaf>,
+}
+
+/// All that was gathered, by link in the order of their slugs: what is a part of it follows from the lines alone.
+#[derive(Debug)]
+struct Sheaf {
+    /// The links' numbers.
+    links: Vec<u32>,
+    /// Each by its link's place in `links`.
+    clicks: Vec<((u32, u32), Count)>,
+    visitors: Vec<((u32, u32, u8), u64)>,
+    details: Vec<(DetailKey, u32)>,
+}
+
+/// What belongs to a link, of what is sorted by links.
+fn of_link<T>(all: &[T], link: u32, place: impl Fn(&T) -> u32) -> &[T] {
+    let start = all.partition_point(|entry| place(entry) < link);
+    let count = all[start..].partition_point(|entry| place(entry) == link);
+    &all[start..start + count]
 }
 
 impl Gatherer {
@@ -147,12 +175,12 @@ impl Gatherer {
 
     /// Whether there is a click in it.
     pub fn is_empty(&self) -> bool {
-        self.clicks.is_empty()
+        self.clicks.is_empty() && self.sheaf.is_none()
     }
 
     /// Whether it is time to send it.
     pub fn is_full(&self) -> bool {
-        self.size >= GOAL
+        self.size >= ROOM
     }
 
     /// # Errors
@@ -266,84 +294,176 @@ impl Gatherer {
         self.clicks.clear();
         self.visitors.clear();
         self.details.clear();
+        self.sheaf = None;
         self.size = 0;
     }
 
-    /// What was gathered, as a batch.
-    pub fn batch(&self, journal: &str, start: u64, stop: u64) -> Batch {
-        let slug = |link: u32| self.links.name(link);
-        let mut clicks = vec![];
-        let mut clicks_of_all = BTreeMap::<u32, Count>::new();
-        for ((link, hour), count) in &self.clicks {
-            clicks.push(Clicks(slug(*link), *hour, count.clicks, count.bots));
-            let all = clicks_of_all.entry(*hour).or_default();
-            all.clicks = all.clicks.saturating_add(count.clicks);
-            all.bots = all.bots.saturating_add(count.bots);
+    /// The next part of what was gathered, after that of the link `after`. Nothing more is to be added then.
+    pub fn part(&mut self, journal: &str, start: u64, stop: u64, after: Option<&str>) -> Batch {
+        if self.sheaf.is_none() {
+            self.sheaf = Some(self.bind());
         }
-        let of_all = clicks_of_all.into_iter();
-        clicks.extend(of_all.map(|(hour, count)| Clicks(String::new(), hour, count.clicks, count.bots)));
-
-        // Neighbours in the database's index of slugs are neighbours here.
-        clicks.sort_unstable();
-
-        let mut visitors = vec![];
-        let mut visitors_of_all = BTreeMap::<(u32, u8), u64>::new();
-        for ((link, day, word), bits) in &self.visitors {
-            visitors.push(Visitors(slug(*link), *day, *word, bits.cast_signed()));
-            *visitors_of_all.entry((*day, *word)).or_default() |= bits;
-        }
-        let of_all = visitors_of_all.into_iter();
-        let of_all = of_all.filter(|((day, word), bits)| !self.is_sent(b"", *day, *word, *bits));
-        visitors.extend(of_all.map(|((day, word), bits)| Visitors(String::new(), day, word, bits.cast_signed())));
-
-        visitors.sort_unstable();
-
-        Batch {
+        let mut batch = Batch {
             journal: journal.to_owned(),
             start,
             stop,
+            after: after.map(str::to_owned),
+            through: None,
+            clicks: vec![],
+            visitors: vec![],
+            details: vec![],
+        };
+        let Some(sheaf) = &self.sheaf else { return batch };
+        let after = after.unwrap_or_default().as_bytes();
+        let done = sheaf.links.partition_point(|link| self.links.bytes(*link) <= after);
+        let mut size = 0;
+        for (place, link) in (0_u32..).zip(&sheaf.links).skip(done) {
+            let slug = self.links.name(*link);
+            if size >= GOAL {
+                return batch;
+            }
+            size += self.add(&mut batch, sheaf, place, &slug);
+            batch.through = Some(slug);
+        }
+        batch.through = None;
+        self.add_sums(&mut batch, sheaf);
+        batch
+    }
+
+    /// Puts it into order.
+    fn bind(&mut self) -> Sheaf {
+        // There are fewer than 2^32 numbers.
+        let mut links: Vec<_> = (0..self.links.names.len() as u32).collect();
+        links.sort_unstable_by_key(|link| self.links.bytes(*link));
+        let mut places = vec![0; links.len()];
+        for (place, link) in (0_u32..).zip(&links) {
+            if let Some(known) = places.get_mut(*link as usize) {
+                *known = place;
+            }
+        }
+        let place = |link: u32| places.get(link as usize).copied().unwrap_or(0);
+        let clicks = std::mem::take(&mut self.clicks).into_iter();
+        let mut clicks: Vec<_> = clicks
+            .map(|((link, hour), count)| ((place(link), hour), count))
+            .collect();
+        clicks.sort_unstable_by_key(|(key, _)| *key);
+        let visitors = std::mem::take(&mut self.visitors).into_iter();
+        let mut visitors: Vec<_> = visitors
+            .map(|((link, day, word), bits)| ((place(link), day, word), bits))
+            .collect();
+        visitors.sort_unstable();
+        let details = std::mem::take(&mut self.details).into_iter();
+        let mut details: Vec<_> = details
+            .map(|((link, day, kind, name), clicks)| ((place(link), day, kind, name), clicks))
+            .collect();
+        details.sort_unstable_by_key(|((place, day, kind, name), clicks)| {
+            (*place, *day, *kind, Reverse(*clicks), self.names.bytes(*name))
+        });
+        Sheaf {
+            links,
             clicks,
             visitors,
-            details: self.details(),
+            details,
         }
     }
 
-    fn details(&self) -> Vec<Detail> {
-        let mut of_all = BTreeMap::<(u32, Kind, u32), u32>::new();
-        for ((_, day, kind, name), clicks) in &self.details {
-            let all = of_all.entry((*day, *kind, *name)).or_default();
+    /// Adds what belongs to one link, and tells what that takes as JSON, in bytes.
+    fn add(&self, batch: &mut Batch, sheaf: &Sheaf, place: u32, slug: &str) -> usize {
+        let before = (batch.clicks.len(), batch.visitors.len(), batch.details.len());
+        for ((_, hour), count) in of_link(&sheaf.clicks, place, |entry| entry.0.0) {
+            batch
+                .clicks
+                .push(Clicks(slug.to_owned(), *hour, count.clicks, count.bots));
+        }
+        for ((_, day, word), bits) in of_link(&sheaf.visitors, place, |entry| entry.0.0) {
+            batch
+                .visitors
+                .push(Visitors(slug.to_owned(), *day, *word, bits.cast_signed()));
+        }
+        let details = of_link(&sheaf.details, place, |entry| entry.0.0);
+        let groups = details.chunk_by(|a, b| (a.0.1, a.0.2) == (b.0.1, b.0.2));
+        for group in groups {
+            let named = group.iter().map(|((.., name), clicks)| (*name, *clicks));
+            if let Some(((_, day, kind, _), _)) = group.first() {
+                self.add_group(batch, slug, (*day, *kind), named);
+            }
+        }
+        let names = batch.details[before.2..]
+            .iter()
+            .map(|detail| detail.3.len())
+            .sum::<usize>();
+        let added = (
+            batch.clicks.len() - before.0,
+            batch.visitors.len() - before.1,
+            batch.details.len() - before.2,
+        );
+        added.0 * (slug.len() + CLICKS_SIZE)
+            + added.1 * (slug.len() + VISITORS_SIZE)
+            + added.2 * (slug.len() + DETAIL_SIZE)
+            + names
+    }
+
+    /// `named`: the most frequent first.
+    fn add_group(
+        &self,
+        batch: &mut Batch,
+        slug: &str,
+        (day, kind): (u32, Kind),
+        named: impl Iterator<Item = (u32, u32)>,
+    ) {
+        let most = match kind {
+            Kind::Referrer => NAMED_REFERRERS,
+            Kind::Visit | Kind::Country => usize::MAX,
+        };
+        let mut rest = 0_u32;
+        for (index, (name, clicks)) in named.enumerate() {
+            if index < most {
+                let name = self.names.name(name);
+                batch.details.push(Detail(slug.to_owned(), day, kind, name, clicks));
+            } else {
+                rest = rest.saturating_add(clicks);
+            }
+        }
+        if rest > 0 {
+            batch
+                .details
+                .push(Detail(slug.to_owned(), day, kind, OTHER.to_owned(), rest));
+        }
+    }
+
+    /// Adds the sums of all links.
+    fn add_sums(&self, batch: &mut Batch, sheaf: &Sheaf) {
+        let mut clicks = BTreeMap::<u32, Count>::new();
+        for ((_, hour), count) in &sheaf.clicks {
+            let all = clicks.entry(*hour).or_default();
+            all.clicks = all.clicks.saturating_add(count.clicks);
+            all.bots = all.bots.saturating_add(count.bots);
+        }
+        let clicks = clicks.into_iter();
+        batch
+            .clicks
+            .extend(clicks.map(|(hour, count)| Clicks(String::new(), hour, count.clicks, count.bots)));
+
+        let mut visitors = BTreeMap::<(u32, u8), u64>::new();
+        for ((_, day, word), bits) in &sheaf.visitors {
+            *visitors.entry((*day, *word)).or_default() |= bits;
+        }
+        let visitors = visitors.into_iter();
+        let visitors = visitors.filter(|((day, word), bits)| !self.is_sent(b"", *day, *word, *bits));
+        batch
+            .visitors
+            .extend(visitors.map(|((day, word), bits)| Visitors(String::new(), day, word, bits.cast_signed())));
+
+        let mut details = BTreeMap::<(u32, Kind), HashMap<u32, u32>>::new();
+        for ((_, day, kind, name), clicks) in &sheaf.details {
+            let all = details.entry((*day, *kind)).or_default().entry(*name).or_default();
             *all = all.saturating_add(*clicks);
         }
-        let of_all = of_all
-            .into_iter()
-            .map(|((day, kind, name), clicks)| (None, day, kind, name, clicks));
-        let of_links = self.details.iter();
-        let of_links = of_links.map(|((link, day, kind, name), clicks)| (Some(*link), *day, *kind, *name, *clicks));
-        let mut all: Vec<_> = of_links.chain(of_all).collect();
-        // The most frequent first, in each group.
-        all.sort_unstable_by_key(|(link, day, kind, name, clicks)| (*link, *day, *kind, u32::MAX - clicks, *name));
-        let mut details = vec![];
-        let groups = all.chunk_by(|a, b| (a.0, a.1, a.2) == (b.0, b.1, b.2));
-        for group in groups {
-            let Some((link, day, kind, ..)) = group.first().copied() else {
-                continue;
-            };
-            let slug = link.map_or_else(String::new, |link| self.links.name(link));
-            let most = if kind == Kind::Referrer {
-                NAMED_REFERRERS
-            } else {
-                group.len()
-            };
-            let (named, rest) = group.split_at(most.min(group.len()));
-            for (.., name, clicks) in named {
-                details.push(Detail(slug.clone(), day, kind, self.names.name(*name), *clicks));
-            }
-            if !rest.is_empty() {
-                let clicks = rest.iter().fold(0_u32, |sum, (.., clicks)| sum.saturating_add(*clicks));
-                details.push(Detail(slug, day, kind, OTHER.to_owned(), clicks));
-            }
+        for (group, names) in details {
+            let mut names: Vec<_> = names.into_iter().collect();
+            names.sort_unstable_by_key(|(name, clicks)| (Reverse(*clicks), self.names.bytes(*name)));
+            self.add_group(batch, "", group, names.into_iter());
         }
-        details
     }
 }
 
@@ -402,10 +522,25 @@ mod tests {
     }
 
     /// As the database will take it.
-    fn batch(gatherer: &Gatherer) -> Batch {
-        let body = serde_json::to_vec(&gatherer.batch(JOURNAL, 0, 100)).unwrap();
+    fn part(gatherer: &mut Gatherer, after: Option<&str>) -> Batch {
+        let body = serde_json::to_vec(&gatherer.part(JOURNAL, 0, 100, after)).unwrap();
         assert!(body.len() <= MAX_BODY, "{} bytes", body.len());
         Batch::parse(&body).unwrap()
+    }
+
+    fn parts(gatherer: &mut Gatherer) -> Vec<Batch> {
+        let mut parts = vec![part(gatherer, None)];
+        while let Some(through) = parts.last().and_then(|part| part.through.clone()) {
+            parts.push(part(gatherer, Some(&through)));
+        }
+        parts
+    }
+
+    /// What is one part.
+    fn batch(gatherer: &mut Gatherer) -> Batch {
+        let batch = part(gatherer, None);
+        assert_eq!(batch.through, None);
+        batch
     }
 
     fn sorted<T>(mut entries: Vec<T>, key: impl Fn(&T) -> String) -> Vec<T> {
@@ -430,7 +565,7 @@ mod tests {
         let hour = DAY_OF_TEST * 24 + 12;
         let entry = |slug: &str, hour, clicks, bots| Clicks(slug.to_owned(), hour, clicks, bots);
         assert_eq!(
-            sorted(batch(&gatherer).clicks, |entry| format!("{}{}", entry.0, entry.1)),
+            sorted(batch(&mut gatherer).clicks, |entry| format!("{}{}", entry.0, entry.1)),
             [
                 entry("", hour, 2, 2),
                 entry("", hour + 1, 1, 0),
@@ -440,7 +575,9 @@ mod tests {
             ]
         );
         gatherer.clear();
-        assert!(gatherer.is_empty() && batch(&gatherer).clicks.is_empty() && batch(&gatherer).details.is_empty());
+        assert!(
+            gatherer.is_empty() && batch(&mut gatherer).clicks.is_empty() && batch(&mut gatherer).details.is_empty()
+        );
     }
 
     #[test]
@@ -464,7 +601,7 @@ mod tests {
         ] {
             take(&mut gatherer, &line("a", AT, "192.0.2.1", referrer, agent)).unwrap();
         }
-        let details = batch(&gatherer).details;
+        let details = batch(&mut gatherer).details;
         let of = |slug: &str| -> Vec<_> {
             let own = details.iter().filter(|detail| detail.0 == slug);
             own.map(|Detail(_, _, kind, name, clicks)| (*kind, name.clone(), *clicks))
@@ -489,12 +626,12 @@ mod tests {
         for address in ["192.0.2.1", "192.0.2.9", "198.51.100.1"] {
             take(&mut gatherer, &line("a", AT, address, "-", PERSON)).unwrap();
         }
-        let details = batch(&gatherer).details;
+        let details = batch(&mut gatherer).details;
         let countries = details.iter().filter(|detail| detail.2 == Kind::Country);
         let countries: Vec<_> = countries
             .map(|detail| (detail.0.as_str(), detail.3.as_str(), detail.4))
             .collect();
-        assert_eq!(countries, [("", "DE", 2), ("a", "DE", 2)]);
+        assert_eq!(countries, [("a", "DE", 2), ("", "DE", 2)]);
     }
 
     fn estimate(batch: &Batch, slug: &str) -> u64 {
@@ -523,7 +660,7 @@ mod tests {
         ] {
             take(&mut gatherer, &line(slug, AT, address, "-", agent)).unwrap();
         }
-        let batch = batch(&gatherer);
+        let batch = batch(&mut gatherer);
         let estimates = ["a", "b", "c", ""].map(|slug| estimate(&batch, slug));
         assert_eq!(estimates, [3, 1, 2, 5]);
     }
@@ -591,7 +728,7 @@ mod tests {
                 take(&mut gatherer, &line("a", AT, "192.0.2.1", "real.example", PERSON)).unwrap();
             }
         }
-        let details = batch(&gatherer).details;
+        let details = batch(&mut gatherer).details;
         for slug in ["a", ""] {
             let own = details
                 .iter()
@@ -603,7 +740,31 @@ mod tests {
         }
     }
 
-    /// Whatever comes, a batch is one that the database takes.
+    /// Another process, which has read the same lines, goes on with them.
+    #[test]
+    fn what_is_in_a_part_follows_from_the_lines() {
+        let gathered = || {
+            let mut gatherer = gatherer();
+            for number in 0..30_000_u32 {
+                let slug = format!("s{:05}", number.wrapping_mul(7919) % 10_000);
+                let address = format!("192.0.{}.{}", number / 256 % 256, number % 256);
+                let referrer = format!("{}.example", number % 7);
+                take(&mut gatherer, &line(&slug, AT, &address, &referrer, PERSON)).unwrap();
+            }
+            gatherer
+        };
+        let all = parts(&mut gathered());
+        assert!(all.len() > 2, "{} parts", all.len());
+        for (index, wanted) in all.iter().enumerate() {
+            let after = index.checked_sub(1).and_then(|before| all[before].through.as_deref());
+            assert_eq!(part(&mut gathered(), after), *wanted);
+        }
+        let slugs: Vec<_> = all.iter().flat_map(|part| &part.clicks).map(|entry| &entry.0).collect();
+        let (sum, links) = slugs.split_last().unwrap();
+        assert!(sum.is_empty() && links.len() == 10_000 && links.is_sorted());
+    }
+
+    /// Whatever comes, a part is one that the database takes.
     #[test]
     fn it_is_full_before_it_is_too_long() {
         let slug = |number: usize| format!("{number:064}");
@@ -628,9 +789,13 @@ mod tests {
                 number += 1;
             }
             assert!(number > 1000, "{number}");
-            let batch = batch(&gatherer);
-            let clicks = batch.clicks.iter().filter(|entry| !entry.0.is_empty());
-            assert_eq!(clicks.map(|entry| (entry.2 + entry.3) as usize).sum::<usize>(), number);
+            let parts = parts(&mut gatherer);
+            let clicks = parts.iter().flat_map(|part| &part.clicks);
+            let of_links = clicks.filter(|entry| !entry.0.is_empty());
+            assert_eq!(
+                of_links.map(|entry| (entry.2 + entry.3) as usize).sum::<usize>(),
+                number
+            );
         }
     }
 }

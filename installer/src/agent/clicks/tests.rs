@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use links_core::clicks::Batch;
+use links_core::clicks::{Batch, Position, WHOLE};
 use links_core::sql::{SCHEMA, statements};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -49,17 +49,17 @@ impl Database {
         }
     }
 
-    fn answer(&self, journal: &str) -> Result<Option<u64>, String> {
+    fn answer(&self, journal: &str) -> Result<Position, String> {
         let mut lost = self.lost.borrow_mut();
         if *lost > 0 {
             *lost -= 1;
             return Err("the answer got lost".to_owned());
         }
-        let position: Option<i64> = self
-            .connection
-            .query_row(FIND_CLICK_POSITION, [journal], |row| row.get(0))
-            .unwrap();
-        Ok(position.map(i64::unsigned_abs))
+        let found = self.connection.query_row(FIND_CLICK_POSITION, [journal], |row| {
+            let (start, stop): (i64, i64) = (row.get(0)?, row.get(1)?);
+            Ok(Position::of(start.unsigned_abs(), stop.unsigned_abs(), row.get(2)?))
+        });
+        Ok(found.optional().unwrap().unwrap_or_default())
     }
 
     /// Clicks and bots of each link, as the hours, the days and the sum of all agree on.
@@ -84,21 +84,24 @@ impl Database {
 }
 
 impl Desk for Database {
-    fn position(&self, journal: &str) -> Result<Option<u64>, String> {
+    fn position(&self, journal: &str) -> Result<Position, String> {
         if *self.down.borrow() {
             return Err("connection refused".to_owned());
         }
         self.answer(journal)
     }
 
-    fn send(&self, batch: &Batch) -> Result<Option<u64>, String> {
+    fn send(&self, batch: &Batch) -> Result<Position, String> {
         if *self.down.borrow() {
             return Err("connection refused".to_owned());
         }
         let body = serde_json::to_vec(batch).unwrap();
         let batch = Batch::parse(&body).unwrap();
         let body = String::from_utf8(body).unwrap();
-        let row = params![batch.journal, batch.start as i64, batch.stop as i64, AT as i64, body];
+        let after = batch.after.as_deref().unwrap_or_default();
+        let through = batch.through.as_deref().unwrap_or(WHOLE);
+        let (start, stop) = (batch.start as i64, batch.stop as i64);
+        let row = params![batch.journal, start, stop, after, through, AT as i64, body];
         let taken = self.connection.query_row(INSERT_CLICKS, row, |_| Ok(()));
         taken.optional().unwrap();
         self.answer(&batch.journal)
