@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::thread::LocalKey;
 use std::time::{Duration, Instant};
 
 use links_core::clicks::{Batch, Position, WHOLE};
@@ -101,10 +102,14 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 thread_local! {
     /// This instance's connections, opened by the requests that need them: opening one for every request costs more than
     /// the request. Requests take a share of one and never hold the cell itself while they wait.
-    static KEPT: RefCell<Vec<Rc<Connection>>> = const { RefCell::new(Vec::new()) };
+    static FOR_READING: Kept = const { RefCell::new(Vec::new()) };
+    /// A write may wait for the locks of others, and whatever has a share of its connection waits with it.
+    static FOR_WRITING: Kept = const { RefCell::new(Vec::new()) };
     /// Whether the tables are known to be those of this release.
     static HAS_TABLES: Cell<bool> = const { Cell::new(false) };
 }
+
+type Kept = RefCell<Vec<Rc<Connection>>>;
 
 /// What a statement needs to find.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -114,6 +119,18 @@ enum Needs {
     AnyTables,
     /// The tables of this release.
     Tables,
+    /// These, to write to them.
+    TablesToWrite,
+}
+
+impl Needs {
+    /// The connections that are kept for it.
+    fn kept(self) -> &'static LocalKey<Kept> {
+        match self {
+            Needs::AnyTables | Needs::Tables => &FOR_READING,
+            Needs::TablesToWrite => &FOR_WRITING,
+        }
+    }
 }
 
 /// The database for one request.
@@ -183,7 +200,8 @@ impl Store {
             link.max_clicks
                 .map_or(Value::Null, |max_clicks| Value::Integer(max_clicks.get())),
         ];
-        let rows = self.ask(INSERT_LINK, &row, Needs::Tables).await.map_err(unavailable)?;
+        let rows = self.ask(INSERT_LINK, &row, Needs::TablesToWrite).await;
+        let rows = rows.map_err(unavailable)?;
         Ok(rows.into_iter().next().and_then(|row| {
             let [slug, url, expires_at, max_clicks, clicks_left] = row.values.try_into().ok()?;
             let link = stored(url, expires_at, max_clicks, clicks_left)?;
@@ -198,7 +216,7 @@ impl Store {
     /// 503
     pub async fn take_click(&self, slug: &Slug, now: i64) -> Result<bool, Problem> {
         let click = [Value::Text(slug.as_str().to_owned()), Value::Integer(now)];
-        let rows = self.ask(TAKE_CLICK, &click, Needs::Tables).await;
+        let rows = self.ask(TAKE_CLICK, &click, Needs::TablesToWrite).await;
         rows.map(|rows| !rows.is_empty()).map_err(unavailable)
     }
 
@@ -228,7 +246,7 @@ impl Store {
             Value::Text(text),
         ];
         let rows = self
-            .ask(INSERT_CLICKS, &row, Needs::Tables)
+            .ask(INSERT_CLICKS, &row, Needs::TablesToWrite)
             .await
             .map_err(unavailable)?;
         Ok(!rows.is_empty())
@@ -319,14 +337,15 @@ impl Store {
         let mut pause = FIRST_PAUSE;
         let mut renewed = false;
         loop {
-            let kept = kept(connections);
+            let place = needs.kept();
+            let kept = kept(place, connections);
             let was_kept = kept.is_some();
             let work = async {
                 let connection = match kept {
                     Some(connection) => connection,
-                    None => connect(connections).await?,
+                    None => connect(place, connections).await?,
                 };
-                if needs == Needs::Tables && !HAS_TABLES.get() {
+                if needs != Needs::AnyTables && !HAS_TABLES.get() {
                     make_tables(&connection).await?;
                     HAS_TABLES.set(true);
                 }
@@ -415,8 +434,8 @@ fn unavailable(_: String) -> Problem {
 }
 
 /// One that nobody uses now, or a share of one where there are as many as there may be.
-fn kept(most: usize) -> Option<Rc<Connection>> {
-    KEPT.with_borrow(|kept| {
+fn kept(place: &'static LocalKey<Kept>, most: usize) -> Option<Rc<Connection>> {
+    place.with_borrow(|kept| {
         let free = kept.iter().find(|connection| Rc::strong_count(connection) == 1);
         free.or_else(|| kept.first().filter(|_| kept.len() >= most)).cloned()
     })
@@ -424,14 +443,15 @@ fn kept(most: usize) -> Option<Rc<Connection>> {
 
 /// Gives up what is kept: it may be what is broken. Others who have a share of it find out for themselves.
 fn forget() {
-    drop(KEPT.take());
+    drop(FOR_READING.take());
+    drop(FOR_WRITING.take());
     HAS_TABLES.set(false);
 }
 
 /// Opens a connection and keeps it for the requests to come, up to so many: two that open one at once may be one too many.
-async fn connect(most: usize) -> Result<Rc<Connection>, String> {
+async fn connect(place: &'static LocalKey<Kept>, most: usize) -> Result<Rc<Connection>, String> {
     let connection = Rc::new(Connection::open_default().await.map_err(message)?);
-    KEPT.with_borrow_mut(|kept| {
+    place.with_borrow_mut(|kept| {
         if kept.len() < most {
             kept.push(connection.clone());
         }
