@@ -8,6 +8,7 @@ pub mod age;
 pub mod cache;
 pub mod cors;
 pub mod expiry;
+pub mod held;
 mod hex;
 pub mod link;
 pub mod origin;

@@ -13,6 +13,8 @@ pub enum Route {
     Health,
     /// `GET` or `HEAD /:slug`
     Follow(Slug),
+    /// `GET` or `HEAD /internal/database`, for the agent: nginx refuses what is below /internal.
+    Database,
 }
 
 impl Route {
@@ -28,6 +30,7 @@ impl Route {
                 _ => Err(not_allowed("POST, OPTIONS")),
             },
             "health" => reading(method).map(|()| Route::Health),
+            "internal/database" => reading(method).map(|()| Route::Database),
             text => {
                 let slug = Slug::in_path(text).ok_or_else(not_found)?;
                 reading(method).map(|()| Route::Follow(slug))
@@ -68,6 +71,7 @@ mod tests {
             ("OPTIONS", "/shorten", Route::Preflight),
             ("GET", "/health", Route::Health),
             ("HEAD", "/health", Route::Health),
+            ("GET", "/internal/database", Route::Database),
             ("GET", "/abc", follow("abc")),
             ("HEAD", "/A-b_9", follow("A-b_9")),
             ("GET", "/Health", follow("Health")),
@@ -84,6 +88,7 @@ mod tests {
             ("POST", "/health", "GET, HEAD"),
             ("POST", "/abc", "GET, HEAD"),
             ("OPTIONS", "/abc", "GET, HEAD"),
+            ("POST", "/internal/database", "GET, HEAD"),
             ("get", "/abc", "GET, HEAD"),
         ] {
             let problem = Route::of(method, path).unwrap_err();

@@ -46,5 +46,6 @@ async fn answer(request: Request) -> Result<Reply, Problem> {
         }
         Route::Preflight => Ok(settings::current().await?.cors.preflight(header(&request, "origin"))),
         Route::Shorten => shorten::shorten(request).await,
+        Route::Database => Store::counting().holds().await.map(|held| held.reply()),
     }
 }

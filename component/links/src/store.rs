@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use links_core::expiry::Expiry;
+use links_core::held::Held;
 use links_core::link::{NewLink, Stored};
 use links_core::problem::Problem;
 use links_core::request_id::RequestId;
@@ -24,6 +25,8 @@ const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
 const FIND_LINK: &str = include_str!("../../sql/find_link.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
+const COUNT_LINKS: &str = include_str!("../../sql/count_links.sql");
+const DATABASE_SIZE: &str = include_str!("../../sql/database_size.sql");
 
 /// How long a request waits for the database.
 #[derive(Clone, Copy)]
@@ -77,6 +80,14 @@ const PROBING: Patience = Patience {
     connections: 1,
 };
 
+/// For who has time: what is counted takes the longer the more there is.
+const COUNTING: Patience = Patience {
+    statement: Duration::from_secs(14),
+    tries: Duration::from_secs(6),
+    whole: Duration::from_secs(14),
+    connections: 1,
+};
+
 /// A database that takes longer than this is as good as down for who has another answer at hand.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -124,6 +135,11 @@ impl Store {
     /// For a probe, which wants to be told within its own time limit what is wrong.
     pub fn probing() -> Store {
         Store::with(PROBING)
+    }
+
+    /// For the agent, which asks once an hour.
+    pub fn counting() -> Store {
+        Store::with(COUNTING)
     }
 
     fn with(patience: Patience) -> Store {
@@ -182,6 +198,19 @@ impl Store {
     pub async fn check(&self) -> Result<(), Problem> {
         let outcome = self.ask(HEALTH, &[], Needs::Tables).await.map(drop);
         outcome.map_err(|error| Problem::unavailable(format!("The database does not answer: {}.", Cause::of(&error))))
+    }
+
+    /// Counts all links. That it fails says nothing of other statements: it is the longest.
+    ///
+    /// # Errors
+    /// 503
+    pub async fn holds(&self) -> Result<Held, Problem> {
+        let links = self.run(COUNT_LINKS, &[], Needs::Tables).await.map_err(unavailable)?;
+        let bytes = self.run(DATABASE_SIZE, &[], Needs::Tables).await.unwrap_or_default();
+        Ok(Held {
+            links: number(&links).unwrap_or(0),
+            bytes: number(&bytes),
+        })
     }
 
     /// The rows of one statement; whether they came is remembered, and told to the operator.
@@ -250,6 +279,12 @@ impl Store {
             }
         }
     }
+}
+
+/// The one value of the one row.
+fn number(rows: &[RowResult]) -> Option<u64> {
+    let value = rows.first()?.get::<i64>(0)?;
+    u64::try_from(value).ok()
 }
 
 /// A link of two columns. The table is STRICT, so they have these types.
