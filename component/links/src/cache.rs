@@ -124,13 +124,14 @@ async fn ask<T>(question: impl AsyncFnOnce() -> Result<T, String>) -> Option<T> 
     if Service::Cache.rests().await {
         return None;
     }
+    let asked = Instant::now();
     match question().await {
         Ok(answer) => {
             Service::Cache.answered().await;
             Some(answer)
         }
         Err(error) => {
-            Service::Cache.failed(&error).await;
+            Service::Cache.failed(&error, asked.elapsed()).await;
             None
         }
     }

@@ -219,7 +219,7 @@ impl Store {
         match &outcome {
             Ok(_) if self.since.elapsed() < SOON => Service::Database.answered().await,
             Ok(_) => {}
-            Err(error) => Service::Database.failed(error).await,
+            Err(error) => Service::Database.failed(error, self.since.elapsed()).await,
         }
         outcome
     }
