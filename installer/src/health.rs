@@ -12,7 +12,21 @@ const ALIVE_PATH: &str = "/.well-known/spin/health";
 /// More than this of an answer is not quoted.
 const QUOTE_BYTES: u64 = 512;
 
-/// Asks one instance, over a new connection each time: a kept one would count as traffic while the instance drains.
+/// For instances on this host: a new connection for each request, because a kept one would count as traffic while the
+/// instance drains. `timeout` bounds each whole request.
+pub fn client(timeout: Duration) -> Agent {
+    let config = Agent::config_builder()
+        .timeout_global(Some(timeout))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_idle_connections(0)
+        // The environment's proxy is for other hosts.
+        .proxy(None)
+        .build();
+    config.into()
+}
+
+/// Asks one instance.
 #[derive(Debug)]
 pub struct Probe {
     agent: Agent,
@@ -22,16 +36,8 @@ pub struct Probe {
 impl Probe {
     /// `timeout` bounds each whole request.
     pub fn new(address: SocketAddr, timeout: Duration) -> Self {
-        let config = Agent::config_builder()
-            .timeout_global(Some(timeout))
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_idle_connections(0)
-            // The environment's proxy is for other hosts.
-            .proxy(None)
-            .build();
         Self {
-            agent: config.into(),
+            agent: client(timeout),
             address,
         }
     }

@@ -118,12 +118,12 @@ impl Host {
         Ok(changed)
     }
 
-    /// A release that does not become healthy fails after three seconds.
+    /// A release that does not become healthy fails after five seconds.
     ///
     /// # Errors
     /// The configuration cannot be applied.
     pub fn gives_up_early(&self) -> Result<()> {
-        self.write("/etc/links/links.toml", "[health]\nstart_timeout = \"3s\"\n")?;
+        self.write("/etc/links/links.toml", "[health]\nstart_timeout = \"5s\"\n")?;
         self.ok(["systemctl", "reload", "links"])?;
         self.wait_for_rotation(2)
     }

@@ -17,6 +17,8 @@ const TOKEN: &str = "turso-s3cret";
 const FROM_CACHE: Duration = Duration::from_secs(3);
 /// An answer that needs the database: it is given up after ten seconds.
 const BOUNDED: Duration = Duration::from_secs(12);
+/// The agent looks at the database once a minute.
+const COUNTED: Duration = Duration::from_secs(90);
 /// Until what came back is used again.
 const RECOVERY: Duration = Duration::from_secs(20);
 
@@ -37,7 +39,7 @@ fn redirects_go_on_without_the_database_and_all_recovers_by_itself() -> Result<(
         !appliance.instances_said()?.contains(TOKEN),
         "the journal has the token"
     );
-    Ok(())
+    lab.is_counted()
 }
 
 #[test]
@@ -155,6 +157,27 @@ impl Lab<'_> {
         }
     }
 
+    /// The agent tells how much the server holds.
+    fn is_counted(&self) -> Result<()> {
+        let links: u32 = database(self.appliance, |database| {
+            Ok(database.query_row("SELECT count(*) FROM links", [], |row| row.get(0))?)
+        })?;
+        ensure!(links > 0, "there is nothing to count");
+        let agent = self.appliance.http_at(9464);
+        let page = eventually("the links are counted", COUNTED, || {
+            let page = agent.get("/metrics")?.text();
+            let counted = metric(&page, "links_database_links") == Some(&links.to_string());
+            Ok(counted.then_some(page))
+        })?;
+        let bytes = metric(&page, "links_database_size_bytes").context("no size is told")?;
+        ensure!(bytes.parse::<f64>()? >= 4096.0, "{bytes} bytes");
+        ensure!(
+            metric(&page, "links_database_filesystem_free_bytes").is_none(),
+            "{page}"
+        );
+        Ok(())
+    }
+
     fn goes_through(&self, trouble: Trouble) -> Result<()> {
         let appliance = self.appliance;
         let known = appliance.shorten(&format!("https://example.com/{trouble:?}"))?;
@@ -224,6 +247,11 @@ impl Lab<'_> {
         );
         Ok(())
     }
+}
+
+/// The value of a metric without labels.
+fn metric<'a>(page: &'a str, name: &str) -> Option<&'a str> {
+    page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
 }
 
 /// The appliance on a server of its own, with links that were shortened before.

@@ -10,6 +10,7 @@ pub mod clicks;
 pub mod cors;
 pub mod edge;
 pub mod expiry;
+pub mod held;
 mod hex;
 pub mod link;
 pub mod origin;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// Begins the text form.
-const FORM: &str = "outage1";
+/// Begin the text forms.
+const LASTS: &str = "outage1";
+const ENDED: &str = "ended1";
 
 /// A failure after this long without an attempt is news again: nobody looked in between.
 const MEMORY: i64 = 60_000;
@@ -41,18 +42,51 @@ impl Outage {
     pub fn seconds(self, now: i64) -> i64 {
         now.saturating_sub(self.since).max(0) / 1000
     }
+}
 
-    pub fn encode(self) -> String {
-        format!("{FORM} {} {}", self.since, self.tried)
+/// What instances tell each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    Lasts(Outage),
+    /// When the latest outage was found to be over, in Unix milliseconds.
+    Ended(i64),
+}
+
+impl Note {
+    /// The outage that a failure now belongs to; none: it begins another one. `known` is what the instance knew of one by
+    /// itself.
+    pub fn lasting(self, known: Option<Outage>, now: i64) -> Option<Outage> {
+        match self {
+            Note::Lasts(outage) if outage.goes_on(now) => Some(outage),
+            Note::Lasts(_) => known,
+            Note::Ended(at) => known.filter(|known| known.since > at),
+        }
     }
 
-    pub fn decode(bytes: &[u8]) -> Option<Outage> {
+    /// Whether what was asked at `asked` may still have been held up by an outage that is over.
+    pub fn explains(self, asked: i64) -> bool {
+        matches!(self, Note::Ended(at) if asked <= at)
+    }
+
+    pub fn encode(self) -> String {
+        match self {
+            Note::Lasts(Outage { since, tried }) => format!("{LASTS} {since} {tried}"),
+            Note::Ended(at) => format!("{ENDED} {at}"),
+        }
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Note> {
         let text = std::str::from_utf8(bytes).ok()?;
-        let (since, tried) = text.strip_prefix(FORM)?.strip_prefix(' ')?.split_once(' ')?;
-        Some(Outage {
-            since: since.parse().ok()?,
-            tried: tried.parse().ok()?,
-        })
+        let (form, numbers) = text.split_once(' ')?;
+        match form {
+            LASTS => {
+                let (since, tried) = numbers.split_once(' ')?;
+                let (since, tried) = (since.parse().ok()?, tried.parse().ok()?);
+                Some(Note::Lasts(Outage { since, tried }))
+            }
+            ENDED => numbers.parse().ok().map(Note::Ended),
+            _ => None,
+        }
     }
 }
 
@@ -88,9 +122,31 @@ mod tests {
     }
 
     #[test]
+    fn what_was_asked_before_the_end_is_no_new_outage() {
+        let ended = Note::Ended(NOW);
+        assert!(ended.explains(NOW) && !ended.explains(NOW + 1));
+        assert!(!Note::Lasts(Outage::begin(NOW)).explains(NOW));
+    }
+
+    #[test]
+    fn a_failure_belongs_to_what_lasts() {
+        let (first, second) = (Outage::begin(NOW), Outage::begin(NOW + 10));
+        let now = NOW + 20;
+        assert_eq!(Note::Lasts(first).lasting(None, now), Some(first));
+        assert_eq!(Note::Lasts(first).lasting(Some(second), now), Some(first));
+        // Nobody has tried for long.
+        assert_eq!(Note::Lasts(first).lasting(Some(second), now + MEMORY), Some(second));
+        // What began after the end is another one.
+        assert_eq!(Note::Ended(NOW + 5).lasting(Some(first), now), None);
+        assert_eq!(Note::Ended(NOW + 5).lasting(Some(second), now), Some(second));
+        assert_eq!(Note::Ended(NOW + 5).lasting(None, now), None);
+    }
+
+    #[test]
     fn comes_back_as_it_was() {
-        let outage = Outage::begin(NOW).tried_again(NOW + 1);
-        assert_eq!(Outage::decode(outage.encode().as_bytes()), Some(outage));
+        for note in [Note::Lasts(Outage::begin(NOW).tried_again(NOW + 1)), Note::Ended(NOW)] {
+            assert_eq!(Note::decode(note.encode().as_bytes()), Some(note));
+        }
         for text in [
             "",
             "outage1",
@@ -99,9 +155,11 @@ mod tests {
             "outage2 1 2",
             "1 2",
             "outage1 1 2 3",
+            "ended1",
+            "ended1 x",
         ] {
-            assert_eq!(Outage::decode(text.as_bytes()), None, "{text:?}");
+            assert_eq!(Note::decode(text.as_bytes()), None, "{text:?}");
         }
-        assert_eq!(Outage::decode(b"\xff"), None);
+        assert_eq!(Note::decode(b"\xff"), None);
     }
 }

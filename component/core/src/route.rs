@@ -21,6 +21,8 @@ pub enum Route {
     TakeClicks,
     /// `GET` or `HEAD /internal/clicks`
     FindClicks,
+    /// `GET` or `HEAD /internal/database`, for the agent: nginx refuses what is below /internal.
+    Database,
 }
 
 impl Route {
@@ -49,6 +51,7 @@ impl Route {
                 let slug = slug.and_then(Slug::in_path).ok_or_else(not_found)?;
                 reading(method).map(|()| Route::Stats(slug))
             }
+            "internal/database" => reading(method).map(|()| Route::Database),
             text => {
                 let slug = Slug::in_path(text).ok_or_else(not_found)?;
                 reading(method).map(|()| Route::Follow(slug))
@@ -89,6 +92,7 @@ mod tests {
             ("OPTIONS", "/shorten", Route::Preflight),
             ("GET", "/health", Route::Health),
             ("HEAD", "/health", Route::Health),
+            ("GET", "/internal/database", Route::Database),
             ("GET", "/abc", follow("abc")),
             ("HEAD", "/A-b_9", follow("A-b_9")),
             ("GET", "/Health", follow("Health")),
@@ -113,6 +117,7 @@ mod tests {
             ("POST", "/health", "GET, HEAD"),
             ("POST", "/abc", "GET, HEAD"),
             ("OPTIONS", "/abc", "GET, HEAD"),
+            ("POST", "/internal/database", "GET, HEAD"),
             ("get", "/abc", "GET, HEAD"),
             ("POST", "/api/v1/stats", "GET, HEAD"),
             ("DELETE", "/api/v1/links/abc/stats", "GET, HEAD"),

@@ -14,6 +14,8 @@ const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
 const FIND_LINK: &str = include_str!("../../sql/find_link.sql");
 const TAKE_CLICK: &str = include_str!("../../sql/take_click.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
+const COUNT_LINKS: &str = include_str!("../../sql/count_links.sql");
+const DATABASE_SIZE: &str = include_str!("../../sql/database_size.sql");
 
 /// What releases of version 1 of the database run on any later one.
 const INSERT_LINK_OF_1: &str = "INSERT INTO links (slug, url, created_at, expires_at) VALUES (?1, ?2, ?3, ?4)
@@ -111,7 +113,7 @@ fn take_click(connection: &Connection, slug: &str, now: i64) -> bool {
 #[test]
 fn a_database_without_tables_is_recognised() {
     let connection = Connection::open_in_memory().unwrap();
-    for statement in [APPLIED, HEALTH, FIND_LINK, INSERT_LINK, TAKE_CLICK] {
+    for statement in [APPLIED, HEALTH, FIND_LINK, INSERT_LINK, TAKE_CLICK, COUNT_LINKS] {
         let error = connection.prepare(statement).unwrap_err().to_string();
         assert_eq!(Trouble::of(&error), Trouble::NoSchema, "{error}");
     }
@@ -212,6 +214,17 @@ fn health_reads_an_empty_table_and_a_full_one() {
     assert_eq!(health(), Ok(1));
     connection.execute("DROP TABLE links", []).unwrap();
     assert!(health().is_err());
+}
+
+#[test]
+fn what_is_held_is_counted() {
+    let connection = new_database();
+    let number = |statement| connection.query_row(statement, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(number(COUNT_LINKS), 0);
+    insert(&connection, "a", "https://example.com/", None).unwrap();
+    insert(&connection, "b", "https://example.com/", None).unwrap();
+    assert_eq!(number(COUNT_LINKS), 2);
+    assert!(number(DATABASE_SIZE) >= 4096);
 }
 
 #[test]

@@ -97,6 +97,7 @@ fn keep(known: Known) -> Access {
 struct Silent;
 
 async fn ask(limit: Duration) -> Result<String, Silent> {
+    let asked = Instant::now();
     let answer = clock::within(limit, variable::get(NAME)).await;
     match answer.unwrap_or_else(|| Err(format!("{NAME}: no answer in time"))) {
         Ok(token) => {
@@ -110,7 +111,7 @@ async fn ask(limit: Duration) -> Result<String, Silent> {
             Ok(token)
         }
         Err(error) => {
-            Service::Provider.failed(&error).await;
+            Service::Provider.failed(&error, asked.elapsed()).await;
             Err(Silent)
         }
     }

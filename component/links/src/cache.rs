@@ -2,6 +2,7 @@
 //! does not answer, the cache is as good as empty, and never a reason for an error.
 
 use std::cell::Cell;
+use std::time::Instant;
 
 use futures_util::future::try_join4;
 use links_core::cache::{self, Bounds, Entry};
@@ -87,13 +88,14 @@ async fn ask<T>(question: impl AsyncFnOnce() -> Result<T, String>) -> Option<T> 
     if Service::Cache.rests().await {
         return None;
     }
+    let asked = Instant::now();
     match question().await {
         Ok(answer) => {
             Service::Cache.answered().await;
             Some(answer)
         }
         Err(error) => {
-            Service::Cache.failed(&error).await;
+            Service::Cache.failed(&error, asked.elapsed()).await;
             None
         }
     }

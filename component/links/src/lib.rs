@@ -56,5 +56,6 @@ async fn answer(request: Request) -> Result<Reply, Problem> {
         Route::TakeClicks => clicks::take(request).await,
         Route::FindClicks => clicks::find(&request).await,
         Route::Shorten => shorten::shorten(request).await,
+        Route::Database => Store::counting().holds().await.map(|held| held.reply()),
     }
 }

@@ -15,17 +15,8 @@ pub async fn get(key: &str) -> Option<Vec<u8>> {
     tolerate(Place::Local.get(key).await).flatten()
 }
 
-/// Whether there is no such entry; not so where the store cannot tell.
-pub async fn lacks(key: &str) -> bool {
-    tolerate(Place::Local.get(key).await).is_some_and(|found| found.is_none())
-}
-
 pub async fn set(key: &str, value: &str) {
     tolerate(Place::Local.set(key, value).await);
-}
-
-pub async fn delete(key: &str) {
-    tolerate(Place::Local.delete(key).await);
 }
 
 fn tolerate<T>(outcome: Result<T, String>) -> Option<T> {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use links_core::outage::Outage;
+use links_core::outage::{Note, Outage};
 
 use crate::{cache, clock, local, log, settings};
 
@@ -46,7 +46,8 @@ impl Service {
         }
         let outage = outage.tried_again(now);
         self.known(|known| known.outage.set(Some(outage)));
-        if self.is_over().await {
+        // Another instance may have found that it answers, and told the operator.
+        if self.is_shared() && self.noted().await.is_some_and(|note| note.explains(outage.since)) {
             self.known(|known| known.outage.take());
         } else {
             self.note(outage).await;
@@ -60,12 +61,15 @@ impl Service {
             return;
         };
         let outage = if self.is_shared() {
-            let noted = self.noted().await;
-            if noted.is_some() {
-                local::delete(self.key()).await;
+            // If it is over, another instance was first to find out, and has told the operator.
+            match self.noted().await {
+                Some(Note::Lasts(noted)) => {
+                    let ended = Note::Ended(clock::now_in_milliseconds());
+                    local::set(self.key(), &ended.encode()).await;
+                    Some(noted)
+                }
+                _ => None,
             }
-            // If it is gone, another instance was first to find out, and has told the operator.
-            noted
         } else {
             Some(known)
         };
@@ -75,20 +79,24 @@ impl Service {
         }
     }
 
-    /// It failed. The operator is told once an outage, not once a request.
-    pub async fn failed(self, why: &str) {
+    /// It failed, `took` after it was asked. The operator is told once an outage, not once a request.
+    pub async fn failed(self, why: &str, took: Duration) {
         let now = clock::now_in_milliseconds();
-        let goes_on = |outage: &Outage| outage.goes_on(now);
-        let known = self.known(|known| known.outage.get()).filter(goes_on);
+        let known = self.known(|known| known.outage.get());
+        let known = known.filter(|outage| outage.goes_on(now));
         // At once, so that the other requests of this instance that fail now see it.
         let begun = known.map_or_else(|| Outage::begin(now), |outage| outage.tried_again(now));
         self.known(|known_here| known_here.outage.set(Some(begun)));
-        let outage = match known {
-            None if self.is_shared() => self.noted().await.filter(goes_on),
-            // Who tried a moment ago has looked.
-            Some(known) if !known.rests(now, self.pause()) && self.is_over().await => None,
-            known => known,
+        let note = match self.is_shared() {
+            true => self.noted().await,
+            false => None,
         };
+        let took = took.as_millis().try_into().unwrap_or(i64::MAX);
+        if note.is_some_and(|note| note.explains(now.saturating_sub(took))) {
+            self.known(|known| known.outage.take());
+            return;
+        }
+        let outage = note.map_or(known, |note| note.lasting(known, now));
         if outage.is_none() {
             log::line(&format!("{} does not answer", self.name()), why);
         }
@@ -100,27 +108,24 @@ impl Service {
         if self.is_shared() && !self.known(|known| known.shared.get()) {
             let noted = self.noted().await;
             // Requests that came at the same time have looked, too, and may know more by now.
-            if !self.known(|known| known.shared.replace(true)) && noted.is_some() {
-                self.known(|known| known.outage.set(noted));
+            if !self.known(|known| known.shared.replace(true))
+                && let Some(Note::Lasts(outage)) = noted
+            {
+                self.known(|known| known.outage.set(Some(outage)));
             }
         }
         self.known(|known| known.outage.get())
     }
 
     /// What another instance, or this one, has left.
-    async fn noted(self) -> Option<Outage> {
-        Outage::decode(&local::get(self.key()).await?)
-    }
-
-    /// Whether another instance has found that it answers, and has told the operator: what fails now is the next outage.
-    async fn is_over(self) -> bool {
-        self.is_shared() && local::lacks(self.key()).await
+    async fn noted(self) -> Option<Note> {
+        Note::decode(&local::get(self.key()).await?)
     }
 
     async fn note(self, outage: Outage) {
         self.known(|known| known.outage.set(Some(outage)));
         if self.is_shared() {
-            local::set(self.key(), &outage.encode()).await;
+            local::set(self.key(), &Note::Lasts(outage).encode()).await;
         }
     }
 

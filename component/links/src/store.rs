@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use links_core::clicks::{Batch, Position, WHOLE};
 use links_core::expiry::Expiry;
+use links_core::held::Held;
 use links_core::link::{Limit, NewLink, Stored};
 use links_core::problem::Problem;
 use links_core::request_id::RequestId;
@@ -39,6 +40,8 @@ const STATS_TOP: &str = include_str!("../../sql/stats_top.sql");
 
 /// What stands for all links in the tables of clicks.
 pub const ALL_LINKS: i64 = 0;
+const COUNT_LINKS: &str = include_str!("../../sql/count_links.sql");
+const DATABASE_SIZE: &str = include_str!("../../sql/database_size.sql");
 
 /// How long a request waits for the database.
 #[derive(Clone, Copy)]
@@ -89,6 +92,14 @@ const PROBING: Patience = Patience {
     statement: Duration::from_millis(1500),
     tries: Duration::from_millis(1500),
     whole: Duration::from_millis(1500),
+    connections: 1,
+};
+
+/// For who has time: what is counted takes the longer the more there is.
+const COUNTING: Patience = Patience {
+    statement: Duration::from_secs(14),
+    tries: Duration::from_secs(6),
+    whole: Duration::from_secs(14),
     connections: 1,
 };
 
@@ -155,6 +166,11 @@ impl Store {
     /// For a probe, which wants to be told within its own time limit what is wrong.
     pub fn probing() -> Store {
         Store::with(PROBING)
+    }
+
+    /// For the agent, which asks once an hour.
+    pub fn counting() -> Store {
+        Store::with(COUNTING)
     }
 
     fn with(patience: Patience) -> Store {
@@ -315,13 +331,26 @@ impl Store {
         Ok(found)
     }
 
+    /// Counts all links. That it fails says nothing of other statements: it is the longest.
+    ///
+    /// # Errors
+    /// 503
+    pub async fn holds(&self) -> Result<Held, Problem> {
+        let links = self.run(COUNT_LINKS, &[], Needs::Tables).await.map_err(unavailable)?;
+        let bytes = self.run(DATABASE_SIZE, &[], Needs::Tables).await.unwrap_or_default();
+        Ok(Held {
+            links: only(&links).unwrap_or(0),
+            bytes: only(&bytes),
+        })
+    }
+
     /// The rows of one statement; whether they came is remembered, and told to the operator.
     async fn ask(&self, statement: &str, values: &[Value], needs: Needs) -> Result<Vec<RowResult>, String> {
         let outcome = self.run(statement, values, needs).await;
         match &outcome {
             Ok(_) if self.since.elapsed() < SOON => Service::Database.answered().await,
             Ok(_) => {}
-            Err(error) => Service::Database.failed(error).await,
+            Err(error) => Service::Database.failed(error, self.since.elapsed()).await,
         }
         outcome
     }
@@ -399,6 +428,12 @@ fn number(value: Value) -> Option<i64> {
         Value::Integer(number) => Some(number),
         _ => None,
     }
+}
+
+/// The one value of the one row.
+fn only(rows: &[RowResult]) -> Option<u64> {
+    let value = rows.first()?.get::<i64>(0)?;
+    u64::try_from(value).ok()
 }
 
 fn count(value: Value) -> Option<u64> {

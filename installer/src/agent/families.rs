@@ -73,9 +73,9 @@ families! {
     JOURNAL_LAG_BYTES: Gauge, "links_journal_lag_bytes", "Bytes of the journal that are not counted yet.";
     JOURNAL_LAG: Gauge, "links_journal_lag_seconds", "Age of the oldest click that was read and is not counted yet.";
 
-    DATABASE_SIZE: Gauge, "links_database_size_bytes", "The local database and its write-ahead log.";
+    DATABASE_SIZE: Gauge, "links_database_size_bytes", "The database: a local one with its write-ahead log, or what a server tells of it.";
     DATABASE_FREE: Gauge, "links_database_filesystem_free_bytes", "Free space where the local database is.";
-    DATABASE_LINKS: Gauge, "links_database_links", "Links in the local database, counted once a minute at most.";
+    DATABASE_LINKS: Gauge, "links_database_links", "Links in the database, counted once a minute at most, on a server once an hour.";
 
     OTLP_RECEIVED: Counter, "links_otlp_received_requests_total", "Exports of metrics that came from the instance.";
     OTLP_REJECTED: Counter, "links_otlp_rejected_requests_total", "Exports that could not be understood.";

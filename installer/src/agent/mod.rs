@@ -7,6 +7,7 @@ mod database;
 mod exposition;
 mod families;
 mod forward;
+mod instances;
 #[cfg(test)]
 mod observability;
 mod otlp;

@@ -10,7 +10,7 @@ use super::links::{self, Config};
 use super::network::Network;
 use super::reader::Disk;
 use super::render::{self, Variables};
-use super::runtime::{self, Database, Provider, RuntimeToml};
+use super::runtime::{self, Database, Provider};
 use super::telemetry::Exports;
 use crate::layout::Layout;
 use crate::log;
@@ -57,16 +57,22 @@ pub fn load_links(layout: &Layout) -> Result<Config, Invalid> {
     }
 }
 
-/// The file that holds the links, by runtime.toml alone; none where it is not a local one, or the file is wrong.
-pub fn local_database(layout: &Layout) -> Option<PathBuf> {
+/// Where the links are, by runtime.toml alone; none where the file is wrong.
+pub fn database(layout: &Layout) -> Option<Database> {
     let text = std::fs::read_to_string(layout.runtime_toml()).ok()?;
-    runtime::read(&text, "runtime.toml").0?.local_database(layout)
+    Some(runtime::read(&text, "runtime.toml").0?.database())
 }
 
-impl RuntimeToml {
-    fn local_database(&self, layout: &Layout) -> Option<PathBuf> {
-        match self.database() {
-            Database::File(path) => Some(render::database_path(Path::new(&path), layout)),
+/// The file that holds the links, by runtime.toml alone; none where it is not a local one, or the file is wrong.
+pub fn local_database(layout: &Layout) -> Option<PathBuf> {
+    database(layout)?.file(layout)
+}
+
+impl Database {
+    /// The file that holds the links; none where it is not a local one.
+    pub fn file(&self, layout: &Layout) -> Option<PathBuf> {
+        match self {
+            Database::File(path) => Some(render::database_path(Path::new(path), layout)),
             Database::LibSql(_) => None,
         }
     }
@@ -127,6 +133,6 @@ impl Loaded {
 
     /// The file that holds the links, where it is a local one.
     pub fn local_database(&self, layout: &Layout) -> Option<PathBuf> {
-        self.runtime.local_database(layout)
+        self.runtime.database().file(layout)
     }
 }

@@ -21,11 +21,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use super::instances::Instances;
 use crate::layout::Layout;
 use clerk::Clerk;
 pub use clerk::Progress;
 use courier::{Action, Courier};
-use desk::{Desk, Instances};
+use desk::Desk;
 pub use traffic::Durations;
 
 /// The thread that counts clicks.
