@@ -79,6 +79,16 @@ impl Service {
         }
     }
 
+    /// It answered somebody who asks every second: an outage that only others knew, who are gone, is over, too.
+    pub async fn is_well(self) {
+        if self.is_shared()
+            && let Some(Note::Lasts(outage)) = self.noted().await
+        {
+            self.known(|known| known.outage.set(Some(outage)));
+            self.answered().await;
+        }
+    }
+
     /// It failed, `took` after it was asked. The operator is told once an outage, not once a request.
     pub async fn failed(self, why: &str, took: Duration) {
         let now = clock::now_in_milliseconds();
