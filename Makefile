@@ -32,10 +32,10 @@ lint: packages-test ## formatting, clippy, shellcheck: everything that must be s
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	git ls-files | xargs grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh' | xargs shellcheck
 
-bench: packages-bench deb ## speed of this build on this machine, beside another shortener with PEER=URL of one of its redirects
+bench: packages-bench deb ## speed of this build on this machine, beside another shortener with PEER=URL of one of its redirects; ONLY=edge for a part
 	component/build.sh --package hello
 	$(CARGO) build --release --locked -p links-tests --bins
-	$(CARGO) run --release --locked -p links-tests --bin bench
+	$(CARGO) run --release --locked -p links-tests --bin bench -- $(ONLY)
 
 clean: ## remove what was built (the caches below ~/.cache/links stay)
 	$(CARGO) clean

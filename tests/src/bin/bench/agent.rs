@@ -5,6 +5,7 @@ use links_tests::{Appliance, Tree};
 use serde::Serialize;
 
 use crate::load::Wrk;
+use crate::ticks;
 
 const SECONDS: u64 = 30;
 
@@ -25,7 +26,8 @@ pub fn measure() -> Result<Figures> {
     appliance.wait_for_rotation(2)?;
     let link = appliance.shorten("https://example.com/agent")?;
     let pid = appliance.main_pid("links")?;
-    let before = ticks(&appliance, pid)?;
+    let stat = || appliance.read(&format!("/proc/{pid}/stat"));
+    let before = ticks(&stat()?)?;
     let load = format!(
         "for second in $(seq {SECONDS}); do curl --silent --output /dev/null http://127.0.0.1:9464/metrics; sleep 1; done & \
          wrk --latency -t1 -c32 -d{SECONDS}s http://127.0.0.1:80/{}; wait",
@@ -33,7 +35,7 @@ pub fn measure() -> Result<Figures> {
     );
     let output = appliance.shell(&load)?;
     let load = Wrk::parse(&output.stdout)?;
-    let ticks = ticks(&appliance, pid)? - before;
+    let ticks = ticks(&stat()?)? - before;
     let status = appliance.read(&format!("/proc/{pid}/status"))?;
     let resident = crate::resident_kib(&status).context("/proc has no VmRSS of the agent")?;
     Ok(Figures {
@@ -42,15 +44,6 @@ pub fn measure() -> Result<Figures> {
         cpu_percent: ticks / SECONDS as f64,
         resident_mib: resident as f64 / 1024.0,
     })
-}
-
-/// Of processor time, in user and in kernel mode (proc(5), /proc/pid/stat).
-fn ticks(appliance: &Appliance, pid: u32) -> Result<f64> {
-    let stat = appliance.read(&format!("/proc/{pid}/stat"))?;
-    let (_, after_name) = stat.rsplit_once(')').context("/proc has no stat of the agent")?;
-    let fields: Vec<_> = after_name.split_whitespace().collect();
-    let field = |number: usize| -> Result<f64> { Ok(fields.get(number).context("stat is too short")?.parse()?) };
-    Ok(field(11)? + field(12)?)
 }
 
 impl Figures {

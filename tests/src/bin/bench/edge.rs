@@ -215,7 +215,7 @@ fn runtime(appliance: &Appliance) -> Result<String> {
 }
 
 /// As in bench/links.lua: different for links up to 268,435,398, and in no order.
-fn slug(link: u32) -> String {
+pub fn slug(link: u32) -> String {
     format!("{:07x}", u64::from(link) * 16_777_619 % 268_435_399)
 }
 

@@ -1,11 +1,12 @@
 //! `make bench`: how fast one instance redirects and shortens on this machine, how fast it starts, what it takes.
 //!
 //! Every runtime that can be had is measured in the same run, in alternating rounds: links-host, and Spin where `$SPIN`
-//! names its binary. Then what a remote database costs and what many links, how fast nginx answers from its cache, beside
-//! another shortener where `$PEER` is the URL of one of its redirects, what clients notice of rollouts, and what the agent
-//! takes. Fails where an answer is not the expected one.
+//! names its binary. Then what a remote database costs and what many links, how fast a backlog of clicks is counted, how
+//! fast nginx answers from its cache, beside another shortener where `$PEER` is the URL of one of its redirects, what
+//! clients notice of rollouts, and what the agent takes. Fails where an answer is not the expected one.
 
 mod agent;
+mod backlog;
 mod edge;
 mod growth;
 mod load;
@@ -17,7 +18,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
@@ -28,7 +29,27 @@ const ROUNDS: usize = 5;
 const SECONDS_PER_ROUND: u32 = 4;
 const CREATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/create.lua");
 
+/// What can be asked for by name; without a name all of it is measured.
+const SECTIONS: [&str; 7] = ["runtimes", "remote", "growth", "backlog", "edge", "rollouts", "agent"];
+/// These need a machine of the lab.
+const IN_THE_LAB: [&str; 3] = ["edge", "rollouts", "agent"];
+
 fn main() -> Result<()> {
+    let names: Vec<_> = std::env::args().skip(1).collect();
+    if let Some(unknown) = names.iter().find(|name| !SECTIONS.contains(&name.as_str())) {
+        bail!(
+            "there is nothing called {unknown} to measure; these are: {}",
+            SECTIONS.join(", ")
+        );
+    }
+    let is_root = nix::unistd::geteuid().is_root();
+    let wanted = |section: &str| {
+        let is_wanted = names.is_empty() || names.iter().any(|name| name == section);
+        if is_wanted && !is_root && IN_THE_LAB.contains(&section) {
+            println!("\n{section}: not measured, the lab needs root");
+        }
+        is_wanted && (is_root || !IN_THE_LAB.contains(&section))
+    };
     let linksctl = Path::new("target/release/linksctl")
         .canonicalize()
         .context("Looking for linksctl (`make deb`)")?;
@@ -42,6 +63,57 @@ fn main() -> Result<()> {
     if let Some(spin) = std::env::var_os("SPIN") {
         subjects.push(Subject::pack(&linksctl, "spin", spin.as_ref(), scratch.path())?);
     }
+    let bundle = subjects[0].bundle.clone();
+    let mut results = Results::default();
+    if wanted("remote") {
+        let all = subjects.iter();
+        let all = all.map(|subject| remote::measure(&linksctl, &subject.result.runtime, &subject.bundle));
+        results.remote = Some(all.collect::<Result<_>>()?);
+    }
+    if wanted("runtimes") {
+        results.runtimes = Some(runtimes(subjects)?);
+    }
+    results.runtimes.iter().for_each(|runtimes| print_table(runtimes));
+    results.remote.iter().for_each(|remote| remote::print(remote));
+    if wanted("growth") {
+        let growth = growth::measure(&linksctl, &bundle)?;
+        growth::print(&growth);
+        results.growth = Some(growth);
+    }
+    if wanted("backlog") {
+        let backlog = results.backlog.insert(backlog::measure(&linksctl, &bundle)?);
+        backlog.print();
+    }
+    if wanted("edge") {
+        let edge = edge::measure(std::env::var("PEER").ok().as_deref())?;
+        results.edge.insert(edge).print();
+    }
+    if wanted("rollouts") {
+        results.rollouts.insert(rollouts::measure()?).print();
+    }
+    if wanted("agent") {
+        results.agent.insert(agent::measure()?).print();
+    }
+    let path = Path::new("target/bench.json");
+    fs::write(path, serde_json::to_vec_pretty(&results)?).with_context(|| format!("Writing {}", path.display()))?;
+    println!("\nsaved as {}", path.display());
+    Ok(())
+}
+
+/// What `target/bench.json` holds; none: not measured.
+#[derive(Default, Serialize)]
+struct Results {
+    runtimes: Option<Vec<Figures>>,
+    remote: Option<Vec<remote::Figures>>,
+    growth: Option<Vec<growth::Figures>>,
+    backlog: Option<backlog::Figures>,
+    edge: Option<edge::Figures>,
+    rollouts: Option<rollouts::Figures>,
+    agent: Option<agent::Figures>,
+}
+
+/// Of one instance each, without nginx.
+fn runtimes(mut subjects: Vec<Subject>) -> Result<Vec<Figures>> {
     for subject in &mut subjects {
         for start in [Start::Cold, Start::Warm] {
             subject.measure_start(start)?;
@@ -57,57 +129,22 @@ fn main() -> Result<()> {
             up.stop()?;
         }
     }
-    let remote: Vec<_> = subjects
-        .iter()
-        .map(|subject| remote::measure(&linksctl, &subject.result.runtime, &subject.bundle))
-        .collect::<Result<_>>()?;
-    let growth = growth::measure(&linksctl, &subjects[0].bundle)?;
-    let runtimes: Vec<_> = subjects.into_iter().map(Subject::result).collect();
-    print_table(&runtimes);
-    println!("\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, one instance, no nginx");
-    remote::print(&remote);
-    growth::print(&growth);
-    let (edge, rollouts, agent) = if nix::unistd::geteuid().is_root() {
-        let edge = edge::measure(std::env::var("PEER").ok().as_deref())?;
-        edge.print();
-        let (rollouts, agent) = (rollouts::measure()?, agent::measure()?);
-        rollouts.print();
-        agent.print();
-        (Some(edge), Some(rollouts), Some(agent))
-    } else {
-        println!("\nnginx, rollouts and the agent: not measured, the lab needs root");
-        (None, None, None)
-    };
-    let path = Path::new("target/bench.json");
-    let results = Results {
-        runtimes,
-        remote,
-        growth,
-        edge,
-        rollouts,
-        agent,
-    };
-    fs::write(path, serde_json::to_vec_pretty(&results)?).with_context(|| format!("Writing {}", path.display()))?;
-    println!("\nsaved as {}", path.display());
-    Ok(())
-}
-
-/// What `target/bench.json` holds.
-#[derive(Serialize)]
-struct Results {
-    runtimes: Vec<Figures>,
-    remote: Vec<remote::Figures>,
-    growth: Vec<growth::Figures>,
-    /// None: not measured.
-    edge: Option<edge::Figures>,
-    rollouts: Option<rollouts::Figures>,
-    agent: Option<agent::Figures>,
+    Ok(subjects.into_iter().map(Subject::result).collect())
 }
 
 /// Of a process, by its /proc/PID/status (proc(5)).
 fn resident_kib(status: &str) -> Option<u64> {
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     resident.split_whitespace().next()?.parse().ok()
+}
+
+/// Of processor time, in user and in kernel mode, in hundredths of a second: USER_HZ is 100 on every architecture that
+/// Debian has (proc(5), /proc/pid/stat; sysconf(3)).
+fn ticks(stat: &str) -> Result<f64> {
+    let (_, after_name) = stat.rsplit_once(')').context("this is no /proc/PID/stat")?;
+    let fields: Vec<_> = after_name.split_whitespace().collect();
+    let field = |number: usize| -> Result<f64> { Ok(fields.get(number).context("stat is too short")?.parse()?) };
+    Ok(field(11)? + field(12)?)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -365,4 +402,5 @@ fn print_table(results: &[Figures]) {
             ours.creates_per_second / spin.creates_per_second
         );
     }
+    println!("\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, one instance, no nginx");
 }
