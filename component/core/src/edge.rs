@@ -18,6 +18,14 @@ pub const HEADER: &str = "links-edge";
 /// The value of [`HEADER`] for a client.
 pub const STALE: &str = "stale";
 
+/// An answer that takes an instance longer than this is not kept: by the time it comes, a change may have been seen at the
+/// edge already.
+pub const PROMPT: Duration = Duration::from_millis(500);
+
+/// After a change that was made while an older answer was kept, this long is looked whether one that was on its way, given
+/// in time (see [`PROMPT`]), has taken its place.
+pub const SETTLED: Duration = Duration::from_secs(1);
+
 /// nginx looks at the clock once for all events that arrived together, so its second may end a little later than others'.
 const LATE: Duration = Duration::from_millis(50);
 
@@ -121,25 +129,28 @@ impl Keep {
     }
 }
 
-/// What nginx's cache had for a link that is in the database by now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What nginx's cache had for a link that is another by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sight {
     /// Nothing, and nothing was on its way to it.
     Nothing,
-    /// The link.
-    Link,
-    /// An answer that there is no link, or none any more; or one that is out of date.
+    /// A link that leads there.
+    Link(String),
+    /// An answer that there is no link, or none any more.
     Other,
+    /// An answer that is not given any more.
+    Expired,
 }
 
 impl Sight {
-    /// By the answer to `HEAD /:slug` on nginx's port for instances: its status and its header [`HEADER`]. `None`: this
-    /// was not nginx, or it has no cache.
-    pub fn of(status: u16, header: Option<&str>) -> Option<Sight> {
+    /// By the answer to `HEAD /:slug` on nginx's port for instances: its status, its header [`HEADER`] and where it leads.
+    /// `None`: this was not nginx, or it has no cache.
+    pub fn of(status: u16, header: Option<&str>, location: Option<&str>) -> Option<Sight> {
         match (header?, status) {
             ("MISS", _) => Some(Sight::Nothing),
-            ("HIT" | "STALE" | "UPDATING", 302) => Some(Sight::Link),
-            ("HIT" | "STALE" | "UPDATING" | "EXPIRED", _) => Some(Sight::Other),
+            ("HIT" | "STALE" | "UPDATING", 302) => Some(Sight::Link(location.unwrap_or_default().to_owned())),
+            ("HIT" | "STALE" | "UPDATING", _) => Some(Sight::Other),
+            ("EXPIRED", _) => Some(Sight::Expired),
             _ => None,
         }
     }
@@ -244,21 +255,23 @@ mod tests {
 
     #[test]
     fn sees_what_the_edge_has() {
+        const TARGET: &str = "https://example.com/";
+        let link = || Sight::Link(TARGET.to_owned());
         for (status, header, sight) in [
             (302, Some("MISS"), Some(Sight::Nothing)),
             (502, Some("MISS"), Some(Sight::Nothing)),
-            (302, Some("HIT"), Some(Sight::Link)),
-            (302, Some("UPDATING"), Some(Sight::Link)),
-            (302, Some("STALE"), Some(Sight::Link)),
+            (302, Some("HIT"), Some(link())),
+            (302, Some("UPDATING"), Some(link())),
+            (302, Some("STALE"), Some(link())),
             (404, Some("HIT"), Some(Sight::Other)),
             (410, Some("HIT"), Some(Sight::Other)),
             // A new answer, which is not kept.
-            (302, Some("EXPIRED"), Some(Sight::Other)),
+            (302, Some("EXPIRED"), Some(Sight::Expired)),
             (302, Some("BYPASS"), None),
             (302, Some(""), None),
             (200, None, None),
         ] {
-            assert_eq!(Sight::of(status, header), sight, "{status} {header:?}");
+            assert_eq!(Sight::of(status, header, Some(TARGET)), sight, "{status} {header:?}");
         }
     }
 

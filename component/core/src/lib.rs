@@ -6,6 +6,7 @@
 pub mod access;
 pub mod age;
 pub mod cache;
+pub mod change;
 pub mod clicks;
 pub mod cors;
 pub mod edge;

@@ -1,5 +1,7 @@
 //! A link: before it exists, and as it is stored.
 
+use serde::Serialize;
+
 use crate::expiry::Expiry;
 use crate::origin::Origin;
 use crate::problem::Problem;
@@ -124,6 +126,42 @@ pub struct Stored {
     pub limit: Option<Limit>,
 }
 
+/// A link as whoever has the token sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Details {
+    pub stored: Stored,
+    /// In Unix seconds.
+    pub created_at: i64,
+}
+
+impl Details {
+    /// 200; `own` is where the appliance is reached.
+    pub fn reply(&self, slug: &Slug, own: &Origin) -> Reply {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            slug: &'a str,
+            short_url: String,
+            url: &'a str,
+            created_at: String,
+            expires_at: Option<String>,
+            max_clicks: Option<i64>,
+            clicks_left: Option<i64>,
+        }
+        let Stored { url, expiry, limit } = &self.stored;
+        let body = Body {
+            slug: slug.as_str(),
+            short_url: own.short_url(slug),
+            url,
+            created_at: Expiry(self.created_at).to_text(),
+            expires_at: expiry.map(Expiry::to_text),
+            max_clicks: limit.map(|limit| limit.most),
+            clicks_left: limit.map(|limit| limit.left),
+        };
+        // Texts and numbers always have a JSON form.
+        Reply::new(200, "application/json", serde_json::to_vec(&body).unwrap_or_default())
+    }
+}
+
 /// How often a link leads on, and how often from now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
@@ -162,6 +200,32 @@ mod tests {
     use super::*;
 
     const NOW: i64 = 1_767_225_600;
+
+    #[test]
+    fn its_owner_sees_all_of_it() {
+        let mut details = Details {
+            stored: Stored {
+                url: "https://example.com/".into(),
+                expiry: None,
+                limit: None,
+            },
+            created_at: NOW,
+        };
+        let own = Origin::parse("https://sho.rt").unwrap();
+        let slug = Slug::in_path("x").unwrap();
+        let text = |details: &Details| String::from_utf8(details.reply(&slug, &own).body).unwrap();
+        let begin = r#"{"slug":"x","short_url":"https://sho.rt/x","url":"https://example.com/","#;
+        assert_eq!(
+            text(&details),
+            format!(
+                r#"{begin}"created_at":"2026-01-01T00:00:00Z","expires_at":null,"max_clicks":null,"clicks_left":null}}"#
+            )
+        );
+        details.stored.expiry = Some(Expiry(NOW + 60));
+        details.stored.limit = Some(Limit { most: 5, left: 2 });
+        let end = r#""expires_at":"2026-01-01T00:01:00Z","max_clicks":5,"clicks_left":2}"#;
+        assert!(text(&details).ends_with(end), "{}", text(&details));
+    }
 
     fn wish(url: &str, slug: Option<&str>, expires_at: Option<&str>) -> Result<NewLink, Problem> {
         let wish = Shorten {

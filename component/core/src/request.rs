@@ -1,6 +1,7 @@
-//! The body of `POST /shorten`.
+//! The bodies of requests, and that of `POST /shorten`.
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::problem::Problem;
 
@@ -19,32 +20,40 @@ pub struct Shorten {
 
 impl Shorten {
     /// # Errors
-    /// 400, naming the field that is unknown, missing, twice there or of another type.
+    /// See [`json`].
     pub fn parse(body: &[u8]) -> Result<Shorten, Problem> {
-        // A derived type would also be read from an array, by position.
-        if matches!(body.trim_ascii_start().first(), Some(first) if *first != b'{') {
-            return Err(Problem::new(
-                400,
-                "The body must be a JSON object like {\"url\": \"https://example.com/\"}.",
-            ));
-        }
-        let json = &mut serde_json::Deserializer::from_slice(body);
-        let shorten = serde_path_to_error::deserialize(&mut *json).map_err(|error| {
-            let field = error.path().to_string();
-            let error = error.into_inner();
-            Problem::new(
-                400,
-                match (error.is_data(), field.as_str()) {
-                    (false, _) => format!("The body is not JSON: {error}."),
-                    (true, ".") => format!("The body is not as expected: {error}."),
-                    (true, field) => format!("The field {field}: {error}."),
-                },
-            )
-        })?;
-        json.end()
-            .map_err(|error| Problem::new(400, format!("The body is not JSON: {error}.")))?;
-        Ok(shorten)
+        json(body, r#"{"url": "https://example.com/"}"#)
     }
+}
+
+/// Reads an object like `example`.
+///
+/// # Errors
+/// 400, naming the field that is unknown, missing, twice there or of another type.
+pub fn json<T: DeserializeOwned>(body: &[u8], example: &str) -> Result<T, Problem> {
+    // A derived type would also be read from an array, by position.
+    if matches!(body.trim_ascii_start().first(), Some(first) if *first != b'{') {
+        return Err(Problem::new(
+            400,
+            format!("The body must be a JSON object like {example}."),
+        ));
+    }
+    let json = &mut serde_json::Deserializer::from_slice(body);
+    let read = serde_path_to_error::deserialize(&mut *json).map_err(|error| {
+        let field = error.path().to_string();
+        let error = error.into_inner();
+        Problem::new(
+            400,
+            match (error.is_data(), field.as_str()) {
+                (false, _) => format!("The body is not JSON: {error}."),
+                (true, ".") => format!("The body is not as expected: {error}."),
+                (true, field) => format!("The field {field}: {error}."),
+            },
+        )
+    })?;
+    json.end()
+        .map_err(|error| Problem::new(400, format!("The body is not JSON: {error}.")))?;
+    Ok(read)
 }
 
 /// # Errors

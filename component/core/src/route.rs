@@ -13,6 +13,12 @@ pub enum Route {
     Health,
     /// `GET` or `HEAD /:slug`
     Follow(Slug),
+    /// `GET` or `HEAD /api/v1/links/:slug`
+    Show(Slug),
+    /// `PATCH /api/v1/links/:slug`
+    Change(Slug),
+    /// `DELETE /api/v1/links/:slug`
+    Remove(Slug),
     /// `GET` or `HEAD /api/v1/links/:slug/stats`
     Stats(Slug),
     /// `GET` or `HEAD /api/v1/stats`
@@ -44,19 +50,31 @@ impl Route {
                 "GET" | "HEAD" => Ok(Route::FindClicks),
                 _ => Err(not_allowed("GET, HEAD, POST")),
             },
-            text if text.starts_with("api/v1/links/") => {
-                let slug = text
-                    .strip_prefix("api/v1/links/")
-                    .and_then(|rest| rest.strip_suffix("/stats"));
-                let slug = slug.and_then(Slug::in_path).ok_or_else(not_found)?;
-                reading(method).map(|()| Route::Stats(slug))
-            }
             "internal/database" => reading(method).map(|()| Route::Database),
-            text => {
-                let slug = Slug::in_path(text).ok_or_else(not_found)?;
-                reading(method).map(|()| Route::Follow(slug))
-            }
+            text => match text.strip_prefix("api/v1/links/") {
+                Some(rest) => of_link(method, rest),
+                None => {
+                    let slug = Slug::in_path(text).ok_or_else(not_found)?;
+                    reading(method).map(|()| Route::Follow(slug))
+                }
+            },
         }
+    }
+}
+
+/// Below `/api/v1/links/`.
+fn of_link(method: &str, rest: &str) -> Result<Route, Problem> {
+    let slug = |text| Slug::in_path(text).ok_or_else(not_found);
+    if let Some(text) = rest.strip_suffix("/stats") {
+        let slug = slug(text)?;
+        return reading(method).map(|()| Route::Stats(slug));
+    }
+    let slug = slug(rest)?;
+    match method {
+        "GET" | "HEAD" => Ok(Route::Show(slug)),
+        "PATCH" => Ok(Route::Change(slug)),
+        "DELETE" => Ok(Route::Remove(slug)),
+        _ => Err(not_allowed("GET, HEAD, PATCH, DELETE")),
     }
 }
 
@@ -86,7 +104,8 @@ mod tests {
 
     #[test]
     fn finds_the_route() {
-        let follow = |text| Route::Follow(Slug::in_path(text).unwrap());
+        let slug = |text| Slug::in_path(text).unwrap();
+        let follow = |text| Route::Follow(slug(text));
         for (method, path, route) in [
             ("POST", "/shorten", Route::Shorten),
             ("OPTIONS", "/shorten", Route::Preflight),
@@ -97,11 +116,10 @@ mod tests {
             ("HEAD", "/A-b_9", follow("A-b_9")),
             ("GET", "/Health", follow("Health")),
             ("GET", "/api/v1/stats", Route::StatsOfAll),
-            (
-                "GET",
-                "/api/v1/links/abc/stats",
-                Route::Stats(Slug::in_path("abc").unwrap()),
-            ),
+            ("GET", "/api/v1/links/abc", Route::Show(slug("abc"))),
+            ("PATCH", "/api/v1/links/abc", Route::Change(slug("abc"))),
+            ("DELETE", "/api/v1/links/abc", Route::Remove(slug("abc"))),
+            ("GET", "/api/v1/links/abc/stats", Route::Stats(slug("abc"))),
             ("POST", "/internal/clicks", Route::TakeClicks),
             ("GET", "/internal/clicks", Route::FindClicks),
         ] {
@@ -121,6 +139,7 @@ mod tests {
             ("get", "/abc", "GET, HEAD"),
             ("POST", "/api/v1/stats", "GET, HEAD"),
             ("DELETE", "/api/v1/links/abc/stats", "GET, HEAD"),
+            ("POST", "/api/v1/links/abc", "GET, HEAD, PATCH, DELETE"),
             ("PUT", "/internal/clicks", "GET, HEAD, POST"),
         ] {
             let problem = Route::of(method, path).unwrap_err();
@@ -142,8 +161,6 @@ mod tests {
             "/a.b",
             "/%61bc",
             "/robots.txt",
-            "/api/v1/links/abc",
-            "/api/v1/links/stats",
             "/api/v1/links//stats",
             "/api/v1/links/a/b/stats",
             "/internal/clicks/",

@@ -13,6 +13,9 @@ const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
 const FIND_LINK: &str = include_str!("../../sql/find_link.sql");
 const TAKE_CLICK: &str = include_str!("../../sql/take_click.sql");
+const SHOW_LINK: &str = include_str!("../../sql/show_link.sql");
+const CHANGE_LINK: &str = include_str!("../../sql/change_link.sql");
+const DELETE_LINK: &str = include_str!("../../sql/delete_link.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
 const COUNT_LINKS: &str = include_str!("../../sql/count_links.sql");
 const DATABASE_SIZE: &str = include_str!("../../sql/database_size.sql");
@@ -214,6 +217,63 @@ fn health_reads_an_empty_table_and_a_full_one() {
     assert_eq!(health(), Ok(1));
     connection.execute("DROP TABLE links", []).unwrap();
     assert!(health().is_err());
+}
+
+/// URL, end, most clicks, clicks left, and when it was made.
+type Whole = (String, Option<i64>, Option<i64>, Option<i64>, i64);
+
+fn whole(row: &rusqlite::Row<'_>) -> rusqlite::Result<Whole> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+}
+
+fn change(connection: &Connection, slug: &str, url: Option<&str>, end: Option<Option<i64>>) -> Option<Whole> {
+    let row = params![slug, url, end.is_some(), end.flatten()];
+    let changed = connection.query_row(CHANGE_LINK, row, whole).optional().unwrap();
+    let shown = connection.query_row(SHOW_LINK, [slug], whole).optional().unwrap();
+    assert_eq!(changed, shown);
+    changed
+}
+
+#[test]
+fn a_change_leaves_what_it_does_not_name() {
+    let connection = new_database();
+    let no_id: Option<[u8; 16]> = None;
+    for (slug, limit) in [("plain", None), ("limited", Some(3))] {
+        let row = params![slug, "https://example.com/", 7, 50, no_id, limit];
+        connection.query_row(INSERT_LINK, row, |_| Ok(())).unwrap();
+        let at = |url: &str, end| Some((url.to_owned(), end, limit, limit, 7));
+        assert_eq!(
+            change(&connection, slug, None, None),
+            at("https://example.com/", Some(50))
+        );
+        assert_eq!(
+            change(&connection, slug, Some("https://example.org/"), None),
+            at("https://example.org/", Some(50))
+        );
+        assert_eq!(
+            change(&connection, slug, None, Some(Some(60))),
+            at("https://example.org/", Some(60))
+        );
+        assert_eq!(
+            change(&connection, slug, Some("https://example.net/"), Some(None)),
+            at("https://example.net/", None)
+        );
+        // An older release still takes one with a limit for expired.
+        let raw: Option<i64> = connection
+            .query_row("SELECT expires_at FROM links WHERE slug = ?1", [slug], |row| row.get(0))
+            .unwrap();
+        assert_eq!(raw, limit.map(|_| 0));
+    }
+    assert_eq!(change(&connection, "nobody", Some("https://example.org/"), None), None);
+}
+
+#[test]
+fn a_link_is_removed_once() {
+    let connection = new_database();
+    insert(&connection, "a", "https://example.com/", None).unwrap();
+    let remove = || connection.query_row(DELETE_LINK, ["a"], |_| Ok(())).optional().unwrap();
+    assert_eq!((remove(), remove()), (Some(()), None));
+    assert_eq!(find(&connection, "a"), None);
 }
 
 #[test]

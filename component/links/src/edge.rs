@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join;
 use http::{Method, Request};
-use links_core::edge::{self, Bounds, HEADER, Sight, rest_of_second};
+use links_core::edge::{self, Bounds, HEADER, SETTLED, Sight, rest_of_second};
 use links_core::link::Stored;
 use links_core::settings::Invalid;
 use links_core::slug::Slug;
@@ -16,8 +16,11 @@ use crate::variable::{self, Knowledge};
 use crate::{clock, log};
 
 /// How long a change waits until nginx shows it. nginx answers in a millisecond, after half a second where somebody else
-/// is just asking for the same slug; and the rest of a second has to pass where it has an older answer.
+/// is just asking for the same slug; and a second has to pass where it has an older answer.
 const LIMIT: Duration = Duration::from_secs(3);
+
+/// Between two attempts at replacing an answer.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A kept connection may have ended unnoticed, as after a reload of nginx: the second attempt makes a new one.
 const ATTEMPTS: u32 = 2;
@@ -34,6 +37,15 @@ thread_local! {
 
 /// The edge may not yet know of a change; the operator was told why.
 pub struct Stale;
+
+/// What there is for a slug now, in the database.
+#[derive(Clone, Copy)]
+pub enum Became<'a> {
+    /// There was nothing before.
+    New(&'a Stored),
+    Changed(&'a Stored),
+    Nothing,
+}
 
 /// `None`: nginx is to keep nothing.
 pub async fn bounds() -> Option<Bounds> {
@@ -55,15 +67,15 @@ async fn read() -> Result<Option<Known>, String> {
     Ok(Some(Known { port, bounds }))
 }
 
-/// Returns when whoever asks this machine's nginx for the link, which is in the database by now, is led on.
+/// Returns when whoever asks this machine's nginx for the link gets what is in the database by now.
 ///
 /// # Errors
-/// That is not certain: until the ttl is over, some may be told that there is no such link.
-pub async fn show(slug: &Slug, link: &Stored) -> Result<(), Stale> {
+/// That is not certain: until the ttl is over, some may get what was there before.
+pub async fn show(slug: &Slug, became: Became<'_>) -> Result<(), Stale> {
     let Some(Known { port, .. }) = known().await.ok_or(Stale)? else {
         return Ok(());
     };
-    let shown = clock::within(LIMIT, replace(port, slug, link)).await;
+    let shown = clock::within(LIMIT, replace(port, slug, became)).await;
     shown
         .unwrap_or_else(|| Err("no answer in time".to_owned()))
         .map_err(|error| {
@@ -73,22 +85,44 @@ pub async fn show(slug: &Slug, link: &Stored) -> Result<(), Stale> {
 }
 
 /// An answer that is out of date may be in nginx's cache, or on its way there from any instance and arrive after a newer
-/// one. Neither is given any more once the second is over in which the change was made.
-async fn replace(port: u16, slug: &Slug, link: &Stored) -> Result<(), String> {
-    let rest = rest_of_second(clock::now_in_milliseconds());
+/// one.
+async fn replace(port: u16, slug: &Slug, became: Became<'_>) -> Result<(), String> {
+    // That there is no such link is said for the second in which it was found out: then it is over.
+    let rest = match became {
+        Became::New(_) => rest_of_second(clock::now_in_milliseconds()),
+        Became::Changed(_) | Became::Nothing => SETTLED,
+    };
     let since = Instant::now();
+    match (look(port, slug).await?, became) {
+        (Sight::Nothing, _) | (Sight::Link(_), Became::New(_)) => return Ok(()),
+        _ => {}
+    }
+    let is_kept = !matches!(became, Became::New(Stored { limit: Some(_), .. }));
+    loop {
+        if is_kept {
+            ask(Method::GET, port, slug).await?;
+        }
+        spin_sdk::time::sleep(rest.saturating_sub(since.elapsed()).max(PAUSE)).await;
+        let is_shown = match became {
+            Became::New(_) => true,
+            Became::Changed(link) => match look(port, slug).await? {
+                Sight::Link(url) => url == link.url,
+                Sight::Other => false,
+                Sight::Nothing | Sight::Expired => true,
+            },
+            Became::Nothing => !matches!(look(port, slug).await?, Sight::Link(_)),
+        };
+        if is_shown {
+            return Ok(());
+        }
+    }
+}
+
+async fn look(port: u16, slug: &Slug) -> Result<Sight, String> {
     let seen = ask(Method::HEAD, port, slug).await?;
-    let header = seen.headers().get(HEADER).and_then(|value| value.to_str().ok());
-    match Sight::of(seen.status().as_u16(), header) {
-        Some(Sight::Nothing | Sight::Link) => return Ok(()),
-        Some(Sight::Other) => {}
-        None => return Err(format!("port {port} is not answered by the nginx of links")),
-    }
-    if link.limit.is_none() {
-        ask(Method::GET, port, slug).await?;
-    }
-    spin_sdk::time::sleep(rest.saturating_sub(since.elapsed())).await;
-    Ok(())
+    let text = |name| seen.headers().get(name).and_then(|value| value.to_str().ok());
+    let sight = Sight::of(seen.status().as_u16(), text(HEADER), text("location"));
+    sight.ok_or_else(|| format!("port {port} is not answered by the nginx of links"))
 }
 
 /// `HEAD` looks at what nginx has, `GET` makes it fetch the answer anew.

@@ -11,6 +11,7 @@ mod clicks;
 mod clock;
 mod edge;
 mod kv;
+mod links;
 mod local;
 mod log;
 mod outage;
@@ -51,6 +52,9 @@ async fn answer(request: Request) -> Result<Reply, Problem> {
             Store::probing().check().await.map(|()| Reply::healthy())
         }
         Route::Preflight => Ok(settings::current().await?.cors.preflight(header(&request, "origin"))),
+        Route::Show(slug) => links::show(&request, &slug).await,
+        Route::Change(slug) => links::change(request, &slug).await,
+        Route::Remove(slug) => links::remove(&request, &slug).await,
         Route::Stats(slug) => stats::stats(&request, Some(&slug)).await,
         Route::StatsOfAll => stats::stats(&request, None).await,
         Route::TakeClicks => clicks::take(request).await,

@@ -1,6 +1,9 @@
 //! `GET /:slug`.
 
+use std::time::Instant;
+
 use links_core::age::Age;
+use links_core::edge::PROMPT;
 use links_core::link::{self, Limit, Stored};
 use links_core::problem::Problem;
 use links_core::reply::Reply;
@@ -20,7 +23,7 @@ pub enum Purpose {
 }
 
 pub async fn follow(slug: &Slug, purpose: Purpose) -> Result<Reply, Problem> {
-    let asked_at = clock::now();
+    let (asked_at, since) = (clock::now(), Instant::now());
     let mut found = find(slug).await?;
     if purpose == Purpose::Follow
         && let Some(limit) = found.as_mut().and_then(|link| link.limit.as_mut())
@@ -29,8 +32,8 @@ pub async fn follow(slug: &Slug, purpose: Purpose) -> Result<Reply, Problem> {
     }
     let now = clock::now();
     match edge::bounds().await {
-        Some(bounds) => Ok(bounds.follow(found, asked_at, now)),
-        None => link::follow(found, now),
+        Some(bounds) if since.elapsed() < PROMPT => Ok(bounds.follow(found, asked_at, now)),
+        _ => link::follow(found, now),
     }
 }
 

@@ -1,7 +1,6 @@
 //! `POST /shorten`.
 
 use links_core::access::Access;
-use links_core::edge::{HEADER, STALE};
 use links_core::link::NewLink;
 use links_core::origin::Origin;
 use links_core::problem::Problem;
@@ -12,9 +11,10 @@ use links_core::settings::{Settings, Shorteners};
 use links_core::slug::{MAX_ATTEMPTS, Slug};
 use spin_sdk::http::Request;
 
+use crate::edge::Became;
 use crate::respond::header;
 use crate::store::Store;
-use crate::{access, body, cache, clock, edge, log, random, settings};
+use crate::{access, body, cache, clock, edge, links, log, random, settings};
 
 pub async fn shorten(request: Request) -> Result<Reply, Problem> {
     let settings = settings::current().await?;
@@ -31,10 +31,7 @@ async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem>
     access.check(request.headers().get("authorization").map(|value| value.as_bytes()))?;
     request::check_content_type(header(&request, "content-type"))?;
     request::check_length(header(&request, "content-length"), request::MAX_BODY)?;
-    let own = match &settings.public {
-        Some(public) => public.clone(),
-        None => origin(&request)?,
-    };
+    let own = own(settings, &request)?;
     let id = request.headers().get(request_id::HEADER);
     let id = id.and_then(|value| RequestId::parse(value.as_bytes()));
     let wish = Shorten::parse(&body::read(request, request::MAX_BODY).await?)?;
@@ -50,13 +47,17 @@ async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem>
         cache::put(&slug, &stored, now).await;
     }
     let reply = Reply::shortened(slug.as_str(), &own.short_url(&slug));
-    Ok(match edge::show(&slug, &stored).await {
-        Ok(()) => reply,
-        Err(edge::Stale) => reply.with_headers(vec![(HEADER, STALE.into())]),
-    })
+    Ok(links::seen(reply, edge::show(&slug, Became::New(&stored)).await))
 }
 
-/// Where the client thinks it is.
+/// Where the appliance is reached: where its operator says, or where the client thinks it is.
+pub fn own(settings: &Settings, request: &Request) -> Result<Origin, Problem> {
+    match &settings.public {
+        Some(public) => Ok(public.clone()),
+        None => origin(request),
+    }
+}
+
 fn origin(request: &Request) -> Result<Origin, Problem> {
     let scheme = header(request, "x-forwarded-proto").or_else(|| request.uri().scheme_str());
     let host = header(request, "x-forwarded-host").or_else(|| header(request, "host"));

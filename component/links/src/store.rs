@@ -9,10 +9,11 @@ use std::rc::Rc;
 use std::thread::LocalKey;
 use std::time::{Duration, Instant};
 
+use links_core::change::Change;
 use links_core::clicks::{Batch, Position, WHOLE};
 use links_core::expiry::Expiry;
 use links_core::held::Held;
-use links_core::link::{Limit, NewLink, Stored};
+use links_core::link::{Details, Limit, NewLink, Stored};
 use links_core::problem::Problem;
 use links_core::request_id::RequestId;
 use links_core::slug::Slug;
@@ -28,6 +29,9 @@ const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
 const INSERT_LINK: &str = include_str!("../../sql/insert_link.sql");
 const TAKE_CLICK: &str = include_str!("../../sql/take_click.sql");
 const FIND_LINK: &str = include_str!("../../sql/find_link.sql");
+const SHOW_LINK: &str = include_str!("../../sql/show_link.sql");
+const CHANGE_LINK: &str = include_str!("../../sql/change_link.sql");
+const DELETE_LINK: &str = include_str!("../../sql/delete_link.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
 const INSERT_CLICKS: &str = include_str!("../../sql/insert_clicks.sql");
 const FIND_CLICK_POSITION: &str = include_str!("../../sql/find_click_position.sql");
@@ -223,6 +227,43 @@ impl Store {
             let link = stored(url, expires_at, max_clicks, clicks_left)?;
             Some((Slug::in_path(&text(slug)?)?, link))
         }))
+    }
+
+    /// # Errors
+    /// 503
+    pub async fn show(&self, slug: &Slug) -> Result<Option<Details>, Problem> {
+        let slug = [Value::Text(slug.as_str().to_owned())];
+        let rows = self.ask(SHOW_LINK, &slug, Needs::Tables).await;
+        Ok(rows.map_err(unavailable)?.into_iter().next().and_then(details))
+    }
+
+    /// The link as it is then; `None`: there is none.
+    ///
+    /// # Errors
+    /// 503; it may have been changed.
+    pub async fn change(&self, slug: &Slug, change: &Change) -> Result<Option<Details>, Problem> {
+        let target = change.target.as_ref();
+        let row = [
+            Value::Text(slug.as_str().to_owned()),
+            target.map_or(Value::Null, |target| Value::Text(target.as_str().to_owned())),
+            Value::Integer(change.expiry.is_some().into()),
+            change
+                .expiry
+                .flatten()
+                .map_or(Value::Null, |Expiry(seconds)| Value::Integer(seconds)),
+        ];
+        let rows = self.ask(CHANGE_LINK, &row, Needs::TablesToWrite).await;
+        Ok(rows.map_err(unavailable)?.into_iter().next().and_then(details))
+    }
+
+    /// False: there was none.
+    ///
+    /// # Errors
+    /// 503; it may have been removed.
+    pub async fn remove(&self, slug: &Slug) -> Result<bool, Problem> {
+        let slug = [Value::Text(slug.as_str().to_owned())];
+        let rows = self.ask(DELETE_LINK, &slug, Needs::TablesToWrite).await;
+        Ok(!rows.map_err(unavailable)?.is_empty())
     }
 
     /// Takes one click of a link with a limit; `now` in Unix seconds. False: none is left, or the link has expired. Should
@@ -423,6 +464,15 @@ fn stored(url: Value, expires_at: Value, max_clicks: Value, clicks_left: Value) 
         url: text(url)?,
         expiry: number(expires_at).map(Expiry),
         limit: limit.map(|(most, left)| Limit { most, left }),
+    })
+}
+
+/// The same, and when it was made.
+fn details(row: RowResult) -> Option<Details> {
+    let [url, expires_at, max_clicks, clicks_left, created_at] = row.values.try_into().ok()?;
+    Some(Details {
+        stored: stored(url, expires_at, max_clicks, clicks_left)?,
+        created_at: number(created_at)?,
     })
 }
 
