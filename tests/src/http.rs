@@ -154,6 +154,14 @@ impl Client {
         self.connect()?.send(Method::PUT, path, Bytes::from(body.to_string()))
     }
 
+    pub fn patch(&self, path: &str, body: impl ToString) -> Result<Answer, Failure> {
+        self.connect()?.send(Method::PATCH, path, Bytes::from(body.to_string()))
+    }
+
+    pub fn delete(&self, path: &str) -> Result<Answer, Failure> {
+        self.connect()?.send(Method::DELETE, path, Bytes::new())
+    }
+
     /// Posts bytes; [`Self::header`] names the content type.
     pub fn post_bytes(&self, path: &str, body: impl Into<Bytes>) -> Result<Answer, Failure> {
         self.connect()?.send(Method::POST, path, body.into())

@@ -93,6 +93,98 @@ fn make_awaited(site: &Client, slug: &str) -> Result<()> {
     })
 }
 
+#[test]
+fn a_change_is_seen_before_the_answer_to_it() -> Result<()> {
+    const LINKS: usize = 40;
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    let site = appliance.site()?;
+    let traffic = Traffic::start(&appliance, "changed")?;
+    thread::scope(|scope| {
+        let site = &site;
+        let owners: Vec<_> = (0..LINKS)
+            .map(|number| scope.spawn(move || change_and_remove(site, &format!("changed-{number}"))))
+            .collect();
+        owners.into_iter().try_for_each(joined)
+    })?;
+    traffic.finish(&appliance)?;
+
+    let nobody = appliance.http();
+    for answer in [
+        nobody.get("/api/v1/links/x")?,
+        nobody.patch("/api/v1/links/x", json!({ "expires_at": null }))?,
+        nobody.delete("/api/v1/links/x")?,
+    ] {
+        ensure!(answer.status == 401, "{answer}");
+    }
+    for (answer, status) in [
+        (site.get("/api/v1/links/no-such")?, 404),
+        (site.patch("/api/v1/links/no-such", json!({ "expires_at": null }))?, 404),
+        (site.delete("/api/v1/links/no-such")?, 404),
+        (site.patch("/api/v1/links/no-such", json!({}))?, 422),
+        (site.put("/api/v1/links/no-such", json!({}))?, 405),
+    ] {
+        ensure!(answer.status == status, "{answer}");
+    }
+    Ok(())
+}
+
+/// Changes a link that others follow all the time: whoever begins to ask after the answer to a change gets that one, or a
+/// later one.
+fn change_and_remove(site: &Client, slug: &str) -> Result<()> {
+    const CHANGES: usize = 15;
+    let path = format!("/{slug}");
+    let link = format!("/api/v1/links/{slug}");
+    let url = |number: usize| format!("https://example.com/{slug}/{number}");
+    let made = site.post("/shorten", json!({ "url": url(0), "slug": slug }))?;
+    ensure!(made.status == 200, "{made}");
+    let (shown, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let follow = || -> Result<()> {
+        let mut connection = Kept::new(site);
+        let mut followed = 0;
+        while !ended.load(Ordering::SeqCst) {
+            let least = shown.load(Ordering::SeqCst);
+            let answer = connection.get(&path)?;
+            if answer.status == 302 {
+                let number = answer.header("location").rsplit('/').next().unwrap_or_default();
+                ensure!(number.parse::<usize>()? >= least, "{least} was answered: {answer}");
+                followed += 1;
+            } else {
+                ensure!(answer.status == 404 && least == CHANGES, "{answer}");
+            }
+        }
+        ensure!(followed > CHANGES, "followed {followed} times");
+        Ok(())
+    };
+    let change = || -> Result<()> {
+        for number in 1..=CHANGES {
+            let changed = site.patch(&link, json!({ "url": url(number) }))?;
+            ensure!(
+                changed.status == 200 && changed.header("links-edge").is_empty(),
+                "{changed}"
+            );
+            shown.store(number, Ordering::SeqCst);
+            leads_to(&site.get(&path)?, &url(number))?;
+        }
+        let details: Value = site.get(&link)?.json()?;
+        ensure!(details["url"] == url(CHANGES), "{details}");
+        let removed = site.delete(&link)?;
+        ensure!(
+            removed.status == 204 && removed.header("links-edge").is_empty(),
+            "{removed}"
+        );
+        let gone = site.get(&path)?;
+        ensure!(gone.status == 404, "{gone}");
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let follower = scope.spawn(follow);
+        let changed = change();
+        ended.store(true, Ordering::SeqCst);
+        changed.and(joined(follower))
+    })
+}
+
 /// A connection for as long as nginx keeps it.
 struct Kept<'a> {
     client: &'a Client,
