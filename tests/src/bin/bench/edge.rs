@@ -156,7 +156,7 @@ impl Bench {
             appliance.shell(&start)?;
         }
         let site = appliance.read(SITE)?;
-        appliance.write("/etc/nginx/conf.d/bench.conf", sites(&site)?)?;
+        appliance.write("/etc/nginx/sites-enabled/zz-bench", sites(&site)?)?;
         appliance.reload_nginx()?;
         for port in HELLOS {
             let hello = appliance.http_at(port);
