@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-/// Begin the text forms.
-const LASTS: &str = "outage1";
-const ENDED: &str = "ended1";
+/// Begins the text form.
+const FORM: &str = "outage1";
 
 /// A failure after this long without an attempt is news again: nobody looked in between.
 const MEMORY: i64 = 60_000;
@@ -42,9 +41,30 @@ impl Outage {
     pub fn seconds(self, now: i64) -> i64 {
         now.saturating_sub(self.since).max(0) / 1000
     }
+
+    pub fn encode(self) -> String {
+        format!("{FORM} {} {}", self.since, self.tried)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Outage> {
+        let numbers = std::str::from_utf8(bytes).ok()?.strip_prefix(FORM)?.strip_prefix(' ')?;
+        let (since, tried) = numbers.split_once(' ')?;
+        let (since, tried) = (since.parse().ok()?, tried.parse().ok()?);
+        Some(Outage { since, tried })
+    }
 }
 
-/// What instances tell each other.
+/// The text form of the time when an outage ended.
+pub fn encode_end(at: i64) -> String {
+    at.to_string()
+}
+
+pub fn decode_end(bytes: &[u8]) -> Option<i64> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// What instances tell each other. They leave it in two places: the outage of which an attempt told last, and the end of
+/// one. Two instances write at the same time, and with one place, who still tries would undo what the other has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
     Lasts(Outage),
@@ -53,6 +73,14 @@ pub enum Note {
 }
 
 impl Note {
+    /// Of what is in the two places. An end ahead of `now` was written before the clock was set back.
+    pub fn new(outage: Outage, ended: Option<i64>, now: i64) -> Note {
+        match ended {
+            Some(at) if (outage.since..=now).contains(&at) => Note::Ended(at),
+            _ => Note::Lasts(outage),
+        }
+    }
+
     /// The outage that a failure now belongs to; none: it begins another one. `known` is what the instance knew of one by
     /// itself.
     pub fn lasting(self, known: Option<Outage>, now: i64) -> Option<Outage> {
@@ -66,27 +94,6 @@ impl Note {
     /// Whether what was asked at `asked` may still have been held up by an outage that is over.
     pub fn explains(self, asked: i64) -> bool {
         matches!(self, Note::Ended(at) if asked <= at)
-    }
-
-    pub fn encode(self) -> String {
-        match self {
-            Note::Lasts(Outage { since, tried }) => format!("{LASTS} {since} {tried}"),
-            Note::Ended(at) => format!("{ENDED} {at}"),
-        }
-    }
-
-    pub fn decode(bytes: &[u8]) -> Option<Note> {
-        let text = std::str::from_utf8(bytes).ok()?;
-        let (form, numbers) = text.split_once(' ')?;
-        match form {
-            LASTS => {
-                let (since, tried) = numbers.split_once(' ')?;
-                let (since, tried) = (since.parse().ok()?, tried.parse().ok()?);
-                Some(Note::Lasts(Outage { since, tried }))
-            }
-            ENDED => numbers.parse().ok().map(Note::Ended),
-            _ => None,
-        }
     }
 }
 
@@ -143,23 +150,38 @@ mod tests {
     }
 
     #[test]
+    fn an_end_ends_what_began_before_it_whoever_writes_last() {
+        let outage = Outage::begin(NOW);
+        let ended = Some(NOW + 10);
+        assert_eq!(Note::new(outage, None, NOW), Note::Lasts(outage));
+        assert_eq!(Note::new(outage, ended, NOW + 10), Note::Ended(NOW + 10));
+        // An instance that did not know of the end has tried once more.
+        let tried = outage.tried_again(NOW + 20);
+        assert_eq!(Note::new(tried, ended, NOW + 20), Note::Ended(NOW + 10));
+        let next = Outage::begin(NOW + 11);
+        assert_eq!(Note::new(next, ended, NOW + 20), Note::Lasts(next));
+        // The clock was set back in between.
+        assert_eq!(Note::new(outage, ended, NOW + 9), Note::Lasts(outage));
+    }
+
+    #[test]
     fn comes_back_as_it_was() {
-        for note in [Note::Lasts(Outage::begin(NOW).tried_again(NOW + 1)), Note::Ended(NOW)] {
-            assert_eq!(Note::decode(note.encode().as_bytes()), Some(note));
-        }
+        let outage = Outage::begin(NOW).tried_again(NOW + 1);
+        assert_eq!(Outage::decode(outage.encode().as_bytes()), Some(outage));
+        assert_eq!(decode_end(encode_end(NOW).as_bytes()), Some(NOW));
         for text in [
             "",
             "outage1",
             "outage1 1",
             "outage1 1 x",
             "outage2 1 2",
+            "outage11 2",
             "1 2",
             "outage1 1 2 3",
-            "ended1",
-            "ended1 x",
         ] {
-            assert_eq!(Note::decode(text.as_bytes()), None, "{text:?}");
+            assert_eq!(Outage::decode(text.as_bytes()), None, "{text:?}");
         }
-        assert_eq!(Note::decode(b"\xff"), None);
+        assert_eq!(Outage::decode(b"\xff"), None);
+        assert_eq!(decode_end(b"1 2"), None);
     }
 }

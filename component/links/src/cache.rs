@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::time::Instant;
 
-use futures_util::future::try_join4;
+use futures_util::future::try_join;
 use links_core::cache::{self, Bounds, Entry};
 use links_core::link::Stored;
 use links_core::settings::Invalid;
@@ -43,23 +43,20 @@ pub fn is_database_known_to_be_remote() -> bool {
 }
 
 async fn read() -> Result<Known, String> {
-    let (cache, ttl, stale, place) = try_join4(
-        variable::get("link_cache"),
-        variable::get("cache_ttl"),
-        variable::get("cache_stale"),
-        variable::get("database_place"),
-    )
-    .await?;
-    let known = || {
-        Ok(Known {
-            bounds: match cache::is_on(&cache)? {
-                true => Some(Bounds::parse(&ttl, &stale)?),
-                false => None,
-            },
-            database_is_remote: sql::is_remote(&place)?,
-        })
+    let invalid = |invalid: Invalid| invalid.to_string();
+    let (cache, place) = try_join(variable::get("link_cache"), variable::get("database_place")).await?;
+    let bounds = match cache::is_on(&cache).map_err(invalid)? {
+        true => {
+            let (ttl, stale) = try_join(variable::get("cache_ttl"), variable::get("cache_stale")).await?;
+            Some(Bounds::parse(&ttl, &stale).map_err(invalid)?)
+        }
+        false => None,
     };
-    known().map_err(|invalid: Invalid| invalid.to_string())
+    let database_is_remote = sql::is_remote(&place).map_err(invalid)?;
+    Ok(Known {
+        bounds,
+        database_is_remote,
+    })
 }
 
 /// What is kept of a link, however old.

@@ -1,5 +1,7 @@
 //! `/api/v1/links/:slug`: a link as it is, its change, and its end.
 
+use std::rc::Rc;
+
 use links_core::change::Change;
 use links_core::edge::{HEADER, STALE};
 use links_core::problem::Problem;
@@ -16,7 +18,7 @@ use crate::store::Store;
 use crate::{access, body, cache, clock, edge, settings, shorten};
 
 /// Whoever has the token.
-async fn admitted(request: &Request) -> Result<Settings, Problem> {
+async fn admitted(request: &Request) -> Result<Rc<Settings>, Problem> {
     let settings = settings::current().await?;
     let access = access::current(settings.secrets.as_ref()).await?;
     access.check(request.headers().get("authorization").map(|value| value.as_bytes()))?;

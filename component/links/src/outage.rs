@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use links_core::outage::{Note, Outage};
+use links_core::outage::{self, Note, Outage};
 
 use crate::{cache, clock, local, log, settings};
 
@@ -64,8 +64,8 @@ impl Service {
             // If it is over, another instance was first to find out, and has told the operator.
             match self.noted().await {
                 Some(Note::Lasts(noted)) => {
-                    let ended = Note::Ended(clock::now_in_milliseconds());
-                    local::set(self.key(), &ended.encode()).await;
+                    let ended = outage::encode_end(clock::now_in_milliseconds());
+                    local::set(self.end_key(), &ended).await;
                     Some(noted)
                 }
                 _ => None,
@@ -129,13 +129,16 @@ impl Service {
 
     /// What another instance, or this one, has left.
     async fn noted(self) -> Option<Note> {
-        Note::decode(&local::get(self.key()).await?)
+        let outage = Outage::decode(&local::get(self.key()).await?)?;
+        let ended = local::get(self.end_key()).await;
+        let ended = ended.and_then(|ended| outage::decode_end(&ended));
+        Some(Note::new(outage, ended, clock::now_in_milliseconds()))
     }
 
     async fn note(self, outage: Outage) {
         self.known(|known| known.outage.set(Some(outage)));
         if self.is_shared() {
-            local::set(self.key(), &Note::Lasts(outage).encode()).await;
+            local::set(self.key(), &outage.encode()).await;
         }
     }
 
@@ -171,6 +174,14 @@ impl Service {
             Service::Database => "links:outage:database",
             Service::Cache => "links:outage:cache",
             Service::Provider => "links:outage:admin_token",
+        }
+    }
+
+    fn end_key(self) -> &'static str {
+        match self {
+            Service::Database => "links:outage-end:database",
+            Service::Cache => "links:outage-end:cache",
+            Service::Provider => "links:outage-end:admin_token",
         }
     }
 
