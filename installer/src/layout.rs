@@ -21,6 +21,8 @@ pub const ADMIN_TOKEN: &str = "admin_token";
 /// Prefix that `LoadCredential=links:/etc/links/credentials` gives to each credential of that directory
 /// (systemd.exec(5): the ID is suffixed with `_` and the file name).
 pub const CREDENTIAL_PREFIX: &str = "links_";
+/// In the directory above the ready flags.
+pub const KEEPALIVE_FLAG: &str = "keepalive";
 
 /// The kernel's tables of TCP connections, IPv4 and IPv6. `/proc/net` itself is not there under `ProcSubset=pid`.
 pub const CONNECTION_TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
@@ -186,16 +188,16 @@ impl Layout {
     pub fn run_dir(&self) -> PathBuf {
         self.at("run/links")
     }
-    /// An instance is in rotation exactly while its flag is in here.
+    /// An instance is in rotation exactly while its flag is in here: a symbolic link to `.`.
     pub fn ready_dir(&self) -> PathBuf {
         self.at("run/links/ready")
     }
     pub fn ready_flag(&self, instance: u16) -> PathBuf {
         self.ready_dir().join(instance.to_string())
     }
-    /// While it exists, nginx closes each connection after its next answer.
-    pub fn reload_flag(&self) -> PathBuf {
-        self.at("run/links/reload")
+    /// While it is missing, nginx closes each connection after its next answer.
+    pub fn keepalive_flag(&self) -> PathBuf {
+        self.run_dir().join(KEEPALIVE_FLAG)
     }
     /// `RuntimeDirectory=` of the instance: rendered configuration (0600), temporary files, its lock.
     pub fn instance_run_dir(&self, instance: u16) -> PathBuf {

@@ -24,7 +24,7 @@ struct Site {
     default_server: bool,
     server_name: Vec<String>,
     ready_dir: PathBuf,
-    reload_flag: PathBuf,
+    keepalive_flag: &'static str,
     journal: PathBuf,
     edge: Option<Edge>,
 }
@@ -88,7 +88,7 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
         default_server: surroundings.default_server,
         server_name: server_names(config),
         ready_dir: layout.ready_dir(),
-        reload_flag: layout.reload_flag(),
+        keepalive_flag: layout::KEEPALIVE_FLAG,
         journal: layout.journal(),
         edge: config.edge_port().map(|port| Edge {
             listen: layout::edge_address(port),
@@ -195,7 +195,9 @@ mod tests {
                 "\"/2\" links_without_2;"
             ]
         );
-        assert!(site.contains(r#"if (!-f /run/links/ready/2) { set $links_missing "${links_missing}/2"; }"#));
+        assert!(site.contains("    if (-e /run/links/ready/1/2/../keepalive) { break; }\n"));
+        assert!(site.contains(r#"if (!-e /run/links/ready/2) { set $links_missing "${links_missing}/2"; }"#));
+        assert!(site.contains("if (!-e /run/links/ready/../keepalive) { set $links_closing 1; }"));
     }
 
     /// What is said in the location of the path, and at the level around it.
@@ -235,11 +237,16 @@ mod tests {
         ] {
             let (inside, _) = location(&site, route);
             assert_eq!(inside[0], format!("error_page 418 = {twin};"));
-            assert_eq!(inside[1], "if (-f /run/links/reload) { return 418; }");
+            assert_eq!(inside[1], "if ($links_closing) { return 418; }");
             let (twin, _) = location(&site, &format!("location {twin} {{"));
             assert_eq!(twin[0], "keepalive_timeout 0;");
             // What is sent to whom is the same.
-            assert_eq!(twin[1..], inside[2..]);
+            let passed = |line: &&&str| line.starts_with("proxy_");
+            let (twin, inside): (Vec<_>, Vec<_>) = (
+                twin.iter().filter(passed).collect(),
+                inside.iter().filter(passed).collect(),
+            );
+            assert_eq!(twin, inside);
         }
     }
 
@@ -309,7 +316,7 @@ mod tests {
             assert!(server.contains("    proxy_cache_key $links_slug;\n"), "{server}");
             // Retries and pools are the same.
             assert!(server.contains("    proxy_next_upstream error timeout;\n"), "{server}");
-            assert!(server.contains(r#"if (!-f /run/links/ready/2) {"#), "{server}");
+            assert!(server.contains(r#"if (!-e /run/links/ready/2) {"#), "{server}");
         }
         assert!(edge.contains("    access_log off;\n"), "{edge}");
     }

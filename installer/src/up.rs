@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::cli::UpArgs;
 use crate::config::links::{Config, Listen};
 use crate::config::load::{load, load_links};
-use crate::install::make_directory;
+use crate::install::{make_directory, site};
 use crate::layout::{Layout, edge_address};
 use crate::nginx::{self, Surroundings};
 use crate::process::{self, Process};
@@ -119,6 +119,7 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
     make_directory(&layout.agent_dir(), 0o700)?;
     make_directory(&layout.ready_dir(), 0o755)?;
     make_directory(&layout.metrics_dir(), 0o750)?;
+    site::keep_connections(layout)?;
     if !layout.links_toml().exists() {
         let [nginx, metrics, otlp] = free_addresses()?;
         let text = first_links_toml(nginx, free_base_port()?, metrics, otlp);

@@ -238,15 +238,15 @@ fn reload(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
     })
 }
 
-/// The flag that makes nginx end each connection with its next answer, while this lives.
+/// Without its flag nginx ends each connection with its next answer; this lives as long as the flag is away.
 struct Announcement(PathBuf);
 
 impl Announcement {
     /// Returns when every client that has a connection has heard it, or after [`ANNOUNCEMENT`].
     fn make(layout: &Layout, config: &Config) -> anyhow::Result<Self> {
-        let path = layout.reload_flag();
-        fs::write(&path, b"").with_context(|| format!("Making {}", path.display()))?;
-        let announcement = Self(path);
+        let announcement = Self(layout.keepalive_flag());
+        let path = &announcement.0;
+        files::remove_if_present(path).with_context(|| format!("Removing {}", path.display()))?;
         let ports: Vec<_> = config
             .nginx
             .listen
@@ -265,20 +265,20 @@ impl Announcement {
 
 impl Drop for Announcement {
     fn drop(&mut self) {
-        // Left behind, it costs clients a connection per request until the next change.
-        if let Err(error) = files::remove_if_present(&self.0) {
-            crate::log::error!("removing {}: {error}", self.0.display());
+        // Without it, clients need a connection per request until the next change.
+        if let Err(error) = fs::write(&self.0, b"") {
+            crate::log::error!("making {}: {error}", self.0.display());
         }
     }
 }
 
-/// Removes what an interrupted change has left; to be called by whoever alone may change the site.
+/// nginx keeps connections, also after an interrupted change; to be called by whoever alone may change the site.
 ///
 /// # Errors
-/// It cannot be removed.
-pub fn take_back_announcement(layout: &Layout) -> anyhow::Result<()> {
-    let path = layout.reload_flag();
-    files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))
+/// The flag cannot be made.
+pub fn keep_connections(layout: &Layout) -> anyhow::Result<()> {
+    let path = layout.keepalive_flag();
+    fs::write(&path, b"").with_context(|| format!("Making {}", path.display()))
 }
 
 /// None where the kernel does not say: then a reload is not worth failing for.

@@ -491,6 +491,8 @@ mod tests {
         }
         let journal = format!("f {} 0660 - {} -", layout.journal().display(), layout::USER);
         assert!(tmpfiles.lines().any(|line| line == journal), "{journal}");
+        let keepalive = format!("f {} 0644 root root -", layout.keepalive_flag().display());
+        assert!(tmpfiles.lines().any(|line| line == keepalive), "{keepalive}");
         let sysusers = include_str!("../../../packaging/sysusers.d/links.conf");
         assert!(
             sysusers

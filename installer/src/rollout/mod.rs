@@ -70,7 +70,7 @@ impl<'a> Session<'a> {
             begun: Instant::now(),
             _lock: lock,
         };
-        site::take_back_announcement(layout)?;
+        site::keep_connections(layout)?;
         if let Some(text) = take_back(layout, services)? {
             session.reporter.tell(&Event::Recovered { text });
         }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -203,8 +203,12 @@ impl Flag {
     }
 
     fn set(&self) -> anyhow::Result<()> {
-        File::create(&self.path).with_context(|| format!("Making {}", self.path.display()))?;
-        Ok(())
+        match symlink(".", &self.path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(error).with_context(|| format!("Making {}", self.path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn clear(&self) -> anyhow::Result<()> {
@@ -407,7 +411,9 @@ mod tests {
         let flag = Flag::new(&layout, 1).unwrap();
         assert!(!layout.ready_flag(1).exists());
         flag.set().unwrap();
-        assert!(layout.ready_flag(1).exists());
+        flag.set().unwrap();
+        // nginx looks whether one path leads through all flags.
+        assert!(layout.ready_flag(1).join("1/../ready").exists());
         drop(flag);
         assert!(!layout.ready_flag(1).exists());
     }
