@@ -27,39 +27,78 @@ mod variable;
 use links_core::problem::Problem;
 use links_core::reply::Reply;
 use links_core::route::Route;
-use spin_sdk::http::{Method, Request};
-use spin_sdk::http_service;
-use spin_sdk::wasip3::http::types;
+use spin_sdk::http::{FromRequest as _, Request};
+use spin_sdk::wasip3::exports::http::handler::Guest;
+use spin_sdk::wasip3::http::service;
+use spin_sdk::wasip3::http::types::{self, Method};
 
 use crate::redirect::Purpose;
 use crate::respond::header;
 use crate::store::Store;
 
-#[http_service]
-async fn handle(request: Request) -> Result<types::Response, types::ErrorCode> {
-    let without_body = request.method() == Method::HEAD;
-    let reply = answer(request).await.unwrap_or_else(Reply::from);
-    respond::send(reply, without_body)
+struct Links;
+
+service::export!(Links);
+
+impl Guest for Links {
+    async fn handle(request: types::Request) -> Result<types::Response, types::ErrorCode> {
+        let method = request.get_method();
+        let without_body = matches!(method, Method::Head);
+        let reply = answer(request, &method).await.unwrap_or_else(Reply::from);
+        respond::send(reply, without_body)
+    }
 }
 
-async fn answer(request: Request) -> Result<Reply, Problem> {
-    match Route::of(request.method().as_str(), request.uri().path())? {
-        Route::Follow(slug) if request.method() == Method::HEAD => redirect::follow(&slug, Purpose::Look).await,
-        Route::Follow(slug) => redirect::follow(&slug, Purpose::Follow).await,
+async fn answer(request: types::Request, method: &Method) -> Result<Reply, Problem> {
+    let target = request.get_path_with_query().unwrap_or_default();
+    let path = target.split_once('?').map_or(target.as_str(), |(path, _)| path);
+    match Route::of(text(method), path)? {
+        Route::Follow(slug) => redirect::follow(&slug, purpose(method)).await,
         Route::Health => {
             // What is found out about the database is for all instances, where there is a cache to go on with.
             cache::bounds().await;
             Store::probing().check().await.map(|()| Reply::healthy())
         }
-        Route::Preflight => Ok(settings::current().await?.cors.preflight(header(&request, "origin"))),
-        Route::Show(slug) => links::show(&request, &slug).await,
-        Route::Change(slug) => links::change(request, &slug).await,
-        Route::Remove(slug) => links::remove(&request, &slug).await,
-        Route::Stats(slug) => stats::stats(&request, Some(&slug)).await,
-        Route::StatsOfAll => stats::stats(&request, None).await,
-        Route::TakeClicks => clicks::take(request).await,
-        Route::FindClicks => clicks::find(&request).await,
-        Route::Shorten => shorten::shorten(request).await,
+        Route::Preflight => {
+            let request = whole(request)?;
+            Ok(settings::current().await?.cors.preflight(header(&request, "origin")))
+        }
+        Route::Show(slug) => links::show(&whole(request)?, &slug).await,
+        Route::Change(slug) => links::change(whole(request)?, &slug).await,
+        Route::Remove(slug) => links::remove(&whole(request)?, &slug).await,
+        Route::Stats(slug) => stats::stats(&whole(request)?, Some(&slug)).await,
+        Route::StatsOfAll => stats::stats(&whole(request)?, None).await,
+        Route::TakeClicks => clicks::take(whole(request)?).await,
+        Route::FindClicks => clicks::find(&whole(request)?).await,
+        Route::Shorten => shorten::shorten(whole(request)?).await,
         Route::Database => Store::counting().holds().await.map(|held| held.reply()),
+    }
+}
+
+/// With its headers and its body. They are fetched from the runtime one by one, which is as much work as all the rest of a
+/// redirect, and most requests are for redirects: so this is not done for all of them, as the SDK's `http_service` would.
+fn whole(request: types::Request) -> Result<Request, Problem> {
+    Request::from_request(request).map_err(|_| Problem::new(400, "The request cannot be read."))
+}
+
+fn text(method: &Method) -> &str {
+    match method {
+        Method::Get => "GET",
+        Method::Head => "HEAD",
+        Method::Post => "POST",
+        Method::Put => "PUT",
+        Method::Delete => "DELETE",
+        Method::Connect => "CONNECT",
+        Method::Options => "OPTIONS",
+        Method::Trace => "TRACE",
+        Method::Patch => "PATCH",
+        Method::Other(method) => method,
+    }
+}
+
+fn purpose(method: &Method) -> Purpose {
+    match method {
+        Method::Head => Purpose::Look,
+        _ => Purpose::Follow,
     }
 }

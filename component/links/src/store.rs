@@ -129,8 +129,8 @@ type Kept = RefCell<Vec<Rc<Connection>>>;
 /// What a statement needs to find.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Needs {
-    /// Tables that it can read, whatever their version. Without a look at the version it is there one round trip earlier;
-    /// where they are too old, the database says so.
+    /// Tables that it can read one row from, whatever their version. Without a look at the version it is there one round
+    /// trip earlier; where they are too old, the database says so.
     AnyTables,
     /// The tables of this release.
     Tables,
@@ -422,7 +422,10 @@ impl Store {
                     make_tables(&connection).await?;
                     HAS_TABLES.set(true);
                 }
-                rows(&connection, statement, values).await
+                match needs {
+                    Needs::AnyTables => first_row(&connection, statement, values).await,
+                    Needs::Tables | Needs::TablesToWrite => rows(&connection, statement, values).await,
+                }
             };
             let left = whole.saturating_sub(self.since.elapsed());
             let limit = if needs == Needs::AnyTables {
@@ -600,6 +603,16 @@ async fn rows(connection: &Connection, statement: &str, values: &[Value]) -> Res
         .collect()
         .await
         .map_err(message)
+}
+
+/// The only row there can be, if there is one. Once it is here, there is no need to hear that it was the last.
+async fn first_row(connection: &Connection, statement: &str, values: &[Value]) -> Result<Vec<RowResult>, String> {
+    let result = connection.execute(statement, values.iter().cloned()).await;
+    let mut result = result.map_err(message)?;
+    match result.next().await {
+        Some(row) => Ok(vec![row]),
+        None => result.result().await.map(|()| vec![]).map_err(message),
+    }
 }
 
 fn message(error: Error) -> String {
