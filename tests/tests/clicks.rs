@@ -31,6 +31,53 @@ fn three_million_clicks_are_counted_once() -> Result<()> {
     counted_once(3_000_000, 120)
 }
 
+#[test]
+fn a_full_disk_holds_up_the_count_and_nothing_else() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    let crowd = Crowd::new(&appliance)?;
+    // A disk of its own for the database and for what the agent writes down.
+    appliance.ok(["systemctl", "stop", "links"])?;
+    appliance.wait_until_stopped()?;
+    appliance.shell(
+        "mount -t tmpfs -o size=32m,mode=755 tmpfs /mnt
+        for directory in data agent; do
+            cp --archive /var/lib/links/$directory /mnt
+            mount --bind /mnt/$directory /var/lib/links/$directory
+        done
+        systemctl start links",
+    )?;
+    appliance.wait_for_rotation(2)?;
+    let starts = appliance.starts(2)?;
+    appliance.shell("fallocate --length $(df --output=avail --block-size=1 /mnt | tail -1) /mnt/ballast")?;
+
+    let pid = appliance.main_pid("links")?;
+    let said = || appliance.journal("links");
+    let mut until_full = Counts::new();
+    thread::scope(|scope| {
+        let workers = crowd.start(scope, &appliance.http(), Broken::Never);
+        let waited = crowd.wait_for(50_000).and_then(|()| {
+            eventually("the agent says that the disk is full", Duration::from_secs(60), || {
+                Ok(said()?.contains("clicks: the database does not take them: ").then_some(()))
+            })?;
+            until_full = counts(&appliance)?;
+            crowd.wait_for(crowd.answered() + 50_000)
+        });
+        crowd.stop.store(true, Ordering::Relaxed);
+        workers.into_iter().try_for_each(joined)?;
+        waited
+    })?;
+    ensure!(counts(&appliance)? == until_full, "something was counted meanwhile");
+    appliance.ok(["rm", "/mnt/ballast"])?;
+    let wanted = crowd.answers();
+    let last = settled(&appliance, |counted| *counted == wanted)?;
+    ensure!(last == wanted, "{}", difference(&wanted, &last));
+    ensure!(said()?.contains("clicks: the database takes them again"), "{}", said()?);
+    ensure!(appliance.starts(2)? == starts, "an instance was restarted");
+    ensure!(appliance.main_pid("links")? == pid, "the agent was restarted");
+    Ok(())
+}
+
 /// Has links followed that often, with that many faults meanwhile; then each has the clicks that clients were answered.
 fn counted_once(clicks: u64, faults: u64) -> Result<()> {
     let appliance = Appliance::installed()?;

@@ -184,7 +184,7 @@ mod tests {
 
     use super::*;
     use crate::layout::temporary;
-    use crate::testing::{self, Request};
+    use crate::agent::instances::tests::host;
 
     const REMOTE: &str = "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"\"";
 
@@ -208,20 +208,17 @@ mod tests {
 
     #[test]
     fn an_instance_is_asked_for_what_a_server_holds_and_not_again_within_the_hour() {
-        let (_root, layout) = temporary(&[Layout::data_dir, Layout::config_dir, Layout::ready_dir]);
-        std::fs::write(layout.runtime_toml(), REMOTE).unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&asked);
-        let component = testing::Server::start(move |request: &Request| {
+        let (root, _) = host(&[], move |request| {
             assert_eq!(request.path, PATH);
             match count.fetch_add(1, Ordering::Relaxed) {
                 0 => (503, String::new()),
                 _ => (200, "{\"links\":3,\"bytes\":null}".to_owned()),
             }
         });
-        let url = component.url("");
-        let port: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
-        std::fs::write(layout.links_toml(), format!("base_port = {}\n", port - 1)).unwrap();
+        let layout = Layout::new(root.path());
+        std::fs::write(layout.runtime_toml(), REMOTE).unwrap();
 
         let mut looks = Looks::new(layout.clone());
         assert_eq!(looks.look(), Facts::default());

@@ -17,7 +17,8 @@ use crate::{CREATE, ROUNDS, SECONDS_PER_ROUND, median};
 const LINKS: u32 = 1_000_000;
 /// That are asked for by a Zipf distribution.
 const POPULAR: u32 = 100_000;
-const CONNECTIONS: u32 = 32;
+/// Enough that both of nginx's workers have some in each round.
+const CONNECTIONS: u32 = 64;
 const GENERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/links.lua");
 const HELLO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/hello/spin.toml");
 const HELLO_WASM: &str = "target/wasm32-wasip2/release/hello.wasm";
