@@ -93,7 +93,7 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
         edge: config.edge_port().map(|port| Edge {
             listen: layout::edge_address(port),
             directory: layout.edge_cache_dir(),
-            seconds: (config.nginx.cache_ttl + config.nginx.cache_stale).as_secs(),
+            seconds: (config.longest_edge_ttl() + config.nginx.cache_stale).as_secs(),
         }),
     };
     render(SITE, &site).context("Rendering the nginx site")
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn redirects_are_kept_below_the_cache_directory_and_nobody_but_the_instances_can_change_that() {
         let site = site_of(2, PLAIN);
-        let path = "\nproxy_cache_path /var/cache/links/edge levels=1:2 keys_zone=links:32m max_size=1g inactive=605s ";
+        let path = "\nproxy_cache_path /var/cache/links/edge levels=1:2 keys_zone=links:32m max_size=1g inactive=660s ";
         assert!(site.contains(path), "{site}");
         let (public, edge) = (server(&site, "80"), server(&site, "127.0.0.1:7000"));
         let asks = "    proxy_cache_bypass $links_renew;\n";
@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn without_a_ttl_nothing_of_a_cache_is_there() {
         let mut config = Config::default();
-        config.nginx.cache_ttl = std::time::Duration::ZERO;
+        config.nginx.cache_ttl = Some(std::time::Duration::ZERO);
         let site = site(&config, &Layout::new("/"), PLAIN).unwrap();
         assert!(!site.contains("cache ") && !site.contains("127.0.0.1:7000"), "{site}");
         assert!(site.contains("access_log "), "{site}");

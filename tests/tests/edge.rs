@@ -419,6 +419,9 @@ fn counts(appliance: &Appliance, slug: &str) -> Result<BTreeMap<&'static str, u6
 fn redirects_go_on_while_no_instance_answers_and_new_links_are_known_when_nginx_is_back() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
+    appliance.write("/etc/links/links.toml", "[nginx]\ncache_ttl = \"5s\"\n")?;
+    appliance.ok(["systemctl", "reload", "links"])?;
+    appliance.wait_for_rotation(2)?;
     let site = appliance.site()?;
     make(&site, "known")?;
     appliance.ok(["systemctl", "stop", "links@1", "links@2"])?;

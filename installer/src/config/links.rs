@@ -175,8 +175,8 @@ pub struct Nginx {
     pub server_name: Vec<String>,
     /// Whether Debian's untouched default site makes way.
     pub replace_default_site: bool,
-    /// How long nginx answers a redirect by itself; less than a second: it does not.
-    pub cache_ttl: Duration,
+    /// How long nginx answers a redirect by itself; less than a second: it does not. `None`: see [`Config::edge_ttl`].
+    pub cache_ttl: Option<Duration>,
     /// How much longer while no instance answers.
     pub cache_stale: Duration,
 }
@@ -184,7 +184,21 @@ pub struct Nginx {
 impl Config {
     /// The port of 127.0.0.1 where the instances ask nginx about its cache; none: it has none, or the site is not ours.
     pub fn edge_port(&self) -> Option<u16> {
-        (self.nginx.manage && self.nginx.cache_ttl.as_secs() > 0).then_some(self.base_port)
+        (self.nginx.manage && self.longest_edge_ttl().as_secs() > 0).then_some(self.base_port)
+    }
+
+    /// How long nginx answers a redirect by itself. A change that is made through this host is seen at once. Others can only
+    /// be made to a database on another machine, so those of a file may be kept for longer.
+    pub fn edge_ttl(&self, database_is_remote: bool) -> Duration {
+        match database_is_remote {
+            true => self.nginx.cache_ttl.unwrap_or(Duration::from_secs(5)),
+            false => self.longest_edge_ttl(),
+        }
+    }
+
+    /// The same, whatever the database.
+    pub fn longest_edge_ttl(&self) -> Duration {
+        self.nginx.cache_ttl.unwrap_or(Duration::from_secs(60))
     }
 }
 
@@ -294,7 +308,7 @@ impl Default for Config {
                 listen: vec![Listen::Port(80)],
                 server_name: vec!["_".to_owned()],
                 replace_default_site: true,
-                cache_ttl: Duration::from_secs(5),
+                cache_ttl: None,
                 cache_stale: Duration::from_secs(600),
             },
         }

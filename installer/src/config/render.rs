@@ -133,7 +133,7 @@ fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, St
         (SECRETS_STALE, seconds(config.secrets.stale)),
         // 0: no cache.
         (EDGE_PORT, config.edge_port().unwrap_or_default().to_string()),
-        (EDGE_TTL, seconds(config.nginx.cache_ttl)),
+        (EDGE_TTL, seconds(config.edge_ttl(remote))),
         (EDGE_STALE, seconds(config.nginx.cache_stale)),
     ]
 }

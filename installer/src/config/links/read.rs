@@ -268,7 +268,7 @@ fn nginx(section: &mut Section<'_, '_>) -> Nginx {
             .unwrap_or(default.replace_default_site),
         cache_ttl: section
             .optional("cache_ttl", duration(Duration::ZERO..=HOUR))
-            .unwrap_or(default.cache_ttl),
+            .or(default.cache_ttl),
         cache_stale: section
             .optional("cache_stale", duration(Duration::ZERO..=24 * HOUR))
             .unwrap_or(default.cache_stale),

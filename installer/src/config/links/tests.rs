@@ -44,6 +44,7 @@ fn the_shipped_file_shows_every_key_with_its_default() {
         ..Config::default()
     };
     expected.shorten.allowed_origin = Some("https://app.example.org".to_owned());
+    expected.nginx.cache_ttl = Some(Duration::from_secs(5));
     expected.clicks.countries = Some("/var/lib/GeoIP/GeoLite2-Country.mmdb".into());
     expected.telemetry.endpoint = Some("http://127.0.0.1:4318".to_owned());
     let (line, _) = text
@@ -141,8 +142,8 @@ fn every_key_is_read() {
     assert_eq!(telemetry.sampling.to_string(), "0.125");
     assert!(!config.nginx.manage && !config.nginx.replace_default_site);
     assert_eq!(
-        (seconds(config.nginx.cache_ttl), seconds(config.nginx.cache_stale)),
-        (3_600, 0)
+        (config.nginx.cache_ttl.map(seconds), seconds(config.nginx.cache_stale)),
+        (Some(3_600), 0)
     );
     let listen: Vec<_> = config.nginx.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["8080", "127.0.0.1:8081", "[::]:8080"]);
@@ -166,6 +167,18 @@ fn nginx_keeps_redirects_where_the_site_is_ours_and_a_second_is_allowed() {
         ("nginx = { cache_ttl = \"0s\", listen = 7000 }", None),
     ] {
         assert_eq!(Config::parse(text, "links.toml").unwrap().edge_port(), port, "{text}");
+    }
+}
+
+#[test]
+fn what_only_this_host_can_change_is_kept_for_longer() {
+    for (text, of_a_file, of_a_server) in [
+        ("", 60, 5),
+        ("nginx.cache_ttl = \"7s\"", 7, 7),
+    ] {
+        let config = Config::parse(text, "links.toml").unwrap();
+        assert_eq!(config.edge_ttl(false).as_secs(), of_a_file, "{text}");
+        assert_eq!(config.edge_ttl(true).as_secs(), of_a_server, "{text}");
     }
 }
 
