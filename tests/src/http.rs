@@ -245,7 +245,7 @@ impl Connection {
             .body(Full::new(body))
             .map_err(|error| Failure::Other(format!("{path:?}: {error}")))?;
         *request.headers_mut() = self.headers.clone();
-        if method == Method::POST {
+        if [Method::POST, Method::PUT, Method::PATCH].contains(&method) {
             let json = HeaderValue::from_static("application/json");
             request.headers_mut().entry(CONTENT_TYPE).or_insert(json);
         }

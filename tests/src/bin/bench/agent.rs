@@ -42,7 +42,7 @@ pub fn measure() -> Result<Figures> {
     let load = Wrk::parse(&output.stdout)?;
     let metrics = appliance.http_at(METRICS);
     eventually("all of it is counted", Duration::from_secs(60), || {
-        let page = metrics.get("/metrics")?.text().into_owned();
+        let page = metrics.get("/metrics")?.text();
         Ok(page.contains("\nlinks_journal_lag_bytes 0\n").then_some(()))
     })?;
     // USER_HZ is 100 on every architecture that Debian has (proc(5), sysconf(3)).
