@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn redirects_are_kept_below_the_cache_directory_and_nobody_but_the_instances_can_change_that() {
         let site = site_of(2, PLAIN);
-        let path = "\nproxy_cache_path /var/cache/links/edge levels=1:2 keys_zone=links:32m max_size=1g inactive=660s ";
+        let path = "\nproxy_cache_path /var/cache/links/edge levels=2 keys_zone=links:32m max_size=1g inactive=660s ";
         assert!(site.contains(path), "{site}");
         let (public, edge) = (server(&site, "80"), server(&site, "127.0.0.1:7000"));
         let asks = "    proxy_cache_bypass $links_renew;\n";

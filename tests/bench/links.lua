@@ -18,6 +18,9 @@ local function path(link)
   return string.format("GET /%07x", link * 16777619 % 268435399)
 end
 
+-- How many popular links are chosen before the load begins: choosing one takes as long as half a request.
+local row = 1000000
+
 local function rank_by(cumulative, random)
   local low, high = 1, #cumulative
   while low < high do
@@ -32,20 +35,24 @@ function init(args)
   math.randomseed(tonumber(args[3]))
   if kind == "one" then
     local only = path(1)
-    next_path = function() return only end
+    next_request = function(agent) return only .. heads[agent] end
   elseif kind == "uniform" then
-    next_path = function() return path(math.random(links)) end
+    next_request = function(agent) return path(math.random(links)) .. heads[agent] end
   else
-    local cumulative, paths, sum = {}, {}, 0
+    local cumulative, sum = {}, 0
     for rank = 1, links do
       sum = sum + rank ^ -1.1
-      cumulative[rank], paths[rank] = sum, path(rank)
+      cumulative[rank] = sum
     end
-    next_path = function() return paths[rank_by(cumulative, math.random() * sum)] end
+    local requests = {}
+    for i = 1, row do
+      requests[i] = path(rank_by(cumulative, math.random() * sum)) .. heads[i % #heads + 1]
+    end
+    next_request = function() return requests[count % row + 1] end
   end
 end
 
 function request()
   count = count + 1
-  return next_path() .. heads[count % #heads + 1]
+  return next_request(count % #heads + 1)
 end

@@ -58,7 +58,9 @@ fn a_full_disk_holds_up_the_count_and_nothing_else() -> Result<()> {
         let workers = crowd.start(scope, &appliance.http(), Broken::Never);
         let waited = crowd.wait_for(50_000).and_then(|()| {
             eventually("the agent says that the disk is full", Duration::from_secs(60), || {
-                Ok(said()?.contains("clicks: the database does not take them: ").then_some(()))
+                Ok(said()?
+                    .contains("clicks: the database does not take them: ")
+                    .then_some(()))
             })?;
             until_full = counts(&appliance)?;
             crowd.wait_for(crowd.answered() + 50_000)

@@ -90,11 +90,12 @@ impl Bounds {
         }
     }
 
-    /// The last second of the ttl is for getting a new answer, while clients are given this one: nobody waits for the next
-    /// answer to a link that is asked for often.
+    /// The last quarter of the ttl is for getting a new answer, while clients are given this one: nobody waits for the next
+    /// answer to a link that is asked for now and then, or for somebody else who does, which nginx looks for only ten times
+    /// a second (`proxy_cache_lock_timeout` in packaging/nginx/site.conf).
     fn keep(&self, expiry: Option<Expiry>, asked_at: i64) -> Option<Keep> {
         let end = expiry.map_or(i64::MAX, |Expiry(second)| second - 1);
-        let renewing = self.ttl.min(2) - 1;
+        let renewing = (self.ttl / 4).max(1).min(self.ttl - 1);
         let last = asked_at.saturating_add(self.ttl - 1 - renewing).min(end);
         let left = end.saturating_sub(last);
         (self.ttl > 0).then(|| Keep {
@@ -200,8 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn a_redirect_is_kept_for_the_ttl_whose_last_second_is_for_a_new_one() {
+    fn a_redirect_is_kept_for_the_ttl_whose_last_part_is_for_a_new_one() {
         let redirect = |ttl| told(Bounds { ttl, stale: 600 }, Some(stored(None)), NOW);
+        assert_eq!(redirect(60), (302, keep(NOW + 44, 15, 615)));
         assert_eq!(redirect(5), (302, keep(NOW + 3, 1, 601)));
         assert_eq!(redirect(2), (302, keep(NOW, 1, 601)));
         assert_eq!(redirect(1), (302, keep(NOW, 0, 600)));

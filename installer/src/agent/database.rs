@@ -183,8 +183,8 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
-    use crate::layout::temporary;
     use crate::agent::instances::tests::host;
+    use crate::layout::temporary;
 
     const REMOTE: &str = "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"\"";
 

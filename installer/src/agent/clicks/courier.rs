@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 /// Clicks wait this long for others to travel with.
-pub const LINGER: Duration = Duration::from_secs(5);
+pub const LINGER: Duration = Duration::from_secs(10);
 /// Between two looks at a journal that has nothing new.
 pub const POLL: Duration = Duration::from_millis(500);
 /// A journal that was replaced is left after it was quiet for this long: nginx writes at least once a second what it has.

@@ -135,7 +135,11 @@ fn the_cache_is_for_remote_databases_unless_the_user_says_otherwise() {
         let values: Vec<_> = values(&table["variables_provider"][0]);
         assert!(values.contains(&("link_cache", cache)), "{runtime} {links}: {values:?}");
         assert!(values.contains(&("cache_ttl", "120")), "{values:?}");
-        let (place, edge_ttl) = if runtime == remote { ("remote", "5") } else { ("local", "60") };
+        let (place, edge_ttl) = if runtime == remote {
+            ("remote", "5")
+        } else {
+            ("local", "60")
+        };
         assert!(values.contains(&("edge_ttl", edge_ttl)), "{values:?}");
         assert!(values.contains(&("database_place", place)), "{values:?}");
     }
