@@ -101,7 +101,7 @@ async fn ask(limit: Duration) -> Result<String, Silent> {
     let answer = clock::within(limit, variable::get(NAME)).await;
     match answer.unwrap_or_else(|| Err(format!("{NAME}: no answer in time"))) {
         Ok(token) => {
-            Service::Provider.answered().await;
+            Service::Provider.answered(asked.elapsed()).await;
             if token.trim().is_empty() {
                 log::line(
                     "nobody may shorten",

@@ -88,7 +88,7 @@ async fn ask<T>(question: impl AsyncFnOnce() -> Result<T, String>) -> Option<T> 
     let asked = Instant::now();
     match question().await {
         Ok(answer) => {
-            Service::Cache.answered().await;
+            Service::Cache.answered(asked.elapsed()).await;
             Some(answer)
         }
         Err(error) => {

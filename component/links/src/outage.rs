@@ -20,6 +20,8 @@ struct Knowledge {
     outage: Cell<Option<Outage>>,
     /// Whether it has looked what other instances know.
     shared: Cell<bool>,
+    /// When it has looked last, after an answer, in Unix milliseconds.
+    looked: Cell<i64>,
 }
 
 thread_local! {
@@ -28,6 +30,7 @@ thread_local! {
             Knowledge {
                 outage: Cell::new(None),
                 shared: Cell::new(false),
+                looked: Cell::new(0),
             }
         }; 3]
     };
@@ -55,15 +58,19 @@ impl Service {
         false
     }
 
-    /// It answered. Costs nothing unless it is known that it did not before.
-    pub async fn answered(self) {
-        let Some(known) = self.known(|known| known.outage.take()) else {
+    /// It answered, `took` after it was asked. Unless it is known that it did not before, this costs a look in a second at
+    /// what others know: who found out may be gone, and the next outage would be taken for a part of that one.
+    pub async fn answered(self, took: Duration) {
+        let known = self.known(|known| known.outage.take());
+        if known.is_none() && !(self.is_shared() && self.looks()) {
             return;
-        };
+        }
         let outage = if self.is_shared() {
-            // If it is over, another instance was first to find out, and has told the operator.
+            // If it is over, another instance was first to find out, and has told the operator. What was asked before the
+            // latest attempt that failed says nothing.
+            let asked = clock::now_in_milliseconds().saturating_sub(milliseconds(took));
             match self.noted().await {
-                Some(Note::Lasts(noted)) => {
+                Some(Note::Lasts(noted)) if known.is_some() || noted.tried <= asked => {
                     let ended = outage::encode_end(clock::now_in_milliseconds());
                     local::set(self.end_key(), &ended).await;
                     Some(noted)
@@ -71,7 +78,7 @@ impl Service {
                 _ => None,
             }
         } else {
-            Some(known)
+            known
         };
         if let Some(outage) = outage {
             let seconds = outage.seconds(clock::now_in_milliseconds());
@@ -85,7 +92,7 @@ impl Service {
             && let Some(Note::Lasts(outage)) = self.noted().await
         {
             self.known(|known| known.outage.set(Some(outage)));
-            self.answered().await;
+            self.answered(Duration::ZERO).await;
         }
     }
 
@@ -101,8 +108,7 @@ impl Service {
             true => self.noted().await,
             false => None,
         };
-        let took = took.as_millis().try_into().unwrap_or(i64::MAX);
-        if note.is_some_and(|note| note.explains(now.saturating_sub(took))) {
+        if note.is_some_and(|note| note.explains(now.saturating_sub(milliseconds(took)))) {
             self.known(|known| known.outage.take());
             return;
         }
@@ -112,6 +118,17 @@ impl Service {
         }
         let outage = outage.map_or_else(|| Outage::begin(now), |outage| outage.tried_again(now));
         self.note(outage).await;
+    }
+
+    /// Whether it is time for a look. The provider is rarely asked anyway.
+    fn looks(self) -> bool {
+        let now = clock::now_in_milliseconds();
+        let looked = self.known(|known| known.looked.get());
+        let is_time = matches!(self, Service::Provider) || !(0..1000).contains(&now.saturating_sub(looked));
+        if is_time {
+            self.known(|known| known.looked.set(now));
+        }
+        is_time
     }
 
     async fn outage(self) -> Option<Outage> {
@@ -192,4 +209,8 @@ impl Service {
             Service::Provider => "the provider of the variable admin_token",
         }
     }
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    duration.as_millis().try_into().unwrap_or(i64::MAX)
 }

@@ -392,7 +392,7 @@ impl Store {
     async fn ask(&self, statement: &str, values: &[Value], needs: Needs) -> Result<Vec<RowResult>, String> {
         let outcome = self.run(statement, values, needs).await;
         match &outcome {
-            Ok(_) if self.since.elapsed() < SOON => Service::Database.answered().await,
+            Ok(_) if self.since.elapsed() < SOON => Service::Database.answered(self.since.elapsed()).await,
             Ok(_) => {}
             Err(error) => Service::Database.failed(error, self.since.elapsed()).await,
         }
