@@ -27,10 +27,9 @@ mod variable;
 use links_core::problem::Problem;
 use links_core::reply::Reply;
 use links_core::route::Route;
-use spin_sdk::http::{FromRequest as _, Request};
+use spin_sdk::http::{FromRequest as _, Method, Request};
 use spin_sdk::wasip3::exports::http::handler::Guest;
-use spin_sdk::wasip3::http::service;
-use spin_sdk::wasip3::http::types::{self, Method};
+use spin_sdk::wasip3::http::{service, types};
 
 use crate::redirect::Purpose;
 use crate::respond::header;
@@ -42,18 +41,18 @@ service::export!(Links);
 
 impl Guest for Links {
     async fn handle(request: types::Request) -> Result<types::Response, types::ErrorCode> {
-        let method = request.get_method();
-        let without_body = matches!(method, Method::Head);
+        let method = Method::try_from(request.get_method()).map_err(|_| types::ErrorCode::HttpRequestMethodInvalid)?;
         let reply = answer(request, &method).await.unwrap_or_else(Reply::from);
-        respond::send(reply, without_body)
+        respond::send(reply, method == Method::HEAD)
     }
 }
 
 async fn answer(request: types::Request, method: &Method) -> Result<Reply, Problem> {
     let target = request.get_path_with_query().unwrap_or_default();
     let path = target.split_once('?').map_or(target.as_str(), |(path, _)| path);
-    match Route::of(text(method), path)? {
-        Route::Follow(slug) => redirect::follow(&slug, purpose(method)).await,
+    match Route::of(method.as_str(), path)? {
+        Route::Follow(slug) if method == Method::HEAD => redirect::follow(&slug, Purpose::Look).await,
+        Route::Follow(slug) => redirect::follow(&slug, Purpose::Follow).await,
         Route::Health => {
             // What is found out about the database is for all instances, where there is a cache to go on with.
             cache::bounds().await;
@@ -79,26 +78,4 @@ async fn answer(request: types::Request, method: &Method) -> Result<Reply, Probl
 /// redirect, and most requests are for redirects: so this is not done for all of them, as the SDK's `http_service` would.
 fn whole(request: types::Request) -> Result<Request, Problem> {
     Request::from_request(request).map_err(|_| Problem::new(400, "The request cannot be read."))
-}
-
-fn text(method: &Method) -> &str {
-    match method {
-        Method::Get => "GET",
-        Method::Head => "HEAD",
-        Method::Post => "POST",
-        Method::Put => "PUT",
-        Method::Delete => "DELETE",
-        Method::Connect => "CONNECT",
-        Method::Options => "OPTIONS",
-        Method::Trace => "TRACE",
-        Method::Patch => "PATCH",
-        Method::Other(method) => method,
-    }
-}
-
-fn purpose(method: &Method) -> Purpose {
-    match method {
-        Method::Head => Purpose::Look,
-        _ => Purpose::Follow,
-    }
 }

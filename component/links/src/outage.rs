@@ -20,7 +20,7 @@ struct Knowledge {
     outage: Cell<Option<Outage>>,
     /// Whether it has looked what other instances know.
     shared: Cell<bool>,
-    /// When it has looked last, after an answer, in Unix milliseconds.
+    /// When it has looked last, in Unix milliseconds.
     looked: Cell<i64>,
 }
 
@@ -86,16 +86,6 @@ impl Service {
         }
     }
 
-    /// It answered somebody who asks every second: an outage that only others knew, who are gone, is over, too.
-    pub async fn is_well(self) {
-        if self.is_shared()
-            && let Some(Note::Lasts(outage)) = self.noted().await
-        {
-            self.known(|known| known.outage.set(Some(outage)));
-            self.answered(Duration::ZERO).await;
-        }
-    }
-
     /// It failed, `took` after it was asked. The operator is told once an outage, not once a request.
     pub async fn failed(self, why: &str, took: Duration) {
         let now = clock::now_in_milliseconds();
@@ -133,6 +123,7 @@ impl Service {
 
     async fn outage(self) -> Option<Outage> {
         if self.is_shared() && !self.known(|known| known.shared.get()) {
+            self.known(|known| known.looked.set(clock::now_in_milliseconds()));
             let noted = self.noted().await;
             // Requests that came at the same time have looked, too, and may know more by now.
             if !self.known(|known| known.shared.replace(true))

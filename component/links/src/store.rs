@@ -283,9 +283,6 @@ impl Store {
     /// 503, with the kind of trouble.
     pub async fn check(&self) -> Result<(), Problem> {
         let outcome = self.ask(HEALTH, &[], Needs::Tables).await.map(drop);
-        if outcome.is_ok() && self.since.elapsed() < SOON {
-            Service::Database.is_well().await;
-        }
         outcome.map_err(|error| Problem::unavailable(format!("The database does not answer: {}.", Cause::of(&error))))
     }
 
