@@ -239,14 +239,14 @@ fn reload(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
 }
 
 /// Without its flag nginx ends each connection with its next answer; this lives as long as the flag is away.
-struct Announcement(PathBuf);
+struct Announcement<'a>(&'a Layout);
 
-impl Announcement {
+impl<'a> Announcement<'a> {
     /// Returns when every client that has a connection has heard it, or after [`ANNOUNCEMENT`].
-    fn make(layout: &Layout, config: &Config) -> anyhow::Result<Self> {
-        let announcement = Self(layout.keepalive_flag());
-        let path = &announcement.0;
-        files::remove_if_present(path).with_context(|| format!("Removing {}", path.display()))?;
+    fn make(layout: &'a Layout, config: &Config) -> anyhow::Result<Self> {
+        let announcement = Self(layout);
+        let path = layout.keepalive_flag();
+        files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))?;
         let ports: Vec<_> = config
             .nginx
             .listen
@@ -263,11 +263,11 @@ impl Announcement {
     }
 }
 
-impl Drop for Announcement {
+impl Drop for Announcement<'_> {
     fn drop(&mut self) {
         // Without it, clients need a connection per request until the next change.
-        if let Err(error) = fs::write(&self.0, b"") {
-            crate::log::error!("making {}: {error}", self.0.display());
+        if let Err(error) = keep_connections(self.0) {
+            crate::log::error!("{error:#}");
         }
     }
 }
