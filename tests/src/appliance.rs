@@ -371,6 +371,17 @@ impl Appliance {
         })
     }
 
+    /// Waits until every request that nginx has written down is counted.
+    ///
+    /// # Errors
+    /// It is not within the deadline, or the agent has no metrics.
+    pub fn wait_until_counted(&self, deadline: Duration) -> Result<()> {
+        eventually("nothing is left to count", deadline, || {
+            let page = self.http_at(9464).get("/metrics")?.text();
+            Ok(page.contains("\nlinks_journal_lag_bytes 0\n").then_some(()))
+        })
+    }
+
     /// Every path of the machine's disk, and every user and group; without what apt, dpkg and systemd keep for themselves.
     ///
     /// # Errors

@@ -163,10 +163,7 @@ fn settled(appliance: &Appliance, wanted: impl Fn(&Counts) -> bool) -> Result<Co
         let said = appliance.journal("links").unwrap_or_default();
         format!("counted are {counted}: {last:?}; the agent says:\n{said}")
     })?;
-    eventually("nothing is left to count", COUNTED_WITHIN, || {
-        let page = appliance.http_at(9464).get("/metrics")?.text();
-        Ok(page.contains("\nlinks_journal_lag_bytes 0\n").then_some(()))
-    })?;
+    appliance.wait_until_counted(COUNTED_WITHIN)?;
     counts(appliance)
 }
 

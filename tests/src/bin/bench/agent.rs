@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use links_tests::{Appliance, Tree, eventually};
+use links_tests::{Appliance, Tree};
 use serde::Serialize;
 
 use crate::load::Wrk;
 use crate::ticks;
 
 const SECONDS: u64 = 30;
-const METRICS: u16 = 9464;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
@@ -34,17 +33,13 @@ pub fn measure() -> Result<Figures> {
     let stat = || appliance.read(&format!("/proc/{pid}/stat"));
     let before = ticks(&stat()?)?;
     let load = format!(
-        "for second in $(seq {SECONDS}); do curl --silent --output /dev/null http://127.0.0.1:{METRICS}/metrics; sleep 1; done & \
+        "for second in $(seq {SECONDS}); do curl --silent --output /dev/null http://127.0.0.1:9464/metrics; sleep 1; done & \
          wrk --latency -t1 -c32 -d{SECONDS}s http://127.0.0.1:80/{}; wait",
         link.slug
     );
     let output = appliance.shell(&load)?;
     let load = Wrk::parse(&output.stdout)?;
-    let metrics = appliance.http_at(METRICS);
-    eventually("all of it is counted", Duration::from_secs(60), || {
-        let page = metrics.get("/metrics")?.text();
-        Ok(page.contains("\nlinks_journal_lag_bytes 0\n").then_some(()))
-    })?;
+    appliance.wait_until_counted(Duration::from_secs(60))?;
     // USER_HZ is 100 on every architecture that Debian has (proc(5), sysconf(3)).
     let cpu_percent = (ticks(&stat()?)? - before) / SECONDS as f64;
     let status = appliance.read(&format!("/proc/{pid}/status"))?;
