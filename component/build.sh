@@ -100,7 +100,7 @@ debian_mirrors() {
 unpack_wasi_libc() {
     local mirror=$1 dir=$2
     rm -rf "${dir:?}"/*
-    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/root" || return 1
+    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/tree" || return 1
     printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$wasi_libc_suite" \
         >"$dir/sources.list"
     # APT::Sandbox::User: the directory is not readable for the user _apt.
@@ -109,8 +109,8 @@ unpack_wasi_libc() {
         -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o Acquire::Retries=3)
     "${apt[@]}" update >&2 || return 1
     (cd "$dir" && "${apt[@]}" download wasi-libc >&2) || return 1
-    dpkg-deb -x "$dir"/wasi-libc_*.deb "$dir/root" || return 1
-    [ -e "$dir/root/usr/lib/$target/libc.a" ]
+    dpkg-deb -x "$dir"/wasi-libc_*.deb "$dir/tree" || return 1
+    [ -e "$dir/tree/usr/lib/$target/libc.a" ]
 }
 
 # Complete or absent: made in a directory beside it, then renamed. Of two at once the first one to finish wins.
@@ -124,7 +124,7 @@ get_wasi_libc() {
     while read -r mirror; do
         say "getting wasi-libc of Debian $wasi_libc_suite into $cache"
         if unpack_wasi_libc "$mirror" "$dir"; then
-            mv -T "$dir/root" "$wasi_libc" 2>/dev/null || [ -e "$wasi_libc_lib/libc.a" ]
+            mv -T "$dir/tree" "$wasi_libc" 2>/dev/null || [ -e "$wasi_libc_lib/libc.a" ]
             break
         fi
     done < <(debian_mirrors)

@@ -13,9 +13,9 @@ use crate::load::Link;
 use crate::{Artifacts, Machine, Output, Tree, eventually};
 
 /// Where the .deb lies inside.
-pub const DEB: &str = "/root/links-shortener.deb";
+pub const DEB: &str = "/var/tmp/links-shortener.deb";
 /// Where the tarball is unpacked inside; its one directory is left out.
-pub const UNPACKED: &str = "/root/links";
+pub const UNPACKED: &str = "/var/tmp/links";
 const DATABASE: &str = "/var/lib/links/data/links.db";
 
 /// A machine that is to have the appliance; everything that a [`Machine`] can, it can.
@@ -44,12 +44,12 @@ impl Appliance {
         println!("the packages hold {} {}", runtime.kind, runtime.version);
         let machine = Machine::boot(tree)?;
         machine.copy_in(&artifacts.deb, DEB)?;
-        machine.copy_in(&artifacts.tarball, "/root/links.tar.gz")?;
+        machine.copy_in(&artifacts.tarball, "/var/tmp/links.tar.gz")?;
         machine.ok(["mkdir", UNPACKED])?;
         machine.ok([
             "tar",
             "-xf",
-            "/root/links.tar.gz",
+            "/var/tmp/links.tar.gz",
             "--strip-components=1",
             "-C",
             UNPACKED,

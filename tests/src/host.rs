@@ -49,7 +49,7 @@ impl Host {
     /// As [`Releases::deb`].
     pub fn deb(&self, version: &str, fault: Option<Fault>) -> Result<String> {
         let deb = self.releases.deb(version, fault)?;
-        let inside = format!("/root/{}", deb.file_name().unwrap_or_default().to_string_lossy());
+        let inside = format!("/var/tmp/{}", deb.file_name().unwrap_or_default().to_string_lossy());
         if !self.exists(&inside)? {
             self.copy_in(&deb, &inside)?;
         }

@@ -145,17 +145,17 @@ impl Bench {
         let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["wrk"])?)?;
         appliance.wait_for_rotation(2)?;
         appliance.inside(|| fill(&Connection::open(DATABASE)?, LINKS))?;
-        appliance.ok(["mkdir", "/root/hello"])?;
-        appliance.copy_in(Path::new(HELLO), "/root/hello/spin.toml")?;
-        appliance.copy_in(Path::new(HELLO_WASM), "/root/hello/hello.wasm")?;
-        appliance.copy_in(Path::new(GENERATOR), "/root/links.lua")?;
-        appliance.copy_in(Path::new(CREATE), "/root/create.lua")?;
+        appliance.ok(["mkdir", "/var/tmp/hello"])?;
+        appliance.copy_in(Path::new(HELLO), "/var/tmp/hello/spin.toml")?;
+        appliance.copy_in(Path::new(HELLO_WASM), "/var/tmp/hello/hello.wasm")?;
+        appliance.copy_in(Path::new(GENERATOR), "/var/tmp/links.lua")?;
+        appliance.copy_in(Path::new(CREATE), "/var/tmp/create.lua")?;
         let runtime = runtime(&appliance)?;
         for port in HELLOS {
             let start = format!(
-                "systemd-run --quiet --unit=hello-{port} --setenv=HOME=/root/hello --setenv=XDG_CACHE_HOME=/root/hello \
-                 {runtime} up --from /root/hello/spin.toml \
-                 --listen 127.0.0.1:{port} --state-dir /root/hello/{port}"
+                "systemd-run --quiet --unit=hello-{port} --setenv=HOME=/var/tmp/hello --setenv=XDG_CACHE_HOME=/var/tmp/hello \
+                 {runtime} up --from /var/tmp/hello/spin.toml \
+                 --listen 127.0.0.1:{port} --state-dir /var/tmp/hello/{port}"
             );
             appliance.shell(&start)?;
         }
@@ -197,7 +197,7 @@ impl Bench {
         };
         let wrk = |seconds| {
             let output = self.appliance.shell(&format!(
-                "wrk --latency -t1 -c{CONNECTIONS} -d{seconds}s -s /root/{script}.lua http://127.0.0.1:{}/{path} \
+                "wrk --latency -t1 -c{CONNECTIONS} -d{seconds}s -s /var/tmp/{script}.lua http://127.0.0.1:{}/{path} \
                  -- {arguments}",
                 subject.port
             ))?;
