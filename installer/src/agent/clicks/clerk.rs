@@ -12,7 +12,7 @@ use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::courier::{Action, Counted, End, Event, Gathered};
+use super::courier::{Action, Counted, End, Event, Fill, Gathered};
 use super::desk::Desk;
 use super::gather::{Gatherer, NeedsSalt, Salt, Taken};
 use super::line;
@@ -374,15 +374,16 @@ impl<D: Desk> Clerk<D> {
             _ => size >= from,
         };
         if !is_known {
-            let clicks = !self.gatherer.is_empty();
-            if !clicks && let Some(open) = &self.open {
+            let fill = self.gatherer.fill();
+            if fill == Fill::Empty
+                && let Some(open) = &self.open
+            {
                 self.say_emptied(&open.source);
             }
             return Ok(Gathered {
                 position: from,
                 size,
-                clicks,
-                full: false,
+                fill,
                 end: End::Truncated,
             });
         }
@@ -423,7 +424,7 @@ impl<D: Desk> Clerk<D> {
                 }
             }
             turn -= 1;
-            turn > 0 && until.map_or(!gatherer.is_full(), |until| position < until)
+            turn > 0 && until.map_or(gatherer.fill() != Fill::Full, |until| position < until)
         })?;
         if let Some(fault) = fault {
             return Err(fault);
@@ -452,8 +453,7 @@ impl<D: Desk> Clerk<D> {
         Ok(Gathered {
             position: reached.position,
             size,
-            clicks: !self.gatherer.is_empty(),
-            full: self.gatherer.is_full(),
+            fill: self.gatherer.fill(),
             end,
         })
     }

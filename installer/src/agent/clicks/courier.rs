@@ -9,6 +9,10 @@ use std::time::Duration;
 
 /// Clicks wait this long for others to travel with.
 pub const LINGER: Duration = Duration::from_secs(10);
+/// Those of very many links wait longer: the next clicks are of the same links, and cost nothing more.
+pub const LONG_LINGER: Duration = Duration::from_secs(60);
+/// Yet no longer than until the journal has this many bytes that are not counted.
+pub const UNCOUNTED: u64 = 256 * 1024 * 1024;
 /// Between two looks at a journal that has nothing new.
 pub const POLL: Duration = Duration::from_millis(500);
 /// A journal that was replaced is left after it was quiet for this long: nginx writes at least once a second what it has.
@@ -95,11 +99,20 @@ pub struct Gathered {
     pub position: u64,
     /// Of the journal.
     pub size: u64,
-    /// Whether there is a click in what was gathered.
-    pub clicks: bool,
-    /// Whether there is no room for more.
-    pub full: bool,
+    pub fill: Fill,
     pub end: End,
+}
+
+/// How much is gathered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// No click.
+    Empty,
+    Light,
+    /// So much that sending it costs something.
+    Heavy,
+    /// There is no room for more.
+    Full,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,10 +267,10 @@ impl Courier {
         let Gathered {
             position,
             size,
-            clicks,
-            full,
+            fill,
             end,
         } = gathered;
+        let clicks = fill != Fill::Empty;
         if position > self.gathered {
             self.quiet = None;
         }
@@ -266,9 +279,14 @@ impl Courier {
         if clicks && self.first_click.is_none() {
             self.first_click = Some(now);
         }
+        let linger = match fill {
+            Fill::Empty | Fill::Light => LINGER,
+            Fill::Heavy => LONG_LINGER,
+            Fill::Full => Duration::ZERO,
+        };
         let waited = self
             .first_click
-            .is_some_and(|since| now.saturating_sub(since) >= LINGER);
+            .is_some_and(|since| now.saturating_sub(since) >= linger);
         if let Some(stop) = self.until {
             return match end {
                 _ if position == stop => Action::Ship {
@@ -281,8 +299,8 @@ impl Courier {
             };
         }
         let last = matches!(end, End::Replaced | End::Truncated) && clicks;
-        let barren = !clicks && position - self.accepted >= BARREN;
-        if position > self.accepted && (full || waited || last || barren) {
+        let long = position - self.accepted >= if clicks { UNCOUNTED } else { BARREN };
+        if position > self.accepted && (waited || last || long) {
             return Action::Ship {
                 start: self.accepted,
                 stop: position,
@@ -476,8 +494,11 @@ mod tests {
                     Event::Gathered(Gathered {
                         position,
                         size: size as u64,
-                        clicks: self.gathered > 0,
-                        full: self.gathered >= 5,
+                        fill: match self.gathered {
+                            0 => Fill::Empty,
+                            1..5 => Fill::Light,
+                            _ => Fill::Full,
+                        },
                         end: match (truncated, position < size as u64) {
                             (true, _) => End::Truncated,
                             (_, true) => End::More,
@@ -722,8 +743,7 @@ mod tests {
         let full = Gathered {
             position: 100,
             size: 100,
-            clicks: true,
-            full: true,
+            fill: Fill::Full,
             end: End::CaughtUp,
         };
         let ship = courier.next(Event::Gathered(full), now);
@@ -741,12 +761,11 @@ mod tests {
         assert_eq!(courier.next(at(100), now), Action::Save { position: 100 });
     }
 
-    fn caught_up(position: u64, clicks: bool, end: End) -> Event {
+    fn caught_up(position: u64, fill: Fill, end: End) -> Event {
         Event::Gathered(Gathered {
             position,
             size: position,
-            clicks,
-            full: false,
+            fill,
             end,
         })
     }
@@ -764,7 +783,7 @@ mod tests {
         let mut courier = at_work(50);
         let mut now = Duration::ZERO;
         // What was gathered of it goes first.
-        let action = courier.next(caught_up(60, true, End::Replaced), now);
+        let action = courier.next(caught_up(60, Fill::Light, End::Replaced), now);
         assert_eq!(action, Action::Ship { start: 50, stop: 60 });
         courier.next(at(60), now);
         courier.next(Event::Done, now);
@@ -777,7 +796,7 @@ mod tests {
                 }
                 Action::Gather { .. } => {
                     looks += 1;
-                    courier.next(caught_up(60, false, End::Replaced), now)
+                    courier.next(caught_up(60, Fill::Empty, End::Replaced), now)
                 }
                 _ => courier.next(Event::Done, now),
             };
@@ -792,18 +811,39 @@ mod tests {
     #[test]
     fn lines_without_clicks_are_counted_as_read_now_and_then() {
         let mut courier = at_work(0);
-        let action = courier.next(caught_up(BARREN - 1, false, End::CaughtUp), Duration::ZERO);
+        let action = courier.next(caught_up(BARREN - 1, Fill::Empty, End::CaughtUp), Duration::ZERO);
         assert_eq!(action, Action::Wait(POLL));
         courier.next(Event::Done, POLL);
-        let action = courier.next(caught_up(BARREN, false, End::CaughtUp), POLL);
+        let action = courier.next(caught_up(BARREN, Fill::Empty, End::CaughtUp), POLL);
         assert_eq!(action, Action::Ship { start: 0, stop: BARREN });
+    }
+
+    #[test]
+    fn clicks_of_very_many_links_wait_longer_unless_the_journal_gets_long() {
+        for (fill, stop, linger) in [
+            (Fill::Light, 100, LINGER),
+            (Fill::Heavy, 100, LONG_LINGER),
+            (Fill::Heavy, UNCOUNTED, Duration::ZERO),
+            (Fill::Full, 100, Duration::ZERO),
+        ] {
+            let mut courier = at_work(0);
+            let mut now = Duration::ZERO;
+            let ship = loop {
+                match courier.next(caught_up(stop, fill, End::CaughtUp), now) {
+                    Action::Wait(time) => now += time,
+                    action => break action,
+                }
+                courier.next(Event::Done, now);
+            };
+            assert_eq!((ship, now), (Action::Ship { start: 0, stop }, linger), "{fill:?}");
+        }
     }
 
     #[test]
     fn what_was_counted_is_given_back_in_pieces_or_in_time() {
         let mut courier = at_work(0);
         let mut ship = |stop: u64, now: Duration| {
-            courier.next(caught_up(stop, true, End::Truncated), now);
+            courier.next(caught_up(stop, Fill::Light, End::Truncated), now);
             courier.next(at(stop), now);
             let action = courier.next(Event::Done, now);
             while !matches!(courier.action(), Action::Gather { .. }) {
@@ -824,7 +864,7 @@ mod tests {
         let mut courier = at_work(TRUNCATE);
         let stop = TRUNCATE + RELEASE;
         let now = Duration::ZERO;
-        courier.next(caught_up(stop, true, End::Truncated), now);
+        courier.next(caught_up(stop, Fill::Light, End::Truncated), now);
         courier.next(at(stop), now);
         assert_eq!(courier.next(Event::Done, now), Action::Release { position: stop });
         let empty = courier.next(Event::Unsupported, now);

@@ -13,6 +13,7 @@ use siphasher::sip::SipHasher13;
 
 use super::atlas::Atlas;
 use super::client;
+use super::courier::Fill;
 use super::line::{self, Line};
 use super::referrer;
 use crate::layout::Layout;
@@ -25,11 +26,13 @@ const NAMED_REFERRERS: usize = 20;
 const REMEMBERED: usize = 4096;
 
 /// Words of sketches that the database is known to have.
-const SENT: usize = 100_000;
+const SENT: usize = 400_000;
 
 /// What is gathered before it is sent, in bytes as JSON: the more, the fewer entries there are for as many clicks. In
-/// memory it takes three times as much.
-const ROOM: usize = 12 * 1024 * 1024;
+/// memory it takes up to three times as much.
+const ROOM: usize = 16 * 1024 * 1024;
+/// From here on it is worth it to wait for more.
+const HEAVY: usize = ROOM / 16;
 
 /// What an entry takes as JSON beside its texts, in bytes, at most.
 const CLICKS_SIZE: usize = 30;
@@ -118,7 +121,7 @@ pub struct Gatherer {
     visitors: HashMap<(u32, u32, u8), u64>,
     details: HashMap<DetailKey, u32>,
     /// Bits that need not be sent again, by the hash of the slug, day and word. Most visitors of a busy link set none.
-    sent: HashMap<(u64, u32, u8), u64>,
+    sent: HashMap<u64, u64>,
     size: usize,
     /// What was gathered, once it is being sent.
     sheaf: Option<Sheaf>,
@@ -173,14 +176,13 @@ impl Gatherer {
         self.atlas.look(layout)
     }
 
-    /// Whether there is a click in it.
-    pub fn is_empty(&self) -> bool {
-        self.clicks.is_empty() && self.sheaf.is_none()
-    }
-
-    /// Whether it is time to send it.
-    pub fn is_full(&self) -> bool {
-        self.size >= ROOM
+    pub fn fill(&self) -> Fill {
+        match self.size {
+            ROOM.. => Fill::Full,
+            HEAVY.. => Fill::Heavy,
+            _ if self.clicks.is_empty() && self.sheaf.is_none() => Fill::Empty,
+            _ => Fill::Light,
+        }
     }
 
     /// # Errors
@@ -226,7 +228,7 @@ impl Gatherer {
     }
 
     fn is_sent(&self, slug: &[u8], day: u32, word: u8, bits: u64) -> bool {
-        let sent = self.sent.get(&(hash(slug), day, word));
+        let sent = self.sent.get(&word_of(slug, day, word));
         sent.is_some_and(|sent| bits & !sent == 0)
     }
 
@@ -236,7 +238,7 @@ impl Gatherer {
             self.sent.clear();
         }
         for Visitors(slug, day, word, bits) in &batch.visitors {
-            *self.sent.entry((hash(slug.as_bytes()), *day, *word)).or_default() |= bits.cast_unsigned();
+            *self.sent.entry(word_of(slug.as_bytes(), *day, *word)).or_default() |= bits.cast_unsigned();
         }
     }
 
@@ -467,6 +469,15 @@ impl Gatherer {
     }
 }
 
+/// Of a word of a sketch, in place of its link, day and number.
+fn word_of(slug: &[u8], day: u32, word: u8) -> u64 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(slug);
+    hasher.write_u32(day);
+    hasher.write_u8(word);
+    hasher.finish()
+}
+
 /// The same in every process.
 fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = SipHasher13::new();
@@ -551,7 +562,7 @@ mod tests {
     #[test]
     fn clicks_are_summed_by_link_and_hour_and_for_all() {
         let mut gatherer = gatherer();
-        assert!(gatherer.is_empty());
+        assert_eq!(gatherer.fill(), Fill::Empty);
         for (slug, at, agent, taken) in [
             ("a", AT, PERSON, Taken::Click),
             ("a", AT + 10, PERSON, Taken::Click),
@@ -561,7 +572,7 @@ mod tests {
         ] {
             assert_eq!(take(&mut gatherer, &line(slug, at, "192.0.2.1", "-", agent)), Ok(taken));
         }
-        assert!(!gatherer.is_empty());
+        assert_eq!(gatherer.fill(), Fill::Light);
         let hour = DAY_OF_TEST * 24 + 12;
         let entry = |slug: &str, hour, clicks, bots| Clicks(slug.to_owned(), hour, clicks, bots);
         assert_eq!(
@@ -576,7 +587,9 @@ mod tests {
         );
         gatherer.clear();
         assert!(
-            gatherer.is_empty() && batch(&mut gatherer).clicks.is_empty() && batch(&mut gatherer).details.is_empty()
+            gatherer.fill() == Fill::Empty
+                && batch(&mut gatherer).clicks.is_empty()
+                && batch(&mut gatherer).details.is_empty()
         );
     }
 
@@ -587,7 +600,7 @@ mod tests {
             let line = line("a", AT, "192.0.2.1", "-", PERSON).replace(old, new);
             assert_eq!(take(&mut gatherer, &line), Ok(Taken::Other));
         }
-        assert!(gatherer.is_empty());
+        assert_eq!(gatherer.fill(), Fill::Empty);
     }
 
     #[test]
@@ -708,7 +721,7 @@ mod tests {
         let mut gatherer = Gatherer::default();
         let of_day = |day: u32| line("a", u64::from(day) * DAY, "192.0.2.1", "-", PERSON);
         assert_eq!(take(&mut gatherer, &of_day(7)), Err(NeedsSalt(7)));
-        assert!(gatherer.is_empty(), "nothing of it was counted");
+        assert_eq!(gatherer.fill(), Fill::Empty, "nothing of it was counted");
         for day in [7, 8, 9, 3] {
             gatherer.set_salt(day, [day as u8; 16]);
             assert_eq!(take(&mut gatherer, &of_day(day)), Ok(Taken::Click));
@@ -777,7 +790,7 @@ mod tests {
         for (links, referrers) in [(usize::MAX, 1), (10, 100_000), (1, 100_000), (usize::MAX, 100_000)] {
             let mut gatherer = gatherer();
             let mut number = 0;
-            while !gatherer.is_full() && number < 60_000 {
+            while gatherer.fill() != Fill::Full && number < 60_000 {
                 let referrer = format!("{}{:06}.example", "x".repeat(230), number % referrers);
                 let address = format!("192.0.{}.{}", number / 256 % 256, number % 256);
                 let at = AT + (number as u64 % 5) * HOUR;
