@@ -21,8 +21,8 @@ const WORKERS: usize = 8;
 const COUNTED_WITHIN: Duration = Duration::from_secs(180);
 
 #[test]
-fn half_a_million_clicks_are_counted_once() -> Result<()> {
-    counted_once(500_000, 18)
+fn a_million_clicks_are_counted_once() -> Result<()> {
+    counted_once(1_000_000, 36)
 }
 
 #[test]
