@@ -198,7 +198,7 @@ impl Config {
 
     /// The same, whatever the database.
     pub fn longest_edge_ttl(&self) -> Duration {
-        self.nginx.cache_ttl.unwrap_or(Duration::from_secs(60))
+        self.nginx.cache_ttl.unwrap_or(Duration::from_secs(300))
     }
 }
 

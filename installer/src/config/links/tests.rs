@@ -172,7 +172,7 @@ fn nginx_keeps_redirects_where_the_site_is_ours_and_a_second_is_allowed() {
 
 #[test]
 fn what_only_this_host_can_change_is_kept_for_longer() {
-    for (text, of_a_file, of_a_server) in [("", 60, 5), ("nginx.cache_ttl = \"7s\"", 7, 7)] {
+    for (text, of_a_file, of_a_server) in [("", 300, 5), ("nginx.cache_ttl = \"7s\"", 7, 7)] {
         let config = Config::parse(text, "links.toml").unwrap();
         assert_eq!(config.edge_ttl(false).as_secs(), of_a_file, "{text}");
         assert_eq!(config.edge_ttl(true).as_secs(), of_a_server, "{text}");

@@ -74,7 +74,7 @@ cache_ttl = "60"
 database_place = "local"
 edge_port = "7000"
 edge_stale = "600"
-edge_ttl = "60"
+edge_ttl = "300"
 link_cache = "off"
 public_url = ""
 secrets_stale = "900"
@@ -110,7 +110,7 @@ fn links_toml_comes_before_the_users_providers_and_the_admin_token_after_them() 
             ("database_place", "local"),
             ("edge_port", "7000"),
             ("edge_stale", "600"),
-            ("edge_ttl", "60"),
+            ("edge_ttl", "300"),
             ("link_cache", "off"),
             ("public_url", "https://s.example.org"),
             ("secrets_stale", "900"),
@@ -138,7 +138,7 @@ fn the_cache_is_for_remote_databases_unless_the_user_says_otherwise() {
         let (place, edge_ttl) = if runtime == remote {
             ("remote", "5")
         } else {
-            ("local", "60")
+            ("local", "300")
         };
         assert!(values.contains(&("edge_ttl", edge_ttl)), "{values:?}");
         assert!(values.contains(&("database_place", place)), "{values:?}");
