@@ -179,14 +179,13 @@ impl Layout {
         self.at("var/cache/links")
     }
 
-    /// The redirects that nginx keeps; its workers' own.
-    pub fn edge_cache_dir(&self) -> PathBuf {
-        self.at("var/cache/links/edge")
-    }
-
     // Run time: gone after a boot.
     pub fn run_dir(&self) -> PathBuf {
         self.at("run/links")
+    }
+    /// The redirects that nginx keeps; its workers' own. In memory: no redirect waits for a disk.
+    pub fn edge_cache_dir(&self) -> PathBuf {
+        self.at("run/links/edge")
     }
     /// An instance is in rotation exactly while its flag is in here: a symbolic link to `.`.
     pub fn ready_dir(&self) -> PathBuf {

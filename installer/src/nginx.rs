@@ -37,6 +37,7 @@ struct Edge {
     directory: PathBuf,
     /// How long an answer can be of use.
     seconds: u64,
+    room: Room,
 }
 
 #[derive(Serialize)]
@@ -60,6 +61,23 @@ pub struct Surroundings {
     pub ipv6: bool,
     /// Whether the site answers for names that no other site has; only one site per address may.
     pub default_server: bool,
+    pub room: Room,
+}
+
+/// For the redirects that nginx keeps.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Room {
+    pub mebibytes: u64,
+    /// How many of their files each worker may keep open.
+    pub open_files: u64,
+}
+
+impl Room {
+    /// Where nobody knows of more.
+    pub const MODEST: Self = Self {
+        mebibytes: 64,
+        open_files: 100,
+    };
 }
 
 /// The site's file.
@@ -94,6 +112,7 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
             listen: layout::edge_address(port),
             directory: layout.edge_cache_dir(),
             seconds: (config.longest_edge_ttl() + config.nginx.cache_stale).as_secs(),
+            room: surroundings.room,
         }),
     };
     render(SITE, &site).context("Rendering the nginx site")
@@ -157,6 +176,7 @@ mod tests {
     const PLAIN: Surroundings = Surroundings {
         ipv6: false,
         default_server: false,
+        room: Room::MODEST,
     };
 
     /// The lines between the one that starts with `opening` and the next `}`.
@@ -304,9 +324,10 @@ mod tests {
     }
 
     #[test]
-    fn redirects_are_kept_below_the_cache_directory_and_nobody_but_the_instances_can_change_that() {
+    fn redirects_are_kept_in_memory_and_nobody_but_the_instances_can_change_that() {
         let site = site_of(2, PLAIN);
-        let path = "\nproxy_cache_path /var/cache/links/edge levels=2 keys_zone=links:32m max_size=1g inactive=660s ";
+        let path =
+            "\nproxy_cache_path /run/links/edge levels=2 keys_zone=links_edge:2048k max_size=64m\n    inactive=900s ";
         assert!(site.contains(path), "{site}");
         let (public, edge) = (server(&site, "80"), server(&site, "127.0.0.1:7000"));
         let asks = "    proxy_cache_bypass $links_renew;\n";
@@ -350,6 +371,7 @@ mod tests {
         let with = Surroundings {
             ipv6: true,
             default_server: true,
+            ..PLAIN
         };
         let site = site_of(2, with);
         assert!(

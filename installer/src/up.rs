@@ -17,7 +17,7 @@ use crate::config::links::{Config, Listen};
 use crate::config::load::{load, load_links};
 use crate::install::{make_directory, site};
 use crate::layout::{Layout, edge_address};
-use crate::nginx::{self, Surroundings};
+use crate::nginx::{self, Room, Surroundings};
 use crate::process::{self, Process};
 use crate::release::{Release, Store};
 use crate::rotation::Watch;
@@ -198,6 +198,7 @@ fn nginx_command(layout: &Layout, program: &Path, config: &Config) -> anyhow::Re
     let surroundings = Surroundings {
         ipv6: false,
         default_server: true,
+        room: Room::MODEST,
     };
     let site = directory.join("site.conf");
     files::replace(&site, nginx::site(config, layout, surroundings)?.as_bytes(), 0o644)?;

@@ -269,7 +269,7 @@ fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Resul
     host.ok(["linksctl", "scale", "1"])?;
     host.wait_for_rotation(1)?;
     // As for a component that nobody has compiled yet.
-    host.ok(["find", "/var/cache/links", "-type", "f", "-delete"])?;
+    host.ok(["find", "/var/cache/links", "/run/links/edge", "-type", "f", "-delete"])?;
 
     let done = AtomicBool::new(false);
     let (gap, rollout) = thread::scope(|scope| {

@@ -485,9 +485,37 @@ fn nobody_but_the_instances_can_ask_nginx_what_it_has() -> Result<()> {
         .header("links-edge", "BYPASS")
         .header("cache-control", "no-cache");
     assert_eq!(curious.get("/mine")?.header("links-edge"), "");
-    let owner = appliance
-        .ok(["stat", "--format=%U %a", "/var/cache/links/edge"])?
-        .stdout;
+    let owner = appliance.ok(["stat", "--format=%U %a", "/run/links/edge"])?.stdout;
     assert_eq!(owner.trim(), "www-data 700");
     Ok(())
+}
+
+#[test]
+fn nginx_may_open_the_redirects_that_it_keeps() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    let site = appliance.read("/etc/nginx/sites-enabled/links")?;
+    let kept: u64 = site
+        .split_once("open_file_cache max=")
+        .and_then(|(_, rest)| rest.split_once(' ')?.0.parse().ok())
+        .context("the site keeps no files open")?;
+    let check = || -> Result<()> {
+        let limits = appliance.shell("cat $(pgrep --parent $(cat /run/nginx.pid) | sed 's:.*:/proc/&/limits:')")?;
+        let lines = limits.stdout.lines().filter(|line| line.starts_with("Max open files"));
+        let lines: Vec<Vec<_>> = lines.map(|line| line.split_whitespace().collect()).collect();
+        ensure!(!lines.is_empty(), "{limits}");
+        for words in lines {
+            let (soft, hard): (u64, u64) = (words[3].parse()?, words[4].parse()?);
+            // 768: worker_connections of Debian's nginx.conf.
+            ensure!(
+                soft == hard.min(65_536) && kept > 100 && 2 * kept + 768 <= soft,
+                "{kept} of {words:?}"
+            );
+        }
+        Ok(())
+    };
+    // Of the nginx that ran before links came, and of one that starts with it.
+    check()?;
+    appliance.ok(["systemctl", "restart", "nginx"])?;
+    check()
 }

@@ -2,6 +2,7 @@
 
 pub mod network;
 pub mod payload;
+mod room;
 mod services;
 pub mod site;
 

@@ -199,7 +199,8 @@ fn ours(layout: &Layout) -> [PathBuf; 4] {
 /// Those that the payload has files in and nobody else has; the deepest first.
 fn remove_empty_directories(layout: &Layout, list: &List) {
     for entry in list.entries.iter().rev().filter(|entry| entry.file.is_none()) {
-        if entry.path.contains(layout::USER) || entry.path.starts_with("etc/") {
+        let is_for_us = entry.path.contains(layout::USER) || entry.path.ends_with(".service.d");
+        if is_for_us || entry.path.starts_with("etc/") {
             // Not empty or not there: in both cases it is not to be removed.
             let _ = fs::remove_dir(layout.root().join(&entry.path));
         }

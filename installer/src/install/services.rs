@@ -117,6 +117,15 @@ impl Services {
         Ok(matches!(state.trim(), "active" | "activating" | "reloading"))
     }
 
+    /// As systemd knows it; `None` where it does not run, or does not say.
+    pub fn property(self, unit: &str, name: &str) -> Option<String> {
+        if !self.running {
+            return None;
+        }
+        let said = exec::finish("systemctl", ["show", "--value", "--property", name, unit]).ok()?;
+        said.success.then(|| said.stdout.trim().to_owned())
+    }
+
     /// `start`, `restart` or `reload` of a unit, waited for. Returns false where it was not done: systemd does not run, or
     /// the policy forbids it.
     ///

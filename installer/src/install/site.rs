@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
+use super::room;
 use super::services::Services;
 use crate::config::links::Config;
 use crate::layout::Layout;
 use crate::nginx::{self, Surroundings};
 use crate::{connections, exec, files};
 
-const UNIT: &str = "nginx.service";
+pub(super) const UNIT: &str = "nginx.service";
 /// From the signal to new workers; nginx needs about a tenth of a second.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -116,6 +117,7 @@ pub fn install(layout: &Layout, config: &Config, services: Services) -> anyhow::
     let surroundings = Surroundings {
         ipv6: Path::new("/proc/net/if_inet6").exists(),
         default_server: default_gone && !other_default_server(layout)?,
+        room: room::of_cache(layout, services),
     };
     let text = nginx::site(config, layout, surroundings)?;
 
@@ -193,11 +195,19 @@ pub fn remove(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
     if matches!(before.enabled.was, Was::Absent) || !present(layout) {
         return Ok(vec![]);
     }
-    match test() {
-        Ok(()) => reload(layout, services),
-        Err(why) => Ok(vec![format!(
+    let notices = match test() {
+        Ok(()) => reload(layout, services)?,
+        Err(why) => vec![format!(
             "nginx's configuration is broken, so nginx was not reloaded:\n{why}"
-        )]),
+        )],
+    };
+    // It takes memory.
+    let kept = layout.edge_cache_dir();
+    match fs::remove_dir_all(&kept) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("Removing {}", kept.display()))
+        }
+        _ => Ok(notices),
     }
 }
 

@@ -120,6 +120,11 @@ pub fn table(bundle: &[bundle::Planned], linksctl: &Path, runtime_config: &Path)
             repository!("systemd/links-recover.service"),
         ),
         file(
+            "usr/lib/systemd/system/nginx.service.d/10-links.conf",
+            0o644,
+            repository!("systemd/nginx.service.d/10-links.conf"),
+        ),
+        file(
             &at(layout.sysusers()),
             0o644,
             repository!("packaging/sysusers.d/links.conf"),
