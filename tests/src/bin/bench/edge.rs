@@ -26,7 +26,7 @@ const DATABASE: &str = "/var/lib/links/data/links.db";
 const SITE: &str = "/etc/nginx/sites-enabled/links";
 
 /// How long the popular links are asked for before that is measured, in seconds: until nginx has those that it would have.
-const WARM_UP: u32 = 15;
+const WARM_UP: u32 = 20;
 
 /// nginx's ports of the bench.
 const BARE: u16 = 8301;
