@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use links_core::clicks::Position;
@@ -384,6 +385,7 @@ impl<D: Desk> Clerk<D> {
                 position: from,
                 size,
                 fill,
+                age: Duration::ZERO,
                 end: End::Truncated,
             });
         }
@@ -454,6 +456,7 @@ impl<D: Desk> Clerk<D> {
             position: reached.position,
             size,
             fill: self.gatherer.fill(),
+            age: oldest.map_or(Duration::ZERO, age),
             end,
         })
     }
@@ -553,6 +556,12 @@ impl<D: Desk> Clerk<D> {
             Err(error) => self.trouble(Topic::Releasing, format!("emptying the journal: {error}")),
         }
     }
+}
+
+/// Of what happened at that time, in Unix milliseconds.
+fn age(at: u64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(at))
 }
 
 fn new_salt() -> io::Result<Salt> {

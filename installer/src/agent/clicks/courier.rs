@@ -100,6 +100,8 @@ pub struct Gathered {
     /// Of the journal.
     pub size: u64,
     pub fill: Fill,
+    /// Of the first click among the lines that were added, by its own time; zero if there is none.
+    pub age: Duration,
     pub end: End,
 }
 
@@ -141,8 +143,8 @@ pub struct Courier {
     until: Option<u64>,
     /// Up to here lines were gathered.
     gathered: u64,
-    /// When the first click that was gathered came.
-    first_click: Option<Duration>,
+    /// When the first click that was gathered was found, and how old it was by then.
+    first_click: Option<(Duration, Duration)>,
     /// Since when nothing came to a journal that was replaced.
     quiet: Option<Duration>,
     released: u64,
@@ -268,6 +270,7 @@ impl Courier {
             position,
             size,
             fill,
+            age,
             end,
         } = gathered;
         let clicks = fill != Fill::Empty;
@@ -277,16 +280,18 @@ impl Courier {
         self.gathered = position;
         self.size = self.size.max(size);
         if clicks && self.first_click.is_none() {
-            self.first_click = Some(now);
+            self.first_click = Some((now, age));
         }
         let linger = match fill {
             Fill::Empty | Fill::Light => LINGER,
-            Fill::Heavy => LONG_LINGER,
-            Fill::Full => Duration::ZERO,
+            Fill::Heavy | Fill::Full => LONG_LINGER,
         };
-        let waited = self
-            .first_click
-            .is_some_and(|since| now.saturating_sub(since) >= linger);
+        // What has piled up is sent when there is no room for more of it, and its rest at once: it is old.
+        let waited = fill == Fill::Full
+            || end != End::More
+                && self
+                    .first_click
+                    .is_some_and(|(found, age)| now.saturating_sub(found) + age >= linger);
         if let Some(stop) = self.until {
             return match end {
                 _ if position == stop => Action::Ship {
@@ -499,6 +504,7 @@ mod tests {
                             1..5 => Fill::Light,
                             _ => Fill::Full,
                         },
+                        age: Duration::ZERO,
                         end: match (truncated, position < size as u64) {
                             (true, _) => End::Truncated,
                             (_, true) => End::More,
@@ -744,6 +750,7 @@ mod tests {
             position: 100,
             size: 100,
             fill: Fill::Full,
+            age: Duration::ZERO,
             end: End::CaughtUp,
         };
         let ship = courier.next(Event::Gathered(full), now);
@@ -766,6 +773,7 @@ mod tests {
             position,
             size: position,
             fill,
+            age: Duration::ZERO,
             end,
         })
     }
@@ -837,6 +845,26 @@ mod tests {
             };
             assert_eq!((ship, now), (Action::Ship { start: 0, stop }, linger), "{fill:?}");
         }
+    }
+
+    #[test]
+    fn what_has_piled_up_is_sent_in_large_batches_and_its_rest_at_once() {
+        let mut courier = at_work(0);
+        let now = Duration::ZERO;
+        let mut found = |position, fill, end| {
+            let gathered = Gathered {
+                position,
+                size: 300,
+                fill,
+                age: LONG_LINGER,
+                end,
+            };
+            courier.next(Event::Gathered(gathered), now)
+        };
+        let more = found(100, Fill::Heavy, End::More);
+        assert_eq!(more, Action::Gather { from: 100, until: None });
+        let rest = found(300, Fill::Heavy, End::CaughtUp);
+        assert_eq!(rest, Action::Ship { start: 0, stop: 300 });
     }
 
     #[test]
