@@ -72,6 +72,17 @@ pub fn remove_if_present(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes a directory with all that is in it; that it is not there is as good.
+///
+/// # Errors
+/// It is there and cannot be removed.
+pub fn remove_directory_if_present(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// The names in `directory`, in order; none where it is missing.
 ///
 /// # Errors

@@ -106,9 +106,9 @@ fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
     let mut host = Setting::new()?;
     let old = host.release_of(1)?;
     let next = host.bundle("9.9.9", None)?;
-    let rollout = format!("linksctl rollout --release {next} >/root/rollout.log 2>&1; echo $? >/root/rollout.status");
+    let rollout = format!("linksctl rollout --release {next} >/var/tmp/rollout.log 2>&1; echo $? >/var/tmp/rollout.status");
     let start = |host: &Setting| -> Result<String> {
-        host.ok(["rm", "-f", "/root/rollout.status"])?;
+        host.ok(["rm", "-f", "/var/tmp/rollout.status"])?;
         host.ok([
             "systemd-run",
             "--quiet",
@@ -141,10 +141,10 @@ fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
     ensure!(status.contains("under way, by process"), "{status}");
     host.ok(["kill", "-INT", &pid])?;
     eventually("the rollout has ended", Duration::from_secs(60), || {
-        Ok(host.exists("/root/rollout.status")?.then_some(()))
+        Ok(host.exists("/var/tmp/rollout.status")?.then_some(()))
     })?;
-    let log = host.read("/root/rollout.log")?;
-    assert_eq!(host.read("/root/rollout.status")?.trim(), "130", "{log}");
+    let log = host.read("/var/tmp/rollout.log")?;
+    assert_eq!(host.read("/var/tmp/rollout.status")?.trim(), "130", "{log}");
     ensure!(log.contains("interrupted: every instance is back"), "{log}");
     assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old.clone()]);
     host.wait_for_status("2/2 instances ready")?;

@@ -212,7 +212,7 @@ fn a_release_that_does_not_fit_changes_nothing_until_there_is_room() -> Result<(
 fn a_clock_set_back_by_an_hour_changes_nothing() -> Result<()> {
     let host = Host::serving_on(&Tree::with_nginx_and(&["libfaketime"])?, BROKEN_RUNTIME)?;
     // The machine has the host's clock; this one is only that of a command.
-    let clock = "/root/clock";
+    let clock = "/var/tmp/clock";
     let with_clock = [
         "env",
         "LD_PRELOAD=/usr/$LIB/faketime/libfaketime.so.1",
@@ -332,12 +332,12 @@ fn needrestart_leaves_the_instances_alone() -> Result<()> {
             .all(|unit| list.contains(&format!("NEEDRESTART-SVC: {unit}.service"))))
     };
     let ours = "/etc/needrestart/conf.d/links.conf";
-    host.ok(["mv", ours, "/root/"])?;
+    host.ok(["mv", ours, "/var/tmp/"])?;
     ensure!(
         listed(&["links", "links@1", "links@2"])?,
         "needrestart sees that they need it"
     );
-    host.ok(["mv", "/root/links.conf", ours])?;
+    host.ok(["mv", "/var/tmp/links.conf", ours])?;
 
     let before = (host.starts(2)?, host.main_pid("links")?);
     let traffic = Traffic::start(&host, "needrestart")?;

@@ -13,7 +13,7 @@ use links_tests::{Appliance, Collector, Tree, UNPACKED, eventually};
 const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
 const SOON: Duration = Duration::from_secs(30);
 /// One secret a line, for grep.
-const LIST: &str = "/root/secrets";
+const LIST: &str = "/var/tmp/secrets";
 
 const LINKS_TOML: &str = "\
 [rollout]
@@ -191,8 +191,8 @@ impl Lab<'_> {
         } = self;
         let servers = [&**libsql, redis, &**vault];
         let copies = [
-            "linksctl db copy --to sqlite:/root/copy.db --resume",
-            "linksctl db copy --from sqlite:/root/copy.db --resume",
+            "linksctl db copy --to sqlite:/var/tmp/copy.db --resume",
+            "linksctl db copy --from sqlite:/var/tmp/copy.db --resume",
         ];
         let mut said = self.everything_said(&copies)?;
 
@@ -357,8 +357,8 @@ impl Lab<'_> {
             );
         }
         let journal = inside(&format!(
-            "journalctl --quiet --output=export >/root/journal; grep --count '^MESSAGE=' /root/journal; \
-             grep --text --fixed-strings --file={LIST} /root/journal || test $? = 1"
+            "journalctl --quiet --output=export >/var/tmp/journal; grep --count '^MESSAGE=' /var/tmp/journal; \
+             grep --text --fixed-strings --file={LIST} /var/tmp/journal || test $? = 1"
         ))?;
         let (lines, secret) = journal.split_once('\n').context("no count")?;
         ensure!(lines.parse::<u32>()? > 100, "{lines} lines in the journal");
@@ -375,8 +375,8 @@ impl Lab<'_> {
 
         // Everybody can read command lines, and nobody others' environments; which hold some.
         let lines = inside(&format!(
-            "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' >/root/lines; grep --count linksctl /root/lines; \
-             grep --fixed-strings --file={LIST} /root/lines || test $? = 1"
+            "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' >/var/tmp/lines; grep --count linksctl /var/tmp/lines; \
+             grep --fixed-strings --file={LIST} /var/tmp/lines || test $? = 1"
         ))?;
         let (ours, secret) = lines.split_once('\n').context("no count")?;
         ensure!(ours.parse::<u32>()? >= 3, "{lines}");
@@ -385,8 +385,8 @@ impl Lab<'_> {
             "for file in /proc/[0-9]*/environ; do test -r $file && cat $file; done 2>/dev/null | tr '\\0' '\\n'";
         let seen_by = |user: &str| {
             format!(
-                "setpriv --reuid={user} --regid={user} --clear-groups bash -c \"$1\" >/root/environments || true; \
-                 grep --count --fixed-strings --file={LIST} /root/environments || test $? = 1"
+                "setpriv --reuid={user} --regid={user} --clear-groups bash -c \"$1\" >/var/tmp/environments || true; \
+                 grep --count --fixed-strings --file={LIST} /var/tmp/environments || test $? = 1"
             )
         };
         for (user, sees) in [("root", true), ("nobody", false), ("www-data", false)] {

@@ -25,8 +25,8 @@ const COLLECTOR: &str = "[telemetry]\nendpoint = \"https://localhost:8442\"\n";
 fn providers_are_reached_by_tls() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
-    appliance.write("/root/certificates.sh", CERTIFICATES)?;
-    appliance.ok(["bash", "/root/certificates.sh", "/etc/lab"])?;
+    appliance.write("/var/tmp/certificates.sh", CERTIFICATES)?;
+    appliance.ok(["bash", "/var/tmp/certificates.sh", "/etc/lab"])?;
     appliance.write("/etc/nginx/conf.d/tls.conf", NGINX)?;
     appliance.reload_nginx()?;
     let _libsql = LibSql::start_in(&appliance, HRANA, TURSO)?;

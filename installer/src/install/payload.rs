@@ -1,7 +1,6 @@
 //! `linksctl install` and `uninstall`: the unpacked tarball's files onto a host without apt, and off it again.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -161,12 +160,8 @@ pub fn uninstall(layout: &Layout, purge: bool, dry_run: bool) -> anyhow::Result<
     files::remove_if_present(&record).with_context(|| format!("Removing {}", record.display()))?;
     if purge {
         for directory in ours(layout) {
-            match fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("Removing {}", directory.display()));
-                }
-                _ => {}
-            }
+            files::remove_directory_if_present(&directory)
+                .with_context(|| format!("Removing {}", directory.display()))?;
         }
     }
     remove_empty_directories(layout, &payload.list);

@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::statvfs::statvfs;
 
 use super::services::Services;
-use super::site::UNIT;
+use super::site;
 use crate::exec;
 use crate::layout::Layout;
 use crate::nginx::Room;
@@ -69,17 +69,16 @@ fn said(config: &str, directive: &str) -> Option<u64> {
 
 /// Of nginx's first process, from which the workers have theirs.
 fn of_master(layout: &Layout, services: Services) -> Option<u64> {
-    let pid = fs::read_to_string(layout.nginx_pid()).ok()?;
-    let pid = pid.trim();
+    let pid = site::master(layout)?;
     let now = || limits(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?);
     let wanted: Option<u64> = services
-        .property(UNIT, "LimitNOFILESoft")
+        .property(site::UNIT, "LimitNOFILESoft")
         .and_then(|value| value.parse().ok());
     if let (Some((soft, hard)), Some(wanted)) = (now(), wanted)
         && soft < wanted.min(hard)
     {
         // If it is refused, the site has to do with what there is.
-        let _ = exec::run("prlimit", ["--pid", pid, &format!("--nofile={}:", wanted.min(hard))]);
+        let _ = exec::run("prlimit", ["--pid", &pid, &format!("--nofile={}:", wanted.min(hard))]);
     }
     now().map(|(soft, _)| soft)
 }

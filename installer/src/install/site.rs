@@ -203,12 +203,8 @@ pub fn remove(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
     };
     // It takes memory.
     let kept = layout.edge_cache_dir();
-    match fs::remove_dir_all(&kept) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("Removing {}", kept.display()))
-        }
-        _ => Ok(notices),
-    }
+    files::remove_directory_if_present(&kept).with_context(|| format!("Removing {}", kept.display()))?;
+    Ok(notices)
 }
 
 /// Debian's nginx: its directory for sites is there.
@@ -306,13 +302,19 @@ fn clients(ports: &[u16]) -> BTreeSet<String> {
     }
 }
 
+/// The PID of nginx's first process; none while it does not run.
+pub(super) fn master(layout: &Layout) -> Option<String> {
+    let pid = fs::read_to_string(layout.nginx_pid()).ok()?;
+    Some(pid.trim().to_owned())
+}
+
 /// The processes that accept connections now: the children of the master.
 fn workers(layout: &Layout) -> anyhow::Result<Vec<PathBuf>> {
-    let Ok(master) = fs::read_to_string(layout.nginx_pid()) else {
+    let Some(master) = master(layout) else {
         return Ok(vec![]);
     };
     // The master has one thread.
-    let path = format!("/proc/{0}/task/{0}/children", master.trim());
+    let path = format!("/proc/{master}/task/{master}/children");
     let children = match fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
         children => children.with_context(|| format!("Reading {path}"))?,
