@@ -37,9 +37,9 @@ pub fn is_known_to_be_on() -> bool {
     variable::known(&KNOWN).is_some_and(|known| known.bounds.is_some())
 }
 
-/// Whether the variables were read and say that the database is on another machine.
-pub fn is_database_known_to_be_remote() -> bool {
-    variable::known(&KNOWN).is_some_and(|known| known.database_is_remote)
+/// Whether the database is on another machine; `None`: the variables were not read.
+pub fn is_database_remote() -> Option<bool> {
+    variable::known(&KNOWN).map(|known| known.database_is_remote)
 }
 
 async fn read() -> Result<Known, String> {

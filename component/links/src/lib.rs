@@ -9,6 +9,7 @@ mod body;
 mod cache;
 mod clicks;
 mod clock;
+mod connection;
 mod edge;
 mod kv;
 mod links;

@@ -19,8 +19,9 @@ use links_core::request_id::RequestId;
 use links_core::slug::Slug;
 use links_core::sql::{self, Cause, SCHEMA, Trouble};
 use links_core::stats::{Found, Granularity, Link, Span, TOP};
-use spin_sdk::sqlite::{Connection, Error, RowResult, Value};
+use spin_sdk::sqlite::{RowResult, Value};
 
+use crate::connection::Connection;
 use crate::outage::Service;
 use crate::{cache, clock, log};
 
@@ -156,9 +157,9 @@ pub struct Store {
 
 impl Store {
     pub fn new() -> Store {
-        Store::with(match cache::is_database_known_to_be_remote() {
-            true => REMOTE,
-            false => LOCAL,
+        Store::with(match cache::is_database_remote() {
+            Some(true) => REMOTE,
+            Some(false) | None => LOCAL,
         })
     }
 
@@ -388,10 +389,11 @@ impl Store {
     /// The rows of one statement; whether they came is remembered, and told to the operator.
     async fn ask(&self, statement: &str, values: &[Value], needs: Needs) -> Result<Vec<RowResult>, String> {
         let outcome = self.run(statement, values, needs).await;
+        let took = self.since.elapsed();
         match &outcome {
-            Ok(_) if self.since.elapsed() < SOON => Service::Database.answered(self.since.elapsed()).await,
+            Ok(_) if took < SOON => Service::Database.answered(took).await,
             Ok(_) => {}
-            Err(error) => Service::Database.failed(error, self.since.elapsed()).await,
+            Err(error) => Service::Database.failed(error, took).await,
         }
         outcome
     }
@@ -420,8 +422,11 @@ impl Store {
                     HAS_TABLES.set(true);
                 }
                 match needs {
-                    Needs::AnyTables => first_row(&connection, statement, values).await,
-                    Needs::Tables | Needs::TablesToWrite => rows(&connection, statement, values).await,
+                    Needs::AnyTables if cache::is_database_remote() == Some(false) => {
+                        connection.rows_in_place(statement, values)
+                    }
+                    Needs::AnyTables => connection.only_row(statement, values).await,
+                    Needs::Tables | Needs::TablesToWrite => connection.rows(statement, values).await,
                 }
             };
             let left = whole.saturating_sub(self.since.elapsed());
@@ -538,7 +543,7 @@ fn forget() {
 
 /// Opens a connection and keeps it for the requests to come, up to so many: two that open one at once may be one too many.
 async fn connect(place: &'static LocalKey<Kept>, most: usize) -> Result<Rc<Connection>, String> {
-    let connection = Rc::new(Connection::open_default().await.map_err(message)?);
+    let connection = Rc::new(Connection::open().await?);
     place.with_borrow_mut(|kept| {
         if kept.len() < most {
             kept.push(connection.clone());
@@ -561,7 +566,7 @@ async fn make_tables(connection: &Connection) -> Result<(), String> {
 
 /// The version of the tables; 0 for none.
 async fn applied(connection: &Connection) -> Result<usize, String> {
-    match rows(connection, APPLIED, &[]).await {
+    match connection.rows(APPLIED, &[]).await {
         Ok(rows) => {
             let version = rows.first().and_then(|row| row.get::<i64>(0));
             Ok(version.and_then(|version| version.try_into().ok()).unwrap_or(0))
@@ -572,7 +577,7 @@ async fn applied(connection: &Connection) -> Result<usize, String> {
 }
 
 async fn write_ahead(connection: &Connection) -> Result<(), String> {
-    match rows(connection, WRITE_AHEAD, &[]).await {
+    match connection.rows(WRITE_AHEAD, &[]).await {
         Err(error) if Trouble::of(&error) == Trouble::Busy => return Err(error),
         Err(error) if !sql::is_refused(&error) => log::line("going on without a write-ahead log", error),
         _ => {}
@@ -583,41 +588,10 @@ async fn write_ahead(connection: &Connection) -> Result<(), String> {
 /// Another process may be about the same, so each statement may have been run before.
 async fn apply(connection: &Connection, script: &str) -> Result<(), String> {
     for statement in sql::statements(script) {
-        match rows(connection, statement, &[]).await {
+        match connection.rows(statement, &[]).await {
             Err(error) if !sql::is_done(&error) => return Err(error),
             _ => {}
         }
     }
     Ok(())
-}
-
-/// All rows of a statement. They are taken to the last: a statement is done, and says whether it failed, only then.
-async fn rows(connection: &Connection, statement: &str, values: &[Value]) -> Result<Vec<RowResult>, String> {
-    connection
-        .execute(statement, values.iter().cloned())
-        .await
-        .map_err(message)?
-        .collect()
-        .await
-        .map_err(message)
-}
-
-/// The only row there can be, if there is one. Once it is here, there is no need to hear that it was the last.
-async fn first_row(connection: &Connection, statement: &str, values: &[Value]) -> Result<Vec<RowResult>, String> {
-    let result = connection.execute(statement, values.iter().cloned()).await;
-    let mut result = result.map_err(message)?;
-    match result.next().await {
-        Some(row) => Ok(vec![row]),
-        None => result.result().await.map(|()| vec![]).map_err(message),
-    }
-}
-
-fn message(error: Error) -> String {
-    match error {
-        Error::NoSuchDatabase => "the runtime configuration has no database \"default\"".to_owned(),
-        Error::AccessDenied => "spin.toml does not grant the database \"default\"".to_owned(),
-        Error::InvalidConnection => "the connection is gone".to_owned(),
-        Error::DatabaseFull => "the database is full".to_owned(),
-        Error::Io(message) => message,
-    }
 }
