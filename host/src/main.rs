@@ -35,6 +35,11 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::{Cli, Command};
 
+/// A request is some hundred small pieces of memory and a few large ones. With glibc's allocator they are a sixth of its
+/// price, and a process that was busy keeps nearly twice the memory.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
