@@ -106,7 +106,8 @@ fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
     let mut host = Setting::new()?;
     let old = host.release_of(1)?;
     let next = host.bundle("9.9.9", None)?;
-    let rollout = format!("linksctl rollout --release {next} >/var/tmp/rollout.log 2>&1; echo $? >/var/tmp/rollout.status");
+    let rollout =
+        format!("linksctl rollout --release {next} >/var/tmp/rollout.log 2>&1; echo $? >/var/tmp/rollout.status");
     let start = |host: &Setting| -> Result<String> {
         host.ok(["rm", "-f", "/var/tmp/rollout.status"])?;
         host.ok([
