@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 /// The journal is written once a second, and the agent waits a moment for more.
 const COUNTED_WITHIN: Duration = Duration::from_secs(60);
 
+const DATABASE: &str = "/var/lib/links/data/links.db";
+
 /// nginx and a test look at the clock a moment before they answer, or after they were answered.
 const MOMENT: Duration = Duration::from_millis(100);
 
@@ -210,7 +212,7 @@ impl<'a> Kept<'a> {
     }
 }
 
-fn joined(worker: thread::ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+fn joined<T>(worker: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     worker.join().unwrap_or_else(|_| bail!("a worker panicked"))
 }
 
@@ -324,10 +326,7 @@ fn a_link_leads_on_exactly_as_often_as_it_may() -> Result<()> {
     };
     let led_on = thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(follow)).collect();
-        let counts = clients.into_iter().map(|client| client.join());
-        counts
-            .map(|count| count.unwrap_or_else(|_| bail!("a client panicked")))
-            .sum::<Result<usize>>()
+        clients.into_iter().map(joined).sum::<Result<usize>>()
     })?;
     assert_eq!(led_on, CLICKS);
 
@@ -415,6 +414,61 @@ fn counts(appliance: &Appliance, slug: &str) -> Result<BTreeMap<&'static str, u6
     let report: Value = serde_json::from_str(&report)?;
     let count = |name: &'static str| Ok((name, report[name].as_u64().with_context(|| report.to_string())?));
     ["bots", "clicks"].into_iter().map(count).collect()
+}
+
+#[test]
+fn redirects_and_statistics_do_not_wait_for_each_other() -> Result<()> {
+    const HOURS: u32 = 2100;
+    const ASKERS: usize = 4;
+    const QUESTIONS: usize = 50;
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    make(&appliance.site()?, "counted")?;
+    // So many hours, among those of so many links, that they come to the component in parts.
+    let from: String = appliance.inside(|| {
+        let database = rusqlite::Connection::open(DATABASE)?;
+        database.busy_timeout(Duration::from_secs(10))?;
+        database.execute(
+            "WITH RECURSIVE hours(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM hours WHERE n < ?1),
+                 others(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM others WHERE n < 200)
+             INSERT INTO click_hours (hour, link_id, clicks, bots)
+             SELECT unixepoch() / 3600 - hours.n, links.id + others.n, 1, 0 FROM hours, others, links WHERE slug = 'counted'",
+            [HOURS],
+        )?;
+        let start = "SELECT strftime('%FT%TZ', 'now', -?1 || ' hours')";
+        Ok(database.query_row(start, [HOURS], |row| row.get(0))?)
+    })?;
+    let instance = appliance.instance(1)?.deadline(Duration::from_secs(20));
+    let stats = format!("/api/v1/links/counted/stats?granularity=hour&from={from}");
+    let is_over = AtomicBool::new(false);
+    let ask = || -> Result<()> {
+        for _ in 0..QUESTIONS {
+            let answer = instance.get(&stats)?;
+            let report: Value = answer.json()?;
+            ensure!(answer.status == 200 && report["clicks"] == HOURS, "{report}");
+        }
+        Ok(())
+    };
+    let follow = || -> Result<usize> {
+        let mut connection = Kept::new(&instance);
+        let mut followed = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            let answer = connection.get("/counted")?;
+            ensure!(answer.status == 302, "{answer}");
+            followed += 1;
+        }
+        Ok(followed)
+    };
+    let followed = thread::scope(|scope| {
+        let followers: Vec<_> = (0..ASKERS).map(|_| scope.spawn(follow)).collect();
+        let askers: Vec<_> = (0..ASKERS).map(|_| scope.spawn(ask)).collect();
+        let asked = askers.into_iter().try_for_each(joined);
+        is_over.store(true, Ordering::Relaxed);
+        let followed = followers.into_iter().map(joined).sum::<Result<usize>>()?;
+        asked.map(|()| followed)
+    })?;
+    ensure!(followed > ASKERS * QUESTIONS, "followed {followed} times");
+    Ok(())
 }
 
 #[test]

@@ -119,6 +119,9 @@ thread_local! {
     /// This instance's connections, opened by the requests that need them: opening one for every request costs more than
     /// the request. Requests take a share of one and never hold the cell itself while they wait.
     static FOR_READING: Kept = const { RefCell::new(Vec::new()) };
+    /// For statements that run in place, alone: another one on the same connection might wait for its request to take rows,
+    /// which cannot while this one waits for the connection.
+    static IN_PLACE: Kept = const { RefCell::new(Vec::new()) };
     /// A write may wait for the locks of others, and whatever has a share of its connection waits with it.
     static FOR_WRITING: Kept = const { RefCell::new(Vec::new()) };
     /// Whether the tables are known to be those of this release.
@@ -133,6 +136,8 @@ enum Needs {
     /// Tables that it can read one row from, whatever their version. Without a look at the version it is there one round
     /// trip earlier; where they are too old, the database says so.
     AnyTables,
+    /// The same, in a local file, where there is no reason to let go of the instance.
+    AnyTablesInPlace,
     /// The tables of this release.
     Tables,
     /// These, to write to them.
@@ -144,8 +149,13 @@ impl Needs {
     fn kept(self) -> &'static LocalKey<Kept> {
         match self {
             Needs::AnyTables | Needs::Tables => &FOR_READING,
+            Needs::AnyTablesInPlace => &IN_PLACE,
             Needs::TablesToWrite => &FOR_WRITING,
         }
+    }
+
+    fn takes_any_tables(self) -> bool {
+        matches!(self, Needs::AnyTables | Needs::AnyTablesInPlace)
     }
 }
 
@@ -189,10 +199,11 @@ impl Store {
     /// 503
     pub async fn find(&self, slug: &Slug) -> Result<Option<Stored>, Problem> {
         let slug = [Value::Text(slug.as_str().to_owned())];
-        let rows = self
-            .ask(FIND_LINK, &slug, Needs::AnyTables)
-            .await
-            .map_err(unavailable)?;
+        let needs = match cache::is_database_remote() {
+            Some(false) => Needs::AnyTablesInPlace,
+            Some(true) | None => Needs::AnyTables,
+        };
+        let rows = self.ask(FIND_LINK, &slug, needs).await.map_err(unavailable)?;
         Ok(rows.into_iter().next().and_then(|row| {
             let [url, expires_at, max_clicks, clicks_left] = row.values.try_into().ok()?;
             stored(url, expires_at, max_clicks, clicks_left)
@@ -417,20 +428,18 @@ impl Store {
                     Some(connection) => connection,
                     None => connect(place, connections).await?,
                 };
-                if needs != Needs::AnyTables && !HAS_TABLES.get() {
+                if !needs.takes_any_tables() && !HAS_TABLES.get() {
                     make_tables(&connection).await?;
                     HAS_TABLES.set(true);
                 }
                 match needs {
-                    Needs::AnyTables if cache::is_database_remote() == Some(false) => {
-                        connection.rows_in_place(statement, values)
-                    }
                     Needs::AnyTables => connection.only_row(statement, values).await,
+                    Needs::AnyTablesInPlace => connection.rows_in_place(statement, values),
                     Needs::Tables | Needs::TablesToWrite => connection.rows(statement, values).await,
                 }
             };
             let left = whole.saturating_sub(self.since.elapsed());
-            let limit = if needs == Needs::AnyTables {
+            let limit = if needs.takes_any_tables() {
                 limit.min(READ_LIMIT)
             } else {
                 limit
@@ -448,7 +457,7 @@ impl Store {
                     spin_sdk::time::sleep(pause).await;
                     pause = LONGEST_PAUSE.min(pause * 2);
                 }
-                Trouble::NoSchema if needs == Needs::AnyTables => needs = Needs::Tables,
+                Trouble::NoSchema if needs.takes_any_tables() => needs = Needs::Tables,
                 Trouble::NoSchema | Trouble::Other if was_kept && !renewed => {
                     forget();
                     renewed = true;
@@ -537,6 +546,7 @@ fn kept(place: &'static LocalKey<Kept>, most: usize) -> Option<Rc<Connection>> {
 /// Gives up what is kept: it may be what is broken. Others who have a share of it find out for themselves.
 fn forget() {
     drop(FOR_READING.take());
+    drop(IN_PLACE.take());
     drop(FOR_WRITING.take());
     HAS_TABLES.set(false);
 }
