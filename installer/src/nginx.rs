@@ -340,6 +340,14 @@ mod tests {
             assert!(server.contains(r#"if (!-e /run/links/ready/2) {"#), "{server}");
         }
         assert!(edge.contains("    access_log off;\n"), "{edge}");
+        // Where nginx cannot keep an answer, it fetches one, also while a reload is announced.
+        for opening in ["location / {", "location @links_and_close {"] {
+            let (inside, all) = location(&site, opening);
+            assert!(inside.contains(&"error_page 500 = @links_not_kept;"), "{inside:?}");
+            assert!(all.contains(&"recursive_error_pages on;"), "{all:?}");
+        }
+        let (inside, _) = location(&site, "location @links_not_kept {");
+        assert_eq!(inside, ["proxy_cache off;", "proxy_pass http://$links_pool;"]);
     }
 
     #[test]

@@ -472,6 +472,48 @@ fn redirects_and_statistics_do_not_wait_for_each_other() -> Result<()> {
 }
 
 #[test]
+fn more_links_than_nginx_has_room_for_lead_on_all_the_same() -> Result<()> {
+    const LINKS: usize = 20_000;
+    const CLIENTS: usize = 16;
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    appliance.inside(|| {
+        let database = rusqlite::Connection::open(DATABASE)?;
+        database.busy_timeout(Duration::from_secs(10))?;
+        database.execute(
+            "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?1)
+             INSERT INTO links (slug, url, created_at) SELECT 'many-' || n, 'https://example.com/' || n, 0 FROM numbers",
+            [LINKS as u32],
+        )?;
+        Ok(())
+    })?;
+    // Half of it is for what nginx keeps: four thousand bytes for each answer.
+    appliance.ok(["mount", "-o", "remount,size=24m", "/run"])?;
+    appliance.ok(["linksctl", "configure"])?;
+    let site = appliance.read("/etc/nginx/sites-enabled/links")?;
+    ensure!(site.contains("max_size=12m\n"), "{site}");
+
+    let client = appliance.http();
+    let next = AtomicUsize::new(1);
+    let follow = || -> Result<()> {
+        let mut connection = Kept::new(&client);
+        loop {
+            match next.fetch_add(1, Ordering::Relaxed) {
+                number @ ..=LINKS => {
+                    let answer = connection.get(&format!("/many-{number}"))?;
+                    leads_to(&answer, &format!("https://example.com/{number}"))?;
+                }
+                _ => return Ok(()),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(follow)).collect();
+        clients.into_iter().try_for_each(joined)
+    })
+}
+
+#[test]
 fn redirects_go_on_while_no_instance_answers_and_new_links_are_known_when_nginx_is_back() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;

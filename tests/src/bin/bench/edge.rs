@@ -128,7 +128,8 @@ pub fn measure(peer: Option<&str>) -> Result<Figures> {
     for round in 0..ROUNDS {
         bench.appliance.wait_until_counted(COUNTED_WITHIN)?;
         for (subject, results) in SUBJECTS.iter().zip(&mut rounds) {
-            let result = bench.run(subject, round).with_context(|| subject.name)?;
+            let result = bench.run(subject, round);
+            let result = result.with_context(|| format!("{}\n{}", subject.name, bench.what_is_said()))?;
             results.push(result);
         }
         if let Some(url) = peer {
@@ -194,6 +195,20 @@ impl Bench {
             }
         }
         Ok(())
+    }
+
+    /// For who looks for the reason of a failure: how often nginx answered with what, and what the instances complain of.
+    fn what_is_said(&self) -> String {
+        let page = self.appliance.http_at(9464).get("/metrics").map(|page| page.text());
+        let page = page.unwrap_or_else(|failure| failure.to_string());
+        let statuses = page
+            .lines()
+            .filter(|line| line.starts_with("links_http_requests_total"));
+        let said = self.appliance.instances_said();
+        let said = said.unwrap_or_else(|error| format!("{error:#}"));
+        let last: Vec<_> = said.lines().rev().take(20).collect();
+        let last = last.into_iter().rev();
+        statuses.chain(last).map(|line| format!("{line}\n")).collect()
     }
 
     fn run(&self, subject: &Subject, round: usize) -> Result<Wrk> {
