@@ -1,14 +1,18 @@
 //! The cache of redirects in Redis: while it is away nobody is the worse for it.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use links_core::outage::{Note, Outage, decode_end};
 use links_tests::load::{Connections, Load, Mix, Running};
 use links_tests::servers::{Server, credential, redis};
 use links_tests::{Appliance, Tree, eventually, verify};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 const PASSWORD: &str = "redis-s3cret";
 const OTHER: &str = "redis-other-s3cret";
+/// The key-value store "local".
+const LOCAL_STORE: &str = "/var/lib/links/data/local.db";
 /// What a component's request for its cache may take, and some more for a busy machine.
 const NOTICED: Duration = Duration::from_secs(30);
 
@@ -128,6 +132,14 @@ impl Lab<'_> {
             let key = kept_key(self.appliance)?;
             Ok(self.keeps(&key)?.then_some(()))
         })?;
+        // As long as one instance takes it for away, what happens next is a part of the same outage to all.
+        eventually("every instance knows that Redis is back", back, || {
+            let is_over = self.is_over()? && {
+                self.more(200)?;
+                self.is_over()?
+            };
+            Ok(is_over.then_some(()))
+        })?;
         println!(
             "{name}: told {times} times, and {} that it is back",
             told()?[1] - before[1]
@@ -143,6 +155,23 @@ impl Lab<'_> {
     fn more(&self, requests: u64) -> Result<()> {
         self.load
             .wait_for(self.load.asked() + requests, Duration::from_secs(60))
+    }
+
+    /// Whether what the instances tell each other is that the outage has ended.
+    fn is_over(&self) -> Result<bool> {
+        self.appliance.inside(|| {
+            let store = Connection::open_with_flags(LOCAL_STORE, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            store.busy_timeout(Duration::from_secs(10))?;
+            let value = |key: &str| -> rusqlite::Result<Option<Vec<u8>>> {
+                let get = "SELECT value FROM spin_key_value WHERE key = ?1";
+                store.query_row(get, [key], |row| row.get(0)).optional()
+            };
+            let outage = value("links:outage:cache")?.and_then(|outage| Outage::decode(&outage));
+            let outage = outage.context("no instance has told the others of an outage")?;
+            let ended = value("links:outage-end:cache")?.and_then(|end| decode_end(&end));
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+            Ok(matches!(Note::new(outage, ended, now.try_into()?), Note::Ended(_)))
+        })
     }
 
     fn keeps(&self, key: &str) -> Result<bool> {
