@@ -16,7 +16,8 @@ use crate::{Artifacts, Machine, Output, Tree, eventually};
 pub const DEB: &str = "/var/tmp/links-shortener.deb";
 /// Where the tarball is unpacked inside; its one directory is left out.
 pub const UNPACKED: &str = "/var/tmp/links";
-const DATABASE: &str = "/var/lib/links/data/links.db";
+/// The links, as a machine has them by default.
+pub const DATABASE: &str = "/var/lib/links/data/links.db";
 
 /// A machine that is to have the appliance; everything that a [`Machine`] can, it can.
 #[derive(Debug)]

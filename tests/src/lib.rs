@@ -34,7 +34,7 @@ mod traffic;
 mod tree;
 mod wire;
 
-pub use appliance::{Appliance, DEB, UNPACKED};
+pub use appliance::{Appliance, DATABASE, DEB, UNPACKED};
 pub use artifacts::{Artifacts, Runtime};
 pub use collector::{Collected, Collector};
 pub use host::Host;

@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use links_tests::load::Link;
-use links_tests::{Fault, Host, Output, Traffic, eventually};
+use links_tests::{DATABASE, Fault, Host, Output, Traffic, eventually};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
-
-const DATABASE: &str = "/var/lib/links/data/links.db";
 
 #[test]
 fn releases_move_forward_and_back_and_fewer_or_more_serve() -> Result<()> {

@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use links_tests::http::{Client, Connection};
 use links_tests::load::Link;
-use links_tests::{Appliance, eventually};
+use links_tests::{Appliance, DATABASE, eventually};
 use rusqlite::OpenFlags;
 
-const DATABASE: &str = "/var/lib/links/data/links.db";
 const JOURNAL: &str = "/var/lib/links/journal/clicks.log";
 const LINKS: usize = 40;
 const WORKERS: usize = 8;

@@ -9,13 +9,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use links_tests::http::{Answer, Client, Connection};
-use links_tests::{Appliance, Traffic, eventually};
+use links_tests::{Appliance, DATABASE, Traffic, eventually};
 use serde_json::{Value, json};
 
 /// The journal is written once a second, and the agent waits a moment for more.
 const COUNTED_WITHIN: Duration = Duration::from_secs(60);
-
-const DATABASE: &str = "/var/lib/links/data/links.db";
 
 /// nginx and a test look at the clock a moment before they answer, or after they were answered.
 const MOMENT: Duration = Duration::from_millis(100);

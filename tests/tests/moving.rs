@@ -6,14 +6,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use links_tests::load::{Connections, Link, Load, Mix, Report, Running, verify_all};
 use links_tests::servers::{LibSql, credential, redis};
-use links_tests::{Appliance, Output, Tree};
+use links_tests::{Appliance, DATABASE, Output, Tree};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
 const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
 const TURSO: &str = "turso-s3cret";
 const REDIS: &str = "redis-s3cret";
-const FILE: &str = "/var/lib/links/data/links.db";
 
 const LINKS_TOML: &str = "[rollout]\nmin_healthy = \"500ms\"\n[cache]\nttl = \"2s\"\n";
 const LOCAL: &str = "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n";
@@ -30,7 +29,7 @@ fn links_move_to_libsql_and_redis_and_back_while_they_are_used() -> Result<()> {
          [key_value_store.default]\ntype = \"redis\"\nurl = \"credential:redis_url\"\n",
         LibSql::URL
     );
-    let to_file = format!("sqlite:{FILE}");
+    let to_file = format!("sqlite:{DATABASE}");
     let server = &format!("libsql:{}", LibSql::URL);
     let copy = |arguments: &[&str]| {
         let arguments = [&["linksctl", "db", "copy", "--json"], arguments].concat();
@@ -63,7 +62,7 @@ fn links_move_to_libsql_and_redis_and_back_while_they_are_used() -> Result<()> {
     everything_is_there(&appliance, &first, &report)?;
     let on_server = every_link(&appliance, LibSql::DATABASE)?;
     ensure!(
-        every_link(&appliance, FILE)?
+        every_link(&appliance, DATABASE)?
             .iter()
             .all(|(slug, url)| on_server.get(slug) == Some(url))
     );
@@ -91,7 +90,7 @@ fn links_move_to_libsql_and_redis_and_back_while_they_are_used() -> Result<()> {
     libsql.stop()?;
     everything_is_there(&appliance, &first, &report)?;
     everything_is_there(&appliance, &first, &last)?;
-    let in_file = every_link(&appliance, FILE)?;
+    let in_file = every_link(&appliance, DATABASE)?;
     ensure!(on_server.iter().all(|(slug, url)| in_file.get(slug) == Some(url)));
     Ok(())
 }

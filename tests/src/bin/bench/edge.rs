@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::http::Client;
-use links_tests::{Appliance, Tree, eventually};
+use links_tests::{Appliance, DATABASE, Tree, eventually};
 use rusqlite::Connection;
 use serde::Serialize;
 
@@ -22,7 +22,6 @@ const CONNECTIONS: u32 = 64;
 const GENERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/links.lua");
 const HELLO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/hello/spin.toml");
 const HELLO_WASM: &str = "target/wasm32-wasip2/release/hello.wasm";
-const DATABASE: &str = "/var/lib/links/data/links.db";
 const SITE: &str = "/etc/nginx/sites-enabled/links";
 
 /// How long the popular links are asked for before that is measured, in seconds: until nginx has those that it would have.
