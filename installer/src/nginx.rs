@@ -211,13 +211,15 @@ mod tests {
             block(&site, "map $links_missing "),
             [
                 "default links_all;",
-                "\"/1\" links_without_1;",
-                "\"/2\" links_without_2;"
+                "\"~^/1(/keepalive)?$\" links_without_1;",
+                "\"~^/2(/keepalive)?$\" links_without_2;"
             ]
         );
         assert!(site.contains("    if (-e /run/links/ready/1/2/../keepalive) { break; }\n"));
         assert!(site.contains(r#"if (!-e /run/links/ready/2) { set $links_missing "${links_missing}/2"; }"#));
-        assert!(site.contains("if (!-e /run/links/ready/../keepalive) { set $links_closing 1; }"));
+        assert!(site.contains(
+            r#"if (!-e /run/links/ready/../keepalive) { set $links_missing "${links_missing}/keepalive"; }"#
+        ));
     }
 
     /// What is said in the location of the path, and at the level around it.
@@ -250,10 +252,10 @@ mod tests {
     #[test]
     fn a_reload_is_announced_to_every_client() {
         let site = site_of(2, PLAIN);
-        let opening = "location = /shorten {";
         for (route, twin) in [
-            (opening, "@links_create_and_close"),
-            ("location / {", "@links_and_close"),
+            ("location = /shorten {", "@links_create_and_close"),
+            ("location @links_api {", "@links_api_and_close"),
+            ("location @links_by_flags {", "@links_and_close"),
         ] {
             let (inside, _) = location(&site, route);
             assert_eq!(inside[0], format!("error_page 418 = {twin};"));
@@ -261,13 +263,40 @@ mod tests {
             let (twin, _) = location(&site, &format!("location {twin} {{"));
             assert_eq!(twin[0], "keepalive_timeout 0;");
             // What is sent to whom is the same.
-            let rest: Vec<_> = inside[2..]
-                .iter()
-                .filter(|line| !line.starts_with('#') && !line.starts_with("open_file_cache "))
-                .copied()
-                .collect();
-            assert_eq!(twin[1..], rest);
+            assert_eq!(twin[1..], inside[2..]);
         }
+        // All else leads to one of these.
+        for (route, first, second) in [
+            ("location /api/ {", "@links_api", "return 418;"),
+            ("location = /health {", "@links_api", "return 418;"),
+            ("location / {", "@links_by_flags", "if ($links_missing) { return 418; }"),
+        ] {
+            let (inside, _) = location(&site, route);
+            assert_eq!(inside[..2], [&format!("error_page 418 = {first};"), second], "{route}");
+        }
+    }
+
+    /// What is kept of a path must be what an instance said of that path.
+    #[test]
+    fn an_instance_is_asked_for_the_path_that_the_answer_is_kept_by() {
+        let site = site_of(2, PLAIN);
+        let mut keeping = 0;
+        for block in site.split("    location ").skip(1) {
+            let block = block.split("\n    }").next().unwrap();
+            if block.contains("proxy_cache links_edge;") {
+                keeping += 1;
+                let is_asked = block.contains("proxy_pass http://links_all/;")
+                    || block.contains("rewrite ^ $uri break;\n        proxy_pass http://$links_pool;");
+                assert!(is_asked, "{block}");
+            }
+        }
+        assert_eq!(keeping, 3, "{site}");
+        let edge = server(&site, "127.0.0.1:7000");
+        assert!(edge.contains("    proxy_cache links_edge;\n"), "{edge}");
+        assert!(
+            edge.contains("        rewrite ^ $uri break;\n        proxy_pass http://$links_pool;\n"),
+            "{edge}"
+        );
     }
 
     /// A `proxy_set_header` inside a location would take away all those around it, the id of the request among them.
@@ -303,9 +332,8 @@ mod tests {
                 "$request_time",
                 "$upstream_response_time",
                 "$upstream_cache_status",
-                "$links_route",
                 "$request_method",
-                "$links_journal_slug",
+                "$uri",
                 "$remote_addr",
                 "$http_referer",
                 "$http_user_agent"
@@ -333,21 +361,25 @@ mod tests {
         let asks = "    proxy_cache_bypass $links_renew;\n";
         assert!(!public.contains("proxy_cache_bypass") && edge.contains(asks), "{site}");
         for server in [public, edge] {
-            assert!(server.contains("    proxy_cache $links_cache;\n"), "{server}");
-            assert!(server.contains("    proxy_cache_key $links_slug;\n"), "{server}");
+            assert!(server.contains("    proxy_cache links_edge;\n"), "{server}");
+            assert!(server.contains("    proxy_cache_key $uri;\n"), "{server}");
             // Retries and pools are the same.
             assert!(server.contains("    proxy_next_upstream error timeout;\n"), "{server}");
             assert!(server.contains(r#"if (!-e /run/links/ready/2) {"#), "{server}");
         }
         assert!(edge.contains("    access_log off;\n"), "{edge}");
         // Where nginx cannot keep an answer, it fetches one, also while a reload is announced.
-        for opening in ["location / {", "location @links_and_close {"] {
+        for opening in [
+            "location / {",
+            "location @links_by_flags {",
+            "location @links_and_close {",
+        ] {
             let (inside, all) = location(&site, opening);
             assert!(inside.contains(&"error_page 500 = @links_not_kept;"), "{inside:?}");
             assert!(all.contains(&"recursive_error_pages on;"), "{all:?}");
         }
         let (inside, _) = location(&site, "location @links_not_kept {");
-        assert_eq!(inside, ["proxy_cache off;", "proxy_pass http://$links_pool;"]);
+        assert_eq!(inside, ["rewrite ^ $uri break;", "proxy_pass http://$links_pool;"]);
     }
 
     #[test]
@@ -371,7 +403,10 @@ mod tests {
         let site = site_of(16, PLAIN);
         assert_eq!(site.matches("\nupstream ").count(), 17);
         // "/1/6" is two missing flags, "/16" is one: they must not be mistaken for each other.
-        assert!(site.contains("\"/16\" links_without_16;") && !site.contains("\"16\""));
+        assert!(
+            site.contains("    \"~^/16(/keepalive)?$\" links_without_16;\n"),
+            "{site}"
+        );
     }
 
     #[test]

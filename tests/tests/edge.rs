@@ -469,6 +469,82 @@ fn redirects_and_statistics_do_not_wait_for_each_other() -> Result<()> {
     Ok(())
 }
 
+/// nginx keeps an answer by the path as it understands it, so that must be what the instance understood.
+#[test]
+fn a_path_means_the_same_to_nginx_and_to_an_instance() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    let site = appliance.site()?;
+    means_the_same(&site, "all")?;
+    appliance.ok(["systemctl", "stop", "links@2"])?;
+    means_the_same(&site, "one")?;
+    appliance.ok(["systemctl", "start", "links@2"])?;
+    appliance.wait_for_rotation(2)?;
+    // As when a reload of nginx is announced.
+    appliance.ok(["rm", "/run/links/keepalive"])?;
+    let closing = means_the_same(&site, "closing")?;
+    ensure!(closing.header("connection") == "close", "{closing}");
+    appliance.ok(["touch", "/run/links/keepalive"])?;
+
+    // However it was asked for, it is a click on that link.
+    for state in ["all", "one", "closing"] {
+        eventually("the clicks are counted", COUNTED_WITHIN, || {
+            let counts = counts(&appliance, &format!("{state}-2"))?;
+            Ok((counts == BTreeMap::from([("bots", 3), ("clicks", 0)])).then_some(()))
+        })?;
+    }
+    // Whatever is no link's path is answered by nginx, too.
+    appliance.ok(["systemctl", "stop", "links@1", "links@2"])?;
+    let icon = site.get("/favicon.ico")?;
+    ensure!(icon.status == 404 && icon.text().contains("no such link"), "{icon}");
+    ensure!(site.get("/api/v1/links/all-2")?.status == 502, "nobody is there");
+    Ok(())
+}
+
+/// The last answer, for how it was given.
+fn means_the_same(site: &Client, state: &str) -> Result<Answer> {
+    let forms = ["/SLUG", "//SLUG", "/./SLUG", "/a/../SLUG", "/SLUG?a=%0A&b"];
+    for (number, form) in forms.iter().enumerate() {
+        let slug = format!("{state}-{number}");
+        make(site, &slug)?;
+        let url = format!("https://example.com/{slug}");
+        let escaped = format!("%{:x}{}", slug.as_bytes()[0], &slug[1..]);
+        // First in a form in which nobody has asked for it.
+        for slug in [&escaped, &slug] {
+            let path = form.replace("SLUG", slug);
+            leads_to(&site.get(&path)?, &url).context(path)?;
+        }
+        // These are no slugs, and none of them is in the way of the one that it resembles.
+        for rest in ["/", "%2F", "%0A", "%20", "%3Fa", "%25", "%C3%BC", ".a"] {
+            let path = format!("/{slug}{rest}");
+            for _ in 0..2 {
+                let answer = site.get(&path)?;
+                ensure!(
+                    answer.status == 404 && answer.text().contains("no such link"),
+                    "{path}: {answer}"
+                );
+            }
+        }
+    }
+    // What is there without a body is not kept for who wants one.
+    for path in ["/nowhere", "/no/where", "/api", "/favicon.ico"] {
+        let answers = [site.head(path)?, site.get(path)?, site.head(path)?, site.get(path)?];
+        ensure!(answers.iter().all(|answer| answer.status == 404), "{path}: {answers:?}");
+        for answer in [&answers[1], &answers[3]] {
+            ensure!(answer.text().contains("no such link"), "{path}: {answer}");
+        }
+    }
+    let slug = format!("{state}-0");
+    ensure!(site.post(&format!("/{slug}"), json!({}))?.status == 405, "POST /{slug}");
+    ensure!(site.get("/shorten")?.status == 405, "GET /shorten");
+    ensure!(site.get("/health")?.text() == "ok", "GET /health");
+    ensure!(
+        site.get(&format!("/api/v1/links/{slug}"))?.status == 200,
+        "details of {slug}"
+    );
+    Ok(site.get(&format!("/{slug}"))?)
+}
+
 #[test]
 fn more_links_than_nginx_has_room_for_lead_on_all_the_same() -> Result<()> {
     const LINKS: usize = 20_000;

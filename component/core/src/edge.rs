@@ -90,6 +90,14 @@ impl Bounds {
         }
     }
 
+    /// An answer that changes with the program alone, given at `now` (Unix seconds): kept as long as a link without end.
+    pub fn lasting(&self, reply: Reply, now: i64) -> Reply {
+        match self.keep(None, now) {
+            Some(keep) => keep.tell(reply),
+            None => reply,
+        }
+    }
+
     /// The last quarter of the ttl is for getting a new answer, while clients are given this one: nobody waits for the next
     /// answer to a link that is asked for now and then, or for somebody else who does, which nginx looks for only ten times
     /// a second (`proxy_cache_lock_timeout` in packaging/nginx/site.conf).
@@ -246,9 +254,22 @@ mod tests {
     }
 
     #[test]
+    fn what_lasts_is_kept_like_a_link() {
+        let link = BOUNDS.follow(Some(stored(None)), NOW, NOW);
+        let lasting = BOUNDS.lasting(Reply::new(404, "text/plain", vec![]), NOW);
+        for name in ["cache-control", "x-accel-expires"] {
+            assert_eq!(lasting.header(name), link.header(name));
+        }
+        let nothing_is_kept = Bounds { ttl: 0, stale: 600 };
+        let reply = nothing_is_kept.lasting(Reply::healthy(), NOW);
+        assert_eq!(reply, Reply::healthy());
+    }
+
+    #[test]
     fn what_nginx_reads_comes_first_and_once() {
-        for link in [None, Some(stored(None))] {
-            let reply = BOUNDS.follow(link, NOW, NOW);
+        let lasting = BOUNDS.lasting(Reply::healthy(), NOW);
+        let links = [None, Some(stored(None))].map(|link| BOUNDS.follow(link, NOW, NOW));
+        for reply in links.into_iter().chain([lasting]) {
             let names: Vec<_> = reply.headers.iter().map(|(name, _)| *name).collect();
             assert_eq!(names[..2], ["cache-control", "x-accel-expires"]);
             assert!(!names[2..].contains(&"cache-control"));

@@ -8,6 +8,8 @@ use futures_util::future::try_join;
 use http::{Method, Request};
 use links_core::edge::{self, Bounds, HEADER, SETTLED, Sight, rest_of_second};
 use links_core::link::Stored;
+use links_core::problem::Problem;
+use links_core::reply::Reply;
 use links_core::settings::Invalid;
 use links_core::slug::Slug;
 use spin_sdk::http::{EmptyBody, Response, send};
@@ -50,6 +52,16 @@ pub enum Became<'a> {
 /// `None`: nginx is to keep nothing.
 pub async fn bounds() -> Option<Bounds> {
     known().await.flatten().map(|known| known.bounds)
+}
+
+/// A refusal that changes with this program alone. nginx asks for a path once at a time, and others wait for the answer: so
+/// it is to keep this one, too.
+pub async fn keep(refusal: Problem) -> Reply {
+    let reply = Reply::from(refusal);
+    match bounds().await {
+        Some(bounds) => bounds.lasting(reply, clock::now()),
+        None => reply,
+    }
 }
 
 /// `Some(None)`: there is no cache in front. `None`: nobody can tell.

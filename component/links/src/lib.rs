@@ -51,7 +51,11 @@ impl Guest for Links {
 async fn answer(request: types::Request, method: &Method) -> Result<Reply, Problem> {
     let target = request.get_path_with_query().unwrap_or_default();
     let path = target.split_once('?').map_or(target.as_str(), |(path, _)| path);
-    match Route::of(method.as_str(), path)? {
+    let route = match Route::of(method.as_str(), path) {
+        Err(nothing) if nothing.status == 404 && *method == Method::GET => return Ok(edge::keep(nothing).await),
+        route => route?,
+    };
+    match route {
         Route::Follow(slug) if method == Method::HEAD => redirect::follow(&slug, Purpose::Look).await,
         Route::Follow(slug) => redirect::follow(&slug, Purpose::Follow).await,
         Route::Health => {

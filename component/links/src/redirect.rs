@@ -22,6 +22,7 @@ pub enum Purpose {
     Look,
 }
 
+/// What `HEAD` is answered has no body to be kept.
 pub async fn follow(slug: &Slug, purpose: Purpose) -> Result<Reply, Problem> {
     let (asked_at, since) = (clock::now(), Instant::now());
     let mut found = find(slug).await?;
@@ -32,7 +33,9 @@ pub async fn follow(slug: &Slug, purpose: Purpose) -> Result<Reply, Problem> {
     }
     let now = clock::now();
     match edge::bounds().await {
-        Some(bounds) if since.elapsed() < PROMPT => Ok(bounds.follow(found, asked_at, now)),
+        Some(bounds) if purpose == Purpose::Follow && since.elapsed() < PROMPT => {
+            Ok(bounds.follow(found, asked_at, now))
+        }
         _ => link::follow(found, now),
     }
 }

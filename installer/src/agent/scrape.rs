@@ -318,7 +318,7 @@ mod tests {
         received.requests[1] = 5;
         otlp(&mut page, &received, forward::Counts::default());
         let mut progress = Progress::default();
-        let line = b"l1\t1700000000.000\t302\t0.004\t0.003\tMISS\tredirect\tGET\tx\t192.0.2.1\t-\t-";
+        let line = b"l1\t1700000000.000\t302\t0.004\t0.003\tMISS\tGET\t/x\t192.0.2.1\t-\t-";
         progress.traffic.take(&line::parse(line).unwrap());
         http(&mut page, &progress);
         clicks(&mut page, &progress, SystemTime::now());

@@ -522,7 +522,7 @@ mod tests {
 
     fn line(slug: &str, at: u64, address: &str, referrer: &str, agent: &str) -> String {
         format!(
-            "l1\t{}.{:03}\t302\t0.001\t-\tHIT\tredirect\tGET\t{slug}\t{address}\t{referrer}\t{agent}",
+            "l1\t{}.{:03}\t302\t0.001\t-\tHIT\tGET\t/{slug}\t{address}\t{referrer}\t{agent}",
             at / 1000,
             at % 1000
         )
@@ -596,7 +596,7 @@ mod tests {
     #[test]
     fn what_is_no_click_leaves_no_trace() {
         let mut gatherer = gatherer();
-        for (old, new) in [("302", "404"), ("GET", "HEAD"), ("redirect", "other")] {
+        for (old, new) in [("302", "404"), ("GET", "HEAD"), ("/a", "/a.b")] {
             let line = line("a", AT, "192.0.2.1", "-", PERSON).replace(old, new);
             assert_eq!(take(&mut gatherer, &line), Ok(Taken::Other));
         }

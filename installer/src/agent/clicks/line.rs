@@ -1,7 +1,7 @@
 //! One line of nginx's journal, the form `l1` (packaging/nginx): fields separated by tabs,
 //!
-//! `l1`, `$msec`, `$status`, `$request_time`, `$upstream_response_time`, `$upstream_cache_status`, route, `$request_method`,
-//! slug, `$remote_addr`, referrer, `$http_user_agent`.
+//! `l1`, `$msec`, `$status`, `$request_time`, `$upstream_response_time`, `$upstream_cache_status`, `$request_method`, `$uri`,
+//! `$remote_addr`, `$http_referer`, `$http_user_agent`.
 //!
 //! nginx writes `"`, `\`, and every byte below 32 or above 126 of a value as `\xXX`, and an empty one as `-`
 //! (ngx_http_log_module, `escape=default`): no value can end a field or a line.
@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use links_core::slug::MAX_LENGTH;
 
-const FIELDS: usize = 12;
+const FIELDS: usize = 11;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
@@ -114,9 +114,8 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
         duration,
         upstream,
         cache,
-        route,
         method,
-        slug,
+        path,
         address,
         referrer,
         user_agent,
@@ -125,6 +124,7 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
         return None;
     }
     let status = number(status)?;
+    let (route, slug) = meaning(path);
     Some(Line {
         at: milliseconds(at)?,
         status: u16::try_from(status).ok()?,
@@ -141,32 +141,36 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
             b"REVALIDATED" => Cache::Revalidated,
             _ => return None,
         },
-        route: match route {
-            b"redirect" => Route::Redirect,
-            b"shorten" => Route::Shorten,
-            b"api" => Route::Api,
-            b"health" => Route::Health,
-            b"other" => Route::Other,
-            _ => return None,
-        },
+        route,
         is_get: method == b"GET",
-        slug: slug_of(slug)?,
+        slug,
         address,
         referrer,
         user_agent,
     })
 }
 
-/// `-` is none, although it could be a slug: for nginx it is an empty value.
-fn slug_of(field: &[u8]) -> Option<&str> {
-    if field == b"-" {
-        return Some("");
+/// As the component understands a path (`links_core::route`), and as packaging/nginx passes it on: with its escapes undone. A
+/// slug's characters need none in the journal.
+fn meaning(path: &[u8]) -> (Route, &str) {
+    match path.strip_prefix(b"/") {
+        Some(b"shorten") => (Route::Shorten, ""),
+        Some(b"health") => (Route::Health, ""),
+        Some(rest) => match slug(rest) {
+            Some(slug) => (Route::Redirect, slug),
+            None if rest.starts_with(b"api/") => (Route::Api, ""),
+            None => (Route::Other, ""),
+        },
+        None => (Route::Other, ""),
     }
-    let has_shape = (1..=MAX_LENGTH).contains(&field.len())
-        && field
+}
+
+fn slug(text: &[u8]) -> Option<&str> {
+    let has_shape = (1..=MAX_LENGTH).contains(&text.len())
+        && text
             .iter()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
-    has_shape.then(|| std::str::from_utf8(field).ok()).flatten()
+    has_shape.then(|| std::str::from_utf8(text).ok()).flatten()
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
@@ -230,7 +234,8 @@ pub fn unescaped(value: &[u8]) -> Cow<'_, [u8]> {
 mod tests {
     use super::*;
 
-    const CLICK: &str = "l1\t1767225600.123\t302\t0.001\t-\tHIT\tredirect\tGET\tabc\t192.0.2.7\tnews.example\tMozilla/5.0 (X11; Linux x86_64)";
+    const CLICK: &str =
+        "l1\t1767225600.123\t302\t0.001\t-\tHIT\tGET\t/abc\t192.0.2.7\tnews.example\tMozilla/5.0 (X11; Linux x86_64)";
 
     fn with(field: usize, value: &str) -> Vec<u8> {
         let mut fields: Vec<_> = CLICK.split('\t').collect();
@@ -256,16 +261,17 @@ mod tests {
                 user_agent: b"Mozilla/5.0 (X11; Linux x86_64)",
             })
         );
-        let api = b"l1\t1767225600.000\t401\t12.345\t12.300\t-\tapi\tGET\t-\t2001:db8::1\t-\t-";
+        let api = b"l1\t1767225600.000\t401\t12.345\t12.300\t-\tGET\t/api/v1/stats\t2001:db8::1\t-\t-";
         let line = parse(api).unwrap();
-        assert_eq!((line.slug, line.duration, line.upstream), ("", 12_345, Some(12_300)));
+        assert_eq!((line.route, line.slug), (Route::Api, ""));
+        assert_eq!((line.duration, line.upstream), (12_345, Some(12_300)));
     }
 
     #[test]
     fn only_a_get_that_was_redirected_is_a_click() {
         let is_click = |line: &[u8]| parse(line).unwrap().is_click();
         assert!(is_click(CLICK.as_bytes()));
-        for (field, value) in [(2, "404"), (2, "200"), (6, "other"), (7, "HEAD"), (7, "POST"), (8, "-")] {
+        for (field, value) in [(2, "404"), (2, "200"), (6, "HEAD"), (6, "POST"), (7, "/a/b"), (7, "-")] {
             assert!(!is_click(&with(field, value)), "{value}");
         }
     }
@@ -304,15 +310,40 @@ mod tests {
             (3, "0.1"),
             (4, "fast"),
             (5, "SOMETIMES"),
-            (6, "elsewhere"),
-            (8, "a/b"),
-            (8, "a\\x09b"),
-            (8, ""),
         ] {
             assert_eq!(parse(&with(field, value)), None, "{value:?}");
         }
-        let long = "x".repeat(65);
-        assert_eq!(parse(&with(8, &long)), None);
+    }
+
+    #[test]
+    fn a_path_means_what_it_means_to_the_component() {
+        let long = "x".repeat(64);
+        for slug in ["abc", "-", "Health", "api", long.as_str()] {
+            let line = with(7, &format!("/{slug}"));
+            let line = parse(&line).unwrap();
+            assert_eq!((line.route, line.slug), (Route::Redirect, slug));
+        }
+        let longer = format!("/{long}x");
+        for (path, route) in [
+            ("/shorten", Route::Shorten),
+            ("/health", Route::Health),
+            ("/api/v1/links/abc", Route::Api),
+            ("/api/", Route::Api),
+            ("/", Route::Other),
+            ("-", Route::Other),
+            ("", Route::Other),
+            ("abc", Route::Other),
+            ("/shorten/", Route::Other),
+            ("/internal/clicks", Route::Other),
+            ("/favicon.ico", Route::Other),
+            (r"/a\x09b", Route::Other),
+            (r"/abc\x0A", Route::Other),
+            (longer.as_str(), Route::Other),
+        ] {
+            let line = with(7, path);
+            let line = parse(&line).unwrap();
+            assert_eq!((line.route, line.slug), (route, ""), "{path}");
+        }
     }
 
     #[test]
@@ -339,12 +370,12 @@ mod tests {
     fn hostile_values_stay_in_their_field() {
         // As nginx writes `a"\t\n\\` and a byte that is no UTF-8.
         let agent = r"a\x22\x09\x0A\x5C\xFF";
-        let line = with(11, agent);
+        let line = with(10, agent);
         let line = parse(&line).unwrap();
         assert_eq!(*unescaped(line.user_agent), *b"a\"\t\n\\\xff");
         assert!(line.is_click());
         let long = "\\xFF".repeat(8192);
-        assert_eq!(unescaped(parse(&with(10, &long)).unwrap().referrer).len(), 8192);
+        assert_eq!(unescaped(parse(&with(9, &long)).unwrap().referrer).len(), 8192);
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl Host {
         // After the file was made, in which it will be.
         let begun = self.begun + 1 + number / 1000;
         format!(
-            "l1\t{begun}.{:03}\t302\t0.000\t-\tHIT\tredirect\tGET\t{slug}\t192.0.2.{}\thttps://{}.example/\t{agent}\n",
+            "l1\t{begun}.{:03}\t302\t0.000\t-\tHIT\tGET\t/{slug}\t192.0.2.{}\thttps://{}.example/\t{agent}\n",
             number % 1000,
             number % 250,
             number % 30
@@ -456,8 +456,7 @@ fn a_visitor_is_the_same_one_after_a_restart_and_no_file_knows_the_address() {
     let mut host = Host::new();
     for _ in 0..3 {
         host.append(
-            format!("l1\t{AT}.000\t302\t0.000\t-\tHIT\tredirect\tGET\ts1\t192.0.2.77\t-\tMozilla/5.0 (X11)\n")
-                .as_bytes(),
+            format!("l1\t{AT}.000\t302\t0.000\t-\tHIT\tGET\t/s1\t192.0.2.77\t-\tMozilla/5.0 (X11)\n").as_bytes(),
         );
         host.settle();
         host.kill();

@@ -100,7 +100,7 @@ mod tests {
     fn traffic(lines: &[&str]) -> Traffic {
         let mut traffic = Traffic::default();
         for line in lines {
-            let line = format!("l1\t1700000000.000\t{line}\tGET\tx\t192.0.2.1\t-\t-").replace(' ', "\t");
+            let line = format!("l1\t1700000000.000\t{line}\t192.0.2.1\t-\t-").replace(' ', "\t");
             traffic.take(&parse(line.as_bytes()).unwrap());
         }
         traffic
@@ -109,12 +109,12 @@ mod tests {
     #[test]
     fn requests_are_told_apart_by_route_and_status_and_the_cache_by_what_it_did() {
         let some = traffic(&[
-            "302 0.000 - HIT redirect",
-            "302 0.000 - HIT redirect",
-            "302 0.004 0.003 MISS redirect",
-            "404 0.001 0.001 MISS redirect",
+            "302 0.000 - HIT GET /x",
+            "302 0.000 - HIT GET /x",
+            "302 0.004 0.003 MISS GET /x",
+            "404 0.001 0.001 MISS GET /x",
         ]);
-        let mut all = traffic(&["200 0.020 0.019 - shorten", "404 0.000 - - other"]);
+        let mut all = traffic(&["200 0.020 0.019 - POST /shorten", "404 0.000 - - GET /"]);
         all.add(&some);
         let requests = [
             ((Route::Redirect, 302), 3),
@@ -132,12 +132,12 @@ mod tests {
     #[test]
     fn a_bucket_holds_what_took_no_longer_than_its_bound() {
         let all = traffic(&[
-            "302 0.000 - - redirect",
-            "302 0.001 - - redirect",
-            "302 0.002 - - redirect",
-            "302 0.003 - - redirect",
-            "302 10.000 - - redirect",
-            "302 10.001 - - redirect",
+            "302 0.000 - - GET /x",
+            "302 0.001 - - GET /x",
+            "302 0.002 - - GET /x",
+            "302 0.003 - - GET /x",
+            "302 10.000 - - GET /x",
+            "302 10.001 - - GET /x",
         ]);
         let durations = &all.durations[&Route::Redirect];
         let buckets: Vec<_> = durations.up_to().collect();

@@ -229,7 +229,7 @@ fn write(backlog: &Backlog, path: &Path) -> Result<()> {
         let referrer = REFERRERS[(random.next() % REFERRERS.len() as u64) as usize];
         writeln!(
             file,
-            "l1\t{}.{:03}\t302\t0.000\t-\tHIT\tredirect\tGET\t{}\t198.{}.{}.{}\t{referrer}\t{agent}",
+            "l1\t{}.{:03}\t302\t0.000\t-\tHIT\tGET\t/{}\t198.{}.{}.{}\t{referrer}\t{agent}",
             at / 1000,
             at % 1000,
             slug(rank.min(backlog.links)),

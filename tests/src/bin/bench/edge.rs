@@ -291,8 +291,8 @@ fn sites(site: &str) -> Result<String> {
             &format!("server {{\n    listen 127.0.0.1:{port};"),
         )
     };
-    let uncached = |port| replaced(&moved(port)?, "proxy_cache $links_cache;", "proxy_cache off;");
-    let hello = replaced(&uncached(HELLO_BEHIND)?, "http://$links_pool", "http://bench_hello")?;
+    let uncached = |port| replaced(&moved(port)?, "proxy_cache links_edge;", "proxy_cache off;");
+    let hello = replaced(&uncached(HELLO_BEHIND)?, "http://links_all/", "http://bench_hello/")?;
     let [one, two] = HELLOS;
     Ok(format!(
         "server {{ listen 127.0.0.1:{BARE}; access_log off; return 302 https://example.com/hello; }}\n\
