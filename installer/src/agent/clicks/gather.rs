@@ -2,10 +2,11 @@
 //! that it sets in a day's sketch of visitors.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::hash::Hasher as _;
 use std::net::Ipv6Addr;
 
+use foldhash::HashMap;
 use links_core::clicks::{Batch, Clicks, Detail, GOAL, Kind, OTHER, Visitors};
 use links_core::visit::Visit;
 use links_core::visitors;

@@ -27,6 +27,11 @@ const SITE: &str = "/etc/nginx/sites-enabled/links";
 /// How long the popular links are asked for before that is measured, in seconds: until nginx has those that it would have.
 const WARM_UP: u32 = 20;
 
+/// A machine that others share is not equally fast for long. So what is compared with nginx's own answers takes turns with
+/// them, several times in a round.
+const TURNS: usize = 3;
+const SECONDS_PER_TURN: u32 = 3;
+
 /// Clicks of very many links wait for others for a minute.
 const COUNTED_WITHIN: Duration = Duration::from_secs(180);
 
@@ -53,33 +58,45 @@ struct Subject {
     load: Load,
     /// Whether the links themselves answer there.
     leads: bool,
+    when: When,
 }
 
-const fn subject(name: &'static str, port: u16, load: Load, leads: bool) -> Subject {
+/// In a round. What leaves many clicks to be counted comes last: whoever comes after it has a part of that work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    First,
+    InTurns,
+    Last,
+}
+
+const fn subject(name: &'static str, port: u16, load: Load, leads: bool, when: When) -> Subject {
     Subject {
         name,
         port,
         load,
         leads,
+        when,
     }
 }
 
 const LIMIT: &str = "nginx, return 302";
 const UNCACHED: &str = "no cache, any of 1,000,000";
+const HELLO_BEHIND_NGINX: &str = "hello world behind nginx";
+const AN_INSTANCE: &str = "an instance, any of 1,000,000";
+const HELLO_INSTANCE: &str = "hello world, an instance";
 
-/// In the order of the table, in which they are measured: what leaves many clicks to be counted comes last, since whoever
-/// comes after it has a part of that work.
+/// In the order of the table.
 const SUBJECTS: [Subject; 10] = [
-    subject(LIMIT, BARE, Load::One, false),
-    subject("cached, one link", 80, Load::One, true),
-    subject(UNCACHED, NO_CACHE, Load::Uniform, true),
-    subject("hello world behind nginx", HELLO_BEHIND, Load::Uniform, false),
-    subject("no cache, one link", NO_CACHE, Load::One, true),
-    subject("an instance, any of 1,000,000", 7001, Load::Uniform, true),
-    subject("hello world, an instance", HELLOS[0], Load::Uniform, false),
-    subject("creates through nginx", 80, Load::Create, true),
-    subject("cached, Zipf 1.1 of 100,000", 80, Load::Zipf, true),
-    subject("cached, any of 1,000,000", 80, Load::Uniform, true),
+    subject(LIMIT, BARE, Load::One, false, When::InTurns),
+    subject("cached, one link", 80, Load::One, true, When::InTurns),
+    subject("cached, Zipf 1.1 of 100,000", 80, Load::Zipf, true, When::InTurns),
+    subject("cached, any of 1,000,000", 80, Load::Uniform, true, When::Last),
+    subject(UNCACHED, NO_CACHE, Load::Uniform, true, When::First),
+    subject(HELLO_BEHIND_NGINX, HELLO_BEHIND, Load::Uniform, false, When::First),
+    subject("no cache, one link", NO_CACHE, Load::One, true, When::First),
+    subject(AN_INSTANCE, 7001, Load::Uniform, true, When::First),
+    subject(HELLO_INSTANCE, HELLOS[0], Load::Uniform, false, When::First),
+    subject("creates through nginx", 80, Load::Create, true, When::First),
 ];
 
 #[derive(Clone, Debug, Serialize)]
@@ -87,29 +104,56 @@ pub struct Figures {
     rows: Vec<Row>,
     /// Another shortener, on this machine.
     peer: Option<Row>,
+    /// The uncached path, of hello world on the same way.
+    of_hello_behind_nginx: f64,
+    of_hello_at_an_instance: f64,
 }
 
-/// Medians of the rounds.
+/// Medians of all runs, and of the quotients of each round.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     name: String,
     per_second: f64,
     p50_ms: f64,
     p99_ms: f64,
-    rounds: Vec<Wrk>,
+    of_limit: f64,
+    of_no_cache: f64,
+    /// One a round, or one a turn.
+    runs: Vec<Wrk>,
 }
 
-impl Row {
-    fn new(name: &str, rounds: Vec<Wrk>) -> Self {
-        let of = |value: fn(&Wrk) -> f64| median(rounds.iter().map(value).collect());
-        Self {
+/// All runs of each subject, as many in each round.
+struct Runs(Vec<Vec<Wrk>>);
+
+impl Runs {
+    fn of(&self, name: &str) -> &[Wrk] {
+        let subjects = SUBJECTS.iter().zip(&self.0);
+        let mut runs = subjects.filter_map(|(subject, runs)| (subject.name == name).then_some(runs));
+        runs.next().map_or(&[], |runs| runs)
+    }
+
+    fn row(&self, name: &str, runs: &[Wrk]) -> Row {
+        let of = |value: fn(&Wrk) -> f64| median(runs.iter().map(value).collect());
+        Row {
             name: name.to_owned(),
             per_second: of(|wrk| wrk.per_second),
             p50_ms: of(|wrk| wrk.p50_ms),
             p99_ms: of(|wrk| wrk.p99_ms),
-            rounds,
+            of_limit: quotient(runs, self.of(LIMIT)),
+            of_no_cache: quotient(runs, self.of(UNCACHED)),
+            runs: runs.to_vec(),
         }
     }
+}
+
+fn quotient(some: &[Wrk], others: &[Wrk]) -> f64 {
+    let by_round = |runs: &[Wrk]| {
+        let rounds = runs.chunks((runs.len() / ROUNDS).max(1));
+        let rounds = rounds.map(|runs| median(runs.iter().map(|wrk| wrk.per_second).collect()));
+        rounds.collect::<Vec<_>>()
+    };
+    let quotients = by_round(some).into_iter().zip(by_round(others));
+    median(quotients.map(|(one, other)| one / other).collect())
 }
 
 /// `peer`: the URL of a redirect of another shortener, which is measured in the same rounds.
@@ -122,24 +166,29 @@ pub fn measure(peer: Option<&str>) -> Result<Figures> {
         redirects(url)?;
     }
     bench.check()?;
-    let mut rounds = vec![vec![]; SUBJECTS.len()];
+    let mut runs = Runs(vec![vec![]; SUBJECTS.len()]);
     let mut of_peer = vec![];
     for round in 0..ROUNDS {
         bench.appliance.wait_until_counted(COUNTED_WITHIN)?;
-        for (subject, results) in SUBJECTS.iter().zip(&mut rounds) {
-            let result = bench.run(subject, round);
-            let result = result.with_context(|| format!("{}\n{}", subject.name, bench.what_is_said()))?;
-            results.push(result);
-        }
+        bench.run_all(When::First, SECONDS_PER_ROUND, round, &mut runs)?;
         if let Some(url) = peer {
             of_peer.push(wrk(SECONDS_PER_ROUND, CONNECTIONS, &[url]).context("PEER")?);
         }
+        for subject in SUBJECTS.iter().filter(|subject| matches!(subject.load, Load::Zipf)) {
+            bench.run(subject, WARM_UP, round)?;
+        }
+        for _ in 0..TURNS {
+            bench.run_all(When::InTurns, SECONDS_PER_TURN, round, &mut runs)?;
+        }
+        bench.run_all(When::Last, SECONDS_PER_ROUND, round, &mut runs)?;
     }
     bench.check()?;
-    let rows = SUBJECTS.iter().zip(rounds);
+    let rows = SUBJECTS.iter().zip(&runs.0);
     Ok(Figures {
-        rows: rows.map(|(subject, rounds)| Row::new(subject.name, rounds)).collect(),
-        peer: peer.map(|url| Row::new(url, of_peer)),
+        rows: rows.map(|(subject, of_it)| runs.row(subject.name, of_it)).collect(),
+        peer: peer.map(|url| runs.row(url, &of_peer)),
+        of_hello_behind_nginx: quotient(runs.of(UNCACHED), runs.of(HELLO_BEHIND_NGINX)),
+        of_hello_at_an_instance: quotient(runs.of(AN_INSTANCE), runs.of(HELLO_INSTANCE)),
     })
 }
 
@@ -210,25 +259,31 @@ impl Bench {
         statuses.chain(last).map(|line| format!("{line}\n")).collect()
     }
 
-    fn run(&self, subject: &Subject, round: usize) -> Result<Wrk> {
+    /// Each subject of this time once.
+    fn run_all(&self, when: When, seconds: u32, round: usize, runs: &mut Runs) -> Result<()> {
+        let subjects = SUBJECTS.iter().zip(&mut runs.0);
+        for (subject, runs) in subjects.filter(|(subject, _)| subject.when == when) {
+            runs.push(self.run(subject, seconds, round)?);
+        }
+        Ok(())
+    }
+
+    fn run(&self, subject: &Subject, seconds: u32, round: usize) -> Result<Wrk> {
         let (script, path, arguments) = match subject.load {
             Load::One => ("links", "", format!("one 1 {round}")),
             Load::Zipf => ("links", "", format!("zipf {POPULAR} {round}")),
             Load::Uniform => ("links", "", format!("uniform {LINKS} {round}")),
             Load::Create => ("create", "shorten", format!("{} {round}", self.token)),
         };
-        let wrk = |seconds| {
-            let output = self.appliance.shell(&format!(
-                "wrk --latency -t1 -c{CONNECTIONS} -d{seconds}s -s /var/tmp/{script}.lua http://127.0.0.1:{}/{path} \
-                 -- {arguments}",
-                subject.port
-            ))?;
-            Wrk::parse(&output.stdout)
-        };
-        if matches!(subject.load, Load::Zipf) {
-            wrk(WARM_UP)?;
-        }
-        wrk(SECONDS_PER_ROUND)
+        let command = format!(
+            "wrk --latency -t1 -c{CONNECTIONS} -d{seconds}s -s /var/tmp/{script}.lua http://127.0.0.1:{}/{path} -- {arguments}",
+            subject.port
+        );
+        let result = self
+            .appliance
+            .shell(&command)
+            .and_then(|output| Wrk::parse(&output.stdout));
+        result.with_context(|| format!("{}\n{}", subject.name, self.what_is_said()))
     }
 }
 
@@ -320,11 +375,6 @@ fn redirects(url: &str) -> Result<()> {
 
 impl Figures {
     pub fn print(&self) {
-        let per_second = |name: &str| {
-            let row = self.rows.iter().find(|row| row.name == name);
-            row.map_or(f64::NAN, |row| row.per_second)
-        };
-        let (limit, uncached) = (per_second(LIMIT), per_second(UNCACHED));
         println!(
             "\n{:<31} {:>10} {:>8} {:>8} {:>10} {:>10}",
             "behind nginx", "requests/s", "p50 ms", "p99 ms", "of limit", "of no cache"
@@ -332,17 +382,17 @@ impl Figures {
         for row in self.rows.iter().chain(&self.peer) {
             println!(
                 "{:<31} {:>10.0} {:>8.2} {:>8.2} {:>10.2} {:>10.2}",
-                row.name,
-                row.per_second,
-                row.p50_ms,
-                row.p99_ms,
-                row.per_second / limit,
-                row.per_second / uncached
+                row.name, row.per_second, row.p50_ms, row.p99_ms, row.of_limit, row.of_no_cache
             );
         }
         println!(
-            "\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, {CONNECTIONS} connections, two instances, the journal on, \
-             Zipf after {WARM_UP} s of it,\neach round when all clicks before it are counted; the limit is the first row"
+            "\nof hello world: {:.2} behind nginx without a cache, {:.2} at an instance",
+            self.of_hello_behind_nginx, self.of_hello_at_an_instance
+        );
+        println!(
+            "\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, the first three rows {TURNS} times {SECONDS_PER_TURN} s a round in turns after {WARM_UP} s \
+             of Zipf;\nshares are medians of those in each round, the limit is the first row; {CONNECTIONS} connections, two \
+             instances, the journal on,\neach round when all clicks before it are counted"
         );
     }
 }
