@@ -146,14 +146,14 @@ impl Runs {
     }
 }
 
+/// Of the medians of each round.
 fn quotient(some: &[Wrk], others: &[Wrk]) -> f64 {
     let by_round = |runs: &[Wrk]| {
         let rounds = runs.chunks((runs.len() / ROUNDS).max(1));
         let rounds = rounds.map(|runs| median(runs.iter().map(|wrk| wrk.per_second).collect()));
         rounds.collect::<Vec<_>>()
     };
-    let quotients = by_round(some).into_iter().zip(by_round(others));
-    median(quotients.map(|(one, other)| one / other).collect())
+    crate::quotient(&by_round(some), &by_round(others))
 }
 
 /// `peer`: the URL of a redirect of another shortener, which is measured in the same rounds.

@@ -8,9 +8,12 @@ use serde::Serialize;
 
 use crate::edge::fill;
 use crate::load::wrk;
-use crate::{CREATE, ROUNDS, SECONDS_PER_ROUND, Up, median};
+use crate::{CREATE, Up, median, quotient};
 
 const SIZES: [u32; 3] = [1_000, 100_000, 10_000_000];
+/// Short ones, since each is compared with what was measured beside it.
+const ROUNDS: usize = 9;
+const SECONDS_PER_ROUND: u32 = 3;
 const GENERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/links.lua");
 
 /// One instance, medians of the rounds.
@@ -19,6 +22,9 @@ pub struct Figures {
     links: u32,
     lookups_per_second: f64,
     creates_per_second: f64,
+    /// Of one beside one among the fewest links, in the same round.
+    lookup_cost: f64,
+    create_cost: f64,
 }
 
 /// # Errors
@@ -44,17 +50,18 @@ pub fn measure(linksctl: &Path, bundle: &Path) -> Result<Vec<Figures>> {
             creates.push(wrk(SECONDS_PER_ROUND, 32, &arguments)?.per_second);
         }
     }
-    sizes
-        .into_iter()
-        .map(|(links, up, lookups, creates)| {
-            up.stop()?;
-            Ok(Figures {
-                links,
-                lookups_per_second: median(lookups),
-                creates_per_second: median(creates),
-            })
-        })
-        .collect()
+    let mut figures = vec![];
+    if let Some((_, _, few_lookups, few_creates)) = sizes.first() {
+        figures.extend(sizes.iter().map(|(links, _, lookups, creates)| Figures {
+            links: *links,
+            lookups_per_second: median(lookups.clone()),
+            creates_per_second: median(creates.clone()),
+            lookup_cost: quotient(few_lookups, lookups),
+            create_cost: quotient(few_creates, creates),
+        }));
+    }
+    sizes.into_iter().try_for_each(|(_, up, ..)| up.stop())?;
+    Ok(figures)
 }
 
 pub fn print(all: &[Figures]) {
@@ -62,16 +69,18 @@ pub fn print(all: &[Figures]) {
         "\n{:<12} {:>12} {:>10} {:>12} {:>10}",
         "links", "redirects/s", "cost", "creates/s", "cost"
     );
-    let Some(first) = all.first() else { return };
     for figures in all {
         println!(
             "{:<12} {:>12.0} {:>10.2} {:>12.0} {:>10.2}",
             figures.links,
             figures.lookups_per_second,
-            first.lookups_per_second / figures.lookups_per_second,
+            figures.lookup_cost,
             figures.creates_per_second,
-            first.creates_per_second / figures.creates_per_second
+            figures.create_cost
         );
     }
-    println!("\nof random links, one instance, no nginx; the cost of one beside the first row's");
+    println!(
+        "\nof random links, one instance, no nginx, medians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s; the cost of one beside the \
+         first row's,\nmedian of those in each round"
+    );
 }

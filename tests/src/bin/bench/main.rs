@@ -152,6 +152,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
+/// Of values that belong together, the median of their quotients.
+fn quotient(some: &[f64], others: &[f64]) -> f64 {
+    median(some.iter().zip(others).map(|(one, other)| one / other).collect())
+}
+
 #[derive(Clone, Copy)]
 enum Start {
     /// The components are compiled first.
