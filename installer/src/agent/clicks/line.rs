@@ -24,7 +24,7 @@ pub struct Line<'a> {
     pub cache: Cache,
     pub route: Route,
     pub is_get: bool,
-    /// Empty where there is none.
+    /// Of a redirect; empty for every other route.
     pub slug: &'a str,
     /// The rest is as it was written, with escapes.
     pub address: &'a [u8],
@@ -74,7 +74,7 @@ pub enum Route {
 }
 
 impl Route {
-    /// For metrics, and in the journal.
+    /// For metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Redirect => "redirect",
@@ -89,7 +89,7 @@ impl Route {
 impl Line<'_> {
     /// Whether somebody was led somewhere. `HEAD` only asks where to.
     pub fn is_click(&self) -> bool {
-        self.route == Route::Redirect && self.status == 302 && self.is_get && !self.slug.is_empty()
+        self.route == Route::Redirect && self.status == 302 && self.is_get
     }
 }
 

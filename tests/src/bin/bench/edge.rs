@@ -347,7 +347,9 @@ fn sites(site: &str) -> Result<String> {
         )
     };
     let uncached = |port| replaced(&moved(port)?, "proxy_cache links_edge;", "proxy_cache off;");
-    let hello = replaced(&uncached(HELLO_BEHIND)?, "http://links_all/", "http://bench_hello/")?;
+    // Also while a flag is missing.
+    let hello = replaced(&uncached(HELLO_BEHIND)?, "http://$links_pool", "http://bench_hello")?;
+    let hello = replaced(&hello, "http://links_all/", "http://bench_hello/")?;
     let [one, two] = HELLOS;
     Ok(format!(
         "server {{ listen 127.0.0.1:{BARE}; access_log off; return 302 https://example.com/hello; }}\n\
