@@ -174,6 +174,14 @@ impl Layout {
     pub fn parked_default_site(&self) -> PathBuf {
         self.at("var/lib/links/nginx-default-site")
     }
+    /// Components compiled for the runtime of a release, by root, in a directory per release.
+    pub fn compiled_dir(&self) -> PathBuf {
+        self.at("var/lib/links/compiled")
+    }
+    /// What links last wrote as nginx's site, and what an interrupted change of it would have to undo.
+    pub fn site_state(&self) -> PathBuf {
+        self.at("var/lib/links/site.json")
+    }
     /// Compiled components; may be deleted at any time.
     pub fn cache_dir(&self) -> PathBuf {
         self.at("var/cache/links")
@@ -226,6 +234,39 @@ impl Layout {
         self.instance_run_dir(instance).join("runs.json")
     }
 
+    /// Random secrets, new at each boot, that only root and the group links can read (root:links 0750).
+    pub fn secrets_dir(&self) -> PathBuf {
+        self.at("run/links/secrets")
+    }
+    /// Proves to the component that a request comes from the agent.
+    pub fn agent_secret(&self) -> PathBuf {
+        self.secrets_dir().join("agent")
+    }
+    /// Proves to the component that a request comes from nginx.
+    pub fn proxy_secret(&self) -> PathBuf {
+        self.secrets_dir().join("proxy")
+    }
+    /// Proves to the agent that telemetry comes from an instance.
+    pub fn otlp_secret(&self) -> PathBuf {
+        self.secrets_dir().join("otlp")
+    }
+    /// The site includes it: the header with [`Self::proxy_secret`] (root, 0600).
+    pub fn proxy_secret_include(&self) -> PathBuf {
+        self.secrets_dir().join("proxy.conf")
+    }
+    /// Sockets of the instances. Of links, with the set-group-ID bit and nginx's group, so that a socket made in it is open to
+    /// nginx's workers and to nobody else (2710).
+    pub fn sockets_dir(&self) -> PathBuf {
+        self.at("run/links/sockets")
+    }
+    pub fn instance_socket(&self, instance: u16) -> PathBuf {
+        self.sockets_dir().join(format!("{instance}.sock"))
+    }
+    /// Credentials of one instance on a host where systemd cannot deliver them (root:links 0750).
+    pub fn fallback_credentials_dir(&self, instance: u16) -> PathBuf {
+        self.at("run/links/credentials").join(instance.to_string())
+    }
+
     /// Held by the one rollout that is under way.
     pub fn rollout_lock(&self) -> PathBuf {
         self.at("run/links/rollout.lock")
@@ -257,6 +298,10 @@ impl Layout {
     }
 
     // nginx's.
+    /// Included in the site's server, for the administrator's own directives.
+    pub fn nginx_include_dir(&self) -> PathBuf {
+        self.config.join("nginx.d")
+    }
     /// Of the packaged nginx.
     pub fn nginx_pid(&self) -> PathBuf {
         self.at("run/nginx.pid")
