@@ -24,6 +24,7 @@ mod remote;
 mod rollout;
 mod rotation;
 mod runtime;
+mod secrets;
 mod stats;
 mod status;
 mod supervise;

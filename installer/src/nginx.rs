@@ -1,6 +1,6 @@
 //! The nginx site as text, from packaging/nginx/.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -12,9 +12,11 @@ use serde::Serialize;
 
 use crate::config::links::{Config, Listen};
 use crate::layout::{self, Layout};
+use crate::secrets::Secret;
 
 const SITE: &str = include_str!("../../packaging/nginx/site.conf");
 const UP: &str = include_str!("../../packaging/nginx/up.conf");
+const PROXY_SECRET: &str = include_str!("../../packaging/nginx/proxy-secret.conf");
 
 /// What packaging/nginx/site.conf names.
 #[derive(Serialize)]
@@ -26,6 +28,8 @@ struct Site {
     ready_dir: PathBuf,
     keepalive_flag: &'static str,
     journal: PathBuf,
+    /// Files with the header that proves to the instances who asks. A pattern: nginx starts without any, too.
+    proxy_secret: PathBuf,
     edge: Option<Edge>,
 }
 
@@ -108,6 +112,7 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
         ready_dir: layout.ready_dir(),
         keepalive_flag: layout::KEEPALIVE_FLAG,
         journal: layout.journal(),
+        proxy_secret: layout.secrets_dir().join("proxy*.conf"),
         edge: config.edge_port().map(|port| Edge {
             listen: layout::edge_address(port),
             directory: layout.edge_cache_dir(),
@@ -124,6 +129,15 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
 /// As [`site`].
 pub fn standalone(directory: &Path, site: &Path, user: Option<&str>) -> anyhow::Result<String> {
     render(UP, &Standalone { directory, site, user }).context("Rendering the configuration of nginx")
+}
+
+/// The file in which nginx has its own secret.
+///
+/// # Errors
+/// As [`site`].
+pub fn proxy_secret(secret: &Secret) -> anyhow::Result<String> {
+    let values = BTreeMap::from([("secret", secret.as_str())]);
+    render(PROXY_SECRET, &values).context("Rendering the file with nginx's secret")
 }
 
 /// The public URL's host, unless links.toml names others.
@@ -310,6 +324,26 @@ mod tests {
             site.lines().filter(headers).count(),
             all.iter().copied().filter(headers).count()
         );
+    }
+
+    #[test]
+    fn both_servers_prove_themselves_and_pass_no_trace_on() {
+        let site = site_of(2, PLAIN);
+        for listen in ["80", "127.0.0.1:7000"] {
+            let server = server(&site, listen);
+            for line in [
+                "include /run/links/secrets/proxy*.conf;",
+                r#"proxy_set_header traceparent "";"#,
+                r#"proxy_set_header tracestate "";"#,
+                r#"proxy_set_header baggage "";"#,
+            ] {
+                assert_eq!(
+                    server.matches(&format!("\n    {line}\n")).count(),
+                    1,
+                    "{line}: {server}"
+                );
+            }
+        }
     }
 
     #[test]

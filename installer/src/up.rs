@@ -21,7 +21,7 @@ use crate::nginx::{self, Room, Surroundings};
 use crate::process::{self, Process};
 use crate::release::{Release, Store};
 use crate::rotation::Watch;
-use crate::{exec, files, rotation, supervise, token};
+use crate::{exec, files, rotation, secrets, supervise, token};
 
 /// The links.toml that the package ships.
 const LINKS_TOML: &str = include_str!("../../packaging/links.toml");
@@ -72,6 +72,7 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
     }
     // Now that nobody else runs here.
     rotation::clear(layout)?;
+    secrets::make_missing(layout)?;
 
     process::adopt_orphans()?;
     let (tell, told) = mpsc::channel();

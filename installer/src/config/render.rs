@@ -82,6 +82,24 @@ pub fn runtime_config(
     Ok(format!("{HEADER}{body}"))
 }
 
+/// Puts variables in front of every provider of `rendered`. The environment would not do: both runtimes ask it last, so
+/// each look-up would go to a configured Vault first, and Vault could answer it.
+///
+/// # Errors
+/// `rendered` is not a result of [`runtime_config`].
+pub fn with_variables(rendered: &str, variables: &[(&'static str, &str)]) -> Result<String, Error> {
+    let mut table: Table = toml::from_str(rendered).map_err(|error| Error::Toml(error.message().to_owned()))?;
+    let mut providers = vec![statics(
+        variables.iter().map(|(name, value)| (*name, (*value).to_owned())),
+    )];
+    if let Some(Value::Array(others)) = table.remove("variables_provider") {
+        providers.extend(others);
+    }
+    table.insert("variables_provider".to_owned(), Value::Array(providers));
+    let body = toml::to_string(&table).map_err(|error| Error::Toml(error.to_string()))?;
+    Ok(format!("{HEADER}{body}"))
+}
+
 /// SHA-256, in hexadecimal, of all that an instance must be restarted for: what its runtime is started with, and what
 /// its supervisor read from `links.toml`.
 pub fn digest(rendered: &str, config: &Config, exports: &Exports) -> String {
@@ -89,8 +107,8 @@ pub fn digest(rendered: &str, config: &Config, exports: &Exports) -> String {
     sha256.update(rendered);
     // Debug of plain numbers and durations: the same text for the same values.
     sha256.update(format!("\n{} {:?} {:?}", config.base_port, config.health, config.drain));
-    // Which instance it is, and of which version, counts for nothing here.
-    for (name, value) in exports.environment(0, "") {
+    // Which instance it is, of which version, and since which boot counts for nothing here.
+    for (name, value) in exports.environment(0, "", None) {
         sha256.update(format!("\n{name}={value}"));
     }
     if let Some(forward) = exports.forward() {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::credentials::Credentials;
 use super::links::{Config, Protocol, Sampling};
 use super::render::Error;
+use crate::secrets::{OTLP_HEADER, Secret};
 
 /// Between two exports of metrics, in milliseconds. A runtime that ends loses what came after its last one.
 const METRIC_INTERVAL: u32 = 10_000;
@@ -109,12 +110,13 @@ impl Exports {
 
     /// Names and values, which hold secrets; empty where nothing is exported.
     ///
-    /// `version`: of the release, in characters that need no escape in `OTEL_RESOURCE_ATTRIBUTES`.
-    pub fn environment(&self, instance: u16, version: &str) -> Vec<(String, String)> {
+    /// `version`: of the release, in characters that need no escape in `OTEL_RESOURCE_ATTRIBUTES`. `for_agent`: what the
+    /// agent accepts telemetry with; nobody else gets it.
+    pub fn environment(&self, instance: u16, version: &str, for_agent: Option<&Secret>) -> Vec<(String, String)> {
         let agent = |address: &SocketAddr| Target {
             url: format!("http://{address}/v1/metrics"),
             protocol: Protocol::Http,
-            headers: None,
+            headers: for_agent.map(|secret| format!("{OTLP_HEADER}={}", secret.as_str())),
         };
         let metrics = match &self.metrics {
             Metrics::Nowhere => None,
@@ -191,7 +193,7 @@ mod tests {
     }
 
     fn environment(links: &str) -> Vec<String> {
-        let set = exports(links).environment(2, "1.2.3");
+        let set = exports(links).environment(2, "1.2.3", None);
         set.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 
@@ -246,6 +248,25 @@ mod tests {
             "https://otel.example/base/v1/metrics by http/protobuf",
             "no secret"
         );
+    }
+
+    #[test]
+    fn only_the_agent_gets_the_instances_secret() {
+        let secret = Secret::of_digit('7');
+        let carrying = |links: &str| {
+            let set = exports(links).environment(2, "1.2.3", Some(&secret));
+            let with = set.into_iter().filter(|(_, value)| value.contains(secret.as_str()));
+            with.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+        };
+        let header = format!(
+            "OTEL_EXPORTER_OTLP_METRICS_HEADERS=links-otlp-secret={}",
+            secret.as_str()
+        );
+        let telemetry =
+            "[telemetry]\nendpoint = \"https://otel.example\"\nheaders = \"credential:otlp\"\nlogs = true\n";
+        assert_eq!(carrying(""), [header.clone()]);
+        assert_eq!(carrying(telemetry), [header]);
+        assert_eq!(carrying(&format!("metrics.listen = \"off\"\n{telemetry}")), [""; 0]);
     }
 
     #[test]

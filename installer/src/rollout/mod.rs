@@ -35,7 +35,7 @@ use crate::config::load::{load_as_kept, load_links};
 use crate::install::{OnBehalfOf, Services, require_root, site};
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
-use crate::{files, log};
+use crate::{files, log, secrets};
 use host::{Host, Interruption, observe};
 use plan::{Observed, Plan};
 use report::{Event, Reporter};
@@ -71,6 +71,7 @@ impl<'a> Session<'a> {
             _lock: lock,
         };
         site::keep_connections(layout)?;
+        secrets::make_missing(layout)?;
         if let Some(text) = take_back(layout, services)? {
             session.reporter.tell(&Event::Recovered { text });
         }
@@ -362,6 +363,7 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
     let Some(_lock) = Lock::try_take(layout)? else {
         return Ok(());
     };
+    secrets::make_missing(layout)?;
     if let Some(text) = take_back(layout, Services::of_host(OnBehalfOf::Person))? {
         log::notice!("{text}");
     }

@@ -28,7 +28,7 @@ use crate::process::{self, Process};
 use crate::release::Store;
 use crate::rollout::{Version, snapshot};
 use crate::runtime::{self, Call};
-use crate::{connections, files, log, rotation};
+use crate::{connections, files, log, rotation, secrets};
 use machine::{Action, Event, Machine, Probing, Times, Traffic};
 use told::Teller;
 
@@ -66,7 +66,9 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     let runtime_config = run_dir.join("runtime.toml");
     let rendered = loaded.render(layout)?;
     let exports = loaded.exports()?;
-    files::replace(&runtime_config, rendered.as_bytes(), 0o600)?;
+    let secrets = secrets::OfInstance::read(layout);
+    let with_secrets = render::with_variables(&rendered, &secrets.variables())?;
+    files::replace(&runtime_config, with_secrets.as_bytes(), 0o600)?;
     let runs = Version {
         release: release.id.clone(),
         config: digest.unwrap_or_else(|| render::digest(&rendered, config, &exports)),
@@ -84,7 +86,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
         state_dir: run_dir.join("state"),
         cache_dir: layout.cache_dir(),
         temporary_dir: run_dir.clone(),
-        telemetry: exports.environment(instance, &release.manifest.version),
+        telemetry: exports.environment(instance, &release.manifest.version, secrets.otlp()),
     };
     log::notice!(
         "instance {instance}: release {}, {}, {listen}",

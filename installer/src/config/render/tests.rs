@@ -7,7 +7,7 @@
 
 use toml::{Table, Value};
 
-use super::{Error, Variables, digest, runtime_config};
+use super::{Error, Variables, digest, runtime_config, with_variables};
 use crate::config::credentials::Credentials;
 use crate::config::links::Config;
 use crate::config::runtime::RuntimeToml;
@@ -404,4 +404,20 @@ fn the_digest_follows_what_an_instance_must_be_restarted_for() {
         digest("", &config, &exports)
     };
     assert_ne!(headers("key=old"), headers("key=new"));
+}
+
+#[test]
+fn the_secrets_of_this_boot_come_before_vault() {
+    let vault =
+        "[[variables_provider]]\ntype = \"vault\"\nurl = \"http://v\"\ntoken = \"credential:vault\"\nmount = \"kv\"\n";
+    let rendered = try_render(vault, "", &[("admin_token", "t0k3n"), ("vault", "s3cret")], "/").unwrap();
+    let with = with_variables(&rendered, &[("agent_secret", "a"), ("proxy_secret", "")]).unwrap();
+    assert!(with.starts_with("# Written by linksctl "), "{with}");
+    let mut table: Table = toml::from_str(&with).unwrap();
+    let providers = table["variables_provider"].as_array_mut().unwrap();
+    let first = providers.remove(0);
+    assert_eq!(first["type"].as_str(), Some("static"));
+    assert_eq!(values(&first), [("agent_secret", "a"), ("proxy_secret", "")]);
+    let rest: Table = toml::from_str(&rendered).unwrap();
+    assert_eq!(table, rest, "nothing else changes");
 }
