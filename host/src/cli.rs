@@ -1,6 +1,5 @@
 //! What links-host accepts: the flags of `spin up` that an appliance needs. The doc comments are the help.
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueHint};
 
 use crate::engine::Reuse;
+use crate::listen::Endpoint;
 use crate::range::Range;
 
 /// A small runtime for Spin components: HTTP, SQLite, key-value stores and variables.
@@ -33,10 +33,16 @@ pub struct Up {
     #[arg(short = 'f', long = "from", value_name = "PATH", default_value = "spin.toml", value_hint = ValueHint::AnyPath)]
     pub from: PathBuf,
 
-    /// Address and port to listen on
-    #[arg(long, env = "SPIN_HTTP_LISTEN_ADDR", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000",
-          value_parser = parse_listen)]
-    pub listen: SocketAddr,
+    /// Address and port to listen on, or unix:/PATH for a Unix socket (not a flag of Spin); may be given repeatedly
+    ///
+    /// A Unix socket has mode 0660, and only it carries trace context (traceparent, tracestate). It is removed at the end.
+    #[arg(
+        long,
+        env = "SPIN_HTTP_LISTEN_ADDR",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:3000"
+    )]
+    pub listen: Vec<Endpoint>,
 
     /// The runtime configuration: databases, key-value stores, variable providers
     #[arg(long, env = "RUNTIME_CONFIG_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -104,18 +110,6 @@ impl Up {
     }
 }
 
-/// An address and port, or a name and port; of several addresses 127.0.0.1 is preferred, as in Spin.
-fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    let addresses: Vec<SocketAddr> = text.to_socket_addrs().map_err(|error| error.to_string())?.collect();
-    let local = addresses
-        .iter()
-        .find(|address| address.ip() == std::net::Ipv4Addr::LOCALHOST);
-    local
-        .or(addresses.first())
-        .copied()
-        .ok_or_else(|| "the name has no address".to_owned())
-}
-
 /// A number or a range of numbers, at least 1.
 fn parse_count(text: &str) -> Result<Range<usize>, String> {
     let parse = |text: &str| match usize::from_str(text) {
@@ -177,9 +171,24 @@ mod tests {
             "/var/lib/links/data",
         ])
         .unwrap();
-        assert_eq!(up.listen, "127.0.0.1:7001".parse().unwrap());
+        assert_eq!(up.listen, [Endpoint::Tcp("127.0.0.1:7001".parse().unwrap())]);
         assert_eq!(up.from, PathBuf::from("/bundle/spin.toml"));
         assert_eq!(up.state_dir.as_deref(), Some("/var/lib/links/data"));
+    }
+
+    #[test]
+    fn unix_sockets_and_addresses_can_be_mixed() {
+        let listen = up(&["--listen", "unix:/run/1.sock", "--listen", "127.0.0.1:7001"])
+            .unwrap()
+            .listen;
+        let socket = Endpoint::Unix(PathBuf::from("/run/1.sock"));
+        assert_eq!(listen, [socket, Endpoint::Tcp("127.0.0.1:7001".parse().unwrap())]);
+        assert_eq!(listen[0].to_string(), "unix:/run/1.sock");
+        assert!(up(&["--listen", "unix:1.sock"]).is_err());
+        assert_eq!(
+            up(&[]).unwrap().listen,
+            [Endpoint::Tcp("127.0.0.1:3000".parse().unwrap())]
+        );
     }
 
     #[test]
@@ -220,8 +229,8 @@ mod tests {
 
     #[test]
     fn names_resolve_and_nonsense_does_not() {
-        assert!(parse_listen("localhost:3000").is_ok());
-        assert!(parse_listen("3000").is_err());
+        assert!("localhost:3000".parse::<Endpoint>().is_ok());
+        assert!("3000".parse::<Endpoint>().is_err());
         assert!(up(&["--env", "NO_EQUALS_SIGN"]).is_err());
     }
 }

@@ -10,6 +10,7 @@ mod engine;
 mod http_client;
 mod key_value;
 mod libsql;
+mod listen;
 mod manifest;
 mod outbound;
 mod range;

@@ -19,6 +19,7 @@ use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
 
 use crate::context::Context;
 use crate::engine::{Handler, MOST_INSTANCES};
+use crate::listen::Peer;
 use crate::route::{Match, Route, Router, WELL_KNOWN};
 use crate::stop::Stop;
 use crate::telemetry::{Requests, Span, Tracer};
@@ -91,8 +92,8 @@ impl App {
         self.stop.done().await;
     }
 
-    /// Answers a request. `peer` is the client's address, as a header value.
-    pub async fn respond(&self, request: Request<Incoming>, peer: HeaderValue) -> Response<Answer> {
+    /// Answers a request.
+    pub async fn respond(&self, request: Request<Incoming>, peer: Peer) -> Response<Answer> {
         let Some(tracer) = &self.tracer else {
             return self.route(request, peer, None).await;
         };
@@ -106,7 +107,7 @@ impl App {
         response
     }
 
-    async fn route(&self, request: Request<Incoming>, peer: HeaderValue, span: Option<&Span>) -> Response<Answer> {
+    async fn route(&self, request: Request<Incoming>, peer: Peer, span: Option<&Span>) -> Response<Answer> {
         let path = request.uri().path();
         if let Some(page) = path.strip_prefix(WELL_KNOWN) {
             return match page {
@@ -121,7 +122,7 @@ impl App {
         if let Some(span) = span {
             span.matched(request.method(), &matched.route.raw);
         }
-        let Some(request) = prepare(request, &matched, target, peer) else {
+        let Some(request) = prepare(request, &matched, target, peer.address) else {
             return fixed(StatusCode::BAD_REQUEST, "The Host header is missing or is no host.\n");
         };
         if let Some(requests) = &target.requests {

@@ -1,28 +1,27 @@
 //! Connections: accepting them, and ending without cutting off what is being answered.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
-use http::HeaderValue;
+use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use crate::listen::{Listener, Peer, Stream};
 use crate::respond::App;
 
-/// Connections that the kernel accepts before we do.
-const BACKLOG: u32 = 1024;
-/// How long a client may take to send the head of a request, and how long a connection may be unused.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// After an accept that failed for want of descriptors or memory: try again at the latest then.
+/// How long a client may take to send the head of a request, and how long a connection may be idle, before its first
+/// request as well. Longer than nginx keeps an idle connection (60 s), so that nginx closes first and never sends a request
+/// to a connection that is being closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long to wait before accepting again when descriptors or memory ran out and no connection has ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// SIGTERM and SIGINT.
@@ -50,38 +49,6 @@ impl Signals {
     }
 }
 
-/// Takes the address without accepting connections yet: a taken port shows before anything is compiled.
-///
-/// # Errors
-/// Names the address.
-pub fn bind(address: SocketAddr) -> Result<TcpSocket> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    };
-    let bound = socket.and_then(|socket| {
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        Ok(socket)
-    });
-    bound.map_err(|error| unable(address, &error))
-}
-
-/// # Errors
-/// Names the address.
-pub fn listen(socket: TcpSocket, address: SocketAddr) -> Result<TcpListener> {
-    socket.listen(BACKLOG).map_err(|error| unable(address, &error))
-}
-
-fn unable(address: SocketAddr, error: &io::Error) -> anyhow::Error {
-    if error.kind() == io::ErrorKind::AddrInUse {
-        anyhow!("{address} is already in use: stop what listens there, or choose another address with --listen")
-    } else {
-        anyhow!("Unable to listen on {address}: {error}")
-    }
-}
-
 /// How serving has ended.
 #[derive(Debug, PartialEq)]
 pub enum End {
@@ -92,41 +59,35 @@ pub enum End {
 }
 
 /// Serves until a signal comes, then finishes what is in flight, for `limit` at most.
-pub async fn serve(listener: TcpListener, app: Arc<App>, mut signals: Signals, limit: Duration) -> End {
-    let connections = GracefulShutdown::new();
-    let closed = Arc::new(Notify::new());
-    let mut server = Builder::new(TokioExecutor::new());
-    server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT);
-    server.http2().timer(TokioTimer::new());
+pub async fn serve(listeners: Vec<Listener>, app: Arc<App>, mut signals: Signals, limit: Duration) -> End {
+    let server = Server::new(app);
     let name = loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listeners) => accepted,
             name = signals.next() => break name,
         };
         match accepted {
-            Ok((stream, peer)) => connect(stream, peer, &server, &connections, &app, &closed),
+            Ok((stream, peer)) => server.connect(stream, peer),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::warn!("a connection could not be accepted: {error}");
                 // A connection that ends gives its descriptor back.
                 tokio::select! {
-                    () = closed.notified() => {}
+                    () = server.closed.notified() => {}
                     () = tokio::time::sleep(ACCEPT_PAUSE) => {}
                 }
             }
         }
     };
     tracing::info!("{name}: finishing what is in flight");
-    drop(listener);
-    let finish = async move {
-        connections.shutdown().await;
-        app.done().await;
-    };
+    // Whoever has connected already may have sent a request.
+    listeners.iter().for_each(Listener::hide);
+    while let Some(Ok((stream, peer))) = accept_now(&listeners).await {
+        server.connect(stream, peer);
+    }
+    drop(listeners);
     tokio::select! {
-        finished = tokio::time::timeout(limit, finish) => match finished {
+        finished = tokio::time::timeout(limit, server.finish()) => match finished {
             Ok(()) => End::Complete,
             Err(_) => {
                 tracing::warn!("not everything was finished in {limit:?}: ending all the same");
@@ -140,33 +101,66 @@ pub async fn serve(listener: TcpListener, app: Arc<App>, mut signals: Signals, l
     }
 }
 
-fn connect(
-    stream: TcpStream,
-    peer: SocketAddr,
-    server: &Builder<TokioExecutor>,
-    connections: &GracefulShutdown,
-    app: &Arc<App>,
-    closed: &Arc<Notify>,
-) {
-    // Without it answers are only slower.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!("{peer}: {error}");
-    }
-    // An address and a port are always a header value.
-    let address = HeaderValue::from_str(&peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static(""));
-    let (app, closed) = (app.clone(), closed.clone());
-    let service = service_fn(move |request| {
-        let (app, address) = (app.clone(), address.clone());
-        async move { Ok::<_, Infallible>(app.respond(request, address).await) }
-    });
-    let connection = server.serve_connection(TokioIo::new(stream), service).into_owned();
-    let connection = connections.watch(connection);
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!("{peer}: {error}");
+/// The next connection of any of the listeners.
+async fn accept(listeners: &[Listener]) -> io::Result<(Stream, Peer)> {
+    poll_fn(|task| poll_accept(listeners, task)).await
+}
+
+/// A connection that waits to be accepted, if there is one.
+async fn accept_now(listeners: &[Listener]) -> Option<io::Result<(Stream, Peer)>> {
+    poll_fn(|task| match poll_accept(listeners, task) {
+        Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+fn poll_accept(listeners: &[Listener], task: &mut Context<'_>) -> Poll<io::Result<(Stream, Peer)>> {
+    let mut polled = listeners.iter().map(|listener| listener.poll_accept(task));
+    polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
+}
+
+/// What connections share.
+struct Server {
+    http: Builder,
+    connections: GracefulShutdown,
+    closed: Arc<Notify>,
+    app: Arc<App>,
+}
+
+impl Server {
+    fn new(app: Arc<App>) -> Self {
+        let mut http = Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        Self {
+            http,
+            connections: GracefulShutdown::new(),
+            closed: Arc::new(Notify::new()),
+            app,
         }
-        closed.notify_one();
-    });
+    }
+
+    fn connect(&self, stream: Stream, peer: Peer) {
+        let (app, closed) = (self.app.clone(), self.closed.clone());
+        let shown = peer.address.clone();
+        let service = service_fn(move |request| {
+            let (app, peer) = (app.clone(), peer.clone());
+            async move { Ok::<_, Infallible>(app.respond(request, peer).await) }
+        });
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let connection = self.connections.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!("{shown:?}: {error}");
+            }
+            closed.notify_one();
+        });
+    }
+
+    async fn finish(self) {
+        self.connections.shutdown().await;
+        self.app.done().await;
+    }
 }
 
 /// Errors of `accept` that concern only the connection that was to be accepted (accept(2)).

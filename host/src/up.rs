@@ -14,6 +14,7 @@ use crate::context::ComponentState;
 use crate::database::Database;
 use crate::engine::{self, CodeCache, Serving};
 use crate::key_value::{Store, StoreFile};
+use crate::listen::{Bound, Listener};
 use crate::manifest::{self, Application};
 use crate::outbound::{Address, Outbound};
 use crate::range::Range;
@@ -47,12 +48,16 @@ pub fn up(up: &Up) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (end, telemetry) = runtime.block_on(async {
         let signals = Signals::new()?;
-        let socket = server::bind(up.listen)?;
+        let bound = up.listen.iter().map(Bound::new).collect::<Result<Vec<_>>>()?;
         let telemetry = Telemetry::from_environment()?;
         let app = Arc::new(app(up, application, config, &app_dir, &telemetry).await?);
-        let listener = server::listen(socket, up.listen)?;
-        announce(&app, &format!("http://{}", listener.local_addr()?));
-        let end = server::serve(listener, app, signals, up.shutdown_timeout).await;
+        let listeners = bound.into_iter().map(Bound::listen).collect::<Result<Vec<_>>>()?;
+        let urls = listeners
+            .iter()
+            .map(Listener::url)
+            .collect::<std::io::Result<Vec<_>>>()?;
+        announce(&app, &urls);
+        let end = server::serve(listeners, app, signals, up.shutdown_timeout).await;
         Ok::<_, anyhow::Error>((end, telemetry))
     })?;
     telemetry.flush();
@@ -220,12 +225,15 @@ async fn allowed(templates: &[Template], variables: &Variables) -> Result<Vec<Ad
     Ok(allowed)
 }
 
-/// Says where the application is served, in Spin's words.
-fn announce(app: &App, url: &str) {
-    let mut text = format!("Serving {url}\nAvailable Routes:\n");
-    for (route, id) in app.routes() {
-        let wildcard = if route.is_wildcard() { " (wildcard)" } else { "" };
-        text.push_str(&format!("  {id}: {url}{}{wildcard}\n", route.prefix()));
+/// Prints where the application is served, in Spin's words.
+fn announce(app: &App, urls: &[String]) {
+    let mut text: String = urls.iter().map(|url| format!("Serving {url}\n")).collect();
+    text.push_str("Available Routes:\n");
+    for url in urls {
+        for (route, id) in app.routes() {
+            let wildcard = if route.is_wildcard() { " (wildcard)" } else { "" };
+            text.push_str(&format!("  {id}: {url}{}{wildcard}\n", route.prefix()));
+        }
     }
     // Nobody may be reading; that is no reason not to serve.
     if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {

@@ -4,7 +4,9 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -151,6 +153,14 @@ impl App {
         self.run(limited)
     }
 
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("app.sock")
+    }
+
+    fn command_on_socket(&self) -> Command {
+        self.command(&format!("unix:{}", self.socket().display()))
+    }
+
     fn run(&self, mut command: Command) -> Server {
         let mut child = command.spawn().unwrap();
         let (sender, lines) = mpsc::channel();
@@ -162,13 +172,11 @@ impl App {
         });
         let (line, stdout) = lines.recv_timeout(DEADLINE).unwrap();
         let address = line.trim_end().strip_prefix("Serving http://");
-        let address = address
-            .unwrap_or_else(|| panic!("{line:?}: {}", stderr(&mut child)))
-            .parse()
-            .unwrap();
+        let address = address.unwrap_or_else(|| panic!("{line:?}: {}", stderr(&mut child)));
         Server {
             child: Some(child),
-            address,
+            // A Unix socket has none.
+            address: address.parse().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
             _stdout: stdout,
         }
     }
@@ -178,6 +186,14 @@ fn stderr(child: &mut Child) -> String {
     let mut text = String::new();
     child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
     text
+}
+
+/// Sends the head of a request and returns all that comes back.
+fn ask_through(mut stream: impl std::io::Read + std::io::Write, head: &str) -> String {
+    write!(stream, "{head}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// Waits for the end of a process; kills it when it does not come.
@@ -209,11 +225,7 @@ impl Server {
 
     /// Sends the head of a request and returns all that comes back.
     fn ask(&self, head: &str) -> String {
-        let mut stream = self.connect();
-        write!(stream, "{head}\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        ask_through(self.connect(), head)
     }
 
     fn get(&self, path: &str) -> String {
@@ -401,6 +413,89 @@ fn a_taken_address_is_named() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr.contains(&format!("{address} is already in use")), "{stderr}");
+}
+
+const HEALTH: &str = "GET /.well-known/spin/health HTTP/1.1\r\nHost: test";
+
+fn connect_to(socket: &Path) -> UnixStream {
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+#[test]
+fn a_unix_socket_serves_beside_an_address_and_is_removed_at_the_end() {
+    let app = App::new(&component("service"));
+    let socket = app.socket();
+    let server = app.start_with_flags(&["--listen", &format!("unix:{}", socket.display())]);
+    let metadata = socket.symlink_metadata().unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+    for answer in [server.ask(HEALTH), ask_through(connect_to(&socket), HEALTH)] {
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    }
+    assert!(ask_through(connect_to(&socket), "GET /app HTTP/1.1\r\nHost: test").starts_with("HTTP/1.1 500"));
+    server.signal("TERM");
+    assert_eq!(server.end().status.code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn the_socket_of_a_killed_process_is_taken_over_and_a_live_one_is_not() {
+    let app = App::new(&component("service"));
+    let socket = app.socket();
+    let server = app.run(app.command_on_socket());
+    assert!(ask_through(connect_to(&socket), HEALTH).starts_with("HTTP/1.1 200"));
+    let output = finish(app.command_on_socket().spawn().unwrap());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("app.sock is already in use"), "{error}");
+    assert!(ask_through(connect_to(&socket), HEALTH).starts_with("HTTP/1.1 200"));
+
+    server.signal("KILL");
+    server.end();
+    assert!(socket.exists());
+    let server = app.run(app.command_on_socket());
+    assert!(ask_through(connect_to(&socket), HEALTH).starts_with("HTTP/1.1 200"));
+
+    // Another process has taken the place: its socket stays.
+    std::fs::remove_file(&socket).unwrap();
+    let _other = UnixListener::bind(&socket).unwrap();
+    server.signal("TERM");
+    assert_eq!(server.end().status.code(), Some(0));
+    assert!(socket.exists());
+}
+
+#[test]
+fn a_file_in_the_place_of_a_socket_is_left_alone() {
+    let app = App::new(&component("service"));
+    app.write("app.sock", b"important");
+    let output = finish(app.command_on_socket().spawn().unwrap());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("app.sock exists and is not a socket"), "{error}");
+    assert_eq!(std::fs::read(app.socket()).unwrap(), b"important");
+
+    // What is wrong with the application shows after the socket was bound: it is removed all the same.
+    let app = App::new(b"this is not wasm");
+    let output = finish(app.command_on_socket().spawn().unwrap());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!app.socket().exists());
+}
+
+#[test]
+fn http_2_is_refused() {
+    let app = App::new(&component("service"));
+    let server = app.start();
+    let mut stream = server.connect();
+    // The preface, and SETTINGS with a window of zero: a response to such a client is never finished.
+    let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0";
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    stream.write_all(settings).unwrap();
+    let mut answer = Vec::new();
+    // It may be reset, for what it has sent is not read.
+    drop(stream.read_to_end(&mut answer));
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer:?}");
+    assert!(server.ask(HEALTH).starts_with("HTTP/1.1 200"));
 }
 
 #[test]

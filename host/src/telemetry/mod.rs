@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use http::{HeaderValue, Method, Request};
+use http::{Method, Request};
 use opentelemetry::logs::LoggerProvider as _;
 use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider as _};
 use opentelemetry::propagation::TextMapPropagator as _;
@@ -33,6 +33,7 @@ use self::collector::Collector;
 pub use self::logs::{Logs, Stream};
 use self::settings::{Protocol, Settings, Signal};
 pub use self::statement::without_values;
+use crate::listen::Peer;
 
 /// How long the last spans and numbers may take at the end.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -223,10 +224,13 @@ impl Instances {
 pub struct Tracer(SdkTracer);
 
 impl Tracer {
-    /// A request, as a part of the trace that its `traceparent` names. `peer`: the client's address and port.
-    pub fn request<B>(&self, request: &Request<B>, peer: &HeaderValue) -> Span {
-        let parent =
-            TraceContextPropagator::new().extract_with_context(&Trace::new(), &HeaderExtractor(request.headers()));
+    /// A request; a trusted peer's is part of the trace that its `traceparent` names.
+    pub fn request<B>(&self, request: &Request<B>, peer: &Peer) -> Span {
+        let mut parent = Trace::new();
+        if peer.is_trusted {
+            let headers = HeaderExtractor(request.headers());
+            parent = TraceContextPropagator::new().extract_with_context(&parent, &headers);
+        }
         let mut attributes = vec![
             KeyValue::new("http.request.method", request.method().to_string()),
             KeyValue::new("url.scheme", "http"),
@@ -234,7 +238,7 @@ impl Tracer {
             KeyValue::new("url.path", request.uri().path().to_owned()),
             KeyValue::new("network.protocol.name", "http"),
         ];
-        if let Some((address, port)) = peer.to_str().ok().and_then(|peer| peer.rsplit_once(':')) {
+        if let Some((address, port)) = peer.address.to_str().ok().and_then(|peer| peer.rsplit_once(':')) {
             attributes.push(KeyValue::new(
                 "network.peer.address",
                 address.trim_matches(['[', ']']).to_owned(),
