@@ -308,7 +308,7 @@ pub struct RolloutArgs {
     #[arg(long, value_name = "ID|PATH", value_hint = ValueHint::AnyPath)]
     pub release: Option<String>,
 
-    /// Restart also the instances that have nothing to change
+    /// Also restart the instances that have nothing to change, and replace an nginx site that somebody else has edited
     #[arg(long)]
     pub force: bool,
 
@@ -381,6 +381,10 @@ pub struct UninstallArgs {
 
 #[derive(Args, Debug)]
 pub struct ConfigureArgs {
+    /// Also replace an nginx site that somebody else has edited
+    #[arg(long)]
+    pub force: bool,
+
     /// Show what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,

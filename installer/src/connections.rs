@@ -14,6 +14,7 @@ mod state {
     pub const FIN_WAIT1: u8 = 0x04;
     pub const CLOSE_WAIT: u8 = 0x08;
     pub const LAST_ACK: u8 = 0x09;
+    pub const LISTEN: u8 = 0x0A;
     pub const CLOSING: u8 = 0x0B;
 }
 
@@ -65,12 +66,39 @@ pub fn clients(table: &str, ports: &[u16]) -> Result<BTreeSet<String>, String> {
     Ok(clients)
 }
 
+/// A socket that waits for connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    pub inode: u64,
+}
+
+/// # Errors
+/// As [`count`].
+pub fn listeners(table: &str) -> Result<Vec<Listener>, String> {
+    let mut listeners = vec![];
+    for row in rows(table) {
+        let row = row?;
+        if row.state == state::LISTEN {
+            let read = || {
+                Some(Listener {
+                    address: address(row.local)?,
+                    inode: row.inode?.parse().ok()?,
+                })
+            };
+            listeners.push(read().ok_or_else(|| format!("a table of connections has a listener at `{}`", row.local))?);
+        }
+    }
+    Ok(listeners)
+}
+
 struct Row<'a> {
     local: &'a str,
     remote: &'a str,
     state: u8,
     /// Bytes that the other side has not confirmed.
     unsent: u64,
+    inode: Option<&'a str>,
 }
 
 fn rows(table: &str) -> impl Iterator<Item = Result<Row<'_>, String>> {
@@ -82,11 +110,13 @@ fn rows(table: &str) -> impl Iterator<Item = Result<Row<'_>, String>> {
             let state = u8::from_str_radix(columns.next()?, 16).ok()?;
             let unsent = columns.next()?.split(':').next()?;
             let unsent = u64::from_str_radix(unsent, 16).ok()?;
+            let inode = columns.nth(4);
             Some(Row {
                 local,
                 remote,
                 state,
                 unsent,
+                inode,
             })
         };
         read().ok_or_else(|| format!("a table of connections has the line `{line}`"))
@@ -130,6 +160,21 @@ fn words(address: &[u8]) -> String {
         .collect()
 }
 
+/// The reverse of [`names`].
+fn address(name: &str) -> Option<SocketAddr> {
+    let (words, port) = name.split_once(':')?;
+    let mut bytes = vec![];
+    for word in words.as_bytes().chunks(8) {
+        let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let ip = match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(v4) => IpAddr::from(v4),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?),
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
@@ -164,6 +209,21 @@ mod tests {
         let found = |ports: &[u16]| clients(&table, ports).unwrap().into_iter().collect::<Vec<_>>();
         assert_eq!(found(&[80]), ["0100007F:D25A"]);
         assert_eq!(found(&[80, 443]), ["0100007F:D25A", "0100007F:D25C"]);
+    }
+
+    #[test]
+    fn listeners_have_an_address_and_an_inode() {
+        for listen in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = std::net::TcpListener::bind(listen).unwrap();
+            let taken = listener.local_addr().unwrap();
+            let found: Vec<_> = tables()
+                .unwrap()
+                .iter()
+                .flat_map(|table| listeners(table).unwrap())
+                .collect();
+            let found = found.iter().find(|listener| listener.address == taken).unwrap();
+            assert_ne!(found.inode, 0);
+        }
     }
 
     #[test]

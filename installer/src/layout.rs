@@ -182,6 +182,14 @@ impl Layout {
     pub fn site_state(&self) -> PathBuf {
         self.at("var/lib/links/site.json")
     }
+    /// A site that nginx is asked about before it takes its place.
+    pub fn site_candidate(&self) -> PathBuf {
+        self.at("var/lib/links/site-candidate.conf")
+    }
+    /// A site that somebody else had edited, after `--force` or a removal has taken its place.
+    pub fn replaced_site(&self) -> PathBuf {
+        self.at("var/lib/links/site-replaced.conf")
+    }
     /// Compiled components; may be deleted at any time.
     pub fn cache_dir(&self) -> PathBuf {
         self.at("var/cache/links")
@@ -306,8 +314,9 @@ impl Layout {
     pub fn nginx_pid(&self) -> PathBuf {
         self.at("run/nginx.pid")
     }
-    pub fn nginx_conf_d(&self) -> PathBuf {
-        self.at("etc/nginx/conf.d")
+    /// The site where nginx has no directory of sites.
+    pub fn nginx_conf_d_site(&self) -> PathBuf {
+        self.at("etc/nginx/conf.d/links.conf")
     }
     pub fn nginx_site_available(&self) -> PathBuf {
         self.at("etc/nginx/sites-available/links")

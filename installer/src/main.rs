@@ -84,7 +84,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Restart(args) => rollout::restart(&layout, &args)?,
         Command::Scale(args) => rollout::scale(&layout, &args)?,
         Command::Recover => rollout::recover(&layout)?,
-        Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), true, args.dry_run)?,
+        Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), args.into())?,
         Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
         Command::StopInstances => install::stop_instances()?,
         Command::Man => std::io::stdout().write_all(&package::man_page()?)?,

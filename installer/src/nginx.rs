@@ -1,7 +1,7 @@
 //! The nginx site as text, from packaging/nginx/.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -9,10 +9,17 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 use crate::config::links::{Config, Listen};
 use crate::layout::{self, Layout};
+use crate::package::manifest::hex;
 use crate::secrets::Secret;
+
+/// Where each server of the site tells this host which site it is.
+pub const WHICH_SITE: &str = "/internal/site";
+/// The answer there, before the site's identifier.
+const IDENTITY: &str = "links-site ";
 
 const SITE: &str = include_str!("../../packaging/nginx/site.conf");
 const UP: &str = include_str!("../../packaging/nginx/up.conf");
@@ -21,6 +28,9 @@ const PROXY_SECRET: &str = include_str!("../../packaging/nginx/proxy-secret.conf
 /// What packaging/nginx/site.conf names.
 #[derive(Serialize)]
 struct Site {
+    identity: String,
+    which_site: &'static str,
+    include_dir: PathBuf,
     instances: Vec<Instance>,
     listen: Vec<String>,
     default_server: bool,
@@ -105,6 +115,9 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
     let mut seen = BTreeSet::new();
     listen.retain(|address| seen.insert(address.clone()));
     let site = Site {
+        identity: IDENTITY.to_owned(),
+        which_site: WHICH_SITE,
+        include_dir: layout.nginx_include_dir(),
         instances,
         listen,
         default_server: surroundings.default_server,
@@ -120,7 +133,30 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> any
             room: surroundings.room,
         }),
     };
-    render(SITE, &site).context("Rendering the nginx site")
+    let anonymous = render(SITE, &site).context("Rendering the nginx site")?;
+    let identity = format!("{IDENTITY}{}", fingerprint(&anonymous));
+    render(SITE, &Site { identity, ..site }).context("Rendering the nginx site")
+}
+
+/// What identifies a site: it depends on all of its text but itself.
+fn fingerprint(anonymous: &str) -> String {
+    hex(&Sha256::digest(anonymous)[..12])
+}
+
+/// What the servers of this site answer at [`WHICH_SITE`]. None for a site of 0.1.0, or of somebody else.
+pub fn identity(site: &str) -> Option<&str> {
+    let (_, rest) = site.split_once(&format!("\"{IDENTITY}"))?;
+    let fingerprint = rest.split('\\').next()?;
+    let start = site.len() - rest.len() - IDENTITY.len();
+    site.get(start..start + IDENTITY.len() + fingerprint.len())
+}
+
+/// Whether linksctl wrote exactly this text.
+pub fn is_authentic(site: &str) -> bool {
+    identity(site).is_some_and(|identity| {
+        let anonymous = site.replace(identity, IDENTITY);
+        identity.strip_prefix(IDENTITY) == Some(fingerprint(&anonymous).as_str())
+    })
 }
 
 /// The main file of an nginx that runs the site alone, with its files in `directory`. `user` is for one that root starts.
@@ -141,7 +177,7 @@ pub fn proxy_secret(secret: &Secret) -> anyhow::Result<String> {
 }
 
 /// The public URL's host, unless links.toml names others.
-fn server_names(config: &Config) -> Vec<String> {
+pub fn server_names(config: &Config) -> Vec<String> {
     let host = || {
         Some(
             url::Url::parse(config.public_url.as_ref()?)
@@ -156,6 +192,23 @@ fn server_names(config: &Config) -> Vec<String> {
     }
 }
 
+/// Where the site listens for clients.
+pub fn addresses(config: &Config, ipv6: bool) -> Vec<SocketAddr> {
+    let mut addresses = vec![];
+    for listen in &config.nginx.listen {
+        let both = match listen {
+            Listen::Port(port) if ipv6 => Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port))),
+            _ => None,
+        };
+        for address in [Some(listen.address()), both].into_iter().flatten() {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    addresses
+}
+
 /// nginx reads a lone port as IPv4 only.
 fn listens(listen: Listen, ipv6: bool) -> Vec<String> {
     let mut listens = vec![listen.to_string()];
@@ -167,7 +220,7 @@ fn listens(listen: Listen, ipv6: bool) -> Vec<String> {
     listens
 }
 
-fn render(template: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
+pub fn render(template: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_syntax(SyntaxConfig::builder().keep_trailing_newline(true).build()?);
@@ -468,6 +521,59 @@ mod tests {
         config.nginx.server_name = vec!["a.example".into(), "b.example".into()];
         assert_eq!(server_names(&config), ["a.example", "b.example"]);
         assert_eq!(server_names(&Config::default()), ["_"]);
+    }
+
+    #[test]
+    fn a_site_is_known_by_its_text() {
+        let site = site_of(2, PLAIN);
+        let identity = identity(&site).unwrap();
+        assert_eq!(identity.len(), "links-site ".len() + 24);
+        assert!(site.contains(&format!("return 200 \"{identity}\\n\";")), "{site}");
+        assert!(is_authentic(&site));
+        let other = site_of(3, PLAIN);
+        assert_ne!(super::identity(&other), Some(identity));
+        let edited = [
+            site.replace("1m", "2m"),
+            site.clone() + "\n",
+            site.replace("links-site ", "links-site 0"),
+        ];
+        assert!(!edited.iter().any(|edited| is_authentic(edited)));
+        assert!(!is_authentic("") && !is_authentic("server { listen 80; }"));
+    }
+
+    #[test]
+    fn the_administrator_s_own_directives_belong_to_the_public_server() {
+        let site = site_of(2, PLAIN);
+        let include = "    include /etc/links/nginx.d/*.conf;\n";
+        assert!(server(&site, "80").contains(include), "{site}");
+        assert_eq!(site.matches(include).count(), 1);
+    }
+
+    #[test]
+    fn only_this_host_hears_which_site_a_server_is() {
+        let site = site_of(2, PLAIN);
+        for listen in ["80", "127.0.0.1:7000"] {
+            let server = server(&site, listen);
+            let location = server.split("location = /internal/site {").nth(1).unwrap();
+            let location = location.split("\n    }").next().unwrap();
+            assert!(
+                location.contains("if ($links_local = \"\") { return 404; }"),
+                "{location}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_is_listened_on_once() {
+        let mut config = Config::default();
+        let of = |config: &Config, ipv6| {
+            let addresses = addresses(config, ipv6);
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&config, true), ["0.0.0.0:80", "[::]:80"]);
+        assert_eq!(of(&config, false), ["0.0.0.0:80"]);
+        config.nginx.listen = vec![Listen::Port(80), Listen::Address("[::]:80".parse().unwrap())];
+        assert_eq!(of(&config, true), ["0.0.0.0:80", "[::]:80"]);
     }
 
     #[test]

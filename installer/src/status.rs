@@ -5,16 +5,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::config::load::{load_links, local_database};
 use crate::health::Probe;
+use crate::install::site;
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
 use crate::{database, rollout, rotation};
 
 #[derive(Serialize)]
 struct Status {
-    /// Every wanted instance is in rotation and healthy.
+    /// Every wanted instance is in rotation and healthy, and links answers through nginx on every address.
     ok: bool,
     instances: Vec<Instance>,
     /// The release that the installed payload holds.
@@ -23,7 +26,26 @@ struct Status {
     rollout: Option<String>,
     database: Option<DatabaseFile>,
     public_url: Option<String>,
-    nginx: Vec<String>,
+    nginx: Nginx,
+}
+
+#[derive(Serialize)]
+struct Nginx {
+    /// Where nginx is to listen, and whether links answers there.
+    addresses: Vec<Listening>,
+    /// The file of the site; none where another program's configuration leads to links.
+    site: Option<PathBuf>,
+    /// Somebody else has changed it since links wrote it, so that links.toml does not count for it.
+    edited: bool,
+    /// Since when nginx runs the configuration that it has, in RFC 3339; none while it does not run.
+    since: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Listening {
+    address: SocketAddr,
+    /// None: links answers. Otherwise what is wrong.
+    trouble: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -45,7 +67,7 @@ struct DatabaseFile {
     bytes: Option<u64>,
 }
 
-/// Prints the status; exit status 1 where an instance is missing.
+/// Prints the status; exit status 1 where an instance is missing, or links does not answer through nginx.
 ///
 /// # Errors
 /// links.toml is wrong or the flags cannot be read.
@@ -81,17 +103,34 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
             }
         })
         .collect();
+    let nginx = nginx(site::status(layout, &config)?);
+    let all_ready = instances
+        .iter()
+        .all(|instance| instance.ready && instance.trouble.is_none());
     Ok(Status {
-        ok: instances
-            .iter()
-            .all(|instance| instance.ready && instance.trouble.is_none()),
+        ok: all_ready && nginx.addresses.iter().all(|listening| listening.trouble.is_none()),
         instances,
         payload: Release::open(&layout.bundle()).ok().map(|release| release.id),
         rollout: rollout::unfinished(layout)?,
         database: database(layout),
         public_url: config.public_url.clone(),
-        nginx: config.nginx.listen.iter().map(ToString::to_string).collect(),
+        nginx,
     })
+}
+
+fn nginx(status: site::Status) -> Nginx {
+    let listening = |(address, answer): (SocketAddr, Result<(), String>)| Listening {
+        address,
+        trouble: answer.err(),
+    };
+    Nginx {
+        addresses: status.addresses.into_iter().map(listening).collect(),
+        site: status.site,
+        edited: status.edited,
+        since: status
+            .since
+            .and_then(|since| OffsetDateTime::from(since).truncate_to_second().format(&Rfc3339).ok()),
+    }
 }
 
 fn database(layout: &Layout) -> Option<DatabaseFile> {
@@ -133,11 +172,35 @@ fn text(status: &Status) -> String {
             .unwrap_or_default();
         lines.push(format!("database    {}{size}", database.path.display()));
     }
-    lines.push(format!("nginx       {}", status.nginx.join(", ")));
+    lines.extend(nginx_lines(&status.nginx));
     if let Some(url) = &status.public_url {
         lines.push(format!("public URL  {url}"));
     }
     lines.join("\n") + "\n"
+}
+
+fn nginx_lines(nginx: &Nginx) -> Vec<String> {
+    let serving = nginx.addresses.iter().filter(|listening| listening.trouble.is_none());
+    let serving: Vec<_> = serving.map(|listening| listening.address.to_string()).collect();
+    let since = match &nginx.since {
+        Some(since) => format!("running since {since}"),
+        None => "not running".to_owned(),
+    };
+    let mut lines = vec![match serving.is_empty() {
+        true => format!("nginx       {since}, links is reached nowhere"),
+        false => format!("nginx       {since}, links is reached on {}", serving.join(", ")),
+    }];
+    lines.extend(nginx.addresses.iter().filter_map(|listening| {
+        let trouble = listening.trouble.as_ref()?;
+        Some(format!("            not on {}: {trouble}", listening.address))
+    }));
+    if let (Some(site), true) = (&nginx.site, nginx.edited) {
+        lines.push(format!(
+            "            {} was edited by somebody else and is kept; `linksctl rollout --force` replaces it",
+            site.display()
+        ));
+    }
+    lines
 }
 
 #[derive(Serialize)]
@@ -201,7 +264,21 @@ mod tests {
                 bytes: Some(4097),
             }),
             public_url: None,
-            nginx: vec!["80".into()],
+            nginx: Nginx {
+                addresses: vec![
+                    Listening {
+                        address: SocketAddr::from(([0, 0, 0, 0], 80)),
+                        trouble: None,
+                    },
+                    Listening {
+                        address: SocketAddr::from(([127, 0, 0, 1], 7000)),
+                        trouble: Some("nobody answers".into()),
+                    },
+                ],
+                site: Some("/etc/nginx/sites-enabled/links".into()),
+                edited: true,
+                since: Some("2030-01-31T18:00:00Z".into()),
+            },
         };
         assert_eq!(
             text(&status),
@@ -212,7 +289,10 @@ mod tests {
              installed   1.2.3-abc\n\
              rollout     to release 1.2.4-def, interrupted\n\
              database    /var/lib/links/data/links.db  5 KiB\n\
-             nginx       80\n"
+             nginx       running since 2030-01-31T18:00:00Z, links is reached on 0.0.0.0:80\n\
+             \x20           not on 127.0.0.1:7000: nobody answers\n\
+             \x20           /etc/nginx/sites-enabled/links was edited by somebody else and is kept; `linksctl rollout --force` \
+             replaces it\n"
         );
     }
 }

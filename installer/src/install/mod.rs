@@ -15,11 +15,12 @@ use anyhow::{Context as _, bail};
 
 pub use services::{OnBehalfOf, Services, last_lines, stop_instances};
 
+use crate::cli::ConfigureArgs;
 use crate::config::load::{load_as_kept, load_links};
 use crate::config::network::Network;
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
-use crate::rollout::{Patience, Session, State, Style};
+use crate::rollout::{Force, Goal, Patience, Session, State, Style};
 use crate::{exec, files, token};
 
 /// For a rollout that is under way when a package manager comes; longer than one takes that fails in every way.
@@ -29,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10 * 60);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Observed {
     has_token: bool,
-    /// links.service was enabled by us once: whether it is now is the administrator's business.
+    /// An installation has succeeded: whether links.service is enabled or runs is the administrator's business since.
     configured_before: bool,
     /// The release of the payload is the one in force already.
     is_current: bool,
@@ -52,6 +53,8 @@ enum Step {
     EnableService,
     /// With the instances, which it wants.
     Start,
+    /// Where it was started: every instance stays healthy for a while.
+    Settle,
     /// links.service alone, for it to run the new linksctl.
     RestartAgent,
     Site,
@@ -70,18 +73,16 @@ impl fmt::Display for Step {
             ),
             Self::EnableService => write!(f, "enable {} at boot", layout::SERVICE),
             Self::Start => write!(f, "start {}", layout::SERVICE),
+            Self::Settle => write!(f, "wait until every instance stays healthy for rollout.min_healthy"),
             Self::RestartAgent => write!(f, "restart the agent"),
-            Self::Site => write!(
-                f,
-                "write and enable the nginx site, test it, reload nginx if it changed"
-            ),
+            Self::Site => write!(f, "{}", site::INSTALL),
         }
     }
 }
 
 /// What is to be done, in order.
 fn plan(observed: &Observed, start: bool) -> Vec<Step> {
-    let starts = start && !observed.configured_before && !observed.active;
+    let starts = start && !observed.configured_before;
     let mut steps = vec![];
     if !observed.has_token {
         steps.push(Step::MakeToken);
@@ -92,15 +93,16 @@ fn plan(observed: &Observed, start: bool) -> Vec<Step> {
         Step::ReloadUnits,
         Step::RollOut { site: !starts },
     ]);
-    if !observed.configured_before {
-        steps.push(Step::EnableService);
-    }
     if starts {
-        // The site last, so that clients are led to instances that serve.
-        steps.extend([Step::Start, Step::Site]);
+        // The site after them, so that clients are led to instances that serve.
+        steps.extend([Step::Start, Step::Settle, Step::Site]);
     }
     if observed.active && !observed.is_current {
         steps.push(Step::RestartAgent);
+    }
+    // Last: an installation that failed is tried again from its beginning.
+    if !observed.configured_before {
+        steps.push(Step::EnableService);
     }
     steps
 }
@@ -109,11 +111,45 @@ fn plan(observed: &Observed, start: bool) -> Vec<Step> {
 /// any time.
 ///
 /// # Errors
-/// The configuration is wrong, the disk is full, an instance does not become ready, nginx refuses the site: what was
-/// there before goes on serving.
-pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run: bool) -> anyhow::Result<()> {
+/// The configuration is wrong, the disk is full, an instance does not become ready, links does not answer through nginx:
+/// what was there before goes on serving.
+pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Result<()> {
     require_root()?;
+    let again = match on_behalf_of {
+        OnBehalfOf::Package => "dpkg --configure -a",
+        OnBehalfOf::Person => "linksctl configure",
+    };
+    carry_out(layout, on_behalf_of, how)
+        .map_err(|error| error.context(format!("not complete; when this is corrected, run `{again}`")))
+}
+
+/// How [`configure`] goes about it.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// Start the service, where nobody has decided about that before.
+    pub start: bool,
+    /// Replace a site that somebody else has edited.
+    pub force: bool,
+    pub dry_run: bool,
+}
+
+impl From<ConfigureArgs> for How {
+    fn from(args: ConfigureArgs) -> Self {
+        Self {
+            start: true,
+            force: args.force,
+            dry_run: args.dry_run,
+        }
+    }
+}
+
+fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Result<()> {
+    let How { start, force, dry_run } = how;
     let services = Services::of_host(on_behalf_of);
+    let force = Force {
+        restart: false,
+        site: force,
+    };
     let store = Store::new(layout);
     let payload = Release::open(&layout.bundle())?;
     if dry_run {
@@ -124,6 +160,7 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
     }
     let mut session = Session::begin(layout, services, Patience::Until(PATIENCE), Style::Text)?;
     let mut notices = vec![];
+    let mut rolled_out: Option<Goal> = None;
     for step in plan(&observe(layout, &payload, services)?, start) {
         match step {
             Step::MakeToken => token::make(layout)?,
@@ -134,9 +171,13 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
             }
             Step::ReloadUnits => services.reload_units()?,
             Step::RollOut { site } => {
-                let mut goal = session.goal(&payload, false)?;
+                let mut goal = session.goal(&payload, force)?;
+                // Before anything starts for it.
+                let starts = !site && services.running() && services.allowed(layout::SERVICE, "start")?;
+                site::check(layout, goal.config(), services, force.site, starts)?;
                 goal.wanted.site = site;
                 session.bring_about(&goal)?;
+                rolled_out = Some(goal);
             }
             Step::EnableService => {
                 services.enable(&[layout::SERVICE.to_owned()])?;
@@ -147,10 +188,23 @@ pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, start: bool, dry_run
                     notices.push(format!("not started, by policy: `systemctl start {}`", layout::SERVICE));
                 }
             }
+            Step::Settle => {
+                if let Some(goal) = &rolled_out
+                    && services.is_active(layout::SERVICE)?
+                {
+                    session.settle(goal)?;
+                }
+            }
             Step::RestartAgent => {
                 services.act("restart", layout::SERVICE)?;
             }
-            Step::Site => notices.extend(site::install(layout, &load_links(layout)?, services)?),
+            Step::Site => {
+                let mode = site::Mode {
+                    force: force.site,
+                    in_rollout: false,
+                };
+                notices.extend(site::install(layout, &load_links(layout)?, services, mode)?);
+            }
         }
     }
     for notice in notices {
@@ -209,9 +263,7 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
     // Never in the middle of a rollout.
     let _session = Session::begin(layout, services, Patience::Until(PATIENCE), Style::Text)?;
     // First, so that clients get nginx's own answer rather than an error of a proxy without a backend.
-    for notice in site::remove(layout, services)? {
-        eprintln!("linksctl: {notice}");
-    }
+    let mut notices = site::remove(layout, services);
     if services.running() {
         let mut patterns = all.clone();
         // Instances that were started by hand are ours too.
@@ -222,9 +274,17 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
             ["stop"].into_iter().chain(patterns.iter().map(String::as_str)),
         )?;
     }
-    services.disable(&all)?;
-    network::set(layout, Network::default(), services)?;
-    files::remove_if_present(&layout.configured_marker())?;
+    // Nothing of links runs any more. What is left behind is no reason to keep the package.
+    let marker = layout.configured_marker();
+    let rest = [
+        services.disable(&all),
+        network::set(layout, Network::default(), services),
+        files::remove_if_present(&marker).with_context(|| format!("Removing {}", marker.display())),
+    ];
+    notices.extend(rest.into_iter().filter_map(|done| Some(format!("{:#}", done.err()?))));
+    for notice in notices {
+        eprintln!("linksctl: {notice}");
+    }
     Ok(())
 }
 
@@ -265,7 +325,7 @@ pub fn require_root() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::Step::{
-        CheckConfiguration, EnableService, Import, MakeToken, ReloadUnits, RestartAgent, RollOut, Site, Start,
+        CheckConfiguration, EnableService, Import, MakeToken, ReloadUnits, RestartAgent, RollOut, Settle, Site, Start,
     };
     use super::*;
 
@@ -291,8 +351,19 @@ mod tests {
 
     #[test]
     fn a_first_install_ends_with_a_running_service_and_its_site() {
-        let end = [RollOut { site: false }, EnableService, Start, Site];
+        let end = [RollOut { site: false }, Start, Settle, Site, EnableService];
         expect(&FRESH, true, &[&[MakeToken], &BODY[..3], &end]);
+    }
+
+    #[test]
+    fn an_installation_that_failed_begins_again_whatever_runs_already() {
+        let failed = Observed {
+            configured_before: false,
+            is_current: true,
+            ..UPGRADED
+        };
+        let end = [RollOut { site: false }, Start, Settle, Site, EnableService];
+        expect(&failed, true, &[&BODY[..3], &end]);
     }
 
     #[test]

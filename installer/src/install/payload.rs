@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::statvfs::statvfs;
 
-use super::{OnBehalfOf, Services, configure, deconfigure, make_directory, require_root};
+use super::{How, OnBehalfOf, Services, configure, deconfigure, make_directory, require_root};
 use crate::layout::{self, Layout};
 use crate::package::digest;
 use crate::package::payload::{LIST_FORMAT, LIST_NAME, List, Listed, ListedFile};
@@ -120,7 +120,12 @@ pub fn install(layout: &Layout, no_start: bool, dry_run: bool) -> anyhow::Result
     files::replace(&layout.install_record(), &record, 0o644)?;
     exec::run("systemd-sysusers", [layout.sysusers()])?;
     exec::run("systemd-tmpfiles", ["--create".into(), layout.tmpfiles()])?;
-    configure(layout, OnBehalfOf::Person, !no_start, false)?;
+    let how = How {
+        start: !no_start,
+        force: false,
+        dry_run: false,
+    };
+    configure(layout, OnBehalfOf::Person, how)?;
     println!(
         "links {} is installed; `linksctl status` shows how it runs",
         payload.list.version

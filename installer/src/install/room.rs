@@ -5,10 +5,13 @@ use std::fs;
 use nix::sys::statvfs::statvfs;
 
 use super::services::Services;
-use super::site;
+use super::site::{self, Conf};
 use crate::exec;
 use crate::layout::Layout;
 use crate::nginx::Room;
+
+/// What nginx's unit gets from links.
+const DROP_IN: &str = include_str!("../../../systemd/nginx.service.d/10-links.conf");
 
 const MEBIBYTE: u64 = 1024 * 1024;
 /// Of the file system that the directory is in.
@@ -21,15 +24,15 @@ const MOST_FILES: u64 = 10_000;
 /// What a worker has open beside connections and the cache.
 const OTHERS: u64 = 56;
 
-/// Linux's, for who does not ask for more.
+/// Linux's, unless somebody asks for more.
 const LIMIT: u64 = 1024;
 /// Of Debian's nginx.conf.
 const CONNECTIONS: u64 = 768;
 
-pub fn of_cache(layout: &Layout, services: Services) -> Room {
+pub fn of_cache(layout: &Layout, services: Services, conf: &Conf) -> Room {
     Room {
         mebibytes: mebibytes(layout).unwrap_or(Room::MODEST.mebibytes),
-        open_files: open_files(layout, services),
+        open_files: open_files(layout, services, conf),
     }
 }
 
@@ -40,15 +43,17 @@ fn mebibytes(layout: &Layout) -> Option<u64> {
     Some((bytes / SHARE / MEBIBYTE).clamp(1, MOST_MEBIBYTES))
 }
 
-/// For each worker. What is not open costs a redirect twice as much. Before nginx is asked, it is given the room that its
-/// unit has for it, so that no restart is needed.
-fn open_files(layout: &Layout, services: Services) -> u64 {
-    let config = exec::finish("nginx", ["-T", "-q"]).map_or_else(|_| String::new(), |said| said.stdout);
-    let limit = said(&config, "worker_rlimit_nofile").or_else(|| of_master(layout, services));
-    beside(
-        limit.unwrap_or(LIMIT),
-        said(&config, "worker_connections").unwrap_or(CONNECTIONS),
-    )
+/// For each worker. What is not open costs a redirect twice as much.
+fn open_files(layout: &Layout, services: Services, conf: &Conf) -> u64 {
+    let number = |directive| conf.argument(directive).and_then(|value| value.parse().ok());
+    let limit = number("worker_rlimit_nofile").unwrap_or_else(|| {
+        // By the unit, whether or not nginx runs at the moment: the site must not depend on that.
+        let unit = services.property(site::UNIT, "LimitNOFILESoft");
+        let unit = unit.and_then(|value| value.parse().ok());
+        let wanted = unit.or_else(|| wanted(DROP_IN)).unwrap_or(LIMIT);
+        raised(layout, wanted)
+    });
+    beside(limit, number("worker_connections").unwrap_or(CONNECTIONS))
 }
 
 /// Half of what is left: a worker that can open nothing more is deaf.
@@ -56,31 +61,30 @@ fn beside(limit: u64, connections: u64) -> u64 {
     (limit.saturating_sub(connections + OTHERS) / 2).min(MOST_FILES)
 }
 
-/// The number that nginx's configuration gives for a directive.
-fn said(config: &str, directive: &str) -> Option<u64> {
-    let lines = config.lines().filter_map(|line| line.split('#').next());
-    lines
-        .flat_map(|line| line.split([';', '{', '}']))
-        .find_map(|statement| {
-            let mut words = statement.split_whitespace();
-            (words.next()? == directive).then(|| words.next()?.parse().ok())?
-        })
+/// `LimitNOFILE=` of a unit file.
+fn wanted(unit: &str) -> Option<u64> {
+    unit.lines()
+        .find_map(|line| line.strip_prefix("LimitNOFILE="))?
+        .trim()
+        .parse()
+        .ok()
 }
 
-/// Of nginx's first process, from which the workers have theirs.
-fn of_master(layout: &Layout, services: Services) -> Option<u64> {
-    let pid = site::master(layout)?;
+/// What the workers of nginx may open: as much as its unit wants. A first process that was started with less, before the
+/// drop-in came, is given the rest, so that no restart is needed.
+fn raised(layout: &Layout, wanted: u64) -> u64 {
+    let Some(pid) = site::master(layout) else {
+        return wanted;
+    };
     let now = || limits(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?);
-    let wanted: Option<u64> = services
-        .property(site::UNIT, "LimitNOFILESoft")
-        .and_then(|value| value.parse().ok());
-    if let (Some((soft, hard)), Some(wanted)) = (now(), wanted)
+    if let Some((soft, hard)) = now()
         && soft < wanted.min(hard)
     {
         // If it is refused, the site has to do with what there is.
-        let _ = exec::run("prlimit", ["--pid", &pid, &format!("--nofile={}:", wanted.min(hard))]);
+        let limit = format!("--nofile={}:", wanted.min(hard));
+        let _ = exec::run("prlimit", ["--pid", &pid.to_string(), &limit]);
     }
-    now().map(|(soft, _)| soft)
+    now().map_or(wanted, |(soft, _)| soft)
 }
 
 /// The soft and the hard one (proc_pid_limits(5)).
@@ -110,14 +114,17 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_is_read_as_nginx_does() {
-        let config = "user www-data;\nevents { worker_connections 768; # worker_rlimit_nofile 7;\n}\n";
-        assert_eq!(said(config, "worker_connections"), Some(768));
-        assert_eq!(said(config, "worker_rlimit_nofile"), None);
+    fn without_a_running_nginx_its_unit_decides() {
+        let (_root, layout) = crate::layout::temporary(&[]);
+        let conf = |text: &str| Conf::read(&format!("# configuration file /etc/nginx/nginx.conf:\n{text}\n")).unwrap();
+        let files = |text: &str| open_files(&layout, Services::nowhere(), &conf(text));
+        assert_eq!(wanted(DROP_IN), Some(65_536));
+        assert_eq!(files("events { worker_connections 768; }"), MOST_FILES);
         assert_eq!(
-            said("events {\n\tworker_connections\t1024;\n}", "worker_connections"),
-            Some(1024)
+            files("worker_rlimit_nofile 1024; events { worker_connections 768; }"),
+            100
         );
+        assert_eq!(files("events { worker_connections 60000; }"), 2740);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::plan::{Observed, Plan, Step, Version, undo};
+use super::plan::{Observed, Plan, Step, Touched, Version, undo};
 use super::report::{Event, Reporter};
 use crate::config::network::Network;
 
@@ -27,7 +27,11 @@ pub trait Host {
     /// # Errors
     /// nginx refuses the site, which is then as it was.
     fn site(&mut self) -> anyhow::Result<()>;
+    /// # Errors
+    /// It cannot be put back.
+    fn take_site_back(&mut self) -> anyhow::Result<()>;
     fn set_current(&mut self, release: &str) -> anyhow::Result<()>;
+    fn restore_current(&mut self) -> anyhow::Result<()>;
     fn retire(&mut self, instance: u16) -> anyhow::Result<()>;
     /// Whether instances are to run: false when somebody stops the service meanwhile.
     fn is_live(&mut self) -> bool;
@@ -148,29 +152,13 @@ fn perform(step: &Step, host: &mut impl Host) -> anyhow::Result<()> {
         Step::Restart(instance) => host.restart(*instance),
         Step::Settle(instance) => host.settle(*instance),
         Step::Site => host.site(),
+        Step::TakeSiteBack => host.take_site_back(),
         Step::Commit(release) => {
             host.set_current(release)?;
             host.finish()
         }
+        Step::Uncommit => host.restore_current(),
         Step::Retire(instance) => host.retire(*instance),
-    }
-}
-
-/// What a rollout has begun to change.
-#[derive(Debug, Default)]
-struct Touched {
-    instances: Vec<u16>,
-    network: bool,
-}
-
-impl Touched {
-    fn note(&mut self, step: &Step) {
-        self.network |= matches!(step, Step::Network(_));
-        if let Some(instance) = step.instance()
-            && !self.instances.contains(&instance)
-        {
-            self.instances.push(instance);
-        }
     }
 }
 
@@ -183,12 +171,12 @@ fn take_back(
     reporter: &mut Reporter,
 ) -> Undone {
     let mut undone = Undone {
-        nothing: touched.instances.is_empty(),
+        nothing: touched.is_nothing(),
         troubles: vec![],
     };
     let mut pointed = true;
     let live = host.is_live();
-    for step in undo(before, &touched.instances, touched.network, live) {
+    for step in undo(before, touched, live) {
         // Who could not be pointed back may need it.
         if matches!(step, Step::Network(_)) && !pointed {
             continue;
@@ -279,8 +267,14 @@ mod tests {
         fn site(&mut self) -> anyhow::Result<()> {
             self.note("site".into())
         }
+        fn take_site_back(&mut self) -> anyhow::Result<()> {
+            self.note("take site back".into())
+        }
         fn set_current(&mut self, release: &str) -> anyhow::Result<()> {
             self.note(format!("current {release}"))
+        }
+        fn restore_current(&mut self) -> anyhow::Result<()> {
+            self.note("restore current".into())
         }
         fn retire(&mut self, instance: u16) -> anyhow::Result<()> {
             self.note(format!("retire {instance}"))
@@ -343,6 +337,18 @@ mod tests {
         assert!(outcome.is_err());
         assert!(did.contains(&"point 1 old".to_owned()) && did.contains(&"point 2 old".to_owned()));
         assert_eq!(did.last().map(String::as_str), Some("finish"));
+    }
+
+    /// `current` is the new release already when its end cannot be written down.
+    #[test]
+    fn a_commit_that_fails_is_undone_wholly() {
+        for fails in ["current new", "finish"] {
+            let (outcome, did) = two_to_new(Fake::failing(fails));
+            assert!(matches!(outcome, Err(Failure::Step { .. })));
+            let back = ["take site back", "restore current", "finish"];
+            assert_eq!(did[did.len() - 3..], back, "{fails}");
+            assert!(did.contains(&"point 1 old".to_owned()) && did.contains(&"point 2 old".to_owned()));
+        }
     }
 
     #[test]

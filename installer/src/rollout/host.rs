@@ -95,6 +95,10 @@ pub struct Host<'a> {
     pub database: Option<&'a Path>,
     pub journal: Journal,
     pub interruption: &'a Interruption,
+    /// Replace a site that somebody else has edited.
+    pub force_site: bool,
+    /// The journal is on the disk.
+    pub begun: bool,
     /// What is to be said to the person at the end.
     pub notices: Vec<String>,
 }
@@ -103,64 +107,79 @@ impl Host<'_> {
     fn state(&self) -> State<'_> {
         State::new(self.layout)
     }
+}
 
-    fn explain(&self, instance: u16, error: anyhow::Error) -> anyhow::Error {
-        let what = self.state().points(instance).map(|version| version.to_string());
-        error.context(format!(
-            "instance {instance} does not serve with {}",
-            what.unwrap_or_else(|| "nothing to run".to_owned())
-        ))
+/// The same for every instance that links.service has started; each is waited for.
+///
+/// # Errors
+/// One does not serve: which, and why.
+pub fn settle_all(layout: &Layout, services: Services, config: &Config) -> anyhow::Result<()> {
+    for instance in 1..=config.instances {
+        services
+            .carry_out("start", &layout::instance_unit(instance))
+            .and_then(|()| watch_health(layout, services, config, instance))
+            .map_err(|error| explain(layout, instance, error))?;
     }
+    Ok(())
+}
 
-    fn watch_health(&self, instance: u16) -> anyhow::Result<()> {
-        let (own, _) = snapshot::of_instance(self.layout, instance);
-        let config = load_links(&own)?;
-        let probe = Probe::new(
-            layout::instance_address(config.base_port, instance),
-            config.health.timeout,
-        );
-        let watch = Watch::new(self.layout)?;
-        let end = Instant::now() + self.config.rollout.min_healthy;
-        let mut failures = 0;
-        loop {
-            let in_rotation = rotation::ready_instances(self.layout)?.contains(&instance);
-            let outcome = probe.ready();
-            failures = if outcome.is_ok() { 0 } else { failures + 1 };
-            if !in_rotation || failures >= FAILURES {
-                let why = outcome.err().unwrap_or_else(|| "it left the rotation".to_owned());
-                let unit = layout::instance_unit(instance);
-                self.await_end(&unit)?;
-                bail!(
-                    "it became ready, and did not stay healthy: {why}. It said last:\n{}",
-                    last_lines(&unit)?
-                );
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() && failures == 0 {
-                return Ok(());
-            }
-            watch.wait(left.clamp(Duration::from_millis(1), LOOK_AGAIN))?;
+fn explain(layout: &Layout, instance: u16, error: anyhow::Error) -> anyhow::Error {
+    let what = State::new(layout).points(instance).map(|version| version.to_string());
+    error.context(format!(
+        "instance {instance} does not serve with {}",
+        what.unwrap_or_else(|| "nothing to run".to_owned())
+    ))
+}
+
+fn watch_health(layout: &Layout, services: Services, config: &Config, instance: u16) -> anyhow::Result<()> {
+    let (own, _) = snapshot::of_instance(layout, instance);
+    let own = load_links(&own)?;
+    let probe = Probe::new(layout::instance_address(own.base_port, instance), own.health.timeout);
+    let watch = Watch::new(layout)?;
+    let end = Instant::now() + config.rollout.min_healthy;
+    let mut failures = 0;
+    loop {
+        let in_rotation = rotation::ready_instances(layout)?.contains(&instance);
+        let outcome = probe.ready();
+        failures = if outcome.is_ok() { 0 } else { failures + 1 };
+        if !in_rotation || failures >= FAILURES {
+            let why = outcome.err().unwrap_or_else(|| "it left the rotation".to_owned());
+            let unit = layout::instance_unit(instance);
+            await_end(services, &unit)?;
+            bail!(
+                "it became ready, and did not stay healthy: {why}. It said last:\n{}",
+                last_lines(&unit)?
+            );
         }
-    }
-
-    /// An instance whose runtime has died leaves the rotation first and says why it ends a moment later. Another one may
-    /// be unwell and stay.
-    fn await_end(&self, unit: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + LAST_WORDS;
-        while Instant::now() < deadline && self.services.states(&[unit.to_owned()])? == ["active"] {
-            std::thread::sleep(LOOK_AGAIN);
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() && failures == 0 {
+            return Ok(());
         }
-        Ok(())
+        watch.wait(left.clamp(Duration::from_millis(1), LOOK_AGAIN))?;
     }
+}
+
+/// An instance whose runtime has died leaves the rotation first and says why it ends a moment later. Another one may
+/// be unwell and stay.
+fn await_end(services: Services, unit: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + LAST_WORDS;
+    while Instant::now() < deadline && services.states(&[unit.to_owned()])? == ["active"] {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
 }
 
 impl apply::Host for Host<'_> {
     fn begin(&mut self) -> anyhow::Result<()> {
-        self.journal.write(self.layout)
+        self.journal.write(self.layout)?;
+        self.begun = true;
+        Ok(())
     }
 
     fn finish(&mut self) -> anyhow::Result<()> {
-        Journal::remove(self.layout)
+        Journal::remove(self.layout)?;
+        self.begun = false;
+        site::end_rollout(self.layout)
     }
 
     fn back_up(&mut self, from: u32) -> anyhow::Result<()> {
@@ -190,22 +209,37 @@ impl apply::Host for Host<'_> {
     fn restart(&mut self, instance: u16) -> anyhow::Result<()> {
         self.services
             .carry_out("restart", &layout::instance_unit(instance))
-            .map_err(|error| self.explain(instance, error))
+            .map_err(|error| explain(self.layout, instance, error))
     }
 
     fn settle(&mut self, instance: u16) -> anyhow::Result<()> {
-        self.watch_health(instance)
-            .map_err(|error| self.explain(instance, error))
+        watch_health(self.layout, self.services, self.config, instance)
+            .map_err(|error| explain(self.layout, instance, error))
     }
 
     fn site(&mut self) -> anyhow::Result<()> {
-        let notices = site::install(self.layout, self.config, self.services)?;
+        let mode = site::Mode {
+            force: self.force_site,
+            in_rollout: self.begun,
+        };
+        let notices = site::install(self.layout, self.config, self.services, mode)?;
+        self.notices.extend(notices);
+        Ok(())
+    }
+
+    fn take_site_back(&mut self) -> anyhow::Result<()> {
+        let notices = site::undo_rollout(self.layout, self.services)?;
         self.notices.extend(notices);
         Ok(())
     }
 
     fn set_current(&mut self, release: &str) -> anyhow::Result<()> {
         self.state().set_current(release)
+    }
+
+    fn restore_current(&mut self) -> anyhow::Result<()> {
+        let Journal { current, previous, .. } = &self.journal;
+        self.state().restore_current(current.as_deref(), previous.as_deref())
     }
 
     fn retire(&mut self, instance: u16) -> anyhow::Result<()> {

@@ -75,6 +75,9 @@ impl<'a> Session<'a> {
         if let Some(text) = take_back(layout, services)? {
             session.reporter.tell(&Event::Recovered { text });
         }
+        for text in site::recover(layout, services)? {
+            session.reporter.tell(&Event::Recovered { text });
+        }
         Ok(session)
     }
 
@@ -87,9 +90,15 @@ impl<'a> Session<'a> {
             wanted,
             config,
             database,
+            force_site,
         } = goal;
         let database = database.as_deref();
         let mut notices = vec![];
+        // Nothing moves for a site that nginx would not take.
+        if wanted.site {
+            let live = self.services.is_active(layout::SERVICE)?;
+            site::check(self.layout, config, self.services, *force_site, live)?;
+        }
         let state = State::new(self.layout);
         state.adopt(&wanted.version.config)?;
         let mut observed = observe(self.layout, self.services, database)?;
@@ -106,6 +115,8 @@ impl<'a> Session<'a> {
             database,
             journal: Journal::new(&observed, &plan.moving, wanted.version.clone(), state.previous()),
             interruption: &self.interruption,
+            force_site: *force_site,
+            begun: false,
             notices,
         };
         let applied = apply::apply(&plan, &observed, &mut host, &mut self.reporter);
@@ -127,16 +138,25 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn roll(&mut self, release: &Release, force: bool) -> anyhow::Result<()> {
+    fn roll(&mut self, release: &Release, force: Force) -> anyhow::Result<()> {
         let goal = self.goal(release, force)?;
         self.bring_about(&goal)
+    }
+
+    /// Starts every instance that links.service has not started, and watches each until it has been healthy for
+    /// rollout.min_healthy.
+    ///
+    /// # Errors
+    /// One does not serve: which, and why.
+    pub fn settle(&self, goal: &Goal) -> anyhow::Result<()> {
+        host::settle_all(self.layout, self.services, &goal.config)
     }
 
     /// That release, with the configuration that a person has written.
     ///
     /// # Errors
     /// The configuration is wrong.
-    pub fn goal(&self, release: &Release, force: bool) -> anyhow::Result<Goal> {
+    pub fn goal(&self, release: &Release, force: Force) -> anyhow::Result<Goal> {
         let loaded = load_as_kept(self.layout)?;
         loaded.log_warnings();
         Goal::new(self.layout, release, snapshot::take(self.layout)?, loaded, force)
@@ -149,12 +169,22 @@ pub struct Goal {
     config: Config,
     /// The local database, where there is one.
     database: Option<PathBuf>,
+    force_site: bool,
+}
+
+/// What is done although it does not seem to be needed, or to be wanted by somebody else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Force {
+    /// Restart also those that run the wanted version already.
+    pub restart: bool,
+    /// Replace a site that somebody else has edited.
+    pub site: bool,
 }
 
 impl Goal {
     /// # Errors
     /// A credential is missing.
-    fn new(layout: &Layout, release: &Release, config: String, loaded: Loaded, force: bool) -> anyhow::Result<Self> {
+    fn new(layout: &Layout, release: &Release, config: String, loaded: Loaded, force: Force) -> anyhow::Result<Self> {
         Ok(Self {
             wanted: Wanted {
                 version: Version {
@@ -163,14 +193,19 @@ impl Goal {
                 },
                 schema: release.manifest.schema,
                 instances: loaded.config.instances,
-                force,
+                force: force.restart,
                 site: true,
                 new_ports: has_new_ports(layout, &loaded.config),
                 network: loaded.network()?,
             },
             database: loaded.local_database(layout),
             config: loaded.config,
+            force_site: force.site,
         })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 }
 
@@ -218,19 +253,41 @@ pub fn rollout(layout: &Layout, args: &RolloutArgs) -> anyhow::Result<()> {
         return show(layout, services, args);
     }
     let style = if args.json { Style::Json } else { Style::Text };
-    let mut session = if args.from_systemd {
-        services.await_start(layout)?;
-        // Whoever holds the lock may be who is starting us, and is at it already.
-        let Some(lock) = Lock::try_take(layout)? else {
-            log::notice!("a rollout is under way already");
-            return Ok(());
-        };
-        Session::with(layout, services, lock, style)?
-    } else {
-        Session::begin(layout, services, Patience::None, style)?
-    };
+    if args.from_systemd {
+        return from_systemd(layout, services);
+    }
+    let mut session = Session::begin(layout, services, Patience::None, style)?;
     let release = choose(layout, args.release.as_deref())?;
-    session.roll(&release, args.force)
+    session.roll(&release, args.force())
+}
+
+impl RolloutArgs {
+    fn force(&self) -> Force {
+        Force {
+            restart: self.force,
+            site: self.force,
+        }
+    }
+}
+
+/// The end of a start of links.service. What was edited meanwhile is put into effect; where that fails, what ran before goes
+/// on. The start has succeeded if links answers through nginx then.
+fn from_systemd(layout: &Layout, services: Services) -> anyhow::Result<()> {
+    services.await_start(layout)?;
+    // The process that holds the lock may be starting us. It brings everything about, and reports whether it serves.
+    let Some(lock) = Lock::try_take(layout)? else {
+        log::notice!("a rollout is under way already");
+        return Ok(());
+    };
+    let rolled = Session::with(layout, services, lock, Style::Text)
+        .and_then(|mut session| session.roll(&release_in_force(layout)?, Force::default()));
+    let Err(error) = rolled else {
+        return Ok(());
+    };
+    log::error!("linksctl: {error:#}");
+    // links.toml may be what is wrong.
+    let (applied, _) = snapshot::of_instance(layout, 1);
+    site::require_serving(layout, &load_links(&applied)?)
 }
 
 /// Without touching anything.
@@ -247,7 +304,7 @@ fn show(layout: &Layout, services: Services, args: &RolloutArgs) -> anyhow::Resu
         },
     };
     let loaded = load_as_kept(layout)?;
-    let Goal { wanted, database, .. } = Goal::new(layout, &release, snapshot::digest(layout)?, loaded, args.force)?;
+    let Goal { wanted, database, .. } = Goal::new(layout, &release, snapshot::digest(layout)?, loaded, args.force())?;
     let observed = observe(layout, services, database.as_deref())?;
     let plan = plan::plan(&observed, &wanted);
     let mut reporter = Reporter::new(if args.json { Style::Json } else { Style::Text });
@@ -304,7 +361,7 @@ pub fn rollback(layout: &Layout, args: &RollbackArgs) -> anyhow::Result<()> {
     let previous = State::new(layout).previous();
     let previous = previous.context("there is no release to go back to: no other one has run here")?;
     let release = choose(layout, Some(&previous))?;
-    session.roll(&release, false)
+    session.roll(&release, Force::default())
 }
 
 /// `linksctl restart`
@@ -322,7 +379,11 @@ pub fn restart(layout: &Layout, args: &RestartArgs) -> anyhow::Result<()> {
         layout::SERVICE
     );
     let release = release_in_force(layout)?;
-    session.roll(&release, true)
+    let force = Force {
+        restart: true,
+        site: false,
+    };
+    session.roll(&release, force)
 }
 
 /// `linksctl scale N`
@@ -342,7 +403,7 @@ pub fn scale(layout: &Layout, args: &ScaleArgs) -> anyhow::Result<()> {
     if after != before {
         files::replace(&path, after.as_bytes(), 0o644)?;
     }
-    let scaled = session.roll(&release, false);
+    let scaled = session.roll(&release, Force::default());
     let retire_failed = matches!(
         scaled.as_ref().map_err(|error| error.downcast_ref::<Failure>()),
         Err(Some(Failure::Afterwards { .. }))
@@ -364,7 +425,11 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
         return Ok(());
     };
     secrets::make_missing(layout)?;
-    if let Some(text) = take_back(layout, Services::of_host(OnBehalfOf::Person))? {
+    let services = Services::of_host(OnBehalfOf::Person);
+    if let Some(text) = take_back(layout, services)? {
+        log::notice!("{text}");
+    }
+    for text in site::recover(layout, services)? {
         log::notice!("{text}");
     }
     Ok(())

@@ -81,8 +81,12 @@ pub enum Step {
     /// Stays healthy and in rotation for rollout.min_healthy.
     Settle(u16),
     Site,
+    /// The site as it was before the rollout.
+    TakeSiteBack,
     /// `current` leads to this release: the rollout has succeeded, and nothing is undone any more.
     Commit(String),
+    /// `current` and `previous` lead where they did before the rollout.
+    Uncommit,
     /// Drain, stop, disable; it has nothing to run any more.
     Retire(u16),
 }
@@ -95,7 +99,12 @@ impl Step {
             | Self::Restart(instance)
             | Self::Settle(instance)
             | Self::Retire(instance) => Some(*instance),
-            Self::BackUp(..) | Self::Network(_) | Self::Site | Self::Commit(_) => None,
+            Self::BackUp(..)
+            | Self::Network(_)
+            | Self::Site
+            | Self::TakeSiteBack
+            | Self::Commit(_)
+            | Self::Uncommit => None,
         }
     }
 
@@ -109,7 +118,9 @@ impl Step {
             Self::Restart(_) => "restart",
             Self::Settle(_) => "settle",
             Self::Site => "site",
+            Self::TakeSiteBack => "take_site_back",
             Self::Commit(_) => "commit",
+            Self::Uncommit => "uncommit",
             Self::Retire(_) => "retire",
         }
     }
@@ -124,11 +135,10 @@ impl fmt::Display for Step {
             Self::Point(instance, version) => write!(f, "instance {instance}: point to {version}"),
             Self::Restart(instance) => write!(f, "instance {instance}: drain, restart, wait until it is ready"),
             Self::Settle(instance) => write!(f, "instance {instance}: stays healthy for rollout.min_healthy"),
-            Self::Site => write!(
-                f,
-                "write and enable the nginx site, test it, reload nginx if it changed"
-            ),
+            Self::Site => write!(f, "{}", crate::install::site::INSTALL),
+            Self::TakeSiteBack => write!(f, "put the nginx site back, reload nginx"),
             Self::Commit(release) => write!(f, "current is release {release}"),
+            Self::Uncommit => write!(f, "the current release is the one before again"),
             Self::Retire(instance) => write!(f, "instance {instance}: drain, stop, disable"),
         }
     }
@@ -211,12 +221,39 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
     plan
 }
 
-/// Back to what was observed before, for the instances that were touched, the last one first, and for the network, where
-/// that was `opened`. `live`: whether instances are still to run; who stops the service while a rollout is undone does not
-/// get it started again.
-pub fn undo(before: &Observed, touched: &[u16], opened: bool, live: bool) -> Vec<Step> {
+/// What a rollout has begun to change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    pub instances: Vec<u16>,
+    pub network: bool,
+    pub site: bool,
+    /// `current` and `previous`.
+    pub current: bool,
+}
+
+impl Touched {
+    pub fn note(&mut self, step: &Step) {
+        self.network |= matches!(step, Step::Network(_));
+        self.site |= matches!(step, Step::Site);
+        self.current |= matches!(step, Step::Commit(_));
+        if let Some(instance) = step.instance()
+            && !self.instances.contains(&instance)
+        {
+            self.instances.push(instance);
+        }
+    }
+
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Back to what was observed before, for what was touched: the instances, the last one first, then the site that leads to
+/// them. `live`: whether instances are still to run; a service that is stopped while a rollout is undone is not started
+/// again.
+pub fn undo(before: &Observed, touched: &Touched, live: bool) -> Vec<Step> {
     let mut steps = vec![];
-    for &instance in touched.iter().rev() {
+    for &instance in touched.instances.iter().rev() {
         let was = before.instances.get(&instance);
         match was.and_then(|was| was.points.clone()) {
             // The first thing that it was ever to run.
@@ -233,7 +270,13 @@ pub fn undo(before: &Observed, touched: &[u16], opened: bool, live: bool) -> Vec
             }
         }
     }
-    if opened {
+    if touched.site {
+        steps.push(Step::TakeSiteBack);
+    }
+    if touched.current {
+        steps.push(Step::Uncommit);
+    }
+    if touched.network {
         steps.push(Step::Network(before.network));
     }
     steps
@@ -511,7 +554,7 @@ pub mod tests {
     #[test]
     fn undo_closes_the_network_when_everybody_is_back() {
         let before = Host::running(2, "old");
-        let steps = undo(&before.0, &[1], true, true);
+        let steps = undo(&before.0, &opening(&[1]), true);
         assert_eq!(steps, joined(&[&moved(1, "old"), &[CLOSE]]));
     }
 
@@ -557,11 +600,39 @@ pub mod tests {
         assert_eq!(plan.steps, [Site, Retire(4), Retire(3)]);
     }
 
+    fn moving(instances: &[u16]) -> Touched {
+        Touched {
+            instances: instances.to_vec(),
+            ..Touched::default()
+        }
+    }
+
+    fn opening(instances: &[u16]) -> Touched {
+        Touched {
+            network: true,
+            ..moving(instances)
+        }
+    }
+
+    #[test]
+    fn undo_takes_site_and_current_back_after_the_instances() {
+        let before = Host::running(1, "old");
+        let mut touched = Touched::default();
+        Host::running(1, "old")
+            .to("new", 1)
+            .steps
+            .iter()
+            .for_each(|step| touched.note(step));
+        let back = [Step::TakeSiteBack, Step::Uncommit];
+        assert_eq!(undo(&before.0, &touched, true), joined(&[&moved(1, "old"), &back]));
+        assert!(!touched.is_nothing() && Touched::default().is_nothing());
+    }
+
     #[test]
     fn undo_goes_backwards() {
         let before = Host::running(2, "old");
         assert_eq!(
-            undo(&before.0, &[1, 2], false, true),
+            undo(&before.0, &moving(&[1, 2]), true),
             joined(&[&moved(2, "old"), &moved(1, "old")])
         );
     }
@@ -569,19 +640,19 @@ pub mod tests {
     #[test]
     fn undo_of_a_service_that_stops_meanwhile_starts_nothing() {
         let before = Host::running(2, "old");
-        assert_eq!(undo(&before.0, &[1], false, false), [Point(1, version("old"))]);
+        assert_eq!(undo(&before.0, &moving(&[1]), false), [Point(1, version("old"))]);
     }
 
     #[test]
     fn undo_takes_a_new_instance_away_again() {
-        assert_eq!(undo(&Host::running(2, "old").0, &[3], false, true), [Retire(3)]);
+        assert_eq!(undo(&Host::running(2, "old").0, &moving(&[3]), true), [Retire(3)]);
     }
 
     #[test]
     fn undo_does_not_ask_more_of_an_instance_than_it_did_before() {
         let before = Host::running(2, "old").down(1);
         assert_eq!(
-            undo(&before.0, &[1], false, true),
+            undo(&before.0, &moving(&[1]), true),
             [Point(1, version("old")), Restart(1)],
             "it was down before"
         );

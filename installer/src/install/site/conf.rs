@@ -1,0 +1,432 @@
+//! nginx's configuration as text: what `nginx -T` prints, and which file includes which.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use glob::{MatchOptions, Pattern};
+
+/// The header that `nginx -T` prints before each file.
+const FILE: &str = "# configuration file ";
+/// nginx itself does not bound this; a circle of includes ends it with an error.
+const DEEPEST: usize = 16;
+/// As glob(3), which nginx calls.
+const GLOB: MatchOptions = MatchOptions {
+    case_sensitive: true,
+    require_literal_separator: true,
+    require_literal_leading_dot: true,
+};
+
+/// A configuration that nginx accepts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conf {
+    main: PathBuf,
+    files: BTreeMap<PathBuf, String>,
+}
+
+/// A `listen` directive of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    pub file: PathBuf,
+    pub address: SocketAddr,
+    pub default_server: bool,
+}
+
+/// What is found under a path that nginx includes: another file, or nothing.
+pub type Overrides = BTreeMap<PathBuf, Option<PathBuf>>;
+
+impl Conf {
+    /// Reads the output of `nginx -T`. None where it names no file.
+    pub fn read(dump: &str) -> Option<Self> {
+        let mut conf = Self::default();
+        let mut current: Option<(PathBuf, String)> = None;
+        for line in dump.split_inclusive('\n') {
+            let name = line
+                .strip_prefix(FILE)
+                .and_then(|rest| rest.trim_end().strip_suffix(':'))
+                .filter(|name| name.starts_with('/'));
+            match (name, &mut current) {
+                (Some(name), _) => {
+                    conf.files.extend(current.replace((name.into(), String::new())));
+                    if conf.main.as_os_str().is_empty() {
+                        conf.main = name.into();
+                    }
+                }
+                (None, Some((_, text))) => text.push_str(line),
+                (None, None) => {}
+            }
+        }
+        conf.files.extend(current);
+        (!conf.files.is_empty()).then_some(conf)
+    }
+
+    pub fn main(&self) -> &Path {
+        &self.main
+    }
+
+    /// Whether nginx reads a file of this path into its `http` block, if there is one.
+    pub fn includes(&self, path: &Path) -> bool {
+        self.leads_to(&self.main, &[], path, DEEPEST)
+    }
+
+    fn leads_to(&self, file: &Path, around: &[String], path: &Path, depth: usize) -> bool {
+        let Some(text) = self.files.get(file).filter(|_| depth > 0) else {
+            return false;
+        };
+        statements(text).into_iter().any(|statement| {
+            let Some(pattern) = self.included(&statement) else {
+                return false;
+            };
+            let context = [around, &statement.context].concat();
+            (context == ["http"] && pattern.matches_path_with(path, GLOB))
+                || self
+                    .matching(&pattern)
+                    .any(|next| self.leads_to(next, &context, path, depth - 1))
+        })
+    }
+
+    fn included(&self, statement: &Statement) -> Option<Pattern> {
+        let [directive, pattern] = statement.words.as_slice() else {
+            return None;
+        };
+        if directive != "include" {
+            return None;
+        }
+        // Relative to the directory of the main file (ngx_conf_full_name).
+        let absolute = self.main.parent()?.join(pattern);
+        Pattern::new(absolute.to_str()?).ok()
+    }
+
+    fn matching(&self, pattern: &Pattern) -> impl Iterator<Item = &PathBuf> {
+        self.files.keys().filter(|path| pattern.matches_path_with(path, GLOB))
+    }
+
+    /// The main file's text where the files below the overridden paths are others, or absent.
+    ///
+    /// Written beside the main file, so that relative paths mean the same in it, it is what nginx would read.
+    pub fn with(&self, overrides: &Overrides) -> String {
+        let text = self.files.get(&self.main).map(String::as_str).unwrap_or_default();
+        self.rewritten(&self.main, overrides, DEEPEST)
+            .unwrap_or_else(|| text.to_owned())
+    }
+
+    /// None: the file does not lead to an overridden path.
+    fn rewritten(&self, file: &Path, overrides: &Overrides, depth: usize) -> Option<String> {
+        let text = self.files.get(file).filter(|_| depth > 0)?;
+        let mut changed = false;
+        let mut rewritten = String::new();
+        let mut end = 0;
+        for statement in statements(text) {
+            let Some(pattern) = self.included(&statement) else {
+                continue;
+            };
+            let mut reached: BTreeMap<&PathBuf, String> = BTreeMap::new();
+            let mut differs = false;
+            for path in self.matching(&pattern).filter(|path| !overrides.contains_key(*path)) {
+                let inside = self.rewritten(path, overrides, depth - 1);
+                differs |= inside.is_some();
+                reached.insert(path, inside.unwrap_or_else(|| include(path)));
+            }
+            for (path, other) in overrides {
+                if pattern.matches_path_with(path, GLOB) {
+                    differs = true;
+                    reached.extend(other.as_ref().map(|other| (path, include(other))));
+                }
+            }
+            if differs {
+                changed = true;
+                rewritten.push_str(&text[end..statement.span.start]);
+                reached.values().for_each(|text| rewritten.push_str(text));
+                end = statement.span.end;
+            }
+        }
+        rewritten.push_str(&text[end..]);
+        changed.then_some(rewritten)
+    }
+
+    /// Every `listen` with an IP address of every server, but for those of the given files.
+    pub fn listens(&self, except: &[&Path]) -> Vec<Listen> {
+        let files = self.files.iter().filter(|(path, _)| !except.contains(&path.as_path()));
+        files
+            .flat_map(|(path, text)| statements(text).into_iter().map(move |statement| (path, statement)))
+            .filter_map(|(path, statement)| {
+                let [directive, address, rest @ ..] = statement.words.as_slice() else {
+                    return None;
+                };
+                Some(Listen {
+                    file: path.clone(),
+                    address: (directive == "listen").then(|| listen_address(address))??,
+                    default_server: rest.iter().any(|word| word == "default_server" || word == "default"),
+                })
+            })
+            .collect()
+    }
+
+    /// The first argument of the first such directive, wherever it stands.
+    pub fn argument(&self, directive: &str) -> Option<String> {
+        self.files
+            .values()
+            .flat_map(|text| statements(text))
+            .find_map(|statement| (statement.words.first()? == directive).then(|| statement.words.get(1).cloned())?)
+    }
+}
+
+fn include(path: &Path) -> String {
+    format!("include \"{}\";\n", path.display())
+}
+
+/// As nginx reads the argument of `listen`. None for a host name or a Unix socket.
+fn listen_address(argument: &str) -> Option<SocketAddr> {
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    if let Ok(port) = argument.parse() {
+        return Some(SocketAddr::new(any, port));
+    }
+    if let Some(port) = argument.strip_prefix("*:") {
+        return Some(SocketAddr::new(any, port.parse().ok()?));
+    }
+    let bare = argument.trim_start_matches('[').trim_end_matches(']');
+    argument
+        .parse()
+        .ok()
+        .or_else(|| Some(SocketAddr::new(bare.parse().ok()?, 80)))
+}
+
+/// A directive without a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Statement {
+    words: Vec<String>,
+    /// The names of the blocks around it, within its file.
+    context: Vec<String>,
+    /// From its first byte to its semicolon.
+    span: Range<usize>,
+}
+
+/// By the rules of ngx_conf_read_token.
+fn statements(text: &str) -> Vec<Statement> {
+    let bytes = text.as_bytes();
+    let mut statements = vec![];
+    let mut context = vec![];
+    let mut words: Vec<String> = vec![];
+    let mut start = 0;
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            byte if byte.is_ascii_whitespace() => at += 1,
+            b'#' => at += bytes[at..].iter().take_while(|byte| **byte != b'\n').count(),
+            b';' => {
+                at += 1;
+                statements.push(Statement {
+                    words: std::mem::take(&mut words),
+                    context: context.clone(),
+                    span: start..at,
+                });
+            }
+            b'{' => {
+                let name = std::mem::take(&mut words).into_iter().next().unwrap_or_default();
+                at += 1;
+                // Another language, with other rules for quotes and comments.
+                if name.ends_with("_by_lua_block") {
+                    at = end_of_block(bytes, at);
+                } else {
+                    context.push(name);
+                }
+            }
+            b'}' => {
+                words.clear();
+                context.pop();
+                at += 1;
+            }
+            _ => {
+                if words.is_empty() {
+                    start = at;
+                }
+                let (word, end) = word(text, at);
+                words.push(word);
+                at = end;
+            }
+        }
+    }
+    statements
+}
+
+fn end_of_block(bytes: &[u8], mut at: usize) -> usize {
+    let mut depth = 1;
+    while at < bytes.len() && depth > 0 {
+        match bytes[at] {
+            b'{' => depth += 1,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    at
+}
+
+/// The word that begins there, without its quotes, and where it ends.
+fn word(text: &str, start: usize) -> (String, usize) {
+    let bytes = text.as_bytes();
+    let quote = Some(bytes[start]).filter(|byte| matches!(byte, b'"' | b'\''));
+    let mut at = start + usize::from(quote.is_some());
+    let begin = at;
+    while at < bytes.len() {
+        match (bytes[at], quote) {
+            (b'\\', _) => at += 1,
+            (byte, Some(quote)) if byte == quote => return (text[begin..at].to_owned(), at + 1),
+            (b'$', None) if bytes.get(at + 1) == Some(&b'{') => at += 1,
+            (byte, None) if byte.is_ascii_whitespace() || matches!(byte, b';' | b'{') => break,
+            _ => {}
+        }
+        at += 1;
+    }
+    let end = at.min(bytes.len());
+    (text.get(begin..end).unwrap_or_default().to_owned(), end)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    const MAIN: &str = "user www-data;\nevents { worker_connections 768; # worker_rlimit_nofile 7;\n}\nhttp {\n\
+                        \tinclude /etc/nginx/mime.types;\n\tlog_format x '{\"a\": ${b}}; # not a comment';\n\
+                        \tinclude conf.d/*.conf; include /etc/nginx/sites-enabled/*;\n}\n";
+
+    fn conf(files: &[(&str, &str)]) -> Conf {
+        let dump: String = files
+            .iter()
+            .map(|(path, text)| format!("# configuration file {path}:\n{text}\n"))
+            .collect();
+        Conf::read(&dump).unwrap()
+    }
+
+    fn debian() -> Conf {
+        conf(&[
+            ("/etc/nginx/nginx.conf", MAIN),
+            ("/etc/nginx/mime.types", "types { text/html html; }"),
+            (
+                "/etc/nginx/sites-enabled/default",
+                "server { listen 80 default_server; listen [::]:80 default_server; root /var/www/html; }",
+            ),
+            ("/etc/nginx/sites-enabled/own", "server { listen 127.0.0.1:8080; }"),
+        ])
+    }
+
+    #[test]
+    fn a_dump_is_taken_apart() {
+        let conf = debian();
+        assert_eq!(conf.main(), Path::new("/etc/nginx/nginx.conf"));
+        assert_eq!(conf.files.len(), 4);
+        assert_eq!(
+            conf.files[Path::new("/etc/nginx/nginx.conf")].trim_end(),
+            MAIN.trim_end()
+        );
+        assert_eq!(Conf::read("nginx: [emerg] unknown directive\n"), None);
+    }
+
+    #[test]
+    fn what_is_included_is_decided_by_nginx_s_own_files() {
+        let conf = debian();
+        for (path, expected) in [
+            ("/etc/nginx/sites-enabled/links", true),
+            ("/etc/nginx/conf.d/links.conf", true),
+            ("/etc/nginx/conf.d/links.conf.bak", false),
+            ("/etc/nginx/conf.d/.links.conf", false),
+            ("/etc/nginx/conf.d/sub/links.conf", false),
+            ("/etc/nginx/sites-available/links", false),
+        ] {
+            assert_eq!(conf.includes(Path::new(path)), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_stream_block_is_no_place_for_a_site_and_a_nested_include_is_one() {
+        let conf = conf(&[
+            (
+                "/etc/nginx/nginx.conf",
+                "stream { include streams/*.conf; }\nhttp { include web.conf; }",
+            ),
+            ("/etc/nginx/web.conf", "include conf.d/*.conf;"),
+        ]);
+        assert!(conf.includes(Path::new("/etc/nginx/conf.d/links.conf")));
+        assert!(!conf.includes(Path::new("/etc/nginx/streams/links.conf")));
+    }
+
+    #[test]
+    fn a_circle_of_includes_ends() {
+        let conf = conf(&[("/etc/nginx/nginx.conf", "http { include nginx.conf; }")]);
+        assert!(!conf.includes(Path::new("/etc/nginx/conf.d/links.conf")));
+        assert_eq!(
+            conf.with(&Overrides::from([("/x".into(), None)])).trim_end(),
+            "http { include nginx.conf; }"
+        );
+    }
+
+    #[test]
+    fn the_candidate_has_the_new_site_and_not_the_old_ones() {
+        let overrides = Overrides::from([
+            (
+                "/etc/nginx/sites-enabled/links".into(),
+                Some("/var/lib/links/candidate".into()),
+            ),
+            ("/etc/nginx/sites-enabled/default".into(), None),
+        ]);
+        let text = debian().with(&overrides);
+        let expected = MAIN.replace(
+            "include /etc/nginx/sites-enabled/*;",
+            "include \"/var/lib/links/candidate\";\ninclude \"/etc/nginx/sites-enabled/own\";\n",
+        );
+        assert_eq!(text.trim_end(), expected.trim_end());
+    }
+
+    #[test]
+    fn a_file_that_leads_to_the_site_becomes_part_of_the_candidate() {
+        let conf = conf(&[
+            (
+                "/etc/nginx/nginx.conf",
+                "http { include web.conf; include other.conf; }",
+            ),
+            ("/etc/nginx/other.conf", "gzip on;"),
+            ("/etc/nginx/web.conf", "gzip off; include conf.d/*.conf;"),
+        ]);
+        let overrides = Overrides::from([("/etc/nginx/conf.d/links.conf".into(), Some("/c".into()))]);
+        let text: String = conf.with(&overrides).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(text, "http { gzip off; include \"/c\"; include other.conf; }");
+    }
+
+    #[test]
+    fn who_listens_where() {
+        let conf = debian();
+        let listens = conf.listens(&[Path::new("/etc/nginx/sites-enabled/own")]);
+        let found: Vec<_> = listens
+            .iter()
+            .map(|listen| (listen.address.to_string(), listen.default_server))
+            .collect();
+        assert_eq!(found, [("0.0.0.0:80".to_owned(), true), ("[::]:80".to_owned(), true)]);
+        for (argument, address) in [
+            ("*:81", Some("0.0.0.0:81")),
+            ("[::1]", Some("[::1]:80")),
+            ("192.0.2.1", Some("192.0.2.1:80")),
+            ("unix:/run/x.sock", None),
+            ("localhost:80", None),
+        ] {
+            assert_eq!(
+                listen_address(argument),
+                address.map(|address| address.parse().unwrap()),
+                "{argument}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_directive_in_a_comment_a_string_or_lua_is_none() {
+        let text = "# listen 1;\nset $x 'listen 2;';\ncontent_by_lua_block { -- don't { }\n listen(3); }\n\
+                    server { listen 4; set $y \"a\\\"; listen 5;\"; }";
+        let conf = conf(&[("/n.conf", text)]);
+        let ports: Vec<_> = conf.listens(&[]).iter().map(|listen| listen.address.port()).collect();
+        assert_eq!(ports, [4]);
+        assert_eq!(conf.argument("worker_connections"), None);
+        assert_eq!(debian().argument("worker_connections").as_deref(), Some("768"));
+        assert_eq!(debian().argument("worker_rlimit_nofile"), None);
+    }
+}

@@ -1,0 +1,636 @@
+//! What is done to the site: (found, wanted) to changes of files, purely.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, ensure};
+
+use super::conf::{Conf, Overrides};
+use super::record::{Change, State, digest};
+use super::released;
+use crate::config::links::Config;
+use crate::layout::Layout;
+use crate::nginx;
+
+/// The files that matter to the site, as they are.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The directory sites-available is there.
+    pub has_sites: bool,
+    pub available: State,
+    pub enabled: State,
+    /// The site in conf.d.
+    pub conf_d: State,
+    /// Debian's default site, as it is enabled.
+    pub default: State,
+    /// Nobody has changed what it is enabled for.
+    pub default_is_pristine: bool,
+    pub default_is_available: bool,
+    /// Where the default site led before it made way.
+    pub parked: State,
+    /// SHA-256 of the site that links wrote last.
+    pub written: Option<String>,
+}
+
+/// A site that nginx reads, or is to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Where nginx finds it.
+    pub path: PathBuf,
+    pub text: String,
+    /// Somebody else has changed it.
+    pub edited: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In an order in which nginx accepts what is there after each of them: what makes way comes first.
+    pub changes: Vec<Change>,
+    /// None where it is removed.
+    pub site: Option<Site>,
+    pub notices: Vec<String>,
+}
+
+impl Plan {
+    fn add(&mut self, path: PathBuf, before: &State, after: State) {
+        if *before != after {
+            self.changes.push(Change {
+                path,
+                before: before.clone(),
+                after,
+            });
+        }
+    }
+
+    /// Debian's default site goes, while it is as it came.
+    fn make_way(&mut self, found: &Found, layout: &Layout, config: &Config) {
+        if let State::Link(target) = &found.default
+            && config.nginx.replace_default_site
+            && found.default_is_pristine
+        {
+            let target = State::File(target.to_string_lossy().into_owned());
+            self.add(layout.parked_default_site(), &found.parked, target);
+            self.add(layout.nginx_default_site_enabled(), &found.default, State::Absent);
+        }
+    }
+
+    /// What nginx would read instead of what it reads now. The site's text is in the file `candidate`.
+    pub fn overrides(&self, candidate: &Path) -> Overrides {
+        let mut overrides: Overrides = self
+            .changes
+            .iter()
+            .map(|change| match &change.after {
+                State::Absent => (change.path.clone(), None),
+                // Of these nginx reads the site alone, which comes below.
+                State::File(_) => (change.path.clone(), Some(change.path.clone())),
+                State::Link(target) => {
+                    let directory = change.path.parent().unwrap_or(Path::new("/"));
+                    (change.path.clone(), Some(directory.join(target)))
+                }
+            })
+            .collect();
+        if let Some(site) = &self.site {
+            overrides.insert(site.path.clone(), Some(candidate.to_owned()));
+        }
+        overrides
+    }
+}
+
+/// Where a site goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Into sites-available, enabled by a link in sites-enabled: Debian's.
+    Sites,
+    /// Into conf.d: nginx's own.
+    ConfD,
+}
+
+fn place(found: &Found, conf: &Conf, layout: &Layout) -> anyhow::Result<Place> {
+    if found.has_sites && conf.includes(&layout.nginx_site_enabled()) {
+        return Ok(Place::Sites);
+    }
+    ensure!(
+        conf.includes(&layout.nginx_conf_d_site()),
+        "nginx would not read the site of links: {} includes neither {} nor {}. Add `include {};` to its http block",
+        conf.main().display(),
+        layout.nginx_site_enabled().display(),
+        layout.nginx_conf_d_site().display(),
+        layout.nginx_conf_d_site().with_file_name("*.conf").display()
+    );
+    Ok(Place::ConfD)
+}
+
+/// Whether links wrote exactly this, in whatever version.
+fn is_ours(text: &str, found: &Found, layout: &Layout) -> bool {
+    found.written.as_ref() == Some(&digest(text)) || nginx::is_authentic(text) || released::is_unedited(text, layout)
+}
+
+/// Something else than links has written: its text, as far as it is known.
+fn foreign<'a>(state: &'a State, found: &Found, layout: &Layout) -> Option<&'a str> {
+    match state {
+        State::Absent => None,
+        State::File(text) => (!is_ours(text, found, layout)).then_some(text),
+        State::Link(_) => Some(""),
+    }
+}
+
+fn is_link_to_available(state: &State, layout: &Layout) -> bool {
+    let available = layout.nginx_site_available();
+    let State::Link(target) = state else { return false };
+    // Also as a person writes it.
+    *target == available || target == Path::new("../sites-available/links")
+}
+
+/// The site that nginx finds in that place with the files as they are; not whether it is enabled.
+fn site_in(place: Place, found: &Found, layout: &Layout) -> Option<Site> {
+    let site = |path, state: &State, edited| {
+        let text = match state {
+            State::Absent => return None,
+            State::File(text) => text.clone(),
+            State::Link(_) => String::new(),
+        };
+        Some(Site { path, text, edited })
+    };
+    let is_edited = |state| foreign(state, found, layout).is_some();
+    match place {
+        Place::ConfD => site(layout.nginx_conf_d_site(), &found.conf_d, is_edited(&found.conf_d)),
+        Place::Sites => match &found.enabled {
+            State::Absent => site(
+                layout.nginx_site_enabled(),
+                &found.available,
+                is_edited(&found.available),
+            ),
+            link if is_link_to_available(link, layout) => site(
+                layout.nginx_site_enabled(),
+                &found.available,
+                is_edited(&found.available),
+            ),
+            other => site(layout.nginx_site_enabled(), other, true),
+        },
+    }
+}
+
+/// The site that nginx reads at its next start, wherever it is.
+pub fn in_force(found: &Found, layout: &Layout) -> Option<Site> {
+    match &found.enabled {
+        State::Absent => site_in(Place::ConfD, found, layout),
+        _ => site_in(Place::Sites, found, layout),
+    }
+}
+
+/// The site in its place, with the text that `render` gives for whether it is the default server. `force`: also over a
+/// site that somebody else has edited.
+///
+/// # Errors
+/// nginx has no place for it, or no request would reach it.
+pub fn install(
+    found: &Found,
+    conf: &Conf,
+    layout: &Layout,
+    config: &Config,
+    force: bool,
+    render: impl FnOnce(bool) -> anyhow::Result<String>,
+) -> anyhow::Result<Plan> {
+    let place = place(found, conf, layout)?;
+    let mut plan = Plan::default();
+    let (file, was, read_at) = match place {
+        Place::Sites => (
+            layout.nginx_site_available(),
+            &found.available,
+            layout.nginx_site_enabled(),
+        ),
+        Place::ConfD => (layout.nginx_conf_d_site(), &found.conf_d, layout.nginx_conf_d_site()),
+    };
+    let link = State::Link(layout.nginx_site_available());
+
+    if let Some(site) = site_in(place, found, layout).filter(|site| site.edited && !force) {
+        plan.notices.push(format!(
+            "{} was edited by somebody else, so it stays as it is, whatever links.toml says. `linksctl rollout --force` \
+             replaces it; directives that are to stay belong into {}/*.conf",
+            file.display(),
+            layout.nginx_include_dir().display()
+        ));
+        if place == Place::Sites && found.enabled == State::Absent {
+            plan.make_way(found, layout, config);
+            plan.add(read_at, &found.enabled, link);
+        }
+        plan.site = Some(site);
+        return Ok(plan);
+    }
+
+    // One of ours where nginx does not look, or would find two.
+    match place {
+        Place::Sites => {
+            plan.make_way(found, layout, config);
+            if foreign(&found.conf_d, found, layout).is_none() {
+                plan.add(layout.nginx_conf_d_site(), &found.conf_d, State::Absent);
+            }
+        }
+        Place::ConfD => {
+            if foreign(&found.available, found, layout).is_none() {
+                plan.add(layout.nginx_site_enabled(), &found.enabled, State::Absent);
+                plan.add(layout.nginx_site_available(), &found.available, State::Absent);
+            }
+        }
+    }
+    let default = layout.nginx_default_site_enabled();
+    let makes_way = plan.changes.iter().any(|change| change.path == default);
+    let other = other_default_server(conf, layout, config, makes_way);
+    if let Some(other) = &other
+        && nginx::server_names(config) == ["_"]
+    {
+        bail!(
+            "no request would reach links: {} answers for every host name that no other site has. Set public_url, or \
+             server_name of [nginx], in links.toml",
+            other.display()
+        );
+    }
+    let text = render(other.is_none())?;
+    if let State::File(old) = was
+        && foreign(was, found, layout).is_some()
+    {
+        let kept = layout.replaced_site();
+        plan.notices
+            .push(format!("{} as it was is now {}", file.display(), kept.display()));
+        plan.add(kept, &State::Absent, State::File(old.clone()));
+    }
+    plan.add(file, was, State::File(text.clone()));
+    if place == Place::Sites && !is_link_to_available(&found.enabled, layout) {
+        plan.add(read_at.clone(), &found.enabled, link);
+    }
+    plan.site = Some(Site {
+        path: read_at,
+        text,
+        edited: false,
+    });
+    Ok(plan)
+}
+
+/// The file of another server that answers for unknown names where the site listens.
+fn other_default_server(conf: &Conf, layout: &Layout, config: &Config, default_makes_way: bool) -> Option<PathBuf> {
+    let (enabled, conf_d) = (layout.nginx_site_enabled(), layout.nginx_conf_d_site());
+    let default = layout.nginx_default_site_enabled();
+    let mut except = vec![enabled.as_path(), conf_d.as_path()];
+    except.extend(default_makes_way.then_some(default.as_path()));
+    let addresses = nginx::addresses(config, true);
+    let listens = conf.listens(&except).into_iter();
+    listens
+        .filter(|listen| listen.default_server && addresses.contains(&listen.address))
+        .map(|listen| listen.file)
+        .next()
+}
+
+/// The site goes, and Debian's default site comes back where it made way for it.
+pub fn remove(found: &Found, layout: &Layout) -> Plan {
+    let mut plan = Plan::default();
+    plan.add(layout.nginx_site_enabled(), &found.enabled, State::Absent);
+    match foreign(&found.available, found, layout) {
+        None => plan.add(layout.nginx_site_available(), &found.available, State::Absent),
+        // Nobody reads it there, and the next installation finds it.
+        Some(_) => plan.notices.push(format!(
+            "{} was edited by somebody else, so it is disabled and stays",
+            layout.nginx_site_available().display()
+        )),
+    }
+    if foreign(&found.conf_d, found, layout).is_some() {
+        let kept = layout.replaced_site();
+        plan.notices.push(format!(
+            "{} was edited by somebody else; it is {} now",
+            layout.nginx_conf_d_site().display(),
+            kept.display()
+        ));
+        plan.add(kept, &State::Absent, found.conf_d.clone());
+    }
+    plan.add(layout.nginx_conf_d_site(), &found.conf_d, State::Absent);
+    if let State::File(target) = &found.parked {
+        // A person may have put something else there, or removed the default site for good.
+        if found.default == State::Absent && found.default_is_available {
+            let target = State::Link(target.into());
+            plan.add(layout.nginx_default_site_enabled(), &found.default, target);
+        }
+        plan.add(layout.parked_default_site(), &found.parked, State::Absent);
+    }
+    plan
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+    use crate::config::links::Listen;
+
+    const DEFAULT: &str = "server { listen 80 default_server; listen [::]:80 default_server; }";
+
+    fn layout() -> Layout {
+        Layout::new("/")
+    }
+
+    fn file(text: &str) -> State {
+        State::File(text.to_owned())
+    }
+
+    fn link(target: &str) -> State {
+        State::Link(target.into())
+    }
+
+    /// Debian's nginx as it comes, before links.
+    fn fresh() -> Found {
+        Found {
+            has_sites: true,
+            available: State::Absent,
+            enabled: State::Absent,
+            conf_d: State::Absent,
+            default: link("/etc/nginx/sites-available/default"),
+            default_is_pristine: true,
+            default_is_available: true,
+            parked: State::Absent,
+            written: None,
+        }
+    }
+
+    /// After the first installation, which wrote `text`.
+    fn installed(text: &str) -> Found {
+        Found {
+            available: file(text),
+            enabled: link("/etc/nginx/sites-available/links"),
+            default: State::Absent,
+            parked: file("/etc/nginx/sites-available/default"),
+            written: Some(digest(text)),
+            ..fresh()
+        }
+    }
+
+    fn edited() -> Found {
+        Found {
+            available: file("listen 443 ssl; # managed by Certbot"),
+            ..installed("old")
+        }
+    }
+
+    fn conf(includes: &str, others: &[(&str, &str)]) -> Conf {
+        let main = [("/etc/nginx/nginx.conf", format!("http {{ {includes} }}"))];
+        let others = others.iter().map(|(path, text)| (*path, (*text).to_owned()));
+        let files = main.into_iter().chain(others);
+        let dump: String = files
+            .map(|(path, text)| format!("# configuration file {path}:\n{text}\n"))
+            .collect();
+        Conf::read(&dump).unwrap()
+    }
+
+    fn debian() -> Conf {
+        let includes = "include /etc/nginx/conf.d/*.conf; include /etc/nginx/sites-enabled/*;";
+        conf(includes, &[("/etc/nginx/sites-enabled/default", DEFAULT)])
+    }
+
+    fn nginx_org() -> Conf {
+        conf(
+            "include /etc/nginx/conf.d/*.conf;",
+            &[(
+                "/etc/nginx/conf.d/default.conf",
+                "server { listen 80; server_name localhost; }",
+            )],
+        )
+    }
+
+    /// The site is the word `default`, or `other` where another server answers for unknown names.
+    fn to_default(is_default: bool) -> anyhow::Result<String> {
+        Ok(if is_default { "default" } else { "other" }.to_owned())
+    }
+
+    fn plan(found: &Found, conf: &Conf, force: bool) -> Plan {
+        install(found, conf, &layout(), &Config::default(), force, to_default).unwrap()
+    }
+
+    /// Paths and what becomes of them, in order.
+    fn said(plan: &Plan) -> Vec<String> {
+        let changes = plan.changes.iter().map(|change| {
+            let path = change.path.display().to_string();
+            match &change.after {
+                State::Absent => format!("- {path}"),
+                State::File(text) => format!("{path} = {text}"),
+                State::Link(target) => format!("{path} -> {}", target.display()),
+            }
+        });
+        changes.collect()
+    }
+
+    const PARKED: &str = "/var/lib/links/nginx-default-site = /etc/nginx/sites-available/default";
+
+    #[test]
+    fn the_first_site_takes_the_place_of_debian_s() {
+        let plan = plan(&fresh(), &debian(), false);
+        assert_eq!(
+            said(&plan),
+            [
+                PARKED,
+                "- /etc/nginx/sites-enabled/default",
+                "/etc/nginx/sites-available/links = default",
+                "/etc/nginx/sites-enabled/links -> /etc/nginx/sites-available/links",
+            ]
+        );
+        let site = plan.site.clone().unwrap();
+        assert_eq!(
+            (site.path.as_path(), site.edited),
+            (Path::new("/etc/nginx/sites-enabled/links"), false)
+        );
+        let candidate = debian().with(&plan.overrides(Path::new("/c")));
+        assert!(
+            candidate.contains("\"/c\"") && !candidate.contains("default"),
+            "{candidate}"
+        );
+    }
+
+    #[test]
+    fn the_same_again_changes_nothing_and_a_new_text_only_the_file() {
+        assert_eq!(
+            said(&plan(&installed("default"), &debian_without_default(), false)),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            said(&plan(&installed("old"), &debian_without_default(), false)),
+            ["/etc/nginx/sites-available/links = default"]
+        );
+        let relative = Found {
+            enabled: link("../sites-available/links"),
+            ..installed("default")
+        };
+        assert_eq!(
+            said(&plan(&relative, &debian_without_default(), false)),
+            Vec::<String>::new()
+        );
+    }
+
+    fn debian_without_default() -> Conf {
+        conf(
+            "include /etc/nginx/conf.d/*.conf; include /etc/nginx/sites-enabled/*;",
+            &[],
+        )
+    }
+
+    #[test]
+    fn what_somebody_else_has_edited_stays() {
+        let conf = debian_without_default();
+        let kept = plan(&edited(), &conf, false);
+        assert_eq!(said(&kept), Vec::<String>::new());
+        assert!(kept.site.unwrap().edited);
+        assert!(kept.notices[0].contains("edited by somebody else") && kept.notices[0].contains("--force"));
+
+        let forced = plan(&edited(), &conf, true);
+        assert_eq!(
+            said(&forced),
+            [
+                "/var/lib/links/site-replaced.conf = listen 443 ssl; # managed by Certbot",
+                "/etc/nginx/sites-available/links = default",
+            ]
+        );
+        for other in [file("own"), link("/srv/own")] {
+            let own = Found {
+                enabled: other,
+                ..installed("old")
+            };
+            assert_eq!(said(&plan(&own, &conf, false)), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn an_edited_site_that_was_disabled_by_a_removal_comes_back() {
+        let found = Found {
+            available: file("certbot's"),
+            ..fresh()
+        };
+        assert_eq!(
+            said(&plan(&found, &debian(), false)),
+            [
+                PARKED,
+                "- /etc/nginx/sites-enabled/default",
+                "/etc/nginx/sites-enabled/links -> /etc/nginx/sites-available/links",
+            ]
+        );
+    }
+
+    #[test]
+    fn where_nginx_does_not_read_sites_the_site_goes_to_conf_d() {
+        let found = Found {
+            has_sites: false,
+            default: State::Absent,
+            ..fresh()
+        };
+        assert_eq!(
+            said(&plan(&found, &nginx_org(), false)),
+            ["/etc/nginx/conf.d/links.conf = default"]
+        );
+        // The directories are there, and nobody reads them: an earlier site of ours there would be found by surprise.
+        let moved = Found {
+            has_sites: true,
+            default: State::Absent,
+            ..installed("old")
+        };
+        assert_eq!(
+            said(&plan(&moved, &nginx_org(), false)),
+            [
+                "- /etc/nginx/sites-enabled/links",
+                "- /etc/nginx/sites-available/links",
+                "/etc/nginx/conf.d/links.conf = default",
+            ]
+        );
+        let back = Found {
+            conf_d: file("old"),
+            ..fresh()
+        };
+        let back = Found {
+            written: Some(digest("old")),
+            ..back
+        };
+        assert!(said(&plan(&back, &debian(), false)).contains(&"- /etc/nginx/conf.d/links.conf".to_owned()));
+    }
+
+    #[test]
+    fn without_a_place_nothing_is_written() {
+        let conf = conf("include /srv/own/*.conf;", &[]);
+        let error = install(&fresh(), &conf, &layout(), &Config::default(), false, to_default).unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("include /etc/nginx/conf.d/*.conf;"), "{said}");
+    }
+
+    #[test]
+    fn only_a_file_that_nginx_reads_can_be_the_default_server() {
+        let found = installed("default");
+        let default_server = "server { listen 80 default_server; }";
+        let mut named = Config::default();
+        named.public_url = Some("https://s.example.org".into());
+        let to = |conf: &Conf, config: &Config| {
+            install(&found, conf, &layout(), config, false, to_default).map(|plan| plan.site.unwrap().text)
+        };
+        // A backup beside the configuration is none of it, and so not in the dump.
+        assert_eq!(to(&debian_without_default(), &named).unwrap(), "default");
+        let elsewhere = conf(
+            "include /etc/nginx/conf.d/*.conf; include /etc/nginx/sites-enabled/*; server { listen 80 default_server; }",
+            &[],
+        );
+        assert_eq!(to(&elsewhere, &named).unwrap(), "other");
+        let error = to(&elsewhere, &Config::default()).unwrap_err().to_string();
+        assert!(
+            error.contains("/etc/nginx/nginx.conf answers for every host name"),
+            "{error}"
+        );
+
+        let other = conf(
+            "include /etc/nginx/sites-enabled/*;",
+            &[("/etc/nginx/sites-enabled/own", default_server)],
+        );
+        named.nginx.listen = vec![Listen::Port(8080)];
+        assert_eq!(to(&other, &named).unwrap(), "default", "another port is another matter");
+    }
+
+    #[test]
+    fn a_default_site_that_somebody_changed_stays() {
+        let changed = Found {
+            default_is_pristine: false,
+            ..fresh()
+        };
+        let error = install(&changed, &debian(), &layout(), &Config::default(), false, to_default).unwrap_err();
+        assert!(error.to_string().contains("sites-enabled/default answers"), "{error}");
+    }
+
+    #[test]
+    fn a_removal_gives_the_place_back() {
+        assert_eq!(
+            said(&remove(&installed("default"), &layout())),
+            [
+                "- /etc/nginx/sites-enabled/links",
+                "- /etc/nginx/sites-available/links",
+                "/etc/nginx/sites-enabled/default -> /etc/nginx/sites-available/default",
+                "- /var/lib/links/nginx-default-site",
+            ]
+        );
+        let nothing = remove(&fresh(), &layout());
+        assert_eq!(said(&nothing), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_removal_keeps_what_somebody_else_has_written() {
+        let plan = remove(&edited(), &layout());
+        assert_eq!(said(&plan)[0], "- /etc/nginx/sites-enabled/links");
+        assert!(!said(&plan).contains(&"- /etc/nginx/sites-available/links".to_owned()));
+        assert!(plan.notices[0].contains("stays"), "{:?}", plan.notices);
+        let conf_d = Found {
+            conf_d: file("certbot's"),
+            ..fresh()
+        };
+        assert_eq!(
+            said(&remove(&conf_d, &layout())),
+            [
+                "/var/lib/links/site-replaced.conf = certbot's",
+                "- /etc/nginx/conf.d/links.conf"
+            ]
+        );
+        let own_default = Found {
+            default: file("own"),
+            ..installed("default")
+        };
+        assert!(
+            !said(&remove(&own_default, &layout()))
+                .iter()
+                .any(|line| line.contains("enabled/default"))
+        );
+    }
+}

@@ -1,0 +1,346 @@
+//! What links knows of its site besides the files: what it wrote last, and what an unfinished change would have to undo.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::files;
+use crate::layout::Layout;
+use crate::package::manifest::hex;
+
+/// The format written and understood here.
+const FORMAT: u32 = 1;
+
+/// One path as it is, or as it is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Absent,
+    File(String),
+    Link(PathBuf),
+}
+
+impl State {
+    /// # Errors
+    /// It cannot be read, or is neither text nor a link.
+    pub fn of(path: &Path) -> anyhow::Result<Self> {
+        let read = || -> io::Result<Self> {
+            Ok(match fs::symlink_metadata(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Self::Absent,
+                Err(error) => return Err(error),
+                Ok(metadata) if metadata.is_symlink() => Self::Link(fs::read_link(path)?),
+                Ok(_) => Self::File(fs::read_to_string(path)?),
+            })
+        };
+        read().with_context(|| format!("Reading {}", path.display()))
+    }
+
+    /// # Errors
+    /// The directory is missing, full or not writable.
+    pub fn put(&self, path: &Path) -> anyhow::Result<()> {
+        match self {
+            Self::Absent => files::remove_if_present(path).with_context(|| format!("Removing {}", path.display())),
+            Self::File(text) => files::replace(path, text.as_bytes(), 0o644),
+            Self::Link(target) => files::replace_link(path, target),
+        }
+    }
+}
+
+/// What happens to one path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub path: PathBuf,
+    pub before: State,
+    pub after: State,
+}
+
+impl Change {
+    /// Leaves alone what somebody else has changed since.
+    fn undo(&self) -> anyhow::Result<bool> {
+        let is_ours = State::of(&self.path)? == self.after;
+        if is_ours {
+            self.before.put(&self.path)?;
+        }
+        Ok(is_ours)
+    }
+}
+
+/// How to undo a change of the site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undo {
+    /// In the order in which they are made.
+    changes: Vec<Change>,
+    /// [`Record::written`] before.
+    written: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    format: u32,
+    /// SHA-256 of the site that links wrote last: a site with another one was edited by somebody else.
+    pub written: Option<String>,
+    /// Of a change that nginx has not yet been seen to run.
+    unfinished: Option<Undo>,
+    /// Of what the rollout that is under way has changed.
+    rollout: Option<Undo>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            written: None,
+            unfinished: None,
+            rollout: None,
+        }
+    }
+}
+
+impl Record {
+    /// # Errors
+    /// It cannot be understood.
+    pub fn read(layout: &Layout) -> anyhow::Result<Self> {
+        let path = layout.site_state();
+        let bytes = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            bytes => bytes.with_context(|| format!("Reading {}", path.display()))?,
+        };
+        let record: Self = serde_json::from_slice(&bytes).with_context(|| format!("Reading {}", path.display()))?;
+        ensure!(
+            record.format == FORMAT,
+            "{}: format {} is not understood",
+            path.display(),
+            record.format
+        );
+        Ok(record)
+    }
+
+    fn write(&self, layout: &Layout) -> anyhow::Result<()> {
+        files::replace(&layout.site_state(), &serde_json::to_vec_pretty(self)?, 0o644)
+    }
+
+    /// Makes the changes; how to undo them is on the disk first.
+    ///
+    /// # Errors
+    /// One cannot be made. [`Self::undo_unfinished`] is the way back.
+    pub fn change(&mut self, layout: &Layout, changes: &[Change], written: Option<String>) -> anyhow::Result<()> {
+        self.unfinished = Some(Undo {
+            changes: changes.to_vec(),
+            written: std::mem::replace(&mut self.written, written),
+        });
+        self.write(layout)?;
+        changes.iter().try_for_each(|change| change.after.put(&change.path))
+    }
+
+    /// The change stays. `in_rollout`: until the rollout is over, it can still be undone with it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn finish(&mut self, layout: &Layout, in_rollout: bool) -> anyhow::Result<()> {
+        let Some(undo) = self.unfinished.take() else {
+            return Ok(());
+        };
+        if in_rollout {
+            self.rollout = Some(match self.rollout.take() {
+                None => undo,
+                Some(before) => Undo {
+                    changes: [before.changes, undo.changes].concat(),
+                    ..before
+                },
+            });
+        }
+        self.write(layout)
+    }
+
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished.is_some()
+    }
+
+    pub fn has_rollout(&self) -> bool {
+        self.rollout.is_some()
+    }
+
+    /// Undoes a change that was not finished. Returns the paths that somebody else has changed since and that therefore stay.
+    ///
+    /// # Errors
+    /// A file cannot be written; the record stays then.
+    pub fn undo_unfinished(&mut self, layout: &Layout) -> anyhow::Result<Vec<PathBuf>> {
+        let Some(undo) = self.unfinished.clone() else {
+            return Ok(vec![]);
+        };
+        let kept = self.undo(&undo)?;
+        self.unfinished = None;
+        self.write(layout)?;
+        Ok(kept)
+    }
+
+    /// Undoes what the rollout under way has changed.
+    ///
+    /// # Errors
+    /// As [`Self::undo_unfinished`].
+    pub fn undo_rollout(&mut self, layout: &Layout) -> anyhow::Result<Vec<PathBuf>> {
+        let Some(undo) = self.rollout.clone() else {
+            return Ok(vec![]);
+        };
+        let kept = self.undo(&undo)?;
+        self.rollout = None;
+        self.write(layout)?;
+        Ok(kept)
+    }
+
+    /// The rollout is over, and its site stays.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn end_rollout(&mut self, layout: &Layout) -> anyhow::Result<()> {
+        match self.rollout.take() {
+            Some(_) => self.write(layout),
+            None => Ok(()),
+        }
+    }
+
+    fn undo(&mut self, undo: &Undo) -> anyhow::Result<Vec<PathBuf>> {
+        let mut kept = vec![];
+        for change in undo.changes.iter().rev() {
+            if !change.undo()? && State::of(&change.path)? != change.before {
+                kept.push(change.path.clone());
+            }
+        }
+        self.written.clone_from(&undo.written);
+        Ok(kept)
+    }
+}
+
+pub fn digest(text: &str) -> String {
+    hex(&Sha256::digest(text))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+    use crate::layout::temporary;
+
+    fn file(text: &str) -> State {
+        State::File(text.to_owned())
+    }
+
+    /// Site and link of a host, and a change of both.
+    fn setting() -> (tempfile::TempDir, Layout, Vec<Change>) {
+        let (root, layout) = temporary(&[Layout::state_dir]);
+        let at = |name: &str| root.path().join(name);
+        fs::write(at("site"), "old").unwrap();
+        let changes = vec![
+            Change {
+                path: at("default"),
+                before: State::Absent,
+                after: State::Absent,
+            },
+            Change {
+                path: at("site"),
+                before: file("old"),
+                after: file("new"),
+            },
+            Change {
+                path: at("link"),
+                before: State::Absent,
+                after: State::Link("site".into()),
+            },
+        ];
+        (root, layout, changes)
+    }
+
+    fn states(changes: &[Change]) -> Vec<State> {
+        changes.iter().map(|change| State::of(&change.path).unwrap()).collect()
+    }
+
+    fn before(changes: &[Change]) -> Vec<State> {
+        changes.iter().map(|change| change.before.clone()).collect()
+    }
+
+    #[test]
+    fn a_change_that_was_cut_off_anywhere_is_undone() {
+        for done in 0..=3 {
+            let (_root, layout, changes) = setting();
+            let mut record = Record::default();
+            record.change(&layout, &[], Some("before".into())).unwrap();
+            record.finish(&layout, false).unwrap();
+            // What the record says comes first; then the power fails after `done` of the changes.
+            record.change(&layout, &changes, Some("after".into())).unwrap();
+            for change in changes.iter().skip(done).rev() {
+                change.before.put(&change.path).unwrap();
+            }
+            let mut found = Record::read(&layout).unwrap();
+            assert!(found.is_unfinished());
+            assert_eq!(found.undo_unfinished(&layout).unwrap(), Vec::<PathBuf>::new());
+            assert_eq!(states(&changes), before(&changes), "after {done}");
+            let found = Record::read(&layout).unwrap();
+            assert_eq!(
+                (found.written.as_deref(), found.is_unfinished()),
+                (Some("before"), false)
+            );
+        }
+    }
+
+    #[test]
+    fn a_finished_change_stays_and_a_foreign_edit_is_never_undone() {
+        let (_root, layout, changes) = setting();
+        let mut record = Record::default();
+        record.change(&layout, &changes, Some("after".into())).unwrap();
+        record.finish(&layout, false).unwrap();
+        assert_eq!(
+            Record::read(&layout).unwrap().undo_unfinished(&layout).unwrap(),
+            Vec::<PathBuf>::new()
+        );
+        assert_eq!(states(&changes)[1], file("new"));
+
+        record.change(&layout, &changes[1..], Some("again".into())).unwrap();
+        fs::write(&changes[1].path, "certbot's").unwrap();
+        assert_eq!(record.undo_unfinished(&layout).unwrap(), [changes[1].path.clone()]);
+        assert_eq!(states(&changes)[1], file("certbot's"));
+    }
+
+    #[test]
+    fn a_rollout_is_undone_over_all_its_changes_or_none() {
+        let (_root, layout, changes) = setting();
+        let mut record = Record::default();
+        record.change(&layout, &changes, Some("first".into())).unwrap();
+        record.finish(&layout, true).unwrap();
+        let second = Change {
+            before: file("new"),
+            after: file("newer"),
+            ..changes[1].clone()
+        };
+        record
+            .change(&layout, &[second.clone()], Some("second".into()))
+            .unwrap();
+        record.finish(&layout, true).unwrap();
+        let mut undone = record.clone();
+        undone.undo_rollout(&layout).unwrap();
+        assert_eq!((states(&changes), undone.written.clone()), (before(&changes), None));
+
+        second.after.put(&second.path).unwrap();
+        record.end_rollout(&layout).unwrap();
+        assert_eq!(
+            Record::read(&layout).unwrap().undo_rollout(&layout).unwrap(),
+            Vec::<PathBuf>::new()
+        );
+        assert_eq!(states(&changes)[1], file("newer"));
+    }
+
+    #[test]
+    fn another_format_is_not_guessed_at() {
+        let (_root, layout, _) = setting();
+        let record = Record {
+            format: 2,
+            ..Record::default()
+        };
+        record.write(&layout).unwrap();
+        let error = Record::read(&layout).unwrap_err();
+        assert!(error.to_string().contains("format 2 is not understood"), "{error}");
+    }
+}
