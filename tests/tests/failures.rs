@@ -156,32 +156,6 @@ fn a_second_supervisor_of_an_instance_is_refused() -> Result<()> {
 }
 
 #[test]
-fn a_broken_nginx_stays_as_it_is_and_the_installation_succeeds() -> Result<()> {
-    let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
-    appliance.write("/etc/nginx/conf.d/broken.conf", "no_such_directive on;\n")?;
-    let workers = || {
-        appliance.ok([
-            "pgrep",
-            "--parent",
-            appliance.ok(["cat", "/run/nginx.pid"])?.stdout.trim(),
-        ])
-    };
-    let before = workers()?.stdout;
-
-    let said = appliance.apt_install()?;
-    assert!(said.contains("no_such_directive"), "{said}");
-    assert!(said.contains("nginx was not reloaded"), "{said}");
-    assert_eq!(workers()?.stdout, before, "no reload");
-    let page = appliance.http().get("/")?;
-    assert!(page.text().contains("Welcome to nginx"), "{page}");
-    appliance.wait_for_status("2/2 instances ready")?;
-
-    appliance.ok(["rm", "/etc/nginx/conf.d/broken.conf"])?;
-    appliance.ok(["systemctl", "restart", "nginx"])?;
-    appliance.follow(&appliance.shorten("https://example.com/mended")?)
-}
-
-#[test]
 fn policy_rc_d_forbids_the_start() -> Result<()> {
     let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
     appliance.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n")?;

@@ -69,7 +69,7 @@ impl Running {
         }
         let states = services.states(&[UNIT.to_owned()])?;
         Ok(match states.first().map(String::as_str) {
-            Some("active" | "activating" | "reloading") => Self::Yes,
+            Some("active" | "activating" | "reloading" | "deactivating") => Self::Yes,
             Some("failed") => Self::Failed,
             _ => Self::Stopped,
         })
@@ -234,7 +234,8 @@ pub fn install(layout: &Layout, config: &Config, services: Services, mode: Mode)
     let live = is_live(services)?;
     let running = Running::of(services)?;
     let serves = |patience| verify::wait(config, Some(&decided.conf), decided.expected(live), patience);
-    if decided.plan.changes.is_empty() && running == Running::Yes && serves(Duration::ZERO).is_ok() {
+    // nginx, or an instance, may just be starting again.
+    if decided.plan.changes.is_empty() && running == Running::Yes && serves(PATIENCE).is_ok() {
         return Ok(notices);
     }
     if running == Running::Stopped && live {

@@ -50,8 +50,19 @@ pub fn reload(
     });
     reloaded.map_err(|error| match log.emergencies().as_str() {
         "" => error,
-        emergencies => anyhow!("{error:#}\nnginx reports:\n{emergencies}"),
+        emergencies => anyhow!("{error:#}\nnginx reports:\n{emergencies}{}", advice(emergencies)),
     })
+}
+
+/// Where nginx has port 80 of all addresses, it cannot listen on 127.0.0.1:80 too, nor the other way round.
+fn advice(emergencies: &str) -> &'static str {
+    match emergencies.contains("bind()") {
+        true => {
+            "\nIf nginx itself has that port under another address, only a restart can change it: `systemctl stop links \
+             nginx`, `linksctl rollout`, `systemctl start nginx links`"
+        }
+        false => "",
+    }
 }
 
 /// A log file up to now.
