@@ -3,9 +3,12 @@
 CARGO ?= cargo
 DIST  := target/dist
 LINKSCTL := target/release/linksctl
+# In the profile that the rest is built in: what the dependencies generate is then there already.
+CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
+SMOKE := apt_installs_it_with_nginx_and_the_first_link_redirects
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak deb lint bench clean build packages-run packages-bench packages-test
+.PHONY: help run check test soak deb lint bench clean build packages-run packages-bench packages-test
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,11 +16,18 @@ help: ## show this list
 run: packages-run deb ## build everything, pack it, start the appliance on localhost until Ctrl-C
 	$(LINKSCTL) --root target/run up --bundle $(DIST)/links-*.tar.gz
 
-test: packages-test deb ## every test, the lab with systemd and nginx included (needs root); SPIN=/path/to/spin for that runtime
+check: packages-test deb ## in a few minutes: formatting, clippy, unit tests, and one test that installs the package, shortens, redirects, counts
+	$(CARGO) fmt --all --check
+	$(CLIPPY)
+	$(CARGO) test --release --locked --workspace --exclude links --exclude hello --exclude links-tests
+	$(CARGO) test --release --locked -p links-tests --lib
+	$(CARGO) test --release --locked -p links-tests --test appliance -- $(SMOKE)
+
+test: packages-test released deb ## every test, the lab with systemd and nginx included (needs root); SPIN=/path/to/spin for that runtime
 	$(CARGO) test --release --workspace --exclude links --exclude hello --locked
 
-soak: packages-test deb ## the long tests: three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures (an hour)
-	$(CARGO) test --release --locked -p links-tests --test clicks --test soak --test rollout -- --ignored --nocapture --test-threads 1
+soak: packages-test released deb ## the long tests: three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures (an hour)
+	$(CARGO) test --release --locked -p links-tests --test clicks --test soak --test rollout --test upgrades -- --ignored --nocapture --test-threads 1
 
 deb: build ## both packages, the .deb and the tarball, into target/dist/
 	rm -rf $(DIST)
@@ -29,7 +39,7 @@ build:
 
 lint: packages-test ## formatting, clippy, shellcheck: everything that must be silent
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CLIPPY)
 	git ls-files | xargs grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh' | xargs shellcheck
 
 bench: packages-bench deb ## speed of this build on this machine, beside another shortener with PEER=URL of one of its redirects; ONLY=edge for a part
@@ -45,6 +55,9 @@ packages-run packages-bench packages-test:
 
 packages-test: servers
 
-.PHONY: servers
+.PHONY: servers released
 servers:
 	@.ci/servers
+
+released:
+	@.ci/released

@@ -21,13 +21,13 @@ mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
 
-# The devices that a container gets (systemd.io/CONTAINER_INTERFACE); there is no console.
+# The devices that a container gets (systemd.io/CONTAINER_INTERFACE).
 for device in null zero full random urandom tty; do
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
-touch "$root/dev/console"
-mount --bind /dev/null "$root/dev/console"
+# There is no console. A node of its own, like null: systemd changes its mode, and that of a bind mount is the host's.
+mknod "$root/dev/console" c 1 3
 mkdir "$root/dev/pts" "$root/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
 mount -t tmpfs tmpfs "$root/dev/shm"

@@ -1,6 +1,7 @@
 //! The appliance on a machine, as its user meets it.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::ops::Deref;
 use std::time::Duration;
 
@@ -10,11 +11,11 @@ use serde::Deserialize;
 
 use crate::http::Client;
 use crate::load::Link;
-use crate::{Artifacts, Machine, Output, Tree, eventually};
+use crate::{Address, Artifacts, Machine, Output, Tree, eventually};
 
 /// Where the .deb lies inside.
 pub const DEB: &str = "/var/tmp/links-shortener.deb";
-/// Where the tarball is unpacked inside; its one directory is left out.
+/// Where [`Appliance::unpack_tarball`] unpacks to inside; the tarball's one directory is left out.
 pub const UNPACKED: &str = "/var/tmp/links";
 /// The links, as a machine has them by default.
 pub const DATABASE: &str = "/var/lib/links/data/links.db";
@@ -35,7 +36,7 @@ impl Deref for Appliance {
 }
 
 impl Appliance {
-    /// A booted machine with both packages on it, neither installed.
+    /// A booted machine with the package on it, not installed.
     ///
     /// # Errors
     /// There are no packages (`make deb` makes them), or the machine does not boot.
@@ -45,17 +46,18 @@ impl Appliance {
         println!("the packages hold {} {}", runtime.kind, runtime.version);
         let machine = Machine::boot(tree)?;
         machine.copy_in(&artifacts.deb, DEB)?;
-        machine.copy_in(&artifacts.tarball, "/var/tmp/links.tar.gz")?;
-        machine.ok(["mkdir", UNPACKED])?;
-        machine.ok([
-            "tar",
-            "-xf",
-            "/var/tmp/links.tar.gz",
-            "--strip-components=1",
-            "-C",
-            UNPACKED,
-        ])?;
         Ok(Self { machine, artifacts })
+    }
+
+    /// Unpacks the tarball to [`UNPACKED`].
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn unpack_tarball(&self) -> Result<()> {
+        self.copy_in(&self.artifacts.tarball, "/var/tmp/links.tar.gz")?;
+        let unpack = "tar --extract --file /var/tmp/links.tar.gz --strip-components=1 --directory";
+        self.shell(&format!("mkdir {UNPACKED}; {unpack} {UNPACKED}"))?;
+        Ok(())
     }
 
     /// The package installed by apt beside nginx, and running.
@@ -114,7 +116,14 @@ impl Appliance {
     /// # Errors
     /// As [`Self::token`].
     pub fn instance(&self, number: u16) -> Result<Client> {
-        Ok(self.http_at(7000 + number).bearer(&self.token()?))
+        Ok(self.instance_without_token(number).bearer(&self.token()?))
+    }
+
+    /// Straight to one instance, without a token. It listens on a Unix socket, or on TCP as version 0.1.0 and Spin do.
+    pub fn instance_without_token(&self, number: u16) -> Client {
+        let socket = self.path_on_host(&format!("/run/links/sockets/{number}.sock"));
+        let tcp = (Ipv4Addr::LOCALHOST, 7000 + number).into();
+        self.http_through(Address::Either(socket, tcp))
     }
 
     /// Shortens through nginx.
@@ -225,7 +234,7 @@ impl Appliance {
     /// # Errors
     /// It does not within 20 s.
     pub fn wait_until_healthy(&self, instance: u16) -> Result<()> {
-        let client = self.http_at(7000 + instance);
+        let client = self.instance_without_token(instance);
         eventually(
             &format!("instance {instance} is healthy"),
             Duration::from_secs(20),

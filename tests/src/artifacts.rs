@@ -7,6 +7,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
+/// The version that is out, and that people upgrade from.
+pub const RELEASED: &str = "0.1.0";
+
 /// What `make deb` wrote: in the directory that `LINKS_DIST` names, `target/dist` by default.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
@@ -39,6 +42,22 @@ impl Artifacts {
             deb: the_one(&directory, "links-shortener_", ".deb")?,
             tarball: the_one(&directory, "links-", ".tar.gz")?,
         })
+    }
+
+    /// The released version 0.1.0, which `.ci/released` puts into target/released.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn released() -> Result<PathBuf> {
+        let path = target_directory()
+            .join("released")
+            .join(format!("links-shortener_{RELEASED}_amd64.deb"));
+        ensure!(
+            path.is_file(),
+            "there is no {}: .ci/released puts it there",
+            path.display()
+        );
+        Ok(path)
     }
 
     /// # Errors

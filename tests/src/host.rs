@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::{Appliance, Fault, Releases, Tree, eventually};
+use crate::{Appliance, Artifacts, Fault, RELEASED, Releases, Tree, eventually};
+
+/// Where the package of the released version lies inside, on a host that started with it.
+pub const RELEASED_DEB: &str = "/var/tmp/links-shortener_released.deb";
 
 /// The appliance at work, and what other releases can be made of it.
 #[derive(Debug)]
@@ -43,6 +46,20 @@ impl Host {
         Ok(Self { appliance, releases })
     }
 
+    /// A host on which the released version ([`RELEASED`]) was installed and serves. The package under test lies at
+    /// [`DEB`], and the releases made of it have its version or a later one.
+    ///
+    /// # Errors
+    /// As [`Self::serving`], or the released package is missing.
+    pub fn released(broken_runtime: &str) -> Result<Self> {
+        let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
+        appliance.copy_in(&Artifacts::released()?, RELEASED_DEB)?;
+        let releases = Releases::of(&appliance.artifacts, Path::new(broken_runtime))?;
+        let host = Self { appliance, releases };
+        host.apt_installs(RELEASED_DEB, RELEASED)?;
+        Ok(host)
+    }
+
     /// The path inside of a package with that version.
     ///
     /// # Errors
@@ -61,9 +78,23 @@ impl Host {
     /// # Errors
     /// As [`Releases::deb`].
     pub fn bundle(&self, version: &str, fault: Option<Fault>) -> Result<String> {
-        let deb = self.deb(version, fault)?;
+        self.unpacked(&self.deb(version, fault)?)
+    }
+
+    /// The path inside of the released version's bundle.
+    ///
+    /// # Errors
+    /// The released package is missing.
+    pub fn released_bundle(&self) -> Result<String> {
+        if !self.exists(RELEASED_DEB)? {
+            self.copy_in(&Artifacts::released()?, RELEASED_DEB)?;
+        }
+        self.unpacked(RELEASED_DEB)
+    }
+
+    fn unpacked(&self, deb: &str) -> Result<String> {
         let directory = format!("{deb}.unpacked");
-        self.ok(["dpkg-deb", "--extract", &deb, &directory])?;
+        self.ok(["dpkg-deb", "--extract", deb, &directory])?;
         Ok(format!("{directory}/usr/lib/links/bundle"))
     }
 

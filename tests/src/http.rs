@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
@@ -12,9 +11,11 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{self, Runtime};
 
 use crate::NetNamespace;
+use crate::stream::{Address, Stream};
 use crate::wire::Wire;
 
 /// What came back.
@@ -92,7 +93,7 @@ impl Failure {
 #[derive(Clone, Debug)]
 pub struct Client {
     network: NetNamespace,
-    address: SocketAddr,
+    address: Address,
     headers: HeaderMap,
     deadline: Duration,
 }
@@ -101,7 +102,7 @@ impl Client {
     /// The `Host` that is sent unless [`Self::header`] gives another.
     const HOST: HeaderValue = HeaderValue::from_static("links.example");
 
-    pub(crate) fn new(network: NetNamespace, address: SocketAddr) -> Self {
+    pub(crate) fn new(network: NetNamespace, address: Address) -> Self {
         let headers = HeaderMap::from_iter([(HOST, Self::HOST)]);
         Self {
             network,
@@ -169,20 +170,25 @@ impl Client {
 
     /// A connection that stays open for several requests.
     pub fn connect(&self) -> Result<Connection, Failure> {
-        let stream = self
-            .network
-            .connect(self.address, self.deadline)
-            .map_err(|error| Failure::of_io(&error, self.deadline))?;
+        let stream = self.stream().map_err(|error| Failure::of_io(&error, self.deadline))?;
         Connection::over(stream, self.headers.clone(), self.deadline)
+    }
+
+    /// A connection over which nothing has been sent yet.
+    ///
+    /// # Errors
+    /// As [`Stream::connect`].
+    pub fn stream(&self) -> io::Result<Stream> {
+        self.network.connect(&self.address, self.deadline)
     }
 
     /// Opens a connection from a thread that has entered the machine's network.
     pub(crate) fn wire(&self) -> Result<Wire, Failure> {
-        Wire::connect(self.address, self.deadline)
+        Wire::connect(&self.address, self.deadline)
     }
 
     /// The header fields of every request, as they are sent.
-    pub(crate) fn header_lines(&self) -> String {
+    pub fn header_lines(&self) -> String {
         let line = |(name, value): (&HeaderName, &HeaderValue)| {
             format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes()))
         };
@@ -204,23 +210,24 @@ pub struct Connection {
 }
 
 impl Connection {
-    fn over(stream: std::net::TcpStream, headers: HeaderMap, deadline: Duration) -> Result<Self, Failure> {
-        let open = || {
-            stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            let stream = {
-                let _context = runtime.enter();
-                tokio::net::TcpStream::from_std(stream)?
-            };
-            Ok((runtime, stream))
+    fn over(stream: Stream, headers: HeaderMap, deadline: Duration) -> Result<Self, Failure> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::of_io(&error, deadline))?;
+        let sender = match stream {
+            Stream::Tcp(stream) => runtime.block_on(async {
+                stream.set_nonblocking(true)?;
+                Ok(handshake(tokio::net::TcpStream::from_std(stream)?).await)
+            }),
+            Stream::Unix(stream) => runtime.block_on(async {
+                stream.set_nonblocking(true)?;
+                Ok(handshake(tokio::net::UnixStream::from_std(stream)?).await)
+            }),
         };
-        let (runtime, stream) = open().map_err(|error: io::Error| Failure::of_io(&error, deadline))?;
-        let (sender, connection) = runtime
-            .block_on(http1::handshake(TokioIo::new(stream)))
+        let sender = sender
+            .map_err(|error: io::Error| Failure::of_io(&error, deadline))?
             .map_err(|error| Failure::of_hyper(&error, deadline))?;
-        // Its error also ends the request that waits for it, which reports it.
-        runtime.spawn(async { drop(connection.await) });
         Ok(Self {
             runtime,
             sender,
@@ -271,4 +278,13 @@ impl Connection {
             Err(_) => Err(Failure::TimedOut(deadline)),
         }
     }
+}
+
+async fn handshake(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> hyper::Result<SendRequest<Full<Bytes>>> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Its error also ends the request that waits for it, which reports it.
+    tokio::spawn(async { drop(connection.await) });
+    Ok(sender)
 }

@@ -24,7 +24,7 @@ use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
 use crate::http::Client;
-use crate::{NetNamespace, Tree, cache, process};
+use crate::{Address, NetNamespace, Tree, cache, process};
 
 const BOOT: &str = include_str!("../lab/boot.sh");
 /// From the start of systemd to the end of its start-up, and from `poweroff` to the end of systemd.
@@ -231,7 +231,15 @@ impl Machine {
     /// # Panics
     /// The machine is shut down.
     pub fn http_at(&self, port: u16) -> Client {
-        Client::new(self.network(), (Ipv4Addr::LOCALHOST, port).into())
+        self.http_through(Address::Tcp((Ipv4Addr::LOCALHOST, port).into()))
+    }
+
+    /// A client for another address inside.
+    ///
+    /// # Panics
+    /// The machine is shut down.
+    pub fn http_through(&self, address: Address) -> Client {
+        Client::new(self.network(), address)
     }
 
     /// The network that the machine has until its next boot.
@@ -244,6 +252,19 @@ impl Machine {
     )]
     pub fn network(&self) -> NetNamespace {
         self.running().expect("the machine is running").network.clone()
+    }
+
+    /// The host's path of a file inside, until the next boot. It must not lead through an absolute symbolic link.
+    ///
+    /// # Panics
+    /// The machine is shut down.
+    #[allow(
+        clippy::expect_used,
+        reason = "a test that asks a machine it shut down is wrong itself"
+    )]
+    pub fn path_on_host(&self, path: &str) -> PathBuf {
+        let init = self.running().expect("the machine is running").init;
+        PathBuf::from(format!("/proc/{init}/root{path}"))
     }
 
     /// Runs a function in a thread that sees the machine's files and network in place of the host's.

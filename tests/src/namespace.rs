@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+
+use crate::stream::{Address, Stream};
 
 /// The network of a running machine. A socket stays in the network that its thread was in when it was made.
 #[derive(Clone, Debug)]
@@ -28,14 +29,14 @@ impl NetNamespace {
         Ok(setns(&*self.0, CloneFlags::CLONE_NEWNET)?)
     }
 
-    /// A TCP connection made inside, for use by any thread.
+    /// A connection made inside, for use by any thread.
     ///
     /// # Errors
-    /// As [`TcpStream::connect_timeout`].
-    pub fn connect(&self, address: SocketAddr, deadline: Duration) -> io::Result<TcpStream> {
+    /// As [`Stream::connect`].
+    pub fn connect(&self, address: &Address, deadline: Duration) -> io::Result<Stream> {
         let connect = || {
             self.enter()?;
-            TcpStream::connect_timeout(&address, deadline)
+            Stream::connect(address, deadline)
         };
         thread::scope(|scope| scope.spawn(connect).join())
             .unwrap_or_else(|_| Err(io::Error::other("the connecting thread panicked")))

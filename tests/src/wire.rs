@@ -3,11 +3,11 @@
 //! Whether a request may be sent again depends on what had been sent and received on the connection that broke; a library
 //! that hides the connection cannot tell.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use crate::http::Failure;
+use crate::stream::{Address, Stream};
 
 /// More header fields than any answer here has.
 const MAX_FIELDS: usize = 64;
@@ -34,17 +34,16 @@ pub(crate) struct Broken {
 /// A connection from the namespace of the thread that made it.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     deadline: Duration,
 }
 
 impl Wire {
     /// `deadline` bounds connecting, and then each exchange.
-    pub fn connect(address: SocketAddr, deadline: Duration) -> Result<Self, Failure> {
+    pub fn connect(address: &Address, deadline: Duration) -> Result<Self, Failure> {
         let open = || {
-            let stream = TcpStream::connect_timeout(&address, deadline)?;
-            stream.set_nodelay(true)?;
-            stream.set_write_timeout(Some(deadline))?;
+            let stream = Stream::connect(address, deadline)?;
+            stream.set_write_timeout(deadline)?;
             Ok(stream)
         };
         open()
@@ -54,13 +53,7 @@ impl Wire {
 
     /// Whether the server has closed the connection, or said something unasked before it does.
     pub fn is_closed(&self) -> bool {
-        let look = || {
-            self.stream.set_nonblocking(true)?;
-            let peeked = self.stream.peek(&mut [0]);
-            self.stream.set_nonblocking(false)?;
-            peeked
-        };
-        !matches!(look(), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        self.stream.is_closed()
     }
 
     /// Sends a whole request and takes its whole answer. `to_head`: the request is a HEAD, its answer has no body.
@@ -101,7 +94,7 @@ impl Wire {
             let left = until
                 .saturating_duration_since(Instant::now())
                 .max(Duration::from_millis(1));
-            self.stream.set_read_timeout(Some(left))?;
+            self.stream.set_read_timeout(left)?;
             self.stream.read(&mut chunk)
         };
         match read() {
@@ -230,7 +223,7 @@ mod tests {
                 }
             }
         });
-        Wire::connect(address, Duration::from_secs(2)).unwrap()
+        Wire::connect(&Address::Tcp(address), Duration::from_secs(2)).unwrap()
     }
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -282,7 +275,11 @@ mod tests {
     #[test]
     fn silence_has_a_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut wire = Wire::connect(listener.local_addr().unwrap(), Duration::from_millis(100)).unwrap();
+        let mut wire = Wire::connect(
+            &Address::Tcp(listener.local_addr().unwrap()),
+            Duration::from_millis(100),
+        )
+        .unwrap();
         let broken = wire.exchange(REQUEST, false).unwrap_err();
         assert!(matches!(broken.failure, Failure::TimedOut(_)), "{broken:?}");
         assert!(!wire.is_closed());

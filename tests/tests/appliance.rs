@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use links_tests::load::{Link, Load, Outcome, verify_all};
 use links_tests::{Appliance, Artifacts, Tree, UNPACKED, eventually};
+use serde_json::Value;
 
 const URL: &str = "https://example.com/a?b=c#d";
 
@@ -32,6 +33,14 @@ fn apt_installs_it_with_nginx_and_the_first_link_redirects() -> Result<()> {
     // What is between the instance and its supervisor stays there.
     assert_eq!(appliance.http().get("/.well-known/spin/health")?.status, 404);
 
+    // The one GET above, by a client without a name; a HEAD is no click.
+    eventually("the click is counted", Duration::from_secs(20), || {
+        let stats: Value = serde_json::from_str(&appliance.ok(["linksctl", "stats", &link.slug, "--json"])?.stdout)?;
+        let counted = (stats["clicks"].as_u64(), stats["bots"].as_u64());
+        ensure!(counted.1 <= Some(1) && counted.0 == Some(0), "{stats}");
+        Ok((counted.1 == Some(1)).then_some(()))
+    })?;
+
     let token = appliance.token()?;
     assert!(
         token.len() >= 32 && !said.contains(&token),
@@ -47,9 +56,17 @@ fn apt_installs_it_with_nginx_and_the_first_link_redirects() -> Result<()> {
     Ok(())
 }
 
+/// What an installation has to be, one after the other on one machine.
 #[test]
-fn the_status_line_tells_what_runs() -> Result<()> {
-    let appliance = Appliance::installed()?;
+fn an_installed_appliance_is_sound_starts_at_boot_and_stops_when_told() -> Result<()> {
+    let mut appliance = Appliance::installed()?;
+    the_status_line_tells_what_runs(&appliance).context("the status line")?;
+    the_units_are_sound_and_sandboxed(&appliance).context("the units")?;
+    nginx_finds_nothing_to_say_about_the_site(&appliance).context("nginx")?;
+    it_starts_at_boot_and_stops_when_told(&mut appliance).context("boot and stop")
+}
+
+fn the_status_line_tells_what_runs(appliance: &Appliance) -> Result<()> {
     let runtime = appliance.artifacts.runtime()?;
     let version = appliance
         .ok(["dpkg-query", "--show", "--showformat=${Version}", "links-shortener"])?
@@ -73,9 +90,7 @@ fn the_status_line_tells_what_runs() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn it_starts_at_boot_and_stops_when_told() -> Result<()> {
-    let mut appliance = Appliance::installed()?;
+fn it_starts_at_boot_and_stops_when_told(appliance: &mut Appliance) -> Result<()> {
     let link = appliance.shorten(URL)?;
 
     appliance.machine.reboot()?;
@@ -136,6 +151,7 @@ fn removal_keeps_the_links_and_purge_leaves_nothing() -> Result<()> {
 #[test]
 fn the_tarball_installs_and_uninstalls_without_apt() -> Result<()> {
     let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
+    appliance.unpack_tarball()?;
     appliance.shell("rm -r /usr/bin/apt* /usr/lib/apt")?;
     let before = appliance.inventory()?;
     let install = [&format!("{UNPACKED}/usr/bin/linksctl"), "install"];
@@ -159,18 +175,14 @@ fn the_tarball_installs_and_uninstalls_without_apt() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_units_are_sound_and_sandboxed() -> Result<()> {
-    let appliance = Appliance::installed()?;
-    assert_sound_units(&appliance)?;
+fn the_units_are_sound_and_sandboxed(appliance: &Appliance) -> Result<()> {
+    assert_sound_units(appliance)?;
     assert!(appliance.exposure("links@1.service")? <= 1.0);
     assert!(appliance.exposure("links.service")? <= 1.5);
     Ok(())
 }
 
-#[test]
-fn nginx_finds_nothing_to_say_about_the_site() -> Result<()> {
-    let appliance = Appliance::installed()?;
+fn nginx_finds_nothing_to_say_about_the_site(appliance: &Appliance) -> Result<()> {
     assert_eq!(appliance.ok(["nginx", "-t", "-q"])?.stderr, "");
     let enabled = appliance.ok(["ls", "/etc/nginx/sites-enabled"])?.stdout;
     assert_eq!(enabled, "links\n", "the default site made way");

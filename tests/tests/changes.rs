@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use links_tests::load::Link;
-use links_tests::{DATABASE, Fault, Host, Output, Traffic, eventually};
+use links_tests::{DATABASE, Fault, Host, Output, RELEASED, Traffic, eventually};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
@@ -12,13 +12,16 @@ use serde_json::Value;
 fn releases_move_forward_and_back_and_fewer_or_more_serve() -> Result<()> {
     let host = Setting::new()?;
     let old = host.release_of(1)?;
-    let next = host.bundle("9.9.9", None)?;
+    let next = host.released_bundle()?;
 
     let rolled = host.under_load("rollout", || host.ok(["linksctl", "rollout", "--release", &next]))?;
     ensure!(rolled.stdout.contains("instance 2: stays healthy"), "{rolled}");
     let new = host.release_of(1)?;
-    ensure!(new.starts_with("9.9.9-") && host.release_of(2)? == new, "{new}");
-    host.wait_for_status("2/2 instances ready, release 9.9.9,")?;
+    ensure!(
+        new.starts_with(&format!("{RELEASED}-")) && host.release_of(2)? == new,
+        "{new}"
+    );
+    host.wait_for_status(&format!("2/2 instances ready, release {RELEASED},"))?;
 
     let again = host.ok(["linksctl", "rollout", "--json"])?;
     let events = events(&again)?;
@@ -103,7 +106,7 @@ fn a_configuration_counts_when_it_is_applied() -> Result<()> {
 fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
     let mut host = Setting::new()?;
     let old = host.release_of(1)?;
-    let next = host.bundle("9.9.9", None)?;
+    let next = host.released_bundle()?;
     let rollout =
         format!("linksctl rollout --release {next} >/var/tmp/rollout.log 2>&1; echo $? >/var/tmp/rollout.status");
     let start = |host: &Setting| -> Result<String> {
@@ -173,12 +176,12 @@ fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
 #[test]
 fn a_stopped_service_stays_stopped() -> Result<()> {
     let host = Setting::new()?;
-    let next = host.bundle("9.9.9", None)?;
+    let next = host.released_bundle()?;
     host.ok(["systemctl", "stop", "links"])?;
     host.ok(["linksctl", "rollout", "--release", &next])?;
     assert_eq!(host.processes()?, "");
     host.ok(["systemctl", "start", "links"])?;
-    host.wait_for_status("2/2 instances ready, release 9.9.9,")?;
+    host.wait_for_status(&format!("2/2 instances ready, release {RELEASED},"))?;
     Ok(())
 }
 
@@ -237,7 +240,10 @@ impl std::ops::Deref for Setting {
 
 impl Setting {
     fn new() -> Result<Self> {
-        let host = Host::serving(env!("CARGO_BIN_EXE_broken-runtime"))?;
+        Self::on(Host::serving(env!("CARGO_BIN_EXE_broken-runtime"))?)
+    }
+
+    fn on(host: Host) -> Result<Self> {
         let link = host.shorten("https://example.com/precious")?;
         Ok(Self { host, link })
     }
@@ -276,7 +282,7 @@ fn events(output: &Output) -> Result<Vec<Value>> {
 
 #[test]
 fn a_failed_upgrade_leaves_the_old_release_serving_and_a_retry_works() -> Result<()> {
-    let host = Setting::new()?;
+    let host = Setting::on(Host::released(env!("CARGO_BIN_EXE_broken-runtime"))?)?;
     let old = host.release_of(1)?;
     let broken = host.deb("9.9.8", Some(Fault::Exits))?;
     let failed = host.under_load("broken", || host.run(["apt-get", "--yes", "install", &broken]))?;

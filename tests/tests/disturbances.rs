@@ -1,14 +1,14 @@
 //! What else happens on a host: others at work on nginx, slow clients, a full disk, a clock that is set.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use links_tests::http::Client;
 use links_tests::load::Outcome;
-use links_tests::{Fault, Host, Traffic, Tree, eventually, verify};
+use links_tests::{Fault, Host, Stream, Traffic, Tree, eventually, verify};
 
 const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -91,7 +91,7 @@ fn a_restart_of_nginx_costs_what_comes_while_it_is_down() -> Result<()> {
 fn a_slow_client_is_answered_across_a_restart() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "slow")?;
-    let mut slow = Slow::connect(&host, 80)?;
+    let mut slow = Slow::connect(&host.site()?)?;
     thread::scope(|scope| {
         let restart = scope.spawn(|| traffic.during("restart", || host.ok(["linksctl", "restart"])));
         slow.drip_until(|_| restart.is_finished())?;
@@ -106,7 +106,7 @@ fn a_slow_client_is_answered_across_a_restart() -> Result<()> {
 fn a_drain_waits_for_a_slow_client() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "drain")?;
-    let mut slow = Slow::connect(&host, 7001)?;
+    let mut slow = Slow::connect(&host.instance(1)?)?;
     let already_said = host.journal("links@1")?.len();
     let enough = Duration::from_secs(3);
     thread::scope(|scope| {
@@ -141,7 +141,7 @@ fn a_drain_ends_at_its_deadline() -> Result<()> {
 
     let traffic = Traffic::start(&host, "deadline")?;
     let already_said = host.journal("links@1")?.len();
-    let mut slow = Slow::connect(&host, 7001)?;
+    let mut slow = Slow::connect(&host.instance(1)?)?;
     let cut = thread::scope(|scope| {
         let restart = scope.spawn(|| {
             traffic.during("restart", || {
@@ -352,7 +352,7 @@ fn needrestart_leaves_the_instances_alone() -> Result<()> {
 
 /// A client in the middle of a POST.
 struct Slow {
-    stream: TcpStream,
+    stream: Stream,
     unsent: Vec<u8>,
 }
 
@@ -363,16 +363,13 @@ impl Slow {
     const SPACES: usize = 120;
 
     /// Sends the head and the first byte of the body.
-    fn connect(host: &Host, port: u16) -> Result<Self> {
-        let deadline = Duration::from_secs(20);
-        let mut stream = host.network().connect((Ipv4Addr::LOCALHOST, port).into(), deadline)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(deadline))?;
+    fn connect(client: &Client) -> Result<Self> {
+        let mut stream = client.stream()?;
+        stream.set_read_timeout(Duration::from_secs(20))?;
         let body = " ".repeat(Self::SPACES) + r#"{"url":"http://slow.example"}"#;
         let head = format!(
-            "POST /shorten HTTP/1.1\r\nhost: links.example\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\nconnection: close\r\n\r\n",
-            host.token()?,
+            "POST /shorten HTTP/1.1\r\n{}content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            client.header_lines(),
             body.len()
         );
         let (first, unsent) = body.split_at(1);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -396,9 +395,8 @@ fn every_click_is_counted_whatever_it_says_of_itself() -> Result<()> {
 
 /// Whether it was redirected.
 fn folded(appliance: &Appliance) -> Result<bool> {
-    let address = (Ipv4Addr::LOCALHOST, 80).into();
-    let mut stream = appliance.network().connect(address, Duration::from_secs(10))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut stream = appliance.http().stream()?;
+    stream.set_read_timeout(Duration::from_secs(10))?;
     stream.write_all(
         b"GET /hostile HTTP/1.1\r\nHost: links.example\r\nConnection: close\r\nUser-Agent: Mozilla/5.0\r\n\tl1\tFirefox\r\n\r\n",
     )?;

@@ -220,7 +220,7 @@ impl Lab<'_> {
             told.collect::<Result<()>>()
         })?;
         for number in 1..=2 {
-            let (answer, took) = timed(|| appliance.http_at(7000 + number).get("/health"))?;
+            let (answer, took) = timed(|| appliance.instance_without_token(number).get("/health"))?;
             is_unavailable(&answer)?;
             ensure!(answer.text().contains("The database does not answer"), "{answer}");
             // Its supervisor waits for two seconds.

@@ -1,7 +1,5 @@
 //! Changes of what runs, which no client notices.
 
-use std::collections::BTreeSet;
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::load::{Method, Outcome};
-use links_tests::{Fault, Host, Output, Traffic, eventually, verify};
+use links_tests::{DEB, Fault, Host, Output, RELEASED, Seed, Traffic, eventually, verify};
 
 const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 
@@ -70,40 +68,10 @@ fn the_service_restarts_and_reloads_unnoticed() -> Result<()> {
 }
 
 #[test]
-fn apt_installs_the_next_version_the_one_before_and_the_same_again_unnoticed() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    let (first, next) = (host.releases.version(), host.releases.later(1));
-    let traffic = Traffic::start(&host, "upgrade")?;
-    for version in [&next, first, first] {
-        let deb = host.deb(version, None)?;
-        let begin = Instant::now();
-        traffic.during("upgrade", || host.apt_installs(&deb, version))?;
-        println!("apt install of {version}: {:.1} s", begin.elapsed().as_secs_f64());
-    }
-    traffic.finish(&host)?;
-    Ok(())
-}
-
-#[test]
-fn an_upgrade_of_a_stopped_service_leaves_it_stopped() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    let next = host.releases.later(1);
-    let deb = host.deb(&next, None)?;
-    host.ok(["systemctl", "stop", "links"])?;
-    host.wait_until_stopped()?;
-    let said = host.apt_install_any(&deb)?;
-    assert_eq!(said.status, 0, "{said}");
-    assert_eq!(host.processes()?, "", "{said}");
-    host.ok(["systemctl", "start", "links"])?;
-    host.wait_for_rotation(2)?;
-    host.runs(&next)
-}
-
-#[test]
 fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
-    let (first, next) = (host.releases.version(), host.releases.later(1));
-    let bundle = host.bundle(&next, None)?;
+    let (first, next) = (host.releases.version(), RELEASED);
+    let bundle = host.released_bundle()?;
     let traffic = Traffic::start(&host, "rollout")?;
     let linksctl = |arguments: &[&str]| {
         let begin = Instant::now();
@@ -113,7 +81,7 @@ fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
     };
 
     linksctl(&["rollout", "--release", &bundle])?;
-    host.runs(&next)?;
+    host.runs(next)?;
     linksctl(&["rollback"])?;
     host.runs(first)?;
 
@@ -130,8 +98,7 @@ fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
 
 #[test]
 fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    let deb = host.deb(&host.releases.later(1), None)?;
+    let host = Host::released(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "both")?;
     let (restart, upgrade) = traffic.during("both", || {
         thread::scope(|scope| {
@@ -142,7 +109,7 @@ fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result
             let second = host.run(["linksctl", "restart"])?;
             ensure!(second.status != 0, "the second should be refused: {second}");
             ensure!(said(&second).contains("linksctl"), "who holds the lock: {second}");
-            let upgrade = host.apt_install_any(&deb)?;
+            let upgrade = host.apt_install_any(DEB)?;
             let restart = restart.join().ok().context("the thread panicked")??;
             Ok((restart, upgrade))
         })
@@ -153,7 +120,7 @@ fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result
         traffic.during("both", || host.ok(["dpkg", "--configure", "--pending"]))?;
     }
     host.wait_for_rotation(2)?;
-    host.runs(&host.releases.later(1))?;
+    host.runs(host.releases.version())?;
     traffic.finish(&host)?;
     Ok(())
 }
@@ -196,32 +163,6 @@ fn broken_releases_are_undone_unnoticed() -> Result<()> {
             .with_context(|| format!("{fault:?}: {output}"))?;
         assert_eq!(host.releases(2)?, before, "{fault:?}: {output}");
     }
-    traffic.finish(&host)?;
-    Ok(())
-}
-
-#[test]
-fn a_broken_package_stays_half_configured_until_a_sound_one_comes() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    host.gives_up_early()?;
-    let before = host.releases(2)?;
-    let broken = host.deb(&host.releases.later(1), Some(Fault::Instance(2)))?;
-    let sound = host.deb(&host.releases.later(2), None)?;
-    let traffic = Traffic::start(&host, "package")?;
-
-    let failed = traffic.during("upgrade", || host.apt_install_any(&broken))?;
-    assert_ne!(failed.status, 0, "{failed}");
-    assert!(said(&failed).contains("instance 2"), "{failed}");
-    assert_eq!(host.package_state()?, "half-configured");
-    host.wait_for_rotation(2)?;
-    assert_eq!(host.releases(2)?, before);
-
-    let again = traffic.during("upgrade", || host.run(["dpkg", "--configure", "--pending"]))?;
-    assert_ne!(again.status, 0, "the cause is still there: {again}");
-    host.wait_for_rotation(2)?;
-    assert_eq!(host.releases(2)?, before);
-
-    traffic.during("upgrade", || host.apt_installs(&sound, &host.releases.later(2)))?;
     traffic.finish(&host)?;
     Ok(())
 }
@@ -273,6 +214,7 @@ fn kill_9_costs_no_request_fifty_times() -> Result<()> {
 }
 
 fn killed_at_random_moments(times: u64) -> Result<()> {
+    let seed = Seed::of_environment()?;
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "killed")?;
     for number in 0..times {
@@ -280,7 +222,7 @@ fn killed_at_random_moments(times: u64) -> Result<()> {
         // The limit is for a release that cannot start, not for kills.
         host.ok(["systemctl", "reset-failed", "links@1", "links@2"])?;
         // A random moment is what is tested.
-        thread::sleep(random(number, Duration::from_millis(800)));
+        thread::sleep(seed.moment(number, Duration::from_millis(800)));
         traffic.during("killed", || {
             host.restarted(|| {
                 let supervisor = host.main_pid(unit)?;
@@ -294,87 +236,6 @@ fn killed_at_random_moments(times: u64) -> Result<()> {
         })?;
     }
     traffic.finish(&host)?;
-    Ok(())
-}
-
-#[test]
-fn a_host_killed_in_an_upgrade_serves_the_old_or_the_new_release() -> Result<()> {
-    host_killed_in_an_upgrade(3)
-}
-
-#[test]
-#[ignore = "takes a quarter of an hour: `make soak`"]
-fn a_host_killed_in_an_upgrade_thirty_times() -> Result<()> {
-    host_killed_in_an_upgrade(30)
-}
-
-fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
-    let mut host = Host::serving(BROKEN_RUNTIME)?;
-    let versions = [host.releases.version().to_owned(), host.releases.later(1)];
-    let debs = [host.deb(&versions[0], None)?, host.deb(&versions[1], None)?];
-    let begin = Instant::now();
-    host.apt_installs(&debs[1], &versions[1])?;
-    let whole = begin.elapsed();
-
-    for number in 0..times {
-        let to = number as usize % 2;
-        let (label, moment) = (format!("power{number}"), random(number, whole));
-        let traffic = Traffic::start(&host, &label)?;
-        host.ok([
-            "systemd-run",
-            "--unit=upgrade",
-            "--setenv=DEBIAN_FRONTEND=noninteractive",
-            "apt-get",
-            "--yes",
-            "--allow-downgrades",
-            "install",
-            &debs[to],
-        ])?;
-        // A random moment is what is tested.
-        thread::sleep(moment);
-        let begin = Instant::now();
-        host.appliance.machine.kill_host()?;
-        eventually(
-            "it serves again",
-            Duration::from_secs(30).saturating_sub(begin.elapsed()),
-            || {
-                let answer = host.http().get("/no-such-link");
-                Ok(answer.is_ok_and(|answer| answer.status == 404).then_some(()))
-            },
-        )
-        .with_context(|| format!("killed {moment:?} after the start of the upgrade"))?;
-        let serving = begin.elapsed();
-        // The kill cut requests short; what was acknowledged is there all the same.
-        let report = traffic.stop()?;
-        verify(&host, &label, &report)?;
-        host.wait_for_rotation(2)?;
-        let after_boot: BTreeSet<_> = host.releases(2)?.into_iter().collect();
-        let ours = |release: &String| {
-            versions
-                .iter()
-                .any(|version| release.starts_with(&format!("{version}-")))
-        };
-        assert!(after_boot.iter().all(ours), "{after_boot:?}");
-
-        let configured = host.run(["dpkg", "--configure", "--pending"])?;
-        host.wait_for_rotation(2)?;
-        let after_configure: BTreeSet<_> = host.releases(2)?.into_iter().collect();
-        println!(
-            "killed {:.1} s after the start of the upgrade, served after {:.1} s: {after_boot:?}, then {after_configure:?}",
-            moment.as_secs_f64(),
-            serving.as_secs_f64()
-        );
-        // dpkg may have been killed before it had unpacked all, and then wants the package again.
-        let wants_it_again = configured
-            .stderr
-            .contains("reinstall it before attempting configuration");
-        ensure!(configured.status == 0 || wants_it_again, "{configured}");
-        assert_eq!(after_configure.len(), 1, "no mixture: {after_configure:?}");
-        // Not from apt, which refuses to go on without an archive of the version that was there.
-        host.ok(["dpkg", "--install", &debs[to]])?;
-        host.wait_for_rotation(2)?;
-        host.runs(&versions[to])?;
-    }
     Ok(())
 }
 
@@ -397,10 +258,4 @@ fn a_reload_of_nginx_costs_no_get_and_no_head() -> Result<()> {
 
 fn said(output: &Output) -> String {
     format!("{}{}", output.stdout, output.stderr)
-}
-
-/// Less than `below`, another one for each number and each run.
-fn random(number: u64, below: Duration) -> Duration {
-    let share = RandomState::new().hash_one(number) as f64 / u64::MAX as f64;
-    below.mul_f64(share)
 }

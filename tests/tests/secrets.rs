@@ -370,6 +370,7 @@ impl Lab<'_> {
         let found = inside(&finds(&open))?;
         ensure!(found.is_empty(), "others can read the secrets in:\n{found}");
 
+        self.appliance.unpack_tarball()?;
         let package = inside(&finds(&format!("find {UNPACKED} -type f -print0")))?;
         ensure!(package.is_empty(), "in the package: {package}");
 

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::{Host, Traffic};
+use links_tests::{DEB, Host, RELEASED, RELEASED_DEB, Traffic};
 
 /// How much of it.
 struct Soak {
@@ -37,9 +37,9 @@ fn a_million_requests_notice_nothing() -> Result<()> {
 
 impl Soak {
     fn run(&self) -> Result<()> {
-        let host = Host::serving(env!("CARGO_BIN_EXE_broken-runtime"))?;
-        let versions = [host.releases.later(1), host.releases.version().to_owned()];
-        let debs = [host.deb(&versions[0], None)?, host.deb(&versions[1], None)?];
+        let host = Host::released(env!("CARGO_BIN_EXE_broken-runtime"))?;
+        let versions = [host.releases.version(), RELEASED];
+        let debs = [DEB, RELEASED_DEB];
 
         let traffic = Traffic::start(&host, "soak")?;
         let mut rollouts = vec![];
@@ -52,7 +52,7 @@ impl Soak {
             let before = host.starts(2)?;
             let begin = Instant::now();
             if upgrade {
-                let deb = &debs[upgrades.len() % 2];
+                let deb = debs[upgrades.len() % 2];
                 let apt = traffic.during("upgrade", || host.apt_install_any(deb))?;
                 upgrades.push(begin.elapsed());
                 ensure!(apt.status == 0, "{apt}");
@@ -70,7 +70,7 @@ impl Soak {
         traffic.wait_for(self.requests.saturating_sub(traffic.asked()))?;
         let report = traffic.finish(&host)?;
         ensure!(report.requests() >= self.requests, "{report}");
-        let wanted = &versions[(self.upgrades as usize + 1) % 2];
+        let wanted = versions[(self.upgrades as usize + 1) % 2];
         for release in host.releases(2)? {
             ensure!(
                 release.starts_with(&format!("{wanted}-")),

@@ -280,7 +280,7 @@ impl Lab {
     }
 
     fn answers_by(&self, number: u16, token: &str, status: u16) -> Result<()> {
-        let client = self.http_at(7000 + number).bearer(token);
+        let client = self.instance_without_token(number).bearer(token);
         let mut last = None;
         eventually(&format!("{status} from instance {number}"), SOON, || {
             let answer = client.post("/shorten", r#"{"url":"https://example.com/"}"#)?;

@@ -473,6 +473,43 @@ mod tests {
         assert_eq!(made, list.entries.iter().map(|entry| &entry.path).collect());
     }
 
+    /// Where the package's own conffile stays the same, dpkg asks nobody about an edited one. New keys get defaults, and are
+    /// documented elsewhere.
+    #[test]
+    fn conffiles_are_those_of_version_0_1_0() {
+        let of_0_1_0 = [
+            (
+                "etc/links/links.toml",
+                "b7e4b8c2949cb2772049abd5100e46ee0ecccd2dba3ee144fc5af332854fdf07",
+            ),
+            (
+                "etc/links/runtime.toml",
+                "57467b4f25ae698958ebd2a815ebc2f33fd52e5f1a6af38c18b0592e7b728661",
+            ),
+            (
+                "etc/needrestart/conf.d/links.conf",
+                "ed67797ec732756468bdd34a75f3d03c07be1f7d6b35058e8b1b5c5cb1ebbf30",
+            ),
+        ];
+        let conffiles: Vec<_> = table(&[], Path::new("linksctl"), Path::new("../runtime.toml"))
+            .into_iter()
+            .filter(|entry| entry.conffile)
+            .map(|entry| {
+                let bytes = match entry.source {
+                    Source::Repository(_, text) => text.as_bytes().to_vec(),
+                    Source::File(path) => std::fs::read(path).unwrap(),
+                    Source::Made(_) | Source::Bundle(..) => vec![],
+                };
+                (entry.path, Digests::of_bytes(&bytes).sha256)
+            })
+            .collect();
+        let conffiles: Vec<_> = conffiles
+            .iter()
+            .map(|(path, sha256)| (path.as_str(), sha256.as_str()))
+            .collect();
+        assert_eq!(conffiles, of_0_1_0);
+    }
+
     /// tmpfiles.d, sysusers.d and the scripts spell paths out; layout.rs owns them.
     #[test]
     fn packaging_files_agree_with_the_layout() {

@@ -64,8 +64,14 @@ fn collect(layout: &Layout) -> anyhow::Result<Vec<Listed>> {
             release: release.id,
         });
     }
-    listed.sort_by(|a, b| a.release.cmp(&b.release));
+    listed.sort_by_cached_key(|listed| (by_number(&listed.release), listed.release.clone()));
     Ok(listed)
+}
+
+/// What releases are sorted by, so that 0.10.0 comes after 0.9.0: a name's parts, numbers as numbers.
+fn by_number(name: &str) -> Vec<Result<u64, String>> {
+    let parts = name.split(|c: char| !c.is_ascii_alphanumeric());
+    parts.map(|part| part.parse().map_err(|_| part.to_owned())).collect()
 }
 
 fn text(listed: &[Listed]) -> String {
@@ -98,6 +104,13 @@ mod tests {
     use super::*;
     use crate::release::Store;
     use crate::release::tests::bundle;
+
+    #[test]
+    fn a_version_of_two_digits_comes_after_one_of_one() {
+        let mut names = ["0.10.0-ab", "0.2.0-cd", "0.10.0-12", "0.1.0-ff", "1.0.0-00"];
+        names.sort_by_key(|name| by_number(name));
+        assert_eq!(names, ["0.1.0-ff", "0.2.0-cd", "0.10.0-12", "0.10.0-ab", "1.0.0-00"]);
+    }
 
     #[test]
     fn the_list_tells_who_runs_what_and_where_rollback_goes() {
