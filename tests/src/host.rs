@@ -140,12 +140,20 @@ impl Host {
     /// # Errors
     /// None is restarted within 30 s.
     pub fn restarted<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
-        let before = self.starts(2)?;
+        self.restarted_of(2, change)
+    }
+
+    /// As [`Self::restarted`] where the instances 1 to `count` serve.
+    ///
+    /// # Errors
+    /// As [`Self::restarted`].
+    pub fn restarted_of<T>(&self, count: u16, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.starts(count)?;
         let changed = change()?;
         eventually("an instance is started again", Duration::from_secs(30), || {
-            Ok((self.starts(2)? != before).then_some(()))
+            Ok((self.starts(count)? != before).then_some(()))
         })?;
-        self.wait_for_rotation(2)?;
+        self.wait_for_rotation(count)?;
         Ok(changed)
     }
 

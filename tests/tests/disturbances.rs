@@ -143,20 +143,22 @@ fn a_drain_ends_at_its_deadline() -> Result<()> {
     let already_said = host.journal("links@1")?.len();
     let mut slow = Slow::connect(&host.instance(1)?)?;
     let cut = thread::scope(|scope| {
+        let begin = Instant::now();
         let restart = scope.spawn(|| {
             traffic.during("restart", || {
                 host.restarted(|| host.ok(["systemctl", "restart", "links@1"]))
             })
         });
-        let begin = Instant::now();
         slow.is_cut_off()?;
         let cut = begin.elapsed();
         restart.join().ok().context("the thread panicked")??;
         anyhow::Ok(cut)
     })?;
     println!("cut off after {:.2} s", cut.as_secs_f64());
+    // Without its own deadline it would be cut off after the default one, which is 30 s; a busy machine takes its time
+    // to begin.
     ensure!(
-        Duration::from_secs(2) <= cut && cut < Duration::from_secs(4),
+        Duration::from_secs(2) <= cut && cut < Duration::from_secs(15),
         "cut off after {cut:?}"
     );
     let journal = host.journal("links@1")?;
@@ -269,7 +271,12 @@ fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Resul
     host.ok(["linksctl", "scale", "1"])?;
     host.wait_for_rotation(1)?;
     // As for a component that nobody has compiled yet.
-    host.ok(["find", "/var/cache/links", "/run/links/edge", "-type", "f", "-delete"])?;
+    let forget = || host.ok(["find", "/var/cache/links", "/run/links/edge", "-type", "f", "-delete"]);
+    forget()?;
+    let begin = Instant::now();
+    host.restarted_of(1, || host.ok(["systemctl", "restart", "links@1"]))?;
+    let restart = begin.elapsed();
+    forget()?;
 
     let done = AtomicBool::new(false);
     let (gap, rollout) = thread::scope(|scope| {
@@ -293,7 +300,11 @@ fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Resul
     let warning = rollout.stdout.find("this interrupts service for a moment");
     let restart = rollout.stdout.find("drain, restart");
     ensure!(warning.is_some() && warning < restart, "{rollout}");
-    ensure!(gap < Duration::from_secs(3), "nobody served for {gap:?}");
+    // As long as a restart takes on this machine, not as long as the rest of the rollout.
+    ensure!(
+        gap < restart * 2 + Duration::from_secs(1),
+        "nobody served for {gap:?}; a restart takes {restart:?}"
+    );
     host.follow(&link)
 }
 
