@@ -139,7 +139,7 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
         let (label, moment) = (format!("power{number}"), seed.moment(number, whole));
         let traffic = Traffic::start(&host, &label)?;
         let network = host.http();
-        let early = crowd.during(&network, Broken::ByTheKill, || {
+        let (early, begin) = crowd.during(&network, Broken::ByTheKill, || {
             let mut early = crowd.answered();
             host.ok([
                 "systemd-run",
@@ -157,15 +157,19 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
                 early = crowd.answered();
             }
             thread::sleep(moment.min(unwritten));
+            let begin = Instant::now();
             host.appliance.machine.kill_host()?;
-            Ok(early)
+            Ok((early, begin))
         })?;
-        let begin = Instant::now();
         may_be_lost += crowd.answered() - early;
-        eventually("it serves again", Duration::from_secs(30), || {
-            let answer = host.http().get("/no-such-link");
-            Ok(answer.is_ok_and(|answer| answer.status == 404).then_some(()))
-        })
+        eventually(
+            "it serves again",
+            Duration::from_secs(30).saturating_sub(begin.elapsed()),
+            || {
+                let answer = host.http().get("/no-such-link");
+                Ok(answer.is_ok_and(|answer| answer.status == 404).then_some(()))
+            },
+        )
         .with_context(|| format!("killed {moment:?} after the start of the upgrade"))?;
         let serving = begin.elapsed();
         // The kill cut requests short; what was acknowledged is there all the same.
