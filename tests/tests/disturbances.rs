@@ -275,7 +275,7 @@ fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Resul
     forget()?;
     let begin = Instant::now();
     host.restarted_of(1, || host.ok(["systemctl", "restart", "links@1"]))?;
-    let restart = begin.elapsed();
+    let cold = begin.elapsed();
     forget()?;
 
     let done = AtomicBool::new(false);
@@ -302,8 +302,8 @@ fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Resul
     ensure!(warning.is_some() && warning < restart, "{rollout}");
     // As long as a restart takes on this machine, not as long as the rest of the rollout.
     ensure!(
-        gap < restart * 2 + Duration::from_secs(1),
-        "nobody served for {gap:?}; a restart takes {restart:?}"
+        gap < cold * 2 + Duration::from_secs(1),
+        "nobody served for {gap:?}; a restart takes {cold:?}"
     );
     host.follow(&link)
 }

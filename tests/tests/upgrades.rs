@@ -23,7 +23,8 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
     host.ok(["linksctl", "scale", "3"])?;
     host.shell(
         "echo '# edited' >>/etc/links/runtime.toml
-        printf '\\n[rollout]\\nmin_healthy = \"1s\"\\n' >>/etc/links/links.toml
+        sed -i 's/^#min_healthy = .*/min_healthy = \"1s\"/' /etc/links/links.toml
+        grep --quiet ^min_healthy /etc/links/links.toml
         systemctl reload links",
     )?;
     host.wait_for_rotation(3)?;
