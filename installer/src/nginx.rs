@@ -423,7 +423,7 @@ mod tests {
                 "$uri",
                 "$remote_addr",
                 "$http_referer",
-                "$http_user_agent"
+                "$links_user_agent"
             ]
         );
         let (_, all) = location(&site, "location /");

@@ -14,6 +14,26 @@ use serde_json::{Value, json};
 /// The journal is written once a second, and the agent waits a moment for more.
 const COUNTED_WITHIN: Duration = Duration::from_secs(60);
 
+const BROWSER: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
+
+/// What is left of a text behind a short URL.
+const REMAINS: [&str; 14] = [
+    "/",
+    "%2F",
+    ".",
+    ",",
+    ")",
+    "!",
+    "'",
+    "%22",
+    "%3E",
+    "%0A",
+    "%20",
+    "%25",
+    "%E2%80%9D",
+    "%E3%80%82",
+];
+
 /// nginx and a test look at the clock a moment before they answer, or after they were answered.
 const MOMENT: Duration = Duration::from_millis(100);
 
@@ -306,11 +326,26 @@ fn a_link_leads_on_exactly_as_often_as_it_may() -> Result<()> {
     ensure!(site.get("/limited")?.status == 404, "it should not be there yet");
     let made = site.post("/shorten", &wish)?;
     ensure!(made.status == 200 && made.header("links-edge").is_empty(), "{made}");
+    let person = site.clone().header("user-agent", BROWSER);
+    let slack = "Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)";
+    let slack = site.clone().header("user-agent", slack);
+    let prefetch = person.clone().header("sec-purpose", "prefetch");
+    // Nobody follows it here, so no click is taken, and nobody is told where it leads.
     for _ in 0..10 {
-        leads_to(&site.head("/limited")?, "https://example.com/")?;
+        for (answer, status) in [
+            (person.head("/limited")?, 200),
+            (slack.get("/limited")?, 200),
+            (slack.get("/limited.")?, 200),
+            (site.get("/limited")?, 200),
+            (prefetch.get("/limited")?, 403),
+        ] {
+            ensure!(answer.status == status, "{answer}");
+            ensure!(!answer.to_string().contains("example.com"), "{answer}");
+            ensure!(answer.header("cache-control") == "no-store", "{answer}");
+        }
     }
     let follow = || -> Result<usize> {
-        let mut connection = Kept::new(&site);
+        let mut connection = Kept::new(&person);
         let mut led_on = 0;
         loop {
             let answer = connection.get("/limited")?;
@@ -328,15 +363,62 @@ fn a_link_leads_on_exactly_as_often_as_it_may() -> Result<()> {
     assert_eq!(led_on, CLICKS);
 
     ensure!(site.head("/limited")?.status == 410, "HEAD after the last click");
+    ensure!(slack.get("/limited")?.status == 410, "a preview after the last click");
     // The same link again is the same link, not new clicks.
     ensure!(site.post("/shorten", &wish)?.status == 200, "the same link again");
-    ensure!(site.get("/limited")?.status == 410, "GET after the last click");
+    ensure!(person.get("/limited")?.status == 410, "GET after the last click");
     let other = json!({ "url": "https://example.com/", "slug": "limited", "max_clicks": CLICKS + 1 });
     ensure!(
         site.post("/shorten", &other)?.status == 409,
         "another limit is another link"
     );
+
+    // nginx has what a link with the slug led to, and nobody has told it that the link is gone.
+    make(&site, "reused")?;
+    delete_behind_its_back(&appliance, "reused")?;
+    leads_to(&site.get("/reused")?, "https://example.com/reused")?;
+    let wish = json!({ "url": "https://example.org/", "slug": "reused", "max_clicks": 3 });
+    let made = site.post("/shorten", &wish)?;
+    ensure!(made.status == 200 && made.header("links-edge").is_empty(), "{made}");
+    leads_to(&person.get("/reused")?, "https://example.org/")?;
+    // To change it takes no click.
+    let changed = site.patch("/api/v1/links/reused", json!({ "url": "https://example.net/" }))?;
+    ensure!(
+        changed.status == 200 && changed.header("links-edge").is_empty(),
+        "{changed}"
+    );
+    for _ in 0..2 {
+        leads_to(&person.get("/reused")?, "https://example.net/")?;
+    }
+    ensure!(person.get("/reused")?.status == 410, "GET after the last click");
+
+    // The same for a link without a limit, and for a deletion whose first answer got lost.
+    make(&site, "retried")?;
+    delete_behind_its_back(&appliance, "retried")?;
+    let made = site.post("/shorten", json!({ "url": "https://example.org/", "slug": "retried" }))?;
+    ensure!(made.status == 200 && made.header("links-edge").is_empty(), "{made}");
+    leads_to(&site.get("/retried")?, "https://example.org/")?;
+    delete_behind_its_back(&appliance, "retried")?;
+    let removed = site.delete("/api/v1/links/retried")?;
+    ensure!(
+        removed.status == 404 && removed.header("links-edge").is_empty(),
+        "{removed}"
+    );
+    ensure!(site.get("/retried")?.status == 404, "it is gone for everybody");
     Ok(())
+}
+
+/// As an attempt does whose instance is killed before nginx learns of it.
+fn delete_behind_its_back(appliance: &Appliance, slug: &str) -> Result<()> {
+    appliance.inside(|| {
+        let database = rusqlite::Connection::open(DATABASE)?;
+        database.busy_timeout(Duration::from_secs(10))?;
+        ensure!(
+            database.execute("DELETE FROM links WHERE slug = ?1", [slug])? == 1,
+            "{slug}"
+        );
+        Ok(())
+    })
 }
 
 #[test]
@@ -382,6 +464,14 @@ fn every_click_is_counted_whatever_it_says_of_itself() -> Result<()> {
         leads_to(&robot.get("/hostile")?, "https://example.com/hostile")?;
     }
     *wanted.entry("bots").or_default() += EACH;
+    let prefetch = site
+        .clone()
+        .header("user-agent", BROWSER)
+        .header("sec-purpose", "prefetch");
+    for _ in 0..EACH {
+        leads_to(&prefetch.get("/hostile")?, "https://example.com/hostile")?;
+    }
+    *wanted.entry("bots").or_default() += EACH;
     let mut last = BTreeMap::new();
     let counted = eventually("the clicks are counted", COUNTED_WITHIN, || {
         last = counts(&appliance, "hostile")?;
@@ -391,6 +481,15 @@ fn every_click_is_counted_whatever_it_says_of_itself() -> Result<()> {
     let page = appliance.http_at(9464).get("/metrics")?.text();
     ensure!(page.contains("\nlinks_journal_malformed_lines_total 0\n"), "{page}");
     Ok(())
+}
+
+fn without_host(appliance: &Appliance, path: &str) -> Result<String> {
+    let mut stream = appliance.http().stream()?;
+    stream.set_read_timeout(Duration::from_secs(10))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Whether it was redirected.
@@ -488,9 +587,16 @@ fn a_path_means_the_same_to_nginx_and_to_an_instance() -> Result<()> {
     for state in ["all", "one", "closing"] {
         eventually("the clicks are counted", COUNTED_WITHIN, || {
             let counts = counts(&appliance, &format!("{state}-2"))?;
-            Ok((counts == BTreeMap::from([("bots", 2), ("clicks", 0)])).then_some(()))
+            let asked = 2 + REMAINS.len() as u64;
+            Ok((counts == BTreeMap::from([("bots", asked), ("clicks", 0)])).then_some(()))
         })?;
     }
+    // HTTP/1.0 knows no Host.
+    for (path, status) in [("/health", "200"), ("/all-2", "302")] {
+        let answer = without_host(&appliance, path)?;
+        ensure!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
+    }
+
     // Whatever is no link's path is answered by nginx, too.
     appliance.ok(["systemctl", "stop", "links@1", "links@2"])?;
     let icon = site.get("/favicon.ico")?;
@@ -513,8 +619,12 @@ fn means_the_same(site: &Client, state: &str) -> Result<Answer> {
             let path = form.replace("SLUG", slug);
             leads_to(&site.get(&path)?, &url).context(path)?;
         }
+        for rest in REMAINS {
+            let path = format!("/{slug}{rest}");
+            leads_to(&site.get(&path)?, &url).context(path)?;
+        }
         // These are no slugs, and none of them is in the way of the one that it resembles.
-        for rest in ["/", "%2F", "%0A", "%20", "%3Fa", "%25", "%C3%BC", ".a"] {
+        for rest in ["/a", "%2Fa", "%0Aa", "%20a", "%3Fa", "%25a", "%C3%BC", ".a"] {
             let path = format!("/{slug}{rest}");
             for _ in 0..2 {
                 let answer = site.get(&path)?;
@@ -534,6 +644,14 @@ fn means_the_same(site: &Client, state: &str) -> Result<Answer> {
         }
     }
     let slug = format!("{state}-0");
+    // A change is seen under all of its paths.
+    let url = format!("https://example.org/{slug}");
+    let changed = site.patch(&format!("/api/v1/links/{slug}"), json!({ "url": url }))?;
+    ensure!(changed.status == 200, "{changed}");
+    for rest in [""].iter().chain(&REMAINS) {
+        let path = format!("/{slug}{rest}");
+        leads_to(&site.get(&path)?, &url).context(path)?;
+    }
     ensure!(site.post(&format!("/{slug}"), json!({}))?.status == 405, "POST /{slug}");
     ensure!(site.get("/shorten")?.status == 405, "GET /shorten");
     ensure!(site.get("/health")?.text() == "ok", "GET /health");

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use crate::expiry::Expiry;
 use crate::link::{self, Stored};
+use crate::proof::Proof;
 use crate::reply::Reply;
 use crate::settings::{Invalid, seconds};
+use crate::slug::Slug;
 
 /// Carries how nginx's cache came by its answer, on the port that only instances ask; and, in an answer to a client, that
 /// the edge may not yet know of the client's change.
@@ -90,6 +92,11 @@ impl Bounds {
         }
     }
 
+    /// Takes the place of what nginx has kept for a slug, and is over with this second. `now` in Unix seconds.
+    pub fn nothing(&self, now: i64) -> Reply {
+        self.follow(None, now, now)
+    }
+
     /// An answer that changes with the program alone, given at `now` (Unix seconds): kept as long as a link without end.
     pub fn lasting(&self, reply: Reply, now: i64) -> Reply {
         match self.keep(None, now) {
@@ -136,6 +143,96 @@ impl Keep {
         reply.headers.insert(0, ("cache-control", stale.into()));
         reply
     }
+}
+
+/// What there is for a slug now, in the database.
+#[derive(Debug, Clone, Copy)]
+pub enum Became<'a> {
+    /// There was nothing before.
+    New(&'a Stored),
+    Changed(&'a Stored),
+    Nothing,
+}
+
+/// How nginx's cache gets right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// By asking for the slug past it: it keeps the new answer.
+    Fetch,
+    /// By being answered that there is nothing: the answer of a link with a limit is not kept, so it would take the place of
+    /// nothing, and asking for it would take a click.
+    Empty,
+    /// By time.
+    Wait,
+}
+
+impl Became<'_> {
+    /// Whether the first look after the change has found that nothing is to be done.
+    pub fn is_known(&self, sight: &Sight) -> bool {
+        match (self, sight) {
+            (_, Sight::Nothing) => true,
+            // Somebody was quick. With a limit or an end it is an older link to the same place.
+            (Became::New(link), Sight::Link(url)) => link.limit.is_none() && link.expiry.is_none() && *url == link.url,
+            _ => false,
+        }
+    }
+
+    pub fn remedy(&self, sight: &Sight) -> Remedy {
+        match (self, sight) {
+            (Became::New(link) | Became::Changed(link), _) if link.limit.is_none() => Remedy::Fetch,
+            (Became::Nothing, _) => Remedy::Fetch,
+            (_, Sight::Link(_)) => Remedy::Empty,
+            _ => Remedy::Wait,
+        }
+    }
+
+    /// How long after the change it is looked whether that has helped; `now` in Unix milliseconds.
+    pub fn rest(&self, sight: &Sight, now: i64) -> Duration {
+        match (self, sight) {
+            // That there is no such link is said for the second in which it was found out: then it is over.
+            (Became::New(_), Sight::Nothing | Sight::Other | Sight::Expired) => rest_of_second(now),
+            // An older answer may be on its way to the cache and arrive after a newer one.
+            _ => SETTLED,
+        }
+    }
+
+    /// Whether everybody gets what there is now.
+    pub fn is_shown(&self, sight: &Sight) -> bool {
+        match (self, sight) {
+            (_, Sight::Nothing | Sight::Expired) => true,
+            (Became::New(link) | Became::Changed(link), Sight::Link(url)) => link.limit.is_none() && *url == link.url,
+            (Became::New(_) | Became::Changed(_), Sight::Other) => false,
+            (Became::Nothing, Sight::Link(_)) => false,
+            (Became::Nothing, Sight::Other) => true,
+        }
+    }
+}
+
+/// For how many seconds an order to forget a slug is good.
+const ORDER_LASTS: i64 = 10;
+
+/// Begins the query that asks an instance, through nginx, to answer that there is nothing ([`Remedy::Empty`]).
+const ORDER: &str = "links-forget=";
+
+/// The query that orders it for a slug; only the instances of this machine can make one. `None`: they have no secret.
+/// `now` in Unix seconds.
+pub fn order(proof: &Proof, slug: &Slug, now: i64) -> Option<String> {
+    let signature = proof.sign(&format!("{slug} {now}"))?;
+    Some(format!("{ORDER}{now}.{signature}"))
+}
+
+/// Whether a query might be an order: then [`is_order`] is worth asking.
+pub fn looks_like_order(query: &str) -> bool {
+    query.starts_with(ORDER)
+}
+
+pub fn is_order(proof: &Proof, slug: &Slug, query: &str, now: i64) -> bool {
+    let order = query.strip_prefix(ORDER).and_then(|order| order.split_once('.'));
+    order.is_some_and(|(given, signature)| {
+        let age = given.parse().map(|given: i64| now.abs_diff(given));
+        age.is_ok_and(|age| age <= ORDER_LASTS.unsigned_abs())
+            && proof.has_signed(&format!("{slug} {given}"), signature)
+    })
 }
 
 /// What nginx's cache had for a link that is another by now.
@@ -296,6 +393,106 @@ mod tests {
         ] {
             assert_eq!(Sight::of(status, header, Some(TARGET)), sight, "{status} {header:?}");
         }
+    }
+
+    fn limited(url: &str) -> Stored {
+        Stored {
+            url: url.to_owned(),
+            limit: Some(Limit { most: 1, left: 1 }),
+            expiry: None,
+        }
+    }
+
+    /// Whatever nginx has kept of a slug's earlier link.
+    #[test]
+    fn a_limited_link_never_leads_where_an_older_one_led() {
+        let link = limited("https://example.com/");
+        let older = Sight::Link("https://example.org/".to_owned());
+        let same_place = Sight::Link(link.url.clone());
+        for became in [Became::New(&link), Became::Changed(&link)] {
+            for kept in [&older, &same_place] {
+                assert!(!became.is_known(kept) && !became.is_shown(kept), "{became:?} {kept:?}");
+                assert_eq!(became.remedy(kept), Remedy::Empty);
+                assert_eq!(became.rest(kept, 0), SETTLED);
+            }
+            // To fetch it would take a click.
+            for other in [Sight::Nothing, Sight::Other, Sight::Expired] {
+                assert_eq!(became.remedy(&other), Remedy::Wait, "{became:?} {other:?}");
+            }
+            assert!(became.is_shown(&Sight::Nothing) && became.is_shown(&Sight::Expired));
+            assert!(!became.is_shown(&Sight::Other));
+        }
+    }
+
+    #[test]
+    fn a_new_link_takes_the_place_of_an_older_one() {
+        let link = stored(None);
+        let became = Became::New(&link);
+        let older = Sight::Link("https://example.org/".to_owned());
+        assert!(!became.is_known(&older) && !became.is_shown(&older));
+        assert_eq!(
+            (became.remedy(&older), became.rest(&older, 0)),
+            (Remedy::Fetch, SETTLED)
+        );
+        let same = Sight::Link(link.url.clone());
+        assert!(became.is_known(&same) && became.is_shown(&same) && became.is_known(&Sight::Nothing));
+        assert!(!became.is_known(&Sight::Other) && !became.is_known(&Sight::Expired));
+        assert_eq!(became.rest(&Sight::Other, 300), rest_of_second(300));
+        // The older one may have had no end.
+        let ends = stored(Some(NOW));
+        assert!(!Became::New(&ends).is_known(&same));
+    }
+
+    #[test]
+    fn a_change_and_a_deletion_are_looked_after() {
+        let link = stored(None);
+        let older = Sight::Link("https://example.org/".to_owned());
+        let same = Sight::Link(link.url.clone());
+        let (changed, nothing) = (Became::Changed(&link), Became::Nothing);
+        for became in [changed, nothing] {
+            assert!(!became.is_known(&same) && became.is_known(&Sight::Nothing));
+            assert!(!became.is_shown(&older) && became.is_shown(&Sight::Expired));
+            assert_eq!(
+                (became.remedy(&older), became.rest(&older, 0)),
+                (Remedy::Fetch, SETTLED)
+            );
+        }
+        assert!(changed.is_shown(&same) && !changed.is_shown(&Sight::Other));
+        assert!(nothing.is_shown(&Sight::Other) && !nothing.is_shown(&same));
+    }
+
+    #[test]
+    fn what_is_to_be_forgotten_is_over_with_its_second() {
+        let reply = BOUNDS.nothing(NOW);
+        assert_eq!(reply.status, 404);
+        assert_eq!(reply.header("x-accel-expires"), Some(format!("@{NOW}").as_str()));
+        assert_eq!(
+            reply.header("cache-control"),
+            Some("stale-while-revalidate=0, stale-if-error=0")
+        );
+    }
+
+    #[test]
+    fn only_an_instance_orders_a_slug_to_be_forgotten() {
+        let proof = Proof::of("s3cret");
+        let [abc, other] = ["abc", "abd"].map(|slug| Slug::in_path(slug).unwrap());
+        let query = order(&proof, &abc, NOW).unwrap();
+        assert!(looks_like_order(&query) && is_order(&proof, &abc, &query, NOW));
+        assert!(is_order(&proof, &abc, &query, NOW + 10) && is_order(&proof, &abc, &query, NOW - 1));
+        for (proof, slug, query, now) in [
+            (proof, &other, query.as_str(), NOW),
+            (proof, &abc, query.as_str(), NOW + 11),
+            (Proof::of("s3cret2"), &abc, query.as_str(), NOW),
+            (Proof::of(""), &abc, query.as_str(), NOW),
+            (proof, &abc, "links-forget=", NOW),
+            (proof, &abc, "links-forget=1767225600.", NOW),
+            (proof, &abc, "links-forget=x.y", NOW),
+            (proof, &abc, "", NOW),
+        ] {
+            assert!(!is_order(&proof, slug, query, now), "{query} for {slug} at {now}");
+        }
+        assert_eq!(order(&Proof::of(""), &abc, NOW), None);
+        assert!(!looks_like_order("a=b") && !looks_like_order(""));
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! When a link stops working.
 
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-
 use crate::problem::Problem;
+use crate::timestamp;
 
 /// Seconds since 1970-01-01T00:00:00Z. A link with this expiry works before that second and not from it on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,13 +13,12 @@ impl Expiry {
     /// # Errors
     /// 422 if it is none, or not in the future.
     pub fn parse(text: &str, now: i64) -> Result<Expiry, Problem> {
-        let moment = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+        let expiry = timestamp::parse(text).map(Expiry).ok_or_else(|| {
             Problem::new(
                 422,
                 "The field expires_at must be a date and time of RFC 3339, like 2030-01-31T18:00:00Z.",
             )
         })?;
-        let expiry = Expiry(moment.unix_timestamp());
         if expiry.is_over(now) {
             let now = Expiry(now).to_text();
             return Err(Problem::new(
@@ -38,11 +35,8 @@ impl Expiry {
 
     /// RFC 3339 in UTC.
     pub fn to_text(self) -> String {
-        OffsetDateTime::from_unix_timestamp(self.0)
-            .ok()
-            .and_then(|moment| moment.format(&Rfc3339).ok())
-            // Only for a number that no RFC 3339 text gives, such as one written into the database by hand.
-            .unwrap_or_else(|| format!("Unix time {}", self.0))
+        // Without one is only a number that was written into the database by hand, or by a release before 0.2.0.
+        timestamp::to_text(self.0).unwrap_or_else(|| format!("Unix time {}", self.0))
     }
 }
 
@@ -77,6 +71,9 @@ mod tests {
             "2027-13-01T00:00:00Z",
             "1798761600",
             "2027-02-30T00:00:00Z",
+            "2030-01-31Q18:00:00Z",
+            // After the year 9999 in UTC: it could not be shown, nor sent back.
+            "9999-12-31T23:59:59-23:59",
         ] {
             let problem = Expiry::parse(text, NOW).unwrap_err();
             assert_eq!(problem.status, 422, "{text:?}");

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::expiry::Expiry;
 use crate::origin::Origin;
 use crate::problem::Problem;
+use crate::purpose::Purpose;
 use crate::reply::Reply;
 use crate::request::Shorten;
 use crate::route;
@@ -172,6 +173,25 @@ pub struct Limit {
 impl Stored {
     fn most(&self) -> Option<i64> {
         self.limit.map(|limit| limit.most)
+    }
+}
+
+/// Answers a request for a link with a limit by what it is for; the click of one that follows it is the caller's to take first.
+/// Any other request takes none, and is not told where the link leads: else a forged `user-agent`, or `HEAD`, would lead
+/// there without end. `now` in Unix seconds.
+///
+/// # Errors
+/// As [`follow`]; 403 for a prefetch, whose answer a browser would show to the person who goes there: what is refused is not
+/// kept for that, and is asked for again.
+pub fn follow_limited(stored: Stored, purpose: Purpose, now: i64) -> Result<Reply, Problem> {
+    let reply = follow(Some(stored), now)?;
+    match purpose {
+        Purpose::Follow => Ok(reply),
+        Purpose::Look => Ok(Reply::look()),
+        Purpose::Prefetch => Err(Problem::new(
+            403,
+            "This link can be followed a limited number of times, so it cannot be fetched in advance.",
+        )),
     }
 }
 
@@ -367,6 +387,22 @@ mod tests {
             ..stored_limited(5, 0)
         };
         assert!(follow(Some(expired), NOW).unwrap_err().detail.contains("expired"));
+    }
+
+    #[test]
+    fn who_takes_no_click_is_not_told_where_a_limited_link_leads() {
+        for (purpose, status) in [(Purpose::Follow, 302), (Purpose::Look, 200), (Purpose::Prefetch, 403)] {
+            let answer = |left| {
+                let reply = follow_limited(stored_limited(5, left), purpose, NOW);
+                reply.unwrap_or_else(Reply::from)
+            };
+            let reply = answer(1);
+            assert_eq!(reply.status, status, "{purpose:?}");
+            let text = format!("{:?} {}", reply.headers, String::from_utf8_lossy(&reply.body));
+            assert_eq!(text.contains("example.com"), purpose == Purpose::Follow, "{text}");
+            assert_eq!(reply.header("cache-control"), Some("no-store"));
+            assert_eq!(answer(0).status, 410, "{purpose:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
+use crate::slug::Slug;
+
 /// Header names in lower case, and their values.
 pub type Headers = Vec<(&'static str, Cow<'static, str>)>;
 
@@ -20,6 +22,8 @@ impl Reply {
         let headers = vec![
             ("content-type", content_type.into()),
             ("cache-control", "no-store".into()),
+            // A browser takes it for what it says it is (Fetch standard).
+            ("x-content-type-options", "nosniff".into()),
         ];
         Reply { status, headers, body }
     }
@@ -45,6 +49,23 @@ impl Reply {
         // Two strings always have a JSON form.
         let body = serde_json::to_vec(&Body { slug, short_url }).unwrap_or_default();
         Reply::new(200, "application/json", body)
+    }
+
+    /// 200 for whoever looks at a link with a limited number of clicks and takes none of them. It does not say where the link
+    /// leads: else anybody who claims to be a bot could go there without end.
+    pub fn look() -> Self {
+        let text = "This link can be followed a limited number of times. Open it in a browser to follow it.\n";
+        Reply::new(200, "text/plain", text.as_bytes().to_vec())
+    }
+
+    /// Has nginx answer with what it has, or gets, for this link (`X-Accel-Redirect`). No other header: nginx would add them
+    /// to that answer.
+    pub fn as_for(slug: &Slug) -> Self {
+        Reply {
+            status: 200,
+            headers: vec![("x-accel-redirect", format!("/{slug}").into())],
+            body: Vec::new(),
+        }
     }
 
     pub fn healthy() -> Self {
@@ -84,6 +105,24 @@ mod tests {
         assert_eq!(reply.header("location"), Some("https://example.com/"));
         assert_eq!(reply.header("cache-control"), Some("no-store"));
         assert!(reply.body.is_empty());
+    }
+
+    #[test]
+    fn no_browser_guesses_what_a_body_is() {
+        for reply in [
+            Reply::healthy(),
+            Reply::look(),
+            Reply::shortened("abc", "https://sho.rt/abc"),
+        ] {
+            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+        }
+    }
+
+    #[test]
+    fn a_look_leads_nowhere() {
+        let reply = Reply::look();
+        assert_eq!((reply.status, reply.header("location")), (200, None));
+        assert_eq!(reply.header("cache-control"), Some("no-store"));
     }
 
     #[test]

@@ -56,18 +56,39 @@ pub fn json<T: DeserializeOwned>(body: &[u8], example: &str) -> Result<T, Proble
     Ok(read)
 }
 
-/// # Errors
-/// 415 unless the `content-type` is JSON. It is asked for even though the body is judged by itself: a page of another
-/// site cannot send it without a preflight.
-pub fn check_content_type(content_type: Option<&str>) -> Result<(), Problem> {
-    let media_type = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
-    if media_type.eq_ignore_ascii_case("application/json") {
-        return Ok(());
+/// What a body may be sent as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// `application/json`, in a `POST`.
+    Json,
+    /// `application/merge-patch+json` (RFC 7396), in a `PATCH`; plain JSON is read the same way.
+    MergePatch,
+}
+
+impl Body {
+    /// # Errors
+    /// 415 for another `content-type`. It is asked for even though the body is judged by itself: a page of another site
+    /// cannot send it without a preflight.
+    pub fn check_type(self, content_type: Option<&str>) -> Result<(), Problem> {
+        let media_type = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
+        let types = match self {
+            Body::Json => &["application/json"][..],
+            Body::MergePatch => &["application/merge-patch+json", "application/json"],
+        };
+        if types.iter().any(|known| media_type.eq_ignore_ascii_case(known)) {
+            return Ok(());
+        }
+        Err(match self {
+            Body::Json => Problem::new(415, "Send JSON with the header \"content-type: application/json\".")
+                .with_header("accept-post", "application/json"),
+            // RFC 5789, 2.2
+            Body::MergePatch => Problem::new(
+                415,
+                "Send JSON with the header \"content-type: application/merge-patch+json\".",
+            )
+            .with_header("accept-patch", "application/merge-patch+json, application/json"),
+        })
     }
-    Err(
-        Problem::new(415, "Send JSON with the header \"content-type: application/json\".")
-            .with_header("accept-post", "application/json"),
-    )
 }
 
 pub fn too_large(most: usize) -> Problem {
@@ -183,7 +204,8 @@ mod tests {
             "application/json; charset=utf-8",
             " application/json ",
         ] {
-            assert_eq!(check_content_type(Some(good)), Ok(()), "{good:?}");
+            assert_eq!(Body::Json.check_type(Some(good)), Ok(()), "{good:?}");
+            assert_eq!(Body::MergePatch.check_type(Some(good)), Ok(()), "{good:?}");
         }
         for bad in [
             None,
@@ -191,8 +213,27 @@ mod tests {
             Some("text/plain"),
             Some("application/x-www-form-urlencoded"),
             Some("application/jsonx"),
+            Some("application/merge-patch+json"),
         ] {
-            assert_eq!(check_content_type(bad).unwrap_err().status, 415, "{bad:?}");
+            let problem = Body::Json.check_type(bad).unwrap_err();
+            assert_eq!(problem.status, 415, "{bad:?}");
+            assert_eq!(problem.headers, vec![("accept-post", "application/json".into())]);
+        }
+    }
+
+    #[test]
+    fn a_patch_is_a_merge_patch() {
+        for good in [
+            "application/merge-patch+json",
+            "Application/Merge-Patch+JSON; charset=utf-8",
+        ] {
+            assert_eq!(Body::MergePatch.check_type(Some(good)), Ok(()), "{good:?}");
+        }
+        for bad in [None, Some("text/plain"), Some("application/json-patch+json")] {
+            let problem = Body::MergePatch.check_type(bad).unwrap_err();
+            assert_eq!(problem.status, 415, "{bad:?}");
+            let accepted = "application/merge-patch+json, application/json";
+            assert_eq!(problem.headers, vec![("accept-patch", accepted.into())]);
         }
     }
 

@@ -2,7 +2,8 @@
 
 use crate::hex;
 
-/// Header that carries it. nginx sets it itself and puts its own in the place of a client's.
+/// Header that carries it. nginx sets it itself and puts its own in the place of a client's; without nginx's proof it does not
+/// count.
 pub const HEADER: &str = "x-request-id";
 
 /// nginx's `$request_id`: 16 random bytes.
@@ -10,10 +11,14 @@ pub const HEADER: &str = "x-request-id";
 pub struct RequestId([u8; 16]);
 
 impl RequestId {
-    /// Reads nginx's form, 32 lower-case hexadecimal digits. Any other comes from somebody who asks past nginx and is
-    /// as good as none.
+    /// Reads nginx's form, 32 lower-case hexadecimal digits. Any other is as good as none.
     pub fn parse(header: &[u8]) -> Option<RequestId> {
         hex::decode(header).map(RequestId)
+    }
+
+    /// For a request that came without nginx.
+    pub fn new(bytes: [u8; 16]) -> RequestId {
+        RequestId(bytes)
     }
 
     pub fn as_bytes(&self) -> &[u8] {

@@ -13,6 +13,8 @@ pub enum Route {
     Health,
     /// `GET` or `HEAD /:slug`
     Follow(Slug),
+    /// The same, with what is left of a sentence behind it, or otherwise not as a short URL has it: `/abc.`
+    FollowAsSent(Slug),
     /// `GET` or `HEAD /api/v1/links/:slug`
     Show(Slug),
     /// `PATCH /api/v1/links/:slug`
@@ -53,13 +55,21 @@ impl Route {
             "internal/database" => reading(method).map(|()| Route::Database),
             text => match text.strip_prefix("api/v1/links/") {
                 Some(rest) => of_link(method, rest),
-                None => {
-                    let slug = Slug::in_path(text).ok_or_else(not_found)?;
-                    reading(method).map(|()| Route::Follow(slug))
-                }
+                None => match Slug::in_path(text) {
+                    Some(slug) => reading(method).map(|()| Route::Follow(slug)),
+                    None => {
+                        let slug = Slug::as_sent(text).ok_or_else(not_found)?;
+                        reading(method).map(|()| Route::FollowAsSent(slug))
+                    }
+                },
             },
         }
     }
+}
+
+/// Whether a path is one for the agent, which nobody else is told of: without its proof each of these is an unknown path.
+pub fn is_internal(path: &str) -> bool {
+    path.strip_prefix('/').unwrap_or(path).starts_with("internal/")
 }
 
 /// Below `/api/v1/links/`.
@@ -115,6 +125,10 @@ mod tests {
             ("GET", "/abc", follow("abc")),
             ("HEAD", "/A-b_9", follow("A-b_9")),
             ("GET", "/Health", follow("Health")),
+            ("GET", "/abc/", Route::FollowAsSent(slug("abc"))),
+            ("HEAD", "/abc).", Route::FollowAsSent(slug("abc"))),
+            ("GET", "/abc%22", Route::FollowAsSent(slug("abc"))),
+            ("GET", "/%61bc", Route::FollowAsSent(slug("abc"))),
             ("GET", "/api/v1/stats", Route::StatsOfAll),
             ("GET", "/api/v1/links/abc", Route::Show(slug("abc"))),
             ("PATCH", "/api/v1/links/abc", Route::Change(slug("abc"))),
@@ -141,10 +155,39 @@ mod tests {
             ("DELETE", "/api/v1/links/abc/stats", "GET, HEAD"),
             ("POST", "/api/v1/links/abc", "GET, HEAD, PATCH, DELETE"),
             ("PUT", "/internal/clicks", "GET, HEAD, POST"),
+            ("POST", "/abc/", "GET, HEAD"),
         ] {
             let problem = Route::of(method, path).unwrap_err();
             assert_eq!(problem.status, 405, "{method} {path}");
             assert_eq!(problem.headers, vec![("allow", allow.into())], "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn every_path_of_the_agent_is_internal() {
+        let internal = [Route::TakeClicks, Route::FindClicks, Route::Database];
+        for path in [
+            "/internal/clicks",
+            "internal/clicks",
+            "/internal/database",
+            "/internal/x",
+            "/internal/",
+        ] {
+            assert!(is_internal(path), "{path}");
+        }
+        for path in [
+            "/internal",
+            "/internal.",
+            "/abc",
+            "/api/v1/stats",
+            "//internal/clicks",
+            "/Internal/clicks",
+        ] {
+            assert!(!is_internal(path), "{path}");
+            for method in ["GET", "POST"] {
+                let route = Route::of(method, path);
+                assert!(!route.is_ok_and(|route| internal.contains(&route)), "{method} {path}");
+            }
         }
     }
 
@@ -155,15 +198,16 @@ mod tests {
             "",
             "/",
             "//",
-            "/abc/",
             "/a/b",
             "/shorten/",
+            "/health.",
             "/a.b",
-            "/%61bc",
             "/robots.txt",
             "/api/v1/links//stats",
             "/api/v1/links/a/b/stats",
+            "/internal/",
             "/internal/clicks/",
+            "/api/",
             "/ü",
             "*",
             long.as_str(),

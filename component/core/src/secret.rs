@@ -58,6 +58,15 @@ impl Digest {
         Digest { salt, hash }
     }
 
+    /// A hash of the message that is keyed with this digest, which has one length.
+    pub fn sign(&self, message: &str) -> [u8; 32] {
+        Sha256::new()
+            .chain_update(self.hash)
+            .chain_update(message)
+            .finalize()
+            .into()
+    }
+
     /// Whether it is of this secret, in a time that does not depend on how much of it is right.
     pub fn is_of(&self, secret: &[u8]) -> bool {
         Digest::of(secret, self.salt).hash.ct_eq(&self.hash).into()

@@ -34,6 +34,23 @@ pub struct Variables {
     pub secrets_stale: String,
 }
 
+impl Variables {
+    /// By itself, so that a page can read what is wrong with the other variables.
+    ///
+    /// # Errors
+    /// What is no origin.
+    pub fn cors(&self) -> Result<Cors, Invalid> {
+        Ok(match self.allowed_origin.trim() {
+            "" => Cors::Nobody,
+            "*" => Cors::Anybody,
+            text => Cors::Only(Origin::parse(text).ok_or(Invalid {
+                variable: "allowed_origin",
+                wanted: "one origin like https://app.example, or *",
+            })?),
+        })
+    }
+}
+
 /// A variable with a value that means nothing. Never about a secret, so it may be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
@@ -69,18 +86,10 @@ impl Settings {
                 wanted: "http:// or https:// with a host, a port if need be, and nothing after it",
             })?),
         };
-        let cors = match variables.allowed_origin.trim() {
-            "" => Cors::Nobody,
-            "*" => Cors::Anybody,
-            text => Cors::Only(Origin::parse(text).ok_or(Invalid {
-                variable: "allowed_origin",
-                wanted: "one origin like https://app.example, or *",
-            })?),
-        };
         Ok(Settings {
             shorteners,
             public,
-            cors,
+            cors: variables.cors()?,
             secrets: secret::Bounds::parse(&variables.secrets_ttl, &variables.secrets_stale)?,
         })
     }
@@ -141,6 +150,18 @@ mod tests {
             (settings.shorteners, settings.cors),
             (Shorteners::Everybody, Cors::Anybody)
         );
+    }
+
+    #[test]
+    fn who_may_read_an_answer_is_known_while_other_variables_are_wrong() {
+        let variables = Variables {
+            shorten_access: "Open!".into(),
+            allowed_origin: "https://app.example".into(),
+            ..Variables::default()
+        };
+        assert!(Settings::parse(&variables).is_err());
+        let app = Cors::Only(Origin::parse("https://app.example").unwrap());
+        assert_eq!(variables.cors(), Ok(app));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Slugs: the last part of a short URL.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::iter;
 
+use percent_encoding::percent_decode_str;
 use rand::{Rng, RngExt};
 
 use crate::problem::Problem;
@@ -18,6 +20,9 @@ const GENERATED_LENGTH: usize = 6;
 /// requests.
 const ATTEMPTS_PER_LENGTH: usize = 3;
 pub const MAX_ATTEMPTS: usize = 12;
+
+/// Longest remains of a text that follow a slug in a path, in bytes.
+const MAX_REMAINS: usize = 16;
 
 /// Words no link may take, in lower case; compared without regard to case. Paths that mean something here, that will,
 /// or that browsers, crawlers and certificate issuers ask for by themselves. Adding a word never hides a link that
@@ -89,6 +94,12 @@ impl Slug {
         has_shape(text).then(|| Slug(text.to_owned()))
     }
 
+    /// As [`as_sent`], of a path that may be percent-encoded.
+    pub fn as_sent(text: &str) -> Option<Slug> {
+        let decoded: Cow<'_, [u8]> = percent_decode_str(text).into();
+        as_sent(&decoded).map(|slug| Slug(slug.to_owned()))
+    }
+
     /// A slug somebody asks for.
     ///
     /// # Errors
@@ -132,11 +143,33 @@ impl fmt::Display for Slug {
     }
 }
 
+/// The slug in a path as people send it, without its first `/` and with its escapes undone: a slug, or one followed by what is
+/// left of the text that the short URL stood in, such as `abc/`, `abc.`, `abc,"` or `abc>`. That is anything but letters and
+/// digits: with one of those it is another address, and not ours.
+///
+/// nginx has the same link under each of these paths, and the agent counts by this rule what nginx has answered.
+pub fn as_sent(path: &[u8]) -> Option<&str> {
+    let length = path.iter().take_while(|byte| is_slug_byte(**byte)).count();
+    let (slug, remains) = path.split_at_checked(length)?;
+    if !(1..=MAX_LENGTH).contains(&length) || remains.len() > MAX_REMAINS {
+        return None;
+    }
+    let is_left_over = remains.is_empty()
+        || std::str::from_utf8(remains).is_ok_and(|text| !text.contains(char::is_alphanumeric)) && !is_of_path(slug);
+    is_left_over.then(|| std::str::from_utf8(slug).ok()).flatten()
+}
+
+/// What a path of ours begins with: `/shorten/` is no link, whatever follows.
+fn is_of_path(slug: &[u8]) -> bool {
+    [&b"api"[..], b"health", b"internal", b"shorten"].contains(&slug)
+}
+
 fn has_shape(text: &str) -> bool {
-    (1..=MAX_LENGTH).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(is_slug_byte)
+}
+
+fn is_slug_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
 }
 
 fn is_reserved(text: &str) -> bool {
@@ -182,6 +215,81 @@ mod tests {
             assert_eq!(problem.status, 422, "{text:?}");
             assert!(problem.detail.contains("1 to 64"), "{text:?}: {}", problem.detail);
             assert_eq!(Slug::in_path(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_sentence_is_no_part_of_it() {
+        let longest = "x".repeat(64);
+        for (path, slug) in [
+            ("abc", "abc"),
+            ("abc/", "abc"),
+            ("abc//", "abc"),
+            ("abc.", "abc"),
+            ("abc...", "abc"),
+            ("abc,", "abc"),
+            ("abc)", "abc"),
+            ("abc).", "abc"),
+            ("abc]", "abc"),
+            ("abc!", "abc"),
+            ("abc:", "abc"),
+            ("abc;", "abc"),
+            ("abc\"", "abc"),
+            ("abc'", "abc"),
+            ("abc>", "abc"),
+            ("abc**", "abc"),
+            ("abc ", "abc"),
+            ("abc\n", "abc"),
+            ("abc%22", "abc"),
+            ("abc%3E,", "abc"),
+            ("abc%2F", "abc"),
+            ("abc%3f", "abc"),
+            ("abc%20", "abc"),
+            ("abc%E2%80%9D", "abc"),
+            ("abc%e3%80%82", "abc"),
+            ("abc\u{bb}.", "abc"),
+            ("%61bc.", "abc"),
+            ("a-b_.", "a-b_"),
+            ("abc-", "abc-"),
+            (&format!("{longest}."), &longest),
+        ] {
+            assert_eq!(Slug::as_sent(path).unwrap().as_str(), slug, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn another_address_is_no_slug() {
+        let too_long = "x".repeat(65);
+        let far_too_long = format!("abc{}", ".".repeat(17));
+        for path in [
+            "",
+            ".",
+            "/",
+            "/abc",
+            "\"abc",
+            "abc.x",
+            "abc/x",
+            "abc.html",
+            "abc/../x",
+            "abc%C3%BC",
+            "abc.%C3%BC",
+            "abc%",
+            "abc%2",
+            "abc%ff",
+            "abc%2561",
+            ".well-known/",
+            "robots.txt",
+            "shorten/",
+            "health.",
+            "api/",
+            "internal/",
+            too_long.as_str(),
+            far_too_long.as_str(),
+        ] {
+            // A `%` that begins no escape stays what it is, and is no letter.
+            let wanted = (path == "abc%").then(|| "abc".to_owned());
+            let found = Slug::as_sent(path).map(|slug| slug.to_string());
+            assert_eq!(found, wanted, "{path:?}");
         }
     }
 

@@ -5,11 +5,12 @@ use std::fmt;
 use crate::settings::Invalid;
 
 /// The scripts that lead from one version of the tables to the next, version 0 being none.
-pub const SCHEMA: [&str; 4] = [
+pub const SCHEMA: [&str; 5] = [
     include_str!("../../sql/0001_links.sql"),
     include_str!("../../sql/0002_request_ids.sql"),
     include_str!("../../sql/0003_clicks.sql"),
     include_str!("../../sql/0004_click_limits.sql"),
+    include_str!("../../sql/0005_deleted_links.sql"),
 ];
 
 /// Whether the variable `database_place` says that the database is on another machine.

@@ -1,14 +1,12 @@
 //! The statistics of a link, or of all: what is asked, and what is answered.
 
 use serde::{Deserialize, Serialize};
-use time::format_description::well_known::Rfc3339;
-use time::macros::format_description;
-use time::{Date, OffsetDateTime, Time};
 use url::form_urlencoded;
 
 use crate::clicks::Kind;
 use crate::problem::Problem;
 use crate::reply::Reply;
+use crate::timestamp;
 use crate::visit::Visit;
 use crate::visitors::Sketch;
 
@@ -98,11 +96,18 @@ impl Span {
                 },
             ));
         }
-        Ok(Span {
+        let span = Span {
             granularity,
             start,
             stop,
-        })
+        };
+        if [start, stop].into_iter().any(|place| span.text_of(place).is_none()) {
+            return Err(Problem::new(
+                400,
+                "The range must begin in the year 0000 or later, and end before 9999-12-31.",
+            ));
+        }
+        Ok(span)
     }
 
     /// The days that it touches, as the span.
@@ -116,30 +121,24 @@ impl Span {
         }
     }
 
+    fn text_of(self, place: i64) -> Option<String> {
+        timestamp::to_text(place * self.granularity.seconds())
+    }
+
+    /// [`Span::parse`] takes only places that have a text.
     fn moment(self, place: i64) -> String {
-        text(place * self.granularity.seconds())
+        self.text_of(place).unwrap_or_default()
     }
 }
 
 fn moment(name: &'static str, value: &str) -> Result<i64, Problem> {
-    let day = Date::parse(value, format_description!("[year]-[month]-[day]"));
-    let moment = day.map(|day| day.with_time(Time::MIDNIGHT).assume_utc());
-    moment
-        .or_else(|_| OffsetDateTime::parse(value, &Rfc3339))
-        .map(OffsetDateTime::unix_timestamp)
-        .map_err(|_| {
-            Problem::new(
-                400,
-                format!("The value of {name} must be a day like 2030-01-31, or a time like 2030-01-31T18:00:00Z."),
-            )
-        })
-}
-
-fn text(moment: i64) -> String {
-    let moment = OffsetDateTime::from_unix_timestamp(moment).ok();
-    let text = moment.and_then(|moment| moment.format(&Rfc3339).ok());
-    // Only for a year that no question can name.
-    text.unwrap_or_default()
+    let moment = timestamp::parse_day(value).or_else(|| timestamp::parse(value));
+    moment.ok_or_else(|| {
+        Problem::new(
+            400,
+            format!("The value of {name} must be a day like 2030-01-31, or a time like 2030-01-31T18:00:00Z."),
+        )
+    })
 }
 
 /// The answer.
@@ -349,6 +348,16 @@ mod tests {
     }
 
     #[test]
+    fn every_range_has_a_text_for_its_ends() {
+        let last = span("to=9999-12-30").unwrap();
+        let report = Report::new(None, last, Found::default());
+        assert_eq!(
+            (report.from.as_str(), report.until.as_str()),
+            ("9999-12-01T00:00:00Z", "9999-12-31T00:00:00Z")
+        );
+    }
+
+    #[test]
     fn what_cannot_be_asked_is_told() {
         for (query, says) in [
             ("from=yesterday", "from must be"),
@@ -358,7 +367,12 @@ mod tests {
             ("from=2026-02-01&to=2026-01-01", "ends before"),
             ("from=2020-01-01", "731 days"),
             ("from=2025-10-01&granularity=hour", "2160 hours"),
-            ("from=9999-12-31&to=0001-01-01", "ends before"),
+            ("from=9999-12-30&to=0001-01-01", "ends before"),
+            // Their range would have an end, or a beginning, that no text of RFC 3339 names.
+            ("to=9999-12-31", "before 9999-12-31"),
+            ("to=9999-12-31T23:30:00Z&granularity=hour", "before 9999-12-31"),
+            ("to=0000-01-01", "year 0000"),
+            ("from=2030-01-31Q18:00:00Z", "from must be"),
         ] {
             let problem = span(query).unwrap_err();
             assert_eq!(problem.status, 400, "{query}");

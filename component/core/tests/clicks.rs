@@ -170,7 +170,8 @@ fn a_batch_is_added_to_hours_and_days() {
     assert_eq!(hours(&connection, 1), [(hour, 7, 1), (hour + 1, 2, 0)]);
     assert_eq!(days(&connection, 1), [(day, 9, 1)]);
     assert_eq!(days(&connection, 2), [(day + 1, 1, 0)]);
-    assert_eq!(days(&connection, 0), [(day, 10, 1)]);
+    // A row for each day that anything was counted in, so that the clicks of a deleted link are found.
+    assert_eq!(days(&connection, 0), [(day, 10, 1), (day + 1, 0, 0)]);
 }
 
 #[test]
@@ -314,18 +315,85 @@ fn clicks_of_a_link_that_is_gone_go_with_it() {
     let id: i64 = connection
         .query_row("SELECT id FROM links WHERE slug = 'new'", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(id, 2, "the id is free again");
+    assert_eq!(id, 3, "no id comes back");
     assert!(send(
         &connection,
         &of_clicks(12, 20, &[("b", HOUR, 5, 0), ("a", HOUR, 1, 0)])
     ));
-    assert_eq!((days(&connection, 2), hours(&connection, 2)), (vec![], vec![]));
-    assert_eq!(
-        (details(&connection, 2), count(&connection, "click_visitors")),
-        (vec![], 0)
-    );
+    for link in [2, 3] {
+        assert_eq!((days(&connection, link), hours(&connection, link)), (vec![], vec![]));
+        assert_eq!(details(&connection, link), vec![]);
+    }
+    assert_eq!(count(&connection, "click_visitors"), 0);
     assert_eq!(days(&connection, 1), [(DAY.into(), 4, 0)]);
     assert_eq!(days(&connection, 0), [(DAY.into(), 4, 0)]);
+}
+
+/// Deletes `c` while a batch is under way whose first part has counted it, in an hour that nothing else was counted in.
+fn clicks_of_a_part_after_its_link_was_deleted(connection: &Connection) {
+    let first = Batch {
+        through: Some("c".into()),
+        visitors: vec![Visitors("c".into(), DAY, 0, 1)],
+        details: vec![Detail("c".into(), DAY, Kind::Referrer, "secret.example".into(), 7)],
+        ..of_clicks(0, 10, &[("c", HOUR, 7, 0)])
+    };
+    let last = Batch {
+        after: Some("c".into()),
+        ..of_clicks(0, 10, &[("", HOUR, 7, 0)])
+    };
+    assert!(send(connection, &first));
+    connection.execute("DELETE FROM links WHERE slug = 'c'", []).unwrap();
+    assert!(send(connection, &last));
+}
+
+#[test]
+fn clicks_of_a_deleted_link_never_pass_to_another() {
+    let connection = new_database(3);
+    clicks_of_a_part_after_its_link_was_deleted(&connection);
+    let link = "INSERT INTO links (slug, url, created_at) VALUES ('new', 'https://example.com/', 0)";
+    connection.execute(link, []).unwrap();
+    for table in ["click_hours", "click_days", "click_visitors", "click_details"] {
+        let sql = format!("SELECT count(*) FROM {table} WHERE link_id <> 0");
+        let left: i64 = connection.query_row(&sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(left, 0, "{table}");
+    }
+    assert_eq!(days(&connection, 0), [(DAY.into(), 7, 0)]);
+}
+
+/// What version 4 has left behind is not adopted after an upgrade, and what was counted before it goes with its link.
+#[test]
+fn an_upgrade_separates_the_clicks_of_deleted_links_from_new_ones() {
+    let connection = Connection::open_in_memory().unwrap();
+    for statement in SCHEMA[..4].iter().flat_map(|script| statements(script)) {
+        connection.execute(statement, []).unwrap();
+    }
+    let make = |slug: &str| {
+        let link = "INSERT INTO links (slug, url, created_at) VALUES (?1, 'https://example.com/', 0)";
+        connection.execute(link, [slug]).unwrap();
+    };
+    ["a", "b", "c"].into_iter().for_each(make);
+    clicks_of_a_part_after_its_link_was_deleted(&connection);
+    let under_way = Batch {
+        through: Some("b".into()),
+        ..of_clicks(10, 20, &[("b", HOUR + 48, 5, 0)])
+    };
+    assert!(send(&connection, &under_way));
+    for statement in statements(SCHEMA[4]) {
+        connection.execute(statement, []).unwrap();
+    }
+    connection.execute("DELETE FROM links WHERE slug = 'b'", []).unwrap();
+    ["d", "e"].into_iter().for_each(make);
+    for slug in ["d", "e"] {
+        let id: i64 = connection
+            .query_row("SELECT id FROM links WHERE slug = ?1", [slug], |row| row.get(0))
+            .unwrap();
+        assert!(id > 3, "{slug} has the id {id}");
+        let days = bars(&connection, STATS_DAYS, id, DAY - 5, DAY + 5);
+        assert_eq!((days, details(&connection, id)), (vec![], vec![]), "{slug}");
+    }
+    assert_eq!((days(&connection, 2), hours(&connection, 2)), (vec![], vec![]));
+    // Nothing that was counted for all is lost or counted twice.
+    assert_eq!(days(&connection, 0), [(DAY.into(), 7, 0), (i64::from(DAY) + 2, 0, 0)]);
 }
 
 #[test]
@@ -410,7 +478,8 @@ fn hours_older_than_ninety_days_are_left_to_the_days() {
     assert_eq!(days.iter().map(|(_, clicks, bots)| clicks + bots).sum::<i64>(), 16);
     let later = NOW + 3600;
     assert!(send_at(&connection, &batch(3, 4), later));
-    assert_eq!(count(&connection, "click_hours"), 1);
+    // That of the link, and that of all.
+    assert_eq!(count(&connection, "click_hours"), 2);
 }
 
 #[test]

@@ -28,6 +28,7 @@ fn has_the_version_of_the_workspace() {
 fn hands_on_the_variables_that_the_component_reads() {
     let names = [
         "admin_token",
+        "agent_secret",
         "allowed_origin",
         "cache_stale",
         "cache_ttl",
@@ -36,6 +37,7 @@ fn hands_on_the_variables_that_the_component_reads() {
         "edge_stale",
         "edge_ttl",
         "link_cache",
+        "proxy_secret",
         "public_url",
         "secrets_stale",
         "secrets_ttl",
@@ -51,7 +53,10 @@ fn hands_on_the_variables_that_the_component_reads() {
             Some(source.as_str())
         );
     }
-    assert_eq!(manifest["variables"]["admin_token"]["secret"].as_bool(), Some(true));
+    for secret in ["admin_token", "agent_secret", "proxy_secret"] {
+        assert_eq!(manifest["variables"][secret]["secret"].as_bool(), Some(true));
+        assert_eq!(manifest["variables"][secret]["default"].as_str(), Some(""));
+    }
     assert_eq!(
         manifest["variables"]["shorten_access"]["default"].as_str(),
         Some("token")

@@ -109,8 +109,19 @@ fn limit(connection: &Connection, slug: &str) -> Limit {
 }
 
 fn take_click(connection: &Connection, slug: &str, now: i64) -> bool {
-    let taken = connection.query_row(TAKE_CLICK, params![slug, now], |row| row.get::<_, i64>(0));
+    let taken = connection.query_row(TAKE_CLICK, params![slug, now], |row| row.get::<_, String>(0));
     taken.optional().unwrap().is_some()
+}
+
+/// Deletes a link for the request with this id.
+fn remove_for(connection: &Connection, id: [u8; 16], slug: &str, now: i64) -> bool {
+    let removed = connection.query_row(DELETE_LINK, params![slug, id, now], |_| Ok(()));
+    removed.optional().unwrap().is_some()
+}
+
+fn id_of(connection: &Connection, slug: &str) -> i64 {
+    let id = connection.query_row("SELECT id FROM links WHERE slug = ?1", [slug], |row| row.get(0));
+    id.unwrap()
 }
 
 #[test]
@@ -271,9 +282,124 @@ fn a_change_leaves_what_it_does_not_name() {
 fn a_link_is_removed_once() {
     let connection = new_database();
     insert(&connection, "a", "https://example.com/", None).unwrap();
-    let remove = || connection.query_row(DELETE_LINK, ["a"], |_| Ok(())).optional().unwrap();
-    assert_eq!((remove(), remove()), (Some(()), None));
+    assert!(remove_for(&connection, [1; 16], "a", 100));
+    assert!(!remove_for(&connection, [2; 16], "a", 100));
     assert_eq!(find(&connection, "a"), None);
+}
+
+#[test]
+fn a_deletion_that_is_repeated_finds_what_it_did_and_leaves_what_came_after() {
+    let connection = new_database();
+    insert(&connection, "a", "https://example.com/1", None).unwrap();
+    assert!(!remove_for(&connection, [1; 16], "b", 100), "there was none");
+    assert!(remove_for(&connection, [1; 16], "a", 100));
+    assert!(remove_for(&connection, [1; 16], "a", 101), "its answer got lost");
+    insert(&connection, "a", "https://example.com/2", None).unwrap();
+    assert!(remove_for(&connection, [1; 16], "a", 102));
+    assert_eq!(find(&connection, "a"), Some(("https://example.com/2".into(), None)));
+    assert!(remove_for(&connection, [2; 16], "a", 103));
+    assert_eq!(find(&connection, "a"), None);
+}
+
+#[test]
+fn deletions_are_remembered_for_ten_minutes() {
+    let connection = new_database();
+    for (number, slug) in ["a", "b", "c"].into_iter().enumerate() {
+        insert(&connection, slug, "https://example.com/", None).unwrap();
+        assert!(remove_for(
+            &connection,
+            [number as u8; 16],
+            slug,
+            1000 + 400 * number as i64
+        ));
+    }
+    let remembered: String = connection
+        .query_row("SELECT group_concat(slug) FROM link_deletions", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(remembered, "b,c");
+    let plan: String = connection
+        .query_row(
+            "EXPLAIN QUERY PLAN DELETE FROM link_deletions WHERE deleted_at < ?1",
+            [0],
+            |row| row.get("detail"),
+        )
+        .unwrap();
+    assert!(plan.contains("link_deletions_by_time"), "{plan}");
+}
+
+/// Whatever still holds on to the id of a deleted link does not get hold of another one.
+#[test]
+fn the_id_of_a_deleted_link_never_comes_back() {
+    let connection = new_database();
+    for slug in ["a", "b", "c"] {
+        insert(&connection, slug, "https://example.com/", None).unwrap();
+    }
+    let mut used = vec![1, 2, 3];
+    assert!(remove_for(&connection, [1; 16], "c", 0));
+    for slug in ["d", "e"] {
+        // With and without an id of a request, and as older releases do.
+        assert!(insert(&connection, slug, "https://example.com/", None).unwrap());
+        used.push(id_of(&connection, slug));
+    }
+    connection.execute("DELETE FROM links", []).unwrap();
+    assert!(insert_as_1(&connection, "f", "https://example.com/"));
+    used.push(id_of(&connection, "f"));
+    let again = insert_for(&connection, Some([9; 16]), "g", "https://example.com/", None).unwrap();
+    assert_eq!(again.map(|(slug, ..)| slug).as_deref(), Some("g"));
+    let repeated = insert_for(&connection, Some([9; 16]), "h", "https://example.com/", None).unwrap();
+    assert_eq!(repeated.map(|(slug, ..)| slug).as_deref(), Some("g"));
+    used.push(id_of(&connection, "g"));
+    assert_eq!(used, [1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// 0.1.0 goes on after a rollback, on a database that 0.2.0 has changed. These are its statements.
+#[test]
+fn release_0_1_0_serves_on_version_5() {
+    const INSERT: &str =
+        "INSERT INTO links (slug, url, created_at, expires_at, request_id, max_clicks, clicks_left, limited_until)
+        VALUES (?1, ?2, ?3, iif(?6 IS NULL, ?4, 0), ?5, ?6, ?6, iif(?6 IS NULL, NULL, ?4))
+        ON CONFLICT (request_id) WHERE request_id IS NOT NULL DO UPDATE SET request_id = request_id
+        ON CONFLICT (slug) DO NOTHING
+        RETURNING slug, url, iif(max_clicks IS NULL, expires_at, limited_until), max_clicks, clicks_left";
+    const DELETE: &str = "DELETE FROM links WHERE slug = ?1 RETURNING 1";
+    const TAKE: &str = "UPDATE links SET clicks_left = clicks_left - 1
+        WHERE slug = ?1 AND clicks_left > 0 AND (limited_until IS NULL OR limited_until > ?2) RETURNING 1";
+    let connection = new_database();
+    assert_eq!(version(&connection), 5);
+    let no_id: Option<[u8; 16]> = None;
+    let make = |slug: &str| {
+        let row = params![slug, "https://example.com/", 0, None::<i64>, no_id, 1];
+        connection
+            .query_row(INSERT, row, |row| row.get::<_, String>(0))
+            .optional()
+            .unwrap()
+    };
+    assert_eq!((make("a").as_deref(), make("a")), (Some("a"), None));
+    let take = || {
+        connection
+            .query_row(TAKE, params!["a", 0], |_| Ok(()))
+            .optional()
+            .unwrap()
+    };
+    assert_eq!((take(), take()), (Some(()), None));
+    let delete = || connection.query_row(DELETE, ["a"], |_| Ok(())).optional().unwrap();
+    assert_eq!((delete(), delete()), (Some(()), None));
+    assert_eq!(make("b").as_deref(), Some("b"));
+    assert_eq!(id_of(&connection, "b"), 2, "the id of a deleted link");
+    // Its scripts are those up to version 4; it runs none of them here.
+    assert_eq!(SCHEMA[..4].get(5..), None);
+}
+
+/// The link that the click is taken of is the one that leads on, though another one had the slug when it was looked up.
+#[test]
+fn a_click_leads_where_its_own_link_leads() {
+    let connection = new_database();
+    insert_limited(&connection, "x", None, 1).unwrap();
+    assert!(remove_for(&connection, [1; 16], "x", 0));
+    let row = params!["x", "https://example.org/", 0, None::<i64>, [2_u8; 16], 1];
+    connection.query_row(INSERT_LINK, row, |_| Ok(())).unwrap();
+    let taken = connection.query_row(TAKE_CLICK, params!["x", 0], |row| row.get::<_, String>(0));
+    assert_eq!(taken.as_deref(), Ok("https://example.org/"));
 }
 
 #[test]

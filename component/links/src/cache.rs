@@ -67,18 +67,24 @@ pub async fn get(slug: &Slug) -> Option<Entry> {
     Entry::decode(&entry)
 }
 
-/// Keeps a link as the database has it, asked at `asked_at` (Unix seconds); not one whose clicks the database counts.
-pub async fn put(slug: &Slug, link: &Stored, asked_at: i64) {
+/// Keeps a link as the database has it, asked at `asked_at` (Unix seconds). Of one whose clicks the database counts nothing
+/// may be kept, nor of an earlier link with its slug. False: the store does not answer, and may have an older one.
+pub async fn put(slug: &Slug, link: &Stored, asked_at: i64) -> bool {
     if link.limit.is_some() {
-        return;
+        return remove(slug).await;
     }
     let link = link.clone();
     let entry = Entry { link, asked_at }.encode();
-    ask(async || Place::Cache.set(&cache::key(slug), &entry).await).await;
+    ask(async || Place::Cache.set(&cache::key(slug), &entry).await)
+        .await
+        .is_some()
 }
 
-pub async fn remove(slug: &Slug) {
-    ask(async || Place::Cache.delete(&cache::key(slug)).await).await;
+/// False: the store does not answer, and may have it still.
+pub async fn remove(slug: &Slug) -> bool {
+    ask(async || Place::Cache.delete(&cache::key(slug)).await)
+        .await
+        .is_some()
 }
 
 async fn ask<T>(question: impl AsyncFnOnce() -> Result<T, String>) -> Option<T> {

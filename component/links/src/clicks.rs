@@ -3,7 +3,7 @@
 use links_core::clicks::{self, Batch, Position};
 use links_core::problem::Problem;
 use links_core::reply::Reply;
-use links_core::request;
+use links_core::request::{self, Body};
 use spin_sdk::http::Request;
 
 use crate::respond::header;
@@ -12,7 +12,7 @@ use crate::{body, clock};
 
 /// Takes a batch unless it was taken before. Either way the answer is the position that the journal is counted to.
 pub async fn take(request: Request) -> Result<Reply, Problem> {
-    request::check_content_type(header(&request, "content-type"))?;
+    Body::Json.check_type(header(&request, "content-type"))?;
     request::check_length(header(&request, "content-length"), clicks::MAX_BODY)?;
     let body = body::read(request, clicks::MAX_BODY).await?;
     let batch = Batch::parse(&body)?;

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join;
 use http::{Method, Request};
-use links_core::edge::{self, Bounds, HEADER, SETTLED, Sight, rest_of_second};
-use links_core::link::Stored;
+use links_core::edge::{self, Became, Bounds, HEADER, Remedy, Sight};
 use links_core::problem::Problem;
 use links_core::reply::Reply;
 use links_core::settings::Invalid;
@@ -15,7 +14,7 @@ use links_core::slug::Slug;
 use spin_sdk::http::{EmptyBody, Response, send};
 
 use crate::variable::{self, Knowledge};
-use crate::{clock, log};
+use crate::{clock, log, proof};
 
 /// How long a change waits until nginx shows it. nginx answers in a millisecond, after half a second where somebody else
 /// is just asking for the same slug; and a second has to pass where it has an older answer.
@@ -39,15 +38,6 @@ thread_local! {
 
 /// The edge may not yet know of a change; the operator was told why.
 pub struct Stale;
-
-/// What there is for a slug now, in the database.
-#[derive(Clone, Copy)]
-pub enum Became<'a> {
-    /// There was nothing before.
-    New(&'a Stored),
-    Changed(&'a Stored),
-    Nothing,
-}
 
 /// `None`: nginx is to keep nothing.
 pub async fn bounds() -> Option<Bounds> {
@@ -99,51 +89,56 @@ pub async fn show(slug: &Slug, became: Became<'_>) -> Result<(), Stale> {
 /// An answer that is out of date may be in nginx's cache, or on its way there from any instance and arrive after a newer
 /// one.
 async fn replace(port: u16, slug: &Slug, became: Became<'_>) -> Result<(), String> {
-    // That there is no such link is said for the second in which it was found out: then it is over.
-    let rest = match became {
-        Became::New(_) => rest_of_second(clock::now_in_milliseconds()),
-        Became::Changed(_) | Became::Nothing => SETTLED,
-    };
-    let since = Instant::now();
-    match (look(port, slug).await?, became) {
-        (Sight::Nothing, _) | (Sight::Link(_), Became::New(_)) => return Ok(()),
-        _ => {}
+    let (now, since) = (clock::now_in_milliseconds(), Instant::now());
+    let mut sight = look(port, slug).await?;
+    if became.is_known(&sight) {
+        return Ok(());
     }
-    let is_kept = !matches!(became, Became::New(Stored { limit: Some(_), .. }));
+    let rest = became.rest(&sight, now);
     loop {
-        if is_kept {
-            ask(Method::GET, port, slug).await?;
+        match became.remedy(&sight) {
+            Remedy::Fetch => drop(ask(Method::GET, port, slug, "").await?),
+            Remedy::Empty => {
+                let order = proof::of_agent().await;
+                let order = order.and_then(|proof| edge::order(&proof, slug, clock::now()));
+                let order = order
+                    .ok_or("it leads where an earlier link led, and there is no agent_secret to order otherwise")?;
+                drop(ask(Method::GET, port, slug, &format!("?{order}")).await?);
+            }
+            Remedy::Wait => {}
         }
         spin_sdk::time::sleep(rest.saturating_sub(since.elapsed()).max(PAUSE)).await;
-        let is_shown = match became {
-            Became::New(_) => true,
-            Became::Changed(link) => match look(port, slug).await? {
-                Sight::Link(url) => url == link.url,
-                Sight::Other => false,
-                Sight::Nothing | Sight::Expired => true,
-            },
-            Became::Nothing => !matches!(look(port, slug).await?, Sight::Link(_)),
-        };
-        if is_shown {
+        sight = look(port, slug).await?;
+        if became.is_shown(&sight) {
             return Ok(());
         }
     }
 }
 
+/// The answer to an instance that has nginx ask for a slug whose answer it is to forget ([`Remedy::Empty`]).
+pub async fn forgets(slug: &Slug, query: &str) -> Option<Reply> {
+    if !edge::looks_like_order(query) {
+        return None;
+    }
+    let (proof, now) = (proof::of_agent().await?, clock::now());
+    let bounds = bounds().await?;
+    edge::is_order(&proof, slug, query, now).then(|| bounds.nothing(now))
+}
+
 async fn look(port: u16, slug: &Slug) -> Result<Sight, String> {
-    let seen = ask(Method::HEAD, port, slug).await?;
+    let seen = ask(Method::HEAD, port, slug, "").await?;
     let text = |name| seen.headers().get(name).and_then(|value| value.to_str().ok());
     let sight = Sight::of(seen.status().as_u16(), text(HEADER), text("location"));
     sight.ok_or_else(|| format!("port {port} is not answered by the nginx of links"))
 }
 
-/// `HEAD` looks at what nginx has, `GET` makes it fetch the answer anew.
-async fn ask(method: Method, port: u16, slug: &Slug) -> Result<Response, String> {
+/// `HEAD` looks at what nginx has, `GET` makes it fetch the answer anew. `query` is empty or begins with `?`.
+async fn ask(method: Method, port: u16, slug: &Slug, query: &str) -> Result<Response, String> {
     let mut error = String::new();
     for _ in 0..ATTEMPTS {
         let request = Request::builder()
             .method(method.clone())
-            .uri(format!("http://127.0.0.1:{port}/{slug}"))
+            .uri(format!("http://127.0.0.1:{port}/{slug}{query}"))
             .body(EmptyBody::new());
         match send(request.map_err(|error| error.to_string())?).await {
             Ok(response) => return Ok(response),

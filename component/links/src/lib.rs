@@ -16,6 +16,7 @@ mod links;
 mod local;
 mod log;
 mod outage;
+mod proof;
 mod random;
 mod redirect;
 mod respond;
@@ -32,7 +33,6 @@ use spin_sdk::http::{FromRequest as _, Method, Request};
 use spin_sdk::wasip3::exports::http::handler::Guest;
 use spin_sdk::wasip3::http::{service, types};
 
-use crate::redirect::Purpose;
 use crate::respond::header;
 use crate::store::Store;
 
@@ -50,14 +50,19 @@ impl Guest for Links {
 
 async fn answer(request: types::Request, method: &Method) -> Result<Reply, Problem> {
     let target = request.get_path_with_query().unwrap_or_default();
-    let path = target.split_once('?').map_or(target.as_str(), |(path, _)| path);
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let route = match Route::of(method.as_str(), path) {
         Err(nothing) if nothing.status == 404 && *method == Method::GET => return Ok(edge::keep(nothing).await),
         route => route?,
     };
     match route {
-        Route::Follow(slug) if method == Method::HEAD => redirect::follow(&slug, Purpose::Look).await,
-        Route::Follow(slug) => redirect::follow(&slug, Purpose::Follow).await,
+        Route::Follow(slug) => match edge::forgets(&slug, query).await {
+            Some(nothing) => Ok(nothing),
+            None => redirect::follow(&slug, &request, *method == Method::HEAD).await,
+        },
+        // nginx keeps one answer for each link, under its own path.
+        Route::FollowAsSent(slug) if proof::comes_through_nginx(&request).await? => Ok(Reply::as_for(&slug)),
+        Route::FollowAsSent(slug) => redirect::follow_as_sent(&slug, &request, *method == Method::HEAD).await,
         Route::Health => {
             // What is found out about the database is for all instances, where there is a cache to go on with.
             cache::bounds().await;
@@ -65,7 +70,7 @@ async fn answer(request: types::Request, method: &Method) -> Result<Reply, Probl
         }
         Route::Preflight => {
             let request = whole(request)?;
-            Ok(settings::current().await?.cors.preflight(header(&request, "origin")))
+            Ok(settings::cors().await.preflight(header(&request, "origin")))
         }
         Route::Show(slug) => links::show(&whole(request)?, &slug).await,
         Route::Change(slug) => links::change(whole(request)?, &slug).await,

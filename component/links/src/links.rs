@@ -3,16 +3,15 @@
 use std::rc::Rc;
 
 use links_core::change::Change;
-use links_core::edge::{HEADER, STALE};
+use links_core::edge::{Became, HEADER, STALE};
 use links_core::problem::Problem;
 use links_core::reply::Reply;
-use links_core::request;
+use links_core::request::{self, Body};
 use links_core::route;
 use links_core::settings::Settings;
 use links_core::slug::Slug;
 use spin_sdk::http::Request;
 
-use crate::edge::Became;
 use crate::respond::header;
 use crate::store::Store;
 use crate::{access, body, cache, clock, edge, settings, shorten};
@@ -27,16 +26,16 @@ async fn admitted(request: &Request) -> Result<Rc<Settings>, Problem> {
 
 pub async fn show(request: &Request, slug: &Slug) -> Result<Reply, Problem> {
     let settings = admitted(request).await?;
-    let own = shorten::own(&settings, request)?;
+    let own = shorten::own(&settings, request).await?;
     let link = Store::new().show(slug).await?.ok_or_else(route::not_found)?;
     Ok(link.reply(slug, &own))
 }
 
 pub async fn change(request: Request, slug: &Slug) -> Result<Reply, Problem> {
     let settings = admitted(&request).await?;
-    request::check_content_type(header(&request, "content-type"))?;
+    Body::MergePatch.check_type(header(&request, "content-type"))?;
     request::check_length(header(&request, "content-length"), request::MAX_BODY)?;
-    let own = shorten::own(&settings, &request)?;
+    let own = shorten::own(&settings, &request).await?;
     let asked_at = clock::now();
     let change = Change::parse(&body::read(request, request::MAX_BODY).await?, &own, asked_at)?;
     let changed = Store::new().change(slug, &change).await?;
@@ -52,13 +51,20 @@ pub async fn change(request: Request, slug: &Slug) -> Result<Reply, Problem> {
 
 pub async fn remove(request: &Request, slug: &Slug) -> Result<Reply, Problem> {
     admitted(request).await?;
-    if !Store::new().remove(slug).await? {
-        return Err(route::not_found());
-    }
+    let id = shorten::request_id(request).await?;
+    let removed = Store::new().remove(slug, id, clock::now()).await;
+    // Whatever the database says: the link may have been removed by an earlier attempt whose answer got lost, and what leads
+    // on by itself would go on doing so.
     if cache::bounds().await.is_some() {
         cache::remove(slug).await;
     }
-    Ok(seen(Reply::no_content(vec![]), edge::show(slug, Became::Nothing).await))
+    let shown = edge::show(slug, Became::Nothing).await;
+    let reply = match removed {
+        Ok(true) => Reply::no_content(vec![]),
+        Ok(false) => Reply::from(route::not_found()),
+        Err(problem) => Reply::from(problem),
+    };
+    Ok(seen(reply, shown))
 }
 
 /// Tells the client where the edge may not yet know of it.

@@ -1,7 +1,8 @@
-//! Random slugs and salts.
+//! Random slugs, salts and names of requests.
 
 use std::cell::RefCell;
 
+use links_core::request_id::RequestId;
 use links_core::secret::SALT_LENGTH;
 use links_core::slug::Slug;
 use rand::rngs::{StdRng, SysError, SysRng};
@@ -23,6 +24,15 @@ pub fn salt() -> Result<[u8; SALT_LENGTH], SysError> {
         let mut salt = [0; SALT_LENGTH];
         generator.fill_bytes(&mut salt);
         salt
+    })
+}
+
+/// For a request that nginx has given no name.
+pub fn request_id() -> Result<RequestId, SysError> {
+    with_generator(|generator| {
+        let mut bytes = [0; 16];
+        generator.fill_bytes(&mut bytes);
+        RequestId::new(bytes)
     })
 }
 

@@ -1,51 +1,58 @@
-//! `GET /:slug`.
+//! `GET /:slug`, and `HEAD`.
 
 use std::time::Instant;
 
 use links_core::age::Age;
 use links_core::edge::PROMPT;
-use links_core::link::{self, Limit, Stored};
+use links_core::link::{self, Stored};
 use links_core::problem::Problem;
+use links_core::purpose::Purpose;
 use links_core::reply::Reply;
 use links_core::slug::Slug;
+use spin_sdk::wasip3::http::types;
 
 use crate::outage::Service;
+use crate::respond::raw_header;
 use crate::store::Store;
 use crate::{cache, clock, edge};
 
-/// What a request does to a link with a limit.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// `GET`: takes one of its clicks.
-    Follow,
-    /// `HEAD`: takes none.
-    Look,
-}
-
-/// What `HEAD` is answered has no body to be kept.
-pub async fn follow(slug: &Slug, purpose: Purpose) -> Result<Reply, Problem> {
+pub async fn follow(slug: &Slug, request: &types::Request, is_head: bool) -> Result<Reply, Problem> {
     let (asked_at, since) = (clock::now(), Instant::now());
-    let mut found = find(slug).await?;
-    if purpose == Purpose::Follow
-        && let Some(limit) = found.as_mut().and_then(|link| link.limit.as_mut())
-    {
-        take_click(slug, limit).await?;
-    }
-    let now = clock::now();
-    match edge::bounds().await {
-        Some(bounds) if purpose == Purpose::Follow && since.elapsed() < PROMPT => {
-            Ok(bounds.follow(found, asked_at, now))
-        }
-        _ => link::follow(found, now),
+    match find(slug).await? {
+        Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head).await,
+        found => match edge::bounds().await {
+            // What `HEAD` is answered has no body to be kept.
+            Some(bounds) if !is_head && since.elapsed() < PROMPT => Ok(bounds.follow(found, asked_at, clock::now())),
+            _ => link::follow(found, clock::now()),
+        },
     }
 }
 
-/// Takes one click; afterwards none is left if there was none to be taken.
-async fn take_click(slug: &Slug, limit: &mut Limit) -> Result<(), Problem> {
-    if limit.left > 0 && !Store::new().take_click(slug, clock::now()).await? {
-        limit.left = 0;
+/// By another path than the link's own: the edge does not keep the answer, as no change of the link would take it away.
+pub async fn follow_as_sent(slug: &Slug, request: &types::Request, is_head: bool) -> Result<Reply, Problem> {
+    match find(slug).await? {
+        Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head).await,
+        found => link::follow(found, clock::now()),
     }
-    Ok(())
+}
+
+/// Takes one click if somebody follows the link; afterwards none is left if there was none to be taken.
+async fn follow_limited(
+    slug: &Slug,
+    mut link: Stored,
+    request: &types::Request,
+    is_head: bool,
+) -> Result<Reply, Problem> {
+    let purpose = Purpose::of(is_head, |name| raw_header(request, name));
+    if purpose == Purpose::Follow
+        && let Some(limit) = link.limit.as_mut().filter(|limit| limit.left > 0)
+    {
+        match Store::new().take_click(slug, clock::now()).await? {
+            Some(url) => link.url = url,
+            None => limit.left = 0,
+        }
+    }
+    link::follow_limited(link, purpose, clock::now())
 }
 
 /// From the cache where it knows the link, else from the database.

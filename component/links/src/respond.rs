@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use links_core::reply::Reply;
 use spin_sdk::http::{FullBody, Request};
-use spin_sdk::wasip3::http::types::{ErrorCode, Fields, Response};
+use spin_sdk::wasip3::http::types::{self, ErrorCode, Fields, Response};
 use spin_sdk::wasip3::http_compat::BodyWriter;
 use spin_sdk::wasip3::wit_future;
 use spin_sdk::wit_bindgen::spawn;
@@ -13,6 +13,11 @@ use crate::log;
 /// The first value of a header, if it is visible ASCII.
 pub fn header<'a>(request: &'a Request, name: &str) -> Option<&'a str> {
     request.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The same of a request whose headers were not fetched, whatever its bytes.
+pub fn raw_header(request: &types::Request, name: &str) -> Option<Vec<u8>> {
+    request.get_headers().get(name).into_iter().next()
 }
 
 /// Makes the response. One without a body, such as every redirect, is made without the stream that a body needs.

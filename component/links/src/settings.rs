@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join5;
+use links_core::cors::Cors;
 use links_core::problem::Problem;
 use links_core::settings::{Settings, Variables};
 
@@ -18,6 +19,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 thread_local! {
     static KEPT: RefCell<Option<(Instant, Rc<Settings>)>> = const { RefCell::new(None) };
+    /// Who may read answers, as far as this instance knows.
+    static CORS: RefCell<Cors> = const { RefCell::new(Cors::Nobody) };
 }
 
 /// # Errors
@@ -34,6 +37,9 @@ pub async fn current() -> Result<Rc<Settings>, Problem> {
         log::line("cannot read the variables", error);
         Problem::unavailable("The server cannot read its configuration at the moment. Try again.")
     })?;
+    if let Ok(cors) = variables.cors() {
+        CORS.set(cors);
+    }
     let settings = Settings::parse(&variables).map(Rc::new).map_err(|invalid| {
         log::line("wrong configuration", &invalid);
         Problem::new(
@@ -43,6 +49,14 @@ pub async fn current() -> Result<Rc<Settings>, Problem> {
     })?;
     KEPT.set(Some((Instant::now(), settings.clone())));
     Ok(settings)
+}
+
+/// Which pages may read an answer, also the one that the settings cannot be read, or that another one of them is wrong.
+pub async fn cors() -> Cors {
+    match current().await {
+        Ok(settings) => settings.cors.clone(),
+        Err(_) => CORS.with_borrow(Cors::clone),
+    }
 }
 
 /// Whether the variables were read and say that secrets are kept.

@@ -1,43 +1,51 @@
 //! `POST /shorten`.
 
 use links_core::access::Access;
+use links_core::edge::Became;
 use links_core::link::NewLink;
 use links_core::origin::Origin;
 use links_core::problem::Problem;
 use links_core::reply::Reply;
-use links_core::request::{self, Shorten};
-use links_core::request_id::{self, RequestId};
+use links_core::request::{self, Body, Shorten};
+use links_core::request_id::{HEADER, RequestId};
 use links_core::settings::{Settings, Shorteners};
 use links_core::slug::{MAX_ATTEMPTS, Slug};
 use spin_sdk::http::Request;
 
-use crate::edge::Became;
 use crate::respond::header;
 use crate::store::Store;
-use crate::{access, body, cache, clock, edge, links, log, random, settings};
+use crate::{access, body, cache, clock, edge, links, log, proof, random, settings};
 
 pub async fn shorten(request: Request) -> Result<Reply, Problem> {
-    let settings = settings::current().await?;
-    let cors = settings.cors.headers(header(&request, "origin"));
-    let reply = create(&settings, request).await.unwrap_or_else(Reply::from);
-    Ok(reply.with_headers(cors))
+    let origin = header(&request, "origin").map(str::to_owned);
+    let reply = create(request).await.unwrap_or_else(Reply::from);
+    Ok(reply.with_headers(settings::cors().await.headers(origin.as_deref())))
 }
 
-async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem> {
+async fn create(request: Request) -> Result<Reply, Problem> {
+    let settings = &settings::current().await?;
     let access = match settings.shorteners {
         Shorteners::Everybody => Access::Open,
         Shorteners::TokenHolders => access::current(settings.secrets.as_ref()).await?,
     };
     access.check(request.headers().get("authorization").map(|value| value.as_bytes()))?;
-    request::check_content_type(header(&request, "content-type"))?;
+    Body::Json.check_type(header(&request, "content-type"))?;
     request::check_length(header(&request, "content-length"), request::MAX_BODY)?;
-    let own = own(settings, &request)?;
-    let id = request.headers().get(request_id::HEADER);
-    let id = id.and_then(|value| RequestId::parse(value.as_bytes()));
+    let own = own(settings, &request).await?;
+    let id = request_id(&request).await?;
     let wish = Shorten::parse(&body::read(request, request::MAX_BODY).await?)?;
     let is_cached = cache::bounds().await.is_some();
     let now = clock::now();
     let link = NewLink::check(&wish, &own, now)?;
+    if is_cached
+        && let (Some(slug), Some(_)) = (&link.slug, link.max_clicks)
+        && !cache::remove(slug).await
+    {
+        return Err(Problem::unavailable(
+            "The cache of links does not answer, and may lead this slug to an earlier link without counting. Try again, or \
+             leave out max_clicks.",
+        ));
+    }
     let slug = match &link.slug {
         Some(slug) => with_slug(slug, &link, id, now).await?,
         None => with_generated_slug(&link, id, now).await?,
@@ -51,23 +59,41 @@ async fn create(settings: &Settings, request: Request) -> Result<Reply, Problem>
 }
 
 /// Where the appliance is reached: where its operator says, or where the client thinks it is.
-pub fn own(settings: &Settings, request: &Request) -> Result<Origin, Problem> {
-    match &settings.public {
-        Some(public) => Ok(public.clone()),
-        None => origin(request),
+pub async fn own(settings: &Settings, request: &Request) -> Result<Origin, Problem> {
+    if let Some(public) = &settings.public {
+        return Ok(public.clone());
     }
-}
-
-fn origin(request: &Request) -> Result<Origin, Problem> {
-    let scheme = header(request, "x-forwarded-proto").or_else(|| request.uri().scheme_str());
-    let host = header(request, "x-forwarded-host").or_else(|| header(request, "host"));
+    let forwarded = match proof::is_through_nginx(request.headers()).await? {
+        true => ["x-forwarded-proto", "x-forwarded-host"].map(|name| header(request, name)),
+        false => [None, None],
+    };
+    let [scheme, host] = forwarded;
+    let host = host.or_else(|| header(request, "host"));
     Origin::forwarded(
         scheme,
         host.or_else(|| request.uri().authority().map(|authority| authority.as_str())),
     )
 }
 
-async fn with_slug(slug: &Slug, link: &NewLink, id: Option<RequestId>, now: i64) -> Result<Slug, Problem> {
+/// The name that nginx has given to this request, the same in each attempt at it, or a new one for a request that came without
+/// nginx: then it is the same in each attempt at the database.
+pub async fn request_id(request: &Request) -> Result<RequestId, Problem> {
+    let headers = request.headers();
+    let given = match proof::is_through_nginx(headers).await? {
+        true => headers.get(HEADER).and_then(|value| RequestId::parse(value.as_bytes())),
+        false => None,
+    };
+    given.map_or_else(new_request_id, Ok)
+}
+
+fn new_request_id() -> Result<RequestId, Problem> {
+    random::request_id().map_err(|error| {
+        log::line("no random numbers from the runtime", error);
+        Problem::unavailable("The server cannot tell requests apart at the moment. Try again.")
+    })
+}
+
+async fn with_slug(slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Result<Slug, Problem> {
     let store = Store::new();
     // Twice: the link that had the slug may be deleted between the insert and the look at it.
     for _ in 0..2 {
@@ -81,7 +107,7 @@ async fn with_slug(slug: &Slug, link: &NewLink, id: Option<RequestId>, now: i64)
     Err(Problem::unavailable("The slug is being changed by others. Try again."))
 }
 
-async fn with_generated_slug(link: &NewLink, id: Option<RequestId>, now: i64) -> Result<Slug, Problem> {
+async fn with_generated_slug(link: &NewLink, id: RequestId, now: i64) -> Result<Slug, Problem> {
     let store = Store::new();
     for attempt in 0..MAX_ATTEMPTS {
         let slug = random::slug(attempt).map_err(|error| {
@@ -102,18 +128,14 @@ async fn with_generated_slug(link: &NewLink, id: Option<RequestId>, now: i64) ->
 
 /// The slug under which the link is there now: the one given, or the one that an earlier attempt of nginx at this
 /// request got. `None`: the slug given is taken.
-async fn insert(
-    store: &Store,
-    slug: &Slug,
-    link: &NewLink,
-    id: Option<RequestId>,
-    now: i64,
-) -> Result<Option<Slug>, Problem> {
+async fn insert(store: &Store, slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Result<Option<Slug>, Problem> {
     match store.insert(slug, link, id, now).await? {
         Some((slug, stored)) if link.is_stored_as(&slug, &stored) => Ok(Some(slug)),
         None => Ok(None),
-        // Another link has the id. Two requests of nginx never share one, so this comes from somebody who asks past it
-        // and sends one id for all he does: it says nothing.
-        Some(_) => Ok(store.insert(slug, link, None, now).await?.map(|(slug, _)| slug)),
+        // Another link has the id: an earlier attempt at this request has made it, and it was changed since.
+        Some(_) => {
+            let made = store.insert(slug, link, new_request_id()?, now).await?;
+            Ok(made.map(|(slug, _)| slug))
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Every statement is whole by itself, because requests share the connection of their instance and several processes
 //! share the database. Every statement may also be repeated: an insert that was done although its answer got lost finds
-//! its own row, by the request's id. Without one that is a taken slug to the caller, and costs at worst an unused row.
+//! its own row, by the request's id, and so does a deletion.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -219,7 +219,7 @@ impl Store {
         &self,
         slug: &Slug,
         link: &NewLink,
-        id: Option<RequestId>,
+        id: RequestId,
         now: i64,
     ) -> Result<Option<(Slug, Stored)>, Problem> {
         let row = [
@@ -228,7 +228,7 @@ impl Store {
             Value::Integer(now),
             link.expiry
                 .map_or(Value::Null, |Expiry(seconds)| Value::Integer(seconds)),
-            id.map_or(Value::Null, |id| Value::Blob(id.as_bytes().to_vec())),
+            Value::Blob(id.as_bytes().to_vec()),
             link.max_clicks
                 .map_or(Value::Null, |max_clicks| Value::Integer(max_clicks.get())),
         ];
@@ -268,25 +268,32 @@ impl Store {
         Ok(rows.map_err(unavailable)?.into_iter().next().and_then(details))
     }
 
-    /// False: there was none.
+    /// Whether this request has removed it, by this call or before by one with the same id; `now` in Unix seconds. False:
+    /// there was none.
     ///
     /// # Errors
     /// 503; it may have been removed.
-    pub async fn remove(&self, slug: &Slug) -> Result<bool, Problem> {
-        let slug = [Value::Text(slug.as_str().to_owned())];
-        let rows = self.ask(DELETE_LINK, &slug, Needs::TablesToWrite).await;
+    pub async fn remove(&self, slug: &Slug, id: RequestId, now: i64) -> Result<bool, Problem> {
+        let row = [
+            Value::Text(slug.as_str().to_owned()),
+            Value::Blob(id.as_bytes().to_vec()),
+            Value::Integer(now),
+        ];
+        let rows = self.ask(DELETE_LINK, &row, Needs::TablesToWrite).await;
         Ok(!rows.map_err(unavailable)?.is_empty())
     }
 
-    /// Takes one click of a link with a limit; `now` in Unix seconds. False: none is left, or the link has expired. Should
-    /// the answer get lost, the click may be lost with it, and another one is taken: never one more than there are.
+    /// Takes one click of a link with a limit, and returns where that link leads; `now` in Unix seconds. `None`: no click is
+    /// left, or the link has expired. Should the answer get lost, the click may be lost with it, and another one is taken:
+    /// never one more than there are.
     ///
     /// # Errors
     /// 503
-    pub async fn take_click(&self, slug: &Slug, now: i64) -> Result<bool, Problem> {
+    pub async fn take_click(&self, slug: &Slug, now: i64) -> Result<Option<String>, Problem> {
         let click = [Value::Text(slug.as_str().to_owned()), Value::Integer(now)];
         let rows = self.ask(TAKE_CLICK, &click, Needs::TablesToWrite).await;
-        rows.map(|rows| !rows.is_empty()).map_err(unavailable)
+        let row = rows.map_err(unavailable)?.into_iter().next();
+        Ok(row.and_then(|row| row.values.into_iter().next()).and_then(text))
     }
 
     /// Reads from the table of links; on a new database it makes it first.

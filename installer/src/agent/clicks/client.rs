@@ -1,45 +1,11 @@
 //! Who follows a link, by what it says of itself (`user-agent`): a bot, or a person with a device, a browser and a system.
 //!
 //! A table of our own: all that is counted is a handful of each, and the libraries for it bring rules for thousands, with
-//! regular expressions, and know fewer of today's bots than these few words do.
+//! regular expressions. Who is a bot, `links_core::user_agent` decides.
 
+use links_core::user_agent;
+pub use links_core::user_agent::LONGEST;
 use links_core::visit::{Browser, Device, System, Visit};
-
-/// More of it is not looked at, in bytes: what counts stands before.
-pub const LONGEST: usize = 512;
-
-/// In the middle of what otherwise looks like a browser. An address (`+https://...`) is where a bot's owner explains it.
-const BOTS: &[&str] = &[
-    "bot",
-    "crawl",
-    "spider",
-    "slurp",
-    "headless",
-    "lighthouse",
-    "preview",
-    "http:",
-    "https:",
-    "phantomjs",
-    "monitor",
-    "scanner",
-    "validator",
-    "archive",
-    "pingdom",
-    "uptime",
-    "inspection",
-    "facebookexternal",
-    "feedfetcher",
-    "prerender",
-    "synthetic",
-    "puppeteer",
-    "selenium",
-];
-
-/// Names that hold one of [`BOTS`] by chance: a maker of phones.
-const NO_BOTS: &[&str] = &["cubot"];
-
-/// `(compatible; NAME ...)` is how bots introduce themselves, and these did, too.
-const COMPATIBLE: &[&str] = &["msie", "konqueror"];
 
 const TELEVISIONS: &[&str] = &[
     "smart-tv",
@@ -119,16 +85,8 @@ const SYSTEMS: &[(&str, System)] = &[
 
 /// None: a bot, or a program. `agent` without escapes.
 pub fn visit(agent: &[u8]) -> Option<Visit> {
-    let agent = &agent[..agent.len().min(LONGEST)];
-    let text = String::from_utf8_lossy(agent).to_ascii_lowercase();
-    // Every browser says the one or the other, curl and an app that asks for a preview do not.
-    if !text.starts_with("mozilla/") && !text.starts_with("opera/") {
-        return None;
-    }
+    let text = user_agent::of_person(agent)?;
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    if says(BOTS) && !says(NO_BOTS) || text.contains("(compatible;") && !says(COMPATIBLE) {
-        return None;
-    }
     let first = |table: &[(&str, System)]| {
         table
             .iter()

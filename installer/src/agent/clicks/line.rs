@@ -1,14 +1,14 @@
 //! One line of nginx's journal, the form `l1` (packaging/nginx): fields separated by tabs,
 //!
 //! `l1`, `$msec`, `$status`, `$request_time`, `$upstream_response_time`, `$upstream_cache_status`, `$request_method`, `$uri`,
-//! `$remote_addr`, `$http_referer`, `$http_user_agent`.
+//! `$remote_addr`, `$http_referer`, and `$http_user_agent` or the word `prefetch`.
 //!
 //! nginx writes `"`, `\`, and every byte below 32 or above 126 of a value as `\xXX`, and an empty one as `-`
 //! (ngx_http_log_module, `escape=default`): no value can end a field or a line.
 
 use std::borrow::Cow;
 
-use links_core::slug::MAX_LENGTH;
+use links_core::slug;
 
 const FIELDS: usize = 11;
 
@@ -150,27 +150,26 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
     })
 }
 
-/// As the component understands a path (`links_core::route`), and as packaging/nginx passes it on: with its escapes undone. A
-/// slug's characters need none in the journal.
+/// As the component understands a path (`links_core::route`), and as packaging/nginx passes it on: with its escapes undone.
 fn meaning(path: &[u8]) -> (Route, &str) {
     match path.strip_prefix(b"/") {
         Some(b"shorten") => (Route::Shorten, ""),
         Some(b"health") => (Route::Health, ""),
-        Some(rest) => match slug(rest) {
-            Some(slug) => (Route::Redirect, slug),
-            None if rest.starts_with(b"api/") => (Route::Api, ""),
-            None => (Route::Other, ""),
-        },
+        Some(rest) if rest.starts_with(b"api/") => (Route::Api, ""),
+        Some(rest) => slug(rest).map_or((Route::Other, ""), |slug| (Route::Redirect, slug)),
         None => (Route::Other, ""),
     }
 }
 
-fn slug(text: &[u8]) -> Option<&str> {
-    let has_shape = (1..=MAX_LENGTH).contains(&text.len())
-        && text
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
-    has_shape.then(|| std::str::from_utf8(text).ok()).flatten()
+/// A slug's characters need no escape in the journal; what follows it in a path may.
+fn slug(path: &[u8]) -> Option<&str> {
+    match memchr::memchr(b'\\', path) {
+        None => slug::as_sent(path),
+        Some(escape) => {
+            let length = slug::as_sent(&unescaped(path))?.len();
+            std::str::from_utf8(path.get(..length.min(escape))?).ok()
+        }
+    }
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
@@ -323,6 +322,23 @@ mod tests {
             let line = parse(&line).unwrap();
             assert_eq!((line.route, line.slug), (Route::Redirect, slug));
         }
+        for rest in [
+            "/",
+            ".",
+            ",",
+            ")",
+            "'",
+            ">",
+            "!",
+            r"\x22",
+            r"\x0A",
+            r"\xE2\x80\x9D",
+            r"\x5C",
+        ] {
+            let line = with(7, &format!("/abc{rest}"));
+            let line = parse(&line).unwrap();
+            assert_eq!((line.route, line.slug), (Route::Redirect, "abc"), "{rest}");
+        }
         let longer = format!("/{long}x");
         for (path, route) in [
             ("/shorten", Route::Shorten),
@@ -337,7 +353,10 @@ mod tests {
             ("/internal/clicks", Route::Other),
             ("/favicon.ico", Route::Other),
             (r"/a\x09b", Route::Other),
-            (r"/abc\x0A", Route::Other),
+            (r"/abc\x0Ax", Route::Other),
+            (r"/abc\xC3\xBC", Route::Other),
+            (r"/abc\xFF", Route::Other),
+            ("/api.", Route::Other),
             (longer.as_str(), Route::Other),
         ] {
             let line = with(7, path);
