@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::Path;
 use std::time::Duration;
 
@@ -88,8 +88,9 @@ pub fn back_up(path: &Path, target: &Path) -> anyhow::Result<()> {
         copy.pragma_update(None, "journal_mode", "wal")?;
         copy.close().map_err(|(_, error)| error)?;
         let owner = fs::metadata(path)?;
-        chown(&partial, Some(owner.uid()), Some(owner.gid()))?;
-        File::open(&partial)?.sync_all()?;
+        let made = File::open(&partial)?;
+        fchown(&made, Some(owner.uid()), Some(owner.gid()))?;
+        made.sync_all()?;
         fs::rename(&partial, target)?;
         files::sync_directory(target.parent().unwrap_or(Path::new("/")))?;
         Ok(())
@@ -119,6 +120,12 @@ fn explain(error: anyhow::Error, path: &Path) -> anyhow::Error {
 /// # Errors
 /// It is not there, or no database.
 pub fn open(path: &Path) -> rusqlite::Result<Connection> {
+    // A FIFO would have to be waited for until somebody writes into it.
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        let why = Some("it is not a regular file".to_owned());
+        return Err(rusqlite::Error::SqliteFailure(code, why));
+    }
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     Ok(connection)

@@ -3,9 +3,13 @@
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 /// What a finished program said.
 #[derive(Debug)]
@@ -24,19 +28,65 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let output = Command::new(program)
+    let output = command(program, arguments)
+        .output()
+        .with_context(|| format!("Starting {program}"))?;
+    Ok(output.into())
+}
+
+fn command<I, S>(program: &str, arguments: I) -> Command
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         // Ctrl-C is for us, who decide what becomes of what is under way.
         .process_group(0)
         .stdin(Stdio::null())
-        .env("LC_ALL", "C.UTF-8")
-        .output()
+        .env("LC_ALL", "C.UTF-8");
+    command
+}
+
+impl From<Output> for Finished {
+    fn from(output: Output) -> Self {
+        Self {
+            success: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// As [`finish`]; a program that takes longer is killed, and the result is none.
+///
+/// # Errors
+/// As [`finish`].
+pub fn finish_within<I, S>(program: &str, arguments: I, timeout: Duration) -> anyhow::Result<Option<Finished>>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let child = command(program, arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .with_context(|| format!("Starting {program}"))?;
-    Ok(Finished {
-        success: output.status.success(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
+    let group = Pid::from_raw(child.id().cast_signed());
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Nobody listens any more once the time is over.
+        let _ = tell.send(child.wait_with_output());
+    });
+    match told.recv_timeout(timeout) {
+        Ok(output) => Ok(Some(output.with_context(|| format!("Waiting for {program}"))?.into())),
+        Err(_) => {
+            // ESRCH: it has ended in this moment.
+            let _ = killpg(group, Signal::SIGKILL);
+            Ok(None)
+        }
+    }
 }
 
 /// Runs a program that has to succeed; returns its standard output.
@@ -88,6 +138,13 @@ mod tests {
         let error = run("sh", ["-c", "echo first >&2; echo last >&2; exit 3"]).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("sh -c") && text.ends_with("first\nlast"), "{text}");
+    }
+
+    #[test]
+    fn a_program_that_takes_too_long_is_killed() {
+        let run = |script: &str, timeout| finish_within("sh", ["-c", script], timeout).unwrap();
+        assert_eq!(run("echo done", Duration::from_secs(60)).unwrap().stdout, "done\n");
+        assert!(run("kill -STOP $$", Duration::from_millis(100)).is_none());
     }
 
     #[test]

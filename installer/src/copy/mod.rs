@@ -14,6 +14,7 @@ use crate::cli::{CopyArgs, DbCommand};
 use crate::config::load::load_as_kept;
 use crate::install::require_root;
 use crate::layout::Layout;
+use crate::privileges;
 use links::{Copied, Different, Mode, Occupied, Phase, counted};
 use place::Database;
 
@@ -34,6 +35,10 @@ pub fn run(layout: &Layout, command: &DbCommand) -> anyhow::Result<()> {
     }
     let loaded = load_as_kept(layout)?;
     let (from, to) = place::choose(args, &loaded, layout)?;
+    // The databases are user links's, who could put something else in the place of a file that root is about to open.
+    if privileges::are_roots(layout) {
+        privileges::give_up()?;
+    }
     let copied = copy(args, &from, &to).map_err(|error| {
         // A server may repeat what it was sent.
         anyhow!(loaded.credentials.redact(&format!("{error:#}")))

@@ -1,12 +1,13 @@
 //! A database as the copy meets it: SQLite here, libSQL elsewhere.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::unistd::{User, geteuid};
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OpenFlags, params_from_iter};
 
@@ -69,29 +70,31 @@ fn cell(value: ValueRef<'_>) -> anyhow::Result<Cell> {
 /// It is not there, or no database.
 pub fn open(database: &Database) -> anyhow::Result<Box<dyn Side>> {
     Ok(match &database.place {
-        DatabaseArg::Sqlite(path) => {
-            Box::new(database::open(path).with_context(|| format!("Opening {}", path.display()))?)
-        }
+        DatabaseArg::Sqlite(path) => Box::new(database::open(path).with_context(|| opening(path))?),
         DatabaseArg::LibSql(url) => Box::new(Client::new(url, &database.token, LIMIT)),
     })
 }
 
-/// To write: a file that is not there is made, for whom its directory belongs to.
+/// To write: a file that is not there is made.
 ///
 /// # Errors
 /// It cannot be made, or is no database.
 pub fn open_or_make(database: &Database) -> anyhow::Result<Box<dyn Side>> {
     match &database.place {
-        DatabaseArg::Sqlite(path) => Ok(Box::new(
-            local(path).with_context(|| format!("Opening {}", path.display()))?,
-        )),
+        DatabaseArg::Sqlite(path) => Ok(Box::new(local(path).with_context(|| opening(path))?)),
         DatabaseArg::LibSql(_) => open(database),
     }
 }
 
+/// With the user, who is not root where a person has called as root.
+fn opening(path: &Path) -> String {
+    let user = User::from_uid(geteuid()).ok().flatten();
+    let user = user.map_or_else(|| geteuid().to_string(), |user| user.name);
+    format!("Opening {} as user {user}", path.display())
+}
+
 fn local(path: &Path) -> anyhow::Result<Connection> {
     make_file(path)?;
-    // The files beside it, which SQLite makes, get its owner when root makes them.
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.busy_timeout(database::BUSY_TIMEOUT)?;
     connection.query_row(WRITE_AHEAD, [], |_| Ok(()))?;
@@ -101,11 +104,7 @@ fn local(path: &Path) -> anyhow::Result<Connection> {
 fn make_file(path: &Path) -> anyhow::Result<()> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match made {
-        Ok(_) => {
-            let directory = fs::metadata(path.parent().unwrap_or(Path::new("/")))?;
-            Ok(chown(path, Some(directory.uid()), Some(directory.gid()))?)
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
+        _ => Ok(()),
     }
 }

@@ -12,11 +12,11 @@ use super::apply;
 use super::journal::Journal;
 use super::plan::{Instance, Observed, Version};
 use super::snapshot;
-use super::state::State;
+use super::state::{State, backup_name};
 use crate::config::links::Config;
 use crate::config::load::load_links;
 use crate::config::network::Network;
-use crate::database;
+use crate::database_work;
 use crate::health::Probe;
 use crate::install::{Services, enabled_instances, last_lines, make_directory, network, site};
 use crate::layout::{self, Layout};
@@ -59,7 +59,10 @@ pub fn observe(layout: &Layout, services: Services, database: Option<&Path>) -> 
         instances,
         live: services.is_active(layout::SERVICE)?,
         current: state.current(),
-        schema: database.map(database::schema_version).transpose()?.flatten(),
+        schema: database
+            .map(|database| database_work::schema_version(layout, database))
+            .transpose()?
+            .flatten(),
         network: network::of_units(layout),
     })
 }
@@ -186,8 +189,8 @@ impl apply::Host for Host<'_> {
         let Some(database) = self.database else { return Ok(()) };
         let directory = self.layout.backups_dir();
         make_directory(&directory, 0o700)?;
-        let target = directory.join(format!("schema-{from}-before-{}.db", self.journal.wanted.release));
-        database::back_up(database, &target)?;
+        let target = directory.join(backup_name(from, &self.journal.wanted.release));
+        database_work::back_up(self.layout, database, &target)?;
         self.notices
             .push(format!("the database as it was is {}", target.display()));
         self.state().prune_backups()

@@ -7,9 +7,10 @@ use std::path::Path;
 use anyhow::Context as _;
 
 use super::plan::Version;
-use crate::files;
+use crate::config::credentials::is_name;
 use crate::layout::{self, Layout};
 use crate::release::Store;
+use crate::{beneath, files};
 
 #[derive(Debug)]
 pub struct State<'a> {
@@ -61,8 +62,13 @@ impl<'a> State<'a> {
 
     /// What the supervisor of `instance` said that it runs; gone with it.
     pub fn runs(&self, instance: u16) -> Option<Version> {
-        let text = fs::read(self.layout.instance_runs(instance)).ok()?;
-        serde_json::from_slice(&text).ok()
+        let path = self.layout.instance_runs(instance);
+        let base = self.layout.run_dir();
+        // The instance can replace it, and root reads it.
+        let text = beneath::read(&base, path.strip_prefix(&base).ok()?, RUNS_LIMIT).ok()?;
+        let runs: Version = serde_json::from_slice(&text).ok()?;
+        // They are names in directories of root's, and printed on root's terminal.
+        (is_name(&runs.release) && is_name(&runs.config)).then_some(runs)
     }
 
     /// # Errors
@@ -128,13 +134,14 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Keeps the newest two copies of the database.
+    /// Keeps the newest two copies that were made before a change of the tables. A person's own copies stay.
     ///
     /// # Errors
     /// One cannot be removed.
     pub fn prune_backups(&self) -> anyhow::Result<()> {
         let directory = self.layout.backups_dir();
         let mut copies = list(&directory)?;
+        copies.retain(|name| is_backup(name));
         copies.sort_by_key(|name| {
             Reverse(
                 fs::metadata(directory.join(name))
@@ -185,10 +192,24 @@ impl<'a> State<'a> {
     }
 }
 
+/// Bytes; two names need far less.
+const RUNS_LIMIT: u64 = 4096;
 /// Kept besides those in use.
 const OLD_RELEASES: usize = 2;
 /// Copies of the database that are kept.
 const BACKUPS_KEPT: usize = 2;
+
+/// In [`Layout::backups_dir`]: of tables of that version, before that release changed them.
+pub fn backup_name(schema: u32, release: &str) -> String {
+    format!("schema-{schema}-before-{release}.db")
+}
+
+fn is_backup(name: &str) -> bool {
+    let middle = name.strip_prefix("schema-").and_then(|rest| rest.strip_suffix(".db"));
+    middle
+        .and_then(|middle| middle.split_once("-before-"))
+        .is_some_and(|(schema, release)| schema.parse::<u32>().is_ok() && !release.is_empty())
+}
 
 /// The last part of where a link leads, whether or not something is there.
 fn leads_to(link: &Path) -> Option<String> {
@@ -251,6 +272,54 @@ mod tests {
         assert_eq!(state.points(1), Some(version("r/a")));
         assert_eq!(state.current().as_deref(), Some("r"));
         assert_eq!(state.points(2), Some(version("r/b")));
+    }
+
+    #[test]
+    fn a_person_s_own_backups_stay() {
+        let (_root, layout) = layout();
+        let directory = layout.backups_dir();
+        fs::create_dir_all(&directory).unwrap();
+        let make = |age: u64, name: &str| {
+            let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(age);
+            let file = fs::File::create(directory.join(name)).unwrap();
+            file.set_modified(time).unwrap();
+        };
+        let own = ["before-holidays.db", "links.db", "schema-.db", "schema-old-before-.db"];
+        own.iter().for_each(|name| make(0, name));
+        for version in 1..=3 {
+            make(version.into(), &backup_name(version, "1.2.3-abc"));
+        }
+        State::new(&layout).prune_backups().unwrap();
+        let kept = [2, 3].map(|version| backup_name(version, "1.2.3-abc"));
+        let mut expected: Vec<_> = own.map(str::to_owned).into_iter().chain(kept).collect();
+        expected.sort();
+        assert_eq!(list(&directory).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_an_instance_says_that_it_runs_is_not_trusted() {
+        let (_root, layout) = layout();
+        let state = State::new(&layout);
+        let path = layout.instance_runs(1);
+        fs::create_dir_all(layout.instance_run_dir(1)).unwrap();
+        let says = |text: &str| fs::write(&path, text).unwrap();
+        says(r#"{"release":"r","config":"c"}"#);
+        assert_eq!(state.runs(1), Some(version("r/c")));
+        for text in [
+            r#"{"release":"../../etc","config":"c"}"#,
+            r#"{"release":"r","config":"\u001b[2J"}"#,
+        ] {
+            says(text);
+            assert_eq!(state.runs(1), None, "{text}");
+        }
+        says(&format!("{}{{\"release\":\"r\",\"config\":\"c\"}}", " ".repeat(5000)));
+        assert_eq!(state.runs(1), None);
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
+        assert_eq!(state.runs(1), None);
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(state.runs(1), None);
     }
 
     #[test]

@@ -1,0 +1,130 @@
+//! Files in directories that user `links` can write, as root opens them: through a descriptor of the directory, without
+//! following symbolic links (openat2(2)), without waiting for the other end of a FIFO, and only as far as a bound.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2};
+use rustix::io::Errno;
+
+/// A directory whose path only root can change; symbolic links on the way are the administrator's.
+///
+/// # Errors
+/// It is missing, or no directory.
+pub fn directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// A directory below another one.
+///
+/// # Errors
+/// It is missing, no directory, or reached through a symbolic link.
+pub fn subdirectory(base: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    resolve(base, path, OFlags::RDONLY | OFlags::DIRECTORY)
+}
+
+/// A regular file below a directory, to read, with what the kernel reports of it.
+///
+/// # Errors
+/// It is missing, something else, or reached through a symbolic link.
+pub fn regular_file(base: impl AsFd, path: &Path) -> io::Result<(File, Stat)> {
+    // O_NONBLOCK: opening a FIFO would wait for a writer. It changes nothing for a regular file.
+    let file = resolve(base, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+    let found = fstat(&file)?;
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::RegularFile => Ok((file.into(), found)),
+        other => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} is {}, not a regular file", path.display(), name(other)),
+        )),
+    }
+}
+
+/// The contents of a regular file below `base`, which is a directory as for [`directory`].
+///
+/// # Errors
+/// As for [`regular_file`], or it is longer than `limit` bytes.
+pub fn read(base: &Path, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let (file, _) = regular_file(directory(base)?, path)?;
+    let mut contents = vec![];
+    file.take(limit + 1).read_to_end(&mut contents)?;
+    if contents.len() as u64 > limit {
+        let why = format!("{} is longer than {limit} bytes", path.display());
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
+    Ok(contents)
+}
+
+fn resolve(base: impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match openat2(
+            &base,
+            path,
+            flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            Mode::empty(),
+            how,
+        ) {
+            // Somebody renamed something on the way: the kernel could not tell whether it stayed beneath (openat2(2)).
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// A file's type in words.
+pub fn name(of: FileType) -> &'static str {
+    match of {
+        FileType::RegularFile => "a regular file",
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symbolic link",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        FileType::Unknown => "of an unknown type",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn only_a_regular_file_of_bounded_size_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let read = |name: &str| read(root.path(), Path::new(name), 4);
+        fs::create_dir(at("1")).unwrap();
+        fs::write(at("1/runs"), "four").unwrap();
+        assert_eq!(read("1/runs").unwrap(), b"four");
+        assert_eq!(read("1/none").unwrap_err().kind(), io::ErrorKind::NotFound);
+
+        fs::write(at("1/long"), "fives").unwrap();
+        assert_eq!(read("1/long").unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        symlink(at("1/runs"), at("1/link")).unwrap();
+        symlink(at("1"), at("2")).unwrap();
+        for name in ["1/link", "2/runs"] {
+            assert_eq!(
+                read(name).unwrap_err().raw_os_error(),
+                Some(Errno::LOOP.raw_os_error()),
+                "{name}"
+            );
+        }
+        // Opened for reading alone, it would wait for a writer.
+        rustix::fs::mknodat(CWD, at("1/fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let told = read("1/fifo").unwrap_err().to_string();
+        assert_eq!(told, "1/fifo is a FIFO, not a regular file");
+        assert_eq!(
+            read("1").unwrap_err().to_string(),
+            "1 is a directory, not a regular file"
+        );
+        assert!(read("../etc/passwd").is_err());
+    }
+}
