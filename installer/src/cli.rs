@@ -97,6 +97,22 @@ pub enum Command {
     /// harmless.
     Configure(ConfigureArgs),
 
+    /// Work on the local database as user links (run by root's other commands)
+    #[command(hide = true)]
+    DatabaseWork {
+        #[command(subcommand)]
+        work: DatabaseWork,
+    },
+
+    /// Copy the credentials of one instance to where it finds them, unless systemd has delivered them (run before it starts)
+    #[command(hide = true)]
+    DeliverCredentials(RunArgs),
+
+    /// Take over directories that earlier versions left to user links (run before systemd-tmpfiles, which fails on what
+    /// that user may have put there)
+    #[command(hide = true)]
+    Prepare,
+
     /// Take back what a rollout that was cut off has changed (run at boot, before the first instance)
     #[command(hide = true)]
     Recover,
@@ -216,6 +232,14 @@ pub struct CheckArgs {
 pub struct DbArgs {
     #[command(subcommand)]
     pub command: DbCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DatabaseWork {
+    /// Print the version of the tables, or nothing where there are none
+    SchemaVersion { database: PathBuf },
+    /// Write a copy
+    BackUp { database: PathBuf, target: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]

@@ -272,7 +272,11 @@ impl Layout {
     }
     /// Credentials of one instance on a host where systemd cannot deliver them (root:links 0750).
     pub fn fallback_credentials_dir(&self, instance: u16) -> PathBuf {
-        self.at("run/links/credentials").join(instance.to_string())
+        self.fallback_credentials_base().join(instance.to_string())
+    }
+    /// A directory per instance whose credentials systemd could not deliver.
+    pub fn fallback_credentials_base(&self) -> PathBuf {
+        self.at("run/links/credentials")
     }
 
     /// Held by the one rollout that is under way.

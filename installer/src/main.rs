@@ -1,12 +1,15 @@
 //! linksctl: the command that packs, installs, runs and looks after the appliance.
 
 mod agent;
+mod beneath;
 mod cli;
 mod config;
 mod connections;
 mod copy;
 mod countries;
 mod database;
+mod database_work;
+mod delivery;
 mod exec;
 mod files;
 mod health;
@@ -18,12 +21,14 @@ mod nginx;
 mod notify;
 mod online;
 mod package;
+mod privileges;
 mod process;
 mod release;
 mod remote;
 mod rollout;
 mod rotation;
 mod runtime;
+mod sandbox;
 mod secrets;
 mod stats;
 mod status;
@@ -84,6 +89,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Restart(args) => rollout::restart(&layout, &args)?,
         Command::Scale(args) => rollout::scale(&layout, &args)?,
         Command::Recover => rollout::recover(&layout)?,
+        Command::DatabaseWork { work } => database_work::run(&layout, &work)?,
+        Command::DeliverCredentials(args) => delivery::deliver(&layout, args.instance)?,
+        Command::Prepare => install::prepare(&layout)?,
         Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), args.into())?,
         Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
         Command::StopInstances => install::stop_instances()?,

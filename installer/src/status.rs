@@ -10,10 +10,10 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::config::load::{load_links, local_database};
 use crate::health::Probe;
-use crate::install::site;
+use crate::install::{OnBehalfOf, Services, site};
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
-use crate::{database, rollout, rotation};
+use crate::{database, rollout, rotation, sandbox};
 
 #[derive(Serialize)]
 struct Status {
@@ -24,6 +24,8 @@ struct Status {
     payload: Option<String>,
     /// One that is under way, or was interrupted.
     rollout: Option<String>,
+    /// What this host takes away from the instances' sandbox.
+    sandbox: Vec<String>,
     database: Option<DatabaseFile>,
     public_url: Option<String>,
     nginx: Nginx,
@@ -112,6 +114,7 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
         instances,
         payload: Release::open(&layout.bundle()).ok().map(|release| release.id),
         rollout: rollout::unfinished(layout)?,
+        sandbox: sandbox::lacks(layout, Services::of_host(OnBehalfOf::Person)),
         database: database(layout),
         public_url: config.public_url.clone(),
         nginx,
@@ -165,6 +168,7 @@ fn text(status: &Status) -> String {
     if let Some(rollout) = &status.rollout {
         lines.push(format!("rollout     {rollout}"));
     }
+    lines.extend(status.sandbox.iter().map(|lack| format!("sandbox     {lack}")));
     if let Some(database) = &status.database {
         let size = database
             .bytes
@@ -259,6 +263,7 @@ mod tests {
             instances: vec![instance(1, None), instance(2, Some("connection refused"))],
             payload: Some("1.2.3-abc".into()),
             rollout: Some("to release 1.2.4-def, interrupted".into()),
+            sandbox: vec!["ProtectProc=default, not invisible".into()],
             database: Some(DatabaseFile {
                 path: "/var/lib/links/data/links.db".into(),
                 bytes: Some(4097),
@@ -288,6 +293,7 @@ mod tests {
              \x20    connection refused\n\
              installed   1.2.3-abc\n\
              rollout     to release 1.2.4-def, interrupted\n\
+             sandbox     ProtectProc=default, not invisible\n\
              database    /var/lib/links/data/links.db  5 KiB\n\
              nginx       running since 2030-01-31T18:00:00Z, links is reached on 0.0.0.0:80\n\
              \x20           not on 127.0.0.1:7000: nobody answers\n\

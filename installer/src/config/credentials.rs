@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::reader::Reader;
 use crate::layout::{CREDENTIAL_PREFIX, Layout};
@@ -62,10 +62,15 @@ impl Credentials {
             entries => entries?,
         };
         let mut credentials = Self::default();
-        for entry in entries.into_iter().filter(|entry| entry.is_file) {
+        for entry in entries.into_iter().filter(|entry| entry.is_file || entry.dangles) {
             let Some(name) = source.credential_name(&entry.name) else {
                 continue;
             };
+            if entry.dangles {
+                let why = "is a symbolic link to a file that is missing".to_owned();
+                credentials.unusable.insert(name.to_owned(), why);
+                continue;
+            }
             let bytes = reader.read(&source.directory.join(&entry.name));
             match bytes
                 .map_err(|error| format!("cannot be read: {error}"))
@@ -111,6 +116,19 @@ impl Source {
         }
     }
 
+    /// What an instance finds: systemd's, or else what linksctl has copied because systemd could not deliver any.
+    pub fn of_instance(layout: &Layout, instance: u16, credentials_directory: Option<OsString>) -> Self {
+        let copied = layout.fallback_credentials_dir(instance);
+        match &credentials_directory {
+            Some(directory) if are_in(Path::new(directory)) => Self::new(layout, credentials_directory),
+            _ if copied.is_dir() => Self {
+                directory: copied,
+                prefix: "",
+            },
+            _ => Self::new(layout, credentials_directory),
+        }
+    }
+
     /// The directory that a person keeps.
     pub fn of_host(layout: &Layout) -> Self {
         Self {
@@ -128,6 +146,12 @@ impl Source {
     fn credential_name<'a>(&self, file: &'a str) -> Option<&'a str> {
         file.strip_prefix(self.prefix).filter(|name| is_name(name))
     }
+}
+
+/// Whether any credential is in a directory, which may be missing: where its mount does not propagate, systemd leaves it
+/// empty.
+pub fn are_in(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// Whether this can name a credential: letters, digits, `_`, `-` and `.`, not first a `.`, at most 128 bytes. So it is

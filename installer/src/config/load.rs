@@ -37,6 +37,15 @@ pub fn load(layout: &Layout) -> Result<Loaded, Invalid> {
     check::load(layout, &source, &Disk).map_err(Invalid)
 }
 
+/// All of it, the credentials as an instance finds them.
+///
+/// # Errors
+/// [`Invalid`]
+pub fn load_for_instance(layout: &Layout, instance: u16) -> Result<Loaded, Invalid> {
+    let source = Source::of_instance(layout, instance, std::env::var_os("CREDENTIALS_DIRECTORY"));
+    check::load(layout, &source, &Disk).map_err(Invalid)
+}
+
 /// All of it, the credentials from where a person keeps them.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! The host: what is done to it when the payload has come, and undone before it goes.
 
+mod click_journal;
 pub mod network;
 pub mod payload;
 mod room;
@@ -21,7 +22,7 @@ use crate::config::network::Network;
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
 use crate::rollout::{Force, Goal, Patience, Session, State, Style};
-use crate::{exec, files, token};
+use crate::{exec, files, sandbox, token};
 
 /// For a rollout that is under way when a package manager comes; longer than one takes that fails in every way.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
@@ -161,6 +162,7 @@ fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Res
     let mut session = Session::begin(layout, services, Patience::Until(PATIENCE), Style::Text)?;
     let mut notices = vec![];
     let mut rolled_out: Option<Goal> = None;
+    prepare(layout)?;
     for step in plan(&observe(layout, &payload, services)?, start) {
         match step {
             Step::MakeToken => token::make(layout)?,
@@ -169,7 +171,10 @@ fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Res
                 store.remove_leftovers()?;
                 store.import(&layout.bundle())?;
             }
-            Step::ReloadUnits => services.reload_units()?,
+            Step::ReloadUnits => {
+                services.reload_units()?;
+                sandbox::check(services)?;
+            }
             Step::RollOut { site } => {
                 let mut goal = session.goal(&payload, force)?;
                 // Before anything starts for it.
@@ -211,6 +216,18 @@ fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Res
         eprintln!("linksctl: {notice}");
     }
     Ok(())
+}
+
+/// Makes root the owner of what earlier versions left to user `links`.
+///
+/// # Errors
+/// There is no user `links`, or the file system refuses.
+pub fn prepare(layout: &Layout) -> anyhow::Result<()> {
+    require_root()?;
+    if let Some(notice) = click_journal::take_over(layout)? {
+        eprintln!("linksctl: {notice}");
+    }
+    network::refresh(layout)
 }
 
 fn observe(layout: &Layout, payload: &Release, services: Services) -> anyhow::Result<Observed> {

@@ -19,7 +19,7 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::config::links::Config;
-use crate::config::load::load;
+use crate::config::load::load_for_instance;
 use crate::config::render;
 use crate::health::Probe;
 use crate::layout::{self, Layout};
@@ -52,7 +52,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     let flag = Flag::new(layout, instance)?;
 
     let (applied, digest) = snapshot::of_instance(layout, instance);
-    let loaded = load(&applied)?;
+    let loaded = load_for_instance(&applied, instance)?;
     loaded.log_warnings();
     let release = Store::new(layout).of_instance(instance)?;
     runtime::check_release(&release)?;
