@@ -2,12 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use rustix::fs::{AtFlags, CWD, FileType, StatxAttributes, StatxFlags, statx};
+
+use crate::exec;
 
 /// Writes `contents` under a temporary name beside `path`, syncs and renames it. `mode` counts whatever the umask is.
 ///
@@ -41,6 +44,35 @@ pub fn replace_from(path: &Path, contents: &mut impl Read, mode: u32) -> anyhow:
         remove_if_present(&temporary)?;
         Err(error).with_context(|| format!("Writing {}", path.display()))
     })
+}
+
+/// The file differs from what it was when the edit was decided on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} was edited by somebody else meanwhile, and is left as it is", .0.display())]
+pub struct Edited(PathBuf);
+
+/// Replaces the contents of a person's file, which keeps its owner, its mode, and the symbolic links that lead to it. Only
+/// where they are still `before`: two editors must not undo each other's work.
+///
+/// # Errors
+/// [`Edited`]; the file is missing, or its directory full or not writable.
+pub fn edit(path: &Path, before: &[u8], after: &[u8]) -> anyhow::Result<()> {
+    let real = fs::canonicalize(path).with_context(|| format!("Opening {}", path.display()))?;
+    let edited = (|| -> anyhow::Result<()> {
+        let metadata = fs::metadata(&real)?;
+        let directory = real.parent().unwrap_or(Path::new("/"));
+        let mut new = tempfile::Builder::new().prefix(".edit-").tempfile_in(directory)?;
+        new.write_all(after)?;
+        fchown(new.as_file(), Some(metadata.uid()), Some(metadata.gid()))?;
+        new.as_file().set_permissions(metadata.permissions())?;
+        new.as_file().sync_all()?;
+        if fs::read(&real)? != before {
+            anyhow::bail!(Edited(path.to_owned()));
+        }
+        new.persist(&real)?;
+        Ok(sync_directory(directory)?)
+    })();
+    edited.with_context(|| format!("Editing {}", path.display()))
 }
 
 /// Makes `link` a symbolic link to `target`, replacing one that is there, in one step.
@@ -81,6 +113,48 @@ pub fn remove_directory_if_present(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// What is left of a directory that was to be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left {
+    Nothing,
+    /// Directories, the first of which is named: a mount point is emptied and stays.
+    MountPoint(PathBuf),
+}
+
+/// Removes a directory with all that is in it, other people's mount points excepted, which it empties. That it is not there
+/// is as good.
+///
+/// # Errors
+/// Something in it cannot be removed.
+pub fn remove_tree(directory: &Path) -> anyhow::Result<Left> {
+    // It goes on after what it cannot remove, and follows no link.
+    let removed = exec::finish("rm", ["-rf".as_ref(), "--".as_ref(), directory.as_os_str()])?;
+    if removed.success {
+        return Ok(Left::Nothing);
+    }
+    match first_busy(directory) {
+        Ok(Some(busy)) => Ok(Left::MountPoint(busy)),
+        _ => anyhow::bail!("Removing {}: {}", directory.display(), exec::tail(&removed.stderr, 4)),
+    }
+}
+
+/// The first mount point in a tree of nothing else but directories that lead to mount points.
+fn first_busy(directory: &Path) -> io::Result<Option<PathBuf>> {
+    let asked = statx(CWD, directory, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)?;
+    if FileType::from_raw_mode(asked.stx_mode.into()) != FileType::Directory {
+        return Ok(None);
+    }
+    let is_mount_point = asked.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    let mut found = is_mount_point.then(|| directory.to_owned());
+    for entry in fs::read_dir(directory)? {
+        match first_busy(&entry?.path())? {
+            None => return Ok(None),
+            inner => found = found.or(inner),
+        }
+    }
+    Ok(found)
 }
 
 /// The names in `directory`, in order; none where it is missing.
@@ -186,6 +260,50 @@ mod tests {
         assert!(error.to_string().contains("taken"), "{error:#}");
         assert_eq!(fs::read(path.join("inside")).unwrap(), b"kept");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_edit_keeps_owner_mode_and_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, real) = (directory.path().join("links.toml"), directory.path().join("real"));
+        fs::write(&real, "a").unwrap();
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o640)).unwrap();
+        // Where tests do not run as root, it stays theirs.
+        let _ = std::os::unix::fs::chown(&real, Some(1), Some(2));
+        let owner = |path: &Path| {
+            let found = fs::metadata(path).unwrap();
+            (found.uid(), found.gid(), found.mode() & 0o7777)
+        };
+        let before = owner(&real);
+        symlink("real", &path).unwrap();
+        edit(&path, b"a", b"b").unwrap();
+        assert!(path.is_symlink());
+        assert_eq!((fs::read(&real).unwrap(), owner(&real)), (b"b".to_vec(), before));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn an_edit_of_a_file_that_somebody_else_has_edited_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("links.toml");
+        fs::write(&path, "theirs").unwrap();
+        let error = edit(&path, b"a", b"b").unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&Edited(path.clone())), "{error:#}");
+        assert_eq!(fs::read(&path).unwrap(), b"theirs");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_tree_is_removed_and_a_link_out_of_it_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (tree, other) = (directory.path().join("tree"), directory.path().join("other"));
+        fs::create_dir_all(tree.join("a/b")).unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("kept"), "").unwrap();
+        symlink("../other", tree.join("link")).unwrap();
+        assert_eq!(remove_tree(&tree).unwrap(), Left::Nothing);
+        assert_eq!(remove_tree(&tree).unwrap(), Left::Nothing);
+        assert!(other.join("kept").exists());
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub trait Reader {
 pub struct Entry {
     pub name: String,
     pub is_file: bool,
+    /// A symbolic link to something that is missing.
+    pub dangles: bool,
     /// Permission bits.
     pub mode: u32,
 }
@@ -41,6 +43,7 @@ impl Reader for Disk {
             let metadata = std::fs::metadata(entry.path()).ok();
             entries.push(Entry {
                 name: entry.file_name().to_string_lossy().into_owned(),
+                dangles: metadata.is_none(),
                 is_file: metadata.as_ref().is_some_and(std::fs::Metadata::is_file),
                 mode: metadata.map_or(0, |metadata| metadata.permissions().mode() & 0o7777),
             });

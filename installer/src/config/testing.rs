@@ -56,6 +56,7 @@ impl Reader for Files {
                 Some(Entry {
                     name: path.file_name()?.to_str()?.to_owned(),
                     is_file: true,
+                    dangles: false,
                     mode: *mode,
                 })
             })

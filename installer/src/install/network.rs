@@ -1,6 +1,7 @@
 //! What the units let the appliance reach: a drop-in beside one of them opens more than it has.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -35,6 +36,23 @@ pub fn set(layout: &Layout, network: Network, services: Services) -> anyhow::Res
     set_unit(&layout.instances_network(), network.instances)?;
     set_unit(&layout.agent_network(), network.agent)?;
     services.reload_units()
+}
+
+/// Brings the drop-ins that are there up to this version; systemd reads them with the units.
+///
+/// # Errors
+/// One cannot be read or written.
+pub fn refresh(layout: &Layout) -> anyhow::Result<()> {
+    for drop_in in [layout.instances_network(), layout.agent_network()] {
+        match fs::read(&drop_in) {
+            Ok(text) if text != OPEN.as_bytes() => files::replace(&drop_in, OPEN.as_bytes(), 0o644)?,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("Reading {}", drop_in.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn set_unit(drop_in: &Path, reach: Reach) -> anyhow::Result<()> {
@@ -107,5 +125,18 @@ mod tests {
         }
         let last = OPEN.lines().rfind(|line| line.contains('=') && !line.starts_with('#'));
         assert_eq!(last, Some("IPAddressAllow=any"));
+    }
+
+    #[test]
+    fn an_upgrade_renews_the_drop_ins_that_are_there() {
+        let (_root, layout) = temporary(&[Layout::instances_dir]);
+        refresh(&layout).unwrap();
+        assert!(!layout.agent_network().exists());
+        set(&layout, INSTANCES, Services::nowhere()).unwrap();
+        fs::write(layout.instances_network(), "[Service]\n# as 0.1.0 wrote it\n").unwrap();
+        refresh(&layout).unwrap();
+        let text = fs::read_to_string(layout.instances_network()).unwrap();
+        assert!(text.contains("After=network-online.target"), "{text}");
+        assert_eq!(of_units(&layout), INSTANCES);
     }
 }

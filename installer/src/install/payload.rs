@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::statvfs::statvfs;
 
-use super::{How, OnBehalfOf, Services, configure, deconfigure, make_directory, require_root};
+use super::{How, OnBehalfOf, Services, configure, deconfigure, make_directory, prepare, require_root};
+use crate::files::Left;
 use crate::layout::{self, Layout};
 use crate::package::digest;
 use crate::package::payload::{LIST_FORMAT, LIST_NAME, List, Listed, ListedFile};
@@ -103,6 +104,17 @@ pub fn install(layout: &Layout, no_start: bool, dry_run: bool) -> anyhow::Result
     // Once below /usr, once in the release store.
     require_room(layout, 2 * payload.size() + HEADROOM)?;
 
+    let record = layout.install_record();
+    let earlier = match record.exists() {
+        true => Some(Payload::read(layout.root(), &record)?.list),
+        false => None,
+    };
+    // First, and with what an earlier version has put there: an installation that is cut off can be uninstalled.
+    let both = earlier
+        .as_ref()
+        .map_or_else(|| payload.list.clone(), |earlier| payload.list.and(earlier));
+    make_directory(record.parent().unwrap_or(Path::new("/")), 0o755)?;
+    write_record(&record, &both)?;
     for entry in &payload.list.entries {
         let target = layout.root().join(&entry.path);
         match &entry.file {
@@ -116,9 +128,11 @@ pub fn install(layout: &Layout, no_start: bool, dry_run: bool) -> anyhow::Result
             }
         }
     }
-    let record = serde_json::to_vec_pretty(&payload.list)?;
-    files::replace(&layout.install_record(), &record, 0o644)?;
+    let obsolete = earlier.map_or_else(Vec::new, |earlier| payload.list.obsolete(&earlier));
+    remove_obsolete(layout, &obsolete, Services::of_host(OnBehalfOf::Person))?;
+    write_record(&record, &both.without(&obsolete))?;
     exec::run("systemd-sysusers", [layout.sysusers()])?;
+    prepare(layout)?;
     exec::run("systemd-tmpfiles", ["--create".into(), layout.tmpfiles()])?;
     let how = How {
         start: !no_start,
@@ -131,6 +145,32 @@ pub fn install(layout: &Layout, no_start: bool, dry_run: bool) -> anyhow::Result
         payload.list.version
     );
     Ok(())
+}
+
+fn write_record(path: &Path, list: &List) -> anyhow::Result<()> {
+    files::replace(path, &serde_json::to_vec_pretty(list)?, 0o644)
+}
+
+/// Files that only an earlier version had. A unit among them is stopped and disabled, as long as systemd knows it.
+fn remove_obsolete(layout: &Layout, obsolete: &[String], services: Services) -> anyhow::Result<()> {
+    let units: Vec<_> = obsolete.iter().filter_map(|path| unit(path)).collect();
+    if services.running() && !units.is_empty() {
+        exec::run("systemctl", ["stop"].into_iter().chain(units.iter().copied()))?;
+    }
+    services.disable(&units.iter().map(|unit| (*unit).to_owned()).collect::<Vec<_>>())?;
+    for path in obsolete {
+        let path = layout.root().join(path);
+        files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The unit that a path is the file of; a template has no instances that are not in its service's links.
+fn unit(path: &str) -> Option<&str> {
+    let name = path
+        .strip_prefix("usr/lib/systemd/system/")
+        .or(path.strip_prefix("lib/systemd/system/"))?;
+    (name.ends_with(".service") && !name.contains(['/', '@'])).then_some(name)
 }
 
 /// Stops and removes what [`install`] put there.
@@ -157,7 +197,14 @@ pub fn uninstall(layout: &Layout, purge: bool, dry_run: bool) -> anyhow::Result<
         return Ok(());
     }
     require_root()?;
-    deconfigure(layout, OnBehalfOf::Person, false)?;
+    // An installation that was cut off before its units were there has started nothing.
+    let is_service = |entry: &Listed| unit(&entry.path) == Some(layout::SERVICE);
+    if payload
+        .files()
+        .any(|(entry, _)| is_service(entry) && layout.root().join(&entry.path).exists())
+    {
+        deconfigure(layout, OnBehalfOf::Person, false)?;
+    }
     for (entry, _) in payload.files().filter(|(_, file)| purge || !file.conffile) {
         let path = layout.root().join(&entry.path);
         files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))?;
@@ -165,8 +212,12 @@ pub fn uninstall(layout: &Layout, purge: bool, dry_run: bool) -> anyhow::Result<
     files::remove_if_present(&record).with_context(|| format!("Removing {}", record.display()))?;
     if purge {
         for directory in ours(layout) {
-            files::remove_directory_if_present(&directory)
-                .with_context(|| format!("Removing {}", directory.display()))?;
+            if let Left::MountPoint(left) = files::remove_tree(&directory)? {
+                eprintln!(
+                    "linksctl: {} is a mount point: it is empty now and stays",
+                    left.display()
+                );
+            }
         }
     }
     remove_empty_directories(layout, &payload.list);
@@ -207,6 +258,35 @@ fn remove_empty_directories(layout: &Layout, list: &List) {
     }
 }
 
+impl List {
+    /// Also what another one lists: to know everything that may be on the disk.
+    fn and(&self, other: &Self) -> Self {
+        let mut all = self.clone();
+        let has = |path: &str| self.entries.iter().any(|entry| entry.path == path);
+        all.entries
+            .extend(other.entries.iter().filter(|entry| !has(&entry.path)).cloned());
+        // A directory comes before what is in it.
+        all.entries.sort_by(|a, b| a.path.cmp(&b.path));
+        all
+    }
+
+    /// The files of an earlier version that are not in this one. A person's files stay, and are listed further on.
+    fn obsolete(&self, earlier: &Self) -> Vec<String> {
+        let has = |path: &str| self.entries.iter().any(|entry| entry.path == path);
+        earlier
+            .entries
+            .iter()
+            .filter(|entry| entry.file.as_ref().is_some_and(|file| !file.conffile) && !has(&entry.path))
+            .map(|entry| entry.path.clone())
+            .collect()
+    }
+
+    fn without(mut self, paths: &[String]) -> Self {
+        self.entries.retain(|entry| !paths.contains(&entry.path));
+        self
+    }
+}
+
 fn mode(entry: &Listed) -> anyhow::Result<u32> {
     u32::from_str_radix(&entry.mode, 8).with_context(|| format!("{LIST_NAME}: the mode of {}", entry.path))
 }
@@ -241,4 +321,60 @@ fn require_room(layout: &Layout, bytes: u64) -> anyhow::Result<()> {
         mebibytes(free)
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(paths: &[&str]) -> List {
+        let entries = paths.iter().map(|path| Listed {
+            path: path.trim_start_matches('!').to_owned(),
+            mode: "0644".to_owned(),
+            file: (!path.ends_with("dir")).then(|| ListedFile {
+                size: 1,
+                sha256: String::new(),
+                conffile: path.starts_with('!'),
+            }),
+        });
+        List {
+            format: LIST_FORMAT,
+            version: "1.2.3".to_owned(),
+            arch: "amd64".to_owned(),
+            entries: entries.collect(),
+        }
+    }
+
+    fn paths(list: &List) -> Vec<&str> {
+        list.entries.iter().map(|entry| entry.path.as_str()).collect()
+    }
+
+    #[test]
+    fn what_only_the_earlier_version_had_goes_and_a_persons_files_stay_known() {
+        let earlier = list(&["!etc/own", "!etc/renamed", "usr/dir", "usr/old", "usr/same"]);
+        let new = list(&["!etc/own", "usr/dir", "usr/new", "usr/same"]);
+        let both = new.and(&earlier);
+        assert_eq!(
+            paths(&both),
+            ["etc/own", "etc/renamed", "usr/dir", "usr/new", "usr/old", "usr/same"]
+        );
+        let obsolete = new.obsolete(&earlier);
+        assert_eq!(obsolete, ["usr/old"]);
+        assert_eq!(
+            paths(&both.without(&obsolete)),
+            ["etc/own", "etc/renamed", "usr/dir", "usr/new", "usr/same"]
+        );
+    }
+
+    #[test]
+    fn units_are_known_by_their_paths() {
+        assert_eq!(unit("usr/lib/systemd/system/links.service"), Some("links.service"));
+        for path in [
+            "usr/lib/systemd/system/links@.service",
+            "usr/lib/systemd/system/nginx.service.d/10-links.conf",
+            "usr/lib/tmpfiles.d/links.conf",
+        ] {
+            assert_eq!(unit(path), None, "{path}");
+        }
+    }
 }

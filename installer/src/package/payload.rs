@@ -527,6 +527,7 @@ mod tests {
             layout.run_dir(),
             layout.ready_dir(),
             layout.metrics_dir(),
+            layout.fallback_credentials_base(),
         ] {
             let line = format!("d {} ", dir.display());
             assert!(tmpfiles.lines().any(|found| found.starts_with(&line)), "{line}");

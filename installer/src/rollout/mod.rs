@@ -401,15 +401,20 @@ pub fn scale(layout: &Layout, args: &ScaleArgs) -> anyhow::Result<()> {
     let release = release_in_force(layout)?;
     let after = scale::with_instances(&before, args.instances)?;
     if after != before {
-        files::replace(&path, after.as_bytes(), 0o644)?;
+        files::edit(&path, before.as_bytes(), after.as_bytes())?;
     }
     let scaled = session.roll(&release, Force::default());
     let retire_failed = matches!(
         scaled.as_ref().map_err(|error| error.downcast_ref::<Failure>()),
         Err(Some(Failure::Afterwards { .. }))
     );
-    if scaled.is_err() && !retire_failed && after != before {
-        files::replace(&path, before.as_bytes(), 0o644)?;
+    if scaled.is_err()
+        && !retire_failed
+        && after != before
+        && let Err(error) = files::edit(&path, after.as_bytes(), before.as_bytes())
+    {
+        // The rollout's own error is the one that the person waits for.
+        log::error!("linksctl: `instances` stays as it is now: {error:#}");
     }
     scaled
 }
