@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use links_core::held::Held;
 use nix::sys::statvfs::statvfs;
 
-use super::instances::Instances;
+use super::instances::{Instances, Question};
 use crate::config::load;
 use crate::config::runtime::Database;
 use crate::layout::Layout;
@@ -157,9 +157,7 @@ impl Looks {
     }
 
     fn ask(&mut self) -> Option<Held> {
-        let answer = self
-            .instances
-            .ask::<Held>(PATH, |agent, url| agent.get(url).header("connection", "close").call());
+        let answer = self.instances.ask::<Held>(PATH, Question::Get(None));
         self.tell(answer.as_ref().err().cloned());
         answer.ok()
     }

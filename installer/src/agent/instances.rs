@@ -1,21 +1,32 @@
 //! Asking the component itself, below /internal, which nginx refuses: it has the database, and its credential.
 
 use std::cell::Cell;
+use std::fs;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use ureq::http::Response;
-use ureq::{Agent, Body};
+use ureq::http::{HeaderValue, Response};
+use ureq::{Agent, Body, RequestBuilder};
 
 use crate::config::load::load_links;
 use crate::layout::{self, Layout};
 use crate::rollout::snapshot;
+use crate::secrets::AGENT_HEADER;
 use crate::{health, rotation};
 
 /// For a whole request. An instance gives its database 14 seconds.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// More than this of an answer is not read, in bytes.
 const LONGEST: u64 = 64 * 1024;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub enum Question<'a> {
+    /// With one parameter in the query, or none.
+    Get(Option<(&'a str, &'a str)>),
+    /// With this JSON.
+    Post(&'a [u8]),
+}
 
 /// The instances in rotation, on this host's loopback.
 #[derive(Debug)]
@@ -40,15 +51,12 @@ impl Instances {
         rotation::ready_instances(&self.layout).is_ok_and(|ready| !ready.is_empty())
     }
 
-    /// One after the other, until one answers. `call` is given the address of `path` at an instance.
+    /// One after the other, until one answers.
     ///
     /// # Errors
     /// None did: why the last one did not, in words.
-    pub fn ask<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        call: impl Fn(&Agent, &str) -> Result<Response<Body>, ureq::Error>,
-    ) -> Result<T, String> {
+    pub fn ask<T: DeserializeOwned>(&self, path: &str, question: Question<'_>) -> Result<T, String> {
+        let secret = self.secret()?;
         let mut ready = rotation::ready_instances(&self.layout).map_err(|error| format!("the ready flags: {error}"))?;
         ready.sort_by_key(|instance| *instance != self.last.get());
         let mut why = "no instance is ready".to_owned();
@@ -59,7 +67,7 @@ impl Instances {
                 continue;
             };
             let address = layout::instance_address(config.base_port, instance);
-            let answer = call(&self.agent, &format!("http://{address}{path}"));
+            let answer = self.call(&format!("http://{address}{path}"), question, secret.as_ref());
             match answer.map_err(|error| error.to_string()).and_then(read) {
                 Ok(answer) => {
                     self.last.set(instance);
@@ -69,6 +77,44 @@ impl Instances {
             }
         }
         Err(why)
+    }
+
+    /// Read for each question: root makes the file, at a boot or when it is missing.
+    fn secret(&self) -> Result<Option<HeaderValue>, String> {
+        let path = self.layout.agent_secret();
+        let failed = |why: &dyn std::fmt::Display| format!("the agent's secret {}: {why}", path.display());
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(&error)),
+        };
+        let mut secret = HeaderValue::from_str(text.trim()).map_err(|error| failed(&error))?;
+        secret.set_sensitive(true);
+        Ok(Some(secret))
+    }
+
+    fn call(
+        &self,
+        url: &str,
+        question: Question<'_>,
+        secret: Option<&HeaderValue>,
+    ) -> Result<Response<Body>, ureq::Error> {
+        match question {
+            Question::Get(query) => with_secret(self.agent.get(url), secret).query_pairs(query).call(),
+            Question::Post(body) => {
+                let request = with_secret(self.agent.post(url), secret);
+                request.header("content-type", "application/json").send(body)
+            }
+        }
+    }
+}
+
+/// A kept connection would count as traffic while the instance drains.
+fn with_secret<T>(request: RequestBuilder<T>, secret: Option<&HeaderValue>) -> RequestBuilder<T> {
+    let request = request.header("connection", "close");
+    match secret {
+        Some(secret) => request.header(AGENT_HEADER, secret),
+        None => request,
     }
 }
 
@@ -80,7 +126,10 @@ fn read<T: DeserializeOwned>(mut response: Response<Body>) -> Result<T, String> 
         let problem = serde_json::from_str::<serde_json::Value>(&body).unwrap_or_default();
         let detail = problem["detail"].as_str().unwrap_or_default();
         return Err(match status {
-            404 | 405 => "its release does not know the question".to_owned(),
+            404 => "status 404: its release does not know the question, or it was started with another secret than \
+                    the agent has now; it is asked again"
+                .to_owned(),
+            405 => "status 405: its release does not know the question".to_owned(),
             status => format!("status {status} {detail}"),
         });
     }
@@ -90,6 +139,8 @@ fn read<T: DeserializeOwned>(mut response: Response<Body>) -> Result<T, String> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 pub mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
     use crate::layout::temporary;
     use crate::testing::{Request, Server};
@@ -103,9 +154,9 @@ pub mod tests {
         let server = Server::start(answer);
         let url = server.url("");
         let port: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
-        std::fs::write(layout.links_toml(), format!("base_port = {}\n", port - 1)).unwrap();
+        fs::write(layout.links_toml(), format!("base_port = {}\n", port - 1)).unwrap();
         for instance in ready {
-            std::fs::write(layout.ready_flag(*instance), b"").unwrap();
+            fs::write(layout.ready_flag(*instance), b"").unwrap();
         }
         (root, Instances::new(layout))
     }
@@ -115,10 +166,7 @@ pub mod tests {
     }
 
     fn asked(instances: &Instances) -> Result<u64, String> {
-        instances.ask("/internal/x", |agent, url| {
-            assert!(url.ends_with("/internal/x"), "{url}");
-            agent.get(url).header("connection", "close").call()
-        })
+        instances.ask("/internal/x", Question::Get(None))
     }
 
     #[test]
@@ -135,7 +183,12 @@ pub mod tests {
         assert!(!instances.is_any_ready());
         assert_eq!(asked(&instances), Err("no instance is ready".to_owned()));
         for (status, body, why) in [
-            (404, "", "instance 1: its release does not know the question"),
+            (
+                404,
+                "",
+                "instance 1: status 404: its release does not know the question, or it was started with another secret \
+                 than the agent has now; it is asked again",
+            ),
             (503, "{\"detail\":\"Full.\"}", "instance 1: status 503 Full."),
         ] {
             let (_root, instances) = host(&[1], says(status, body));
@@ -147,5 +200,33 @@ pub mod tests {
                 .unwrap_err()
                 .starts_with("instance 1: not an answer: ")
         );
+    }
+
+    /// Secrets are missing until root has made them, and an instance knows those that it was started with.
+    #[test]
+    fn each_question_carries_the_secret_that_is_there_by_then() {
+        let seen = Arc::new(Mutex::new(vec![]));
+        let headers = Arc::clone(&seen);
+        let (root, instances) = host(&[1], move |request| {
+            let secret = request.header(AGENT_HEADER).map(str::to_owned);
+            let is_right = secret.as_deref() == Some("5ec2e7");
+            headers.lock().unwrap().push(secret);
+            if is_right {
+                (200, "7".to_owned())
+            } else {
+                (404, String::new())
+            }
+        });
+        let layout = Layout::new(root.path());
+        assert!(asked(&instances).unwrap_err().contains("another secret"));
+        fs::create_dir_all(layout.secrets_dir()).unwrap();
+        for (secret, outcome) in [("0ld\n", None), ("5ec2e7\n", Some(7))] {
+            fs::write(layout.agent_secret(), secret).unwrap();
+            assert_eq!(asked(&instances).ok(), outcome, "{secret}");
+        }
+        let sent = [None, Some("0ld".to_owned()), Some("5ec2e7".to_owned())];
+        assert_eq!(*seen.lock().unwrap(), sent);
+        fs::write(layout.agent_secret(), "two\nlines").unwrap();
+        assert!(asked(&instances).unwrap_err().contains("secrets/agent"));
     }
 }

@@ -2,7 +2,7 @@
 
 use links_core::clicks::{Batch, Position};
 
-use super::super::instances::Instances;
+use super::super::instances::{Instances, Question};
 
 const PATH: &str = "/internal/clicks";
 
@@ -22,18 +22,12 @@ pub trait Desk {
 
 impl Desk for Instances {
     fn position(&self, journal: &str) -> Result<Position, String> {
-        self.ask(PATH, |agent, url| {
-            let request = agent.get(url).query("journal", journal);
-            request.header("connection", "close").call()
-        })
+        self.ask(PATH, Question::Get(Some(("journal", journal))))
     }
 
     fn send(&self, batch: &Batch) -> Result<Position, String> {
         let body = serde_json::to_vec(batch).map_err(|error| error.to_string())?;
-        self.ask(PATH, |agent, url| {
-            let request = agent.post(url).header("content-type", "application/json");
-            request.header("connection", "close").send(&body)
-        })
+        self.ask(PATH, Question::Post(&body))
     }
 }
 
