@@ -10,8 +10,10 @@ use super::families::{self, Family};
 use crate::files;
 use crate::layout::Layout;
 
-/// A runtime that makes up names must not fill the memory. An honest one has a handful for each component.
-const MOST_SERIES: usize = 1000;
+/// Of one instance. A runtime that makes up names must not fill the memory; an honest one has a handful for each component.
+const MOST_SERIES: usize = 100;
+/// A series that got no point for this long, in seconds, makes way for another. Runtimes send each every minute.
+const STALE: u64 = 600;
 /// Runs of one series that are remembered as over.
 const REMEMBERED: usize = 8;
 
@@ -76,6 +78,9 @@ struct Series {
     time: u64,
     /// The starts of the runs before.
     over: Vec<u64>,
+    /// When a point came last, in Unix seconds of this host.
+    #[serde(default)]
+    seen: u64,
 }
 
 impl Series {
@@ -87,6 +92,7 @@ impl Series {
             // Before every point.
             time: 0,
             over: vec![],
+            seen: 0,
         }
     }
 
@@ -136,19 +142,36 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub fn take(&mut self, instance: u16, point: &Point) {
+    /// `now` in Unix seconds.
+    pub fn take(&mut self, instance: u16, point: &Point, now: u64) {
         let key = Key {
             instance,
             family: point.family.name.to_owned(),
             component: point.component.clone(),
             attributes: point.attributes.clone(),
         };
-        if !self.series.contains_key(&key) && self.series.len() >= MOST_SERIES {
+        if !self.series.contains_key(&key) && !self.make_room(instance, now) {
             self.ignored += 1;
             return;
         }
-        self.series.entry(key).or_insert_with(|| Series::new(point)).take(point);
+        let series = self.series.entry(key).or_insert_with(|| Series::new(point));
+        series.take(point);
+        series.seen = now;
         self.changed = true;
+    }
+
+    /// For one more series of the instance, if need be in place of the one that was silent longest. What made-up series have
+    /// taken is free again some time after they end.
+    fn make_room(&mut self, instance: u16, now: u64) -> bool {
+        let of_instance = self.series.iter().filter(|(key, _)| key.instance == instance);
+        if of_instance.clone().count() < MOST_SERIES {
+            return true;
+        }
+        let oldest = of_instance.min_by_key(|(_, series)| series.seen);
+        let stale = oldest
+            .filter(|(_, series)| series.seen.abs_diff(now) >= STALE)
+            .map(|(key, _)| key.clone());
+        stale.is_some_and(|key| self.series.remove(&key).is_some())
     }
 
     /// By family, instance and component.
@@ -216,7 +239,7 @@ mod tests {
         points
             .iter()
             .map(|point| {
-                counters.take(1, point);
+                counters.take(1, point, 0);
                 total(&counters)
             })
             .collect()
@@ -304,9 +327,9 @@ mod tests {
         let mut other = cumulative(10, 20, 7.0);
         other.component = "admin".to_owned();
         for point in [&cumulative(10, 20, 1.0), &second, &other] {
-            counters.take(1, point);
+            counters.take(1, point, 0);
         }
-        counters.take(2, &cumulative(10, 20, 9.0));
+        counters.take(2, &cumulative(10, 20, 9.0), 0);
         let name = REQUESTS.name;
         let sums: Vec<_> = counters
             .totals()
@@ -329,39 +352,72 @@ mod tests {
         let mut counters = Counters::load(&layout);
         assert_eq!(counters.take_changes(), None, "nothing came in");
         for point in [cumulative(10, 20, 5.0), cumulative(30, 40, 2.0)] {
-            counters.take(1, &point);
+            counters.take(1, &point, 0);
         }
         let mut cpu = cumulative(10, 20, 0.5);
         (cpu.family, cpu.amount.count) = (&CPU, 3.0);
         // A number that a careless reader gets wrong in its last bit.
         cpu.amount.sum = 1_795_355_004.247_255_3;
-        counters.take(1, &cpu);
+        counters.take(1, &cpu, 0);
         Counters::keep(&layout, &counters.take_changes().unwrap()).unwrap();
         assert_eq!(counters.take_changes(), None);
 
         let mut next = Counters::load(&layout);
         assert_eq!(next.totals(), counters.totals());
-        next.take(1, &cumulative(30, 50, 4.0));
+        next.take(1, &cumulative(30, 50, 4.0), 0);
         // Of a run that the first one saw the end of.
-        next.take(1, &cumulative(10, 60, 99.0));
+        next.take(1, &cumulative(10, 60, 99.0), 0);
         assert_eq!(next.totals()[&(REQUESTS.name, 1, "links")].1.sum, 9.0);
 
         fs::write(layout.agent_counters(), "{").unwrap();
         assert!(Counters::load(&layout).series.is_empty());
     }
 
+    fn of(component: &str, time: u64) -> Point {
+        Point {
+            component: component.to_owned(),
+            ..cumulative(10, time, time as f64)
+        }
+    }
+
     #[test]
     fn there_is_a_bound_on_series() {
         let mut counters = Counters::default();
         for number in 0..=MOST_SERIES {
-            let mut point = cumulative(10, 20, 1.0);
-            point.component = number.to_string();
-            counters.take(1, &point);
+            counters.take(1, &of(&number.to_string(), 20), 0);
         }
         assert_eq!((counters.series.len(), counters.ignored), (MOST_SERIES, 1));
-        let mut known = cumulative(10, 30, 2.0);
-        known.component = "0".to_owned();
-        counters.take(1, &known);
+        counters.take(1, &of("0", 30), 1);
         assert_eq!(counters.ignored, 1, "what is there goes on");
+    }
+
+    #[test]
+    fn made_up_series_lock_out_no_real_one() {
+        let mut counters = Counters::default();
+        counters.take(1, &of("links", 20), 0);
+        for number in 0..10 * MOST_SERIES as u64 {
+            counters.take(1, &of(&number.to_string(), 20), number);
+            counters.take(1, &of("links", 20 + number), number);
+        }
+        let real = |counters: &Counters, instance, component| {
+            let totals = counters.totals();
+            totals
+                .get(&(REQUESTS.name, instance, component))
+                .map(|total| total.1.sum)
+        };
+        let last = 10 * MOST_SERIES as u64 - 1;
+        assert_eq!(real(&counters, 1, "links"), Some((20 + last) as f64), "it goes on");
+        counters.take(2, &of("links", 20), last);
+        assert_eq!(
+            real(&counters, 2, "links"),
+            Some(20.0),
+            "another instance has room of its own"
+        );
+        counters.take(1, &of("admin", 20), last + STALE);
+        assert_eq!(
+            real(&counters, 1, "admin"),
+            Some(20.0),
+            "a new one has room after a while"
+        );
     }
 }

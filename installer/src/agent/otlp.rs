@@ -14,8 +14,9 @@ use super::counters::{Amount, Point, Temporality};
 use super::families::{self, Family, Kind};
 use crate::layout::MAX_INSTANCES;
 
-/// The longest body that is taken, as it comes and unpacked, in bytes. An export of an instance has a few kilobytes.
-pub const LONGEST: usize = 4 << 20;
+/// The longest body that is taken, as it comes and unpacked, in bytes. An export of an instance has a few kilobytes; decoded,
+/// a hostile one takes up to 100 times as much as it is long.
+pub const LONGEST: usize = 512 << 10;
 /// Longer names are no component's.
 const LONGEST_NAME: usize = 256;
 /// `DataPointFlags::NoRecordedValueMask`

@@ -311,7 +311,7 @@ mod tests {
                 time: 2,
                 amount: Amount { sum: 3.0, count: 4.0 },
             };
-            counters.take(2, &point);
+            counters.take(2, &point, 0);
         }
         runtimes(&mut page, &counters);
         let mut received = Received::default();

@@ -1,19 +1,29 @@
 //! What the agent answers on its addresses: `GET /metrics`, and the instances' exports. One thread, beside the one that
 //! watches.
+//!
+//! Any user of the machine can reach both. The page of metrics is open to all of them: it holds counts (requests by kind
+//! and status, clicks in all, bytes of the database), versions and release IDs, and no link, address or secret. Exports are
+//! taken only with the secret that the instances share with the agent, because they are counted, and forwarded with the
+//! operator's credentials. A stranger is refused before the body is read.
+//!
+//! The unit limits the agent's memory, so everything that a client can make it hold has a bound: [`MOST_CONNECTIONS`] heads
+//! of [`LONGEST_HEAD`] bytes, and [`BUDGET`] for all bodies together, packed and unpacked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -31,9 +41,16 @@ use super::scrape::{self, Received};
 use crate::config::telemetry::Target;
 use crate::layout::Layout;
 use crate::log;
+use crate::secrets::{OTLP_HEADER, Secret};
 
 /// On one address, at a time.
-const MOST_CONNECTIONS: usize = 64;
+const MOST_CONNECTIONS: usize = 256;
+/// Of a request without its body, in bytes.
+const LONGEST_HEAD: usize = 16 << 10;
+/// What bodies take at a time, in bytes: 16 instances send a few kilobytes each.
+const BUDGET: usize = 8 << 20;
+/// A connection whose client has not asked for anything that it may have by then makes room for others.
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the head of a request; a connection may be quiet as long. Longer than Prometheus and the runtimes pause.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
 /// For the body of a request.
@@ -108,6 +125,8 @@ struct Shared {
     received: Mutex<Received>,
     queue: Queue,
     database: Observer,
+    /// Bytes of [`BUDGET`] that are free.
+    budget: Arc<Semaphore>,
 }
 
 /// Nothing in here is left half done by a panic.
@@ -201,21 +220,40 @@ async fn accept(listener: tokio::net::TcpListener, role: Role, shared: Arc<Share
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let _place = place;
-            let service = service_fn(|request| answer(request, role, &shared));
+            let is_welcome = AtomicBool::new(false);
+            let service = service_fn(|request| answer(request, role, &shared, &is_welcome));
             let mut builder = hyper::server::conn::http1::Builder::new();
             let connection = builder
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(LONGEST_HEAD)
                 .serve_connection(TokioIo::new(stream), service);
+            let mut connection = pin!(connection);
             // Who leaves in the middle of it needs no answer.
-            let _ = connection.await;
+            if timeout(STRANGER_TIMEOUT, connection.as_mut()).await.is_err() && is_welcome.load(Ordering::Relaxed) {
+                let _ = connection.await;
+            }
         });
     }
 }
 
 type Answer = Response<Full<Bytes>>;
 
-async fn answer(request: Request<Incoming>, role: Role, shared: &Shared) -> Result<Answer, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    role: Role,
+    shared: &Shared,
+    is_welcome: &AtomicBool,
+) -> Result<Answer, Infallible> {
+    if role == Role::Otlp && !shared.is_from_an_instance(&request) {
+        locked(&shared.received).rejected += 1;
+        // Its body stays unread, so nothing can follow on this connection.
+        return Ok(closing(plain(
+            StatusCode::UNAUTHORIZED,
+            "only the instances of links may send here, with the secret of this boot",
+        )));
+    }
+    is_welcome.store(true, Ordering::Relaxed);
     Ok(match (role, request.uri().path()) {
         (Role::Metrics, "/metrics") => match *request.method() {
             Method::GET | Method::HEAD => with(StatusCode::OK, PAGE, shared.page()),
@@ -227,7 +265,13 @@ async fn answer(request: Request<Incoming>, role: Role, shared: &Shared) -> Resu
                 Ok(()) => with(StatusCode::OK, PROTOBUF, Bytes::new()),
                 Err(Refusal(status, why)) => {
                     locked(&shared.received).rejected += 1;
-                    plain(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST), &why)
+                    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+                    let mut refusal = closing(plain(status, &why));
+                    if status == StatusCode::TOO_MANY_REQUESTS {
+                        // OTLP specification, "OTLP/HTTP Throttling".
+                        refusal.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                    }
+                    refusal
                 }
             },
             _ => not_allowed("POST"),
@@ -250,6 +294,13 @@ fn plain(status: StatusCode, text: &str) -> Answer {
     with(status, "text/plain; charset=utf-8", format!("{text}\n"))
 }
 
+fn closing(mut answer: Answer) -> Answer {
+    answer
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
 fn not_allowed(methods: &'static str) -> Answer {
     let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, methods);
     answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
@@ -264,8 +315,17 @@ impl Shared {
             received: Mutex::default(),
             queue: Queue::default(),
             database: Observer::start(layout.clone()),
+            budget: Arc::new(Semaphore::new(BUDGET)),
             layout,
         }
+    }
+
+    /// The secret is read each time: root makes it, at a boot or where it is missing. Without it nobody is an instance.
+    fn is_from_an_instance(&self, request: &Request<Incoming>) -> bool {
+        let Some(shown) = request.headers().get(OTLP_HEADER) else {
+            return false;
+        };
+        Secret::read(&self.layout.otlp_secret()).is_ok_and(|secret| secret.matches(shown.as_bytes()))
     }
 
     fn page(&self) -> String {
@@ -297,6 +357,17 @@ impl Shared {
             ));
         }
         let encoding = header(CONTENT_ENCODING).map(str::to_ascii_lowercase);
+        let announced = header(CONTENT_LENGTH).and_then(|length| length.parse().ok());
+        let length = announced.unwrap_or(LONGEST);
+        if length > LONGEST {
+            return Err(Refusal::too_large());
+        }
+        let unpacked_length = if encoding.is_some() { LONGEST } else { 0 };
+        // Held until the message is counted.
+        let _place = u32::try_from(length + unpacked_length)
+            .ok()
+            .and_then(|bytes| Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok())
+            .ok_or_else(|| Refusal(429, "too many exports at once; send it again later".to_owned()))?;
         let body = Limited::new(request.into_body(), LONGEST).collect();
         let body = match timeout(BODY_TIMEOUT, body).await {
             Ok(Ok(body)) => body.to_bytes(),
@@ -309,11 +380,15 @@ impl Shared {
         let Some(first) = exports.first().map(|export| export.instance) else {
             return Ok(());
         };
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let mut counters = locked(&self.counters);
         for export in &exports {
             locked(&self.received).requests[usize::from(export.instance - 1)] += 1;
             for point in &export.points {
-                counters.take(export.instance, point);
+                counters.take(export.instance, point, now);
             }
         }
         drop(counters);
@@ -353,21 +428,24 @@ mod tests {
     use super::*;
     use crate::runtime::free_address;
 
+    const SECRET: &str = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2";
+
     struct Agent {
         server: Server,
-        _root: tempfile::TempDir,
+        root: tempfile::TempDir,
         metrics: SocketAddr,
         otlp: SocketAddr,
     }
 
     impl Agent {
         fn start() -> Self {
-            let root = tempfile::tempdir().unwrap();
-            let server = Server::start(Layout::new(root.path()), Arc::default()).unwrap();
+            let (root, layout) = crate::layout::temporary(&[Layout::secrets_dir]);
+            std::fs::write(layout.otlp_secret(), format!("{SECRET}\n")).unwrap();
+            let server = Server::start(layout, Arc::default()).unwrap();
             let (metrics, otlp) = (free_address().unwrap(), free_address().unwrap());
             let agent = Self {
                 server,
-                _root: root,
+                root,
                 metrics,
                 otlp,
             };
@@ -402,6 +480,21 @@ mod tests {
         }
 
         fn post(&self, kind: &str, encoding: &str, body: &[u8]) -> u16 {
+            self.post_with(SECRET, kind, encoding, body)
+        }
+
+        /// The answer to a head without its body.
+        fn raw(&self, headers: &str) -> String {
+            let mut stream = std::net::TcpStream::connect(self.otlp).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let head = format!("POST /v1/metrics HTTP/1.1\r\nhost: x\r\n{headers}\r\n\r\n");
+            io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+            let mut answer = String::new();
+            io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+            answer
+        }
+
+        fn post_with(&self, secret: &str, kind: &str, encoding: &str, body: &[u8]) -> u16 {
             let agent = ureq::Agent::config_builder()
                 .http_status_as_error(false)
                 .build()
@@ -409,6 +502,7 @@ mod tests {
             let url = format!("http://{}/v1/metrics", self.otlp);
             let request = agent
                 .post(&url)
+                .header(OTLP_HEADER, secret)
                 .header("content-type", kind)
                 .header("content-encoding", encoding);
             request.send(body).unwrap().status().as_u16()
@@ -445,7 +539,11 @@ mod tests {
         assert_eq!(agent.post(PROTOBUF, "zstd", &message()), 415);
         assert_eq!(agent.post(PROTOBUF, "gzip", b"no gzip"), 400);
         assert_eq!(agent.post(PROTOBUF, "identity", b"no protobuf"), 400);
-        assert_eq!(agent.post(PROTOBUF, "identity", &vec![0; LONGEST + 1]), 413);
+        let too_long = format!(
+            "{OTLP_HEADER}: {SECRET}\r\ncontent-type: {PROTOBUF}\r\ncontent-length: {}",
+            LONGEST + 1
+        );
+        assert!(agent.raw(&too_long).starts_with("HTTP/1.1 413 "));
         let page = agent.page();
         assert!(
             page.contains("links_otlp_received_requests_total{links_instance=\"2\"} 1"),
@@ -453,6 +551,57 @@ mod tests {
         );
         assert!(page.contains("links_otlp_rejected_requests_total 5"), "{page}");
         agent.server.stop();
+    }
+
+    #[test]
+    fn a_stranger_is_refused_before_the_body_and_counts_nothing() {
+        let agent = Agent::start();
+        for secret in ["", "5ec2e7", &SECRET.to_uppercase(), &format!("{SECRET}0")] {
+            assert_eq!(
+                agent.post_with(secret, PROTOBUF, "identity", &message()),
+                401,
+                "{secret}"
+            );
+        }
+        let answer = agent.raw(&format!("content-type: {PROTOBUF}\r\ncontent-length: 400000"));
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        let page = agent.page();
+        assert!(!page.contains("links_otlp_received_requests_total{"), "{page}");
+        // Without a secret of its own the agent trusts nobody.
+        std::fs::write(agent.root.path().join("run/links/secrets/otlp"), "\n").unwrap();
+        assert_eq!(agent.post_with("", PROTOBUF, "identity", &message()), 401);
+        assert_eq!(agent.post(PROTOBUF, "identity", &message()), 401);
+    }
+
+    /// Many announce long bodies and send nothing.
+    #[test]
+    fn what_bodies_take_together_has_a_bound() {
+        let agent = Agent::start();
+        let head = format!(
+            "POST /v1/metrics HTTP/1.1\r\nhost: x\r\n{OTLP_HEADER}: {SECRET}\r\ncontent-type: {PROTOBUF}\r\n\
+             expect: 100-continue\r\ncontent-length: {LONGEST}\r\n\r\n"
+        );
+        let mut waiting = vec![];
+        for number in 0..=BUDGET / LONGEST {
+            let mut stream = std::net::TcpStream::connect(agent.otlp).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+            let mut answer = [0; 12];
+            io::Read::read_exact(&mut stream, &mut answer).unwrap();
+            let expected = match number < BUDGET / LONGEST {
+                // It is being read.
+                true => b"HTTP/1.1 100",
+                false => b"HTTP/1.1 429",
+            };
+            assert_eq!(&answer, expected, "{number}");
+            waiting.push(stream);
+        }
+        assert_eq!(agent.post(PROTOBUF, "identity", &message()), 429);
+        drop(waiting);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while agent.post(PROTOBUF, "identity", &message()) != 200 {
+            assert!(Instant::now() < deadline, "the room stays taken");
+        }
     }
 
     #[test]
@@ -465,8 +614,10 @@ mod tests {
                 .new_agent();
             plain.run(request).unwrap().status().as_u16()
         };
-        let get =
-            |address: SocketAddr, path: &str| status(Request::get(format!("http://{address}{path}")).body(()).unwrap());
+        let get = |address: SocketAddr, path: &str| {
+            let request = Request::get(format!("http://{address}{path}"));
+            status(request.header(OTLP_HEADER, SECRET).body(()).unwrap())
+        };
         assert_eq!(get(agent.metrics, "/"), 404);
         assert_eq!(get(agent.metrics, "/v1/metrics"), 404);
         assert_eq!(get(agent.otlp, "/metrics"), 404);

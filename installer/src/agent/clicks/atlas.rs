@@ -72,10 +72,12 @@ impl Atlas {
                 None => Err(failed(&"is not in MaxMind's format")),
             };
         }
+        // Not both at once: a file with cities has more than 100 MB.
+        self.countries = None;
+        self.known.clear();
         let bytes = fs::read(path).map_err(|error| failed(&error))?;
         let countries = Countries::new(bytes);
         self.tried = Some((path.to_owned(), seen));
-        self.known.clear();
         let outcome = countries.as_ref().map(drop).map_err(|error| failed(error));
         self.countries = countries.ok();
         outcome
