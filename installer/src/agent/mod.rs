@@ -78,6 +78,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         wanted = edited.as_ref().map_or(wanted, |config| config.instances);
     }
     notify(&[NotifyState::Stopping]);
+    clicks.stop();
     server.stop();
     Ok(())
 }

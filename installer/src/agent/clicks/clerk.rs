@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,12 +11,11 @@ use anyhow::Context as _;
 use links_core::clicks::Position;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::courier::{Action, Counted, End, Event, Fill, Gathered};
 use super::desk::Desk;
 use super::gather::{Gatherer, NeedsSalt, Salt, Taken};
+use super::identity::{Collapse, Host, Record, Relation, Segment, legacy_name, random_name, relation};
 use super::line;
 use super::source::{self, Inode, Mark, Source};
 use super::traffic::Traffic;
@@ -48,41 +48,57 @@ pub struct Progress {
     pub trouble: Option<String>,
 }
 
-/// What is written down of the journal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Saved {
-    inode: u64,
-    born: u64,
-    /// How often the file was emptied.
-    generation: u32,
-    position: u64,
-    mark: Mark,
-}
-
-impl Saved {
-    fn inode(&self) -> Inode {
-        Inode {
-            number: self.inode,
-            born: self.born,
-        }
-    }
-}
-
 /// The journal that is being read.
 #[derive(Debug)]
 struct Open {
     source: Source,
-    generation: u32,
-    /// Whether a later generation may be known to the database: nothing was written down of this file.
+    /// As it was written down last, or will be with the next position.
+    record: Record,
+    /// Which of its segments is being counted.
+    index: usize,
+    /// 0.1.0 may have begun it, and not have come to write that down: the database knows.
     is_unsure: bool,
-    name: String,
     /// Up to here it was read, and how to know it.
     known: Option<(u64, Mark)>,
     /// Its lines up to here are told of.
     told: u64,
+    /// Offset up to which the database has counted the segment.
     accepted: u64,
+    /// The same as the database has it, which begins each name at 0.
+    database: u64,
     /// What was shipped of the lines from there on goes through this link.
     through: Option<String>,
+}
+
+impl Open {
+    fn segments(&self) -> &[Segment] {
+        self.record.journal.as_ref().map_or(&[], |journal| &journal.segments)
+    }
+
+    fn segment(&self) -> Option<&Segment> {
+        self.segments().get(self.index)
+    }
+
+    fn name(&self) -> &str {
+        self.segment().map_or("", |segment| &segment.name)
+    }
+
+    fn ends(&self) -> Option<u64> {
+        self.segment().and_then(|segment| segment.ends)
+    }
+
+    fn is_legacy(&self) -> bool {
+        self.record.journal.as_ref().is_some_and(|journal| journal.is_legacy)
+    }
+}
+
+/// A journal that was found.
+struct Found {
+    source: Source,
+    record: Record,
+    is_unsure: bool,
+    /// Its names must be on the disk before they are used.
+    is_new: bool,
 }
 
 /// What is wrong, told once each.
@@ -99,6 +115,7 @@ enum Topic {
 #[derive(Debug)]
 pub struct Clerk<D> {
     layout: Layout,
+    host: Host,
     desk: D,
     open: Option<Open>,
     /// A journal that was read to its end and replaced.
@@ -109,7 +126,7 @@ pub struct Clerk<D> {
 }
 
 impl<D: Desk> Clerk<D> {
-    pub fn new(layout: Layout, desk: D, progress: Arc<Mutex<Progress>>) -> Self {
+    pub fn new(layout: Layout, host: Host, desk: D, progress: Arc<Mutex<Progress>>) -> Self {
         progress.lock().unwrap_or_else(PoisonError::into_inner).trouble = None;
         let salts = fs::read(layout.visitor_salts()).ok();
         // What cannot be read is made anew; some visitors of today then count as two.
@@ -118,6 +135,7 @@ impl<D: Desk> Clerk<D> {
             .unwrap_or_default();
         Self {
             layout,
+            host,
             desk,
             open: None,
             left: None,
@@ -132,6 +150,7 @@ impl<D: Desk> Clerk<D> {
         match action {
             Action::Open { leave } => self.open(leave),
             Action::Renew => self.renew(),
+            Action::Next => self.next(),
             Action::Locate => self.locate(),
             Action::Discard => {
                 self.gatherer.clear();
@@ -142,6 +161,7 @@ impl<D: Desk> Clerk<D> {
             Action::Ship { start, stop } => self.ship(start, stop),
             Action::Save { position } => self.save(position),
             Action::Release { position } => self.release(position),
+            Action::Collapse { position } => self.collapse(position),
             Action::Truncate { position } => self.truncate(position),
             Action::Wait(_) => Event::Done,
         }
@@ -182,10 +202,10 @@ impl<D: Desk> Clerk<D> {
         {
             self.left = Some(open.source.inode());
         }
-        match self.opened() {
-            Ok(open) => {
+        match self.find() {
+            Ok(found) => {
                 self.no_trouble(Topic::Journal);
-                self.adopt(open)
+                self.adopt(found)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let path = self.layout.journal();
@@ -202,40 +222,153 @@ impl<D: Desk> Clerk<D> {
         }
     }
 
-    /// The journal to read, and its generation where that is known.
-    fn opened(&mut self) -> io::Result<(Source, Option<u32>)> {
-        let saved = self.saved();
-        let source = Source::open(&self.layout.journal());
-        let Some(saved) = saved else {
-            return Ok((source?, None));
+    /// The journal to read, and what it is called; see [`super::identity`].
+    fn find(&self) -> io::Result<Found> {
+        let current = Source::open(&self.layout.journal());
+        let Some(record) = self.record()? else {
+            return self.fresh(current?, true);
         };
-        let is_same = source.as_ref().is_ok_and(|source| source.inode() == saved.inode());
+        let is_same = current.as_ref().is_ok_and(|source| source.inode() == record.inode());
         let directory = self.layout.journal_dir();
-        if !is_same
-            && self.left.is_none()
-            && let Some(former) = Source::find(&directory, saved.inode())
-            && former.continues(saved.position, &saved.mark)?
-        {
-            log::notice!("clicks: reading what is left in {}", former.path().display());
-            return Ok((former, Some(saved.generation)));
+        if is_same {
+            return self.known_or_emptied(current?, record);
+        }
+        let is_unsure = record.journal.is_none();
+        if self.left.is_none() {
+            if let Some(mut former) = Source::find(&directory, record.inode()) {
+                let settled = settled(record.clone(), &mut former)?;
+                if former.continues(settled.position, &settled.mark)? {
+                    log::notice!("clicks: reading what is left in {}", former.path().display());
+                    return self.known(former, settled);
+                }
+            }
+            if let Some((copy, settled)) = self.copy(&directory, &record)? {
+                log::notice!(
+                    "clicks: {} is a copy of the journal that was counted up to byte {}; going on from there",
+                    copy.path().display(),
+                    settled.position
+                );
+                return self.known(copy, settled);
+            }
         }
         // The next one, which may have been replaced as well meanwhile.
-        let before = self.left.unwrap_or(saved.inode());
+        let before = self.left.unwrap_or(record.inode());
         let source = match Source::following(&directory, before) {
-            Some(next) if !is_same => next,
-            _ => source?,
+            Some(next) => next,
+            None => current?,
         };
-        let is_same = source.inode() == saved.inode();
-        if !is_same {
-            log::notice!("clicks: {} is another file than before", source.path().display());
-            self.told(|progress| progress.replaced += 1);
-            return Ok((source, None));
+        if source.inode() == record.inode() {
+            return self.known_or_emptied(source, record);
         }
-        if source.continues(saved.position, &saved.mark)? {
-            return Ok((source, Some(saved.generation)));
+        log::notice!("clicks: {} is another file than before", source.path().display());
+        self.told(|progress| progress.replaced += 1);
+        self.fresh(source, is_unsure)
+    }
+
+    /// It has the inode that is written down.
+    fn known_or_emptied(&self, mut source: Source, record: Record) -> io::Result<Found> {
+        let settled = settled(record, &mut source)?;
+        if source.continues(settled.position, &settled.mark)? {
+            return self.known(source, settled);
         }
         self.say_emptied(&source);
-        Ok((source, Some(saved.generation.saturating_add(1))))
+        self.anew(source, settled, 0)
+    }
+
+    /// A copy of the file that is written down, in its place.
+    fn copy(&self, directory: &Path, record: &Record) -> io::Result<Option<(Source, Record)>> {
+        if let Ok(mut source) = Source::open(&self.layout.journal()) {
+            let settled = settled(record.clone(), &mut source)?;
+            let is_copy = match settled.position {
+                // Any file has these bytes.
+                0 => source.is_copy()?,
+                // It was copied before the position was written down.
+                position if source.size()? < position => source.is_copy()?,
+                position => source.continues(position, &settled.mark)?,
+            };
+            if is_copy {
+                return Ok(Some((source, settled)));
+            }
+        }
+        let renamed = Source::copy_of(directory, record.position, &record.mark);
+        Ok(renamed.map(|source| (source, record.clone())))
+    }
+
+    /// It is the file that is written down, or a copy of it.
+    fn known(&self, mut source: Source, record: Record) -> io::Result<Found> {
+        let is_of_0_1_0 = record.journal.is_none();
+        let (inode, device) = (source.inode(), source.device());
+        let relation = relation(&record, inode, device, &self.host);
+        let mut record = record.with_names(&self.host, device);
+        let origin = self.host.origin(device);
+        let Relation::Copied { since } = relation else {
+            return Ok(Found {
+                source,
+                record: record.at(inode, origin),
+                is_unsure: false,
+                is_new: false,
+            });
+        };
+        let counted = record.position.min(source.size()?);
+        if let Some(journal) = &mut record.journal
+            && let Some(last) = journal.segments.last_mut()
+        {
+            // On another machine the database does not know what 0.1.0 called it.
+            if is_of_0_1_0 {
+                last.begins = counted;
+            }
+        }
+        let begins = record.journal.as_ref().and_then(|journal| journal.segments.last());
+        let from = begins.map_or(counted, |last| last.begins.max(counted));
+        let boundary = source.boundary(from, since)?;
+        Ok(Found {
+            source,
+            record: record.split(boundary, random_name()?).at(inode, origin),
+            is_unsure: false,
+            is_new: true,
+        })
+    }
+
+    /// A file that nothing is written down of. If 0.1.0 may have begun it, the database is asked first.
+    fn fresh(&self, source: Source, is_unsure: bool) -> io::Result<Found> {
+        let (inode, device) = (source.inode(), source.device());
+        let record = Record {
+            inode: inode.number,
+            born: inode.born,
+            generation: 0,
+            position: 0,
+            mark: Mark::new(),
+            journal: None,
+        };
+        let mut record = record.with_names(&self.host, device);
+        if !is_unsure {
+            record = record.renamed(0, random_name()?, false);
+            record.generation = 0;
+        }
+        Ok(Found {
+            source,
+            record,
+            is_unsure,
+            is_new: !is_unsure,
+        })
+    }
+
+    /// The same file with another name, from `begins` on.
+    fn anew(&self, source: Source, record: Record, begins: u64) -> io::Result<Found> {
+        let (inode, device) = (source.inode(), source.device());
+        let record = record.with_names(&self.host, device);
+        let is_legacy = begins == 0 && record.journal.as_ref().is_some_and(|journal| journal.is_legacy);
+        let name = match is_legacy {
+            true => legacy_name(&self.host.machine, inode, record.generation.saturating_add(1)),
+            false => random_name()?,
+        };
+        let record = record.renamed(begins, name, is_legacy);
+        Ok(Found {
+            source,
+            record: record.at(inode, self.host.origin(device)),
+            is_unsure: false,
+            is_new: true,
+        })
     }
 
     fn say_emptied(&self, source: &Source) {
@@ -246,108 +379,182 @@ impl<D: Desk> Clerk<D> {
         self.told(|progress| progress.emptied += 1);
     }
 
-    fn saved(&self) -> Option<Saved> {
+    /// None: there is nothing, or nothing that can be understood.
+    fn record(&self) -> io::Result<Option<Record>> {
         let path = self.layout.journal_position();
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-            Err(error) => {
-                log::error!("clicks: going on without {}: {error}", path.display());
-                return None;
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // Without it the journal would get another name, and be counted again.
+            Err(error) => return Err(io::Error::other(format!("{}: {error}", path.display()))),
         };
-        serde_json::from_slice(&bytes)
+        let record = serde_json::from_slice(&bytes);
+        Ok(record
             .inspect_err(|error| log::error!("clicks: going on without {}: {error}", path.display()))
-            .ok()
+            .ok())
     }
 
-    fn adopt(&mut self, (source, known): (Source, Option<u32>)) -> Event {
+    fn adopt(&mut self, found: Found) -> Event {
+        let Found {
+            source,
+            record,
+            is_unsure,
+            is_new,
+        } = found;
         let size = match source.size() {
             Ok(size) => size,
             Err(error) => return self.trouble(Topic::Journal, format!("reading the journal: {error}")),
         };
-        let generation = known.unwrap_or(0);
-        let name = self.name(source.inode(), generation);
-        self.open = Some(Open {
+        let open = Open {
             source,
-            generation,
-            is_unsure: known.is_none(),
-            name,
+            index: 0,
+            is_unsure,
             known: None,
             told: 0,
             accepted: 0,
+            database: 0,
             through: None,
-        });
-        Event::Opened { size }
+            record,
+        };
+        let ends = open.ends();
+        let position = open.record.position.min(size);
+        self.open = Some(open);
+        if is_new && self.save(position) == Event::Failed {
+            self.open = None;
+            return Event::Failed;
+        }
+        Event::Opened { size, ends }
     }
 
-    /// The journal's name in the database. By it alone the database tells journals apart, also those of other hosts that
-    /// use it.
-    fn name(&self, inode: Inode, generation: u32) -> String {
-        let machine = fs::read(self.layout.machine_id()).unwrap_or_default();
-        let mut digest = Sha256::new();
-        digest.update(machine.trim_ascii());
-        digest.update(b"\0");
-        digest.update(inode.number.to_le_bytes());
-        digest.update(inode.born.to_le_bytes());
-        digest.update(generation.to_le_bytes());
-        digest
-            .finalize()
-            .iter()
-            .take(16)
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+    /// What comes next in the file.
+    fn next(&mut self) -> Event {
+        let Some(open) = &mut self.open else {
+            return Event::Failed;
+        };
+        open.accepted = open.ends().unwrap_or(open.accepted);
+        open.index += 1;
+        let size = open.source.size();
+        match (size, open.segment()) {
+            (Ok(size), Some(segment)) => Event::Opened {
+                size,
+                ends: segment.ends,
+            },
+            (Err(error), _) => self.trouble(Topic::Journal, format!("reading the journal: {error}")),
+            (Ok(_), None) => Event::Failed,
+        }
     }
 
     fn renew(&mut self) -> Event {
         let Some(open) = self.open.take() else {
             return Event::Failed;
         };
-        let event = self.adopt((open.source, Some(open.generation.saturating_add(1))));
-        // Otherwise a start anew finds out again, and gets to the same.
-        if matches!(event, Event::Opened { .. }) {
-            self.save(0);
+        if open.ends().is_some() {
+            // Its lines are not in this file; what is behind them is.
+            self.open = Some(open);
+            return self.next();
         }
-        event
+        let (position, mark) = (open.record.position, open.record.mark.clone());
+        let begins = match open.source.continues(position, &mark) {
+            // The database is ahead: another copy of the journal uses its name.
+            Ok(true) if position > 0 => position,
+            Ok(_) => 0,
+            Err(error) => return self.trouble(Topic::Journal, format!("reading the journal: {error}")),
+        };
+        match self.anew(open.source, open.record, begins) {
+            Ok(found) => self.adopt(found),
+            Err(error) => self.trouble(Topic::Journal, format!("naming the journal: {error}")),
+        }
     }
 
     fn locate(&mut self) -> Event {
         match self.located() {
-            Ok(position) => self.position(position),
+            Ok(Some(position)) => self.position(position),
+            Ok(None) => Event::Failed,
             Err(error) => self.trouble(Topic::Database, format!("the database does not take them: {error}")),
         }
     }
 
-    /// The position of the latest generation that the database knows, where nobody else does.
-    fn located(&mut self) -> Result<Position, String> {
+    /// None: what was found out could not be written down.
+    fn located(&mut self) -> Result<Option<Position>, String> {
         let open = self.open.as_ref().ok_or("no journal is open")?;
-        let (inode, mut generation, is_unsure) = (open.source.inode(), open.generation, open.is_unsure);
-        let mut position = self.desk.position(&open.name)?;
-        while is_unsure && position.position.is_some() {
-            let later = self.desk.position(&self.name(inode, generation + 1))?;
-            if later.position.is_none() {
-                break;
+        let mut position = self.desk.position(open.name())?;
+        if !open.is_unsure {
+            return Ok(Some(position));
+        }
+        let inode = open.source.inode();
+        let mut record = open.record.clone();
+        if position.position.is_some() {
+            // 0.1.0 began it. Its latest generation is the one that the database knows and nobody comes after.
+            loop {
+                let name = legacy_name(&self.host.machine, inode, record.generation + 1);
+                let later = self.desk.position(&name)?;
+                if later.position.is_none() {
+                    break;
+                }
+                position = later;
+                let generation = record.generation + 1;
+                record = Record {
+                    generation,
+                    ..record.renamed(0, name, true)
+                };
             }
-            position = later;
-            generation += 1;
+        } else {
+            let name = random_name().map_err(|error| error.to_string())?;
+            record = Record {
+                generation: record.generation,
+                ..record.renamed(0, name, false)
+            };
         }
-        let name = self.name(inode, generation);
         if let Some(open) = &mut self.open {
-            (open.generation, open.name, open.is_unsure) = (generation, name, false);
+            open.record = record;
         }
-        Ok(position)
+        // Not before it is on the disk is a name used.
+        if position.position.is_none() && self.save(0) == Event::Failed {
+            return Ok(None);
+        }
+        if let Some(open) = &mut self.open {
+            open.is_unsure = false;
+        }
+        Ok(Some(position))
     }
 
     fn position(&mut self, found: Position) -> Event {
         self.no_trouble(Topic::Database);
+        let Some(open) = &mut self.open else {
+            return Event::Failed;
+        };
         let (begun, through) = found.part.map(|part| (part.stop, part.through)).unzip();
-        let position = found.position.unwrap_or(0);
-        if let Some(open) = &mut self.open {
-            open.accepted = position;
-            open.through = through;
-            open.told = open.told.max(open.accepted);
-            open.known = None;
+        let begins = open.segment().map_or(0, |segment| segment.begins);
+        let position = match found.position {
+            None | Some(0) => begins,
+            Some(position) => position,
+        };
+        let is_ours = match open.ends() {
+            Some(_) => Ok(true),
+            None => [Some(position), begun]
+                .into_iter()
+                .flatten()
+                .filter(|position| *position != begins)
+                .try_fold(true, |all, position| Ok(all && open.source.ends_line(position)?)),
+        };
+        match is_ours {
+            Ok(true) => {}
+            Ok(false) => {
+                log::error!(
+                    "clicks: the database has counted {} up to byte {}, which is not the end of a line in it: another copy \
+                     of this host counts under the same name, or somebody has emptied the file; going on under another",
+                    open.source.path().display(),
+                    begun.unwrap_or(position)
+                );
+                return Event::Foreign;
+            }
+            Err(error) => return self.trouble(Topic::Journal, io_text(&error)),
         }
+        open.database = found.position.unwrap_or(0);
+        open.accepted = position;
+        open.through = through;
+        open.told = open.told.max(open.accepted);
+        open.known = None;
         Event::Position(Counted { position, begun })
     }
 
@@ -363,7 +570,7 @@ impl<D: Desk> Clerk<D> {
                 self.no_trouble(Topic::Journal);
                 Event::Gathered(gathered)
             }
-            Err(error) => self.trouble(Topic::Journal, format!("reading the journal: {error}")),
+            Err(error) => self.trouble(Topic::Journal, io_text(&error)),
         }
     }
 
@@ -391,12 +598,13 @@ impl<D: Desk> Clerk<D> {
         }
         let mut progress = Progress::default();
         let mut turn = TURN;
+        let limit = open.ends().unwrap_or(u64::MAX);
         let (gatherer, layout, told) = (&mut self.gatherer, &self.layout, &mut open.told);
         let mut salts = Ok(());
         let mut oldest = None;
         let mut fault = None;
-        let reached = open.source.read(from, |bytes, position| {
-            let line = line::parse(bytes);
+        let reached = open.source.read_until(from, limit, |bytes, position| {
+            let line = line::parse(bytes).or_else(|| line::parse_torn(bytes));
             let taken = match &line {
                 None => Ok(Taken::Other),
                 Some(line) => match gatherer.take(line) {
@@ -438,6 +646,7 @@ impl<D: Desk> Clerk<D> {
         let accepted = open.accepted;
         let end = match reached.end {
             source::End::Enough => End::More,
+            source::End::Limit => End::Ended,
             source::End::CaughtUp if open.source.is_replaced(&self.layout.journal()) => End::Replaced,
             source::End::CaughtUp => End::CaughtUp,
         };
@@ -465,7 +674,8 @@ impl<D: Desk> Clerk<D> {
         let Some(open) = &self.open else {
             return Event::Failed;
         };
-        let batch = self.gatherer.part(&open.name, start, stop, open.through.as_deref());
+        let name = open.name().to_owned();
+        let batch = self.gatherer.part(&name, open.database, stop, open.through.as_deref());
         match self.desk.send(&batch) {
             Ok(found) => {
                 if found == Position::after(&batch) {
@@ -489,7 +699,7 @@ impl<D: Desk> Clerk<D> {
                     });
                 } else {
                     self.gatherer.forget_sent();
-                    log::error!("clicks: the database has the journal to {found:?}; going on from there");
+                    log::error!("clicks: the database has already counted up to {found:?}; resuming there");
                 }
                 self.position(found)
             }
@@ -498,21 +708,7 @@ impl<D: Desk> Clerk<D> {
     }
 
     fn save(&mut self, position: u64) -> Event {
-        let Some(open) = &self.open else {
-            return Event::Failed;
-        };
-        let saved = || -> anyhow::Result<()> {
-            let Inode { number, born } = open.source.inode();
-            let saved = Saved {
-                inode: number,
-                born,
-                generation: open.generation,
-                position,
-                mark: open.source.mark(position).context("Reading the journal")?,
-            };
-            files::replace(&self.layout.journal_position(), &serde_json::to_vec(&saved)?, 0o600)
-        };
-        match saved() {
+        match self.saved(position) {
             Ok(()) => {
                 self.no_trouble(Topic::Saving);
                 Event::Done
@@ -521,12 +717,29 @@ impl<D: Desk> Clerk<D> {
         }
     }
 
+    fn saved(&mut self, position: u64) -> anyhow::Result<()> {
+        let open = self.open.as_mut().context("No journal is open")?;
+        open.record.mark = open.source.mark(position).context("Reading the journal")?;
+        open.record.position = position;
+        files::replace(
+            &self.layout.journal_position(),
+            &serde_json::to_vec(&open.record)?,
+            0o600,
+        )
+    }
+
     fn release(&mut self, position: u64) -> Event {
-        let Some(open) = &self.open else {
+        let Some(open) = &mut self.open else {
             return Event::Failed;
         };
         match open.source.release(position) {
-            Ok(()) => {
+            Ok(_) => {
+                // Of segments whose lines are gone, nothing could be counted again.
+                if let Some(journal) = &mut open.record.journal {
+                    let gone = open.index;
+                    journal.segments.drain(..gone);
+                    open.index = 0;
+                }
                 self.no_trouble(Topic::Releasing);
                 Event::Done
             }
@@ -534,8 +747,8 @@ impl<D: Desk> Clerk<D> {
                 let path = open.source.path().display();
                 let text = match open.source.can_write() {
                     true => format!(
-                        "the file system of {path} knows no holes: it is emptied when it is long and all of it is \
-                         counted, and a click that nginx writes in that very moment is lost"
+                        "the file system of {path} cannot punch holes, so the journal is emptied when it is long and all \
+                         of it is counted; clicks that nginx writes at that instant are lost"
                     ),
                     false => format!("{path} may not be written by the agent: what is counted stays in it"),
                 };
@@ -543,6 +756,76 @@ impl<D: Desk> Clerk<D> {
                 Event::Unsupported
             }
             Err(error) => self.trouble(Topic::Releasing, format!("giving back what was counted: {error}")),
+        }
+    }
+
+    /// Before the agent ends: 0.1.0, if it comes next, counts from the beginning what it has no name for.
+    pub fn leave(&mut self) {
+        let counted = self.open.as_ref().filter(|open| !open.is_unsure).map(|open| {
+            let ends = open.ends().unwrap_or(u64::MAX);
+            open.accepted.min(ends)
+        });
+        if let Some(counted) = counted.filter(|counted| *counted > 0) {
+            self.release(counted);
+        }
+    }
+
+    fn collapse(&mut self, position: u64) -> Event {
+        match self.collapsed(position) {
+            Ok(Some(found)) => {
+                self.no_trouble(Topic::Releasing);
+                self.adopt(found)
+            }
+            Ok(None) => Event::Unsupported,
+            Err(error) => self.trouble(Topic::Releasing, format!("removing what was counted: {error:#}")),
+        }
+    }
+
+    /// None: nothing can be removed.
+    fn collapsed(&mut self, position: u64) -> anyhow::Result<Option<Found>> {
+        let open = self.open.as_mut().context("No journal is open")?;
+        let length = open.source.removable(position)?;
+        let data = open.source.release(position)?;
+        if length == 0 || open.index > 0 || open.ends().is_some() {
+            return Ok(None);
+        }
+        let name = match open.is_legacy() {
+            true => legacy_name(
+                &self.host.machine,
+                open.source.inode(),
+                open.record.generation.saturating_add(1),
+            ),
+            false => random_name()?,
+        };
+        // After a power failure, what is written down must not be ahead of the file.
+        open.source.sync()?;
+        if let Some(journal) = &mut open.record.journal {
+            journal.collapse = Some(Collapse { length, data, name });
+        }
+        self.saved(position)?;
+        let open = self.open.as_mut().context("No journal is open")?;
+        let removed = open.source.remove(length).and_then(|()| open.source.sync());
+        let Some(mut open) = self.open.take() else {
+            return Ok(None);
+        };
+        // Whatever the answer was, the file shows it.
+        open.record = settled(open.record, &mut open.source)?;
+        let is_removed = open.record.position != position;
+        match removed {
+            Err(error) if !is_removed => {
+                self.open = Some(open);
+                self.saved(position)?;
+                match error.kind() {
+                    io::ErrorKind::Unsupported => Ok(None),
+                    _ => Err(error.into()),
+                }
+            }
+            _ => Ok(Some(Found {
+                source: open.source,
+                record: open.record,
+                is_unsure: false,
+                is_new: true,
+            })),
         }
     }
 
@@ -556,6 +839,26 @@ impl<D: Desk> Clerk<D> {
             Err(error) => self.trouble(Topic::Releasing, format!("emptying the journal: {error}")),
         }
     }
+}
+
+/// What is written down of a file, and what became of a removal that was begun.
+fn settled(record: Record, source: &mut Source) -> io::Result<Record> {
+    if record.journal.as_ref().is_none_or(|journal| journal.collapse.is_none()) {
+        return Ok(record);
+    }
+    let data = source.first_data()?;
+    let mut failed = None;
+    let settled = record.settled(data, |position| {
+        source.mark(position).unwrap_or_else(|error| {
+            failed = Some(error);
+            Mark::new()
+        })
+    });
+    failed.map_or(Ok(settled), Err)
+}
+
+fn io_text(error: &io::Error) -> String {
+    format!("reading the journal: {error}")
 }
 
 /// Of what happened at that time, in Unix milliseconds.

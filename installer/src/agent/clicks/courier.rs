@@ -22,6 +22,11 @@ pub const BARREN: u64 = 1024 * 1024;
 /// What was counted is given back in pieces of this size, or after this time.
 pub const RELEASE: u64 = 1024 * 1024;
 pub const RELEASE_AFTER: Duration = Duration::from_secs(60);
+/// When this much is counted, its blocks are removed from the journal: so long it gets at most, beside what is not counted
+/// and the last [`RELEASE`].
+pub const COLLAPSE: u64 = 4 * 1024 * 1024;
+/// A range that another copy of the journal has begun to send is left to it, unless nothing happens to it for this long.
+pub const STALE: Duration = Duration::from_secs(300);
 /// A journal that cannot have holes is emptied when it is longer than this.
 pub const TRUNCATE: u64 = 64 * 1024 * 1024;
 /// Between attempts at what failed; doubled each time, up to the second.
@@ -34,8 +39,10 @@ pub enum Action {
     Open {
         leave: bool,
     },
-    /// The same file is another journal: what it held is gone.
+    /// The same file is another journal: what it held is gone, or another copy of it uses its name.
     Renew,
+    /// What comes next in the file has another name.
+    Next,
     /// Ask the database for the journal's position.
     Locate,
     /// Forget what was gathered.
@@ -58,6 +65,10 @@ pub enum Action {
     Release {
         position: u64,
     },
+    /// Remove what is before from the journal.
+    Collapse {
+        position: u64,
+    },
     /// Empty the journal, if it ends there.
     Truncate {
         position: u64,
@@ -74,7 +85,11 @@ pub enum Event {
     /// The journal is open and has this many bytes.
     Opened {
         size: u64,
+        /// What is behind has another name.
+        ends: Option<u64>,
     },
+    /// The database is ahead, by lines that are not in this file.
+    Foreign,
     /// Up to where the database has counted, as an answer to [`Action::Locate`] and [`Action::Ship`].
     Position(Counted),
     /// It has another part of what is being shipped, and there are more.
@@ -127,6 +142,8 @@ pub enum End {
     Replaced,
     /// What was read is not in the file any more.
     Truncated,
+    /// What comes next has another name.
+    Ended,
 }
 
 #[derive(Debug)]
@@ -139,8 +156,12 @@ pub struct Courier {
     size: u64,
     /// Up to here the database has counted.
     accepted: u64,
+    /// The name of the lines ends there.
+    ends: Option<u64>,
     /// What is gathered has to end there: some parts of it are counted.
     until: Option<u64>,
+    /// Since when a range of another copy is as it is.
+    foreign: Option<(Counted, Duration)>,
     /// Up to here lines were gathered.
     gathered: u64,
     /// When the first click that was gathered was found, and how old it was by then.
@@ -150,6 +171,9 @@ pub struct Courier {
     released: u64,
     released_at: Duration,
     can_release: bool,
+    can_collapse: bool,
+    release_from: u64,
+    collapse_from: u64,
     failures: u32,
 }
 
@@ -160,14 +184,28 @@ impl Courier {
             after: None,
             size: 0,
             accepted: 0,
+            ends: None,
             until: None,
+            foreign: None,
             gathered: 0,
             first_click: None,
             quiet: None,
             released: 0,
             released_at: Duration::ZERO,
             can_release: true,
+            can_collapse: true,
+            release_from: RELEASE,
+            collapse_from: COLLAPSE,
             failures: 0,
+        }
+    }
+
+    #[cfg(test)]
+    pub fn collapsing_from(collapse_from: u64) -> Self {
+        Self {
+            release_from: RELEASE.min(collapse_from),
+            collapse_from,
+            ..Self::new()
         }
     }
 
@@ -190,14 +228,20 @@ impl Courier {
         }
         match (self.action, event) {
             (Action::Wait(_), _) => self.after.take().unwrap_or(self.gather(self.gathered)),
-            (Action::Open { .. } | Action::Renew, Event::Opened { size }) => {
+            (
+                Action::Open { .. } | Action::Renew | Action::Next | Action::Collapse { .. },
+                Event::Opened { size, ends },
+            ) => {
                 self.size = size;
+                self.ends = ends;
                 self.released = 0;
                 self.released_at = now;
                 self.can_release = true;
+                self.can_collapse |= !matches!(self.action, Action::Collapse { .. } | Action::Next);
                 Action::Locate
             }
             (Action::Locate, Event::Position(counted)) => self.go_on(counted),
+            (Action::Locate | Action::Ship { .. }, Event::Foreign) => Action::Renew,
             (Action::Discard, _) => self.gather(self.accepted),
             (Action::Gather { .. }, Event::Gathered(gathered)) => self.gathered(gathered, now),
             (Action::Ship { .. }, Event::Position(counted)) => self.shipped(counted, now),
@@ -210,14 +254,29 @@ impl Courier {
             }
             (Action::Release { position }, _) => {
                 self.released = position;
+                let is_long = position >= self.collapse_from && self.ends.is_none();
+                match is_long && self.can_collapse {
+                    true => Action::Collapse { position },
+                    false => Action::Discard,
+                }
+            }
+            (Action::Collapse { .. }, Event::Unsupported) => {
+                self.can_collapse = false;
                 Action::Discard
             }
+            (Action::Collapse { .. }, _) => Action::Discard,
             (Action::Truncate { .. }, Event::Done) => Action::Renew,
             (Action::Truncate { .. }, _) => Action::Discard,
             // Nobody answers so; starting over is right in any case.
-            (Action::Open { .. } | Action::Renew | Action::Locate | Action::Gather { .. } | Action::Ship { .. }, _) => {
-                Action::Open { leave: false }
-            }
+            (
+                Action::Open { .. }
+                | Action::Renew
+                | Action::Next
+                | Action::Locate
+                | Action::Gather { .. }
+                | Action::Ship { .. },
+                _,
+            ) => Action::Open { leave: false },
         }
     }
 
@@ -229,7 +288,9 @@ impl Courier {
                 return Action::Discard;
             }
             // The journal may be there under another name, or be gone.
-            Action::Open { .. } | Action::Renew => self.after = Some(Action::Open { leave: false }),
+            Action::Open { .. } | Action::Renew | Action::Next | Action::Collapse { .. } => {
+                self.after = Some(Action::Open { leave: false });
+            }
             // Some lines may have been read.
             Action::Gather { .. } => {
                 self.gathered = self.accepted;
@@ -258,7 +319,11 @@ impl Courier {
         self.accepted = position;
         self.until = begun;
         self.gathered = position;
-        if begun.unwrap_or(position) > self.size {
+        if self.ends.is_some_and(|ends| position >= ends) {
+            return Action::Next;
+        }
+        // Another copy may have begun a range that goes on in lines of its own.
+        if begun.unwrap_or(position) > self.size && self.ends.is_none() {
             // It was counted further than it is long: it was emptied, and nobody has seen it.
             return Action::Renew;
         }
@@ -299,11 +364,12 @@ impl Courier {
                     stop,
                 },
                 End::More => self.gather(position),
+                End::Ended => self.wait_for_another_copy(stop, now),
                 // The lines are not there any more.
                 End::CaughtUp | End::Replaced | End::Truncated => Action::Renew,
             };
         }
-        let last = matches!(end, End::Replaced | End::Truncated) && clicks;
+        let last = matches!(end, End::Replaced | End::Truncated | End::Ended) && clicks;
         let long = position - self.accepted >= if clicks { UNCOUNTED } else { BARREN };
         if position > self.accepted && (waited || last || long) {
             return Action::Ship {
@@ -315,6 +381,7 @@ impl Courier {
             End::More => self.gather(position),
             End::CaughtUp => self.wait(POLL, self.gather(position)),
             End::Truncated => Action::Renew,
+            End::Ended => Action::Next,
             End::Replaced => {
                 let since = *self.quiet.get_or_insert(now);
                 if now.saturating_sub(since) >= QUIET {
@@ -323,6 +390,26 @@ impl Courier {
                 self.wait(POLL, self.gather(position))
             }
         }
+    }
+
+    /// The range that another copy has begun to send holds all that is gathered here, and lines that only the other has. If
+    /// nothing happens to it any more, the other copy is gone, and its range is finished with what is here.
+    fn wait_for_another_copy(&mut self, stop: u64, now: Duration) -> Action {
+        let seen = Counted {
+            position: self.accepted,
+            begun: Some(stop),
+        };
+        let since = match self.foreign {
+            Some((before, since)) if before == seen => since,
+            _ => self.foreign.insert((seen, now)).1,
+        };
+        if now.saturating_sub(since) >= STALE {
+            return Action::Ship {
+                start: self.accepted,
+                stop,
+            };
+        }
+        self.wait(LINGER, Action::Locate)
     }
 
     fn shipped(&mut self, counted: Counted, now: Duration) -> Action {
@@ -345,8 +432,8 @@ impl Courier {
                 false => Action::Discard,
             };
         }
-        let is_due =
-            counted.saturating_sub(self.released) >= RELEASE || now.saturating_sub(self.released_at) >= RELEASE_AFTER;
+        let is_due = counted.saturating_sub(self.released) >= self.release_from
+            || now.saturating_sub(self.released_at) >= RELEASE_AFTER;
         if !is_due {
             return Action::Discard;
         }
@@ -454,7 +541,10 @@ mod tests {
 
         fn perform(&mut self, action: Action, world: &mut World) -> Event {
             let size = world.journal.len();
-            let opened = Event::Opened { size: size as u64 };
+            let opened = Event::Opened {
+                size: size as u64,
+                ends: None,
+            };
             match action {
                 Action::Open { .. } => {
                     self.epoch = world.epoch;
@@ -553,6 +643,9 @@ mod tests {
                     world.hole = position as usize;
                     Event::Done
                 }
+                // See clicks/tests.rs.
+                Action::Collapse { .. } => Event::Unsupported,
+                Action::Next => opened,
                 Action::Truncate { position } => {
                     if position as usize != size {
                         return Event::Kept;
@@ -743,7 +836,7 @@ mod tests {
     fn while_the_database_is_silent_nothing_more_is_read() {
         let mut courier = Courier::new();
         let mut now = Duration::ZERO;
-        courier.next(Event::Opened { size: 100 }, now);
+        courier.next(Event::Opened { size: 100, ends: None }, now);
         courier.next(Event::Position(Counted::default()), now);
         courier.next(Event::Done, now);
         let full = Gathered {
@@ -780,7 +873,13 @@ mod tests {
 
     fn at_work(position: u64) -> Courier {
         let mut courier = Courier::new();
-        courier.next(Event::Opened { size: position }, Duration::ZERO);
+        courier.next(
+            Event::Opened {
+                size: position,
+                ends: None,
+            },
+            Duration::ZERO,
+        );
         courier.next(at(position), Duration::ZERO);
         courier.next(Event::Done, Duration::ZERO);
         courier
@@ -888,6 +987,106 @@ mod tests {
     }
 
     #[test]
+    fn a_long_journal_is_collapsed_and_goes_on_under_another_name() {
+        let mut courier = at_work(COLLAPSE);
+        let stop = COLLAPSE + RELEASE;
+        let now = Duration::ZERO;
+        courier.next(caught_up(stop, Fill::Light, End::Truncated), now);
+        courier.next(at(stop), now);
+        assert_eq!(courier.next(Event::Done, now), Action::Release { position: stop });
+        assert_eq!(courier.next(Event::Done, now), Action::Collapse { position: stop });
+        let opened = Event::Opened { size: 10, ends: None };
+        assert_eq!(courier.next(opened, now), Action::Locate);
+        assert_eq!(courier.next(at(10), now), Action::Discard);
+    }
+
+    #[test]
+    fn where_nothing_can_be_removed_it_is_not_tried_again() {
+        let mut courier = at_work(COLLAPSE);
+        let now = Duration::ZERO;
+        for number in [1, 2] {
+            let stop = COLLAPSE + number * RELEASE;
+            courier.next(caught_up(stop, Fill::Light, End::Truncated), now);
+            courier.next(at(stop), now);
+            assert_eq!(courier.next(Event::Done, now), Action::Release { position: stop });
+            if number == 1 {
+                assert_eq!(courier.next(Event::Done, now), Action::Collapse { position: stop });
+            }
+            let outcome = if number == 1 { Event::Unsupported } else { Event::Done };
+            assert_eq!(courier.next(outcome, now), Action::Discard);
+            courier.next(Event::Done, now);
+        }
+    }
+
+    /// As far as `ends`, of which `counted` is counted.
+    fn in_a_segment(counted: Counted, ends: u64) -> (Courier, Action) {
+        let mut courier = Courier::new();
+        let ends = Some(ends);
+        courier.next(Event::Opened { size: 100, ends }, Duration::ZERO);
+        let action = courier.next(Event::Position(counted), Duration::ZERO);
+        (courier, action)
+    }
+
+    #[test]
+    fn what_is_left_of_a_name_is_sent_at_once_and_then_comes_the_next_name() {
+        let now = Duration::ZERO;
+        let (mut courier, action) = in_a_segment(Counted::default(), 60);
+        assert_eq!(action, Action::Discard);
+        courier.next(Event::Done, now);
+        let ship = courier.next(caught_up(60, Fill::Light, End::Ended), now);
+        assert_eq!(ship, Action::Ship { start: 0, stop: 60 });
+        // Another copy was faster, or has gone on.
+        for position in [60, 80, 900] {
+            assert_eq!(in_a_segment(Counted { position, begun: None }, 60).1, Action::Next);
+        }
+        // No click is left.
+        let (mut courier, _) = in_a_segment(Counted::default(), 60);
+        courier.next(Event::Done, now);
+        assert_eq!(courier.next(caught_up(60, Fill::Empty, End::Ended), now), Action::Next);
+    }
+
+    #[test]
+    fn a_range_of_another_copy_is_finished_only_if_that_copy_is_gone() {
+        let begun = Counted {
+            position: 40,
+            begun: Some(900),
+        };
+        let (mut courier, action) = in_a_segment(begun, 60);
+        assert_eq!(action, Action::Discard);
+        let mut now = Duration::ZERO;
+        let action = loop {
+            let action = match courier.action() {
+                Action::Gather { until, .. } => {
+                    assert_eq!(until, Some(900));
+                    courier.next(caught_up(60, Fill::Light, End::Ended), now)
+                }
+                Action::Wait(time) => {
+                    now += time;
+                    courier.next(Event::Done, now)
+                }
+                Action::Locate => courier.next(Event::Position(begun), now),
+                _ => courier.next(Event::Done, now),
+            };
+            if matches!(action, Action::Ship { .. }) {
+                break action;
+            }
+        };
+        assert_eq!((action, now), (Action::Ship { start: 40, stop: 900 }, STALE));
+        // Nothing is given back: what is behind the end of the name is not counted.
+        assert_eq!(courier.next(at(900), now), Action::Next);
+    }
+
+    #[test]
+    fn a_database_ahead_by_lines_of_others_begins_another_name() {
+        let mut courier = Courier::new();
+        courier.next(Event::Opened { size: 100, ends: None }, Duration::ZERO);
+        assert_eq!(courier.next(Event::Foreign, Duration::ZERO), Action::Renew);
+        let mut courier = Courier::new();
+        courier.next(Event::Opened { size: 100, ends: None }, Duration::ZERO);
+        assert_eq!(courier.next(at(101), Duration::ZERO), Action::Renew);
+    }
+
+    #[test]
     fn a_journal_that_cannot_have_holes_is_emptied_when_it_is_long() {
         let mut courier = at_work(TRUNCATE);
         let stop = TRUNCATE + RELEASE;
@@ -898,7 +1097,7 @@ mod tests {
         let empty = courier.next(Event::Unsupported, now);
         assert_eq!(empty, Action::Truncate { position: stop });
         assert_eq!(courier.next(Event::Done, now), Action::Renew);
-        assert_eq!(courier.next(Event::Opened { size: 0 }, now), Action::Locate);
+        assert_eq!(courier.next(Event::Opened { size: 0, ends: None }, now), Action::Locate);
         assert_eq!(courier.next(Event::Position(Counted::default()), now), Action::Discard);
         assert_eq!(courier.next(Event::Done, now), Action::Gather { from: 0, until: None });
     }

@@ -93,6 +93,12 @@ impl Line<'_> {
     }
 }
 
+/// The line behind half a line: a copy of a file may end anywhere, and nginx appends to it.
+pub fn parse_torn(bytes: &[u8]) -> Option<Line<'_>> {
+    let mut beginnings = memchr::memmem::find_iter(bytes, b"l1\t").filter(|start| *start > 0);
+    beginnings.find_map(|start| parse(&bytes[start..]))
+}
+
 /// None: it is no line of this form, whole and as nginx writes it.
 pub fn parse(line: &[u8]) -> Option<Line<'_>> {
     let mut fields = [&[][..]; FIELDS];
@@ -232,6 +238,17 @@ pub fn unescaped(value: &[u8]) -> Cow<'_, [u8]> {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_behind_half_a_line_is_found() {
+        let whole = b"l1\t1767225600.000\t302\t0.000\t-\tHIT\tGET\t/l1\t192.0.2.1\t-\tMozilla/5.0";
+        for half in [0, 1, 2, 3, 20, whole.len() - 20, whole.len() - 1, whole.len()] {
+            let torn = [&whole[..half], whole].concat();
+            let found = parse(&torn).or_else(|| parse_torn(&torn));
+            assert_eq!(found.map(|line| line.slug), Some("l1"), "{half}");
+        }
+        assert!(parse_torn(b"l1\tl1\tl1\tx").is_none());
+    }
 
     const CLICK: &str =
         "l1\t1767225600.123\t302\t0.001\t-\tHIT\tGET\t/abc\t192.0.2.7\tnews.example\tMozilla/5.0 (X11; Linux x86_64)";

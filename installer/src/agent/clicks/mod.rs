@@ -1,7 +1,7 @@
 //! Clicks: from nginx's journal into the database.
 //!
 //! [`line`] reads a line, [`gather`] makes batches of lines, with countries by the [`atlas`], [`courier`] says what to do next, and [`clerk`] does it, with
-//! the journal as a file ([`source`]) and the instances ([`desk`]).
+//! the journal as a file ([`source`]), its names ([`identity`]) and the instances ([`desk`]).
 
 mod atlas;
 mod clerk;
@@ -9,6 +9,7 @@ mod client;
 mod courier;
 mod desk;
 mod gather;
+mod identity;
 pub(super) mod line;
 mod referrer;
 mod source;
@@ -27,15 +28,21 @@ use clerk::Clerk;
 pub use clerk::Progress;
 use courier::{Action, Courier};
 use desk::Desk;
+use identity::Host;
 pub use traffic::Durations;
 
 /// The thread that counts clicks.
 #[derive(Debug)]
 pub struct Clicks {
     /// Dropped to end it.
-    _running: Sender<()>,
+    running: Sender<()>,
+    /// Disconnected when it has ended.
+    ended: Receiver<()>,
     thread: JoinHandle<()>,
 }
+
+/// For the thread to end when it is asked to. It may be in the middle of a request.
+const LEAVE: Duration = Duration::from_secs(5);
 
 impl Clicks {
     /// Tells `progress` how it gets on.
@@ -43,18 +50,24 @@ impl Clicks {
     /// # Errors
     /// The kernel gives no thread.
     pub fn start(layout: Layout, progress: Arc<Mutex<Progress>>) -> anyhow::Result<Self> {
-        let (running, ended) = mpsc::channel();
+        let (running, asked) = mpsc::channel();
+        let (ending, ended) = mpsc::channel::<()>();
         let thread = std::thread::Builder::new()
             .name("clicks".to_owned())
             .spawn(move || {
+                let _ending = ending;
                 let desk = Instances::new(layout.clone());
-                work(&mut Clerk::new(layout, desk, progress), &ended);
+                let host = Host::this(&layout);
+                work(&mut Clerk::new(layout, host, desk, progress), &asked);
             })
             .context("Starting to count clicks")?;
-        Ok(Self {
-            _running: running,
-            thread,
-        })
+        Ok(Self { running, ended, thread })
+    }
+
+    /// Gives back what is counted. An end in the middle of a request does no harm.
+    pub fn stop(self) {
+        drop(self.running);
+        let _ = self.ended.recv_timeout(LEAVE);
     }
 
     /// It panicked: nobody counts any more.
@@ -74,6 +87,7 @@ fn work(clerk: &mut Clerk<impl Desk>, running: &Receiver<()>) {
             _ => Duration::ZERO,
         };
         if running.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+            clerk.leave();
             return;
         }
         let event = clerk.perform(action);

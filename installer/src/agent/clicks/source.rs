@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{Whence, lseek};
 use sha2::{Digest as _, Sha256};
 
@@ -76,6 +77,8 @@ pub enum End {
     Enough,
     /// No whole line is left.
     CaughtUp,
+    /// The next line begins at the limit or after it.
+    Limit,
 }
 
 #[derive(Debug)]
@@ -83,20 +86,26 @@ pub struct Source {
     path: PathBuf,
     file: File,
     inode: Inode,
+    device: u64,
     can_write: bool,
     buffer: Vec<u8>,
     /// In the middle of a line whose beginning is not there, or too long.
     drops: bool,
     /// Where `drops` counts.
     position: u64,
+    /// Where bytes that were given back end.
+    after_hole: u64,
 }
 
 impl Source {
+    /// Opens what is there; it never creates a file.
+    ///
     /// # Errors
-    /// It is not there, or this user may not read it.
+    /// It is not there, it is no regular file but perhaps a link to one, or this user may not read it.
     pub fn open(path: &Path) -> io::Result<Self> {
         // A pipe of that name would wait for a writer.
-        let open = |options: &mut OpenOptions| options.custom_flags(nix::libc::O_NONBLOCK).open(path);
+        let flags = nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW | nix::libc::O_NOCTTY;
+        let open = |options: &mut OpenOptions| options.custom_flags(flags).open(path);
         let (file, can_write) = match open(OpenOptions::new().read(true).write(true)) {
             Ok(file) => (file, true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
@@ -109,11 +118,13 @@ impl Source {
         Ok(Self {
             path: path.to_owned(),
             inode: Inode::of(&metadata),
+            device: metadata.dev(),
             file,
             can_write,
             buffer: vec![0; BUFFER],
             drops: false,
             position: 0,
+            after_hole: u64::MAX,
         })
     }
 
@@ -135,9 +146,15 @@ impl Source {
         })
     }
 
+    /// Another file of the directory with these bytes before the position.
+    pub fn copy_of(directory: &Path, position: u64, known: &Mark) -> Option<Self> {
+        let mut sources = files(directory).filter_map(|(_, path)| Self::open(&path).ok());
+        sources.find(|source| position > 0 && source.continues(position, known).unwrap_or(false))
+    }
+
     /// Whether somebody made it of another file: what it tells first happened before it was made. Something that tells
     /// nothing of the kind is no journal, and taken for a copy, too.
-    fn is_copy(&mut self) -> io::Result<bool> {
+    pub fn is_copy(&mut self) -> io::Result<bool> {
         let mut first = None;
         self.read(0, |line, _| {
             first = Some(line::parse(line).map(|line| line.at));
@@ -159,6 +176,10 @@ impl Source {
         self.inode
     }
 
+    pub fn device(&self) -> u64 {
+        self.device
+    }
+
     /// Whether what was counted can be given back.
     pub fn can_write(&self) -> bool {
         self.can_write
@@ -173,7 +194,7 @@ impl Source {
     /// Whether `path` leads to another file by now.
     pub fn is_replaced(&self, path: &Path) -> bool {
         // While it leads nowhere, nginx still writes to this one.
-        fs::metadata(path).is_ok_and(|metadata| Inode::of(&metadata) != self.inode)
+        fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file() && Inode::of(&metadata) != self.inode)
     }
 
     /// By what the file is known again: a digest of the last bytes before `position`. Not the bytes, which may hold an
@@ -194,7 +215,62 @@ impl Source {
             return Ok(false);
         }
         let found = self.tail(position)?;
-        Ok(mark(&found) == *known || found.iter().all(|byte| *byte == 0))
+        // See `release`.
+        let given_back = found.strip_suffix(b"\n").unwrap_or(&found);
+        Ok(mark(&found) == *known || given_back.iter().all(|byte| *byte == 0))
+    }
+
+    /// Whether a line ends before `position`, or what was there was given back.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn ends_line(&self, position: u64) -> io::Result<bool> {
+        if position == 0 || self.size()? < position {
+            return Ok(position == 0);
+        }
+        let mut last = [0];
+        self.file.read_exact_at(&mut last, position - 1)?;
+        Ok(matches!(last, [b'\n' | 0]))
+    }
+
+    /// Where the first line from `from` on begins that is not older than `since` (milliseconds since 1970); without it,
+    /// after the last whole line.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn boundary(&mut self, from: u64, since: Option<u64>) -> io::Result<u64> {
+        let mut boundary = from;
+        let reached = self.read(from, |line, after| {
+            let line = line::parse(line).or_else(|| line::parse_torn(line));
+            let is_own = since.is_some_and(|since| line.is_some_and(|line| line.at >= since));
+            if !is_own {
+                boundary = after;
+            }
+            !is_own
+        })?;
+        Ok(match reached.end {
+            End::Enough => boundary,
+            End::CaughtUp | End::Limit => reached.position,
+        })
+    }
+
+    /// The offset of the first byte that is not NUL; the size where there is none.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn first_data(&mut self) -> io::Result<u64> {
+        let mut position = 0;
+        loop {
+            let length = self.file.read_at(&mut self.buffer, position)?;
+            let bytes = &self.buffer[..length];
+            if let Some(found) = bytes.iter().position(|byte| *byte != 0) {
+                return Ok(position + found as u64);
+            }
+            if length == 0 {
+                return Ok(position);
+            }
+            position = self.data_after(position + length as u64)?;
+        }
     }
 
     fn tail(&self, position: u64) -> io::Result<Vec<u8>> {
@@ -209,12 +285,32 @@ impl Source {
     ///
     /// # Errors
     /// The file system fails.
-    pub fn read(&mut self, from: u64, mut take: impl FnMut(&[u8], u64) -> bool) -> io::Result<Reached> {
+    pub fn read(&mut self, from: u64, take: impl FnMut(&[u8], u64) -> bool) -> io::Result<Reached> {
+        self.read_until(from, u64::MAX, take)
+    }
+
+    /// The same, for lines that begin before `limit`.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn read_until(
+        &mut self,
+        from: u64,
+        limit: u64,
+        mut take: impl FnMut(&[u8], u64) -> bool,
+    ) -> io::Result<Reached> {
         if self.position != from {
             self.drops = false;
         }
         let mut position = from;
         loop {
+            if position >= limit {
+                self.position = position;
+                return Ok(Reached {
+                    position: limit.max(from),
+                    end: End::Limit,
+                });
+            }
             let length = self.file.read_at(&mut self.buffer, position)?;
             let bytes = &self.buffer[..length];
             if bytes.is_empty() {
@@ -229,15 +325,23 @@ impl Source {
                 };
                 // What was given back ends somewhere in a line.
                 self.drops = after.is_multiple_of(BLOCK);
+                self.after_hole = after;
                 position = after;
                 continue;
             }
             let mut start = 0;
             let mut enough = false;
             for end in memchr::memchr_iter(b'\n', bytes) {
+                if position + start as u64 >= limit {
+                    break;
+                }
                 let line = &bytes[start..end];
                 start = end + 1;
                 if std::mem::take(&mut self.drops) {
+                    continue;
+                }
+                // What was given back may end before the end of a line.
+                if line.is_empty() && start == 1 && self.after_hole == position {
                     continue;
                 }
                 let written = line.iter().position(|byte| *byte != 0);
@@ -287,23 +391,67 @@ impl Source {
         }
     }
 
-    /// Gives the blocks before `position` back to the file system; the size stays.
+    /// Gives what is before `position` back to the file system: it reads as NULs, and the size stays. Returns where the first
+    /// byte is that can be another one.
     ///
     /// # Errors
     /// `Unsupported`: the file system cannot, or this user may not.
-    pub fn release(&self, position: u64) -> io::Result<()> {
+    pub fn release(&self, position: u64) -> io::Result<u64> {
+        // A reader drops the first line after a hole that ends with a block (0.1.0 gives back whole blocks): there, the end
+        // of the last line stays.
+        let length = match position.is_multiple_of(BLOCK) {
+            true => position.saturating_sub(1),
+            false => position,
+        };
+        if length > 0 {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            self.allocate(flags, length)?;
+        }
+        Ok(length)
+    }
+
+    /// How many bytes before `position` can be removed: whole blocks of the file system, and not the last one of the file.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub fn removable(&self, position: u64) -> io::Result<u64> {
+        let block = u64::try_from(fstatfs(&self.file)?.block_size())
+            .unwrap_or(BLOCK)
+            .max(BLOCK);
+        let length = position / block * block;
+        Ok(match length < self.size()? {
+            true => length,
+            false => length.saturating_sub(block),
+        })
+    }
+
+    /// Removes that many bytes at the front, whole blocks: what is behind them moves up. nginx appends to the end, wherever
+    /// that is, and the kernel does one after the other.
+    ///
+    /// # Errors
+    /// `Unsupported`: the file system cannot, or this user may not.
+    pub fn remove(&self, length: u64) -> io::Result<()> {
+        self.allocate(FallocateFlags::FALLOC_FL_COLLAPSE_RANGE, length)
+    }
+
+    fn allocate(&self, flags: FallocateFlags, length: u64) -> io::Result<()> {
         if !self.can_write {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let length = position.saturating_sub(TAIL as u64) / BLOCK * BLOCK;
-        if length == 0 {
-            return Ok(());
-        }
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.file, flags, 0, i64::try_from(length).map_err(io::Error::other)?).map_err(|error| match error {
-            nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS => io::ErrorKind::Unsupported.into(),
+        let length = i64::try_from(length).map_err(io::Error::other)?;
+        fallocate(&self.file, flags, 0, length).map_err(|error| match error {
+            // EINVAL: an ext4 with clusters, whose unit is larger than its block.
+            nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS | nix::errno::Errno::EINVAL => {
+                io::ErrorKind::Unsupported.into()
+            }
             error => error.into(),
         })
+    }
+
+    /// # Errors
+    /// The disk fails.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
     }
 
     /// Empties the file if it ends at `position`; returns whether it did. What nginx writes in the moment between the look
@@ -415,12 +563,12 @@ mod tests {
         let journal = Journal::new(text.as_bytes());
         let mut source = journal.source();
         let position = 12 * 2000;
-        source.release(position).unwrap();
+        assert_eq!(source.release(position).unwrap(), position);
         assert_eq!(source.size().unwrap(), text.len() as u64);
+        assert_eq!(source.first_data().unwrap(), position);
         let (found, end) = lines(&mut source, 0);
         assert_eq!(end, text.len() as u64);
-        // The hole ends before the position: what is between is there, but for its first line, which is cut.
-        let first = ((position - TAIL as u64) / BLOCK * BLOCK).div_ceil(12);
+        let first = position / 12;
         assert_eq!(found.first(), Some(&format!("line {first:06}")));
         assert_eq!(found.len() as u64, 5000 - first);
         assert_eq!(lines(&mut source, position).0.len(), 3000);
@@ -436,6 +584,89 @@ mod tests {
                 .unwrap()
         );
         assert!(source.continues(BLOCK, &mark(b"whatever it was")).unwrap());
+    }
+
+    /// 0.1.0 released whole blocks, and the line that a hole ends in is lost with it.
+    #[test]
+    fn a_hole_of_0_1_0_ends_within_a_line() {
+        let text: String = (0..1000).map(|number| format!("line {number:06}\n")).collect();
+        let journal = Journal::new(text.as_bytes());
+        let mut source = journal.source();
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        source.allocate(flags, BLOCK).unwrap();
+        let first = BLOCK.div_ceil(12);
+        assert_eq!(lines(&mut source, 0).0.first(), Some(&format!("line {first:06}")));
+    }
+
+    #[test]
+    fn a_hole_that_ends_with_a_block_loses_no_line() {
+        let journal = Journal::new(&[b'x'; BLOCK as usize - 1]);
+        journal.append(b"\nnext\n");
+        let mut source = journal.source();
+        assert_eq!(source.release(BLOCK).unwrap(), BLOCK - 1);
+        assert_eq!(lines(&mut source, 0).0, ["next"]);
+    }
+
+    /// Where the temporary directory can: ext4 and xfs can.
+    #[test]
+    fn what_was_given_back_can_be_removed_while_nginx_appends() {
+        let line = |number: u32| format!("line {number:06}\n");
+        let text: String = (0..5000).map(line).collect();
+        let journal = Journal::new(text.as_bytes());
+        let mut source = journal.source();
+        let position = 12 * 3000;
+        source.release(position).unwrap();
+        let length = source.removable(position).unwrap();
+        assert_eq!(length, position / BLOCK * BLOCK);
+        match source.remove(length) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => return,
+            removed => removed.unwrap(),
+        }
+        assert_eq!(source.size().unwrap(), text.len() as u64 - length);
+        assert_eq!(source.first_data().unwrap(), position - length);
+        journal.append(line(5000).as_bytes());
+        let (found, _) = lines(&mut source, 0);
+        assert_eq!(
+            (found.first(), found.last()),
+            (Some(&line(3000).trim().to_owned()), Some(&line(5000).trim().to_owned()))
+        );
+        assert_eq!(found.len(), 2001);
+        // Never the last block of the file.
+        let all = Journal::new(&[0; 2 * BLOCK as usize]);
+        assert_eq!(all.source().removable(2 * BLOCK).unwrap(), BLOCK);
+    }
+
+    #[test]
+    fn a_limit_is_where_a_line_begins() {
+        let journal = Journal::new(b"one\ntwo\nthree\n");
+        let mut source = journal.source();
+        let mut until = |from, limit| {
+            let mut found = 0;
+            let reached = source.read_until(from, limit, |_, _| {
+                found += 1;
+                true
+            });
+            (found, reached.unwrap())
+        };
+        let reached = |position, end| Reached { position, end };
+        assert_eq!(until(0, 8), (2, reached(8, End::Limit)));
+        assert_eq!(until(8, 8), (0, reached(8, End::Limit)));
+        assert_eq!(until(0, 14), (3, reached(14, End::Limit)));
+        assert_eq!(until(0, 100), (3, reached(14, End::CaughtUp)));
+        // In a hole.
+        let journal = Journal::new(b"one\n");
+        journal.append(&[0; 100]);
+        journal.append(b"two\n");
+        let reached = journal.source().read_until(0, 50, |_, _| true).unwrap();
+        assert_eq!((reached.position, reached.end), (50, End::Limit));
+    }
+
+    #[test]
+    fn lines_end_where_a_boundary_can_be() {
+        let journal = Journal::new(b"one\ntwo\n\0\0thr");
+        let source = journal.source();
+        let ends: Vec<_> = (0..15).filter(|at| source.ends_line(*at).unwrap()).collect();
+        assert_eq!(ends, [0, 4, 8, 9, 10]);
     }
 
     #[test]
@@ -498,5 +729,11 @@ mod tests {
         let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(Source::open(&pipe).is_err());
+        fs::write(directory.path().join("file"), b"one\n").unwrap();
+        let link = directory.path().join("clicks.log");
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        assert!(Source::open(&link).is_err());
+        let source = Source::open(&directory.path().join("file")).unwrap();
+        assert!(!source.is_replaced(&link), "a link is no journal of nginx");
     }
 }

@@ -13,7 +13,10 @@ use links_core::clicks::{Batch, Position, WHOLE};
 use links_core::sql::{SCHEMA, statements};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::courier::{LINGER, QUIET, RELEASE_AFTER};
+use super::courier::{COLLAPSE, LINGER, QUIET, RELEASE, RELEASE_AFTER};
+use super::gather::Gatherer;
+use super::identity::{Record, legacy_name};
+use super::source::Source;
 use super::*;
 use crate::layout::temporary;
 
@@ -42,6 +45,24 @@ impl Database {
             let link = "INSERT INTO links (slug, url, created_at) VALUES (?1, 'https://example.com/', 0)";
             connection.execute(link, [format!("s{slug}")]).unwrap();
         }
+        Self {
+            connection: Rc::new(connection),
+            lost: Rc::default(),
+            down: Rc::default(),
+        }
+    }
+
+    /// As it is now, in another place.
+    fn copy(&self) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("links.db");
+        self.connection
+            .execute("VACUUM INTO ?1", [path.to_str().unwrap()])
+            .unwrap();
+        let connection = Connection::open(path).unwrap();
+        // Open it stays, whatever becomes of the directory.
+        connection.pragma_update(None, "journal_mode", "off").unwrap();
+        connection.pragma_update(None, "synchronous", "off").unwrap();
         Self {
             connection: Rc::new(connection),
             lost: Rc::default(),
@@ -112,9 +133,11 @@ impl Desk for Database {
 struct Host {
     _root: tempfile::TempDir,
     layout: Layout,
+    facts: identity::Host,
     database: Database,
     clerk: Clerk<Database>,
     courier: Courier,
+    collapse_from: u64,
     now: Duration,
     progress: Arc<Mutex<Progress>>,
     written: BTreeMap<String, (i64, i64)>,
@@ -125,15 +148,25 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
+        Self::with(Database::new())
+    }
+
+    fn with(database: Database) -> Self {
         let (root, layout) = temporary(&[Layout::journal_dir, Layout::agent_dir]);
-        let database = Database::new();
         let progress = Arc::default();
+        let facts = identity::Host {
+            machine: "0123456789abcdef".to_owned(),
+            boot: "first".to_owned(),
+            booted: Some(0),
+        };
         Self {
-            clerk: Clerk::new(layout.clone(), database.clone(), Arc::clone(&progress)),
+            clerk: Clerk::new(layout.clone(), facts.clone(), database.clone(), Arc::clone(&progress)),
             _root: root,
             layout,
+            facts,
             database,
             courier: Courier::new(),
+            collapse_from: COLLAPSE,
             now: Duration::ZERO,
             progress,
             written: BTreeMap::new(),
@@ -203,8 +236,61 @@ impl Host {
 
     /// All that the process knew is gone.
     fn kill(&mut self) {
-        self.clerk = Clerk::new(self.layout.clone(), self.database.clone(), Arc::clone(&self.progress));
-        self.courier = Courier::new();
+        self.clerk = Clerk::new(
+            self.layout.clone(),
+            self.facts.clone(),
+            self.database.clone(),
+            Arc::clone(&self.progress),
+        );
+        self.courier = Courier::collapsing_from(self.collapse_from);
+    }
+
+    /// As systemd stops it.
+    fn stop(&mut self) {
+        self.clerk.leave();
+        self.kill();
+    }
+
+    /// Another host with the state of this one, from a backup. What it writes is later than the copy.
+    fn restored(&self, database: Database) -> Self {
+        let mut copy = Self::with(database);
+        for path in [Layout::journal, Layout::journal_position, Layout::visitor_salts] {
+            if path(&self.layout).exists() {
+                fs::copy(path(&self.layout), path(&copy.layout)).unwrap();
+            }
+        }
+        (copy.number, copy.begun) = (self.number, copy.begun + 10);
+        copy
+    }
+
+    /// The same as a virtual machine that shares all but the boot ID.
+    fn cloned(&self, database: Database) -> Self {
+        let mut copy = self.restored(database);
+        let source = Source::open(&copy.layout.journal()).unwrap();
+        if let Some(record) = copy.record() {
+            let origin = record.journal.as_ref().unwrap().origin.clone();
+            let record = Record {
+                ..record.at(source.inode(), origin)
+            };
+            copy.write_down(&record);
+        }
+        copy.facts.boot = "second".to_owned();
+        copy.facts.booted = Some(copy.begun * 1000);
+        copy.kill();
+        copy
+    }
+
+    fn record(&self) -> Option<Record> {
+        let bytes = fs::read(self.layout.journal_position()).ok()?;
+        Some(serde_json::from_slice(&bytes).unwrap())
+    }
+
+    fn write_down(&self, record: &Record) {
+        fs::write(self.layout.journal_position(), serde_json::to_vec(record).unwrap()).unwrap();
+    }
+
+    fn journal_size(&self) -> u64 {
+        fs::metadata(self.layout.journal()).unwrap().len()
     }
 
     fn told(&self) -> Progress {
@@ -214,6 +300,24 @@ impl Host {
     fn journal_blocks(&self) -> u64 {
         fs::metadata(self.layout.journal()).unwrap().blocks()
     }
+}
+
+/// Of all these hosts together.
+fn written(hosts: &[&Host]) -> BTreeMap<String, (i64, i64)> {
+    let mut sums = BTreeMap::<_, (i64, i64)>::new();
+    for (slug, counts) in hosts.iter().flat_map(|host| &host.written) {
+        let sum = sums.entry(slug.clone()).or_default();
+        *sum = (sum.0 + counts.0, sum.1 + counts.1);
+    }
+    sums
+}
+
+/// Can the blocks of a file be removed where the tests have theirs?
+fn can_collapse() -> bool {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    fs::write(&path, [0; 3 * 4096]).unwrap();
+    Source::open(&path).unwrap().remove(4096).is_ok()
 }
 
 #[test]
@@ -315,9 +419,9 @@ fn what_was_counted_is_given_back_and_not_counted_again() {
         "{}",
         host.journal_blocks()
     );
-    // What was written down is lost: the database knows.
+    // What was written down is lost: what is counted is lost as well.
+    host.stop();
     fs::remove_file(host.layout.journal_position()).unwrap();
-    host.kill();
     host.clicks(10);
     host.settle();
     assert_eq!(host.database.counted(), host.written);
@@ -410,8 +514,8 @@ fn a_journal_that_somebody_emptied_begins_anew() {
         assert_eq!(host.database.counted(), host.written, "killed: {killed}, {more} clicks");
         assert_eq!(host.told().emptied, 1);
         // And again, with nothing written down.
+        host.stop();
         fs::remove_file(host.layout.journal_position()).unwrap();
-        host.kill();
         host.clicks(20);
         host.settle();
         assert_eq!(host.database.counted(), host.written, "killed: {killed}, {more} clicks");
@@ -429,6 +533,7 @@ fn what_was_read_of_a_journal_that_somebody_emptied_is_counted() {
     assert_eq!(host.database.counted(), host.written);
 }
 
+/// Without a name that is on the disk, clicks wait.
 #[test]
 fn a_file_that_cannot_be_written_is_no_reason_to_lose_or_double() {
     let mut host = Host::new();
@@ -438,17 +543,456 @@ fn a_file_that_cannot_be_written_is_no_reason_to_lose_or_double() {
         host.run_for(RELEASE_AFTER);
         host.kill();
     }
-    host.clicks(10);
-    host.settle();
-    assert_eq!(host.database.counted(), host.written);
+    host.run_for(RELEASE_AFTER);
+    assert_eq!(host.database.counted(), BTreeMap::new());
     assert!(host.told().trouble.unwrap().contains("journal.json"));
     fs::remove_dir(host.layout.journal_position()).unwrap();
     host.clicks(10);
     host.settle();
-    assert_eq!(
-        (host.database.counted(), host.told().trouble),
-        (host.written.clone(), None)
-    );
+    let expected = (host.written.clone(), None);
+    assert_eq!((host.database.counted(), host.told().trouble), expected);
+    // The directory is full: what is named is counted.
+    let agent_dir = host.layout.agent_dir();
+    let full = agent_dir.with_extension("full");
+    fs::rename(&agent_dir, &full).unwrap();
+    host.clicks(10);
+    host.settle();
+    assert_eq!(host.database.counted(), host.written);
+    assert!(host.told().trouble.unwrap().contains("journal.json"));
+    fs::rename(&full, &agent_dir).unwrap();
+    host.kill();
+    host.clicks(10);
+    host.settle();
+    assert_eq!(host.database.counted(), host.written);
+}
+
+/// A host, killed now and then, and stopped at this step.
+fn at_step(step: u32, half: bool) -> Host {
+    let mut host = Host::new();
+    host.begun -= 100_000;
+    for now in 0..step {
+        if now % 3 == 0 {
+            host.clicks(7);
+        }
+        if now % 11 == 10 {
+            host.kill();
+        }
+        if now % 40 == 39 {
+            host.run_for(LINGER);
+        }
+        host.step();
+    }
+    if half {
+        let line = host.line();
+        host.append(&line.as_bytes()[..line.len() / 2]);
+    }
+    host
+}
+
+/// The end of the line that `at_step` has begun.
+fn rest_of_half(host: &mut Host) {
+    host.number -= 1;
+    let written = host.written.clone();
+    let line = host.line();
+    host.written = written;
+    host.append(&line.as_bytes()[line.len() / 2..]);
+}
+
+/// The journal and what is written down come back from a backup, with the database or without it.
+#[test]
+fn a_restored_host_counts_nothing_twice_and_skips_nothing() {
+    for step in (0..90).step_by(2) {
+        for shares in [false, true] {
+            let host = at_step(step, false);
+            let database = match shares {
+                true => host.database.clone(),
+                false => host.database.copy(),
+            };
+            let mut copy = host.restored(database);
+            copy.clicks(20);
+            copy.settle();
+            copy.clicks(5);
+            copy.kill();
+            copy.settle();
+            assert_eq!(
+                copy.database.counted(),
+                written(&[&host, &copy]),
+                "step {step}, {shares}"
+            );
+            // And once more.
+            let database = copy.database.clone();
+            copy.stop();
+            let mut again = copy.restored(database);
+            again.clicks(9);
+            again.settle();
+            assert_eq!(
+                again.database.counted(),
+                written(&[&host, &copy, &again]),
+                "step {step}, {shares}"
+            );
+        }
+    }
+}
+
+/// Both go on, with one database: what they share is counted once, from whoever is first.
+#[test]
+fn copies_that_share_a_database_count_what_they_share_once() {
+    // Before the journal has a name, copies have none in common.
+    for step in (2..70).step_by(3) {
+        for (how, copied) in [
+            ("restored", Host::restored as fn(&Host, Database) -> Host),
+            ("cloned", Host::cloned),
+        ] {
+            for first in [0, 1, 7, 60] {
+                let mut host = at_step(step, false);
+                let mut copy = copied(&host, host.database.clone());
+                let common = host.written.clone();
+                for now in 0..200 {
+                    if now % 9 == 0 {
+                        host.clicks(3);
+                        copy.clicks(4);
+                    }
+                    if now >= first {
+                        host.step();
+                    }
+                    copy.step();
+                    if now == 100 {
+                        copy.kill();
+                    }
+                }
+                host.settle();
+                copy.settle();
+                assert!(written(&[&host]) != common);
+                assert_eq!(
+                    host.database.counted(),
+                    written(&[&host, &copy]),
+                    "step {step}, {how}, {first}"
+                );
+            }
+        }
+    }
+}
+
+/// The boot ID is another one, and nothing else.
+#[test]
+fn a_host_that_boots_again_and_again_counts_once() {
+    for step in 0..90 {
+        let mut host = at_step(step, false);
+        for boot in 1..4 {
+            host.begun += 20_000;
+            host.facts.boot = format!("boot {boot}");
+            host.facts.booted = Some(host.begun * 1000);
+            host.kill();
+            host.clicks(10 * boot);
+            for _ in 0..step % 17 {
+                host.step();
+            }
+        }
+        host.kill();
+        host.settle();
+        host.settle();
+        assert_eq!(host.database.counted(), host.written, "step {step}");
+    }
+}
+
+/// A backup may end in the middle of a line, to which nginx appends whole ones.
+#[test]
+fn a_line_behind_half_a_line_of_the_backup_is_counted() {
+    for step in [5, 20, 33, 50] {
+        let mut host = at_step(step, true);
+        let mut copy = host.restored(host.database.clone());
+        copy.clicks(20);
+        rest_of_half(&mut host);
+        host.clicks(3);
+        copy.settle();
+        host.settle();
+        copy.settle();
+        assert_eq!(host.database.counted(), written(&[&host, &copy]), "step {step}");
+    }
+}
+
+/// Another copy of this host, down to the boot ID, has gone on under our name.
+#[test]
+fn a_database_ahead_by_the_lines_of_another_copy_hides_none_of_ours() {
+    let mut host = Host::new();
+    host.clicks(50);
+    host.settle();
+    let mut copy = host.cloned(host.database.clone());
+    copy.facts = host.facts.clone();
+    copy.kill();
+    let source = Source::open(&copy.layout.journal()).unwrap();
+    let record = copy.record().unwrap();
+    let origin = copy.facts.origin(source.device());
+    copy.write_down(&record.at(source.inode(), origin));
+    for round in 0..5 {
+        host.clicks(31);
+        host.settle();
+        copy.clicks(17 + round);
+        copy.settle();
+    }
+    assert_eq!(host.database.counted(), written(&[&host, &copy]));
+}
+
+#[test]
+fn a_database_that_was_put_back_gets_what_the_journal_still_has() {
+    let mut host = Host::new();
+    host.clicks(100);
+    host.settle();
+    let before = host.database.copy();
+    let counted = before.counted();
+    host.clicks(40);
+    host.settle();
+    host.database = before;
+    host.kill();
+    host.clicks(5);
+    host.settle();
+    assert!(host.database.counted() != counted);
+    assert_eq!(host.database.counted(), host.written);
+}
+
+/// 200,000 requests are some 25 MB.
+#[test]
+fn the_journal_of_a_host_that_runs_on_stays_short() {
+    if !can_collapse() {
+        return;
+    }
+    let mut host = Host::new();
+    for _ in 0..40 {
+        host.clicks(5000);
+        host.run_for(2 * LINGER);
+        let size = host.journal_size();
+        assert!(size <= COLLAPSE + 2 * RELEASE, "{size}");
+    }
+    host.settle();
+    assert_eq!(host.database.counted(), host.written);
+    assert_eq!(host.told().emptied, 0);
+}
+
+/// Killed at any step of it, with nginx appending.
+#[test]
+fn removing_what_is_counted_loses_and_doubles_nothing() {
+    if !can_collapse() {
+        return;
+    }
+    for killed_every in (1..30).step_by(2) {
+        let mut host = Host::new();
+        host.collapse_from = 8192;
+        host.kill();
+        for step in 0..600 {
+            if step % 4 == 0 {
+                host.clicks(20);
+            }
+            if step % 25 == 0 {
+                host.run_for(LINGER);
+            }
+            host.step();
+            if step % (killed_every * 7) == 0 {
+                host.kill();
+            }
+        }
+        host.settle();
+        assert!(host.journal_size() < 100_000, "{}", host.journal_size());
+        assert_eq!(host.database.counted(), host.written, "killed every {killed_every}");
+        assert_eq!(host.told().emptied, 0);
+    }
+}
+
+/// The intent was written down, and then the host failed: before the removal, or after it.
+#[test]
+fn whether_blocks_were_removed_shows_in_the_file() {
+    if !can_collapse() {
+        return;
+    }
+    for is_removed in [false, true] {
+        for is_legacy in [false, true] {
+            let mut host = Host::new();
+            host.clicks(10);
+            if is_legacy {
+                Old::of(&host).count();
+            }
+            host.clicks(200);
+            host.settle();
+            let mut source = Source::open(&host.layout.journal()).unwrap();
+            let size = source.size().unwrap();
+            let mut record = host.record().unwrap();
+            assert_eq!(record.position, size);
+            let length = source.removable(size).unwrap();
+            let data = source.release(size).unwrap();
+            let journal = record.journal.as_mut().unwrap();
+            let name = match is_legacy {
+                true => legacy_name(&host.facts.machine, source.inode(), record.generation + 1),
+                false => "0123456789abcdef0123456789abcdef".to_owned(),
+            };
+            journal.is_legacy = is_legacy;
+            journal.collapse = Some(identity::Collapse { length, data, name });
+            record.mark = source.mark(size).unwrap();
+            host.write_down(&record);
+            host.clicks(5);
+            if is_removed {
+                source.remove(length).unwrap();
+            }
+            assert!(source.first_data().unwrap() > 0);
+            host.clicks(5);
+            host.kill();
+            host.settle();
+            assert_eq!(host.database.counted(), host.written, "{is_removed}, {is_legacy}");
+            assert_eq!(host.told().emptied, 0);
+        }
+    }
+}
+
+/// The agent of 0.1.0, as far as it decides what counts: how it knows a journal again, and what it calls it.
+struct Old {
+    layout: Layout,
+    machine: String,
+    database: Database,
+}
+
+impl Old {
+    fn of(host: &Host) -> Self {
+        Self {
+            layout: host.layout.clone(),
+            machine: host.facts.machine.clone(),
+            database: host.database.clone(),
+        }
+    }
+
+    /// Counts all that is there, and writes it down.
+    fn count(&self) {
+        let Ok(mut source) = Source::open(&self.layout.journal()) else {
+            return;
+        };
+        let saved = fs::read(self.layout.journal_position()).ok();
+        let saved: Option<Record> = saved.map(|bytes| serde_json::from_slice(&bytes).unwrap());
+        let inode = source.inode();
+        let name = |generation| legacy_name(&self.machine, inode, generation);
+        let is_known = |generation| self.database.position(&name(generation)).unwrap().position.is_some();
+        let mut generation = 0;
+        match &saved {
+            Some(saved) if saved.inode() == source.inode() => {
+                generation = saved.generation;
+                // It knew only holes of whole blocks.
+                let size = source.size().unwrap();
+                let is_same = size >= saved.position && {
+                    let mark = source.mark(saved.position).unwrap();
+                    let is_hole = source.first_data().unwrap() >= saved.position;
+                    mark == saved.mark || is_hole
+                };
+                generation += u32::from(!is_same);
+            }
+            _ => {
+                while is_known(generation) && is_known(generation + 1) {
+                    generation += 1;
+                }
+            }
+        }
+        let counted = |generation| self.database.position(&name(generation)).unwrap().position;
+        if counted(generation) > Some(source.size().unwrap()) {
+            generation += 1;
+        }
+        let (name, start) = (name(generation), counted(generation).unwrap_or(0));
+        let mut gatherer = Gatherer::new(BTreeMap::new());
+        let reached = source.read(start, |line, _| {
+            let line = line::parse(line).unwrap();
+            while let Err(gather::NeedsSalt(day)) = gatherer.take(&line) {
+                gatherer.set_salt(day, [7; 16]);
+            }
+            true
+        });
+        let position = reached.unwrap().position;
+        if position > start {
+            let batch = gatherer.part(&name, start, position, None);
+            assert_eq!(batch.through, None);
+            assert_eq!(self.database.send(&batch).unwrap(), Position::after(&batch));
+        }
+        let saved = Record {
+            inode: source.inode().number,
+            born: source.inode().born,
+            generation,
+            position,
+            mark: source.mark(position).unwrap(),
+            journal: None,
+        };
+        fs::write(self.layout.journal_position(), serde_json::to_vec(&saved).unwrap()).unwrap();
+    }
+}
+
+/// 0.1.0 began the journal; 0.2.0 comes and goes, stopped at any step.
+#[test]
+fn an_upgrade_and_a_rollback_count_each_click_once() {
+    for collapse_from in [COLLAPSE, 8192] {
+        for step in (0..60).step_by(2) {
+            let mut host = Host::new();
+            host.collapse_from = collapse_from;
+            host.clicks(100);
+            Old::of(&host).count();
+            for round in 0..4 {
+                host.clicks(60);
+                host.kill();
+                for _ in 0..step {
+                    host.step();
+                }
+                host.clicks(3);
+                if round % 2 == 1 {
+                    host.run_for(LINGER);
+                }
+                host.stop();
+                assert_eq!(host.told().emptied, 0);
+                host.clicks(3);
+                Old::of(&host).count();
+                assert_eq!(host.database.counted(), host.written, "step {step}, round {round}");
+            }
+            host.kill();
+            host.settle();
+            assert_eq!(host.database.counted(), host.written, "step {step}");
+        }
+    }
+}
+
+/// 0.2.0 began the journal, or has another name for it: 0.1.0 finds nothing in it that is counted.
+#[test]
+fn a_rollback_with_a_name_of_0_2_0_counts_each_click_once() {
+    for step in 0..60 {
+        let host = at_step(step, false);
+        let mut copy = host.restored(host.database.clone());
+        copy.clicks(20);
+        for _ in 0..step {
+            copy.step();
+        }
+        copy.run_for(LINGER);
+        copy.stop();
+        copy.clicks(5);
+        Old::of(&copy).count();
+        assert_eq!(copy.database.counted(), written(&[&host, &copy]), "step {step}");
+        copy.clicks(5);
+        copy.kill();
+        copy.settle();
+        assert_eq!(copy.database.counted(), written(&[&host, &copy]), "step {step}");
+    }
+}
+
+/// What 0.1.0 began is restored where 0.2.0 runs.
+#[test]
+fn a_backup_of_0_1_0_is_restored() {
+    for shares in [false, true] {
+        for machine in ["0123456789abcdef", "another"] {
+            let mut host = Host::new();
+            host.begun -= 100_000;
+            host.clicks(300);
+            Old::of(&host).count();
+            host.clicks(20);
+            let database = match shares {
+                true => host.database.clone(),
+                false => host.database.copy(),
+            };
+            let mut copy = host.restored(database);
+            copy.facts.machine = machine.to_owned();
+            copy.kill();
+            copy.clicks(9);
+            copy.settle();
+            assert_eq!(copy.database.counted(), written(&[&host, &copy]), "{machine}, {shares}");
+        }
+    }
 }
 
 #[test]
