@@ -572,6 +572,7 @@ fn a_path_means_the_same_to_nginx_and_to_an_instance() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     let site = appliance.site()?;
+    only_neighbours_are_believed(&appliance)?;
     means_the_same(&site, "all")?;
     appliance.ok(["systemctl", "stop", "links@2"])?;
     means_the_same(&site, "one")?;
@@ -602,6 +603,50 @@ fn a_path_means_the_same_to_nginx_and_to_an_instance() -> Result<()> {
     let icon = site.get("/favicon.ico")?;
     ensure!(icon.status == 404 && icon.text().contains("no such link"), "{icon}");
     ensure!(site.get("/api/v1/links/all-2")?.status == 502, "nobody is there");
+    Ok(())
+}
+
+/// Whoever reaches an instance past nginx is not told what is there for the agent, and says nothing of where he comes from.
+fn only_neighbours_are_believed(appliance: &Appliance) -> Result<()> {
+    let stranger = appliance.instance_without_token(1);
+    let unknown = stranger.get("/no/where")?;
+    let journal = "/internal/clicks?journal=0123456789abcdef0123456789abcdef";
+    let proxy = appliance.ok(["cat", "/run/links/secrets/proxy"])?.stdout;
+    for secret in ["", "x", proxy.trim()] {
+        let stranger = stranger.clone().header("links-agent-secret", secret);
+        for answer in [
+            stranger.get(journal)?,
+            stranger.get("/internal/database")?,
+            stranger.get("/internal/no-such")?,
+            stranger.put("/internal/clicks", json!({}))?,
+            stranger.post("/internal/clicks", json!({}))?,
+        ] {
+            ensure!(answer.status == 404 && answer.body == unknown.body, "{answer}");
+        }
+    }
+    let secret = appliance.ok(["cat", "/run/links/secrets/agent"])?.stdout;
+    let agent = stranger.clone().header("links-agent-secret", secret.trim());
+    for path in [journal, "/internal/database"] {
+        let answer = agent.get(path)?;
+        ensure!(answer.status == 200, "{path}: {answer}");
+    }
+
+    for client in [appliance.instance(1)?, appliance.site()?] {
+        let client = client
+            .header("x-forwarded-proto", "https")
+            .header("x-forwarded-host", "elsewhere.example")
+            .header("x-request-id", "0123456789abcdef0123456789abcdef");
+        // With one id of nginx these would be one request.
+        let made =
+            [1, 2].map(|number| client.post("/shorten", json!({ "url": format!("https://example.com/{number}") })));
+        for made in made {
+            let made = made?;
+            ensure!(made.status == 200, "{made}");
+            let link: Value = made.json()?;
+            let url = link["short_url"].as_str().unwrap_or_default();
+            ensure!(url.starts_with("http://links.example/"), "{made}");
+        }
+    }
     Ok(())
 }
 

@@ -28,7 +28,7 @@ mod variable;
 
 use links_core::problem::Problem;
 use links_core::reply::Reply;
-use links_core::route::Route;
+use links_core::route::{self, Route};
 use spin_sdk::http::{FromRequest as _, Method, Request};
 use spin_sdk::wasip3::exports::http::handler::Guest;
 use spin_sdk::wasip3::http::{service, types};
@@ -51,9 +51,13 @@ impl Guest for Links {
 async fn answer(request: types::Request, method: &Method) -> Result<Reply, Problem> {
     let target = request.get_path_with_query().unwrap_or_default();
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let route = match Route::of(method.as_str(), path) {
+    let found = match route::is_internal(path) && !proof::is_from_agent(&request).await? {
+        true => Err(route::not_found()),
+        false => Route::of(method.as_str(), path),
+    };
+    let route = match found {
         Err(nothing) if nothing.status == 404 && *method == Method::GET => return Ok(edge::keep(nothing).await),
-        route => route?,
+        found => found?,
     };
     match route {
         Route::Follow(slug) => match edge::forgets(&slug, query).await {

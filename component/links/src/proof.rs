@@ -6,7 +6,7 @@ use std::cell::Cell;
 use futures_util::future::try_join;
 use http::HeaderMap;
 use links_core::problem::Problem;
-use links_core::proof::{PROXY_HEADER, Proof};
+use links_core::proof::{AGENT_HEADER, PROXY_HEADER, Proof};
 use spin_sdk::wasip3::http::types;
 
 use crate::respond;
@@ -37,6 +37,15 @@ async fn read() -> Result<Known, String> {
 /// The secret that the instances share with the agent, where it can be read.
 pub async fn of_agent() -> Option<Proof> {
     known().await.map(|known| known.agent)
+}
+
+/// # Errors
+/// 503: it claims to, and the variable cannot be read.
+pub async fn is_from_agent(request: &types::Request) -> Result<bool, Problem> {
+    match respond::raw_header(request, AGENT_HEADER) {
+        Some(secret) => Ok(known().await.ok_or_else(unavailable)?.agent.is_given_by(&secret)),
+        None => Ok(false),
+    }
 }
 
 /// # Errors

@@ -547,7 +547,7 @@ mod tests {
             names.map(Result::unwrap).collect()
         };
         let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
-        // The last one is filled by the scripts. The clicks stay where they were counted.
+        // The last one is filled by the scripts. The clicks, and the notes of deleted links, stay where they were made.
         assert_eq!(
             list(tables),
             [
@@ -556,6 +556,8 @@ mod tests {
                 "click_details",
                 "click_hours",
                 "click_visitors",
+                "link_deletions",
+                "link_ids",
                 "links",
                 "schema_version"
             ]
