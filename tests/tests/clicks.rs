@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use links_tests::{Appliance, Broken, Counts, Crowd, DATABASE, eventually};
 
 const JOURNAL: &str = "/var/lib/links/journal/clicks.log";
+/// Of the journal, in bytes as `stat` and `tar` see it, when all of it is counted.
+const LONGEST: u64 = 8 << 20;
 
 #[test]
 fn a_million_clicks_are_counted_once() -> Result<()> {
@@ -81,6 +83,25 @@ fn counted_once(clicks: u64, faults: u64) -> Result<()> {
         crowd.wait_for(clicks)
     })?;
     println!("{} clicks in {:.1} s", crowd.answered(), begin.elapsed().as_secs_f64());
+    crowd.is_counted_once(&appliance)?;
+    let size = appliance.ok(["stat", "--format=%s", JOURNAL])?.stdout;
+    ensure!(size.trim().parse::<u64>()? <= LONGEST, "the journal has {size} bytes");
+
+    // Restored from a backup: the same bytes in other files.
+    appliance.ok(["systemctl", "stop", "links", "nginx"])?;
+    appliance.wait_until_stopped()?;
+    appliance.shell(
+        "cd /var/lib/links
+        for directory in agent data journal; do
+            cp --archive $directory $directory.restored
+            rm -r $directory
+            mv $directory.restored $directory
+        done
+        systemctl start nginx links",
+    )?;
+    appliance.wait_for_rotation(2)?;
+    let before = crowd.answered();
+    crowd.during(&appliance.http(), Broken::Never, || crowd.wait_for(before + 20_000))?;
     crowd.is_counted_once(&appliance)
 }
 

@@ -364,7 +364,12 @@ impl Lab {
 
     /// As a runtime does it.
     fn export(&self, requests: &Requests<'_>) -> Result<()> {
-        let client = self.http_at(9465).header("content-type", "application/x-protobuf");
+        let stranger = self.http_at(9465).header("content-type", "application/x-protobuf");
+        let refused = stranger.post_bytes("/v1/metrics", requests.message())?;
+        ensure!(refused.status == 401, "{refused}");
+        let secret = self.read("/run/links/secrets/otlp")?;
+        let client = self.http_at(9465).header("links-otlp-secret", secret.trim());
+        let client = client.header("content-type", "application/x-protobuf");
         let packed = requests.time % 2 == 1;
         let answer = match packed {
             true => client

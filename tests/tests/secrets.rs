@@ -84,7 +84,9 @@ fn no_secret_is_seen_whatever_goes_wrong() -> Result<()> {
     }
     // What was sent, this at least. Of its own headers the collector has to know.
     let sent = Requests::FIRST;
-    let runtime = appliance.http_at(9465).header("content-type", "application/x-protobuf");
+    let secret = appliance.read("/run/links/secrets/otlp")?;
+    let runtime = appliance.http_at(9465).header("links-otlp-secret", secret.trim());
+    let runtime = runtime.header("content-type", "application/x-protobuf");
     let taken = runtime.post_bytes("/v1/metrics", sent.message())?;
     ensure!(taken.status == 200, "{taken}");
     eventually("the collector has it", SOON, || {

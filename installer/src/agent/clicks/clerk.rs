@@ -197,6 +197,10 @@ impl<D: Desk> Clerk<D> {
     }
 
     fn open(&mut self, leave: bool) -> Event {
+        if leave {
+            // Nobody shall take what is counted in it for something else.
+            self.leave();
+        }
         if let Some(open) = self.open.take()
             && leave
         {

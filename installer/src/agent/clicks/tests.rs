@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -131,7 +131,7 @@ impl Desk for Database {
 
 /// A host with nginx, of which only the journal is here.
 struct Host {
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
     layout: Layout,
     facts: identity::Host,
     database: Database,
@@ -161,7 +161,7 @@ impl Host {
         };
         Self {
             clerk: Clerk::new(layout.clone(), facts.clone(), database.clone(), Arc::clone(&progress)),
-            _root: root,
+            root,
             layout,
             facts,
             database,
@@ -748,6 +748,47 @@ fn a_database_that_was_put_back_gets_what_the_journal_still_has() {
     host.settle();
     assert!(host.database.counted() != counted);
     assert_eq!(host.database.counted(), host.written);
+}
+
+/// The directory is root's: only root and nginx make, rename and remove files there.
+#[test]
+fn the_agent_never_writes_to_the_directory_of_the_journal() {
+    const LINKS: u32 = 65_534;
+    let mut host = Host::new();
+    host.collapse_from = 8192;
+    host.clicks(1);
+    let directory = host.layout.journal_dir();
+    fs::set_permissions(host.root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o555)).unwrap();
+    let is_root = nix::unistd::geteuid().is_root();
+    if is_root {
+        for path in [host.layout.agent_dir(), host.layout.journal()] {
+            chown(path, Some(LINKS), Some(LINKS)).unwrap();
+        }
+    }
+    for _ in 0..3 {
+        host.clicks(300);
+        // What this thread may do with files; root's tests are no proof otherwise.
+        if is_root {
+            nix::unistd::setfsuid(LINKS.into());
+        }
+        assert!(fs::write(directory.join("file"), b"").is_err());
+        host.kill();
+        host.run_for(RELEASE_AFTER + LINGER);
+        host.stop();
+        if is_root {
+            nix::unistd::setfsuid(0.into());
+        }
+    }
+    assert_eq!(host.database.counted(), host.written);
+    assert_eq!(host.told().trouble, None);
+    // The block in which the next line begins.
+    assert!(host.journal_blocks() * 512 <= 4096, "{}", host.journal_blocks());
+    let names: Vec<_> = fs::read_dir(&directory)
+        .unwrap()
+        .map(|is| is.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["clicks.log"]);
 }
 
 /// 200,000 requests are some 25 MB.
