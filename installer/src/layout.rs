@@ -322,6 +322,11 @@ impl Layout {
     pub fn nginx_conf_d_site(&self) -> PathBuf {
         self.at("etc/nginx/conf.d/links.conf")
     }
+    /// A main file that nginx is asked about, beside its own, so that relative paths mean the same in both. No pattern of
+    /// nginx finds a name with a dot before it.
+    pub fn nginx_candidate(&self) -> PathBuf {
+        self.at("etc/nginx/.links-candidate.conf")
+    }
     pub fn nginx_site_available(&self) -> PathBuf {
         self.at("etc/nginx/sites-available/links")
     }

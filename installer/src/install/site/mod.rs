@@ -311,8 +311,7 @@ fn undo(
 /// What nginx would say after the change, without the change.
 fn test(layout: &Layout, decided: &Decided) -> anyhow::Result<()> {
     let Decided { conf, plan, .. } = decided;
-    // Beside the main file, so that relative paths mean the same. No pattern of nginx finds a name with a dot before it.
-    let main = conf.main().with_file_name(".links-candidate.conf");
+    let main = conf.main().with_file_name(layout.nginx_candidate().file_name().unwrap_or_default());
     let candidate = layout.site_candidate();
     let tested = (|| {
         if let Some(site) = &plan.site {
@@ -392,7 +391,7 @@ fn remove_files(layout: &Layout, services: Services, notices: &mut Notices) -> a
 /// A file cannot be put back.
 pub fn recover(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
     let mut record = Record::read(layout)?;
-    for left in [layout.site_candidate()] {
+    for left in [layout.site_candidate(), layout.nginx_candidate()] {
         files::remove_if_present(&left).with_context(|| format!("Removing {}", left.display()))?;
     }
     let mut notices = vec![];
