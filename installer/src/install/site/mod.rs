@@ -311,7 +311,9 @@ fn undo(
 /// What nginx would say after the change, without the change.
 fn test(layout: &Layout, decided: &Decided) -> anyhow::Result<()> {
     let Decided { conf, plan, .. } = decided;
-    let main = conf.main().with_file_name(layout.nginx_candidate().file_name().unwrap_or_default());
+    let main = conf
+        .main()
+        .with_file_name(layout.nginx_candidate().file_name().unwrap_or_default());
     let candidate = layout.site_candidate();
     let tested = (|| {
         if let Some(site) = &plan.site {
