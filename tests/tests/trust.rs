@@ -1,0 +1,394 @@
+//! User `links` runs what strangers talk to. Whoever takes it over must not become root: root works in no directory that
+//! this user can write, and follows nothing that this user has put into one.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use links_tests::{Appliance, DATABASE, DEB, Host, Output, eventually};
+
+/// Directories in which root's programs open, create, rename, chown or delete: linksctl and the maintainer scripts, systemd
+/// and systemd-tmpfiles, nginx's master and logrotate.
+const ROOTS: [&str; 31] = [
+    "/etc",
+    "/etc/links",
+    "/etc/links/credentials",
+    "/etc/needrestart/conf.d",
+    "/etc/nginx",
+    "/etc/nginx/conf.d",
+    "/etc/nginx/sites-available",
+    "/etc/nginx/sites-enabled",
+    "/etc/systemd/system",
+    "/etc/systemd/system/links.service.wants",
+    "/run",
+    "/run/links",
+    "/run/links/credentials",
+    "/run/links/secrets",
+    "/usr/bin",
+    "/usr/lib/links",
+    "/usr/lib/links/bundle",
+    "/usr/lib/systemd/system",
+    "/usr/lib/sysusers.d",
+    "/usr/lib/tmpfiles.d",
+    "/usr/share/doc/links-shortener",
+    "/var/cache",
+    "/var/lib",
+    "/var/lib/links",
+    "/var/lib/links/applied",
+    "/var/lib/links/backups",
+    "/var/lib/links/instances",
+    "/var/lib/links/journal",
+    "/var/lib/links/releases",
+    "/var/log",
+    "/var/log/nginx",
+];
+
+/// What user links may write, and only its own processes work in.
+const OF_LINKS: [&str; 8] = [
+    "/run/links/1",
+    "/run/links/2",
+    "/run/links/metrics",
+    "/run/links/ready",
+    "/run/links/sockets",
+    "/var/cache/links",
+    "/var/lib/links/agent",
+    "/var/lib/links/data",
+];
+
+/// Everybody's, with the sticky bit.
+const OF_ALL: [&str; 6] = ["/dev/mqueue", "/dev/shm", "/run/lock", "/tmp", "/var/tmp", "/proc"];
+
+const JOURNAL: &str = "/var/lib/links/journal/clicks.log";
+const RUNS: &str = "/run/links/1/runs.json";
+/// Root's, to be left alone.
+const TARGET: &str = "/root/target";
+
+#[test]
+fn user_links_can_write_no_directory_that_root_works_in() -> Result<()> {
+    let appliance = Appliance::installed()?;
+    appliance.ok(["mkdir", "--parents", "--mode=0700", "/var/lib/links/backups"])?;
+    for directory in ROOTS {
+        ensure!(appliance.exists(directory)?, "{directory} is missing");
+    }
+    // Asked of the kernel: rights by the owner, by a group and by an access control list count alike.
+    let writable = as_links(&appliance, "find / -type d -writable -print 2>/dev/null || true")?.stdout;
+    let writable: BTreeSet<_> = writable
+        .lines()
+        .filter(|path| !OF_ALL.iter().any(|all| beneath(path, all)))
+        .collect();
+    let roots: Vec<_> = ROOTS
+        .iter()
+        .filter(|directory| writable.contains(**directory))
+        .collect();
+    ensure!(roots.is_empty(), "user links can write {roots:?}");
+    // A new one is either listed above as root's, or no root program works in it.
+    let unknown: Vec<_> = writable
+        .iter()
+        .filter(|path| !OF_LINKS.iter().any(|own| beneath(path, own)))
+        .collect();
+    ensure!(unknown.is_empty(), "user links can also write {unknown:?}");
+
+    // What nginx's master has open for writing, it opens again by name at USR1.
+    let open = appliance
+        .shell(
+            "pid=$(cat /run/nginx.pid); for file in /proc/$pid/fd/*; do \
+             grep --quiet '^flags:.*[12]$' /proc/$pid/fdinfo/${file##*/} && readlink $file; done || true",
+        )?
+        .stdout;
+    ensure!(open.contains("/var/lib/links/journal/clicks.log"), "{open}");
+    for path in open
+        .lines()
+        .filter(|path| path.starts_with('/') && !path.starts_with("/dev/"))
+    {
+        let directory = path.rsplit_once('/').map_or("/", |(directory, _)| directory);
+        ensure!(
+            !writable.contains(directory),
+            "nginx's master opens {path}, whose directory user links can write"
+        );
+    }
+    // Whose name leads to a directory of root's, root can rely on.
+    let owners = appliance
+        .shell(&format!("stat --format='%U %n' {}", ROOTS.join(" ")))?
+        .stdout;
+    let others: Vec<_> = owners
+        .lines()
+        .filter(|line| !line.starts_with("root ") && *line != "www-data /var/log/nginx")
+        .collect();
+    ensure!(others.is_empty(), "not root's: {others:?}");
+    Ok(())
+}
+
+/// Each takes the place of a file, whose name is `$1`.
+const TRICKS: [(&str, &str); 4] = [
+    ("a symbolic link", "ln --symbolic /root/target \"$1\""),
+    ("a FIFO", "mkfifo \"$1\""),
+    ("a hard link", "touch \"$1.other\"; ln \"$1.other\" \"$1\""),
+    (
+        "a directory of links",
+        "mkdir \"$1\"; ln --symbolic /root/target \"$1/links.db\"; ln --symbolic /root \"$1/x\"",
+    ),
+];
+
+#[test]
+fn an_attacker_with_the_rights_of_user_links_gets_nothing_of_root() -> Result<()> {
+    let attack = Attack::on_the_released_version()?;
+    let appliance = &attack.host.appliance;
+    let link = appliance.shorten("https://example.com/counted")?;
+    let mut followed = 0;
+    let mut follow = || {
+        followed += 1;
+        appliance.follow(&link)
+    };
+    for (number, (what, trick)) in TRICKS.into_iter().enumerate() {
+        // Nothing that nginx has written is lost: it has the old file open, under whatever name.
+        follow()?;
+        eventually("nginx has written it down", Duration::from_secs(10), || {
+            let found = appliance.shell(&format!("grep --quiet {} {JOURNAL}", link.slug));
+            Ok(found.ok().map(drop))
+        })?;
+        attack.replace(JOURNAL, trick)?;
+        follow()?;
+        // The first time by dpkg, from the released version; then as dpkg would.
+        let said = match number {
+            0 => appliance.apt_install_any(DEB)?,
+            _ => appliance.run(["/var/lib/dpkg/info/links-shortener.postinst", "configure", "0.1.0"])?,
+        };
+        ensure!(said.status == 0, "with {what} as journal: {said}");
+        ensure!(said.to_string().contains("clicks.log.unsafe-1"), "{what}: {said}");
+        attack.nothing_happened(&format!("the upgrade with {what} as journal"))?;
+        let kind = appliance.ok(["stat", "--format=%F %h %G %a", JOURNAL])?.stdout;
+        ensure!(
+            ["regular empty file 1 links 660\n", "regular file 1 links 660\n"].contains(&kind.as_str()),
+            "{what}: {kind}"
+        );
+        appliance.wait_for_rotation(2)?;
+        appliance.wait_until_counted(Duration::from_secs(60))?;
+        // As it was before the upgrade.
+        appliance.shell(&format!("rm -rf {JOURNAL}.unsafe-1; chown links $(dirname {JOURNAL})"))?;
+    }
+    appliance.ok(["linksctl", "configure"])?;
+    attack.cannot_touch_the_journal()?;
+    attack.rotates_logs()?;
+    follow()?;
+    appliance.wait_until_counted(Duration::from_secs(60))?;
+    eventually("every click is counted", Duration::from_secs(60), || {
+        let stats = appliance.ok(["linksctl", "stats", &link.slug, "--json"])?.stdout;
+        let stats: serde_json::Value = serde_json::from_str(&stats)?;
+        let counted = stats["clicks"].as_u64().unwrap_or(0) + stats["bots"].as_u64().unwrap_or(0);
+        ensure!(counted <= followed, "{counted} clicks of {followed}");
+        Ok((counted == followed).then_some(()))
+    })?;
+
+    attack.in_each_file_that_root_reads()?;
+    attack.with_the_database()?;
+    attack.purges_with_mount_points()
+}
+
+struct Attack {
+    host: Host,
+}
+
+impl Attack {
+    /// Whose journal belongs to the attacker.
+    fn on_the_released_version() -> Result<Self> {
+        let attack = Self {
+            host: Host::released(env!("CARGO_BIN_EXE_broken-runtime"))?,
+        };
+        attack.host.wait_for_rotation(2)?;
+        attack.host.write(TARGET, "root's\n")?;
+        attack.host.ok(["chmod", "600", TARGET])?;
+        Ok(attack)
+    }
+
+    fn replace(&self, path: &str, trick: &str) -> Result<()> {
+        as_links(
+            &self.host.appliance,
+            &format!(
+                "set -e; set -- {path}; mv --backup=numbered --no-target-directory {path} {path}.moved 2>/dev/null || true; {trick}"
+            ),
+        )?;
+        Ok(())
+    }
+
+    fn put_back(&self, path: &str) -> Result<()> {
+        as_links(
+            &self.host.appliance,
+            &format!(
+                "set -e; rm -rf {path} {path}.other; mv --no-target-directory {path}.moved {path} 2>/dev/null || true"
+            ),
+        )?;
+        Ok(())
+    }
+
+    /// Root's file is root's, and says what it said; nothing was made where it is; nothing of root's became the attacker's.
+    fn nothing_happened(&self, during: &str) -> Result<()> {
+        let state = self
+            .host
+            .shell(&format!(
+                "stat --format='%U:%G %a' {TARGET}; cat {TARGET}; find /root -newer /root/target -type f -name 'x*'; \
+                 find / -xdev \\( -path /proc -o -path /tmp -o -path /var/tmp -o -path /var/lib/links -o -path /var/cache/links \\) -prune \
+                 -o -user links -print"
+            ))?
+            .stdout;
+        ensure!(state == "root:root 600\nroot's\n", "{during}: {state}");
+        Ok(())
+    }
+
+    fn cannot_touch_the_journal(&self) -> Result<()> {
+        for attempt in [
+            "rm -f clicks.log",
+            "mv clicks.log moved",
+            "touch new",
+            "mkdir new",
+            "ln --symbolic --force /root/target clicks.log",
+            "chmod 777 .",
+        ] {
+            let script = format!("cd /var/lib/links/journal && {attempt}");
+            let tried = self.host.run(as_user(&script))?;
+            ensure!(tried.status != 0, "{attempt}: {tried}");
+        }
+        Ok(())
+    }
+
+    /// As /etc/logrotate.d/nginx does.
+    fn rotates_logs(&self) -> Result<()> {
+        self.host.shell("kill -USR1 $(cat /run/nginx.pid)")?;
+        eventually("nginx has reopened the journal", Duration::from_secs(10), || {
+            let owner = self.host.ok(["stat", "--format=%U", JOURNAL])?;
+            Ok((owner.stdout.trim() == "www-data").then_some(()))
+        })?;
+        self.nothing_happened("the rotation of logs")
+    }
+
+    /// Each command ends by itself, whatever it makes of what it finds.
+    fn run_all(&self, commands: &[&str], what: &str) -> Result<Vec<Output>> {
+        commands
+            .iter()
+            .map(|command| {
+                let output = self
+                    .host
+                    .run_within(Duration::from_secs(100), command.split(' '))
+                    .with_context(|| format!("`{command}` with {what}"))?;
+                println!("{command} with {what}: {}", output.status);
+                self.nothing_happened(&format!("`{command}` with {what}"))?;
+                Ok(output)
+            })
+            .collect()
+    }
+
+    fn in_each_file_that_root_reads(&self) -> Result<()> {
+        self.host
+            .write("/etc/links/links.toml", "[rollout]\nmin_healthy = \"500ms\"\n")?;
+        self.host.ok(["linksctl", "rollout"])?;
+        let commands = [
+            "linksctl status",
+            "linksctl releases",
+            "linksctl rollout --dry-run",
+            "linksctl recover",
+            "linksctl prepare",
+            "systemd-tmpfiles --create links.conf",
+        ];
+        for (what, trick) in TRICKS {
+            for path in [RUNS, "/run/links/metrics/1.json", "/run/links/ready/7"] {
+                self.replace(path, trick)?;
+                self.run_all(&commands, &format!("{what} as {path}"))?;
+                self.put_back(path)?;
+            }
+            // It restarts an instance that does not say what it runs.
+            self.replace(RUNS, trick)?;
+            self.run_all(&["linksctl rollout"], &format!("{what} as {RUNS}"))?;
+            self.host.wait_for_rotation(2)?;
+        }
+        Ok(())
+    }
+
+    fn with_the_database(&self) -> Result<()> {
+        let appliance = &self.host.appliance;
+        appliance.ok(["linksctl", "scale", "3"])?;
+        appliance.ok(["linksctl", "scale", "2"])?;
+        appliance.ok(["systemctl", "stop", "links"])?;
+        appliance.wait_until_stopped()?;
+        for (what, trick) in TRICKS {
+            self.replace(DATABASE, trick)?;
+            self.run_all(
+                &[
+                    "linksctl status",
+                    "linksctl check",
+                    "linksctl rollout",
+                    "linksctl db copy --to sqlite:/var/lib/links/data/copy.db",
+                ],
+                &format!("{what} as the database"),
+            )?;
+            self.put_back(DATABASE)?;
+        }
+        for (what, trick) in TRICKS {
+            for path in ["/var/lib/links/data/copy.db", "/var/lib/links/data/copy.db-wal"] {
+                self.replace(path, trick)?;
+                self.run_all(
+                    &["linksctl db copy --to sqlite:/var/lib/links/data/copy.db"],
+                    &format!("{what} as {path}"),
+                )?;
+                self.put_back(path)?;
+                as_links(appliance, "rm -rf /var/lib/links/data/copy.db*")?;
+            }
+        }
+        // What root reads as root, it reads to everybody.
+        let copied = appliance.run(["linksctl", "db", "copy", "--to", "sqlite:/root/x.db"])?;
+        ensure!(
+            copied.status == 1 && copied.stderr.contains("as user links"),
+            "{copied}"
+        );
+        appliance.ok(["systemctl", "start", "links"])?;
+        appliance.wait_for_rotation(2)
+    }
+
+    fn purges_with_mount_points(&self) -> Result<()> {
+        let appliance = &self.host.appliance;
+        appliance.shell("mkdir /root/kept; touch /root/kept/file; systemctl stop links")?;
+        appliance.wait_until_stopped()?;
+        appliance.shell("mount -t tmpfs tmpfs /var/lib/links/data && chown links /var/lib/links/data")?;
+        as_links(
+            appliance,
+            "cd /var/lib/links/data && touch x && mkdir d && ln --symbolic /root/kept d/out && ln --symbolic /root/kept out",
+        )?;
+        let purged = appliance.ok(["apt-get", "--yes", "purge", "links-shortener"])?;
+        ensure!(
+            format!("{purged}").contains("/var/lib/links is empty and stays"),
+            "{purged}"
+        );
+        let left = appliance.ok(["find", "/var/lib/links", "/root/kept"])?.stdout;
+        assert_eq!(
+            left,
+            "/var/lib/links\n/var/lib/links/data\n/root/kept\n/root/kept/file\n"
+        );
+        ensure!(
+            !appliance
+                .shell("getent passwd links || echo gone")?
+                .stdout
+                .contains("links:")
+        );
+        Ok(())
+    }
+}
+
+fn beneath(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Outside of every sandbox, as a process that has escaped from one.
+fn as_user(script: &str) -> [&str; 7] {
+    [
+        "setpriv",
+        "--reuid=links",
+        "--regid=links",
+        "--clear-groups",
+        "bash",
+        "-c",
+        script,
+    ]
+}
+
+fn as_links(appliance: &Appliance, script: &str) -> Result<Output> {
+    appliance.ok(as_user(script))
+}
