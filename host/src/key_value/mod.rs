@@ -19,6 +19,7 @@ use crate::telemetry::{Span, within};
 /// How many stores one instance may have open. Spin's limit.
 const MOST_STORES: usize = 256;
 
+const WRITE_AHEAD: &str = "PRAGMA journal_mode = WAL";
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS spin_key_value (
     store TEXT NOT NULL,
     key   TEXT NOT NULL,
@@ -107,7 +108,7 @@ impl StoreFile {
         let in_memory = place == Place::Memory;
         Arc::new(Self {
             label,
-            database: Database::new(place, false),
+            database: Database::relaxed(place),
             in_memory,
             ready: OnceCell::new(),
         })
@@ -122,6 +123,11 @@ impl StoreFile {
     async fn handle(&self) -> Result<Handle, Error> {
         let create = || async {
             let handle = self.database.open().await?;
+            // With a rollback journal each write waits for the disk several times and locks readers out. It is a property of
+            // the file; while another process uses that, it stays as it is until the next start.
+            if let Err(error) = handle.execute(WRITE_AHEAD.to_owned(), vec![]).await {
+                tracing::debug!("key-value store {:?}: {error}", self.label);
+            }
             handle.execute(CREATE.to_owned(), vec![]).await?.collect().await?;
             Ok::<_, sqlite::Error>(self.in_memory.then_some(handle))
         };
@@ -338,6 +344,17 @@ mod tests {
         round_trip(Place::Memory).await;
         let dir = tempfile::tempdir().unwrap();
         round_trip(Place::File(dir.path().join("kv.db"))).await;
+    }
+
+    #[tokio::test]
+    async fn the_file_has_a_write_ahead_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StoreFile::new("default".into(), Place::File(dir.path().join("kv.db")));
+        store.set("a".into(), vec![1]).await.unwrap();
+        let handle = store.handle().await.unwrap();
+        let answer = handle.execute("PRAGMA journal_mode".to_owned(), vec![]).await.unwrap();
+        let (_, rows) = answer.collect().await.unwrap();
+        assert_eq!(rows[0].values, [Value::Text("wal".into())]);
     }
 
     #[tokio::test]

@@ -103,11 +103,25 @@ impl Hooks {
     }
 
     fn authorize(&self, action: &AuthAction<'_>, allow_attach_file: bool) -> Authorization {
-        match action {
-            // As in Spin: temporary and in-memory databases only. VACUUM attaches one of these.
-            AuthAction::Attach { filename } if !allow_attach_file && !matches!(*filename, "" | ":memory:") => {
+        // SQLite does not report the file name of an ATTACH unless it is a string literal.
+        let attached = match action {
+            AuthAction::Attach { filename } => Some(Some(*filename)),
+            AuthAction::Unknown { code, .. } if *code == ffi::SQLITE_ATTACH => Some(None),
+            _ => None,
+        };
+        if let Some(filename) = attached {
+            // VACUUM attaches a temporary database without a name, and detaches it at its end.
+            if filename != Some("") {
+                self.marked.store(true, Relaxed);
+            }
+            // As in Spin: temporary and in-memory databases only. VACUUM INTO attaches the file that it writes.
+            let is_file = !matches!(filename, Some("" | ":memory:"));
+            if is_file && !allow_attach_file {
                 return Authorization::Deny;
             }
+            return Authorization::Allow;
+        }
+        match action {
             AuthAction::Pragma {
                 pragma_name,
                 pragma_value: Some(value),
@@ -120,7 +134,6 @@ impl Hooks {
                     self.marked.store(true, Relaxed);
                 }
             }
-            AuthAction::Attach { filename } if !filename.is_empty() => self.marked.store(true, Relaxed),
             AuthAction::CreateTempTable { .. }
             | AuthAction::CreateTempIndex { .. }
             | AuthAction::CreateTempTrigger { .. }
@@ -303,27 +316,61 @@ impl Connection {
     /// # Errors
     /// SQLite's. What was committed may be lost.
     pub fn sync(&self) -> Result<(), Error> {
+        self.with_log(|log, methods| match methods.xSync {
+            // SAFETY: see `with_log`.
+            Some(sync) => unsafe { sync(log, ffi::SQLITE_SYNC_NORMAL) },
+            None => ffi::SQLITE_IOERR_FSYNC,
+        })
+    }
+
+    /// Calls SQLite's own functions on the file of the write-ahead log. `work` returns a result code.
+    fn with_log(
+        &self,
+        work: impl FnOnce(*mut ffi::sqlite3_file, &ffi::sqlite3_io_methods) -> i32,
+    ) -> Result<(), Error> {
         let mut file: *mut ffi::sqlite3_file = std::ptr::null_mut();
         // SAFETY: the handle belongs to an open connection that no other thread uses. This call gives a pointer to a file
         // that lives as long as the connection, and has no methods while it is not open (sqlite3.h,
         // SQLITE_FCNTL_JOURNAL_POINTER).
-        let code = unsafe {
+        let (code, methods) = unsafe {
             let code = ffi::sqlite3_file_control(
                 self.db.handle(),
                 c"main".as_ptr(),
                 ffi::SQLITE_FCNTL_JOURNAL_POINTER,
                 (&raw mut file).cast(),
             );
-            match file.as_ref().and_then(|file| file.pMethods.as_ref()) {
-                Some(ffi::sqlite3_io_methods { xSync: Some(sync), .. }) if code == ffi::SQLITE_OK => {
-                    sync(file, ffi::SQLITE_SYNC_NORMAL)
-                }
-                _ => ffi::SQLITE_IOERR_FSYNC,
-            }
+            (code, file.as_ref().and_then(|file| file.pMethods.as_ref()))
+        };
+        let code = match methods {
+            Some(methods) if code == ffi::SQLITE_OK => work(file, methods),
+            _ => ffi::SQLITE_IOERR_FSYNC,
         };
         match code {
             ffi::SQLITE_OK => Ok(()),
             code => Err(io(&rusqlite::Error::SqliteFailure(ffi::Error::new(code), None))),
+        }
+    }
+
+    /// Makes durable what the write-ahead log holds, after a sync that failed: writes the log once more, since the kernel may
+    /// take its pages for written, and syncs it; then copies it into the database, and empties it. A checkpoint alone would
+    /// leave a log with a hole beside a newer database while it runs. Waits for other connections as long as a statement does.
+    ///
+    /// # Errors
+    /// SQLite's, and that other connections did not let it happen.
+    pub fn empty_log(&self) -> Result<(), Error> {
+        if !self.has_write_ahead_log() {
+            return Ok(());
+        }
+        // The log exists from the first access on. No other process changes it as long as this one could write.
+        self.run("BEGIN IMMEDIATE", &[])?;
+        let rewritten = self.with_log(rewrite);
+        self.run("ROLLBACK", &[])?;
+        rewritten?;
+        let table = self.run("PRAGMA wal_checkpoint(TRUNCATE)", &[])?;
+        match table.rows.first().and_then(|row| row.values.first()) {
+            // That it is empty must be on the disk before anything is built on it.
+            Some(Value::Integer(0)) => self.sync(),
+            _ => Err(Error::Io("database is locked".to_owned())),
         }
     }
 
@@ -379,7 +426,13 @@ impl Connection {
 
     /// Whether neither a rollback nor a close awaits it.
     pub fn is_quick_to_end(&self) -> bool {
-        !self.in_transaction() && !self.hooks.marked.load(Relaxed)
+        !self.in_transaction() && !self.is_marked()
+    }
+
+    /// Whether something was done that changes the connection itself.
+    fn is_marked(&self) -> bool {
+        // 0 is the database, 1 holds temporary tables.
+        self.hooks.marked.load(Relaxed) || self.db.db_name(2).is_ok()
     }
 
     pub fn changes(&self) -> u64 {
@@ -397,7 +450,7 @@ impl Connection {
         }
         // SAFETY: the handle belongs to an open connection, which `&mut self` makes ours alone.
         unsafe { ffi::sqlite3_set_last_insert_rowid(self.db.handle(), 0) };
-        !self.hooks.marked.load(Relaxed)
+        !self.is_marked()
     }
 
     pub fn identity(&self) -> Option<(u64, u64)> {
@@ -451,6 +504,34 @@ fn install_busy_handler(db: &mut rusqlite::Connection, hooks: &Arc<Hooks>) -> ru
         std::thread::sleep(BUSY_POLL);
         true
     }))
+}
+
+/// Writes a file over with what it holds, and syncs it.
+fn rewrite(file: *mut ffi::sqlite3_file, methods: &ffi::sqlite3_io_methods) -> i32 {
+    let (Some(size_of), Some(read), Some(write), Some(sync)) =
+        (methods.xFileSize, methods.xRead, methods.xWrite, methods.xSync)
+    else {
+        return ffi::SQLITE_IOERR_FSYNC;
+    };
+    let mut buffer = vec![0_u8; 64 << 10];
+    let mut size = 0;
+    // SAFETY: the file is open and used by this thread only, and the buffer is as long as is said.
+    unsafe {
+        let mut code = size_of(file, &raw mut size);
+        let mut offset = 0;
+        while code == ffi::SQLITE_OK && offset < size {
+            let length = (size - offset).min(64 << 10) as i32;
+            code = read(file, buffer.as_mut_ptr().cast(), length, offset);
+            if code == ffi::SQLITE_OK {
+                code = write(file, buffer.as_ptr().cast(), length, offset);
+            }
+            offset += i64::from(length);
+        }
+        match code {
+            ffi::SQLITE_OK => sync(file, ffi::SQLITE_SYNC_NORMAL),
+            code => code,
+        }
+    }
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -701,6 +782,7 @@ mod tests {
             "PRAGMA journal_mode = MEMORY",
             "CREATE TEMP TABLE x (a)",
             "ATTACH ':memory:' AS other",
+            "ATTACH '' AS other",
         ] {
             let mut connection = memory();
             connection.run(change, &[]).unwrap();
@@ -721,14 +803,32 @@ mod tests {
     #[test]
     fn files_are_not_attached_unless_allowed() {
         let dir = tempfile::tempdir().unwrap();
-        let attach = format!("ATTACH '{}' AS other", dir.path().join("other.db").display());
-        assert!(matches!(memory().run(&attach, &[]), Err(Error::Io(message)) if message.contains("not authorized")));
-        assert!(
-            Connection::open(&Place::Memory, true)
-                .unwrap()
-                .run(&attach, &[])
-                .is_ok()
-        );
+        let file = dir.path().join("other.db").display().to_string();
+        let forms = [
+            (format!("ATTACH '{file}' AS other"), vec![]),
+            (format!("ATTACH '{file}' || '' AS other"), vec![]),
+            (format!("ATTACH (SELECT '{file}') AS other"), vec![]),
+            ("ATTACH ?1 AS other".to_owned(), vec![Value::Text(file.clone())]),
+            (format!("ATTACH 'file:{file}' AS other"), vec![]),
+            ("ATTACH NULL AS other".to_owned(), vec![]),
+            (format!("VACUUM INTO '{file}'"), vec![]),
+            ("VACUUM INTO ?1".to_owned(), vec![Value::Text(file.clone())]),
+        ];
+        for (attach, parameters) in &forms {
+            let mut connection = memory();
+            let result = connection.run(attach, parameters);
+            assert!(
+                matches!(&result, Err(Error::Io(message)) if message.contains("authoriz")),
+                "{attach}: {result:?}"
+            );
+            assert!(!connection.reset(), "{attach}: the connection is passed on");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{attach}");
+        }
+        for (attach, parameters) in &forms[..4] {
+            let mut connection = Connection::open(&Place::Memory, true).unwrap();
+            connection.run(attach, parameters).unwrap();
+            assert!(!connection.reset(), "{attach}: the connection is passed on");
+        }
     }
 
     #[test]

@@ -6,6 +6,11 @@
 //! a change in the moment before it is durable, and after a failed sync, which every one of the group is told, the changes
 //! may be there all the same.
 //!
+//! After a failed sync the kernel may take the pages for written and report no further error (PostgreSQL's "fsyncgate",
+//! https://wiki.postgresql.org/wiki/Fsync_Errors). The log then has a hole on the disk, and at a power failure everything
+//! behind the hole would be lost. So nothing is acknowledged any more until the log was written once more, and a checkpoint
+//! has copied it into the database and emptied it. If that fails as well, the process ends: the next one begins with it.
+//!
 //! Other processes get their chance between any two changes of a group, as no lock of SQLite is held there.
 
 use std::collections::VecDeque;
@@ -29,9 +34,18 @@ pub struct Rules {
     /// or has run for so long.
     pub time: Duration,
     pub sync: LogSync,
+    /// What makes changes durable after a sync that failed.
+    pub repair: LogSync,
+    /// What is done when that fails as well.
+    pub give_up: Box<dyn Fn() + Send + Sync>,
 }
 
 type LogSync = Box<dyn Fn(&Connection) -> Result<(), Error> + Send + Sync>;
+
+/// How often the repair is tried: it syncs the log first, and each descriptor reports an error of the disk once more.
+const REPAIRS: usize = 3;
+/// EX_IOERR of sysexits.h.
+const IO_ERROR: i32 = 74;
 
 impl Default for Rules {
     fn default() -> Self {
@@ -40,6 +54,8 @@ impl Default for Rules {
             bytes: 1 << 20,
             time: Duration::from_millis(2),
             sync: Box::new(Connection::sync),
+            repair: Box::new(Connection::empty_log),
+            give_up: Box::new(|| std::process::exit(IO_ERROR)),
         }
     }
 }
@@ -208,17 +224,39 @@ fn run_group(database: &Database, first: Change) {
     }
 }
 
-/// One sync for all of the group, unless a file was replaced meanwhile.
+/// One sync for all of the group, unless a file was replaced meanwhile. The caller has the turn, so that nobody else of this
+/// process writes before a failed sync is repaired.
 fn sync(database: &Database, group: &[Done]) -> Result<(), Error> {
     let mut synced = None;
     for done in group.iter().filter(|done| done.unsynced) {
         let connection = done.session.connection()?;
-        if synced != Some(connection.identity()) {
-            (database.rules.sync)(&connection)?;
-            synced = Some(connection.identity());
+        if synced == Some(connection.identity()) {
+            continue;
         }
+        if let Err(error) = (database.rules.sync)(&connection) {
+            repair(database, &connection, &error);
+            return Err(error);
+        }
+        synced = Some(connection.identity());
     }
     Ok(())
+}
+
+fn repair(database: &Database, connection: &Connection, error: &Error) {
+    tracing::error!("{database:?}: syncing the write-ahead log failed: {error}");
+    // The descriptors of the others would report the same error again.
+    database.idle().clear();
+    for _ in 0..REPAIRS {
+        match (database.rules.repair)(connection) {
+            Ok(()) => {
+                tracing::warn!("{database:?}: a checkpoint has made durable what the sync did not");
+                return;
+            }
+            Err(error) => tracing::error!("{database:?}: the checkpoint after it failed: {error}"),
+        }
+    }
+    tracing::error!("{database:?}: commits can no longer be made durable: ending, so that a new process starts over");
+    (database.rules.give_up)();
 }
 
 impl Change {

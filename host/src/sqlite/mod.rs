@@ -64,6 +64,15 @@ impl Database {
         Self::with_rules(place, allow_attach_file, Rules::default())
     }
 
+    /// For what may be lost at a power failure: no change waits for the disk.
+    pub fn relaxed(place: Place) -> Arc<Self> {
+        let rules = Rules {
+            sync: Box::new(|_| Ok(())),
+            ..Rules::default()
+        };
+        Self::with_rules(place, false, rules)
+    }
+
     fn with_rules(place: Place, allow_attach_file: bool, rules: Rules) -> Arc<Self> {
         Arc::new(Self {
             place,
@@ -97,6 +106,13 @@ impl Database {
                 "the database {} can only be read: writing to it will fail; {next}",
                 path.display()
             );
+        } else if let Err(error) = connection.empty_log() {
+            // The process before this one may have ended because it could not make its commits durable (group.rs).
+            if error != locked() {
+                return Err(anyhow::anyhow!("{error}"))
+                    .with_context(|| format!("Emptying the write-ahead log of the database {}", path.display()));
+            }
+            tracing::debug!("{self:?}: others use the write-ahead log, it is not emptied");
         }
         self.give_back(connection);
         Ok(())
@@ -450,5 +466,8 @@ async fn on_blocking_pool<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
         .map_err(|error| Error::Io(format!("internal runtime error: {error}")))
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what goes wrong here is a failed test")]
+mod power;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
+use super::power::{self, Disk};
 use super::*;
 
 /// A database in a file, in WAL mode, with a table t (a INTEGER).
@@ -376,8 +377,14 @@ async fn nobody_is_answered_before_the_sync() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_is_told_to_everyone_of_the_group() {
-    let (_begins, end, rules) = told();
-    let (_dir, database) = database_with(rules).await;
+    let (_begins, end, mut rules) = told();
+    let repaired = Arc::new(AtomicU64::new(0));
+    let count_repairs = repaired.clone();
+    rules.repair = Box::new(move |connection| {
+        count_repairs.fetch_add(1, Relaxed);
+        connection.empty_log()
+    });
+    let (dir, database) = database_with(rules).await;
     let holder = holder(&database).await;
     let (one, other) = (database.open().await.unwrap(), database.open().await.unwrap());
     let fails = [
@@ -391,8 +398,27 @@ async fn a_failed_sync_is_told_to_everyone_of_the_group() {
         says(running.await.unwrap(), "disk I/O error");
     }
     says(wrong.await.unwrap(), "no such table");
+    // Before anybody is answered again, the log with a hole in it is gone.
+    assert_eq!(repaired.load(Relaxed), 1);
+    assert_eq!(std::fs::metadata(dir.path().join("a.db-wal")).unwrap().len(), 0);
     end.send(Ok(())).unwrap();
     run(&one, "INSERT INTO t VALUES (3)").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_process_ends_when_a_failed_sync_cannot_be_repaired() {
+    let failed = || Err(Error::Io("disk I/O error".to_owned()));
+    let ended = Arc::new(AtomicU64::new(0));
+    let count_ends = ended.clone();
+    let mut rules = synced_by(move |_| failed());
+    rules.repair = Box::new(move |_| failed());
+    rules.give_up = Box::new(move || {
+        count_ends.fetch_add(1, Relaxed);
+    });
+    let (_dir, database) = database_with(rules).await;
+    let handle = database.open().await.unwrap();
+    says(run(&handle, "INSERT INTO t VALUES (1)").await, "disk I/O error");
+    assert_eq!(ended.load(Relaxed), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -568,4 +594,77 @@ async fn only_plain_changes_of_a_write_ahead_log_are_grouped() {
     run(&handle, "INSERT INTO t VALUES (1)").await.unwrap();
     assert_eq!(syncs.load(Relaxed), 1, "a rollback journal is SQLite's affair");
     assert_eq!(count(&handle).await, 4);
+}
+
+/// A database on a disk whose power can be cut. `ended` counts how often the process would have ended.
+async fn on_a_disk() -> (Disk, Arc<Database>, Arc<AtomicU64>) {
+    let disk = Disk::new();
+    let ended = Arc::new(AtomicU64::new(0));
+    let count_ends = ended.clone();
+    let rules = Rules {
+        give_up: Box::new(move || {
+            count_ends.fetch_add(1, Relaxed);
+        }),
+        ..Rules::default()
+    };
+    let database = Database::with_rules(Place::File(disk.path("a.db")), false, rules);
+    database.prepare().unwrap();
+    let handle = database.open().await.unwrap();
+    run(&handle, "PRAGMA journal_mode = WAL").await.unwrap();
+    run(&handle, "CREATE TABLE t (a INTEGER)").await.unwrap();
+    (disk, database, ended)
+}
+
+/// Those of the numbers whose insertion was acknowledged.
+async fn insert(database: &Arc<Database>, numbers: std::ops::Range<i64>) -> Vec<i64> {
+    let mut running = tokio::task::JoinSet::new();
+    for number in numbers {
+        let handle = database.open().await.unwrap();
+        running.spawn(async move {
+            let result = run(&handle, &format!("INSERT INTO t VALUES ({number})")).await;
+            result.is_ok().then_some(number)
+        });
+    }
+    running.join_all().await.into_iter().flatten().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_after_a_failed_sync_takes_nothing_that_was_acknowledged() {
+    let (disk, database, ended) = on_a_disk().await;
+    let mut acknowledged = insert(&database, 0..50).await;
+    assert_eq!(acknowledged.len(), 50, "nothing has failed yet");
+    for failures in [1, 2] {
+        disk.fail_syncs(failures);
+        let start = 1_000 * i64::try_from(failures).unwrap();
+        let some = insert(&database, start..start + 50).await;
+        assert!(some.len() < 50, "no sync has failed");
+        acknowledged.extend(some);
+        let later = insert(&database, start + 100..start + 150).await;
+        assert_eq!(later.len(), 50, "it has recovered");
+        acknowledged.extend(later);
+        // Another way to write: a transaction, which SQLite syncs itself.
+        let handle = database.open().await.unwrap();
+        for sql in ["BEGIN IMMEDIATE", "INSERT INTO t VALUES (1)", "COMMIT"] {
+            run(&handle, sql).await.unwrap();
+        }
+        drop(handle);
+        let found = disk.after_power_cut();
+        let there = power::numbers(&found.path().join("a.db"));
+        let lost: Vec<_> = acknowledged.iter().filter(|number| !there.contains(number)).collect();
+        assert!(lost.is_empty(), "{lost:?}");
+        assert!(there.contains(&1));
+    }
+    assert_eq!(ended.load(Relaxed), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_acknowledged_on_a_disk_that_fails_for_good() {
+    let (disk, database, ended) = on_a_disk().await;
+    let acknowledged = insert(&database, 0..50).await;
+    disk.fail_syncs(usize::MAX);
+    assert!(insert(&database, 100..150).await.is_empty());
+    assert!(ended.load(Relaxed) > 0, "the process ends");
+    let found = disk.after_power_cut();
+    let there = power::numbers(&found.path().join("a.db"));
+    assert!(acknowledged.iter().all(|number| there.contains(number)));
 }
