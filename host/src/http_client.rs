@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 /// How long a connection may take to come about, TLS not counted.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an unused connection is kept; less than what servers and load balancers do.
 const KEPT: Duration = Duration::from_secs(30);
 /// How much of a server's explanation goes into an error.
@@ -38,6 +38,7 @@ pub enum Version {
 pub struct Client<B = Full<Bytes>> {
     version: Version,
     tls: bool,
+    connect_timeout: Duration,
     hyper: OnceCell<Hyper<B>>,
 }
 
@@ -54,7 +55,16 @@ where
         Self {
             version,
             tls,
+            connect_timeout: CONNECT_TIMEOUT,
             hyper: OnceCell::new(),
+        }
+    }
+
+    /// How long a connection may take to come about, TLS not counted.
+    pub fn with_connect_timeout(self, connect_timeout: Duration) -> Self {
+        Self {
+            connect_timeout,
+            ..self
         }
     }
 
@@ -78,7 +88,7 @@ where
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_connect_timeout(Some(self.connect_timeout));
         let builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let connector = match self.version {
             Version::Http1 => builder.enable_http1().wrap_connector(connector),

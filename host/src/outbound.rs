@@ -1,6 +1,10 @@
 //! Outbound HTTP: which addresses a component may ask (`allowed_outbound_hosts`), and asking them.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
@@ -8,11 +12,16 @@ use http::uri::{Authority, Scheme};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Sleep, sleep, timeout};
 use wasmtime_wasi::TrappableError;
 use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::p3::{RequestOptions, WasiHttpHooks};
 
-use crate::http_client::{Client, Version};
+use crate::http_client::{CONNECT_TIMEOUT, Client, Version};
+
+/// Clients that are kept, each with its own connections. A component has few connect timeouts.
+const MOST_CLIENTS: usize = 16;
 
 /// One entry of `allowed_outbound_hosts`: a scheme, a host and a port, each of them one. Spin has wildcards, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +76,8 @@ impl Address {
 #[derive(Debug)]
 pub struct Outbound {
     allowed: Vec<Address>,
-    plain: Client<Body>,
-    tls: Client<Body>,
+    /// By whether TLS is used and by the connect timeout, which belongs to a client.
+    clients: Mutex<HashMap<(bool, Duration), Arc<Client<Body>>>>,
 }
 
 type Body = UnsyncBoxBody<Bytes, ErrorCode>;
@@ -79,12 +88,23 @@ impl Outbound {
     pub fn new(allowed: Vec<Address>) -> Self {
         Self {
             allowed,
-            plain: Client::with_tls(false, Version::Http1),
-            tls: Client::with_tls(true, Version::Http1),
+            clients: Mutex::default(),
         }
     }
 
-    async fn send(&self, request: Request<Body>) -> Result<Response<Body>, ErrorCode> {
+    fn client(&self, tls: bool, connect_timeout: Duration) -> Arc<Client<Body>> {
+        // Nothing that can panic happens under this lock.
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if clients.len() >= MOST_CLIENTS && !clients.contains_key(&(tls, connect_timeout)) {
+            clients.clear();
+        }
+        let client = clients.entry((tls, connect_timeout));
+        let client = client
+            .or_insert_with(|| Arc::new(Client::with_tls(tls, Version::Http1).with_connect_timeout(connect_timeout)));
+        client.clone()
+    }
+
+    async fn send(&self, request: Request<Body>, timeouts: &Timeouts) -> Result<Response<Body>, ErrorCode> {
         let uri = request.uri();
         let (scheme, authority) = uri
             .scheme()
@@ -97,19 +117,86 @@ impl Outbound {
             );
             return Err(ErrorCode::HttpRequestDenied);
         }
-        let client = if *scheme == Scheme::HTTPS {
-            &self.tls
-        } else {
-            &self.plain
+        let client = self.client(*scheme == Scheme::HTTPS, timeouts.connect);
+        let sending = async {
+            client.send(request).await.map_err(|error| {
+                tracing::debug!("asking {}:{}: {error:#}", address.host, address.port);
+                ErrorCode::InternalError(Some(format!("{error:#}")))
+            })
         };
-        let response = client.send(request).await.map_err(|error| {
-            tracing::debug!("asking {}:{}: {error:#}", address.host, address.port);
-            ErrorCode::InternalError(Some(format!("{error:#}")))
-        })?;
+        let response = within(timeouts.first_byte, sending).await?;
+        let between_bytes = timeouts.between_bytes;
         Ok(response.map(|body| {
-            body.map_err(|error| ErrorCode::InternalError(Some(error.to_string())))
-                .boxed_unsync()
+            let body = body.map_err(|error| ErrorCode::InternalError(Some(error.to_string())));
+            match between_bytes {
+                Some(limit) => Timed::new(body, limit).boxed_unsync(),
+                None => body.boxed_unsync(),
+            }
         }))
+    }
+}
+
+/// How long the parts of an exchange may take, as the component wants it.
+struct Timeouts {
+    connect: Duration,
+    first_byte: Option<Duration>,
+    between_bytes: Option<Duration>,
+}
+
+impl From<Option<RequestOptions>> for Timeouts {
+    fn from(options: Option<RequestOptions>) -> Self {
+        let options = options.unwrap_or_default();
+        Self {
+            connect: options.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+            first_byte: options.first_byte_timeout,
+            between_bytes: options.between_bytes_timeout,
+        }
+    }
+}
+
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = Result<T, ErrorCode>>) -> Result<T, ErrorCode> {
+    match limit {
+        Some(limit) => timeout(limit, work)
+            .await
+            .unwrap_or(Err(ErrorCode::ConnectionReadTimeout)),
+        None => work.await,
+    }
+}
+
+/// A body that fails when its next part takes too long.
+struct Timed<B> {
+    body: B,
+    limit: Duration,
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> Timed<B> {
+    fn new(body: B, limit: Duration) -> Self {
+        Self { body, limit, end: None }
+    }
+}
+
+impl<B: HttpBody<Data = Bytes, Error = ErrorCode> + Unpin> HttpBody for Timed<B> {
+    type Data = Bytes;
+    type Error = ErrorCode;
+
+    fn poll_frame(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(task) {
+            this.end = None;
+            return Poll::Ready(frame);
+        }
+        let end = this.end.get_or_insert_with(|| Box::pin(sleep(this.limit)));
+        ready!(end.as_mut().poll(task));
+        Poll::Ready(Some(Err(ErrorCode::ConnectionReadTimeout)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -125,13 +212,7 @@ impl WasiHttpHooks for Requests {
     ) -> Box<dyn Future<Output = Result<Sent, TrappableError<ErrorCode>>> + Send> {
         let outbound = self.0.clone();
         Box::new(async move {
-            let sending = outbound.send(request);
-            let response = match options.and_then(|options| options.first_byte_timeout) {
-                Some(limit) => tokio::time::timeout(limit, sending)
-                    .await
-                    .unwrap_or(Err(ErrorCode::ConnectionReadTimeout)),
-                None => sending.await,
-            };
+            let response = outbound.send(request, &options.into()).await;
             let done: Outcome = Box::new(std::future::ready(Ok(())));
             Ok((response?, done))
         })
@@ -154,7 +235,56 @@ mod tests {
     async fn ask(outbound: &Outbound, url: &str) -> Result<u16, ErrorCode> {
         let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
         let request = Request::get(url).body(body).unwrap();
-        outbound.send(request).await.map(|response| response.status().as_u16())
+        let response = outbound.send(request, &None.into()).await;
+        response.map(|response| response.status().as_u16())
+    }
+
+    #[tokio::test]
+    async fn a_part_of_the_body_that_does_not_come_is_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+                .await
+                .unwrap();
+            // Until the client gives up.
+            drop(stream.read(&mut [0]).await);
+        });
+        let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        let timeouts = Timeouts {
+            between_bytes: Some(Duration::from_millis(50)),
+            ..None.into()
+        };
+        let request = Request::get(&url).body(body).unwrap();
+        let response = allowed(&[&url]).send(request, &timeouts).await.unwrap();
+        let ended = timeout(Duration::from_secs(30), response.into_body().collect())
+            .await
+            .unwrap();
+        assert!(matches!(ended, Err(ErrorCode::ConnectionReadTimeout)), "{ended:?}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_does_not_come_about_ends_when_the_component_says() {
+        // A full backlog: the kernel drops further SYNs.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let _first = tokio::net::TcpStream::connect(address).await.unwrap();
+        let url = format!("http://{address}");
+        let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        let timeouts = Timeouts {
+            connect: Duration::from_millis(50),
+            ..None.into()
+        };
+        let start = std::time::Instant::now();
+        let request = Request::get(&url).body(body).unwrap();
+        let failed = allowed(&[&url]).send(request, &timeouts).await;
+        assert!(failed.is_err());
+        assert!(start.elapsed() < CONNECT_TIMEOUT, "{:?}", start.elapsed());
     }
 
     /// Answers each connection's first request with 204.

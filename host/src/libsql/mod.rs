@@ -35,6 +35,8 @@ const AT_ONCE_BYTES: usize = 256 << 10;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long telling the server that a connection is not needed any more may take.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// How long what follows the end of a statement is read.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// A libSQL server.
 pub struct Server {
@@ -344,8 +346,7 @@ impl Stream {
             Ended::Refused => running.before,
         };
         if let Some(at) = running.head.base_url.as_deref().and_then(|at| Url::parse(at).ok())
-            // The token is for the server that is configured, by the protection that is configured.
-            && at.scheme() == self.server.url.scheme()
+            && may_have_token(&at, &self.server.url)
         {
             self.at = at;
         }
@@ -354,6 +355,18 @@ impl Stream {
             self.transaction = Transaction::Lost;
         }
     }
+}
+
+/// Whether requests may go on to `at`, where the server wants them. The token is for the server that is configured and its
+/// sub-domains, by the protection that is configured.
+fn may_have_token(at: &Url, configured: &Url) -> bool {
+    let (Some(host), Some(wanted)) = (configured.domain(), at.domain()) else {
+        return at.scheme() == configured.scheme() && at.host() == configured.host();
+    };
+    let is_below = wanted
+        .strip_suffix(host)
+        .is_some_and(|below| below.is_empty() || below.ends_with('.'));
+    at.scheme() == configured.scheme() && is_below
 }
 
 impl Running {
@@ -381,9 +394,12 @@ impl Running {
         }
     }
 
-    /// Reads what follows the end of the statement, so that the HTTP connection can be used again. If that fails, it cannot.
+    /// Reads what follows the end of the statement, so that the HTTP connection can be used again. If that fails or takes too
+    /// long, the connection is closed.
     async fn drain(&mut self) {
-        while let Ok(Some(_)) = self.line().await {}
+        let rest = async { while let Ok(Some(_)) = self.line().await {} };
+        // The statement has ended: nothing that is left out here is missed.
+        let _ = tokio::time::timeout(DRAIN, rest).await;
     }
 
     async fn entry(&mut self) -> Result<Entry, Error> {

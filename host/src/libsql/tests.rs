@@ -266,3 +266,43 @@ fn transactions_begin_and_end_by_their_words() {
         assert_eq!(before.after(sql), after, "{sql}");
     }
 }
+
+#[test]
+fn the_token_stays_with_the_configured_server() {
+    let may = |at: &str, configured: &str| may_have_token(&Url::parse(at).unwrap(), &Url::parse(configured).unwrap());
+    let configured = "https://db.example.org";
+    assert!(may("https://db.example.org:8443/x", configured));
+    assert!(may("https://eu-1.db.example.org", configured));
+    for elsewhere in [
+        "https://evil.example",
+        "https://example.org",
+        "https://evil-db.example.org",
+        "http://db.example.org",
+        "https://10.0.0.1",
+    ] {
+        assert!(!may(elsewhere, configured), "{elsewhere}");
+    }
+    assert!(may("http://127.0.0.1:8080", "http://127.0.0.1"));
+    assert!(!may("http://1.127.0.0.1.example", "http://127.0.0.1"));
+}
+
+#[tokio::test]
+async fn a_server_that_trickles_after_the_end_is_not_waited_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        request(&mut stream).await;
+        let (_, body) = numbers("one", 0..3);
+        let head = format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n", body.len() + 1_000_000);
+        stream.write_all((head + &body).as_bytes()).await.unwrap();
+        // Until the client gives up.
+        while stream.write_all(b"\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let server = Server::new(&url, "t0ken".into()).unwrap();
+    let connection = server.open();
+    let answer = tokio::time::timeout(DRAIN * 20, run(&connection, "SELECT 1")).await;
+    assert_eq!(answer.unwrap().unwrap(), [0, 1, 2]);
+}

@@ -114,15 +114,20 @@ impl Environment {
     /// `dotenv` need not exist, as in Spin.
     ///
     /// # Errors
-    /// A dotenv file that does not parse.
+    /// A dotenv file that cannot be read or does not parse.
     pub fn load(prefix: Option<String>, dotenv: Option<PathBuf>) -> Result<Self> {
         let mut file = HashMap::new();
-        if let Some(path) = dotenv
-            && let Ok(entries) = dotenvy::from_path_iter(&path)
-        {
-            for entry in entries {
-                let (key, value) = entry.with_context(|| format!("Reading {}", path.display()))?;
-                file.insert(key, value);
+        if let Some(path) = dotenv {
+            let reading = || format!("Reading {}", path.display());
+            match dotenvy::from_path_iter(&path) {
+                Ok(entries) => {
+                    for entry in entries {
+                        let (key, value) = entry.with_context(reading)?;
+                        file.insert(key, value);
+                    }
+                }
+                Err(error) if error.not_found() => {}
+                Err(error) => return Err(error).with_context(reading),
             }
         }
         Ok(Self {
@@ -299,6 +304,18 @@ mod tests {
             .build()
             .unwrap()
             .block_on(component.get(name))
+    }
+
+    #[test]
+    fn a_dotenv_file_may_be_missing_but_not_unreadable() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Environment::load(None, Some(dir.path().join("missing"))).is_ok());
+        let file = dir.path().join("file");
+        std::fs::write(&file, "SPIN_VARIABLE_A=1\n").unwrap();
+        assert!(Environment::load(None, Some(file.clone())).is_ok());
+        // Not a directory: the kernel refuses this to root as well, as it refuses a file without permission to others.
+        let error = Environment::load(None, Some(file.join("x"))).err().unwrap();
+        assert!(format!("{error:#}").contains("file/x"), "{error:#}");
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use http::{HeaderValue, Request, StatusCode};
+use http::header::LOCATION;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use serde::Deserialize;
 use url::Url;
 
@@ -98,11 +100,13 @@ impl Vault {
 
     async fn read(&self, name: &str) -> Result<Option<String>> {
         let path = format!("{}{name}", self.place);
-        let request = Request::get(below(&self.url, &format!("v1/{path}")))
-            .header("x-vault-token", self.token.clone())
-            .header("x-vault-request", "true")
-            .body(Full::default())?;
-        let response = self.client.send(request).await?;
+        let url = below(&self.url, &format!("v1/{path}"));
+        let mut response = self.ask(url.as_str()).await?;
+        // A standby node that does not forward requests names the active one.
+        if response.status() == StatusCode::TEMPORARY_REDIRECT {
+            let active = self.active(&url.to_string(), response.headers())?;
+            response = self.ask(active.as_str()).await?;
+        }
         match response.status() {
             StatusCode::OK => {
                 let body = http_client::read(response.into_body(), MOST_BYTES).await?;
@@ -124,6 +128,30 @@ impl Vault {
             }
             _ => bail!(http_client::refusal(response, errors).await),
         }
+    }
+
+    async fn ask(&self, url: &str) -> Result<Response<Incoming>> {
+        let request = Request::get(url)
+            .header("x-vault-token", self.token.clone())
+            .header("x-vault-request", "true")
+            .body(Full::default())?;
+        self.client.send(request).await
+    }
+
+    /// Where a redirect leads. The token does not go there with less protection.
+    fn active(&self, asked: &str, headers: &HeaderMap) -> Result<Url> {
+        let location = headers.get(LOCATION).and_then(|location| location.to_str().ok());
+        let location = location.context("HTTP 307 without a Location")?;
+        let active = Url::parse(asked)?
+            .join(location)
+            .context("HTTP 307 with a bad Location")?;
+        ensure!(
+            active.scheme() == self.url.scheme(),
+            "HTTP 307 from {} to {}",
+            self.url.scheme(),
+            active.scheme()
+        );
+        Ok(active)
     }
 }
 
@@ -179,6 +207,40 @@ mod tests {
             asked.starts_with("GET /v1/kv/v2/data/links/prod/admin_token "),
             "{asked}"
         );
+    }
+
+    /// What `get("admin_token")` makes of a standby node that redirects there.
+    async fn redirected(location: impl Fn(&str) -> String) -> Result<Option<String>> {
+        let (standby, active) = (
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        );
+        let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+        let vault = Vault::new(&url(&standby), "t0ken", "kv", None).unwrap();
+        let location = location(&url(&active));
+        let redirect = format!("HTTP/1.1 307 X\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n");
+        let secret = format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n{SECRET}", SECRET.len());
+        tokio::spawn(async move {
+            for (listener, answer) in [(standby, redirect), (active, secret)] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut bytes = Vec::new();
+                while !bytes.ends_with(b"\r\n\r\n") {
+                    stream.read_buf(&mut bytes).await.unwrap();
+                }
+                assert!(String::from_utf8_lossy(&bytes).contains("x-vault-token: t0ken"));
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        vault.get("admin_token").await
+    }
+
+    #[tokio::test]
+    async fn a_standby_node_names_the_active_one() {
+        let value = redirected(|active| format!("{active}/v1/kv/data/admin_token")).await;
+        assert_eq!(value.unwrap().as_deref(), Some("v4lue"));
+        let refused = redirected(|active| active.replace("http:", "https:")).await;
+        let error = format!("{:#}", refused.unwrap_err());
+        assert!(error.contains("HTTP 307 from http to https"), "{error}");
     }
 
     #[tokio::test]
