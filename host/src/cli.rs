@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand, ValueHint};
 use crate::engine::Reuse;
 use crate::listen::Endpoint;
 use crate::range::Range;
+use crate::server::Timeouts;
 
 /// A small runtime for Spin components: HTTP, SQLite, key-value stores and variables.
 ///
@@ -25,6 +26,23 @@ pub struct Cli {
 pub enum Command {
     /// Serve an application
     Up(Box<Up>),
+    /// Compile the components of an application, for `up --precompiled`
+    Compile(Compile),
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Compile {
+    /// The application: a spin.toml, or a directory that holds one
+    #[arg(short = 'f', long = "from", value_name = "PATH", default_value = "spin.toml", value_hint = ValueHint::AnyPath)]
+    pub from: PathBuf,
+
+    /// Where the compiled components go; what else was compiled there is removed
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+
+    /// For `up --disable-pooling`
+    #[arg(long)]
+    pub disable_pooling: bool,
 }
 
 #[derive(clap::Args, Debug)]
@@ -70,6 +88,13 @@ pub struct Up {
     #[arg(long, env = "WASMTIME_CACHE_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub cache: Option<PathBuf>,
 
+    /// Use what `links-host compile` has put there (not a flag of Spin)
+    ///
+    /// What is missing or does not fit is compiled at the start, and so is what others than root and the owner of this
+    /// program could have written.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub precompiled: Option<PathBuf>,
+
     /// Allocate every instance anew instead of from a pool (slower; for machines with little address space)
     #[arg(long)]
     pub disable_pooling: bool,
@@ -94,12 +119,26 @@ pub struct Up {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub shutdown_timeout: Duration,
 
+    /// How long a client may keep a connection waiting: for a request, for more of its body, or until it reads on
+    ///
+    /// A client that is steady but slower than 1 KiB/s is cut off as well. The default is longer than nginx keeps an unused
+    /// connection, so that nginx never uses one that is being closed. (Not a flag of Spin.)
+    #[arg(long, value_name = "TIME", default_value = "75s", value_parser = parse_duration)]
+    pub client_timeout: Duration,
+
     /// Set an environment variable in every component
     #[arg(short = 'e', long = "env", value_name = "KEY=VALUE", value_parser = parse_env)]
     pub env: Vec<(String, String)>,
 }
 
 impl Up {
+    pub fn timeouts(&self) -> Timeouts {
+        Timeouts {
+            client: self.client_timeout,
+            shutdown: self.shutdown_timeout,
+        }
+    }
+
     pub fn reuse(&self) -> Reuse {
         Reuse {
             requests: self.max_instance_reuse_count,
@@ -154,8 +193,10 @@ mod tests {
 
     fn up(args: &[&str]) -> Result<Up, clap::Error> {
         let cli = Cli::try_parse_from(["links-host", "up"].iter().chain(args))?;
-        let Command::Up(up) = cli.command;
-        Ok(*up)
+        match cli.command {
+            Command::Up(up) => Ok(*up),
+            Command::Compile(compile) => unreachable!("{compile:?}"),
+        }
     }
 
     #[test]

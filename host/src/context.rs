@@ -12,7 +12,7 @@ use crate::database::Database;
 use crate::key_value::Store;
 use crate::outbound::{Outbound, Requests};
 use crate::stop::{Watch, Work};
-use crate::telemetry::{Instances, Logs, Span, Stream};
+use crate::telemetry::{Instances, Logs, Span, Stream, output};
 use crate::usage::{CpuTime, Limits};
 use crate::variables::ComponentVariables;
 
@@ -89,10 +89,8 @@ impl Context {
     pub fn new(component: Arc<ComponentState>, watch: Watch) -> Self {
         let mut wasi = WasiCtxBuilder::new();
         if !component.quiet {
-            match &component.logs {
-                Some(logs) => wasi.stdout(logs.of(Stream::Stdout)).stderr(logs.of(Stream::Stderr)),
-                None => wasi.inherit_stdout().inherit_stderr(),
-            };
+            let output = |stream| output(component.logs.as_ref(), stream);
+            wasi.stdout(output(Stream::Stdout)).stderr(output(Stream::Stderr));
         }
         wasi.envs(&component.environment);
         let outbound = Requests(component.outbound.clone());

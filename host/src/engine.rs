@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{Cache, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
+use wasmtime::{Cache, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline};
 use wasmtime_wasi_http::handler::{HandlerState, ProxyHandler, ProxyPre, StoreBundle};
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::bindings::Imports;
 use crate::clock;
 use crate::context::{ComponentState, Context};
+use crate::precompiled;
 use crate::range::Range;
 use crate::stop::Stop;
+use crate::telemetry::Span;
 
 /// How often a component that computes without a pause lets others have its thread. Spin's value.
 const TICK: Duration = Duration::from_millis(10);
@@ -126,32 +128,80 @@ pub fn linker(engine: &Engine) -> Result<Linker<Context>> {
     Ok(linker)
 }
 
-/// A component that is ready to serve.
-pub type Handler = ProxyHandler<Serving>;
+/// Ticks that a component may compute for before it gives way for the first time. The current one may be about to end.
+pub const FIRST_TICKS: u64 = 2;
 
-/// Compiles the component, or takes it from the cache.
+type Handler = ProxyHandler<Serving>;
+
+/// A component that is ready to serve.
+pub struct Handlers {
+    plain: Handler,
+    /// Its instances serve one request at a time: wasmtime 44 does not report which of an instance's requests calls the
+    /// host, but with one at a time it is that one.
+    traced: Handler,
+}
+
+impl Handlers {
+    pub fn new(service: ServicePre<Context>, serving: Serving) -> Self {
+        let mut one_at_a_time = serving.clone();
+        one_at_a_time.reuse.at_a_time = Range::One(1);
+        Self {
+            plain: ProxyHandler::new(serving, ProxyPre::P3(service.clone())),
+            traced: ProxyHandler::new(one_at_a_time, ProxyPre::P3(service)),
+        }
+    }
+
+    /// For a request with this span.
+    pub fn of(&self, span: Option<&Span>) -> &Handler {
+        if span.is_some() { &self.traced } else { &self.plain }
+    }
+
+    pub fn component(&self) -> &Arc<ComponentState> {
+        &self.plain.state().component
+    }
+}
+
+/// Takes the component as it was compiled before, from `precompiled` or from the cache; otherwise compiles it.
 ///
 /// # Errors
 /// Names the file: it cannot be read, is no component, imports what links-host lacks, or does not serve HTTP.
-pub fn load(linker: &Linker<Context>, file: &Path, serving: Serving) -> Result<Handler> {
+pub fn load(
+    linker: &Linker<Context>,
+    id: &str,
+    file: &Path,
+    precompiled: Option<&Path>,
+) -> Result<ServicePre<Context>> {
     let shown = file.display();
     let bytes = std::fs::read(file).with_context(|| format!("Reading the component {shown}"))?;
-    let component = Component::new(&serving.engine, &bytes)
-        .map_err(|error| anyhow!("{error:#}"))
-        .with_context(|| format!("{shown} is not a WebAssembly component; build it again, or install it again"))?;
+    let ready = precompiled.and_then(|directory| {
+        let ready = precompiled::load(directory, linker.engine(), id, &bytes);
+        let problem = match ready {
+            Ok(Some(component)) => return Some(component),
+            Ok(None) => format!("{} holds nothing that fits", directory.display()),
+            Err(error) => format!("{error:#}"),
+        };
+        tracing::warn!("component {id} is compiled at the start, which takes time and memory: {problem}");
+        None
+    });
+    let component = match ready {
+        Some(component) => component,
+        None => Component::new(linker.engine(), &bytes)
+            .map_err(|error| anyhow!("{error:#}"))
+            .with_context(|| format!("{shown} is not a WebAssembly component; build it again, or install it again"))?,
+    };
     let pre = linker
         .instantiate_pre(&component)
         .map_err(|error| anyhow!("{error:#}"))
         .with_context(|| {
             format!("{shown} imports what links-host does not have; run it on Spin, or build it without")
         })?;
-    let service = ServicePre::new(pre).map_err(|error| anyhow!("{error:#}")).with_context(|| {
+    ServicePre::new(pre).map_err(|error| anyhow!("{error:#}")).with_context(|| {
         format!("{shown} does not serve HTTP with WASI 0.3 (rc 2026-03-15); build it with spin-sdk 6 and #[http_service]")
-    })?;
-    Ok(ProxyHandler::new(serving, ProxyPre::P3(service)))
+    })
 }
 
 /// Makes the instances of one component.
+#[derive(Clone)]
 pub struct Serving {
     pub engine: Engine,
     pub component: Arc<ComponentState>,
@@ -171,8 +221,11 @@ impl HandlerState for Serving {
                 Ok(())
             });
         }
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
+        store.set_epoch_deadline(FIRST_TICKS);
+        store.epoch_deadline_callback(|store| {
+            tracing::trace!("component {}: gives way to others", store.data().component.id);
+            Ok(UpdateDeadline::Yield(1))
+        });
         Ok(StoreBundle {
             store,
             write_profile: Box::new(|_| ()),

@@ -13,6 +13,9 @@ mod libsql;
 mod listen;
 mod manifest;
 mod outbound;
+mod output;
+mod pace;
+mod precompiled;
 mod range;
 mod respond;
 mod route;
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
     log_to_stderr();
     let result = match &cli.command {
         Command::Up(up) => up::up(up),
+        Command::Compile(compile) => precompiled::compile(compile),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,29 +3,40 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Task, Poll};
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{HOST, HeaderName, HeaderValue};
+use bytes::{Bytes, BytesMut};
+use http::header::{HOST, HeaderName, HeaderValue, RETRY_AFTER};
 use http::uri::{Authority, Scheme};
-use http::{Request, Response, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
+use wasmtime::AsContextMut as _;
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::handler::Proxy;
 use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
 
 use crate::context::Context;
-use crate::engine::{Handler, MOST_INSTANCES};
+use crate::engine::{FIRST_TICKS, Handlers, MOST_INSTANCES};
 use crate::listen::Peer;
+use crate::pace::PacedBody;
 use crate::route::{Match, Route, Router, WELL_KNOWN};
 use crate::stop::Stop;
 use crate::telemetry::{Requests, Span, Tracer};
 
 /// Requests that components work on at once; further ones wait. Below the number of instances, since some are idle.
 const MOST_REQUESTS: u32 = MOST_INSTANCES * 9 / 10;
+/// Responses that are streamed at once: clients that read slowly must leave room for other requests.
+const MOST_STREAMS: usize = MOST_REQUESTS as usize / 2;
+/// How long a request waits for its turn before it is refused with 503.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A body of at most so many bytes is held in memory as a whole, so that a client who sends or reads slowly holds up no
+/// component.
+const SMALL: u64 = 64 << 10;
 
 const PATH_INFO: HeaderName = HeaderName::from_static("spin-path-info");
 const FULL_URL: HeaderName = HeaderName::from_static("spin-full-url");
@@ -39,6 +50,9 @@ const CLIENT_ADDR: HeaderName = HeaderName::from_static("spin-client-addr");
 pub struct App {
     router: Router<Target>,
     permits: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    /// How long a client may take to send a part of its request.
+    client_timeout: Duration,
     stop: Stop,
     /// None: requests are not traced.
     tracer: Option<Tracer>,
@@ -47,7 +61,7 @@ pub struct App {
 /// Where a route leads.
 pub struct Target {
     pub id: String,
-    handler: Arc<Handler>,
+    handler: Arc<Handlers>,
     /// The route and its prefix, as header values.
     raw: HeaderValue,
     prefix: HeaderValue,
@@ -58,7 +72,7 @@ pub struct Target {
 impl Target {
     /// # Errors
     /// A route that is no header value.
-    pub fn new(id: String, handler: Arc<Handler>, route: &Route, requests: Option<Requests>) -> anyhow::Result<Self> {
+    pub fn new(id: String, handler: Arc<Handlers>, route: &Route, requests: Option<Requests>) -> anyhow::Result<Self> {
         let value = |text: &str| HeaderValue::from_str(text);
         Ok(Self {
             id,
@@ -71,10 +85,12 @@ impl Target {
 }
 
 impl App {
-    pub fn new(router: Router<Target>, stop: Stop, tracer: Option<Tracer>) -> Self {
+    pub fn new(router: Router<Target>, client_timeout: Duration, stop: Stop, tracer: Option<Tracer>) -> Self {
         Self {
             router,
             permits: Arc::new(Semaphore::new(MOST_REQUESTS as usize)),
+            streams: Arc::new(Semaphore::new(MOST_STREAMS)),
+            client_timeout,
             stop,
             tracer,
         }
@@ -138,19 +154,26 @@ impl App {
     }
 
     async fn ask(&self, request: Request<Incoming>, target: &Target, span: Option<Span>) -> Response<Answer> {
-        let Ok(permit) = self.permits.clone().acquire_owned().await else {
-            return fixed(StatusCode::SERVICE_UNAVAILABLE, "");
+        let request = match received(request, self.client_timeout).await {
+            Ok(request) => request,
+            Err(ErrorCode::ConnectionReadTimeout) => return fixed(StatusCode::REQUEST_TIMEOUT, ""),
+            Err(_) => return fixed(StatusCode::BAD_REQUEST, ""),
         };
-        let line = format!("{} {}", request.method(), request.uri().path());
+        let Ok(Ok(permit)) = timeout(TURN_TIMEOUT, self.permits.clone().acquire_owned()).await else {
+            return overloaded();
+        };
+        let (method, path) = (request.method().clone(), request.uri().path_and_query().cloned());
         let (sender, receiver) = oneshot::channel();
-        let component = target.id.clone();
+        let component = target.handler.component().clone();
+        let streams = self.streams.clone();
         let span_there = span.clone();
-        target.handler.spawn(
+        target.handler.of(span.as_ref()).spawn(
             None,
             Box::new(move |accessor, proxy| {
                 Box::pin(async move {
-                    if let Err(error) = call(accessor, proxy, request, sender, span_there).await {
-                        tracing::error!("component {component}: {line}: {error:#}");
+                    if let Err(error) = call(accessor, proxy, request, sender, streams, span_there).await {
+                        let path = path.as_ref().map_or("/", |path| path.path());
+                        tracing::error!("component {}: {method} {path}: {error:#}", component.id);
                     }
                     drop(permit);
                 })
@@ -166,16 +189,33 @@ impl App {
     }
 }
 
-/// Has the component handle the request, and stays until its answer is written: until then it may still produce it.
+/// The request, with all of its body if that is small.
+async fn received(request: Request<Incoming>, limit: Duration) -> Result<Request<Question>, ErrorCode> {
+    let (head, body) = request.into_parts();
+    let body = if body.is_end_stream() {
+        Question::Whole(Full::default())
+    } else if body.size_hint().upper().is_some_and(|most| most <= SMALL) {
+        let body = PacedBody::new(body, limit).collect().await?;
+        Question::Whole(Full::new(body.to_bytes()))
+    } else {
+        Question::Stream(PacedBody::new(body, limit))
+    };
+    Ok(Request::from_parts(head, body))
+}
+
+/// Has the component handle the request. What it streams is waited for, since until then it may still produce it.
 async fn call(
     accessor: &Accessor<Context>,
     proxy: &Proxy,
-    request: Request<Incoming>,
+    request: Request<Question>,
     sender: oneshot::Sender<Response<Answer>>,
+    streams: Arc<Semaphore>,
     span: Option<Span>,
 ) -> wasmtime::Result<()> {
     let Proxy::P3(service) = proxy;
     let first = accessor.with(|mut access| {
+        // The deadline is absolute: after a pause it has passed, and the component would give way at once.
+        access.as_context_mut().set_epoch_deadline(FIRST_TICKS);
         let context = access.get();
         context.span = span;
         let first = context.watch.take();
@@ -187,18 +227,59 @@ async fn call(
     if let Some(watch) = first {
         accessor.spawn(watch);
     }
-    let request = request.map(|body| body.map_err(|error| ErrorCode::InternalError(Some(error.to_string()))));
+    let to_head = *request.method() == Method::HEAD;
     let (request, outcome) = p3::Request::from_http(request);
     let response = service.handle(accessor, request).await??;
     let response = accessor.with(|store| response.into_http(store, outcome))?;
-    let (done, written) = oneshot::channel();
-    let response = response.map(|body| Answer::Component { body, _done: done });
-    if sender.send(response).is_ok() {
-        // It ends with an error by being dropped, which is what is waited for.
-        let _dropped = written.await;
-    }
+    let (head, body) = response.into_parts();
+    let size = body.size_hint();
+    let answer = match size.exact() {
+        // It is not sent; only its size may be told.
+        _ if to_head => Answer::Unsent(size),
+        Some(size) if size <= SMALL => Answer::Fixed(Full::new(whole(body, size).await?)),
+        _ => match timeout(TURN_TIMEOUT, streams.acquire_owned()).await {
+            Ok(Ok(stream)) => {
+                let (done, written) = oneshot::channel();
+                let answer = Answer::Component {
+                    body,
+                    _done: done,
+                    _stream: stream,
+                };
+                if sender.send(Response::from_parts(head, answer)).is_ok() {
+                    // It ends with an error by being dropped, which is what is waited for.
+                    let _dropped = written.await;
+                }
+                accessor.with(|mut access| access.get().span = None);
+                return Ok(());
+            }
+            _ => {
+                drop(sender.send(overloaded()));
+                accessor.with(|mut access| access.get().span = None);
+                return Ok(());
+            }
+        },
+    };
+    // Nobody may be waiting any more.
+    drop(sender.send(Response::from_parts(head, answer)));
     accessor.with(|mut access| access.get().span = None);
     Ok(())
+}
+
+/// A body of this size. What follows the last of its bytes, which may be trailers, is not waited for.
+async fn whole(mut body: UnsyncBoxBody<Bytes, ErrorCode>, size: u64) -> wasmtime::Result<Bytes> {
+    let mut bytes = BytesMut::new();
+    while (bytes.len() as u64) < size {
+        match body.frame().await {
+            Some(frame) => match frame?.into_data() {
+                // As a rule it comes in one piece.
+                Ok(data) if bytes.is_empty() && data.len() as u64 == size => return Ok(data),
+                Ok(data) => bytes.extend_from_slice(&data),
+                Err(_) => {}
+            },
+            None => wasmtime::bail!("the body has {} bytes, its content-length is {size}", bytes.len()),
+        }
+    }
+    Ok(bytes.freeze())
 }
 
 /// The request as a component expects it: an absolute URI, and what Spin tells in headers. None without a usable Host.
@@ -246,18 +327,62 @@ fn authority<B>(request: &Request<B>) -> Option<Authority> {
     }
 }
 
-/// A body: a component's, or one of our own.
+/// The body of a request.
+enum Question {
+    Whole(Full<Bytes>),
+    Stream(PacedBody<Incoming>),
+}
+
+impl Body for Question {
+    type Data = Bytes;
+    type Error = ErrorCode;
+
+    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Pin::new(body).poll_frame(task).map_err(|never| match never {}),
+            Self::Stream(body) => Pin::new(body).poll_frame(task),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The body of a response: a component's, or one of our own.
 pub enum Answer {
     Component {
         body: UnsyncBoxBody<Bytes, ErrorCode>,
         _done: oneshot::Sender<()>,
+        _stream: OwnedSemaphorePermit,
     },
     Fixed(Full<Bytes>),
+    /// The response to a HEAD request. Only the size counts, which a GET would have.
+    Unsent(SizeHint),
 }
 
 fn fixed(status: StatusCode, text: &'static str) -> Response<Answer> {
     let mut response = Response::new(Answer::Fixed(Full::new(Bytes::from_static(text.as_bytes()))));
     *response.status_mut() = status;
+    response
+}
+
+fn overloaded() -> Response<Answer> {
+    tracing::debug!("a request was refused: no turn within {TURN_TIMEOUT:?}");
+    let mut response = fixed(StatusCode::SERVICE_UNAVAILABLE, "");
+    response
+        .headers_mut()
+        .insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
 
@@ -269,6 +394,7 @@ impl Body for Answer {
         match self.get_mut() {
             Self::Component { body, .. } => Pin::new(body).poll_frame(task),
             Self::Fixed(body) => Pin::new(body).poll_frame(task).map_err(|never| match never {}),
+            Self::Unsent(_) => Poll::Ready(None),
         }
     }
 
@@ -276,6 +402,7 @@ impl Body for Answer {
         match self {
             Self::Component { body, .. } => body.is_end_stream(),
             Self::Fixed(body) => body.is_end_stream(),
+            Self::Unsent(_) => false,
         }
     }
 
@@ -283,6 +410,7 @@ impl Body for Answer {
         match self {
             Self::Component { body, .. } => body.size_hint(),
             Self::Fixed(body) => body.size_hint(),
+            Self::Unsent(size) => size.clone(),
         }
     }
 }

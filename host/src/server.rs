@@ -15,14 +15,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::listen::{Listener, Peer, Stream};
+use crate::pace::Paced;
 use crate::respond::App;
 
-/// How long a client may take to send the head of a request, and how long a connection may be idle, before its first
-/// request as well. Longer than nginx keeps an idle connection (60 s), so that nginx closes first and never sends a request
-/// to a connection that is being closed.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long to wait before accepting again when descriptors or memory ran out and no connection has ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// How long a client may keep a connection waiting.
+    pub client: Duration,
+    /// How long the requests in flight may take after a signal.
+    pub shutdown: Duration,
+}
 
 /// SIGTERM and SIGINT.
 pub struct Signals {
@@ -58,9 +63,10 @@ pub enum End {
     CutOff,
 }
 
-/// Serves until a signal comes, then finishes what is in flight, for `limit` at most.
-pub async fn serve(listeners: Vec<Listener>, app: Arc<App>, mut signals: Signals, limit: Duration) -> End {
-    let server = Server::new(app);
+/// Serves until a signal comes, then finishes what is in flight.
+pub async fn serve(listeners: Vec<Listener>, app: Arc<App>, mut signals: Signals, timeouts: &Timeouts) -> End {
+    let limit = timeouts.shutdown;
+    let server = Server::new(app, timeouts.client);
     let name = loop {
         let accepted = tokio::select! {
             accepted = accept(&listeners) => accepted,
@@ -126,17 +132,20 @@ struct Server {
     connections: GracefulShutdown,
     closed: Arc<Notify>,
     app: Arc<App>,
+    timeout: Duration,
 }
 
 impl Server {
-    fn new(app: Arc<App>) -> Self {
+    fn new(app: Arc<App>, timeout: Duration) -> Self {
         let mut http = Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        // It begins with the connection, so it also bounds the wait for the first byte and that between two requests.
+        http.timer(TokioTimer::new()).header_read_timeout(timeout);
         Self {
             http,
             connections: GracefulShutdown::new(),
             closed: Arc::new(Notify::new()),
             app,
+            timeout,
         }
     }
 
@@ -147,7 +156,9 @@ impl Server {
             let (app, peer) = (app.clone(), peer.clone());
             async move { Ok::<_, Infallible>(app.respond(request, peer).await) }
         });
-        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let connection = self
+            .http
+            .serve_connection(TokioIo::new(Paced::new(stream, self.timeout)), service);
         let connection = self.connections.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

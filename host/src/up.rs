@@ -12,12 +12,12 @@ use crate::cli::Up;
 use crate::config::{self, Config, Flags};
 use crate::context::ComponentState;
 use crate::database::Database;
-use crate::engine::{self, CodeCache, Serving};
+use crate::engine::{self, CodeCache, Handlers, Serving};
 use crate::key_value::{Store, StoreFile};
 use crate::listen::{Bound, Listener};
 use crate::manifest::{self, Application};
 use crate::outbound::{Address, Outbound};
-use crate::range::Range;
+use crate::output;
 use crate::respond::{App, Target};
 use crate::route::Router;
 use crate::server::{self, End, Signals};
@@ -57,10 +57,11 @@ pub fn up(up: &Up) -> Result<()> {
             .map(Listener::url)
             .collect::<std::io::Result<Vec<_>>>()?;
         announce(&app, &urls);
-        let end = server::serve(listeners, app, signals, up.shutdown_timeout).await;
+        let end = server::serve(listeners, app, signals, &up.timeouts()).await;
         Ok::<_, anyhow::Error>((end, telemetry))
     })?;
     telemetry.flush();
+    output::flush();
     match end {
         End::Complete => runtime.shutdown_timeout(LAST_WORK),
         End::CutOff => runtime.shutdown_background(),
@@ -161,11 +162,7 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
     let engine = engine::engine(&cache, !up.disable_pooling)?;
     let linker = engine::linker(&engine)?;
     let tracer = telemetry.tracer();
-    let mut reuse = up.reuse();
-    if tracer.is_some() {
-        // wasmtime 44 does not tell which of an instance's requests calls the host. With one at a time it is that one.
-        reuse.at_a_time = Range::One(1);
-    }
+    let reuse = up.reuse();
     let stop = Stop::new();
     let mut handlers = HashMap::new();
     for (id, component) in components {
@@ -200,8 +197,9 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
             reuse,
             stop: stop.clone(),
         };
-        let handler = engine::load(&linker, &source, serving).with_context(|| format!("component {id}"))?;
-        handlers.insert(id, Arc::new(handler));
+        let service = engine::load(&linker, &id, &source, up.precompiled.as_deref())
+            .with_context(|| format!("component {id}"))?;
+        handlers.insert(id, Arc::new(Handlers::new(service, serving)));
     }
     let mut targets = Vec::new();
     for (route, id) in routes {
@@ -212,7 +210,7 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
         let target = Target::new(id, handler.clone(), &route, requests)?;
         targets.push((route, target));
     }
-    Ok(App::new(Router::new(targets)?, stop, tracer))
+    Ok(App::new(Router::new(targets)?, up.client_timeout, stop, tracer))
 }
 
 /// What a component may ask. The variables in it are read once: a grant does not change while it is served.

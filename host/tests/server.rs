@@ -31,6 +31,11 @@ fn lasting_component(wait: Option<Duration>) -> Vec<u8> {
     let afterwards = wait.map_or(String::new(), |wait| {
         format!("(call $wait (i64.const {})) unreachable", wait.as_nanos())
     });
+    answering_component(&afterwards)
+}
+
+/// A component that answers every request with an error, and does this afterwards, in WebAssembly's text format.
+fn answering_component(afterwards: &str) -> Vec<u8> {
     // The error is the one without a payload that has this number, "loop-detected".
     let module = format!(
         r#"(module
@@ -39,10 +44,28 @@ fn lasting_component(wait: Option<Duration>) -> Vec<u8> {
             (import "wasi:clocks/monotonic-clock@0.3.0-rc-2026-03-15" "wait-for" (func $wait (param i64)))
             (memory (export "memory") 1)
             (func (export "[async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle") (param i32) (result i32)
+                (local $left i32)
                 (call $answer (i32.const 1) (i32.const 36) (i32.const 0) (i64.const 0)
                     (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))
                 {afterwards}
                 (i32.const 0))
+            (func (export "[callback][async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle")
+                (param i32 i32 i32) (result i32)
+                unreachable))"#
+    );
+    built("patient", |_, _| wat::parse_str(module).unwrap())
+}
+
+/// A component that waits, counts, and traps without an answer.
+fn waiting_component(wait: Duration) -> Vec<u8> {
+    let wait = wait.as_nanos();
+    let module = format!(
+        r#"(module
+            (import "wasi:clocks/monotonic-clock@0.3.0-rc-2026-03-15" "wait-for" (func $wait (param i64)))
+            (memory (export "memory") 1)
+            (func (export "[async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle") (param i32) (result i32)
+                (call $wait (i64.const {wait}))
+                unreachable)
             (func (export "[callback][async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle")
                 (param i32 i32 i32) (result i32)
                 unreachable))"#
@@ -136,21 +159,7 @@ impl App {
 
     /// With this many file descriptors at most.
     fn start_with(&self, descriptors: u32) -> Server {
-        let command = self.command("127.0.0.1:0");
-        let mut limited = Command::new("/bin/sh");
-        limited
-            .arg("-c")
-            .arg(format!("ulimit -n {descriptors} && exec \"$@\""))
-            .arg("sh");
-        limited.arg(command.get_program()).args(command.get_args());
-        limited
-            .env_clear()
-            .envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        limited
-            .current_dir(self.dir.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        self.run(limited)
+        self.run(with_descriptors(&self.command("127.0.0.1:0"), descriptors))
     }
 
     fn socket(&self) -> PathBuf {
@@ -180,6 +189,25 @@ impl App {
             _stdout: stdout,
         }
     }
+}
+
+/// The same command with this many file descriptors at most.
+fn with_descriptors(command: &Command, descriptors: u32) -> Command {
+    let mut limited = Command::new("/bin/sh");
+    limited
+        .arg("-c")
+        .arg(format!("ulimit -n {descriptors} && exec \"$@\""))
+        .arg("sh");
+    limited.arg(command.get_program()).args(command.get_args());
+    limited
+        .env_clear()
+        .envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if let Some(directory) = command.get_current_dir() {
+        limited.current_dir(directory);
+    }
+    limited
 }
 
 fn stderr(child: &mut Child) -> String {
@@ -365,6 +393,21 @@ fn what_an_instance_does_after_its_answer_is_waited_for() {
 }
 
 #[test]
+fn what_an_instance_computes_between_two_calls_after_its_answer_is_waited_for() {
+    let wait = "(call $wait (i64.const 100000000))";
+    // Some hundred milliseconds, in which it calls nobody.
+    let compute = "(loop $again (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+        (br_if $again (i32.lt_u (i32.const 0) (local.get $left))))";
+    let afterwards = format!("{wait} (local.set $left (i32.const 300000000)) {compute} {wait} unreachable");
+    let app = App::new(&answering_component(&afterwards));
+    let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "60s"]);
+    assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+    server.signal("TERM");
+    let log = String::from_utf8(server.end().stderr).unwrap();
+    assert!(log.contains("unreachable"), "it was cut off: {log}");
+}
+
+#[test]
 fn what_an_instance_does_after_its_answer_is_waited_for_within_the_limit() {
     let app = App::new(&lasting_component(Some(Duration::from_secs(3600))));
     let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "50ms"]);
@@ -496,6 +539,196 @@ fn http_2_is_refused() {
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer:?}");
     assert!(server.ask(HEALTH).starts_with("HTTP/1.1 200"));
+}
+
+/// How much longer something may take than it should: the machine may be busy.
+const SLACK: Duration = Duration::from_secs(30);
+
+#[test]
+fn connections_that_send_nothing_are_closed_in_time() {
+    let app = App::new(&component("service"));
+    let mut command = app.command("127.0.0.1:0");
+    command.args(["--client-timeout", "500ms"]);
+    let server = app.run(with_descriptors(&command, 40));
+    let many: Vec<TcpStream> = (0..80).map(|_| server.connect()).collect();
+    let start = Instant::now();
+    // The kernel takes them all, the server only some: the request waits behind the others.
+    assert!(server.ask(HEALTH).starts_with("HTTP/1.1 200"));
+    assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
+    drop(many);
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cut_off() {
+    let app = App::new(&component("service"));
+    let server = app.start_with_flags(&["--client-timeout", "500ms"]);
+    let mut stream = server.connect();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    let requests = format!("{HEALTH}\r\n\r\n").repeat(1_000);
+    let start = Instant::now();
+    // The responses fill the buffers of both sides, then the requests do.
+    let error = loop {
+        if let Err(error) = stream.write_all(requests.as_bytes()) {
+            break error;
+        }
+        assert!(start.elapsed() < SLACK, "it was not cut off");
+    };
+    let kinds = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
+    assert!(kinds.contains(&error.kind()), "{error}");
+}
+
+#[test]
+fn a_request_whose_body_does_not_come_holds_up_nobody() {
+    let app = App::new(&component("service"));
+    let server = app.start_with_flags(&["--client-timeout", "3s"]);
+    let mut slow: Vec<TcpStream> = (0..901).map(|_| server.connect()).collect();
+    for stream in &mut slow {
+        write!(stream, "POST /app HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n").unwrap();
+    }
+    // The last of them has been read when its connection's other request would have been.
+    assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+    for mut stream in slow {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_request_that_gets_no_turn_is_refused_in_time() {
+    let app = App::new(&waiting_component(Duration::from_secs(3600)));
+    let server = app.start();
+    let mut stuck: Vec<TcpStream> = (0..900).map(|_| server.connect()).collect();
+    for stream in &mut stuck {
+        write!(stream, "GET /app HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    }
+    let start = Instant::now();
+    wait_until(|| {
+        let answer = server.get("/app");
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        answer.contains("retry-after: 1\r\n")
+    });
+    assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
+    assert!(server.ask(HEALTH).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn a_component_that_never_answers_is_ended() {
+    let app = App::new(&waiting_component(Duration::from_secs(3600)));
+    let server = app.start_with_flags(&["--request-timeout", "100ms"]);
+    let start = Instant::now();
+    assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+    assert!(start.elapsed() < SLACK);
+}
+
+#[test]
+fn an_instance_that_was_idle_does_not_give_way_at_once() {
+    const REQUESTS: usize = 20;
+    let app = App::new(&lasting_component(None));
+    let mut command = app.command("127.0.0.1:0");
+    command
+        .args(["--idle-instance-timeout", "3600s"])
+        .env("RUST_LOG", "trace");
+    let server = app.run(command);
+    for _ in 0..REQUESTS {
+        assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+        // Longer than two ticks of the epoch.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    server.signal("TERM");
+    let log = String::from_utf8(server.end().stderr).unwrap();
+    let gave_way = log.matches("gives way").count();
+    // On a busy machine a tick may pass all the same.
+    assert!(gave_way < REQUESTS / 2, "{gave_way} of {REQUESTS}");
+}
+
+#[test]
+fn requests_that_are_not_traced_share_instances() {
+    const REQUESTS: usize = 32;
+    let app = App::new(&waiting_component(Duration::from_millis(500)));
+    let mut command = app.command("127.0.0.1:0");
+    // Nobody listens there, and nothing is sampled.
+    command
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+        .env("OTEL_TRACES_SAMPLER", "always_off");
+    let server = app.run(command);
+    std::thread::scope(|scope| {
+        for _ in 0..REQUESTS {
+            scope.spawn(|| assert!(server.get("/app").starts_with("HTTP/1.1 500")));
+        }
+    });
+    server.signal("TERM");
+    let log = String::from_utf8(server.end().stderr).unwrap();
+    // Each is ended by the trap of its first request.
+    let instances = log.matches("an instance ended").count();
+    assert!((1..REQUESTS).contains(&instances), "{instances} instances: {log}");
+}
+
+fn compile(app: &App, out: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_links-host"));
+    command
+        .arg("compile")
+        .arg("--from")
+        .arg(app.dir.path())
+        .arg("--out")
+        .arg(out);
+    command.output().unwrap()
+}
+
+/// What a start with these compiled components logs.
+fn log_with_precompiled(app: &App, directory: &Path) -> String {
+    let server = app.start_with_flags(&["--precompiled", directory.to_str().unwrap()]);
+    assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+    server.signal("TERM");
+    String::from_utf8(server.end().stderr).unwrap()
+}
+
+#[test]
+fn components_are_compiled_once_before_they_are_served() {
+    const WARNING: &str = "compiled at the start";
+    let app = App::new(&component("service"));
+    let out = app.dir.path().join("compiled");
+    let output = compile(&app, &out);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let files = || -> Vec<PathBuf> {
+        std::fs::read_dir(&out)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect()
+    };
+    let [file] = &files()[..] else {
+        panic!("{:?}", files());
+    };
+    std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let log = log_with_precompiled(&app, &out);
+    assert!(!log.contains(WARNING), "{log}");
+
+    // What fits is left as it is.
+    let inode = |file: &Path| std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+    let before = inode(file);
+    assert!(compile(&app, &out).status.success());
+    assert_eq!(inode(file), before);
+
+    // Others could have written it.
+    std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let log = log_with_precompiled(&app, &out);
+    assert!(log.contains(WARNING) && log.contains("may write"), "{log}");
+    std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o755)).unwrap();
+
+    // It is damaged, and compiled again.
+    std::fs::write(file, b"damaged").unwrap();
+    let log = log_with_precompiled(&app, &out);
+    assert!(log.contains(WARNING) && log.contains("does not fit"), "{log}");
+    assert!(compile(&app, &out).status.success());
+    assert!(!log_with_precompiled(&app, &out).contains(WARNING));
+
+    // The component is another one: the old one's compiled form goes.
+    app.write("app.wasm", &lasting_component(None));
+    let log = log_with_precompiled(&app, &out);
+    assert!(log.contains(WARNING) && log.contains("nothing that fits"), "{log}");
+    assert!(compile(&app, &out).status.success());
+    assert_eq!(files().len(), 1);
+    assert!(!log_with_precompiled(&app, &out).contains(WARNING));
 }
 
 #[test]

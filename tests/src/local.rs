@@ -2,10 +2,12 @@
 //! talks to. Each ends when it is dropped.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -193,10 +195,14 @@ impl Place {
         let local = self.path("local.db");
         let local = format!("[key_value_store.local]\ntype = 'spin'\npath = '{}'\n", local.display());
         std::fs::write(&file, format!("log_dir = ''\n{local}{configuration}"))?;
+        static RUNTIMES: AtomicU64 = AtomicU64::new(0);
+        let socket = self.path(&format!("links-{}.sock", RUNTIMES.fetch_add(1, Relaxed)));
         let mut command = Command::new(target_directory().join("release/links-host"));
         command.arg("up").arg("--from").arg(spin_toml());
         command
             .args(["--listen", "127.0.0.1:0"])
+            .arg("--listen")
+            .arg(format!("unix:{}", socket.display()))
             .arg("--runtime-config-file")
             .arg(&file);
         command.arg("--state-dir").arg(self.path("state"));
@@ -204,7 +210,11 @@ impl Place {
         command.envs(environment.iter().copied()).current_dir(self.0.path());
         let mut process = Process::spawn(&mut command, &self.path("runtime.err"))?;
         let address = process.said("Serving http://")?.parse()?;
-        Ok(Runtime { process, address })
+        Ok(Runtime {
+            process,
+            address,
+            socket,
+        })
     }
 
     /// All that the runtimes have written to standard error.
@@ -226,6 +236,7 @@ pub fn spin_toml() -> PathBuf {
 pub struct Runtime {
     pub process: Process,
     address: SocketAddr,
+    socket: PathBuf,
 }
 
 impl Runtime {
@@ -233,6 +244,16 @@ impl Runtime {
     /// No answer, or none that is HTTP.
     pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
         ask(self.address, "GET", path, headers, "")
+    }
+
+    /// The same through the Unix socket, as nginx asks.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn get_through_socket(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+        let stream = UnixStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        exchange(stream, "GET", path, headers, "")
     }
 
     /// # Errors
@@ -286,8 +307,18 @@ pub struct Answer {
 /// # Errors
 /// No answer within 20 s, or none that is HTTP.
 pub fn ask(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
+    let stream = TcpStream::connect_timeout(&address, ANSWER)?;
     stream.set_read_timeout(Some(ANSWER))?;
+    exchange(stream, method, path, headers, body)
+}
+
+fn exchange(
+    mut stream: impl io::Read + io::Write,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<Answer> {
     let mut request = format!("{method} {path} HTTP/1.1\r\nhost: links.example\r\nconnection: close\r\n");
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));

@@ -318,10 +318,9 @@ fn another_program_understands_what_is_sent() -> Result<()> {
         let metric = format!("component_id: Str({component})");
         let name = "Name: spin.request_count";
         lab.rotel_tells(&[name, &metric, "service.instance.id: Str(1)", "service.name: Str(links)"])?;
-        let trace = format!("{port:032x}");
-        let traceparent = format!("00-{trace}-00f067aa0ba902b7-01");
-        lab.site()?.header("traceparent", &traceparent).get("/not-there")?;
-        lab.rotel_tells(&[&trace])?;
+        let path = format!("/not-there-{port}");
+        lab.site()?.get(&path)?;
+        lab.rotel_tells(&[&format!("url.path: Str({path})")])?;
     }
     Ok(())
 }

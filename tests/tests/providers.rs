@@ -198,6 +198,7 @@ mod telemetry {
 
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
     const UNSAMPLED: &str = "0af7651916cd43dd8448eb211c80319d";
+    const FORGED: &str = "1bf7651916cd43dd8448eb211c80319e";
 
     fn text<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {
         let found = attributes.iter().find(|attribute| attribute.key == key)?;
@@ -315,9 +316,14 @@ mod telemetry {
         let slug = runtime.slug("4dmin-s3cret", "https://example.com/t4rget")?;
         for (trace, flags) in [(TRACE, "01"), (UNSAMPLED, "00")] {
             let parent = format!("00-{trace}-b7ad6b7169203331-{flags}");
-            let answer = runtime.get(&format!("/{slug}?q=s3cret"), &[("traceparent", &parent)])?;
+            let headers = [("traceparent", parent.as_str())];
+            let answer = runtime.get_through_socket(&format!("/{slug}?q=s3cret"), &headers)?;
             ensure!(answer.status == 302, "{answer:?}");
         }
+        // Anybody on this machine may ask by TCP.
+        let parent = format!("00-{FORGED}-b7ad6b7169203331-01");
+        let answer = runtime.get(&format!("/{slug}?q=s3cret"), &[("traceparent", &parent)])?;
+        ensure!(answer.status == 302, "{answer:?}");
         runtime.process.terminate()?;
 
         let mut received = Received::default();
@@ -331,7 +337,7 @@ mod telemetry {
             }
             received.take(&export)?;
         }
-        ensure!(received.requests == 3, "{} requests", received.requests);
+        ensure!(received.requests == 4, "{} requests", received.requests);
         received.histograms.sort();
         received.histograms.dedup();
         let histograms =
@@ -354,6 +360,8 @@ mod telemetry {
         ensure!(place.runtime_errors()?.contains("links: redirects go without"));
         let unsampled = received.spans.iter().find(|span| hex(&span.trace_id) == UNSAMPLED);
         ensure!(unsampled.is_none(), "{unsampled:?}");
+        let forged = received.spans.iter().find(|span| hex(&span.trace_id) == FORGED);
+        ensure!(forged.is_none(), "{forged:?}");
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What components write, as log records beside this process's own output: one record for each line.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -11,12 +11,14 @@ use opentelemetry_sdk::logs::SdkLogger;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+
+use crate::output;
 
 /// A longer line becomes several records, in bytes.
 const LONGEST: usize = 8 << 10;
-/// What a component may write at a time, in bytes. As much as wasmtime lets it write to the process's own output.
-const AT_A_TIME: usize = 1 << 20;
+/// What a component may write at a time, in bytes: a part of what the queue holds.
+const AT_A_TIME: usize = 64 << 10;
 
 /// Takes lines.
 trait Sink: Clone + Send + Sync + Unpin + 'static {
@@ -30,12 +32,18 @@ pub struct Logs {
     pub(super) component: String,
 }
 
-impl Logs {
-    /// What a component writes to this stream.
-    pub fn of(&self, stream: Stream) -> impl StdoutStream + use<> {
-        Output {
-            sink: self.clone(),
-            stream,
+/// Takes what a component writes to a stream: for this process's own one, and for log records if there are some.
+pub fn output(logs: Option<&Logs>, stream: Stream) -> impl StdoutStream + use<> {
+    Output {
+        sink: logs.cloned(),
+        stream,
+    }
+}
+
+impl<S: Sink> Sink for Option<S> {
+    fn line(&self, line: &[u8], stream: Stream) {
+        if let Some(sink) = self {
+            sink.line(line, stream);
         }
     }
 }
@@ -66,17 +74,10 @@ impl Stream {
         }
     }
 
-    fn write(self, bytes: &[u8]) -> io::Result<()> {
+    fn write(self, bytes: &[u8]) {
         match self {
-            Self::Stdout => io::stdout().write_all(bytes),
-            Self::Stderr => io::stderr().write_all(bytes),
-        }
-    }
-
-    fn flush(self) -> io::Result<()> {
-        match self {
-            Self::Stdout => io::stdout().flush(),
-            Self::Stderr => io::stderr().flush(),
+            Self::Stdout => output::to_stdout(bytes),
+            Self::Stderr => output::to_stderr(bytes),
         }
     }
 }
@@ -154,18 +155,15 @@ impl<S: Sink> Drop for Writer<S> {
     }
 }
 
-fn failed(error: io::Error) -> StreamError {
-    StreamError::LastOperationFailed(error.into())
-}
-
 impl<S: Sink> OutputStream for Writer<S> {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         self.take(&bytes);
-        self.output.stream.write(&bytes).map_err(failed)
+        self.output.stream.write(&bytes);
+        Ok(())
     }
 
     fn flush(&mut self) -> StreamResult<()> {
-        self.output.stream.flush().map_err(failed)
+        Ok(())
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
@@ -181,11 +179,12 @@ impl<S: Sink> Pollable for Writer<S> {
 impl<S: Sink> AsyncWrite for Writer<S> {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.take(bytes);
-        Poll::Ready(self.output.stream.write(bytes).map(|()| bytes.len()))
+        self.output.stream.write(bytes);
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.output.stream.flush())
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

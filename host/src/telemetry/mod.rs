@@ -30,7 +30,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::runtime::Handle;
 
 use self::collector::Collector;
-pub use self::logs::{Logs, Stream};
+pub use self::logs::{Logs, Stream, output};
 use self::settings::{Protocol, Settings, Signal};
 pub use self::statement::without_values;
 use crate::listen::Peer;

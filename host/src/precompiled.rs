@@ -1,0 +1,163 @@
+//! Components that were compiled before the start, by `links-host compile`.
+//!
+//! Compiling takes more memory than serving, and a process keeps much of it. So whoever installs an application compiles it
+//! once. Compiled code is trusted as this program is: it runs outside of the sandbox if it was tampered with. So it is used
+//! only if nobody could have written it who could not have replaced this program as well.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+use crate::cli::Compile;
+use crate::engine::{self, CodeCache};
+use crate::manifest;
+
+const EXTENSION: &str = "cwasm";
+const OTHERS_MAY_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+
+/// Where the compiled form of a component is. The name changes with all that the form depends on: the component, wasmtime,
+/// its settings.
+fn path(directory: &Path, engine: &Engine, id: &str, wasm: &[u8]) -> PathBuf {
+    let mut key = DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut key);
+    wasm.hash(&mut key);
+    directory.join(format!("{id}-{:016x}.{EXTENSION}", key.finish()))
+}
+
+/// The compiled form of a component, if there is one that fits.
+///
+/// # Errors
+/// It is there, but cannot be used.
+pub fn load(directory: &Path, engine: &Engine, id: &str, wasm: &[u8]) -> Result<Option<Component>> {
+    let path = path(directory, engine, id, wasm);
+    let path = match path.canonicalize() {
+        Ok(path) => path,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("Looking for {}", path.display())),
+    };
+    let program = std::env::current_exe().context("Looking for this program")?;
+    let owner = program.metadata().context("Looking at this program")?.uid();
+    check_origin(&path, owner)?;
+    // Not mapped: what is compiled need not be on a file system from which programs may be run (NoExecPaths= of systemd).
+    let code = std::fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
+    // SAFETY: it is code that `precompile_component` has made, unless somebody has written the file who could have replaced
+    // this program as well.
+    let component = unsafe { Component::deserialize(engine, &code) };
+    let component = component.map_err(|error| anyhow!("{error:#}"));
+    component
+        .with_context(|| format!("{} does not fit", path.display()))
+        .map(Some)
+}
+
+/// Only root and `owner` may have written this file, or put it there.
+fn check_origin(file: &Path, owner: u32) -> Result<()> {
+    for path in file.ancestors() {
+        let metadata = path
+            .symlink_metadata()
+            .with_context(|| format!("Looking at {}", path.display()))?;
+        if ![0, owner].contains(&metadata.uid()) {
+            bail!("{} belongs to user {}", path.display(), metadata.uid());
+        }
+        // In a sticky directory others cannot replace what is not theirs.
+        let is_shared = metadata.is_dir() && metadata.mode() & STICKY != 0;
+        if metadata.mode() & OTHERS_MAY_WRITE != 0 && !is_shared {
+            bail!("others than its owner may write to {}", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// `links-host compile`
+///
+/// # Errors
+/// Names the component that does not compile, or the file that cannot be written.
+pub fn compile(compile: &Compile) -> Result<()> {
+    let (application, app_dir) = manifest::load(&compile.from)?;
+    let engine = engine::engine(&CodeCache::Off, !compile.disable_pooling)?;
+    let directory = &compile.out;
+    std::fs::create_dir_all(directory).with_context(|| format!("Making the directory {}", directory.display()))?;
+    let mut wanted = Vec::new();
+    for (id, component) in &application.components {
+        let source = app_dir.join(&component.source);
+        let wasm = std::fs::read(&source).with_context(|| format!("Reading the component {}", source.display()))?;
+        let target = path(directory, &engine, id, &wasm);
+        if !matches!(load(directory, &engine, id, &wasm), Ok(Some(_))) {
+            let compiled = engine.precompile_component(&wasm).map_err(|error| anyhow!("{error:#}"));
+            let compiled = compiled.with_context(|| {
+                format!(
+                    "{} is not a WebAssembly component; build it again, or install it again",
+                    source.display()
+                )
+            })?;
+            write(&target, &compiled).with_context(|| format!("Writing {}", target.display()))?;
+        }
+        wanted.push(target);
+    }
+    for entry in std::fs::read_dir(directory).with_context(|| format!("Reading {}", directory.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == EXTENSION) && !wanted.contains(&path) {
+            std::fs::remove_file(&path).with_context(|| format!("Removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whole or not at all.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    let staging = path.with_extension("new");
+    // What an earlier attempt has left may belong to somebody else.
+    match std::fs::remove_file(&staging) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = std::fs::File::create_new(&staging)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&staging, path)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "what goes wrong here is a failed test")]
+mod tests {
+    use std::fs::{Permissions, set_permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_others_could_have_written_is_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        set_permissions(&inner, Permissions::from_mode(0o755)).unwrap();
+        let file = inner.join("app.cwasm");
+        std::fs::write(&file, "code").unwrap();
+        let owner = nix::unistd::geteuid().as_raw();
+        let refused = |owner| check_origin(&file, owner).map_err(|error| error.to_string());
+        set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(refused(owner), Ok(()));
+        for path in [&file, &inner] {
+            let before = path.metadata().unwrap().permissions();
+            for mode in [0o775, 0o757] {
+                set_permissions(path, Permissions::from_mode(mode)).unwrap();
+                assert!(refused(owner).unwrap_err().contains("may write"), "{mode:o}");
+            }
+            set_permissions(path, before).unwrap();
+        }
+        // Only root may give a file away.
+        if owner == 0 {
+            std::os::unix::fs::chown(&file, Some(12345), None).unwrap();
+            assert!(refused(0).unwrap_err().contains("belongs to user 12345"));
+            assert_eq!(refused(12345), Ok(()));
+        }
+    }
+}
