@@ -12,9 +12,9 @@ use anyhow::{Context as _, ensure};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use sha2::{Digest as _, Sha256};
 
-use crate::files;
 use crate::layout::Layout;
-use crate::package::manifest::{self, Manifest};
+use crate::package::manifest::{self, Manifest, RuntimeKind};
+use crate::{exec, files, log};
 
 /// A bundle on the disk whose manifest was read. Its files are checked by [`Release::verify`] and on import.
 #[derive(Clone, Debug)]
@@ -142,6 +142,7 @@ impl<'a> Store<'a> {
             && present.id == source.id
             && present.verify().is_ok()
         {
+            self.compile(&present);
             return Ok(present);
         }
         let releases = self.layout.releases_dir();
@@ -171,7 +172,57 @@ impl<'a> Store<'a> {
             let _ = staging.keep();
         }
         files::sync_directory(&releases)?;
-        Release::open(&directory)
+        let release = Release::open(&directory)?;
+        self.compile(&release);
+        Ok(release)
+    }
+
+    /// Has the release's runtime compile the components, so that no instance has to: that takes more memory than serving.
+    /// What is compiled already and fits is left as it is. Without compiled components instances compile by themselves, so
+    /// a failure is only reported.
+    pub fn compile(&self, release: &Release) {
+        if release.manifest.runtime.kind != RuntimeKind::LinksHost {
+            return;
+        }
+        let directory = self.layout.compiled_dir().join(&release.id);
+        let problem = match self.run_compile(release, &directory) {
+            Ok(finished) if finished.success || finished.stderr.contains(UNKNOWN_SUBCOMMAND) => return,
+            Ok(finished) => exec::tail(&finished.stderr, 12),
+            Err(error) => format!("{error:#}"),
+        };
+        log::notice!(
+            "release {}: its components could not be compiled in advance, so each instance compiles them at its start and \
+             takes more memory: {problem}",
+            release.id
+        );
+    }
+
+    fn run_compile(&self, release: &Release, directory: &Path) -> anyhow::Result<exec::Finished> {
+        // The runtime trusts compiled code only where nobody but the owner can write, whatever the umask is.
+        let parent = self.layout.compiled_dir();
+        if !parent.is_dir() {
+            fs::create_dir_all(&parent).with_context(|| format!("Making {}", parent.display()))?;
+            fs::set_permissions(&parent, fs::Permissions::from_mode(0o755))?;
+        }
+        let made = !directory.exists();
+        let app = release.app_path();
+        let arguments = [
+            "compile".as_ref(),
+            "--from".as_ref(),
+            app.as_os_str(),
+            "--out".as_ref(),
+            directory.as_os_str(),
+        ];
+        let finished = exec::finish(&release.runtime_path().to_string_lossy(), arguments)?;
+        if made && finished.success {
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(finished)
+    }
+
+    /// Where the compiled components of a release are, if its runtime made some.
+    pub fn compiled(&self, release: &Release) -> Option<PathBuf> {
+        Some(self.layout.compiled_dir().join(&release.id)).filter(|directory| directory.is_dir())
     }
 
     /// As [`Self::import`], from a bundle, an unpacked tarball or the tarball itself.
@@ -243,6 +294,8 @@ fn bundle_in(directory: &Path) -> anyhow::Result<PathBuf> {
         })
 }
 
+/// What the runtime of 0.1.0 answers, which compiles only when it starts.
+const UNKNOWN_SUBCOMMAND: &str = "unrecognized subcommand";
 const STAGING_PREFIX: &str = ".import-";
 
 fn copy(source: &Release, target: &Path) -> anyhow::Result<()> {
@@ -356,6 +409,47 @@ pub mod tests {
         assert_eq!(mode(release.app_path()), 0o644);
         assert_eq!(mode(release.directory), 0o755);
         assert_eq!(files::list(&layout.releases_dir()).unwrap(), [source.id]);
+    }
+
+    /// A store into which a release with this runtime was imported twice.
+    fn imported_twice(runtime: &str) -> (tempfile::TempDir, Layout, Release) {
+        let root = tempfile::tempdir().unwrap();
+        let source = root.path().join("bundle");
+        fs::create_dir(&source).unwrap();
+        let source = bundle(&source, runtime.as_bytes());
+        let layout = Layout::new(root.path().join("root"));
+        let store = Store::new(&layout);
+        store.import(&source.directory).unwrap();
+        let release = store.import(&source.directory).unwrap();
+        (root, layout, release)
+    }
+
+    #[test]
+    fn the_runtime_compiles_the_components_at_each_import() {
+        let runtime =
+            "#!/bin/sh\n[ \"$1 $2 $4\" = 'compile --from --out' ] && mkdir -p \"$5\" && echo \"$3\" >>\"$5/log\"\n";
+        let (_root, layout, release) = imported_twice(runtime);
+        let compiled = Store::new(&layout).compiled(&release).unwrap();
+        assert_eq!(compiled, layout.compiled_dir().join(&release.id));
+        let log = fs::read_to_string(compiled.join("log")).unwrap();
+        let line = format!("{}\n", release.app_path().display());
+        assert_eq!(log, line.repeat(2), "what no longer fits is compiled again");
+        for directory in [&compiled, &layout.compiled_dir()] {
+            let mode = fs::metadata(directory).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o755, "{}", directory.display());
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_does_not_compile_is_imported_all_the_same() {
+        for runtime in [
+            "#!/bin/sh\necho \"error: unrecognized subcommand 'compile'\" >&2\nexit 2\n",
+            "#!/bin/sh\necho no room >&2\nexit 1\n",
+            "not a program",
+        ] {
+            let (_root, layout, release) = imported_twice(runtime);
+            assert_eq!(Store::new(&layout).compiled(&release), None);
+        }
     }
 
     #[test]

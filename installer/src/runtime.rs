@@ -1,5 +1,6 @@
 //! The runtime as a process: how it is called, watched and ended, and whether what it serves answers.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::config::load::load;
 use crate::config::telemetry;
 use crate::health::Probe;
 use crate::layout::Layout;
+use crate::package::manifest::RuntimeKind;
 use crate::process::{Process, describe};
 use crate::release::Release;
 use crate::{exec, files, token};
@@ -26,6 +28,8 @@ pub struct Call<'a> {
     /// Rendered for this instance, with its secrets.
     pub runtime_config: PathBuf,
     pub state_dir: PathBuf,
+    /// The compiled components of the release, where its runtime made some.
+    pub precompiled: Option<PathBuf>,
     /// Compiled components are kept in `wasmtime/` below it.
     pub cache_dir: PathBuf,
     pub temporary_dir: PathBuf,
@@ -52,6 +56,7 @@ impl Call<'_> {
             .arg(&self.runtime_config)
             .arg("--state-dir")
             .arg(&self.state_dir)
+            .args(self.links_host_arguments())
             // What the notification socket is told comes from the supervisor alone.
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_USEC")
@@ -67,7 +72,22 @@ impl Call<'_> {
             .stdin(Stdio::null());
         command
     }
+
+    /// What Spin does not have, or has by default.
+    fn links_host_arguments(&self) -> Vec<OsString> {
+        if self.release.manifest.runtime.kind != RuntimeKind::LinksHost {
+            return vec![];
+        }
+        let mut arguments = vec!["--request-timeout".into(), REQUEST_TIMEOUT.into()];
+        if let Some(directory) = &self.precompiled {
+            arguments.extend(["--precompiled".into(), directory.into()]);
+        }
+        arguments
+    }
 }
+
+/// Longer than nginx waits for an answer: after that a request only takes up room.
+const REQUEST_TIMEOUT: &str = "75s";
 
 /// Checks what a start would stumble over later and less clearly: the files of the release, and that the runtime is
 /// the one that its manifest names.
@@ -119,6 +139,7 @@ pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
         listen: free_address()?,
         runtime_config,
         state_dir: at("state"),
+        precompiled: None,
         cache_dir: layout.cache_dir(),
         temporary_dir: scratch.path().to_owned(),
         telemetry: vec![],
@@ -184,6 +205,35 @@ pub fn free_address() -> anyhow::Result<SocketAddr> {
 mod tests {
     use super::*;
     use crate::release::tests::bundle;
+
+    #[test]
+    fn only_links_host_gets_flags_that_spin_lacks() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut release = bundle(directory.path(), b"");
+        let arguments = |release: &Release| {
+            let call = Call {
+                release,
+                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7001)),
+                runtime_config: "/r".into(),
+                state_dir: "/s".into(),
+                precompiled: Some("/compiled/1".into()),
+                cache_dir: "/c".into(),
+                temporary_dir: "/t".into(),
+                telemetry: vec![],
+            };
+            let arguments = call
+                .command()
+                .get_args()
+                .map(|it| it.to_string_lossy().into_owned())
+                .collect::<Vec<_>>();
+            arguments.join(" ")
+        };
+        let own = " --request-timeout 75s --precompiled /compiled/1";
+        assert!(arguments(&release).ends_with(own), "{}", arguments(&release));
+        release.manifest.runtime.kind = RuntimeKind::Spin;
+        assert!(!arguments(&release).contains("--request-timeout"));
+        assert!(!arguments(&release).contains("--precompiled"));
+    }
 
     #[test]
     fn a_runtime_that_exits_at_once_is_reported_with_its_last_words() {

@@ -338,7 +338,11 @@ fn choose(layout: &Layout, name: Option<&str>) -> anyhow::Result<Release> {
 /// Of the last rollout that succeeded; before the first one, the installed one.
 fn release_in_force(layout: &Layout) -> anyhow::Result<Release> {
     match State::new(layout).current() {
-        Some(current) => Release::open(&layout.releases_dir().join(current)),
+        Some(current) => {
+            let release = Release::open(&layout.releases_dir().join(current))?;
+            Store::new(layout).compile(&release);
+            Ok(release)
+        }
         None => Store::new(layout).import(&layout.bundle()),
     }
 }

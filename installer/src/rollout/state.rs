@@ -188,6 +188,11 @@ impl<'a> State<'a> {
         for (_, name) in old.iter().rev().skip(OLD_RELEASES) {
             remove(&releases.join(name))?;
         }
+        let kept = list(&releases)?;
+        let compiled = self.layout.compiled_dir();
+        for name in list(&compiled)?.iter().filter(|name| !kept.contains(name)) {
+            remove(&compiled.join(name))?;
+        }
         Ok(())
     }
 }
@@ -331,6 +336,7 @@ mod tests {
             fs::create_dir_all(&directory).unwrap();
             let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(age as u64);
             fs::File::open(directory).unwrap().set_modified(time).unwrap();
+            fs::create_dir_all(layout.compiled_dir().join(name)).unwrap();
         }
         for name in ["a", "b"] {
             fs::create_dir_all(layout.applied_dir().join(name)).unwrap();
@@ -344,6 +350,7 @@ mod tests {
             ["1", "4", "5"],
             "1 is the previous one"
         );
+        assert_eq!(list(&layout.compiled_dir()).unwrap(), ["1", "4", "5"]);
         assert_eq!(list(&layout.applied_dir()).unwrap(), ["b"]);
     }
 }

@@ -84,6 +84,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
         listen,
         runtime_config,
         state_dir: run_dir.join("state"),
+        precompiled: Store::new(layout).compiled(&release),
         cache_dir: layout.cache_dir(),
         temporary_dir: run_dir.clone(),
         telemetry: exports.environment(instance, &release.manifest.version, secrets.otlp()),
