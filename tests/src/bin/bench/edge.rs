@@ -19,10 +19,10 @@ const LINKS: u32 = 1_000_000;
 const POPULAR: u32 = 100_000;
 /// Enough that both of nginx's workers have some in each round.
 const CONNECTIONS: u32 = 64;
-const GENERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/links.lua");
+pub const GENERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/links.lua");
 const HELLO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/hello/spin.toml");
 const HELLO_WASM: &str = "target/wasm32-wasip2/release/hello.wasm";
-const SITE: &str = "/etc/nginx/sites-enabled/links";
+pub const SITE: &str = "/etc/nginx/sites-enabled/links";
 
 /// How long the popular links are asked for before that is measured, in seconds: until nginx has those that it would have.
 const WARM_UP: u32 = 20;
@@ -37,7 +37,7 @@ const COUNTED_WITHIN: Duration = Duration::from_secs(180);
 
 /// nginx's ports of the bench.
 const BARE: u16 = 8301;
-const NO_CACHE: u16 = 8302;
+pub const NO_CACHE: u16 = 8302;
 const HELLO_BEHIND: u16 = 8303;
 /// Of the two instances of hello world.
 const HELLOS: [u16; 2] = [7901, 7902];
@@ -329,7 +329,7 @@ pub fn fill(database: &Connection, links: u32) -> Result<()> {
 }
 
 /// nginx's sites of the bench, made of the appliance's own: the same without a cache, and the same before hello world.
-fn sites(site: &str) -> Result<String> {
+pub fn sites(site: &str) -> Result<String> {
     let public = site.find("\nserver {\n").context("the site has no server")?;
     let end = public + site[public..].find("\n}\n").context("the server has no end")? + 3;
     let server = &site[public..end];

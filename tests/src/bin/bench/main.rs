@@ -3,13 +3,14 @@
 //! Every runtime that can be had is measured in the same run, in alternating rounds: links-host, and Spin where `$SPIN`
 //! names its binary. Then what a remote database costs and what many links, how fast a backlog of clicks is counted, how
 //! fast nginx answers from its cache, beside another shortener where `$PEER` is the URL of one of its redirects, what
-//! clients notice of rollouts, and what the agent takes. Fails where an answer is not the expected one.
+//! clients notice of rollouts, what the agent takes, and what all of it takes of memory. Fails where an answer is not the expected one.
 
 mod agent;
 mod backlog;
 mod edge;
 mod growth;
 mod load;
+mod memory;
 mod remote;
 mod rollouts;
 
@@ -30,9 +31,11 @@ const SECONDS_PER_ROUND: u32 = 4;
 const CREATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/create.lua");
 
 /// What can be asked for by name; without a name all of it is measured.
-const SECTIONS: [&str; 7] = ["runtimes", "remote", "growth", "backlog", "edge", "rollouts", "agent"];
+const SECTIONS: [&str; 8] = [
+    "runtimes", "remote", "growth", "backlog", "edge", "rollouts", "agent", "memory",
+];
 /// These need a machine of the lab.
-const IN_THE_LAB: [&str; 3] = ["edge", "rollouts", "agent"];
+const IN_THE_LAB: [&str; 4] = ["edge", "rollouts", "agent", "memory"];
 
 fn main() -> Result<()> {
     let names: Vec<_> = std::env::args().skip(1).collect();
@@ -94,6 +97,9 @@ fn main() -> Result<()> {
     if wanted("agent") {
         results.agent.insert(agent::measure()?).print();
     }
+    if wanted("memory") {
+        results.memory.insert(memory::measure()?).print();
+    }
     let path = Path::new("target/bench.json");
     fs::write(path, serde_json::to_vec_pretty(&results)?).with_context(|| format!("Writing {}", path.display()))?;
     println!("\nsaved as {}", path.display());
@@ -110,6 +116,7 @@ struct Results {
     edge: Option<edge::Figures>,
     rollouts: Option<rollouts::Figures>,
     agent: Option<agent::Figures>,
+    memory: Option<memory::Figures>,
 }
 
 /// Of one instance each, without nginx.
