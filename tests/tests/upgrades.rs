@@ -37,7 +37,11 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
     let steps: [(&str, &[&str], &str); 7] = [
         ("upgrade", &["apt-get", "--yes", "install", DEB], next),
         ("rollback", &["linksctl", "rollback"], released),
-        ("rollout", &["linksctl", "rollout"], next),
+        (
+            "rollout",
+            &["linksctl", "rollout", "--release", "/usr/lib/links/bundle"],
+            next,
+        ),
         ("downgrade", &["dpkg", "--install", RELEASED_DEB], released),
         ("upgrade", &["dpkg", "--install", DEB], next),
         ("reinstall", &["apt-get", "--yes", "--reinstall", "install", DEB], next),
