@@ -121,6 +121,14 @@ pub enum Command {
     #[command(hide = true)]
     Deconfigure(DeconfigureArgs),
 
+    /// Make nginx look for the instances on their ports too (run by the package's prerm before version 0.1.0 comes)
+    #[command(hide = true)]
+    PrepareDowngrade,
+
+    /// Make nginx look for the instances only where they are (run by the package's postinst when 0.1.0 did not come)
+    #[command(hide = true)]
+    AbortDowngrade,
+
     /// Stop the instances where links.service is being stopped (run by it when it ends)
     #[command(hide = true)]
     StopInstances,

@@ -1,9 +1,10 @@
 //! Asking an instance whether it serves.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use ureq::Agent;
+
+use crate::endpoint::Endpoint;
 
 /// Answers after a read of the database, by the component.
 const READY_PATH: &str = "/health";
@@ -12,33 +13,19 @@ const ALIVE_PATH: &str = "/.well-known/spin/health";
 /// More than this of an answer is not quoted.
 const QUOTE_BYTES: u64 = 512;
 
-/// For instances on this host: a new connection for each request, because a kept one would count as traffic while the
-/// instance drains. `timeout` bounds each whole request.
-pub fn client(timeout: Duration) -> Agent {
-    let config = Agent::config_builder()
-        .timeout_global(Some(timeout))
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_idle_connections(0)
-        // The environment's proxy is for other hosts.
-        .proxy(None)
-        .build();
-    config.into()
-}
-
 /// Asks one instance.
 #[derive(Debug)]
 pub struct Probe {
     agent: Agent,
-    address: SocketAddr,
+    endpoint: Endpoint,
 }
 
 impl Probe {
     /// `timeout` bounds each whole request.
-    pub fn new(address: SocketAddr, timeout: Duration) -> Self {
+    pub fn new(endpoint: Endpoint, timeout: Duration) -> Self {
         Self {
-            agent: client(timeout),
-            address,
+            agent: endpoint.client(timeout),
+            endpoint,
         }
     }
 
@@ -59,10 +46,9 @@ impl Probe {
     }
 
     fn get(&self, path: &str) -> Result<(), String> {
-        let url = format!("http://{}{path}", self.address);
         let mut response = self
             .agent
-            .get(&url)
+            .get(self.endpoint.url(path))
             .header("connection", "close")
             .call()
             .map_err(|e| e.to_string())?;
@@ -88,7 +74,7 @@ impl Probe {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::net::TcpListener;
+    use std::net::{SocketAddr, TcpListener};
 
     use super::*;
 
@@ -104,7 +90,7 @@ mod tests {
     }
 
     fn probe(address: SocketAddr) -> Probe {
-        Probe::new(address, Duration::from_secs(5))
+        Probe::new(Endpoint::Tcp(address), Duration::from_secs(5))
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub const KEEPALIVE_FLAG: &str = "keepalive";
 /// The kernel's tables of TCP connections, IPv4 and IPv6. `/proc/net` itself is not there under `ProcSubset=pid`.
 pub const CONNECTION_TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
 
+/// The kernel's table of Unix sockets.
+pub const UNIX_SOCKET_TABLE: &str = "/proc/self/net/unix";
+
 /// Where things are, below one root directory: `/` on a host, any directory for `linksctl up`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -277,6 +280,11 @@ impl Layout {
     /// A directory per instance whose credentials systemd could not deliver.
     pub fn fallback_credentials_base(&self) -> PathBuf {
         self.at("run/links/credentials")
+    }
+
+    /// There while nginx may run another site than the files say, because it was not allowed to reload.
+    pub fn site_not_loaded(&self) -> PathBuf {
+        self.at("run/links/site-not-loaded")
     }
 
     /// Held by the one rollout that is under way.

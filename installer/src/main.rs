@@ -10,6 +10,7 @@ mod countries;
 mod database;
 mod database_work;
 mod delivery;
+mod endpoint;
 mod exec;
 mod files;
 mod health;
@@ -21,6 +22,7 @@ mod nginx;
 mod notify;
 mod online;
 mod package;
+mod peers;
 mod privileges;
 mod process;
 mod release;
@@ -30,6 +32,7 @@ mod rotation;
 mod runtime;
 mod sandbox;
 mod secrets;
+mod sockets;
 mod stats;
 mod status;
 mod supervise;
@@ -48,6 +51,7 @@ use config::load::Invalid;
 use install::{NeedsRoot, OnBehalfOf};
 use layout::Layout;
 use nix::sys::signal::{SigHandler, Signal, signal};
+use peers::Stage;
 use rollout::Failure;
 
 /// EX_NOPERM of sysexits.h.
@@ -94,6 +98,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Prepare => install::prepare(&layout)?,
         Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), args.into())?,
         Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
+        Command::PrepareDowngrade => rollout::change_stage(&layout, Stage::Transition)?,
+        Command::AbortDowngrade => rollout::change_stage(&layout, Stage::Final)?,
         Command::StopInstances => install::stop_instances()?,
         Command::Man => std::io::stdout().write_all(&package::man_page()?)?,
         Command::Completions { shell } => std::io::stdout().write_all(&package::completions(shell)?)?,

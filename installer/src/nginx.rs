@@ -12,8 +12,10 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::links::{Config, Listen};
+use crate::endpoint::Endpoint;
 use crate::layout::{self, Layout};
 use crate::package::manifest::hex;
+use crate::peers::Peers;
 use crate::secrets::Secret;
 
 /// Where each server of the site tells this host which site it is.
@@ -57,7 +59,24 @@ struct Edge {
 #[derive(Serialize)]
 struct Instance {
     number: u16,
-    address: SocketAddr,
+    endpoints: Vec<Server>,
+}
+
+/// An endpoint of an instance.
+#[derive(Serialize)]
+struct Server {
+    address: String,
+    /// Another program may listen there while the instance does not.
+    is_port: bool,
+}
+
+impl Server {
+    fn new(endpoint: &Endpoint) -> Self {
+        Self {
+            address: endpoint.to_string(),
+            is_port: matches!(endpoint, Endpoint::Tcp(_)),
+        }
+    }
 }
 
 /// What packaging/nginx/up.conf names.
@@ -98,11 +117,12 @@ impl Room {
 ///
 /// # Errors
 /// None unless the template is broken, which the tests would have said.
-pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings) -> anyhow::Result<String> {
-    let instances: Vec<_> = (1..=config.instances)
-        .map(|number| Instance {
-            number,
-            address: layout::instance_address(config.base_port, number),
+pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings, peers: &Peers) -> anyhow::Result<String> {
+    let instances: Vec<_> = peers
+        .iter()
+        .map(|(number, endpoints)| Instance {
+            number: *number,
+            endpoints: endpoints.iter().map(Server::new).collect(),
         })
         .collect();
     let mut listen: Vec<_> = config
@@ -237,7 +257,18 @@ mod tests {
             instances,
             ..Config::default()
         };
-        site(&config, &Layout::new("/"), surroundings).unwrap()
+        site(&config, &Layout::new("/"), surroundings, &on_ports(instances)).unwrap()
+    }
+
+    fn on_ports(instances: u16) -> Peers {
+        let tcp = |instance| (instance, BTreeSet::from([Endpoint::tcp(7000, instance)]));
+        (1..=instances).map(tcp).collect()
+    }
+
+    fn on_sockets(instances: u16) -> Peers {
+        let layout = Layout::new("/");
+        let socket = |instance| (instance, BTreeSet::from([Endpoint::socket(&layout, instance)]));
+        (1..=instances).map(socket).collect()
     }
 
     const PLAIN: Surroundings = Surroundings {
@@ -260,8 +291,8 @@ mod tests {
             [
                 "server 127.0.0.1:7001 max_fails=0;",
                 "server 127.0.0.1:7002 max_fails=0;",
-                "server 127.0.0.1:7001 max_fails=0 backup;",
                 "server 127.0.0.1:7002 max_fails=0 backup;",
+                "keepalive 64;",
                 "keepalive 64;",
                 "keepalive_timeout 1s;"
             ]
@@ -270,8 +301,8 @@ mod tests {
             block(&site, "upstream links_without_1")[..3],
             [
                 "server 127.0.0.1:7002 max_fails=0;",
-                "server 127.0.0.1:7001 max_fails=0 backup;",
                 "server 127.0.0.1:7002 max_fails=0 backup;",
+                "keepalive 64;",
             ]
         );
         assert_eq!(
@@ -287,6 +318,25 @@ mod tests {
         assert!(site.contains(
             r#"if (!-e /run/links/ready/../keepalive) { set $links_missing "${links_missing}/keepalive"; }"#
         ));
+    }
+
+    #[test]
+    fn an_instance_s_socket_is_tried_again_while_its_flag_is_missing_and_its_port_is_not() {
+        let pool = |peers: &Peers| {
+            let site = site(&Config::default(), &Layout::new("/"), PLAIN, peers).unwrap();
+            let servers = block(&site, "upstream links_without_1").into_iter();
+            let servers = servers.filter_map(|line| line.strip_prefix("server ")?.split(" max_fails=0").next());
+            servers.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let [one, two] = [1, 2].map(|instance| format!("unix:/run/links/sockets/{instance}.sock"));
+        assert_eq!(pool(&on_sockets(2)), [two.clone(), one.clone(), two.clone()]);
+        assert_eq!(pool(&on_ports(2)), ["127.0.0.1:7002", "127.0.0.1:7002"]);
+        let mut both = on_sockets(2);
+        for (instance, endpoints) in on_ports(2) {
+            both.entry(instance).or_default().extend(endpoints);
+        }
+        let port = "127.0.0.1:7002".to_owned();
+        assert_eq!(pool(&both), [two.clone(), port.clone(), one, two, port]);
     }
 
     /// What is said in the location of the path, and at the level around it.
@@ -473,7 +523,7 @@ mod tests {
     fn without_a_ttl_nothing_of_a_cache_is_there() {
         let mut config = Config::default();
         config.nginx.cache_ttl = Some(std::time::Duration::ZERO);
-        let site = site(&config, &Layout::new("/"), PLAIN).unwrap();
+        let site = site(&config, &Layout::new("/"), PLAIN, &on_ports(config.instances)).unwrap();
         assert!(!site.contains("cache ") && !site.contains("127.0.0.1:7000"), "{site}");
         assert!(site.contains("access_log "), "{site}");
     }

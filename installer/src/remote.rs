@@ -6,6 +6,7 @@ use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::config::duration;
+use crate::endpoint::Endpoint;
 
 /// More than this of an answer is not read, in bytes.
 const LONGEST: u64 = 64 * 1024 * 1024;
@@ -36,6 +37,14 @@ impl Client {
             .build();
         Self {
             agent: config.into(),
+            limit,
+        }
+    }
+
+    /// For one instance of this host.
+    pub fn of_instance(endpoint: &Endpoint, limit: Duration) -> Self {
+        Self {
+            agent: endpoint.client(limit),
             limit,
         }
     }

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::config::load::load;
 use crate::config::telemetry;
+use crate::endpoint::Endpoint;
 use crate::health::Probe;
 use crate::layout::Layout;
 use crate::package::manifest::RuntimeKind;
@@ -24,7 +25,8 @@ use crate::{exec, files, token};
 #[derive(Debug)]
 pub struct Call<'a> {
     pub release: &'a Release,
-    pub listen: SocketAddr,
+    /// One for Spin.
+    pub listen: Vec<Endpoint>,
     /// Rendered for this instance, with its secrets.
     pub runtime_config: PathBuf,
     pub state_dir: PathBuf,
@@ -50,8 +52,11 @@ impl Call<'_> {
             .arg("up")
             .arg("--from")
             .arg(self.release.app_path())
-            .arg("--listen")
-            .arg(self.listen.to_string())
+            .args(
+                self.listen
+                    .iter()
+                    .flat_map(|endpoint| ["--listen".to_owned(), endpoint.to_string()]),
+            )
             .arg("--runtime-config-file")
             .arg(&self.runtime_config)
             .arg("--state-dir")
@@ -134,9 +139,13 @@ pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
     fs::copy(bundle.join(&release.manifest.runtime_config), layout.runtime_toml())?;
     let runtime_config = at("runtime.toml");
     files::replace(&runtime_config, load(&layout)?.render(&layout)?.as_bytes(), 0o600)?;
+    let mut listen = vec![Endpoint::Tcp(free_address()?)];
+    if release.manifest.listens_on_sockets() {
+        listen.push(Endpoint::Socket(at("socket")));
+    }
     let call = Call {
         release: &release,
-        listen: free_address()?,
+        listen: listen.clone(),
         runtime_config,
         state_dir: at("state"),
         precompiled: None,
@@ -155,7 +164,10 @@ pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
     })
     .with_context(|| format!("Starting {}", release.runtime_path().display()))?;
 
-    let verdict = wait_until_ready(&Probe::new(call.listen, Duration::from_secs(5)), &told);
+    let mut probes = listen
+        .into_iter()
+        .map(|endpoint| Probe::new(endpoint, Duration::from_secs(5)));
+    let verdict = probes.try_for_each(|probe| wait_until_ready(&probe, &told));
     process.terminate();
     // The verdict stands; what is left of the process is killed in any case.
     let _ = told.recv_timeout(Duration::from_secs(5));

@@ -2,7 +2,6 @@
 
 use std::env;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -12,8 +11,9 @@ use links_core::stats::{Granularity, Report, Share};
 
 use crate::cli::{StatsArgs, StatsBy};
 use crate::config::load::load_links;
+use crate::endpoint::Endpoint;
 use crate::install::require_root;
-use crate::layout::{self, Layout};
+use crate::layout::Layout;
 use crate::remote::Client;
 use crate::rollout::snapshot;
 use crate::{rotation, token};
@@ -83,37 +83,36 @@ fn path(args: &StatsArgs) -> anyhow::Result<String> {
 /// An instance in rotation.
 fn ask(layout: &Layout, path: &str, token: &str) -> anyhow::Result<Report> {
     let authorization = format!("Bearer {token}");
-    let client = Client::new(TIMEOUT);
     let mut why = "no instance is ready; `linksctl status` tells more".to_owned();
-    for address in addresses(layout)? {
+    for endpoint in endpoints(layout)? {
         let headers = [("authorization", authorization.as_str()), ("connection", "close")];
-        match client.get(&format!("http://{address}{path}"), &headers) {
+        match Client::of_instance(&endpoint, TIMEOUT).get(&endpoint.url(path), &headers) {
             Ok(answer) if answer.status == 200 => {
                 return serde_json::from_str(&answer.body).context("Reading what the instance answers");
             }
             Ok(answer) => {
                 let problem = serde_json::from_str::<serde_json::Value>(&answer.body).unwrap_or_default();
                 let detail = problem["detail"].as_str().unwrap_or("without a reason");
-                why = format!("{address} answers {}: {detail}", answer.status);
+                why = format!("{endpoint} answers {}: {detail}", answer.status);
                 // Another one would answer the same.
                 if answer.status < 500 {
                     bail!(why);
                 }
             }
-            Err(error) => why = format!("{address}: {error}"),
+            Err(error) => why = format!("{endpoint}: {error}"),
         }
     }
     bail!(why)
 }
 
-fn addresses(layout: &Layout) -> anyhow::Result<Vec<SocketAddr>> {
+fn endpoints(layout: &Layout) -> anyhow::Result<Vec<Endpoint>> {
     let ready = rotation::ready_instances(layout).context("Reading the ready flags")?;
-    let addresses = ready.into_iter().map(|instance| {
+    let endpoints = ready.into_iter().map(|instance| {
         let (applied, _) = snapshot::of_instance(layout, instance);
         let config = load_links(&applied)?;
-        Ok(layout::instance_address(config.base_port, instance))
+        Ok(Endpoint::of_running(layout, config.base_port, instance))
     });
-    addresses.collect()
+    endpoints.collect()
 }
 
 fn bars() -> Bars {

@@ -9,11 +9,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::config::load::{load_links, local_database};
+use crate::endpoint::Endpoint;
 use crate::health::Probe;
 use crate::install::{OnBehalfOf, Services, site};
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
-use crate::{database, rollout, rotation, sandbox};
+use crate::{connections, database, rollout, rotation, sandbox};
 
 #[derive(Serialize)]
 struct Status {
@@ -53,7 +54,8 @@ struct Listening {
 #[derive(Serialize)]
 struct Instance {
     instance: u16,
-    address: SocketAddr,
+    /// Where it is reached: on a Unix socket, on a port, or on both.
+    listens: Vec<String>,
     /// In nginx's rotation.
     ready: bool,
     /// None: healthy. Otherwise what is wrong.
@@ -93,13 +95,17 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
     let flags = rotation::ready_instances(layout)?;
     let instances: Vec<_> = (1..=config.instances)
         .map(|instance| {
-            let address = layout::instance_address(config.base_port, instance);
             let release = store.of_instance(instance).ok();
             Instance {
                 instance,
-                address,
+                listens: listens(layout, config.base_port, instance),
                 ready: flags.contains(&instance),
-                trouble: Probe::new(address, config.health.timeout).ready().err(),
+                trouble: Probe::new(
+                    Endpoint::of_running(layout, config.base_port, instance),
+                    config.health.timeout,
+                )
+                .ready()
+                .err(),
                 runtime: release.as_ref().map(Release::runtime_name),
                 release: release.map(|release| release.id),
             }
@@ -136,6 +142,23 @@ fn nginx(status: site::Status) -> Nginx {
     }
 }
 
+fn listens(layout: &Layout, base_port: u16, instance: u16) -> Vec<String> {
+    let endpoint = Endpoint::of_running(layout, base_port, instance);
+    let tcp = layout::instance_address(base_port, instance);
+    // Without the tables, the other endpoint is still told.
+    let listeners = connections::tables().unwrap_or_default();
+    let mut listeners = listeners
+        .iter()
+        .flat_map(|table| connections::listeners(table).unwrap_or_default());
+    let is_open = listeners.any(|listener| listener.address == tcp);
+    let also = (endpoint != Endpoint::Tcp(tcp) && is_open).then_some(Endpoint::Tcp(tcp));
+    [endpoint]
+        .into_iter()
+        .chain(also)
+        .map(|endpoint| endpoint.to_string())
+        .collect()
+}
+
 fn database(layout: &Layout) -> Option<DatabaseFile> {
     // What is wrong with runtime.toml is `linksctl check`'s to say.
     let path = local_database(layout)?;
@@ -156,7 +179,7 @@ fn text(status: &Status) -> String {
         lines.push(format!(
             "  {}  {}  {state}  {}  {}",
             instance.instance,
-            instance.address,
+            instance.listens.join(" "),
             instance.release.clone().unwrap_or_else(unknown),
             instance.runtime.clone().unwrap_or_else(unknown),
         ));
@@ -252,7 +275,7 @@ mod tests {
     fn the_text_names_each_instance_and_its_trouble() {
         let instance = |instance, trouble: Option<&str>| Instance {
             instance,
-            address: layout::instance_address(7000, instance),
+            listens: vec![Endpoint::tcp(7000, instance).to_string()],
             ready: trouble.is_none(),
             trouble: trouble.map(str::to_owned),
             release: Some("1.2.3-abc".into()),

@@ -18,6 +18,7 @@ use crate::config::load::{load, load_links};
 use crate::install::{make_directory, site};
 use crate::layout::{Layout, edge_address};
 use crate::nginx::{self, Room, Surroundings};
+use crate::peers::{self, Stage};
 use crate::process::{self, Process};
 use crate::release::{Release, Store};
 use crate::rotation::Watch;
@@ -120,6 +121,7 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
     make_directory(&layout.agent_dir(), 0o700)?;
     make_directory(&layout.ready_dir(), 0o755)?;
     make_directory(&layout.metrics_dir(), 0o750)?;
+    make_directory(&layout.sockets_dir(), 0o700)?;
     site::keep_connections(layout)?;
     if !layout.links_toml().exists() {
         let [nginx, metrics, otlp] = free_addresses()?;
@@ -201,8 +203,13 @@ fn nginx_command(layout: &Layout, program: &Path, config: &Config) -> anyhow::Re
         default_server: true,
         room: Room::MODEST,
     };
+    let peers = peers::peers(layout, config, Stage::Final);
     let site = directory.join("site.conf");
-    files::replace(&site, nginx::site(config, layout, surroundings)?.as_bytes(), 0o644)?;
+    files::replace(
+        &site,
+        nginx::site(config, layout, surroundings, &peers)?.as_bytes(),
+        0o644,
+    )?;
     // Workers of an nginx that root starts become `nobody` by default, who may not look at the ready flags below a
     // private directory.
     let user = nix::unistd::geteuid().is_root().then_some("root");

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use ureq::http::{HeaderValue, Response};
-use ureq::{Agent, Body, RequestBuilder};
+use ureq::{Body, RequestBuilder};
 
 use crate::config::load::load_links;
-use crate::layout::{self, Layout};
+use crate::endpoint::Endpoint;
+use crate::layout::Layout;
 use crate::rollout::snapshot;
+use crate::rotation;
 use crate::secrets::AGENT_HEADER;
-use crate::{health, rotation};
 
 /// For a whole request. An instance gives its database 14 seconds.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -28,11 +29,10 @@ pub enum Question<'a> {
     Post(&'a [u8]),
 }
 
-/// The instances in rotation, on this host's loopback.
+/// The instances in rotation.
 #[derive(Debug)]
 pub struct Instances {
     layout: Layout,
-    agent: Agent,
     /// The one that answered last.
     last: Cell<u16>,
 }
@@ -41,7 +41,6 @@ impl Instances {
     pub fn new(layout: Layout) -> Self {
         Self {
             layout,
-            agent: health::client(TIMEOUT),
             last: Cell::new(0),
         }
     }
@@ -66,8 +65,8 @@ impl Instances {
                 why = format!("instance {instance}: its links.toml is wrong");
                 continue;
             };
-            let address = layout::instance_address(config.base_port, instance);
-            let answer = self.call(&format!("http://{address}{path}"), question, secret.as_ref());
+            let endpoint = Endpoint::of_running(&self.layout, config.base_port, instance);
+            let answer = call(&endpoint, path, question, secret.as_ref());
             match answer.map_err(|error| error.to_string()).and_then(read) {
                 Ok(answer) => {
                     self.last.set(instance);
@@ -92,19 +91,20 @@ impl Instances {
         secret.set_sensitive(true);
         Ok(Some(secret))
     }
+}
 
-    fn call(
-        &self,
-        url: &str,
-        question: Question<'_>,
-        secret: Option<&HeaderValue>,
-    ) -> Result<Response<Body>, ureq::Error> {
-        match question {
-            Question::Get(query) => with_secret(self.agent.get(url), secret).query_pairs(query).call(),
-            Question::Post(body) => {
-                let request = with_secret(self.agent.post(url), secret);
-                request.header("content-type", "application/json").send(body)
-            }
+fn call(
+    endpoint: &Endpoint,
+    path: &str,
+    question: Question<'_>,
+    secret: Option<&HeaderValue>,
+) -> Result<Response<Body>, ureq::Error> {
+    let (agent, url) = (endpoint.client(TIMEOUT), endpoint.url(path));
+    match question {
+        Question::Get(query) => with_secret(agent.get(url), secret).query_pairs(query).call(),
+        Question::Post(body) => {
+            let request = with_secret(agent.post(url), secret);
+            request.header("content-type", "application/json").send(body)
         }
     }
 }

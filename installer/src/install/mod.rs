@@ -20,6 +20,7 @@ use crate::cli::ConfigureArgs;
 use crate::config::load::{load_as_kept, load_links};
 use crate::config::network::Network;
 use crate::layout::{self, Layout};
+use crate::peers::Stage;
 use crate::release::{Release, Store};
 use crate::rollout::{Force, Goal, Patience, Session, State, Style};
 use crate::{exec, files, sandbox, token};
@@ -207,6 +208,7 @@ fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Res
                 let mode = site::Mode {
                     force: force.site,
                     in_rollout: false,
+                    stage: Stage::Final,
                 };
                 notices.extend(site::install(layout, &load_links(layout)?, services, mode)?);
             }

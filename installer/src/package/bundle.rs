@@ -36,6 +36,8 @@ pub struct Program {
     pub kind: RuntimeKind,
     pub version: String,
     pub origin: String,
+    /// It can listen on Unix sockets.
+    pub listens_on_sockets: bool,
 }
 
 impl Program {
@@ -84,6 +86,10 @@ impl Ingredients {
             let source = self.component_source(&component.source);
             planned(&component.path(), false, source.display().to_string())
         }));
+        if self.runtime.listens_on_sockets {
+            let origin = "what the runtime says of itself".to_owned();
+            files.push(planned(manifest::LISTENS_ON_SOCKETS, false, origin));
+        }
         files.sort_by(|a, b| a.path.cmp(&b.path));
         files
     }
@@ -126,6 +132,12 @@ pub fn build(dir: &Path, ingredients: &Ingredients, executable: &Path) -> anyhow
         add(&component.path(), false, &|target| copy(&source, target))?;
     }
     add(&runtime.path(), true, &|target| copy(executable, target))?;
+    if runtime.listens_on_sockets {
+        add(manifest::LISTENS_ON_SOCKETS, false, &|target| {
+            fs::write(target, format!("{} listens on Unix sockets\n", runtime.kind))
+                .with_context(|| format!("Writing {}", target.display()))
+        })?;
+    }
 
     let manifest = Manifest {
         format: manifest::FORMAT,
@@ -217,6 +229,7 @@ mod tests {
                 kind: RuntimeKind::LinksHost,
                 version: "0.1.0".to_owned(),
                 origin: "a test".to_owned(),
+                listens_on_sockets: false,
             },
         }
     }

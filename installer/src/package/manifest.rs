@@ -7,6 +7,9 @@ use sha2::{Digest, Sha256};
 
 /// Name of the manifest inside a bundle. It lists every other file, never itself.
 pub const FILE_NAME: &str = "manifest.json";
+/// A file that a bundle holds if its runtime can listen on Unix sockets (`--listen unix:/PATH`). A field of its own would
+/// make the manifest unreadable to linksctl 0.1.0, which refuses unknown fields, and with it the way back to that version.
+pub const LISTENS_ON_SOCKETS: &str = "runtime/listens-on-sockets";
 /// The format written and understood here; a higher one is refused.
 pub const FORMAT: u32 = 1;
 
@@ -68,6 +71,11 @@ pub struct File {
 }
 
 impl Manifest {
+    /// Whether the runtime can listen on Unix sockets besides ports, on several endpoints at a time.
+    pub fn listens_on_sockets(&self) -> bool {
+        self.files.contains_key(LISTENS_ON_SOCKETS)
+    }
+
     /// The bytes of `manifest.json`: stable for equal contents.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use crate::process::{Process, describe};
 
 /// The generation of Spin that the components are built for (their SDK's WASI interfaces).
 const SPIN_GENERATION: &str = "4.0.";
-/// `--version` prints one line and ends.
+/// What it says of itself it says at once.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(20);
 /// What `--runtime` is given for the runtime of this project, and the name of its program.
 const LINKS_HOST: &str = "links-host";
@@ -164,46 +164,31 @@ pub struct Found {
 /// or was not what it should be.
 pub fn obtain(choice: &Choice, release: &Release, cache: &Path, scratch: &Path) -> anyhow::Result<Found> {
     let fallback = |path: &Path, why: &str| -> anyhow::Result<Found> {
-        let (kind, version) = identify(path)?;
+        let program = identify(path, "built with linksctl, because no Spin could be had")?;
         let notice = format!(
-            "packing {kind} {version} instead of Spin, because {why}. It serves the same components; to pack Spin, \
-             give --runtime PATH or SPIN=PATH"
+            "packing {} {} instead of Spin, because {why}. It serves the same components; to pack Spin, \
+             give --runtime PATH or SPIN=PATH",
+            program.kind, program.version
         );
         Ok(Found {
-            program: Program {
-                kind,
-                version,
-                origin: "built with linksctl, because no Spin could be had".to_owned(),
-            },
+            program,
             executable: path.to_owned(),
             notice: Some(notice),
         })
     };
     match choice {
-        Choice::Program { path, origin } => {
-            let (kind, version) = identify(path).with_context(|| format!("the runtime {origin}"))?;
-            Ok(Found {
-                program: Program {
-                    kind,
-                    version,
-                    origin: (*origin).to_owned(),
-                },
-                executable: path.clone(),
-                notice: None,
-            })
-        }
+        Choice::Program { path, origin } => Ok(Found {
+            program: identify(path, origin).with_context(|| format!("the runtime {origin}"))?,
+            executable: path.clone(),
+            notice: None,
+        }),
         Choice::Fallback { path, why } => fallback(path, why),
         Choice::Release { otherwise } => match download::fetch(release, cache) {
             Ok(archive) => {
                 let executable = scratch.join("spin");
                 download::unpack(&archive, "spin", &executable)?;
-                let (kind, version) = identify(&executable)?;
                 Ok(Found {
-                    program: Program {
-                        kind,
-                        version,
-                        origin: release.origin(),
-                    },
+                    program: identify(&executable, &release.origin())?,
                     executable,
                     notice: None,
                 })
@@ -234,25 +219,31 @@ pub fn foresee(choice: &Choice, release: &Release) -> anyhow::Result<Program> {
                 kind: RuntimeKind::Spin,
                 version: release.version.to_owned(),
                 origin: release.origin(),
+                listens_on_sockets: false,
             });
         }
     };
-    let (kind, version) = identify(path).with_context(|| format!("the runtime {origin}"))?;
+    identify(path, origin).with_context(|| format!("the runtime {origin}"))
+}
+
+/// Asks the program itself.
+///
+/// # Errors
+/// As [`obtain`].
+fn identify(path: &Path, origin: &str) -> anyhow::Result<Program> {
+    executable(path)?;
+    let answer = ask(path, &["--version"]).with_context(|| format!("Running {} --version", path.display()))?;
+    let (kind, version) = parse_version(&answer).with_context(|| format!("{} cannot be packed", path.display()))?;
+    let listens_on_sockets = kind == RuntimeKind::LinksHost
+        && ask(path, &["up", "--help"])
+            .with_context(|| format!("Running {} up --help", path.display()))?
+            .contains("unix:/");
     Ok(Program {
         kind,
         version,
         origin: origin.to_owned(),
+        listens_on_sockets,
     })
-}
-
-/// Runs `PATH --version`.
-///
-/// # Errors
-/// As [`obtain`].
-fn identify(path: &Path) -> anyhow::Result<(RuntimeKind, String)> {
-    executable(path)?;
-    let answer = ask_version(path).with_context(|| format!("Running {} --version", path.display()))?;
-    parse_version(&answer).with_context(|| format!("{} cannot be packed", path.display()))
 }
 
 fn executable(path: &Path) -> anyhow::Result<()> {
@@ -267,12 +258,12 @@ fn executable(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ask_version(path: &Path) -> anyhow::Result<String> {
+fn ask(path: &Path, arguments: &[&str]) -> anyhow::Result<String> {
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     // Absolute: a name without a slash would be looked up on PATH.
     let mut command = Command::new(std::path::absolute(path)?);
     command
-        .arg("--version")
+        .args(arguments)
         .stdin(Stdio::null())
         .stdout(stdout.try_clone()?)
         .stderr(stderr.try_clone()?);
@@ -432,7 +423,8 @@ mod tests {
     fn a_program_is_asked_and_a_bad_one_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let good = script(dir.path(), "good", "echo links-host 0.1.0", 0o755);
-        assert_eq!(identify(&good).unwrap().1, "0.1.0");
+        let program = identify(&good, "a test").unwrap();
+        assert_eq!((program.version.as_str(), program.listens_on_sockets), ("0.1.0", false));
         let plain = script(dir.path(), "plain", "echo links-host 0.1.0", 0o644);
         let failing = script(dir.path(), "failing", "echo broken >&2; exit 3", 0o755);
         for (path, part) in [
@@ -441,7 +433,7 @@ mod tests {
             (dir.path().join("missing"), "No such file"),
             (dir.path().to_owned(), "not a file"),
         ] {
-            let error = format!("{:#}", identify(&path).unwrap_err());
+            let error = format!("{:#}", identify(&path, "a test").unwrap_err());
             assert!(
                 error.contains(part) && error.contains(path.to_str().unwrap()),
                 "{error}"

@@ -26,6 +26,9 @@ pub trait Host {
     fn settle(&mut self, instance: u16) -> anyhow::Result<()>;
     /// # Errors
     /// nginx refuses the site, which is then as it was.
+    fn transition(&mut self) -> anyhow::Result<()>;
+    /// # Errors
+    /// As [`Self::transition`].
     fn site(&mut self) -> anyhow::Result<()>;
     /// # Errors
     /// It cannot be put back.
@@ -151,6 +154,7 @@ fn perform(step: &Step, host: &mut impl Host) -> anyhow::Result<()> {
         Step::Point(instance, version) => host.point(*instance, version),
         Step::Restart(instance) => host.restart(*instance),
         Step::Settle(instance) => host.settle(*instance),
+        Step::Transition => host.transition(),
         Step::Site => host.site(),
         Step::TakeSiteBack => host.take_site_back(),
         Step::Commit(release) => {
@@ -263,6 +267,9 @@ mod tests {
         }
         fn settle(&mut self, instance: u16) -> anyhow::Result<()> {
             self.note(format!("settle {instance}"))
+        }
+        fn transition(&mut self) -> anyhow::Result<()> {
+            self.note("transition".into())
         }
         fn site(&mut self) -> anyhow::Result<()> {
             self.note("site".into())

@@ -17,9 +17,11 @@ use crate::config::links::Config;
 use crate::config::load::load_links;
 use crate::config::network::Network;
 use crate::database_work;
+use crate::endpoint::Endpoint;
 use crate::health::Probe;
 use crate::install::{Services, enabled_instances, last_lines, make_directory, network, site};
 use crate::layout::{self, Layout};
+use crate::peers::Stage;
 use crate::rotation::{self, Watch};
 
 /// Between two looks at an instance that has to stay healthy.
@@ -110,6 +112,20 @@ impl Host<'_> {
     fn state(&self) -> State<'_> {
         State::new(self.layout)
     }
+
+    fn write_site(&mut self, stage: Stage) -> anyhow::Result<()> {
+        let mode = site::Mode {
+            force: self.force_site,
+            in_rollout: self.begun,
+            stage,
+        };
+        let notices = site::install(self.layout, self.config, self.services, mode)?;
+        // The second site of a rollout has the same to say.
+        let new = notices.into_iter().filter(|notice| !self.notices.contains(notice));
+        let new: Vec<_> = new.collect();
+        self.notices.extend(new);
+        Ok(())
+    }
 }
 
 /// The same for every instance that links.service has started; each is waited for.
@@ -137,7 +153,10 @@ fn explain(layout: &Layout, instance: u16, error: anyhow::Error) -> anyhow::Erro
 fn watch_health(layout: &Layout, services: Services, config: &Config, instance: u16) -> anyhow::Result<()> {
     let (own, _) = snapshot::of_instance(layout, instance);
     let own = load_links(&own)?;
-    let probe = Probe::new(layout::instance_address(own.base_port, instance), own.health.timeout);
+    let probe = Probe::new(
+        Endpoint::of_running(layout, own.base_port, instance),
+        own.health.timeout,
+    );
     let watch = Watch::new(layout)?;
     let end = Instant::now() + config.rollout.min_healthy;
     let mut failures = 0;
@@ -220,14 +239,12 @@ impl apply::Host for Host<'_> {
             .map_err(|error| explain(self.layout, instance, error))
     }
 
+    fn transition(&mut self) -> anyhow::Result<()> {
+        self.write_site(Stage::Transition)
+    }
+
     fn site(&mut self) -> anyhow::Result<()> {
-        let mode = site::Mode {
-            force: self.force_site,
-            in_rollout: self.begun,
-        };
-        let notices = site::install(self.layout, self.config, self.services, mode)?;
-        self.notices.extend(notices);
-        Ok(())
+        self.write_site(Stage::Final)
     }
 
     fn take_site_back(&mut self) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ mod state;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use nix::sys::stat::{Mode, umask};
@@ -34,11 +34,15 @@ use crate::config::links::Config;
 use crate::config::load::{load_as_kept, load_links};
 use crate::install::{OnBehalfOf, Services, require_root, site};
 use crate::layout::{self, Layout};
+use crate::peers::{self, Stage};
 use crate::release::{Release, Store};
 use crate::{files, log, secrets};
 use host::{Host, Interruption, observe};
 use plan::{Observed, Plan};
 use report::{Event, Reporter};
+
+/// For a rollout that is under way when dpkg replaces the package.
+const DPKG_PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 /// The right to change what runs.
 pub struct Session<'a> {
@@ -195,7 +199,9 @@ impl Goal {
                 instances: loaded.config.instances,
                 force: force.restart,
                 site: true,
-                new_ports: has_new_ports(layout, &loaded.config),
+                // Where a person keeps the site, nobody changes it beforehand.
+                new_ports: !loaded.config.nginx.manage && has_new_ports(layout, &loaded.config),
+                transition: loaded.config.nginx.manage && peers::need_transition(layout, &loaded.config, release),
                 network: loaded.network()?,
             },
             database: loaded.local_database(layout),
@@ -440,6 +446,27 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
     }
     for text in site::recover(layout, services)? {
         log::notice!("{text}");
+    }
+    Ok(())
+}
+
+/// `linksctl prepare-downgrade` and `abort-downgrade`: the site for what runs. linksctl 0.1.0 changes the site only after it
+/// has moved the instances to their ports.
+///
+/// # Errors
+/// The site cannot be changed.
+pub fn change_stage(layout: &Layout, stage: Stage) -> anyhow::Result<()> {
+    require_root()?;
+    let services = Services::of_host(OnBehalfOf::caller());
+    let _session = Session::begin(layout, services, Patience::Until(DPKG_PATIENCE), Style::Text)?;
+    // links.toml may hold something that is not applied yet.
+    let (applied, _) = snapshot::of_instance(layout, 1);
+    let mode = site::Mode {
+        stage,
+        ..site::Mode::default()
+    };
+    for notice in site::install(layout, &load_links(&applied)?, services, mode)? {
+        eprintln!("linksctl: {notice}");
     }
     Ok(())
 }

@@ -61,6 +61,8 @@ pub struct Wanted {
     pub site: bool,
     /// The instances listen elsewhere than before: until nginx knows, it finds nobody where it looks.
     pub new_ports: bool,
+    /// The instances will listen where the site in force does not look.
+    pub transition: bool,
     /// What it needs to reach.
     pub network: Network,
 }
@@ -80,6 +82,9 @@ pub enum Step {
     Restart(u16),
     /// Stays healthy and in rotation for rollout.min_healthy.
     Settle(u16),
+    /// A site that leads to the instances on their sockets and on their ports, so that each can move to where the next one
+    /// leads.
+    Transition,
     Site,
     /// The site as it was before the rollout.
     TakeSiteBack,
@@ -101,6 +106,7 @@ impl Step {
             | Self::Retire(instance) => Some(*instance),
             Self::BackUp(..)
             | Self::Network(_)
+            | Self::Transition
             | Self::Site
             | Self::TakeSiteBack
             | Self::Commit(_)
@@ -117,6 +123,7 @@ impl Step {
             Self::Point(..) => "point",
             Self::Restart(_) => "restart",
             Self::Settle(_) => "settle",
+            Self::Transition => "transition",
             Self::Site => "site",
             Self::TakeSiteBack => "take_site_back",
             Self::Commit(_) => "commit",
@@ -135,6 +142,10 @@ impl fmt::Display for Step {
             Self::Point(instance, version) => write!(f, "instance {instance}: point to {version}"),
             Self::Restart(instance) => write!(f, "instance {instance}: drain, restart, wait until it is ready"),
             Self::Settle(instance) => write!(f, "instance {instance}: stays healthy for rollout.min_healthy"),
+            Self::Transition => write!(
+                f,
+                "make nginx look for the instances on their sockets and on their ports while they move"
+            ),
             Self::Site => write!(f, "{}", crate::install::site::INSTALL),
             Self::TakeSiteBack => write!(f, "put the nginx site back, reload nginx"),
             Self::Commit(release) => write!(f, "current is release {release}"),
@@ -189,6 +200,9 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
         }
         plan.steps.extend(steps);
     }
+    if wanted.site && wanted.transition && plan.steps.iter().any(|step| matches!(step, Step::Restart(_))) {
+        plan.steps.insert(0, Step::Transition);
+    }
     let widened = observed.network.widened(wanted.network);
     if widened != observed.network {
         plan.steps.insert(0, Step::Network(widened));
@@ -226,6 +240,8 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
 pub struct Touched {
     pub instances: Vec<u16>,
     pub network: bool,
+    /// The site leads to sockets and ports.
+    pub transition: bool,
     pub site: bool,
     /// `current` and `previous`.
     pub current: bool,
@@ -234,6 +250,7 @@ pub struct Touched {
 impl Touched {
     pub fn note(&mut self, step: &Step) {
         self.network |= matches!(step, Step::Network(_));
+        self.transition |= matches!(step, Step::Transition);
         self.site |= matches!(step, Step::Site);
         self.current |= matches!(step, Step::Commit(_));
         if let Some(instance) = step.instance()
@@ -253,6 +270,10 @@ impl Touched {
 /// again.
 pub fn undo(before: &Observed, touched: &Touched, live: bool) -> Vec<Step> {
     let mut steps = vec![];
+    // The new site does not lead to where the instances were.
+    if touched.transition && touched.site {
+        steps.push(Step::Transition);
+    }
     for &instance in touched.instances.iter().rev() {
         let was = before.instances.get(&instance);
         match was.and_then(|was| was.points.clone()) {
@@ -270,7 +291,7 @@ pub fn undo(before: &Observed, touched: &Touched, live: bool) -> Vec<Step> {
             }
         }
     }
-    if touched.site {
+    if touched.transition || touched.site {
         steps.push(Step::TakeSiteBack);
     }
     if touched.current {
@@ -284,7 +305,7 @@ pub fn undo(before: &Observed, touched: &Touched, live: bool) -> Vec<Step> {
 
 #[cfg(test)]
 pub mod tests {
-    use super::Step::{BackUp, Commit, Enable, Point, Restart, Retire, Settle, Site};
+    use super::Step::{BackUp, Commit, Enable, Point, Restart, Retire, Settle, Site, TakeSiteBack, Transition};
     use super::*;
     use crate::config::network::Reach;
 
@@ -354,6 +375,7 @@ pub mod tests {
             force: false,
             site: true,
             new_ports: false,
+            transition: false,
             network: Network::default(),
         }
     }
@@ -438,6 +460,46 @@ pub mod tests {
         wanted.new_ports = true;
         assert!(plan(&Host::running(2, "old/a").0, &wanted).interrupts);
         assert!(!plan(&Host::stopped(2, "old/a").0, &wanted).interrupts);
+    }
+
+    #[test]
+    fn the_site_leads_to_sockets_and_ports_while_instances_move_between_them() {
+        let moves = |host: &Host, site| {
+            let wanted = Wanted {
+                transition: true,
+                site,
+                ..wanted("new", 2)
+            };
+            plan(&host.0, &wanted).steps
+        };
+        let running = Host::running(2, "old");
+        assert_eq!(
+            moves(&running, true),
+            joined(&[
+                &[Transition],
+                &moved(1, "new"),
+                &moved(2, "new"),
+                &[Site, commit("new")]
+            ])
+        );
+        for steps in [moves(&running, false), moves(&Host::stopped(2, "old"), true)] {
+            assert!(!steps.contains(&Transition), "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn undo_leads_to_sockets_and_ports_again_before_an_instance_moves_back() {
+        let before = Host::running(2, "old");
+        let mut touched = Touched {
+            instances: vec![1],
+            transition: true,
+            ..Touched::default()
+        };
+        let back = moved(1, "old");
+        let undone = |touched: &Touched| undo(&before.0, touched, true);
+        assert_eq!(undone(&touched), joined(&[&back, &[TakeSiteBack]]));
+        touched.site = true;
+        assert_eq!(undone(&touched), joined(&[&[Transition], &back, &[TakeSiteBack]]));
     }
 
     #[test]
@@ -623,7 +685,7 @@ pub mod tests {
             .steps
             .iter()
             .for_each(|step| touched.note(step));
-        let back = [Step::TakeSiteBack, Step::Uncommit];
+        let back = [TakeSiteBack, Step::Uncommit];
         assert_eq!(undo(&before.0, &touched, true), joined(&[&moved(1, "old"), &back]));
         assert!(!touched.is_nothing() && Touched::default().is_nothing());
     }

@@ -21,14 +21,15 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use crate::config::links::Config;
 use crate::config::load::load_for_instance;
 use crate::config::render;
+use crate::endpoint::{self, Endpoint};
 use crate::health::Probe;
 use crate::layout::{self, Layout};
 use crate::notify::notify;
 use crate::process::{self, Process};
-use crate::release::Store;
+use crate::release::{Release, Store};
 use crate::rollout::{Version, snapshot};
 use crate::runtime::{self, Call};
-use crate::{connections, files, log, rotation, secrets};
+use crate::{connections, files, log, peers, rotation, secrets, sockets};
 use machine::{Action, Event, Machine, Probing, Times, Traffic};
 use told::Teller;
 
@@ -60,8 +61,13 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
         check_writable(&database)?;
     }
     let config = &loaded.config;
-    let listen = layout::instance_address(config.base_port, instance);
-    check_free(listen)?;
+    let listen = endpoints(layout, instance, config, &release);
+    sockets::remove_stale(&layout.instance_socket(instance))?;
+    for endpoint in &listen {
+        if let Endpoint::Tcp(address) = endpoint {
+            check_free(*address)?;
+        }
+    }
 
     let runtime_config = run_dir.join("runtime.toml");
     let rendered = loaded.render(layout)?;
@@ -81,7 +87,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     files::replace(&layout.instance_runs(instance), &serde_json::to_vec(&runs)?, 0o600)?;
     let call = Call {
         release: &release,
-        listen,
+        listen: listen.clone(),
         runtime_config,
         state_dir: run_dir.join("state"),
         precompiled: Store::new(layout).compiled(&release),
@@ -90,9 +96,10 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
         telemetry: exports.environment(instance, &release.manifest.version, secrets.otlp()),
     };
     log::notice!(
-        "instance {instance}: release {}, {}, {listen}",
+        "instance {instance}: release {}, {}, {}",
         release.id,
-        release.runtime_name()
+        release.runtime_name(),
+        listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
     );
 
     process::adopt_orphans()?;
@@ -118,7 +125,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     let (mut machine, actions) = Machine::start(times);
     let mut actions = VecDeque::from(actions);
     let mut probing = machine.probing();
-    let prober = spawn_prober(listen, config, tell, probing);
+    let prober = spawn_prober(&listen, config, tell, probing);
     let mut deadline = None;
 
     // `prober` stays connected to its channel until here is left; then its thread ends.
@@ -137,7 +144,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
                 Action::Log(text) => log::notice!("instance {instance}: {text}"),
                 Action::Drained(time) => teller.drained(time),
                 Action::Look => {
-                    let seen = Event::Seen(look(layout, instance, listen));
+                    let seen = Event::Seen(look(layout, instance, &listen));
                     actions.extend(machine.on(seen, started.elapsed()));
                 }
                 Action::Wake(after) => deadline = Some(Instant::now() + after),
@@ -178,6 +185,19 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     // Spin serves from a child of its own, which outlives it when it could not end it.
     process::end_orphans()?;
     outcome.map_err(|error| anyhow::anyhow!("instance {instance}: {error}"))
+}
+
+/// Where the instance is to listen, the first of them to be probed first.
+fn endpoints(layout: &Layout, instance: u16, config: &Config, release: &Release) -> Vec<Endpoint> {
+    // `linksctl up` writes its site for the instances that run.
+    let is_known = (config.nginx.manage || !layout.is_host()) && !layout.site_not_loaded().exists();
+    let site = is_known.then(|| peers::site_text(layout));
+    endpoint::listen(
+        &Endpoint::socket(layout, instance),
+        &Endpoint::tcp(config.base_port, instance),
+        peers::can_listen_on_socket(release, layout, instance),
+        site.as_deref(),
+    )
 }
 
 enum Message {
@@ -286,8 +306,11 @@ pub fn check_free(address: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// Probes as it is told, until the returned sender is dropped.
-fn spawn_prober(listen: SocketAddr, config: &Config, tell: Sender<Message>, mut probing: Probing) -> Sender<Probing> {
-    let probe = Probe::new(listen, config.health.timeout);
+fn spawn_prober(listen: &[Endpoint], config: &Config, tell: Sender<Message>, mut probing: Probing) -> Sender<Probing> {
+    let probes: Vec<_> = listen
+        .iter()
+        .map(|endpoint| Probe::new(endpoint.clone(), config.health.timeout))
+        .collect();
     let interval = config.health.interval;
     let feed = sd_notify::watchdog_enabled().map_or(FEED, |watchdog| watchdog / 3);
     let (change, changed) = mpsc::channel();
@@ -297,8 +320,8 @@ fn spawn_prober(listen: SocketAddr, config: &Config, tell: Sender<Message>, mut 
                 Probing::Eager | Probing::Regular => {
                     // Two questions: whether the process serves at all decides over its life, whether the component can
                     // do its work only over the rotation. A database that is away is no reason to restart.
-                    let alive = probe.alive();
-                    let ready = alive.clone().and_then(|()| probe.ready());
+                    let alive = probes.iter().try_for_each(Probe::alive);
+                    let ready = alive.clone().and_then(|()| probes.iter().try_for_each(Probe::ready));
                     [
                         alive.is_ok().then_some(Message::Alive),
                         Some(Message::Event(ready.map_or_else(Event::NotReady, |()| Event::Ready))),
@@ -336,7 +359,7 @@ fn spawn_gauge(group: process::Group, tell: Sender<Message>) {
 }
 
 /// What the machine asks for with [`Action::Look`].
-fn look(layout: &Layout, instance: u16, listen: SocketAddr) -> Traffic {
+fn look(layout: &Layout, instance: u16, listen: &[Endpoint]) -> Traffic {
     let others = rotation::ready_instances(layout).map(|ready| ready.iter().any(|other| *other != instance));
     Traffic {
         connections: count_connections(listen),
@@ -348,10 +371,16 @@ fn look(layout: &Layout, instance: u16, listen: SocketAddr) -> Traffic {
     }
 }
 
-/// Connections of the server on `listen`, from the kernel's tables.
-fn count_connections(listen: SocketAddr) -> Result<usize, String> {
-    let tables = connections::tables()?;
-    tables.iter().map(|table| connections::count(table, listen)).sum()
+/// Connections of the server that listens there, from the kernel's tables.
+fn count_connections(listen: &[Endpoint]) -> Result<usize, String> {
+    let count = |endpoint: &Endpoint| match endpoint {
+        Endpoint::Socket(path) => sockets::count(&sockets::table()?, path),
+        Endpoint::Tcp(address) => {
+            let tables = connections::tables()?;
+            tables.iter().map(|table| connections::count(table, *address)).sum()
+        }
+    };
+    listen.iter().map(count).sum()
 }
 
 /// At most 71 minutes, which is more than links.toml allows for a start or a drain.
@@ -459,7 +488,7 @@ mod tests {
     fn comes_to(expected: usize, server: SocketAddr) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let found = count_connections(server).unwrap();
+            let found = count_connections(&[Endpoint::Tcp(server)]).unwrap();
             if found == expected {
                 return;
             }
@@ -510,7 +539,7 @@ mod tests {
         let layout = Layout::new(root.path());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = listener.local_addr().unwrap();
-        let others = || look(&layout, 1, server).others;
+        let others = || look(&layout, 1, &[Endpoint::Tcp(server)]).others;
         assert!(!others(), "there is no directory");
         fs::create_dir_all(layout.ready_dir()).unwrap();
         fs::write(layout.ready_flag(1), b"").unwrap();

@@ -21,6 +21,7 @@ use super::services::Services;
 use crate::config::links::Config;
 use crate::layout::{self, Layout};
 use crate::nginx::{self, Surroundings};
+use crate::peers::{self, Stage};
 use crate::{exec, files};
 use plan::{Found, Plan};
 use record::{Record, State};
@@ -47,6 +48,8 @@ pub struct Mode {
     pub force: bool,
     /// As a part of a rollout, with which it can still be undone.
     pub in_rollout: bool,
+    /// Which endpoints of the instances it lists.
+    pub stage: Stage,
 }
 
 /// What nginx is asked to do next.
@@ -145,6 +148,7 @@ fn look_ahead(
     services: Services,
     record: &Record,
     force: bool,
+    stage: Stage,
 ) -> anyhow::Result<Outlook> {
     let found = find(layout, record)?;
     let (conf, took) = match ask_nginx()? {
@@ -183,7 +187,12 @@ fn look_ahead(
         room: room::of_cache(layout, services, &conf),
     };
     let plan = plan::install(&found, &conf, layout, config, force, |default_server| {
-        nginx::site(config, layout, surroundings(default_server))
+        nginx::site(
+            config,
+            layout,
+            surroundings(default_server),
+            &peers::peers(layout, config, stage),
+        )
     })?;
     let decided = Decided { conf, plan, took };
     if !decided.plan.changes.is_empty() {
@@ -205,7 +214,7 @@ pub fn check(layout: &Layout, config: &Config, services: Services, force: bool, 
         return Ok(());
     }
     let record = Record::read(layout)?;
-    if let Outlook::Decided(_) = look_ahead(layout, config, services, &record, force)?
+    if let Outlook::Decided(_) = look_ahead(layout, config, services, &record, force, Stage::Final)?
         && Running::of(services)? == Running::Stopped
         && serves
     {
@@ -226,7 +235,7 @@ pub fn install(layout: &Layout, config: &Config, services: Services, mode: Mode)
         return Ok(vec![]);
     }
     let mut record = Record::read(layout)?;
-    let decided = match look_ahead(layout, config, services, &record, mode.force)? {
+    let decided = match look_ahead(layout, config, services, &record, mode.force, mode.stage)? {
         Outlook::Decided(decided) => decided,
         Outlook::ServesThough(notice) | Outlook::Later(notice) => return Ok(vec![notice]),
     };
@@ -267,6 +276,7 @@ pub fn install(layout: &Layout, config: &Config, services: Services, mode: Mode)
     match done {
         Ok(takes) => {
             record.finish(layout, mode.in_rollout)?;
+            note_whether_loaded(layout, takes || running != Running::Yes)?;
             if !takes {
                 notices.push(match running {
                     Running::Yes => "nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned(),
@@ -285,6 +295,15 @@ pub fn install(layout: &Layout, config: &Config, services: Services, mode: Mode)
             Ok(_) => anyhow!("{error:#}\nThe site was taken back: nginx has the one that it had before"),
             Err(trouble) => anyhow!("{error:#}\nThe site could not be taken back, run `linksctl rollout`: {trouble:#}"),
         }),
+    }
+}
+
+/// For the instances: where nginx does not run what the files say, they listen on every endpoint.
+fn note_whether_loaded(layout: &Layout, is_loaded: bool) -> anyhow::Result<()> {
+    let path = layout.site_not_loaded();
+    match is_loaded {
+        true => files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display())),
+        false => files::replace(&path, b"", 0o644),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::conf::Conf;
 use super::plan::Site;
 use crate::config::links::Config;
-use crate::health;
+use crate::endpoint;
 use crate::layout;
 use crate::nginx;
 
@@ -125,7 +125,7 @@ impl Answer {
 }
 
 fn get(address: SocketAddr, host: &str, path: &str) -> Result<Answer, String> {
-    let mut response = health::client(TIMEOUT)
+    let mut response = endpoint::client(TIMEOUT)
         .get(format!("http://{address}{path}"))
         .header("host", host)
         .header("connection", "close")

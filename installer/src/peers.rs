@@ -1,0 +1,120 @@
+//! The instances as nginx is to find them: the endpoints that its site lists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use crate::config::links::Config;
+use crate::config::load::load_links;
+use crate::endpoint::{Endpoint, names};
+use crate::layout::Layout;
+use crate::release::{Release, Store};
+use crate::rollout::snapshot;
+use crate::{rotation, sockets};
+
+/// The endpoints of each instance.
+pub type Peers = BTreeMap<u16, BTreeSet<Endpoint>>;
+
+/// Which of an instance's endpoints a site lists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// Sockets and ports, so that instances can move from the one to the other without a failed request.
+    Transition,
+    /// Where the instances listen, and nothing else: a port that no instance holds is open to any program.
+    #[default]
+    Final,
+}
+
+/// Whether an instance of that release listens on its Unix socket.
+pub fn can_listen_on_socket(release: &Release, layout: &Layout, instance: u16) -> bool {
+    release.manifest.listens_on_sockets() && sockets::fits(&layout.instance_socket(instance))
+}
+
+/// For the site that `config` asks for.
+pub fn peers(layout: &Layout, config: &Config, stage: Stage) -> Peers {
+    // Without the flags, what the instances are to run has to do.
+    let ready = rotation::ready_instances(layout).unwrap_or_default();
+    let store = Store::new(layout);
+    let each = (1..=config.instances).map(|instance| {
+        let runs = ready.contains(&instance).then(|| {
+            let (own, _) = snapshot::of_instance(layout, instance);
+            let base_port = load_links(&own).map_or(config.base_port, |own| own.base_port);
+            Endpoint::of_running(layout, base_port, instance)
+        });
+        let release = store.of_instance(instance).ok();
+        let next = release.map(|release| endpoint(&release, layout, config, instance));
+        (instance, listed(layout, config, stage, instance, runs, next))
+    });
+    each.collect()
+}
+
+/// Where an instance of that release is reached.
+fn endpoint(release: &Release, layout: &Layout, config: &Config, instance: u16) -> Endpoint {
+    match can_listen_on_socket(release, layout, instance) {
+        true => Endpoint::socket(layout, instance),
+        false => Endpoint::tcp(config.base_port, instance),
+    }
+}
+
+/// `runs`: where the instance is reached now. `next`: from its next start on.
+fn listed(
+    layout: &Layout,
+    config: &Config,
+    stage: Stage,
+    instance: u16,
+    runs: Option<Endpoint>,
+    next: Option<Endpoint>,
+) -> BTreeSet<Endpoint> {
+    let tcp = Endpoint::tcp(config.base_port, instance);
+    let planned = match stage {
+        Stage::Transition => vec![Endpoint::socket(layout, instance), tcp],
+        Stage::Final => vec![next.unwrap_or(tcp)],
+    };
+    runs.into_iter().chain(planned).collect()
+}
+
+/// The site of links that nginx reads at its next start, wherever it is; empty where there is none yet.
+pub fn site_text(layout: &Layout) -> String {
+    // A link that leads nowhere, or a file that is no text, names no endpoint.
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    [layout.nginx_site_enabled(), layout.nginx_conf_d_site()]
+        .map(read)
+        .concat()
+}
+
+/// Whether instances that the site in force leads to will listen where it does not look, once they run `release`.
+pub fn need_transition(layout: &Layout, config: &Config, release: &Release) -> bool {
+    let site = site_text(layout);
+    let store = Store::new(layout);
+    !site.is_empty()
+        && (1..=config.instances)
+            .filter(|instance| store.of_instance(*instance).is_ok())
+            .any(|instance| !names(&site, &endpoint(release, layout, config, instance)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transition_lists_both_and_the_end_only_what_is_in_use() {
+        let (layout, config) = (Layout::new("/"), Config::default());
+        let (socket, tcp) = (Endpoint::socket(&layout, 1), Endpoint::tcp(config.base_port, 1));
+        let old_port = Endpoint::tcp(8000, 1);
+        let list = |stage, runs: Option<&Endpoint>, next: Option<&Endpoint>| -> Vec<Endpoint> {
+            let listed = listed(&layout, &config, stage, 1, runs.cloned(), next.cloned());
+            listed.into_iter().collect()
+        };
+        let both = [socket.clone(), tcp.clone()];
+        assert_eq!(list(Stage::Transition, Some(&tcp), Some(&tcp)), both);
+        assert_eq!(list(Stage::Transition, Some(&socket), Some(&tcp)), both);
+        assert_eq!(
+            list(Stage::Transition, Some(&old_port), Some(&tcp)),
+            [socket.clone(), tcp.clone(), old_port]
+        );
+        assert_eq!(list(Stage::Final, Some(&socket), Some(&socket)), [socket.clone()]);
+        assert_eq!(list(Stage::Final, None, Some(&socket)), [socket.clone()]);
+        assert_eq!(list(Stage::Final, None, None), [tcp.clone()]);
+        // One that may not be restarted goes on where it is.
+        assert_eq!(list(Stage::Final, Some(&tcp), Some(&socket)), both);
+    }
+}
