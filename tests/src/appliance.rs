@@ -126,6 +126,25 @@ impl Appliance {
         self.http_through(Address::Either(socket, tcp))
     }
 
+    /// Whether the runtime of the package that is there listens on Unix sockets; otherwise on ports.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub fn is_on_sockets(&self) -> Result<bool> {
+        self.exists("/usr/lib/links/bundle/runtime/listens-on-sockets")
+    }
+
+    /// Where instance 1 listens, as systemd's `ListenStream=` takes it.
+    ///
+    /// # Errors
+    /// As [`Self::is_on_sockets`].
+    pub fn first_endpoint(&self) -> Result<&'static str> {
+        Ok(match self.is_on_sockets()? {
+            true => "/run/links/sockets/1.sock",
+            false => "127.0.0.1:7001",
+        })
+    }
+
     /// Shortens through nginx.
     ///
     /// # Errors

@@ -56,18 +56,20 @@ fn a_wrong_configuration_is_refused_by_line_and_what_runs_goes_on() -> Result<()
 }
 
 #[test]
-fn a_port_in_use_is_named() -> Result<()> {
+fn an_endpoint_in_use_is_named() -> Result<()> {
     let host = Host::serving()?;
+    let endpoint = host.appliance.first_endpoint()?;
     host.appliance.ok(["systemctl", "stop", "links@1"])?;
     // systemd itself listens for it.
     let squatter = [
         "systemd-run",
         "--unit=squatter",
-        "--socket-property=ListenStream=127.0.0.1:7001",
+        &format!("--socket-property=ListenStream={endpoint}"),
+        "--socket-property=SocketUser=links",
         "cat",
     ];
     host.appliance.ok(squatter)?;
-    host.restart_fails("127.0.0.1:7001 is in use by another program")?;
+    host.restart_fails(&format!("{endpoint} is in use by another"))?;
     host.still_serves()?;
     host.appliance.ok(["systemctl", "stop", "squatter.socket"])?;
     host.recovers()

@@ -47,13 +47,11 @@ fn an_installation_succeeds_only_when_links_is_reached_through_nginx() -> Result
     host.nothing_was_written()?;
     host.ok(["rm", "/etc/nginx/conf.d/broken.conf"])?;
 
-    host.occupy("127.0.0.1:7001")?;
-    host.configuring_fails(&[
-        "instance 1 does not serve",
-        "127.0.0.1:7001 is in use by another program",
-    ])?;
+    let endpoint = host.first_endpoint()?;
+    host.occupy(endpoint)?;
+    host.configuring_fails(&["instance 1 does not serve", &format!("{endpoint} is in use by another")])?;
     host.nothing_was_written()?;
-    host.release("127.0.0.1:7001")?;
+    host.release(endpoint)?;
 
     host.ok(["systemctl", "stop", "nginx"])?;
     host.configuring_fails(&["nginx does not run", "systemctl start nginx"])?;
@@ -250,7 +248,13 @@ impl Host {
     fn occupy(&self, address: &str) -> Result<()> {
         let unit = format!("--unit={}", unit(address));
         let listen = format!("--socket-property=ListenStream={address}");
-        self.ok(["systemd-run", &unit, &listen, "cat"])?;
+        self.ok([
+            "systemd-run",
+            &unit,
+            &listen,
+            "--socket-property=SocketUser=links",
+            "cat",
+        ])?;
         Ok(())
     }
 
@@ -322,5 +326,5 @@ impl Host {
 }
 
 fn unit(address: &str) -> String {
-    format!("squatter-{}", address.rsplit(':').next().unwrap_or_default())
+    format!("squatter-{}", address.rsplit([':', '/']).next().unwrap_or_default())
 }

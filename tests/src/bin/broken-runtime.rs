@@ -2,8 +2,9 @@
 //! broken edition of, and says what version it is. See `Fault` for what each means.
 
 use std::ffi::OsString;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -35,19 +36,23 @@ fn main() -> Result<ExitCode> {
             thread::park();
         },
         Some(Fault::Deaf) => {
-            let _listener = TcpListener::bind(listen)?;
+            let _listener = bind(listen)?;
             loop {
                 thread::park();
             }
         }
         Some(Fault::Sick) => {
-            for stream in TcpListener::bind(listen)?.incoming() {
+            let listener = bind(listen)?;
+            loop {
                 // The prober that hung up asks again.
-                drop(stream.and_then(answer));
+                drop(listener.accept().and_then(answer));
             }
-            Ok(ExitCode::SUCCESS)
         }
-        Some(Fault::Instance(number)) if listen.ends_with(&format!(":{}", 7000 + number)) => bail!("not on {listen}"),
+        Some(Fault::Instance(number))
+            if listen.ends_with(&format!(":{}", 7000 + number)) || listen.ends_with(&format!("/{number}.sock")) =>
+        {
+            bail!("not on {listen}")
+        }
         Some(Fault::Instance(_)) => become_real(&beside("real"), &arguments),
         Some(Fault::DiesYoung) => {
             // Alarms outlive an exec.
@@ -63,8 +68,34 @@ fn become_real(real: &Path, arguments: &[OsString]) -> Result<ExitCode> {
     Err(error).with_context(|| format!("Starting {}", real.display()))
 }
 
+/// As `--listen` names it.
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+fn bind(listen: &str) -> Result<Listener> {
+    Ok(match listen.strip_prefix("unix:") {
+        Some(path) => Listener::Unix(UnixListener::bind(path)?),
+        None => Listener::Tcp(TcpListener::bind(listen)?),
+    })
+}
+
+impl Listener {
+    fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Unix(listener) => Box::new(listener.accept()?.0),
+            Self::Tcp(listener) => Box::new(listener.accept()?.0),
+        })
+    }
+}
+
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
 /// The listener is fine, what it serves is not.
-fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+fn answer(mut stream: Box<dyn Stream>) -> io::Result<()> {
     let mut request = [0; 1024];
     let length = stream.read(&mut request)?;
     let status = if request[..length].starts_with(b"GET /.well-known/spin/health") {

@@ -257,6 +257,9 @@ struct Up {
 
 impl Up {
     fn start(linksctl: &Path, root: &Path, bundle: &Path) -> Result<Self> {
+        // wrk knows no Unix sockets: with this, the instances open their ports as well.
+        fs::create_dir_all(root.join("run/links"))?;
+        fs::write(root.join("run/links/site-not-loaded"), b"")?;
         let child = Command::new("sh")
             // One stream: what supervisors say and what `up` says, in order.
             .args(["-c", "exec \"$0\" \"$@\" 2>&1"])
@@ -296,7 +299,9 @@ impl Up {
             .args(["status", "--json"])
             .output()?;
         let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
-        let instance = status["instances"][0]["address"].as_str();
+        let listens = status["instances"][0]["listens"].as_array();
+        let mut listens = listens.into_iter().flatten().filter_map(serde_json::Value::as_str);
+        let instance = listens.find(|listens| !listens.starts_with("unix:"));
         Ok(Self {
             process,
             root: root.to_owned(),
