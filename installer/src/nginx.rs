@@ -291,8 +291,8 @@ mod tests {
             [
                 "server 127.0.0.1:7001 max_fails=0;",
                 "server 127.0.0.1:7002 max_fails=0;",
+                "server 127.0.0.1:7001 max_fails=0 backup;",
                 "server 127.0.0.1:7002 max_fails=0 backup;",
-                "keepalive 64;",
                 "keepalive 64;",
                 "keepalive_timeout 1s;"
             ]

@@ -91,6 +91,12 @@ pub fn need_transition(layout: &Layout, config: &Config, release: &Release) -> b
             .any(|instance| !names(&site, &endpoint(release, layout, config, instance)))
 }
 
+/// Whether the site in force leads to every instance on its port.
+pub fn lead_to_ports(layout: &Layout, config: &Config) -> bool {
+    let site = site_text(layout);
+    (1..=config.instances).all(|instance| names(&site, &Endpoint::tcp(config.base_port, instance)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

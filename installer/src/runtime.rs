@@ -225,7 +225,7 @@ mod tests {
         let arguments = |release: &Release| {
             let call = Call {
                 release,
-                listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7001)),
+                listen: vec![Endpoint::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 7001)))],
                 runtime_config: "/r".into(),
                 state_dir: "/s".into(),
                 precompiled: Some("/compiled/1".into()),

@@ -461,11 +461,15 @@ pub fn change_stage(layout: &Layout, stage: Stage) -> anyhow::Result<()> {
     let _session = Session::begin(layout, services, Patience::Until(DPKG_PATIENCE), Style::Text)?;
     // links.toml may hold something that is not applied yet.
     let (applied, _) = snapshot::of_instance(layout, 1);
+    let config = load_links(&applied)?;
+    if stage == Stage::Transition && peers::lead_to_ports(layout, &config) {
+        return Ok(());
+    }
     let mode = site::Mode {
         stage,
         ..site::Mode::default()
     };
-    for notice in site::install(layout, &load_links(&applied)?, services, mode)? {
+    for notice in site::install(layout, &config, services, mode)? {
         eprintln!("linksctl: {notice}");
     }
     Ok(())
