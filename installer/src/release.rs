@@ -375,7 +375,7 @@ pub mod tests {
             version: "1.2.3".into(),
             arch: "amd64".into(),
             runtime: manifest::Runtime {
-                kind: manifest::RuntimeKind::LinksHost,
+                kind: RuntimeKind::LinksHost,
                 version: "1.2.3".into(),
                 path: "runtime/links-host".into(),
                 origin: "a test".into(),
