@@ -77,8 +77,10 @@ impl Address {
 pub struct Outbound {
     allowed: Vec<Address>,
     /// By whether TLS is used and by the connect timeout, which belongs to a client.
-    clients: Mutex<HashMap<(bool, Duration), Arc<Client<Body>>>>,
+    clients: Mutex<Clients>,
 }
+
+type Clients = HashMap<(bool, Duration), Arc<Client<Body>>>;
 
 type Body = UnsyncBoxBody<Bytes, ErrorCode>;
 type Sent = (Response<Body>, Outcome);

@@ -410,7 +410,7 @@ impl Body for Answer {
         match self {
             Self::Component { body, .. } => body.size_hint(),
             Self::Fixed(body) => body.size_hint(),
-            Self::Unsent(size) => size.clone(),
+            Self::Unsent(size) => *size,
         }
     }
 }

@@ -210,7 +210,11 @@ mod tests {
             (Some(of_others), &on_socket),
         ] {
             assert_eq!(&listen(&socket, &tcp, true, site), expected, "{site:?}");
-            assert_eq!(listen(&socket, &tcp, false, site), [tcp.clone()], "{site:?}");
+            assert_eq!(
+                listen(&socket, &tcp, false, site),
+                std::slice::from_ref(&tcp),
+                "{site:?}"
+            );
         }
     }
 

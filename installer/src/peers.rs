@@ -117,9 +117,12 @@ mod tests {
             list(Stage::Transition, Some(&old_port), Some(&tcp)),
             [socket.clone(), tcp.clone(), old_port]
         );
-        assert_eq!(list(Stage::Final, Some(&socket), Some(&socket)), [socket.clone()]);
-        assert_eq!(list(Stage::Final, None, Some(&socket)), [socket.clone()]);
-        assert_eq!(list(Stage::Final, None, None), [tcp.clone()]);
+        assert_eq!(
+            list(Stage::Final, Some(&socket), Some(&socket)),
+            std::slice::from_ref(&socket)
+        );
+        assert_eq!(list(Stage::Final, None, Some(&socket)), std::slice::from_ref(&socket));
+        assert_eq!(list(Stage::Final, None, None), std::slice::from_ref(&tcp));
         // One that may not be restarted goes on where it is.
         assert_eq!(list(Stage::Final, Some(&tcp), Some(&socket)), both);
     }

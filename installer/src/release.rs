@@ -345,6 +345,7 @@ fn make_directories(target: &Path, name: &str) -> anyhow::Result<()> {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 pub mod tests {
     use super::*;
+    use crate::package::manifest::Runtime;
 
     /// A bundle with a given runtime, as `pack` would make it.
     pub fn bundle(directory: &Path, runtime: &[u8]) -> Release {
@@ -374,7 +375,7 @@ pub mod tests {
             format: manifest::FORMAT,
             version: "1.2.3".into(),
             arch: "amd64".into(),
-            runtime: manifest::Runtime {
+            runtime: Runtime {
                 kind: RuntimeKind::LinksHost,
                 version: "1.2.3".into(),
                 path: "runtime/links-host".into(),

@@ -2,7 +2,7 @@
 //! talks to. Each ends when it is dropped.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -105,7 +105,7 @@ impl Drop for Process {
 fn drain(mut output: BufReader<ChildStdout>) {
     std::thread::spawn(move || {
         // It ends with the process.
-        let _ = std::io::copy(&mut output, &mut std::io::sink());
+        let _ = io::copy(&mut output, &mut io::sink());
     });
 }
 

@@ -129,7 +129,8 @@ fn a_host_killed_in_an_upgrade_thirty_times() -> Result<()> {
 fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
     let seed = Seed::of_environment()?;
     let mut host = Host::released(BROKEN_RUNTIME)?;
-    let versions = [RELEASED, &host.releases.version().to_owned()];
+    let new = host.releases.version().to_owned();
+    let versions = [RELEASED, new.as_str()];
     let debs = [RELEASED_DEB, DEB];
     let crowd = Crowd::new(&host)?.rate(CLICKS);
     let begin = Instant::now();

@@ -264,7 +264,7 @@ mod tests {
         );
         let telemetry =
             "[telemetry]\nendpoint = \"https://otel.example\"\nheaders = \"credential:otlp\"\nlogs = true\n";
-        assert_eq!(carrying(""), [header.clone()]);
+        assert_eq!(carrying(""), std::slice::from_ref(&header));
         assert_eq!(carrying(telemetry), [header]);
         assert_eq!(carrying(&format!("metrics.listen = \"off\"\n{telemetry}")), [""; 0]);
     }

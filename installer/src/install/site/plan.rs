@@ -555,8 +555,10 @@ mod tests {
     fn only_a_file_that_nginx_reads_can_be_the_default_server() {
         let found = installed("default");
         let default_server = "server { listen 80 default_server; }";
-        let mut named = Config::default();
-        named.public_url = Some("https://s.example.org".into());
+        let mut named = Config {
+            public_url: Some("https://s.example.org".into()),
+            ..Config::default()
+        };
         let to = |conf: &Conf, config: &Config| {
             install(&found, conf, &layout(), config, false, to_default).map(|plan| plan.site.unwrap().text)
         };

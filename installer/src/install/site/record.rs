@@ -316,7 +316,7 @@ mod tests {
             ..changes[1].clone()
         };
         record
-            .change(&layout, &[second.clone()], Some("second".into()))
+            .change(&layout, std::slice::from_ref(&second), Some("second".into()))
             .unwrap();
         record.finish(&layout, true).unwrap();
         let mut undone = record.clone();
