@@ -248,13 +248,12 @@ impl Host {
     fn occupy(&self, address: &str) -> Result<()> {
         let unit = format!("--unit={}", unit(address));
         let listen = format!("--socket-property=ListenStream={address}");
-        self.ok([
-            "systemd-run",
-            &unit,
-            &listen,
-            "--socket-property=SocketUser=links",
-            "cat",
-        ])?;
+        let mut command = vec!["systemd-run", &unit, &listen];
+        if address.starts_with('/') {
+            command.push("--socket-property=SocketUser=links");
+        }
+        command.push("cat");
+        self.ok(command)?;
         Ok(())
     }
 
