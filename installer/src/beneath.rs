@@ -3,8 +3,8 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2};
 use rustix::io::Errno;
@@ -70,9 +70,35 @@ fn resolve(base: impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         ) {
             // Somebody renamed something on the way: the kernel could not tell whether it stayed beneath (openat2(2)).
             Err(Errno::AGAIN | Errno::INTR) => {}
+            // RestrictSUIDSGID= of a unit takes the call away, since a filter cannot look at its arguments.
+            Err(Errno::NOSYS) => return walk(base.as_fd(), path, flags),
             other => return Ok(other?),
         }
     }
+}
+
+/// What [`resolve`] does, one component after the other.
+fn walk(base: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let mut components = path.components().peekable();
+    let mut directory: Option<OwnedFd> = None;
+    while let Some(component) = components.next() {
+        let Component::Normal(name) = component else {
+            return Err(Errno::XDEV.into());
+        };
+        let is_last = components.peek().is_none();
+        let flags = if is_last {
+            flags
+        } else {
+            OFlags::PATH | OFlags::DIRECTORY
+        };
+        let at = directory.as_ref().map_or(base, AsFd::as_fd);
+        let opened = openat(at, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+        if is_last {
+            return Ok(opened);
+        }
+        directory = Some(opened);
+    }
+    Err(Errno::NOENT.into())
 }
 
 /// A file's type in words.
@@ -126,5 +152,27 @@ mod tests {
             "1 is a directory, not a regular file"
         );
         assert!(read("../etc/passwd").is_err());
+    }
+
+    #[test]
+    fn without_openat2_nothing_else_is_opened_either() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let walk = |name: &str| {
+            let base = directory(root.path()).unwrap();
+            walk(base.as_fd(), Path::new(name), OFlags::RDONLY).map(|opened| {
+                let mut contents = String::new();
+                File::from(opened).read_to_string(&mut contents).unwrap();
+                contents
+            })
+        };
+        fs::create_dir_all(at("1/2")).unwrap();
+        fs::write(at("1/2/runs"), "found").unwrap();
+        symlink(at("1/2/runs"), at("1/link")).unwrap();
+        symlink(at("1"), at("directory")).unwrap();
+        assert_eq!(walk("1/2/runs").unwrap(), "found");
+        for name in ["1/link", "directory/2/runs", "../runs", "/etc/passwd", "", "1/none"] {
+            assert!(walk(name).is_err(), "{name}");
+        }
     }
 }

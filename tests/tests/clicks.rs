@@ -68,14 +68,25 @@ fn a_full_disk_holds_up_the_count_and_nothing_else() -> Result<()> {
 }
 
 /// Has links followed that often, with that many faults meanwhile; then each has the clicks that clients were answered.
+/// Enough for a journal of some twelve megabytes, if nothing shortened it.
+const BEFORE_FAULTS: u64 = 200_000;
+
 fn counted_once(clicks: u64, faults: u64) -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     let crowd = Crowd::new(&appliance)?;
+    crowd.during(&appliance.http(), Broken::Never, || crowd.wait_for(BEFORE_FAULTS))?;
+    crowd.is_counted_once(&appliance)?;
+    // The agent shortens it once the batch is in the database. A file that nginx made in the place of a renamed one it may not write.
+    eventually("the journal is short", Duration::from_secs(30), || {
+        let size = appliance.ok(["stat", "--format=%s", JOURNAL])?.stdout;
+        Ok((size.trim().parse::<u64>()? <= LONGEST).then_some(()))
+    })?;
+
     let begin = Instant::now();
     crowd.during(&appliance.http(), Broken::Never, || {
         for number in 1..=faults {
-            crowd.wait_for(clicks * number / (faults + 1))?;
+            crowd.wait_for(BEFORE_FAULTS + (clicks - BEFORE_FAULTS) * number / (faults + 1))?;
             let fault = Fault::ALL[(number as usize * 7 + number as usize / 6) % Fault::ALL.len()];
             println!("after {} clicks: {fault:?}", crowd.answered());
             fault.happen(&appliance, &crowd).with_context(|| format!("{fault:?}"))?;
@@ -84,8 +95,6 @@ fn counted_once(clicks: u64, faults: u64) -> Result<()> {
     })?;
     println!("{} clicks in {:.1} s", crowd.answered(), begin.elapsed().as_secs_f64());
     crowd.is_counted_once(&appliance)?;
-    let size = appliance.ok(["stat", "--format=%s", JOURNAL])?.stdout;
-    ensure!(size.trim().parse::<u64>()? <= LONGEST, "the journal has {size} bytes");
 
     // Restored from a backup: the same bytes in other files.
     appliance.ok(["systemctl", "stop", "links", "nginx"])?;
