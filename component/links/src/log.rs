@@ -3,8 +3,10 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 
-/// Writes one line. Not `eprintln!`, which panics where stderr is closed; and there is nowhere else to complain.
+/// Writes one line, at once: the other instances of the process write to the same stderr. Not `eprintln!`, which panics where
+/// stderr is closed; and there is nowhere else to complain.
 pub fn line(what: &str, why: impl Display) {
     let why = why.to_string().replace(char::is_control, " ");
-    let _ = writeln!(io::stderr(), "links: {what}: {why}");
+    let line = format!("links: {what}: {why}\n");
+    let _ = io::stderr().write_all(line.as_bytes());
 }
