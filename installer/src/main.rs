@@ -33,7 +33,6 @@ mod runtime;
 mod sandbox;
 mod secrets;
 mod sockets;
-mod sqlite;
 mod stats;
 mod status;
 mod supervise;

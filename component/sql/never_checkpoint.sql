@@ -1,2 +1,0 @@
--- Of this connection only; linksctl's agent checkpoints instead.
-PRAGMA wal_autocheckpoint = 0
