@@ -41,10 +41,18 @@ impl Appliance {
     /// # Errors
     /// There are no packages (`make deb` makes them), or the machine does not boot.
     pub fn prepared(tree: &Tree) -> Result<Self> {
+        Self::prepared_on(|| Machine::boot(tree))
+    }
+
+    /// As [`Self::prepared`], on a machine of its own kind.
+    ///
+    /// # Errors
+    /// As [`Self::prepared`].
+    pub fn prepared_on(boot: impl FnOnce() -> Result<Machine>) -> Result<Self> {
         let artifacts = Artifacts::find()?;
         let runtime = artifacts.runtime()?;
         println!("the packages hold {} {}", runtime.kind, runtime.version);
-        let machine = Machine::boot(tree)?;
+        let machine = boot()?;
         machine.copy_in(&artifacts.deb, DEB)?;
         Ok(Self { machine, artifacts })
     }

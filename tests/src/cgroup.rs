@@ -1,4 +1,5 @@
-//! One control group per machine: systemd in it sees the group as the root of its own hierarchy.
+//! One control group per machine: systemd in it sees the group as the root of its own hierarchy. A second one, of the memory
+//! controller, where the machine is to have little memory.
 
 use std::fs::{self, File};
 use std::io;
@@ -61,6 +62,99 @@ impl Drop for Cgroup {
             eprintln!("lab: the control group {} stays: {error}", self.0.display());
         }
     }
+}
+
+/// A bound on the memory of a machine, page cache included; as [`Cgroup`], it is removed when dropped.
+///
+/// Of cgroup v1: in the unified hierarchy nothing could enter the group beside the machine's systemd, which is its root.
+#[derive(Debug)]
+pub struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    /// # Errors
+    /// The host has no memory controller of cgroup v1.
+    pub fn create(name: &str, bytes: u64) -> Result<Self> {
+        let hierarchy = memory_hierarchy()?.context(
+            "no memory controller of cgroup v1 is mounted; without one the lab cannot bound a machine's memory",
+        )?;
+        let path = hierarchy.join(name);
+        fs::create_dir(&path).with_context(|| format!("Creating the control group {}", path.display()))?;
+        let group = Self(path);
+        let limit = group.0.join("memory.limit_in_bytes");
+        fs::write(&limit, bytes.to_string()).with_context(|| format!("Writing {}", limit.display()))?;
+        Ok(group)
+    }
+
+    /// As [`Cgroup::entrance`].
+    ///
+    /// # Errors
+    /// Opening it failed.
+    pub fn entrance(&self) -> Result<File> {
+        let path = self.0.join("cgroup.procs");
+        File::options()
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("Opening {}", path.display()))
+    }
+
+    /// # Errors
+    /// The file cannot be read.
+    pub fn limit(&self) -> Result<u64> {
+        Ok(self.read("memory.limit_in_bytes")?.trim().parse()?)
+    }
+
+    /// What was used at most, in bytes; and how many processes the kernel has ended for want of memory.
+    ///
+    /// # Errors
+    /// The files cannot be read, or hold something else.
+    pub fn usage(&self) -> Result<(u64, u64)> {
+        let most = self.read("memory.max_usage_in_bytes")?.trim().parse()?;
+        let control = self.read("memory.oom_control")?;
+        let killed = control.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok((
+            most,
+            killed.context("memory.oom_control has no oom_kill")?.trim().parse()?,
+        ))
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let path = self.0.join(name);
+        fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))
+    }
+
+    /// As [`Cgroup::remove_abandoned`].
+    ///
+    /// # Errors
+    /// It is there and in use.
+    pub fn remove_abandoned(name: &str) -> Result<()> {
+        match memory_hierarchy()?.map(|hierarchy| hierarchy.join(name)) {
+            Some(path) if path.exists() => remove(&path).with_context(|| format!("Removing {}", path.display())),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.0) {
+            eprintln!("lab: the control group {} stays: {error}", self.0.display());
+        }
+    }
+}
+
+/// Where the memory controller of cgroup v1 is mounted.
+fn memory_hierarchy() -> Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("Reading /proc/self/mounts")?;
+    let of_memory = |line: &str| {
+        let fields: Vec<_> = line.split(' ').collect();
+        match fields[..] {
+            [_, path, "cgroup", options, ..] if options.split(',').any(|option| option == "memory") => {
+                Some(PathBuf::from(path))
+            }
+            _ => None,
+        }
+    };
+    Ok(mounts.lines().find_map(of_memory))
 }
 
 /// A cgroup directory cannot be emptied, only removed from its leaves upwards.

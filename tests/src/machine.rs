@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, MemoryGroup};
 use crate::http::Client;
 use crate::{Address, NetNamespace, Tree, cache, process};
 
@@ -48,6 +48,8 @@ pub struct Output {
 pub struct Machine {
     tree: Tree,
     running: Option<Running>,
+    /// After `running`, as it can be removed only when all processes are gone.
+    memory: Option<MemoryGroup>,
     home: Home,
     _slot: Slot,
 }
@@ -58,12 +60,26 @@ impl Machine {
     /// # Errors
     /// Not root, a command is missing, systemd did not come up in two minutes, or a unit of the pristine system failed.
     pub fn boot(tree: &Tree) -> Result<Self> {
+        Self::boot_within(tree, None)
+    }
+
+    /// As [`Self::boot`], with so many bytes of memory for all that runs inside, page cache included.
+    ///
+    /// # Errors
+    /// As [`Self::boot`], or the host cannot bound it.
+    pub fn boot_with_memory(tree: &Tree, bytes: u64) -> Result<Self> {
+        Self::boot_within(tree, Some(bytes))
+    }
+
+    fn boot_within(tree: &Tree, memory: Option<u64>) -> Result<Self> {
         process::require(&[("nsenter", "util-linux"), ("unshare", "util-linux"), ("ip", "iproute2")])?;
         let slot = Slot::take();
         let home = Home::create()?;
+        let memory = memory.map(|bytes| MemoryGroup::create(&home.cgroup_name(), bytes));
         let mut machine = Self {
             tree: tree.clone(),
             running: None,
+            memory: memory.transpose()?,
             home,
             _slot: slot,
         };
@@ -94,7 +110,9 @@ impl Machine {
         let shown = command.join(" ".as_ref()).to_string_lossy().into_owned();
         let begin = Instant::now();
         // Inside, `timeout` ends the command and all that it started; from here only nsenter could be ended.
-        let output = Command::new("nsenter")
+        let mut nsenter = Command::new("nsenter");
+        enter_on_start(&mut nsenter, self.memory.as_ref())?;
+        let output = nsenter
             .args([
                 "--all",
                 "--target",
@@ -125,6 +143,18 @@ impl Machine {
             output.streams()
         );
         Ok(output)
+    }
+
+    /// Of a machine with little memory: what was used at most, in bytes, and how many processes the kernel has ended for want
+    /// of it.
+    ///
+    /// # Errors
+    /// The machine's memory is not bounded.
+    pub fn memory_usage(&self) -> Result<(u64, u64)> {
+        self.memory
+            .as_ref()
+            .context("the machine's memory is not bounded")?
+            .usage()
     }
 
     /// Runs a command that must succeed.
@@ -327,7 +357,12 @@ impl Machine {
     }
 
     fn start(&mut self) -> Result<()> {
-        self.running = Some(Running::start(&self.home, &self.tree)?);
+        self.running = Some(Running::start(&self.home, &self.tree, self.memory.as_ref())?);
+        if let Some(memory) = &self.memory {
+            // As large as Debian makes it on a machine that has so much memory: a tenth. The host has more.
+            let size = memory.limit()? / 10;
+            self.ok(["mount", "-o", &format!("remount,size={size}"), "/run"])?;
+        }
         Ok(())
     }
 
@@ -362,6 +397,16 @@ impl std::fmt::Display for Output {
     }
 }
 
+/// The command begins in the group, and so does what it starts.
+fn enter_on_start(command: &mut Command, memory: Option<&MemoryGroup>) -> Result<()> {
+    if let Some(memory) = memory {
+        let mut entrance = memory.entrance()?;
+        // SAFETY: it only writes to a file that is open already.
+        unsafe { command.pre_exec(move || entrance.write_all(b"0")) };
+    }
+    Ok(())
+}
+
 fn exit_status(status: std::process::ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt as _;
     status
@@ -386,7 +431,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(home: &Home, tree: &Tree) -> Result<Self> {
+    fn start(home: &Home, tree: &Tree, memory: Option<&MemoryGroup>) -> Result<Self> {
         let console = home.directory.join("console.log");
         let notify = home.directory.join("notify");
         if notify.exists() {
@@ -404,6 +449,7 @@ impl Running {
             .stderr(File::create(&console).with_context(|| format!("Creating {}", console.display()))?);
         // SAFETY: it only writes to a file that is open already. Before unshare: the group it is in becomes its root.
         unsafe { command.pre_exec(move || entrance.write_all(b"0")) };
+        enter_on_start(&mut command, memory)?;
 
         // The thread that starts the machine lives as long as it: the machine dies with that thread, not with a test's.
         let (started, starting) = mpsc::channel();
@@ -566,6 +612,7 @@ fn remove_abandoned(machines: &Path) -> Result<()> {
         }
         if let Some(_lock) = cache::try_lock(&directory.join("lock"))? {
             Cgroup::remove_abandoned(&cgroup_name(&directory))?;
+            MemoryGroup::remove_abandoned(&cgroup_name(&directory))?;
             fs::remove_dir_all(&directory).with_context(|| format!("Removing {}", directory.display()))?;
         }
     }

@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::load::{Link, Load, Outcome, verify_all};
-use links_tests::{Appliance, Artifacts, Tree, UNPACKED, eventually};
+use links_tests::load::{Link, Load, Mix, Outcome, verify_all};
+use links_tests::{Appliance, Artifacts, Machine, Tree, UNPACKED, eventually};
 use serde_json::Value;
 
 const URL: &str = "https://example.com/a?b=c#d";
@@ -186,6 +186,35 @@ fn nginx_finds_nothing_to_say_about_the_site(appliance: &Appliance) -> Result<()
     assert_eq!(appliance.ok(["nginx", "-t", "-q"])?.stderr, "");
     let enabled = appliance.ok(["ls", "/etc/nginx/sites-enabled"])?.stdout;
     assert_eq!(enabled, "links\n", "the default site made way");
+    Ok(())
+}
+
+/// All of the machine: Debian, nginx, apt, the appliance, and the page cache.
+#[test]
+fn it_installs_serves_and_rolls_out_in_512_mb_of_memory() -> Result<()> {
+    const MEMORY: u64 = 512 << 20;
+    let tree = Tree::plain()?;
+    let appliance = Appliance::prepared_on(|| Machine::boot_with_memory(&tree, MEMORY))?;
+    appliance.apt_install()?;
+    appliance.wait_for_status("2/2 instances ready")?;
+    let link = appliance.shorten(URL)?;
+    appliance.follow(&link)?;
+    let load = Load::through([appliance.site()?]).workers(20).mix(Mix::Usual);
+    let load = load.start();
+    eventually("the load has run for a while", Duration::from_secs(60), || {
+        Ok((load.acknowledged() > 1_000).then_some(()))
+    })?;
+    appliance.ok(["linksctl", "restart"])?;
+    let report = load.stop()?;
+    println!("{report}");
+    assert_eq!(report.failed(), 0, "{report}");
+    appliance.follow(&link)?;
+
+    let (most, killed) = appliance.memory_usage()?;
+    println!("used at most: {} MiB of {}", most >> 20, MEMORY >> 20);
+    assert_eq!(killed, 0, "the kernel has ended processes for want of memory");
+    // The machine has been in the group, and its installation too.
+    assert!(most > 100 << 20, "only {most} bytes were ever used");
     Ok(())
 }
 

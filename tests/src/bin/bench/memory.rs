@@ -1,26 +1,46 @@
-//! What the appliance takes of memory: after its installation, and after many different links were followed.
+//! What the appliance takes of memory on a small machine: after its installation, and after many different links were
+//! followed.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::{Appliance, Tree};
+use links_tests::{Appliance, DATABASE, Machine, Tree};
 use rusqlite::Connection;
 use serde::Serialize;
 
 use crate::edge::{self, fill};
 use crate::load::Wrk;
 
+/// Of the machine, in bytes.
+const MEMORY: u64 = 512 << 20;
 const LINKS: u32 = 1_000_000;
 /// Of each of the two instances.
 const REDIRECTS: f64 = 1_000_000.0;
 const CONNECTIONS: u32 = 64;
 const SECONDS_PER_RUN: u32 = 10;
 /// The redirects have to be done by then.
-const RUNS: u32 = 60;
+const RUNS: u32 = 180;
 /// Longer than an instance keeps what it does not use.
 const SETTLES: Duration = Duration::from_secs(5);
-const DATABASE: &str = "/var/lib/links/data/links.db";
+
+/// In MiB; none where the figure is only shown.
+struct Limits {
+    instance_pss: Option<f64>,
+    instance_rss: Option<f64>,
+    appliance_pss: Option<f64>,
+}
+
+const AFTER_INSTALLATION: Limits = Limits {
+    instance_pss: Some(30.0),
+    instance_rss: None,
+    appliance_pss: Some(150.0),
+};
+const AFTER_REDIRECTS: Limits = Limits {
+    instance_pss: Some(60.0),
+    instance_rss: Some(150.0),
+    appliance_pss: None,
+};
 
 /// In MiB.
 #[derive(Clone, Debug, Serialize)]
@@ -28,6 +48,10 @@ pub struct Figures {
     after_installation: Snapshot,
     after_redirects: Snapshot,
     redirects: f64,
+    /// Of the whole machine, page cache and wrk included.
+    machine_at_most: f64,
+    /// For want of memory.
+    killed_processes: u64,
 }
 
 #[derive(Clone, Debug, Serialize, PartialEq)]
@@ -42,8 +66,13 @@ struct Snapshot {
 /// # Errors
 /// The lab does not work here, or an answer was an error.
 pub fn measure() -> Result<Figures> {
-    let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["wrk"])?)?;
+    let tree = Tree::with_nginx_and(&["wrk"])?;
+    let appliance = Appliance::prepared_on(|| Machine::boot_with_memory(&tree, MEMORY))?;
+    appliance.apt_install()?;
+    appliance.ok(["systemctl", "start", "links"])?;
     appliance.wait_for_rotation(2)?;
+    // What was needed for the start only is given back by the clock.
+    std::thread::sleep(SETTLES);
     let after_installation = snapshot(&appliance)?;
     appliance.inside(|| fill(&Connection::open(DATABASE)?, LINKS))?;
     appliance.copy_in(Path::new(edge::GENERATOR), "/var/tmp/links.lua")?;
@@ -65,10 +94,14 @@ pub fn measure() -> Result<Figures> {
     ensure!(redirects >= 2.0 * REDIRECTS, "only {redirects} redirects in time");
     // What an instance frees after a while it frees by the clock: there is nothing to wait for.
     std::thread::sleep(SETTLES);
+    let after_redirects = snapshot(&appliance)?;
+    let (most, killed_processes) = appliance.memory_usage()?;
     Ok(Figures {
         after_installation,
-        after_redirects: snapshot(&appliance)?,
+        after_redirects,
         redirects,
+        machine_at_most: most as f64 / f64::from(1 << 20),
+        killed_processes,
     })
 }
 
@@ -110,23 +143,40 @@ impl Snapshot {
 impl Figures {
     pub fn print(&self) {
         println!(
-            "\n{:<34} {:>14} {:>14} {:>15}",
-            "memory, MiB", "instance PSS", "instance RSS", "appliance PSS"
+            "\n{:<34} {:>18} {:>18} {:>18}",
+            "memory, MiB (limit)", "instance PSS", "instance RSS", "appliance PSS"
         );
         let redirects = format!("after {:.1} million redirects", self.redirects / 1e6);
-        for (name, snapshot) in [
-            ("after the installation", &self.after_installation),
-            (redirects.as_str(), &self.after_redirects),
+        for (name, snapshot, limits) in [
+            ("after the installation", &self.after_installation, &AFTER_INSTALLATION),
+            (redirects.as_str(), &self.after_redirects, &AFTER_REDIRECTS),
         ] {
             println!(
-                "{name:<34} {:>14.1} {:>14.1} {:>15.1}",
-                snapshot.instance_pss, snapshot.instance_rss, snapshot.appliance_pss
+                "{name:<34} {:>18} {:>18} {:>18}",
+                beside(snapshot.instance_pss, limits.instance_pss),
+                beside(snapshot.instance_rss, limits.instance_rss),
+                beside(snapshot.appliance_pss, limits.appliance_pss)
             );
         }
         println!(
-            "\nthe larger of two instances; of {LINKS} links each asked for about as often as any; the appliance: instances,\n\
-             supervisors, agent and nginx"
+            "{:<34} {:>18}; {} processes ended for want of memory",
+            "the machine at most",
+            beside(self.machine_at_most, Some(MEMORY as f64 / f64::from(1 << 20))),
+            self.killed_processes
         );
+        println!(
+            "\nthe larger of two instances; of {LINKS} links each asked for about as often as any; the appliance: instances,\n\
+             supervisors, agent and nginx; the machine: all that runs in it, and its page cache, which the kernel gives up as needed"
+        );
+    }
+}
+
+/// A figure and its limit.
+fn beside(figure: f64, limit: Option<f64>) -> String {
+    match limit {
+        Some(limit) if figure > limit => format!("OVER {figure:.1} ({limit})"),
+        Some(limit) => format!("{figure:.1} ({limit})"),
+        None => format!("{figure:.1}"),
     }
 }
 
@@ -134,6 +184,13 @@ impl Figures {
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_figure_over_its_limit_stands_out() {
+        assert_eq!(beside(29.96, Some(30.0)), "30.0 (30)");
+        assert_eq!(beside(30.1, Some(30.0)), "OVER 30.1 (30)");
+        assert_eq!(beside(30.1, None), "30.1");
+    }
 
     #[test]
     fn processes_are_added_up() {
