@@ -47,6 +47,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
+    sqlite::configure();
     let result = match &cli.command {
         Command::Up(up) => up::up(up),
         Command::Compile(compile) => precompiled::compile(compile),

@@ -1,7 +1,6 @@
 //! One SQLite connection: running a statement at once or patiently, and what must hold before another may have it.
 
 use std::cell::Cell;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -27,11 +26,10 @@ const BUSY_POLL: Duration = Duration::from_millis(1);
 /// SQLite asks the progress handler once in so many instructions of its virtual machine.
 const PROGRESS_EVERY: i32 = 1_000;
 const CACHED_STATEMENTS: usize = 64;
-/// How much of the file is mapped rather than copied page by page, in bytes: SQLite's own limit. Of ten million rows in no
-/// order one is found for 1.14 times the price of one of a thousand, and for 1.52 times when pages are copied. SQLite writes
-/// as ever. The price: a page that the disk cannot read ends the process, which is then started again, rather than failing
-/// one statement (sqlite.org/mmap.html).
-const MAPPED_BYTES: i64 = 0x7fff_0000;
+/// How many pages a connection keeps in memory, in KiB as a negative number. Together with `pooled` this bounds what a
+/// database takes of memory, whatever its size. A memory map of the file would spare the copies of pages, but each connection
+/// would have its own: with a million links, 65 MiB each.
+const CACHE_SIZE: i64 = -2_000;
 
 /// A whole result.
 #[derive(Debug)]
@@ -64,8 +62,7 @@ pub enum Attempt {
 pub struct Connection {
     db: rusqlite::Connection,
     hooks: Arc<Hooks>,
-    /// Device and inode of the file, by which a replaced file is noticed.
-    identity: Option<(u64, u64)>,
+    identity: Option<Identity>,
     /// The file has a write-ahead log, and keeps it for as long as this connection is open.
     write_ahead: Cell<bool>,
 }
@@ -175,7 +172,7 @@ impl Connection {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let (mut db, identity) = match place {
             Place::Memory => (rusqlite::Connection::open_in_memory()?, None),
-            Place::File(path) => (rusqlite::Connection::open_with_flags(path, flags)?, identity(path)),
+            Place::File(path) => (rusqlite::Connection::open_with_flags(path, flags)?, identity(place)),
         };
         let hooks = Arc::new(Hooks {
             deadline: AtomicU64::new(0),
@@ -187,7 +184,7 @@ impl Connection {
             abandoned: AtomicU64::new(0),
         });
         db.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
-        db.pragma_update(None, "mmap_size", MAPPED_BYTES)?;
+        db.pragma_update(None, "cache_size", CACHE_SIZE)?;
         let progress = hooks.clone();
         db.progress_handler(PROGRESS_EVERY, Some(move || progress.interrupts()))?;
         let authorizer = hooks.clone();
@@ -235,7 +232,8 @@ impl Connection {
         let done = each_row(&mut statement, parameters, |row| {
             bytes += size(&row.values);
             table.rows.push(row);
-            Ok(bytes <= AT_ONCE_BYTES && !self.hooks.interrupts())
+            // The progress handler minds the time. Here even a single row would be late where the machine is busy.
+            Ok(bytes <= AT_ONCE_BYTES)
         });
         match done {
             Ok(true) => Ok(Attempt::Done(table)),
@@ -443,26 +441,22 @@ impl Connection {
         self.db.last_insert_rowid()
     }
 
+    pub fn set_last_insert_rowid(&self, rowid: i64) {
+        // SAFETY: the handle belongs to an open connection, which `self`, not being `Sync`, makes this thread's alone.
+        unsafe { ffi::sqlite3_set_last_insert_rowid(self.db.handle(), rowid) };
+    }
+
     /// Makes the connection as good as new for another handle; false when it cannot be and must be closed.
     pub fn reset(&mut self) -> bool {
         if self.in_transaction() && self.db.execute_batch("ROLLBACK").is_err() {
             return false;
         }
-        // SAFETY: the handle belongs to an open connection, which `&mut self` makes ours alone.
-        unsafe { ffi::sqlite3_set_last_insert_rowid(self.db.handle(), 0) };
+        self.set_last_insert_rowid(0);
         !self.is_marked()
     }
 
-    pub fn identity(&self) -> Option<(u64, u64)> {
+    pub fn identity(&self) -> Option<Identity> {
         self.identity
-    }
-
-    /// Whether the file at the path is still the one that was opened.
-    pub fn is_current(&self, place: &Place) -> bool {
-        match place {
-            Place::Memory => true,
-            Place::File(path) => self.identity.is_some() && self.identity == identity(path),
-        }
     }
 
     /// Whether the file can only be read. Reads it to find out whether it is a database at all.
@@ -534,8 +528,12 @@ fn rewrite(file: *mut ffi::sqlite3_file, methods: &ffi::sqlite3_io_methods) -> i
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+/// The device and inode of a file, by which one is noticed that was put in its place.
+pub type Identity = (u64, u64);
+
+pub fn identity(place: &Place) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt as _;
+    let Place::File(path) = place else { return None };
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino()))
 }
@@ -554,6 +552,11 @@ fn is_query(sql: &str) -> bool {
 /// Whether a statement changes rows for certain and does nothing else. WITH may start a query as well.
 pub fn is_change(sql: &str) -> bool {
     starts_with(sql, &["INSERT", "UPDATE", "DELETE", "REPLACE"])
+}
+
+/// Whether `sqlite3_changes` tells of this statement, which is not read-only.
+pub fn counts_changes(sql: &str) -> bool {
+    is_change(sql) || starts_with(sql, &["WITH"])
 }
 
 /// Whether the first word of a statement is one of these, whatever stands before it in comments.
@@ -902,18 +905,5 @@ mod tests {
         ] {
             assert!(!is_change(other), "{other}");
         }
-    }
-
-    #[test]
-    fn a_replaced_file_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.db");
-        let place = Place::File(path.clone());
-        let connection = Connection::open(&place, false).unwrap();
-        assert!(connection.is_current(&place));
-        std::fs::rename(&path, dir.path().join("old.db")).unwrap();
-        assert!(!connection.is_current(&place));
-        std::fs::write(&path, "").unwrap();
-        assert!(!connection.is_current(&place));
     }
 }

@@ -1,6 +1,6 @@
 //! Group commit: changes that wait at the same time become durable by one sync of the write-ahead log.
 //!
-//! Each change runs by itself, on its own connection, as it would alone; only its commit does not wait for the disk. When
+//! Each change runs by itself, as it would alone; only its commit does not wait for the disk. When
 //! the group has run, one sync makes all of it durable, and not before that is anybody answered. So a crash takes
 //! nothing from anybody who was told that it is there. What differs from SQLite's own `synchronous = FULL`: others may read
 //! a change in the moment before it is durable, and after a failed sync, which every one of the group is told, the changes
@@ -75,7 +75,7 @@ struct Waiting {
 #[derive(Debug)]
 struct Change {
     number: u64,
-    /// Shared with other changes on this connection; what is no such change waits for it.
+    /// Shared with other changes of this handle; what is no such change waits for it.
     session: OwnedRwLockReadGuard<Session>,
     sql: String,
     parameters: Vec<Value>,
@@ -205,8 +205,13 @@ fn run_groups(database: &Database, turn: OwnedMutexGuard<()>) -> bool {
 }
 
 fn run_group(database: &Database, first: Change) {
+    let connection = match database.connection_now() {
+        Ok(connection) => connection,
+        // Nobody may be waiting any more.
+        Err(error) => return drop(first.answer.send(Err(error))),
+    };
     let (rules, start) = (&database.rules, Instant::now());
-    let mut group = vec![first.run()];
+    let mut group = vec![first.run(&connection)];
     let mut bytes = 0;
     while let Some(done) = group.last() {
         bytes += done.bytes();
@@ -214,38 +219,30 @@ fn run_group(database: &Database, first: Change) {
             break;
         }
         match database.queue.next() {
-            Some(change) => group.push(change.run()),
+            Some(change) => group.push(change.run(&connection)),
             None => break,
         }
     }
-    let synced = sync(database, &group);
+    let synced = sync(database, &connection, &group);
+    database.give_back(connection);
     for done in group {
         done.answer(&synced);
     }
 }
 
-/// One sync for all of the group, unless a file was replaced meanwhile. The caller has the turn, so that nobody else of this
-/// process writes before a failed sync is repaired.
-fn sync(database: &Database, group: &[Done]) -> Result<(), Error> {
-    let mut synced = None;
-    for done in group.iter().filter(|done| done.unsynced) {
-        let connection = done.session.connection()?;
-        if synced == Some(connection.identity()) {
-            continue;
-        }
-        if let Err(error) = (database.rules.sync)(&connection) {
-            repair(database, &connection, &error);
-            return Err(error);
-        }
-        synced = Some(connection.identity());
+/// One sync for all of the group. The caller has the turn, so that nobody else of this process writes before a failed sync is
+/// repaired.
+fn sync(database: &Database, connection: &Connection, group: &[Done]) -> Result<(), Error> {
+    if !group.iter().any(|done| done.unsynced) {
+        return Ok(());
     }
-    Ok(())
+    (database.rules.sync)(connection).inspect_err(|error| repair(database, connection, error))
 }
 
 fn repair(database: &Database, connection: &Connection, error: &Error) {
     tracing::error!("{database:?}: syncing the write-ahead log failed: {error}");
     // The descriptors of the others would report the same error again.
-    database.idle().clear();
+    database.pool().connections.clear();
     for _ in 0..REPAIRS {
         match (database.rules.repair)(connection) {
             Ok(()) => {
@@ -260,12 +257,10 @@ fn repair(database: &Database, connection: &Connection, error: &Error) {
 }
 
 impl Change {
-    fn run(self) -> Done {
-        self.session.wrote.store(true, Relaxed);
-        let (result, unsynced) = match self.session.connection() {
-            Ok(connection) => connection.run_unsynced(&self.sql, &self.parameters),
-            Err(error) => (Err(error), false),
-        };
+    fn run(self, connection: &Connection) -> Done {
+        let (result, unsynced) = self.session.write(connection, &self.sql, || {
+            connection.run_unsynced(&self.sql, &self.parameters)
+        });
         Done {
             session: self.session,
             parameters: self.parameters,

@@ -1,5 +1,9 @@
 //! SQLite databases: a pool of connections for each, one writer at a time, and the interface `spin:sqlite`.
 //!
+//! What a component opens is a handle. It has a connection of the pool while it runs a statement, and keeps one only for a
+//! transaction or after it changed the connection itself. So there are as many connections as statements that run at once, not
+//! as many as handles, and what they hold in memory is used again at once.
+//!
 //! A quick read runs where it is called, without a change of thread; everything else runs on the blocking pool. Statements
 //! that may write queue up, first come first served, before a lock of this process, so that of each process only one
 //! connection ever waits for SQLite's own lock. A transaction holds that lock from its first write to its end. Changes
@@ -9,33 +13,49 @@ mod connection;
 mod group;
 mod host;
 
-use std::sync::Arc;
 use std::sync::Mutex as StdMutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rusqlite::ffi;
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
-use self::connection::{Abandon, Attempt, Connection, Kind, Table, io, is_change};
+use self::connection::{Abandon, Attempt, Connection, Identity, Kind, Table, counts_changes, identity, io, is_change};
 pub use self::connection::{MOST_BYTES, size, starts_with, too_large};
 use self::group::{Queue, Rules};
 use crate::bindings::sqlite::{Error, RowResult, Value};
 use crate::config::Place;
 
-/// How many unused connections a database keeps open.
-const POOLED: usize = 32;
+/// How many unused connections a database keeps open: one for each thread that runs quick reads, one for a group of changes, one
+/// for a transaction.
+fn pooled() -> usize {
+    static POOLED: LazyLock<usize> = LazyLock::new(|| std::thread::available_parallelism().map_or(2, usize::from) + 2);
+    *POOLED
+}
+
 /// Rows that are read ahead of a component, and handed to it at a time.
 pub const ROWS_AHEAD: usize = 64;
 /// How long a writer waits while another one holds the lock and gets nowhere.
 const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// For the whole process, before anything else of SQLite: it shall not count what it allocates, for which it takes a lock each
+/// time, and which nobody asks it for.
+pub fn configure() {
+    // SAFETY: main calls this before there is a second thread. The option takes one int.
+    let code = unsafe { ffi::sqlite3_config(ffi::SQLITE_CONFIG_MEMSTATUS, 0) };
+    if code != ffi::SQLITE_OK {
+        tracing::debug!("SQLite counts its memory: {code}");
+    }
+}
+
 /// A database that components may open.
 pub struct Database {
     place: Place,
     allow_attach_file: bool,
-    idle: StdMutex<Vec<Connection>>,
+    pool: StdMutex<Pool>,
     writer: Arc<Mutex<()>>,
     /// How often the lock was given: it tells a slow queue from a stuck one.
     turns: AtomicU64,
@@ -43,6 +63,14 @@ pub struct Database {
     waiters: AtomicU64,
     queue: Queue,
     rules: Rules,
+}
+
+/// The connections that nobody uses.
+#[derive(Default)]
+struct Pool {
+    connections: Vec<Connection>,
+    /// The file that they have opened.
+    identity: Option<Identity>,
 }
 
 impl std::fmt::Debug for Database {
@@ -77,7 +105,7 @@ impl Database {
         Arc::new(Self {
             place,
             allow_attach_file,
-            idle: StdMutex::default(),
+            pool: StdMutex::default(),
             writer: Arc::default(),
             turns: AtomicU64::new(0),
             waiters: AtomicU64::new(0),
@@ -114,55 +142,84 @@ impl Database {
             }
             tracing::debug!("{self:?}: others use the write-ahead log, it is not emptied");
         }
+        self.pool().identity = connection.identity();
         self.give_back(connection);
         Ok(())
     }
 
-    /// A handle with a connection of its own.
+    /// A handle for a component.
     ///
     /// # Errors
     /// The file cannot be opened.
     pub async fn open(self: &Arc<Self>) -> Result<Handle, Error> {
-        let connection = match self.take() {
-            Some(connection) => connection,
-            None => {
-                let database = self.clone();
-                let open = move || Connection::open(&database.place, database.allow_attach_file);
-                on_blocking_pool(open).await?.map_err(|error| io(&error))?
-            }
-        };
-        let session = Session {
+        let mut session = Session {
             database: self.clone(),
-            connection: Some(StdMutex::new(connection)),
+            connection: None,
             turn: None,
-            plain: true,
-            wrote: AtomicBool::new(false),
+            written: StdMutex::default(),
         };
+        if self.place == Place::Memory {
+            session.connection = Some(StdMutex::new(self.connection().await?));
+        } else if !self.is_current() {
+            let connection = self.connection().await?;
+            self.pool().identity = connection.identity();
+            self.give_back(connection);
+        }
         Ok(Handle(Arc::new(RwLock::new(session))))
     }
 
-    fn take(&self) -> Option<Connection> {
-        loop {
-            let connection = self.idle().pop()?;
-            if connection.is_current(&self.place) {
-                return Some(connection);
+    /// Whether the file that is there now was opened before; forgets connections to another one.
+    fn is_current(&self) -> bool {
+        let identity = identity(&self.place);
+        let mut pool = self.pool();
+        let is_current = identity.is_some() && pool.identity == identity;
+        if !is_current {
+            pool.connections.clear();
+        }
+        is_current
+    }
+
+    /// A connection for a statement.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    async fn connection(self: &Arc<Self>) -> Result<Connection, Error> {
+        let unused = self.pool().connections.pop();
+        match unused {
+            Some(connection) => Ok(connection),
+            None => {
+                let database = self.clone();
+                on_blocking_pool(move || database.new_connection()).await?
             }
         }
+    }
+
+    /// The same on a thread that may block.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    fn connection_now(&self) -> Result<Connection, Error> {
+        let unused = self.pool().connections.pop();
+        unused.map_or_else(|| self.new_connection(), Ok)
+    }
+
+    fn new_connection(&self) -> Result<Connection, Error> {
+        Connection::open(&self.place, self.allow_attach_file).map_err(|error| io(&error))
     }
 
     fn give_back(&self, mut connection: Connection) {
         // A database in memory belongs to one handle and ends with it.
         if self.place != Place::Memory && connection.reset() {
-            let mut idle = self.idle();
-            if idle.len() < POOLED {
-                idle.push(connection);
+            let mut pool = self.pool();
+            if pool.connections.len() < pooled() && pool.identity == connection.identity() {
+                pool.connections.push(connection);
             }
         }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+    fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
         // Nothing that can panic happens under this lock.
-        self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Waits for the turn to write.
@@ -210,7 +267,7 @@ fn broken() -> Error {
     Error::Io("internal runtime error".to_owned())
 }
 
-/// A connection that a component has opened. Statements on it run one after the other.
+/// What a component takes for a connection. Statements of it run one after the other.
 ///
 /// Changes outside of a transaction share the session while they wait for their turn; everything else has it alone.
 #[derive(Clone, Debug)]
@@ -219,14 +276,22 @@ pub struct Handle(Arc<RwLock<Session>>);
 #[derive(Debug)]
 struct Session {
     database: Arc<Database>,
-    /// Taken out only when the session ends.
+    /// There during a statement. Between statements: it is in a transaction, was changed in a way that needs care, or is a
+    /// database in memory.
     connection: Option<StdMutex<Connection>>,
     /// Held from the first write of a transaction to its end.
     turn: Option<OwnedMutexGuard<()>>,
-    /// In no transaction, and not changed in a way that needs care.
-    plain: bool,
-    /// Whether this handle has written, and not only one that had the connection before it.
-    wrote: AtomicBool,
+    written: StdMutex<Written>,
+}
+
+/// What SQLite keeps for a connection, and here belongs to a handle. (SQL's own function changes() is the connection's, and
+/// so of use in a transaction only.)
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    /// How many rows the last INSERT, UPDATE or DELETE has changed.
+    changes: u64,
+    /// Of the last INSERT; 0 before one.
+    last_insert_rowid: i64,
 }
 
 /// The answer to a statement.
@@ -298,16 +363,23 @@ impl Handle {
     pub async fn execute(&self, sql: String, parameters: Vec<Value>) -> Result<Answer, Error> {
         if is_change(&sql) {
             let session = self.0.clone().read_owned().await;
-            if session.plain {
+            if session.connection.is_none() {
                 return group::change(session, sql, parameters).await;
             }
         }
-        let session = self.0.clone().write_owned().await;
-        let attempt = session.connection()?.attempt(&sql, &parameters)?;
+        let mut session = with_connection(self.0.clone().write_owned().await).await?;
+        let attempt = session.connection()?.attempt(&sql, &parameters);
         let (session, kind) = match attempt {
-            Attempt::Done(table) => return Ok(table.into()),
-            Attempt::Later(kind) => (session, kind),
-            Attempt::Unclear => classify(session, sql.clone()).await?,
+            Ok(Attempt::Done(table)) => {
+                session.settle()?;
+                return Ok(table.into());
+            }
+            Ok(Attempt::Later(kind)) => (session, kind),
+            Ok(Attempt::Unclear) => classify(session, sql.clone()).await?,
+            Err(error) => {
+                session.settle()?;
+                return Err(error);
+            }
         };
         match kind {
             Kind::Read => read(session, sql, parameters).await,
@@ -321,39 +393,65 @@ impl Handle {
 
     /// The row id of the last INSERT through this handle; 0 before one.
     pub async fn last_insert_rowid(&self) -> Result<i64, Error> {
-        Ok(self.0.write().await.connection()?.last_insert_rowid())
+        Ok(self.0.write().await.written().last_insert_rowid)
     }
 
     /// How many rows the last INSERT, UPDATE or DELETE through this handle has changed.
     pub async fn changes(&self) -> Result<u64, Error> {
-        let session = self.0.write().await;
-        Ok(if session.wrote.load(Relaxed) {
-            session.connection()?.changes()
-        } else {
-            0
-        })
+        Ok(self.0.write().await.written().changes)
     }
 }
 
 impl Session {
-    /// Never waits: only one at a time runs the changes that share the session.
+    /// Never waits: a statement has the session for itself.
     fn connection(&self) -> Result<std::sync::MutexGuard<'_, Connection>, Error> {
         let connection = self.connection.as_ref().ok_or(Error::InvalidConnection)?;
         // Who panicked while he had it was not in the middle of anything: SQLite's statements end when dropped.
         Ok(connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    /// After a statement on the blocking pool.
+    fn written(&self) -> std::sync::MutexGuard<'_, Written> {
+        // Nothing that can panic happens under this lock.
+        self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Runs a statement that may change the database, as if this handle had always had the connection.
+    fn write<T>(&self, connection: &Connection, sql: &str, run: impl FnOnce() -> T) -> T {
+        connection.set_last_insert_rowid(self.written().last_insert_rowid);
+        // What does not compile leaves SQLite's count as it was.
+        let counts = counts_changes(sql) && connection.classify(sql).is_ok();
+        let result = run();
+        let mut written = self.written();
+        written.last_insert_rowid = connection.last_insert_rowid();
+        if counts {
+            written.changes = connection.changes();
+        }
+        result
+    }
+
+    /// After a statement.
     fn settle(&mut self) -> Result<(), Error> {
         let mut connection = self.connection()?;
         let settled = connection.settle();
-        let (in_transaction, plain) = (connection.in_transaction(), connection.is_quick_to_end());
+        let in_transaction = connection.in_transaction();
         drop(connection);
-        self.plain = plain;
         if !in_transaction {
             self.turn = None;
         }
+        self.release();
         settled
+    }
+
+    /// Gives the connection back, unless this handle needs that very one.
+    fn release(&mut self) {
+        let is_own = self.database.place == Place::Memory || !self.connection().is_ok_and(|own| own.is_quick_to_end());
+        if !is_own && let Some(connection) = self.connection.take() {
+            self.database.give_back(
+                connection
+                    .into_inner()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner),
+            );
+        }
     }
 }
 
@@ -384,29 +482,52 @@ impl Drop for Session {
 
 type Owned = OwnedRwLockWriteGuard<Session>;
 
-async fn classify(session: Owned, sql: String) -> Result<(Owned, Kind), Error> {
+async fn classify(mut session: Owned, sql: String) -> Result<(Owned, Kind), Error> {
     on_blocking_pool(move || {
-        let kind = session.connection()?.classify(&sql)?;
-        Ok((session, kind))
+        let kind = session.connection()?.classify(&sql);
+        if kind.is_err() {
+            session.settle()?;
+        }
+        kind.map(|kind| (session, kind))
     })
     .await?
 }
 
+async fn with_connection(mut session: Owned) -> Result<Owned, Error> {
+    if session.connection.is_none() {
+        let database = session.database.clone();
+        let connection = database.connection().await?;
+        // For SQL's own function last_insert_rowid().
+        connection.set_last_insert_rowid(session.written().last_insert_rowid);
+        session.connection = Some(StdMutex::new(connection));
+    }
+    Ok(session)
+}
+
 /// Waits for the turn to write, unless the session's transaction has it already.
 async fn with_turn(mut session: Owned) -> Result<Owned, Error> {
-    if session.turn.is_none() {
-        let database = session.database.clone();
-        let turn = database.turn().await?;
-        session.turn = Some(turn);
+    if session.turn.is_some() {
+        return Ok(session);
     }
+    // Many may wait.
+    session.release();
+    let database = session.database.clone();
+    let turn = database.turn().await?;
+    let mut session = with_connection(session).await?;
+    session.turn = Some(turn);
     Ok(session)
 }
 
 /// Runs a statement to its end, whether somebody waits for it or not.
 async fn run(mut session: Owned, sql: String, parameters: Vec<Value>, writes: bool) -> Result<Answer, Error> {
     on_blocking_pool(move || {
-        session.wrote.fetch_or(writes, Relaxed);
-        let result = session.connection()?.run(&sql, &parameters);
+        let connection = session.connection()?;
+        let result = if writes {
+            session.write(&connection, &sql, || connection.run(&sql, &parameters))
+        } else {
+            connection.run(&sql, &parameters)
+        };
+        drop(connection);
         session.settle()?;
         Ok(result?.into())
     })

@@ -4,6 +4,7 @@
     reason = "a statement that fails here is a failed test"
 )]
 
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use tempfile::TempDir;
@@ -46,9 +47,9 @@ async fn until(happened: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
 }
 
-/// Waits until no session is left that has to roll back or close.
-async fn idle(database: &Arc<Database>, connections: usize) {
-    until(|| database.idle().len() >= connections).await;
+/// How many connections there are that nobody uses.
+fn unused(database: &Database) -> usize {
+    database.pool().connections.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,13 +61,102 @@ async fn a_connection_is_used_again_as_good_as_new() {
     run(&handle, "INSERT INTO t VALUES (2), (3)").await.unwrap();
     assert_eq!(handle.changes().await.unwrap(), 2);
     assert_eq!(handle.last_insert_rowid().await.unwrap(), 3);
+    assert_eq!(unused(&database), 0);
     drop(handle);
-    idle(&database, 1).await;
+    until(|| unused(&database) == 1).await;
     let handle = database.open().await.unwrap();
-    assert_eq!(database.idle().len(), 0, "the connection came from the pool");
     assert_eq!(count(&handle).await, 1, "the transaction was rolled back");
+    assert_eq!(unused(&database), 1, "it was the same connection");
     assert_eq!(handle.changes().await.unwrap(), 0);
     assert_eq!(handle.last_insert_rowid().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn handles_share_a_connection_as_if_each_had_its_own() {
+    const TABLE: &str = "CREATE TABLE u (a INTEGER PRIMARY KEY, b UNIQUE)";
+    /// The number of the handle, and what it runs.
+    const STATEMENTS: [(usize, &str); 14] = [
+        (0, "INSERT INTO u (b) VALUES ('x'), ('y')"),
+        (1, "SELECT last_insert_rowid()"),
+        (1, "INSERT INTO u (b) VALUES ('z') RETURNING a"),
+        (0, "SELECT last_insert_rowid()"),
+        (2, "INSERT INTO u (b) VALUES ('x')"),
+        (0, "INSERT INTO u (b) VALUES ('z')"),
+        (1, "UPDATE u SET b = b"),
+        (0, "CREATE TABLE IF NOT EXISTS v (a)"),
+        (2, "WITH n(i) AS (VALUES (7), (8)) INSERT INTO u SELECT i, i FROM n"),
+        (1, "CREATE TABLE IF NOT EXISTS v (a)"),
+        (0, "DELETE FROM u WHERE a = 1"),
+        (1, "DELETE FROM u WHERE a = 1"),
+        (2, "SELECT group_concat(b, ' ') FROM u"),
+        (2, "INSERT INTO missing VALUES (1)"),
+    ];
+    let (dir, database) = database().await;
+    let mut handles = Vec::new();
+    for _ in 0..3 {
+        handles.push(database.open().await.unwrap());
+    }
+    run(&handles[0], TABLE).await.unwrap();
+    let place = Place::File(dir.path().join("alone.db"));
+    let alone = [(); 3].map(|()| Connection::open(&place, false).unwrap());
+    for sql in ["PRAGMA journal_mode = WAL", TABLE] {
+        alone[0].run(sql, &[]).unwrap();
+    }
+    for (number, sql) in STATEMENTS {
+        let result = run(&handles[number], sql).await;
+        let expected = alone[number].run(sql, &[]).map(|table| table.rows);
+        assert_eq!(result, expected, "{sql}");
+        for (handle, alone) in handles.iter().zip(&alone) {
+            let (changes, rowid) = (handle.changes().await, handle.last_insert_rowid().await);
+            assert_eq!(changes.unwrap(), alone.changes(), "changes after {sql}");
+            assert_eq!(rowid.unwrap(), alone.last_insert_rowid(), "row id after {sql}");
+        }
+        assert_eq!(unused(&database), 1, "after {sql}");
+    }
+}
+
+#[tokio::test]
+async fn what_belongs_to_a_connection_stays_with_the_handle() {
+    let (_dir, database) = database().await;
+    let (one, other) = (database.open().await.unwrap(), database.open().await.unwrap());
+    run(&one, "BEGIN").await.unwrap();
+    run(&one, "INSERT INTO t VALUES (1)").await.unwrap();
+    assert_eq!(count(&other).await, 0);
+    assert_eq!(count(&one).await, 1);
+    assert_eq!(unused(&database), 1, "the transaction has its own");
+    run(&one, "COMMIT").await.unwrap();
+    assert_eq!(unused(&database), 2, "and no longer");
+    run(&one, "CREATE TEMP TABLE x (a)").await.unwrap();
+    run(&other, "PRAGMA foreign_keys = OFF").await.unwrap();
+    run(&one, "INSERT INTO x VALUES (1)").await.unwrap();
+    says(run(&other, "SELECT * FROM x").await, "no such table");
+    for (handle, foreign_keys) in [(&one, 1), (&other, 0), (&database.open().await.unwrap(), 1)] {
+        let rows = run(handle, "PRAGMA foreign_keys").await.unwrap();
+        assert_eq!(rows[0].values, [Value::Integer(foreign_keys)]);
+    }
+    drop((one, other));
+    until(|| Arc::strong_count(&database) == 1).await;
+    assert_eq!(unused(&database), 1, "nobody else gets those that were changed");
+}
+
+#[tokio::test]
+async fn who_waits_for_the_turn_has_no_connection() {
+    let (_dir, database) = database().await;
+    let holder = holder(&database).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let handle = database.open().await.unwrap();
+        waiting.spawn(async move {
+            for sql in ["BEGIN IMMEDIATE", "INSERT INTO t VALUES (1)", "COMMIT"] {
+                run(&handle, sql).await.unwrap();
+            }
+        });
+    }
+    until(|| database.waiters.load(Relaxed) == 20).await;
+    assert!(unused(&database) > 0, "those who wait have them all");
+    run(&holder, "COMMIT").await.unwrap();
+    waiting.join_all().await;
+    assert_eq!(count(&holder).await, 20);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,7 +303,8 @@ async fn a_database_in_memory_belongs_to_its_handle() {
 #[tokio::test]
 async fn a_replaced_file_is_opened_anew() {
     let (dir, database) = database().await;
-    drop(database.open().await.unwrap());
+    let old = database.open().await.unwrap();
+    run(&old, "BEGIN").await.unwrap();
     for name in ["a.db", "a.db-wal", "a.db-shm"] {
         // The last two may not be there.
         drop(std::fs::rename(
@@ -223,6 +314,11 @@ async fn a_replaced_file_is_opened_anew() {
     }
     let handle = database.open().await.unwrap();
     assert!(run(&handle, "SELECT * FROM t").await.is_err());
+    run(&old, "COMMIT").await.unwrap();
+    assert!(
+        run(&handle, "SELECT * FROM t").await.is_err(),
+        "nor by a connection that was in use meanwhile"
+    );
 }
 
 #[test]
@@ -585,7 +681,7 @@ async fn only_plain_changes_of_a_write_ahead_log_are_grouped() {
     assert_eq!(level[0].values, [Value::Integer(0)], "the guest's own setting stays");
     drop(handle);
     until(|| Arc::strong_count(&database) == 1).await;
-    database.idle().clear();
+    database.pool().connections.clear();
     let handle = database.open().await.unwrap();
     run(&handle, "PRAGMA journal_mode = DELETE").await.unwrap();
     drop(handle);
