@@ -1,5 +1,5 @@
 //! The kernel's tables of TCP connections (`/proc/PID/net/tcp` and `tcp6`; proc_pid_net(5)): how many connections of one
-//! server still matter to somebody, and which ones clients have.
+//! server still matter to somebody, which ones clients have, and whose a server is.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -70,6 +70,8 @@ pub fn clients(table: &str, ports: &[u16]) -> Result<BTreeSet<String>, String> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     pub address: SocketAddr,
+    /// User ID of the process that made it.
+    pub uid: u32,
     pub inode: u64,
 }
 
@@ -83,6 +85,7 @@ pub fn listeners(table: &str) -> Result<Vec<Listener>, String> {
             let read = || {
                 Some(Listener {
                     address: address(row.local)?,
+                    uid: row.uid?.parse().ok()?,
                     inode: row.inode?.parse().ok()?,
                 })
             };
@@ -92,12 +95,41 @@ pub fn listeners(table: &str) -> Result<Vec<Listener>, String> {
     Ok(listeners)
 }
 
+/// Whether a connection to `server` reaches a process of the user `owner`. Every user of the machine can listen on a port of
+/// loopback that is free.
+///
+/// Only sockets of exactly this address count: where there is one, the kernel prefers it to those of every address, which
+/// any user can have beside it.
+///
+/// # Errors
+/// Nobody listens there, or another user does.
+pub fn require_owner(listeners: &[Listener], server: SocketAddr, owner: u32) -> Result<(), String> {
+    let is_server = |listener: &&Listener| {
+        let address = listener.address;
+        (address.ip().to_canonical(), address.port()) == (server.ip().to_canonical(), server.port())
+    };
+    let mut servers = listeners.iter().filter(is_server).peekable();
+    if servers.peek().is_none() {
+        return Err(format!("nobody listens on {server}"));
+    }
+    match servers.find(|listener| listener.uid != owner) {
+        None => Ok(()),
+        Some(stranger) => Err(format!(
+            "a program of user {} listens on {server}, and instances run as user {owner}; `ss -ltnp 'sport = :{}'` as root \
+             shows which. End it",
+            stranger.uid,
+            server.port()
+        )),
+    }
+}
+
 struct Row<'a> {
     local: &'a str,
     remote: &'a str,
     state: u8,
     /// Bytes that the other side has not confirmed.
     unsent: u64,
+    uid: Option<&'a str>,
     inode: Option<&'a str>,
 }
 
@@ -110,12 +142,13 @@ fn rows(table: &str) -> impl Iterator<Item = Result<Row<'_>, String>> {
             let state = u8::from_str_radix(columns.next()?, 16).ok()?;
             let unsent = columns.next()?.split(':').next()?;
             let unsent = u64::from_str_radix(unsent, 16).ok()?;
-            let inode = columns.nth(4);
+            let (uid, inode) = (columns.nth(2), columns.nth(1));
             Some(Row {
                 local,
                 remote,
                 state,
                 unsent,
+                uid,
                 inode,
             })
         };
@@ -221,9 +254,56 @@ mod tests {
                 .iter()
                 .flat_map(|table| listeners(table).unwrap())
                 .collect();
+            let own = nix::unistd::geteuid().as_raw();
+            assert_eq!(require_owner(&found, taken, own), Ok(()));
+            let refused = require_owner(&found, taken, own + 1).unwrap_err();
+            assert!(refused.contains(&format!("user {own} listens on {taken}")), "{refused}");
             let found = found.iter().find(|listener| listener.address == taken).unwrap();
             assert_ne!(found.inode, 0);
         }
+    }
+
+    /// As the kernel of a little-endian machine prints them.
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn a_listener_belongs_to_a_user() {
+        let row = |local: &str, uid: u32| {
+            format!(
+                "   0: {local} 00000000:0000 0A 00000000:00000000 00:00000000 00000000 {uid:5}        0 4711 1 0 100 0 0 10 0"
+            )
+        };
+        let mapped = "0000000000000000FFFF00000100007F:1B59";
+        let every_v6 = "00000000000000000000000000000000:1B59";
+        let nobody = "nobody listens on 127.0.0.1:7001";
+        let stranger = "a program of user 65534 listens on 127.0.0.1:7001";
+        for (rows, expected) in [
+            (vec![row("0100007F:1B59", 990)], ""),
+            (vec![row("0100007F:1B59", 65534)], stranger),
+            (vec![row("0100007F:1B59", 0)], "a program of user 0 listens"),
+            (vec![row(mapped, 65534)], stranger),
+            (vec![], nobody),
+            // Another port, and another address.
+            (vec![row("0100007F:1B5A", 990), row("0200007F:1B59", 990)], nobody),
+            // Beside the instance they get nothing, and without it the secret.
+            (
+                vec![
+                    row("00000000:1B59", 65534),
+                    row("0100007F:1B59", 990),
+                    row(every_v6, 65534),
+                ],
+                "",
+            ),
+            (vec![row("00000000:1B59", 990)], nobody),
+            (vec![row("0100007F:1B59", 990), row(mapped, 65534)], stranger),
+        ] {
+            let table = [vec![HEAD.to_owned()], rows].concat().join("\n");
+            let found = require_owner(&listeners(&table).unwrap(), "127.0.0.1:7001".parse().unwrap(), 990);
+            let refused = found.err().unwrap_or_default();
+            let is_expected = refused.starts_with(expected) && refused.is_empty() == expected.is_empty();
+            assert!(is_expected, "{refused:?} instead of {expected:?} with {table}");
+        }
+        let cut = format!("{HEAD}\n   0: 0100007F:1B59 00000000:0000 0A 00000000:00000000 00:00000000 00000000");
+        assert!(listeners(&cut).unwrap_err().contains("a listener"), "without a user");
     }
 
     #[test]

@@ -3,18 +3,20 @@
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::unistd::Uid;
+use socket2::Socket;
 use ureq::config::Config;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport};
 use ureq::{Agent, Error};
 
 use crate::layout::{self, Layout};
-use crate::sockets;
+use crate::{connections, sockets};
 
 /// Displays as links-host's `--listen` and nginx's `server` take it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +70,19 @@ impl Endpoint {
             Self::Tcp(_) => client(timeout),
         }
     }
+
+    /// As [`Self::client`], for requests that hold a secret: whoever took the port of an instance that is stopped does not
+    /// get it. `owner`: the user that instances run as.
+    pub fn client_for_secrets(&self, timeout: Duration, owner: Uid) -> Agent {
+        match self {
+            // Connecting to it includes the look at whose it is.
+            Self::Socket(_) => self.client(timeout),
+            Self::Tcp(address) => {
+                let connector = ToPort(*address, timeout, owner);
+                Agent::with_parts(config(timeout), connector, DefaultResolver::default())
+            }
+        }
+    }
 }
 
 /// For addresses of this host: a new connection for each request, because a kept one would count as traffic while an
@@ -98,22 +113,49 @@ impl<In: Transport> Connector<In> for ToSocket {
         let Self(path, timeout) = self;
         let stream = sockets::connect(path, *timeout)
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
-        let config = details.config;
-        Ok(Some(Connection {
-            stream,
-            buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
-        }))
+        Ok(Some(Connection::new(OwnedFd::from(stream), details)))
     }
 }
 
+/// Leads every request to one port, if a process of this user listens there.
+#[derive(Debug)]
+struct ToPort(SocketAddr, Duration, Uid);
+
+impl<In: Transport> Connector<In> for ToPort {
+    type Out = Connection;
+
+    fn connect(&self, details: &ConnectionDetails, _: Option<In>) -> Result<Option<Connection>, Error> {
+        let Self(address, timeout, owner) = self;
+        require_owner(*address, *owner)?;
+        let stream = TcpStream::connect_timeout(address, *timeout)?;
+        // The port may have changed hands in between. It does not change back as quickly: an instance needs longer to start.
+        require_owner(*address, *owner)?;
+        Ok(Some(Connection::new(OwnedFd::from(stream), details)))
+    }
+}
+
+fn require_owner(server: SocketAddr, owner: Uid) -> io::Result<()> {
+    let owned = connections::tables().and_then(|tables| {
+        let each = tables.iter().map(|table| connections::listeners(table));
+        let listeners = each.collect::<Result<Vec<_>, _>>()?.concat();
+        connections::require_owner(&listeners, server, owner.as_raw())
+    });
+    owned.map_err(io::Error::other)
+}
+
+#[derive(Debug)]
 struct Connection {
-    stream: UnixStream,
+    stream: Socket,
     buffers: LazyBuffers,
 }
 
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.stream.fmt(f)
+impl Connection {
+    fn new(stream: OwnedFd, details: &ConnectionDetails) -> Self {
+        let config = details.config;
+        Self {
+            stream: Socket::from(stream),
+            buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
+        }
     }
 }
 
@@ -183,6 +225,7 @@ pub fn names(site: &str, endpoint: &Endpoint) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
+    use std::net::TcpListener;
     use std::os::unix::net::UnixListener;
 
     use super::*;
@@ -238,6 +281,36 @@ mod tests {
         let mut answer = client.get(endpoint.url("/health")).call().unwrap();
         assert_eq!(answer.body_mut().read_to_string().unwrap(), "ok");
         assert!(server.join().unwrap().starts_with("GET /health HTTP/1.1\r\n"));
+    }
+
+    #[test]
+    fn a_port_gets_a_secret_only_while_the_right_user_listens_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let endpoint = Endpoint::Tcp(address);
+        let own = nix::unistd::geteuid();
+        let ask = |owner| {
+            let client = endpoint.client_for_secrets(Duration::from_secs(5), owner);
+            client.get(endpoint.url("/")).header("secret", "5ec2e7").call()
+        };
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).unwrap();
+            let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+            stream.write_all(response).unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let refused = ask(Uid::from_raw(own.as_raw() + 1)).unwrap_err().to_string();
+        assert!(
+            refused.contains(&format!("user {own} listens on {address}")),
+            "{refused}"
+        );
+        // The refused one has not even connected: this is the first that the server gets.
+        assert_eq!(ask(own).unwrap().status(), 200);
+        assert!(server.join().unwrap().contains("secret: 5ec2e7\r\n"));
+        let refused = ask(own).unwrap_err().to_string();
+        assert!(refused.contains(&format!("nobody listens on {address}")), "{refused}");
     }
 
     #[test]

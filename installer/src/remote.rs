@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::unistd::Uid;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
@@ -41,10 +42,10 @@ impl Client {
         }
     }
 
-    /// For one instance of this host.
-    pub fn of_instance(endpoint: &Endpoint, limit: Duration) -> Self {
+    /// For one instance of this host, which runs as the user `owner`; requests may hold a secret.
+    pub fn of_instance(endpoint: &Endpoint, limit: Duration, owner: Uid) -> Self {
         Self {
-            agent: endpoint.client(limit),
+            agent: endpoint.client_for_secrets(limit, owner),
             limit,
         }
     }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use links_core::clicks::OTHER;
 use links_core::slug::Slug;
 use links_core::stats::{Granularity, Report, Share};
+use nix::unistd::geteuid;
 
 use crate::cli::{StatsArgs, StatsBy};
 use crate::config::load::load_links;
@@ -16,7 +17,7 @@ use crate::install::require_root;
 use crate::layout::Layout;
 use crate::remote::Client;
 use crate::rollout::snapshot;
-use crate::{rotation, token};
+use crate::{privileges, rotation, token};
 
 /// For a whole answer. An instance gives its database 14 seconds.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -83,10 +84,15 @@ fn path(args: &StatsArgs) -> anyhow::Result<String> {
 /// An instance in rotation.
 fn ask(layout: &Layout, path: &str, token: &str) -> anyhow::Result<Report> {
     let authorization = format!("Bearer {token}");
+    // `linksctl up` runs everything as whoever calls it.
+    let owner = match layout.is_host() {
+        true => privileges::links()?.uid,
+        false => geteuid(),
+    };
     let mut why = "no instance is ready; `linksctl status` tells more".to_owned();
     for endpoint in endpoints(layout)? {
         let headers = [("authorization", authorization.as_str()), ("connection", "close")];
-        match Client::of_instance(&endpoint, TIMEOUT).get(&endpoint.url(path), &headers) {
+        match Client::of_instance(&endpoint, TIMEOUT, owner).get(&endpoint.url(path), &headers) {
             Ok(answer) if answer.status == 200 => {
                 return serde_json::from_str(&answer.body).context("Reading what the instance answers");
             }

@@ -142,6 +142,66 @@ impl Appliance {
         self.exists("/usr/lib/links/bundle/runtime/listens-on-sockets")
     }
 
+    /// Sees that nobody reaches the instances 1 to `count` but root, links and `group`, which nginx's workers have: the site in
+    /// force leads to their sockets alone, no program of a runtime has a TCP port, and others may not open the sockets.
+    ///
+    /// # Errors
+    /// What is otherwise.
+    pub fn are_on_sockets_alone(&self, count: u16, group: &str) -> Result<()> {
+        let sockets: BTreeSet<_> = (1..=count)
+            .map(|instance| format!("/run/links/sockets/{instance}.sock"))
+            .collect();
+        let site = self.read("/etc/nginx/sites-enabled/links")?;
+        let servers = site
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("server "));
+        let servers: BTreeSet<_> = servers
+            .filter_map(|server| server.split([' ', ';']).next())
+            .filter(|server| *server != "{")
+            .map(str::to_owned)
+            .collect();
+        let expected: BTreeSet<_> = sockets.iter().map(|socket| format!("unix:{socket}")).collect();
+        ensure!(servers == expected, "the site leads to {servers:?}");
+        // Which also asks nginx which site it runs.
+        self.ok(["linksctl", "status"])?;
+
+        let listening = self
+            .ok(["ss", "--listening", "--tcp", "--numeric", "--processes"])?
+            .stdout;
+        ensure!(listening.contains("\"nginx\""), "ss tells no processes: {listening}");
+        let is_instance = |line: &&str| {
+            let ports = (1..=count).map(|instance| format!(":{} ", 7000 + instance));
+            line.contains("\"links-host\"") || ports.into_iter().any(|port| line.contains(&port))
+        };
+        let instances: Vec<_> = listening.lines().filter(is_instance).collect();
+        ensure!(instances.is_empty(), "an instance has a port: {instances:?}");
+
+        let modes = self.ok(["stat", "--format=%a %U:%G %n", "/run/links/sockets"]
+            .into_iter()
+            .chain(sockets.iter().map(String::as_str)))?;
+        let of_sockets = sockets.iter().map(|socket| format!("660 links:{group} {socket}\n"));
+        let expected: String = std::iter::once(format!("2710 links:{group} /run/links/sockets\n"))
+            .chain(of_sockets)
+            .collect();
+        ensure!(modes.stdout == expected, "{modes}");
+        for socket in &sockets {
+            let ask = [
+                "runuser",
+                "-u",
+                "nobody",
+                "--",
+                "curl",
+                "--silent",
+                "--unix-socket",
+                socket,
+                "http://x/health",
+            ];
+            let asked = self.run(ask)?;
+            ensure!(asked.status == 7, "user nobody reaches {socket}: {asked}");
+        }
+        Ok(())
+    }
+
     /// Where instance 1 listens, as systemd's `ListenStream=` takes it.
     ///
     /// # Errors

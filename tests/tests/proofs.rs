@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use links_tests::load::Link;
-use links_tests::{Appliance, Output};
+use links_tests::{Appliance, Host, Output, eventually};
 
 /// Listens on 127.0.0.1:7001 and notes each connection.
 const SQUAT: &str = r#"exec perl -MIO::Socket::INET -e '
@@ -25,7 +25,7 @@ fn an_unprivileged_user_can_neither_reach_nor_imitate_a_part_of_the_appliance() 
     let lab = Lab(&appliance);
     lab.secrets_are_private()?;
     if on_sockets {
-        lab.instances_have_no_port()?;
+        appliance.are_on_sockets_alone(2, "www-data")?;
     }
     for user in ["nobody", "www-data"] {
         lab.internal_does_not_exist(user, on_sockets)?;
@@ -46,6 +46,143 @@ fn an_unprivileged_user_can_neither_reach_nor_imitate_a_part_of_the_appliance() 
     lab.forged_headers_do_not_count(on_sockets)?;
     appliance.follow(&link)?;
     appliance.wait_until_counted(Duration::from_secs(60))
+}
+
+/// Those of nginx.org's package have a user of their own, and an administrator may choose any.
+#[test]
+fn nginx_reaches_the_instances_whoever_its_workers_are() -> Result<()> {
+    let mut appliance = Appliance::installed()?;
+    appliance.wait_for_rotation(2)?;
+    if !appliance.is_on_sockets()? {
+        return Ok(());
+    }
+    let link = appliance.shorten("https://example.com/kept")?;
+    appliance.shell(
+        "groupadd --system edge && useradd --system --gid edge web
+        sed -i 's/^user .*/user web edge;/' /etc/nginx/nginx.conf && grep --quiet '^user web edge;' /etc/nginx/nginx.conf",
+    )?;
+    let serves = |appliance: &Appliance, number: u32| -> Result<()> {
+        appliance.follow(&link)?;
+        appliance.follow(&appliance.shorten(&format!("https://example.com/{number}"))?)
+    };
+    appliance.ok(["linksctl", "rollout"])?;
+    serves(&appliance, 1)?;
+    appliance.are_on_sockets_alone(2, "edge")?;
+    let workers = appliance.shell("ps --no-headers -o user --ppid $(cat /run/nginx.pid) | sort -u")?;
+    ensure!(workers.stdout.contains("web"), "{workers}");
+    let socket = ["--unix-socket", "/run/links/sockets/1.sock"];
+    let former = Lab(&appliance).curl("www-data", &socket, "http://x/health")?;
+    ensure!(
+        former.status == 7,
+        "who was nginx before still reaches an instance: {former}"
+    );
+    let cache = appliance.shell("find /run/links/edge -mindepth 1 -type f -printf '%u\\n' | sort -u")?;
+    ensure!(cache.stdout == "web\n", "nginx keeps answers: {cache}");
+
+    // A restart of an instance, and what an upgrade does first.
+    appliance.ok(["systemctl", "restart", "links@1"])?;
+    appliance.ok(["systemd-tmpfiles", "--create", "links.conf"])?;
+    appliance.wait_for_rotation(2)?;
+    appliance.are_on_sockets_alone(2, "edge")?;
+    serves(&appliance, 2)?;
+
+    // After a boot, in which systemd-tmpfiles makes the directory anew, it is right before the first instance starts.
+    appliance.machine.reboot()?;
+    appliance.wait_for_rotation(2)?;
+    appliance.are_on_sockets_alone(2, "edge")?;
+    serves(&appliance, 3)?;
+    appliance.shell("chgrp root /run/links/sockets && systemctl restart links-recover")?;
+    appliance.are_on_sockets_alone(2, "edge")?;
+
+    // Where the administrator has restarted nginx already, `linksctl status` reports it, and a rollout corrects it.
+    appliance.shell("sed -i 's/^user .*/user www-data;/' /etc/nginx/nginx.conf && systemctl restart nginx")?;
+    let status = appliance.run(["linksctl", "status"])?;
+    ensure!(status.status == 1 && status.stdout.contains("502"), "{status}");
+    appliance.ok(["linksctl", "rollout"])?;
+    serves(&appliance, 4)?;
+    appliance.are_on_sockets_alone(2, "www-data")
+}
+
+/// Notes what it receives on 127.0.0.1:7001.
+const EAVESDROPPER: &str = r#"exec perl -MIO::Socket::INET -e '
+    my $server = IO::Socket::INET->new(LocalAddr => "127.0.0.1:7001", Listen => 64, ReuseAddr => 1) or die "bind: $!\n";
+    open my $note, ">", "/tmp/eavesdropper" or die $!;
+    $note->autoflush;
+    print $note "listens\n";
+    while (my $client = $server->accept) {
+        my $request = "";
+        while ($request !~ /\r\n\r\n/ and sysread $client, my $part, 4096) { $request .= $part; }
+        print $note $request, "end\n";
+        close $client;
+    }
+'"#;
+
+/// An instance on a port, as those of version 0.1.0 and of Spin are, has died, and its flag is still there.
+#[test]
+fn who_takes_the_port_of_an_instance_does_not_get_the_agent_s_secret() -> Result<()> {
+    let host = Host::serving(env!("CARGO_BIN_EXE_broken-runtime"))?;
+    let bundle = host.released_bundle()?;
+    host.ok(["linksctl", "rollout", "--release", &bundle])?;
+    host.wait_for_rotation(2)?;
+    let site = host.read("/etc/nginx/sites-enabled/links")?;
+    ensure!(
+        site.contains("server 127.0.0.1:7001 ") && !site.contains("server unix:"),
+        "{site}"
+    );
+    let link = host.shorten("https://example.com/kept")?;
+    host.follow(&link)?;
+    host.appliance.wait_until_counted(Duration::from_secs(60))?;
+
+    host.ok(["systemctl", "stop", "links@1", "links@2"])?;
+    host.ok([
+        "systemd-run",
+        "--unit=eavesdropper",
+        "--uid=nobody",
+        "bash",
+        "-c",
+        EAVESDROPPER,
+    ])?;
+    let heard = || host.read("/tmp/eavesdropper");
+    eventually("the port is taken", Duration::from_secs(10), || {
+        Ok(heard().is_ok_and(|heard| heard.starts_with("listens\n")).then_some(()))
+    })?;
+    host.ok([
+        "runuser",
+        "-u",
+        "links",
+        "--",
+        "ln",
+        "--symbolic",
+        ".",
+        "/run/links/ready/1",
+    ])?;
+    // What nginx writes down of this, the agent brings to the instance.
+    let answer = host.http().get(&format!("/{}", link.slug))?;
+    ensure!(answer.status == 302 || answer.status == 502, "{answer}");
+    eventually("the agent has seen who is there", Duration::from_secs(60), || {
+        let said = host.journal("links")?;
+        Ok(said
+            .contains("listens on 127.0.0.1:7001, and instances run as user")
+            .then_some(()))
+    })?;
+    // `linksctl stats` would show the admin token.
+    let stats = host.run(["linksctl", "stats", &link.slug])?;
+    ensure!(
+        stats.status != 0 && stats.stderr.contains("listens on 127.0.0.1:7001"),
+        "{stats}"
+    );
+    let (heard, secrets) = (heard()?, Lab(&host.appliance).secrets()?);
+    let agent = secrets.first().context("the agent's secret")?;
+    for secret in [agent.as_str(), &host.token()?, "links-agent-secret", "/internal/"] {
+        ensure!(!heard.contains(secret), "the stranger has heard {secret:?}:\n{heard}");
+    }
+
+    host.ok(["systemctl", "stop", "eavesdropper"])?;
+    host.ok(["rm", "/run/links/ready/1"])?;
+    host.ok(["systemctl", "start", "links@1", "links@2"])?;
+    host.wait_for_rotation(2)?;
+    host.follow(&link)?;
+    host.appliance.wait_until_counted(Duration::from_secs(60))
 }
 
 struct Lab<'a>(&'a Appliance);
@@ -79,24 +216,6 @@ impl Lab<'_> {
                     "{user} reads {file}: {read}"
                 );
             }
-        }
-        Ok(())
-    }
-
-    fn instances_have_no_port(&self) -> Result<()> {
-        let sockets = self
-            .0
-            .shell("stat --format='%a %U:%G' /run/links/sockets /run/links/sockets/*.sock")?;
-        ensure!(
-            sockets.stdout == "2710 links:www-data\n660 links:www-data\n660 links:www-data\n",
-            "{sockets}"
-        );
-        for instance in ["1", "2"] {
-            let port = self.curl("nobody", &[], &format!("http://127.0.0.1:700{instance}/health"))?;
-            ensure!(port.status == 7, "something listens on 700{instance}: {port}");
-            let socket = format!("/run/links/sockets/{instance}.sock");
-            let socket = self.curl("nobody", &["--unix-socket", &socket], "http://x/health")?;
-            ensure!(socket.status == 7, "nobody reaches instance {instance}: {socket}");
         }
         Ok(())
     }
@@ -180,7 +299,7 @@ impl Lab<'_> {
         self.0
             .ok(["systemd-run", "--unit=squatter", "--uid=nobody", "bash", "-c", SQUAT])?;
         let noted = || self.0.read("/tmp/squatter");
-        links_tests::eventually("the port is taken", Duration::from_secs(10), || {
+        eventually("the port is taken", Duration::from_secs(10), || {
             Ok(noted().is_ok_and(|noted| noted == "listens\n").then_some(()))
         })?;
         for number in 0..50 {

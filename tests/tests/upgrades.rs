@@ -65,6 +65,10 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
                 releases.iter().all(right),
                 "{version} should run after {command:?}, not {releases:?}: {output}"
             );
+            if version == next && host.is_on_sockets()? {
+                host.are_on_sockets_alone(3, "www-data")
+                    .with_context(|| format!("after {command:?}"))?;
+            }
             ensure!(
                 configuration()?.stdout == configured,
                 "{command:?} changed the configuration"

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs;
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use serde::de::DeserializeOwned;
 use ureq::http::{HeaderValue, Response};
 use ureq::{Body, RequestBuilder};
@@ -99,7 +100,9 @@ fn call(
     question: Question<'_>,
     secret: Option<&HeaderValue>,
 ) -> Result<Response<Body>, ureq::Error> {
-    let (agent, url) = (endpoint.client(TIMEOUT), endpoint.url(path));
+    // The instances run as the user that the agent has.
+    let agent = endpoint.client_for_secrets(TIMEOUT, geteuid());
+    let url = endpoint.url(path);
     match question {
         Question::Get(query) => with_secret(agent.get(url), secret).query_pairs(query).call(),
         Question::Post(body) => {

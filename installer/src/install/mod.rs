@@ -6,6 +6,7 @@ pub mod payload;
 mod room;
 mod services;
 pub mod site;
+pub mod socket_group;
 
 use std::fmt;
 use std::fs;

@@ -21,9 +21,6 @@ use crate::process::{Process, describe};
 const SPIN_GENERATION: &str = "4.0.";
 /// What it says of itself it says at once.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(20);
-/// Whether packages are marked as holding a runtime that can listen on Unix sockets: their instances do so then. Off until
-/// tests/tests/proofs.rs and tests/tests/upgrades.rs have passed with it.
-const MARK_SOCKETS: bool = false;
 /// What `--runtime` is given for the runtime of this project, and the name of its program.
 const LINKS_HOST: &str = "links-host";
 
@@ -237,8 +234,7 @@ fn identify(path: &Path, origin: &str) -> anyhow::Result<Program> {
     executable(path)?;
     let answer = ask(path, &["--version"]).with_context(|| format!("Running {} --version", path.display()))?;
     let (kind, version) = parse_version(&answer).with_context(|| format!("{} cannot be packed", path.display()))?;
-    let listens_on_sockets = MARK_SOCKETS
-        && kind == RuntimeKind::LinksHost
+    let listens_on_sockets = kind == RuntimeKind::LinksHost
         && ask(path, &["up", "--help"])
             .with_context(|| format!("Running {} up --help", path.display()))?
             .contains("unix:/");

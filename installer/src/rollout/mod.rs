@@ -439,6 +439,10 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
     let Some(_lock) = Lock::try_take(layout)? else {
         return Ok(());
     };
+    // An error is no reason to leave the rest undone: the start of links.service asks nginx, and tries again.
+    if let Err(error) = site::restore_sockets(layout) {
+        log::error!("{error:#}");
+    }
     secrets::make_missing(layout)?;
     let services = Services::of_host(OnBehalfOf::Person);
     if let Some(text) = take_back(layout, services)? {

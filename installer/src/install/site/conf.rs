@@ -163,6 +163,28 @@ impl Conf {
             .collect()
     }
 
+    /// The group of the workers, where `user` names it or a user: then it has the same name.
+    pub fn worker_group(&self) -> Option<String> {
+        let words = self.at_top_level(&self.main, "user", DEEPEST)?;
+        words.into_iter().skip(1).last()
+    }
+
+    /// The first such directive outside of every block.
+    fn at_top_level(&self, file: &Path, directive: &str, depth: usize) -> Option<Vec<String>> {
+        let text = self.files.get(file).filter(|_| depth > 0)?;
+        let statements = statements(text).into_iter();
+        statements
+            .filter(|statement| statement.context.is_empty())
+            .find_map(|statement| {
+                if statement.words.first()? == directive {
+                    return Some(statement.words);
+                }
+                let pattern = self.included(&statement)?;
+                self.matching(&pattern)
+                    .find_map(|next| self.at_top_level(next, directive, depth - 1))
+            })
+    }
+
     /// The first argument of the first such directive, wherever it stands.
     pub fn argument(&self, directive: &str) -> Option<String> {
         self.files
@@ -416,6 +438,25 @@ mod tests {
                 "{argument}"
             );
         }
+    }
+
+    #[test]
+    fn the_workers_have_the_group_that_user_names() {
+        let group = |files: &[(&str, &str)]| conf(files).worker_group();
+        let main = |text| group(&[("/etc/nginx/nginx.conf", text)]);
+        assert_eq!(debian().worker_group().as_deref(), Some("www-data"));
+        assert_eq!(main("user  nginx;").as_deref(), Some("nginx"));
+        assert_eq!(main("user nginx \"web\";").as_deref(), Some("web"));
+        assert_eq!(main("# user nginx;\nevents {}"), None);
+        let included = |include| {
+            group(&[
+                ("/etc/nginx/nginx.conf", include),
+                ("/etc/nginx/first.conf", "user first;"),
+            ])
+        };
+        assert_eq!(included("include first.conf; http {}").as_deref(), Some("first"));
+        // An entry of a map is none.
+        assert_eq!(included("http { map $a $b { include first.conf; user b; } }"), None);
     }
 
     #[test]

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
 
-use super::room;
 use super::services::Services;
+use super::{room, socket_group};
 use crate::config::links::Config;
 use crate::layout::{self, Layout};
 use crate::nginx::{self, Surroundings};
@@ -240,11 +240,12 @@ pub fn install(layout: &Layout, config: &Config, services: Services, mode: Mode)
         Outlook::ServesThough(notice) | Outlook::Later(notice) => return Ok(vec![notice]),
     };
     let mut notices = decided.plan.notices.clone();
+    let regrouped = open_sockets(layout, &decided.conf, &mut record)?;
     let live = is_live(services)?;
     let running = Running::of(services)?;
     let serves = |patience| verify::wait(config, Some(&decided.conf), decided.expected(live), patience);
-    // nginx, or an instance, may just be starting again.
-    if decided.plan.changes.is_empty() && running == Running::Yes && serves(PATIENCE).is_ok() {
+    // nginx, or an instance, may just be starting again. Workers of another group than the configuration's reach no instance.
+    if decided.plan.changes.is_empty() && !regrouped && running == Running::Yes && serves(PATIENCE).is_ok() {
         return Ok(notices);
     }
     if running == Running::Stopped && live {
@@ -295,6 +296,31 @@ pub fn install(layout: &Layout, config: &Config, services: Services, mode: Mode)
             Ok(_) => anyhow!("{error:#}\nThe site was taken back: nginx has the one that it had before"),
             Err(trouble) => anyhow!("{error:#}\nThe site could not be taken back, run `linksctl rollout`: {trouble:#}"),
         }),
+    }
+}
+
+/// Lets the workers of nginx reach the instances. Returns whether they are others than before.
+fn open_sockets(layout: &Layout, conf: &Conf, record: &mut Record) -> anyhow::Result<bool> {
+    let group = socket_group::of_workers(conf)?;
+    let regrouped = record.worker_group().is_some_and(|before| before != group);
+    socket_group::give(layout, &group)?;
+    record.set_worker_group(layout, &group)?;
+    if regrouped {
+        // The cache's directories belong to the former user.
+        let cache = layout.edge_cache_dir();
+        files::remove_directory_if_present(&cache).with_context(|| format!("Removing {}", cache.display()))?;
+    }
+    Ok(regrouped)
+}
+
+/// At boot, before the first instance: nginx is not asked then, since it needs the network, and more rights.
+///
+/// # Errors
+/// The record cannot be read, or the group is gone.
+pub fn restore_sockets(layout: &Layout) -> anyhow::Result<()> {
+    match Record::read(layout)?.worker_group() {
+        Some(group) => socket_group::give_directory(layout, group),
+        None => Ok(()),
     }
 }
 

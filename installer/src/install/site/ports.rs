@@ -140,6 +140,7 @@ mod tests {
             .iter()
             .map(|(text, inode)| Listener {
                 address: address(text),
+                uid: 0,
                 inode: *inode,
             })
             .collect();

@@ -87,6 +87,9 @@ pub struct Record {
     unfinished: Option<Undo>,
     /// Of what the rollout that is under way has changed.
     rollout: Option<Undo>,
+    /// Group of nginx's workers when root asked nginx last: at boot it gets the instances' sockets.
+    #[serde(default)]
+    worker_group: Option<String>,
 }
 
 impl Default for Record {
@@ -96,6 +99,7 @@ impl Default for Record {
             written: None,
             unfinished: None,
             rollout: None,
+            worker_group: None,
         }
     }
 }
@@ -117,6 +121,20 @@ impl Record {
             record.format
         );
         Ok(record)
+    }
+
+    pub fn worker_group(&self) -> Option<&str> {
+        self.worker_group.as_deref()
+    }
+
+    /// # Errors
+    /// It cannot be written.
+    pub fn set_worker_group(&mut self, layout: &Layout, group: &str) -> anyhow::Result<()> {
+        if self.worker_group.as_deref() == Some(group) {
+            return Ok(());
+        }
+        self.worker_group = Some(group.to_owned());
+        self.write(layout)
     }
 
     fn write(&self, layout: &Layout) -> anyhow::Result<()> {
@@ -330,6 +348,22 @@ mod tests {
             Vec::<PathBuf>::new()
         );
         assert_eq!(states(&changes)[1], file("newer"));
+    }
+
+    #[test]
+    fn the_workers_group_outlives_changes_and_is_unknown_in_an_older_record() {
+        let (_root, layout, changes) = setting();
+        fs::write(
+            layout.site_state(),
+            r#"{"format": 1, "written": null, "unfinished": null, "rollout": null}"#,
+        )
+        .unwrap();
+        let mut record = Record::read(&layout).unwrap();
+        assert_eq!(record.worker_group(), None);
+        record.set_worker_group(&layout, "nginx").unwrap();
+        record.change(&layout, &changes, None).unwrap();
+        record.undo_unfinished(&layout).unwrap();
+        assert_eq!(Record::read(&layout).unwrap().worker_group(), Some("nginx"));
     }
 
     #[test]
