@@ -294,6 +294,17 @@ impl Attack {
                 self.run_all(&commands, &format!("{what} as {path}"))?;
                 self.put_back(path)?;
             }
+            // It gives sockets to the group of nginx's workers.
+            let socket = "/run/links/sockets/7.sock";
+            self.replace(socket, trick)?;
+            self.host.ok(["chgrp", "root", "/run/links/sockets"])?;
+            self.run_all(&["linksctl rollout"], &format!("{what} as {socket}"))?;
+            let group = self.host.ok(["stat", "--format=%G", "/run/links/sockets"])?.stdout;
+            ensure!(
+                group == "www-data\n",
+                "with {what} as {socket} the directory has the group {group}"
+            );
+            self.put_back(socket)?;
             // It restarts an instance that does not say what it runs.
             self.replace(RUNS, trick)?;
             self.run_all(&["linksctl rollout"], &format!("{what} as {RUNS}"))?;

@@ -81,6 +81,33 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
     crowd.is_counted_once(&host)
 }
 
+/// The site leads to sockets alone by then: before an instance goes back to its port, nginx has to look for it there.
+#[test]
+fn an_upgrade_that_fails_at_its_last_step_costs_no_request() -> Result<()> {
+    let host = Host::released(BROKEN_RUNTIME)?;
+    // No link can take its place.
+    let previous = "/var/lib/links/previous";
+    host.ok(["mkdir", "--parents", &format!("{previous}/taken")])?;
+    let traffic = Traffic::start(&host, "commit")?;
+
+    let failed = traffic.during("upgrade", || host.apt_install_any(DEB))?;
+    ensure!(failed.status != 0 && failed.to_string().contains(previous), "{failed}");
+    host.wait_for_rotation(2)?;
+    host.runs(RELEASED)?;
+    let site = host.read("/etc/nginx/sites-enabled/links")?;
+    ensure!(site.contains("server 127.0.0.1:7001 "), "{site}");
+
+    host.ok(["rm", "--recursive", previous])?;
+    traffic.during("upgrade", || host.ok(["dpkg", "--configure", "--pending"]))?;
+    host.wait_for_rotation(2)?;
+    host.runs(host.releases.version())?;
+    if host.is_on_sockets()? {
+        host.are_on_sockets_alone(2, "www-data")?;
+    }
+    traffic.finish(&host)?;
+    Ok(())
+}
+
 #[test]
 fn an_upgrade_of_a_stopped_service_leaves_it_stopped() -> Result<()> {
     let host = Host::released(BROKEN_RUNTIME)?;
