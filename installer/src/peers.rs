@@ -8,7 +8,7 @@ use crate::config::load::load_links;
 use crate::endpoint::{Endpoint, names};
 use crate::layout::Layout;
 use crate::release::{Release, Store};
-use crate::rollout::snapshot;
+use crate::rollout::{Journal, State, Version, snapshot};
 use crate::{rotation, sockets};
 
 /// The endpoints of each instance.
@@ -34,6 +34,11 @@ pub fn peers(layout: &Layout, config: &Config, stage: Stage) -> Peers {
     // Without the flags, what the instances are to run has to do.
     let ready = rotation::ready_instances(layout).unwrap_or_default();
     let store = Store::new(layout);
+    // What a rollout that fails goes back to: its journal is there from before its first change until its end.
+    let undo = match stage {
+        Stage::Transition => Journal::read(layout).ok().flatten(),
+        Stage::Final => None,
+    };
     let each = (1..=config.instances).map(|instance| {
         let runs = ready.contains(&instance).then(|| {
             let (own, _) = snapshot::of_instance(layout, instance);
@@ -42,7 +47,11 @@ pub fn peers(layout: &Layout, config: &Config, stage: Stage) -> Peers {
         });
         let release = store.of_instance(instance).ok();
         let next = release.map(|release| endpoint(&release, layout, config, instance));
-        (instance, listed(layout, config, stage, instance, runs, next))
+        let before = undo.as_ref().and_then(|undo| undo.before.get(&instance)?.as_ref());
+        let before = before.and_then(|version| endpoint_of(version, layout, instance));
+        let mut listed = listed(layout, config, stage, instance, runs, next);
+        listed.extend(before);
+        (instance, listed)
     });
     each.collect()
 }
@@ -53,6 +62,12 @@ fn endpoint(release: &Release, layout: &Layout, config: &Config, instance: u16) 
         true => Endpoint::socket(layout, instance),
         false => Endpoint::tcp(config.base_port, instance),
     }
+}
+
+fn endpoint_of(version: &Version, layout: &Layout, instance: u16) -> Option<Endpoint> {
+    let release = Release::open(&layout.releases_dir().join(&version.release)).ok()?;
+    let config = load_links(&layout.with_config_dir(layout.applied_dir().join(&version.config))).ok()?;
+    Some(endpoint(&release, layout, &config, instance))
 }
 
 /// `runs`: where the instance is reached now. `next`: from its next start on.
@@ -91,6 +106,14 @@ pub fn need_transition(layout: &Layout, config: &Config, release: &Release) -> b
             .any(|instance| !names(&site, &endpoint(release, layout, config, instance)))
 }
 
+/// Whether instances will listen elsewhere than what they are to run now does, once they run `release`.
+pub fn move_by(layout: &Layout, config: &Config, release: &Release) -> bool {
+    let state = State::new(layout);
+    (1..=config.instances)
+        .filter_map(|instance| endpoint_of(&state.points(instance)?, layout, instance).map(|now| (instance, now)))
+        .any(|(instance, now)| now != endpoint(release, layout, config, instance))
+}
+
 /// Whether the site in force leads to every instance on its port.
 pub fn lead_to_ports(layout: &Layout, config: &Config) -> bool {
     let site = site_text(layout);
@@ -98,8 +121,45 @@ pub fn lead_to_ports(layout: &Layout, config: &Config) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
+    use crate::layout::temporary;
+    use crate::release::tests::bundle;
+
+    /// The base port changes with a release that listens on ports, and the rollout fails when nginx knows the new ports.
+    #[test]
+    fn a_transition_lists_what_the_rollout_under_way_goes_back_to() {
+        let (_root, layout) = temporary(&[Layout::instances_dir, Layout::releases_dir, Layout::config_dir]);
+        let release = bundle(&layout.releases_dir().join("r"), b"");
+        let config_of = |name: &str, base_port: u16| {
+            let directory = layout.applied_dir().join(name);
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join("links.toml"), format!("base_port = {base_port}\n")).unwrap();
+            load_links(&layout.with_config_dir(directory)).unwrap()
+        };
+        let version = |config: &str| Version {
+            release: "r".to_owned(),
+            config: config.to_owned(),
+        };
+        let (old, new) = (config_of("old", 7000), config_of("new", 8000));
+        let state = State::new(&layout);
+        state.point(1, &version("old")).unwrap();
+        assert!(move_by(&layout, &new, &release) && !move_by(&layout, &old, &release));
+
+        let journal = r#"{"format": 1, "wanted": {"release": "r", "config": "new"},
+                          "before": {"1": {"release": "r", "config": "old"}}, "current": "r", "previous": null}"#;
+        fs::write(layout.rollout_journal(), journal).unwrap();
+        state.point(1, &version("new")).unwrap();
+        let listed = |stage| peers(&layout, &new, stage)[&1].clone();
+        assert_eq!(listed(Stage::Final), BTreeSet::from([Endpoint::tcp(8000, 1)]));
+        let both = [
+            Endpoint::socket(&layout, 1),
+            Endpoint::tcp(7000, 1),
+            Endpoint::tcp(8000, 1),
+        ];
+        assert_eq!(listed(Stage::Transition), BTreeSet::from(both));
+    }
 
     #[test]
     fn a_transition_lists_both_and_the_end_only_what_is_in_use() {

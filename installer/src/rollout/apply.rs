@@ -113,7 +113,9 @@ pub fn apply(plan: &Plan, before: &Observed, host: &mut impl Host, reporter: &mu
     for step in &plan.steps {
         // Once nginx has the new site, the commit is all that is missing.
         if !committed && !matches!(step, Step::Commit(_)) && host.is_interrupted() {
-            return Err(Failure::Interrupted(take_back(before, &touched, begun, host, reporter)));
+            return Err(Failure::Interrupted(take_back(
+                plan, before, &touched, begun, host, reporter,
+            )));
         }
         reporter.tell(&Event::step(step));
         let done = (|| {
@@ -135,7 +137,7 @@ pub fn apply(plan: &Plan, before: &Observed, host: &mut impl Host, reporter: &mu
                 // A signal may have ended what the step waited for.
                 let interrupted = host.is_interrupted();
                 reporter.tell(&Event::failed(step, &error));
-                let undone = take_back(before, &touched, begun, host, reporter);
+                let undone = take_back(plan, before, &touched, begun, host, reporter);
                 return Err(match interrupted {
                     true => Failure::Interrupted(undone),
                     false => Failure::Step { error, undone },
@@ -168,6 +170,7 @@ fn perform(step: &Step, host: &mut impl Host) -> anyhow::Result<()> {
 
 /// Every step is tried, whatever becomes of the others.
 fn take_back(
+    plan: &Plan,
     before: &Observed,
     touched: &Touched,
     begun: bool,
@@ -180,7 +183,7 @@ fn take_back(
     };
     let mut pointed = true;
     let live = host.is_live();
-    for step in undo(before, touched, live) {
+    for step in undo(before, touched, plan.moves_endpoints, live) {
         // Who could not be pointed back may need it.
         if matches!(step, Step::Network(_)) && !pointed {
             continue;
@@ -356,6 +359,22 @@ mod tests {
             assert_eq!(did[did.len() - 3..], back, "{fails}");
             assert!(did.contains(&"point 1 old".to_owned()) && did.contains(&"point 2 old".to_owned()));
         }
+    }
+
+    /// nginx has the new site already: it is to find the instances also where they go back to.
+    #[test]
+    fn a_commit_that_fails_after_a_move_leads_to_both_before_the_first_instance_goes_back() {
+        let setting = Setting::running(2, "old");
+        let mut wanted = wanted("new", 2);
+        (wanted.transition, wanted.moves_endpoints) = (true, true);
+        let plan = plan(&setting.0, &wanted);
+        let mut fake = Fake::failing("current new");
+        let outcome = apply(&plan, &setting.0, &mut fake, &mut Reporter::silent());
+        assert!(matches!(outcome, Err(Failure::Step { .. })));
+        let failed = fake.did.iter().position(|did| did == "current new");
+        let back = &fake.did[failed.map_or(0, |at| at + 1)..];
+        assert_eq!(back[..3], ["transition", "point 2 old", "restart 2"]);
+        assert_eq!(back[back.len() - 3..], ["take site back", "restore current", "finish"]);
     }
 
     #[test]

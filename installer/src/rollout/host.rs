@@ -248,7 +248,7 @@ impl apply::Host for Host<'_> {
     }
 
     fn take_site_back(&mut self) -> anyhow::Result<()> {
-        let notices = site::undo_rollout(self.layout, self.services)?;
+        let notices = site::undo_rollout(self.layout, self.config, self.services)?;
         self.notices.extend(notices);
         Ok(())
     }

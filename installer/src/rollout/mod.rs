@@ -202,6 +202,7 @@ impl Goal {
                 // Where a person keeps the site, nobody changes it beforehand.
                 new_ports: !loaded.config.nginx.manage && has_new_ports(layout, &loaded.config),
                 transition: loaded.config.nginx.manage && peers::need_transition(layout, &loaded.config, release),
+                moves_endpoints: loaded.config.nginx.manage && peers::move_by(layout, &loaded.config, release),
                 network: loaded.network()?,
             },
             database: loaded.local_database(layout),

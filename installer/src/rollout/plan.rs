@@ -63,6 +63,8 @@ pub struct Wanted {
     pub new_ports: bool,
     /// The instances will listen where the site in force does not look.
     pub transition: bool,
+    /// The new site will not lead to where they listen now.
+    pub moves_endpoints: bool,
     /// What it needs to reach.
     pub network: Network,
 }
@@ -162,6 +164,8 @@ pub struct Plan {
     pub moving: Vec<u16>,
     /// For a moment nobody serves.
     pub interrupts: bool,
+    /// Once nginx has the new site, it does not look where an instance goes back to.
+    pub moves_endpoints: bool,
 }
 
 /// What is to be done, in order. An instance that does not serve comes first: then one more serves when it is the turn
@@ -172,7 +176,10 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
     let mut order: Vec<u16> = (1..=wanted.instances).collect();
     order.sort_by_key(|instance| of(*instance).in_rotation);
 
-    let mut plan = Plan::default();
+    let mut plan = Plan {
+        moves_endpoints: wanted.site && wanted.moves_endpoints,
+        ..Plan::default()
+    };
     // One that goes on with another configuration, which may need the network.
     let mut lags_behind = false;
     let mut serving: BTreeSet<u16> = (1..=wanted.instances)
@@ -266,12 +273,12 @@ impl Touched {
 }
 
 /// Back to what was observed before, for what was touched: the instances, the last one first, then the site that leads to
-/// them. `live`: whether instances are still to run; a service that is stopped while a rollout is undone is not started
-/// again.
-pub fn undo(before: &Observed, touched: &Touched, live: bool) -> Vec<Step> {
+/// them. `moves_endpoints` as in [`Plan`]. `live`: whether instances are still to run; a service that is stopped while a
+/// rollout is undone is not started again.
+pub fn undo(before: &Observed, touched: &Touched, moves_endpoints: bool, live: bool) -> Vec<Step> {
     let mut steps = vec![];
-    // The new site does not lead to where the instances were.
-    if touched.transition && touched.site {
+    // nginx has to find an instance as soon as it is back.
+    if touched.site && (touched.transition || moves_endpoints) {
         steps.push(Step::Transition);
     }
     for &instance in touched.instances.iter().rev() {
@@ -376,6 +383,7 @@ pub mod tests {
             site: true,
             new_ports: false,
             transition: false,
+            moves_endpoints: false,
             network: Network::default(),
         }
     }
@@ -496,10 +504,30 @@ pub mod tests {
             ..Touched::default()
         };
         let back = moved(1, "old");
-        let undone = |touched: &Touched| undo(&before.0, touched, true);
-        assert_eq!(undone(&touched), joined(&[&back, &[TakeSiteBack]]));
+        let undone = |touched: &Touched, moves| undo(&before.0, touched, moves, true);
+        let through_both = joined(&[&[Transition], &back, &[TakeSiteBack]]);
+        // The site of the way there still leads to both.
+        assert_eq!(undone(&touched, true), joined(&[&back, &[TakeSiteBack]]));
         touched.site = true;
-        assert_eq!(undone(&touched), joined(&[&[Transition], &back, &[TakeSiteBack]]));
+        assert_eq!(undone(&touched, true), through_both);
+        // A site that led to both from the beginning needed no other one on the way there.
+        touched.transition = false;
+        assert_eq!(undone(&touched, true), through_both);
+        assert_eq!(undone(&touched, false), joined(&[&back, &[TakeSiteBack]]));
+    }
+
+    #[test]
+    fn the_plan_keeps_whether_there_is_a_way_back_to_prepare() {
+        let moves = |site, moves_endpoints| {
+            let wanted = Wanted {
+                site,
+                moves_endpoints,
+                ..wanted("new", 2)
+            };
+            plan(&Host::running(2, "old").0, &wanted).moves_endpoints
+        };
+        assert!(moves(true, true) && !moves(true, false));
+        assert!(!moves(false, true), "the site stays as it is");
     }
 
     #[test]
@@ -616,7 +644,7 @@ pub mod tests {
     #[test]
     fn undo_closes_the_network_when_everybody_is_back() {
         let before = Host::running(2, "old");
-        let steps = undo(&before.0, &opening(&[1]), true);
+        let steps = undo(&before.0, &opening(&[1]), false, true);
         assert_eq!(steps, joined(&[&moved(1, "old"), &[CLOSE]]));
     }
 
@@ -686,7 +714,10 @@ pub mod tests {
             .iter()
             .for_each(|step| touched.note(step));
         let back = [TakeSiteBack, Step::Uncommit];
-        assert_eq!(undo(&before.0, &touched, true), joined(&[&moved(1, "old"), &back]));
+        assert_eq!(
+            undo(&before.0, &touched, false, true),
+            joined(&[&moved(1, "old"), &back])
+        );
         assert!(!touched.is_nothing() && Touched::default().is_nothing());
     }
 
@@ -694,7 +725,7 @@ pub mod tests {
     fn undo_goes_backwards() {
         let before = Host::running(2, "old");
         assert_eq!(
-            undo(&before.0, &moving(&[1, 2]), true),
+            undo(&before.0, &moving(&[1, 2]), false, true),
             joined(&[&moved(2, "old"), &moved(1, "old")])
         );
     }
@@ -702,19 +733,22 @@ pub mod tests {
     #[test]
     fn undo_of_a_service_that_stops_meanwhile_starts_nothing() {
         let before = Host::running(2, "old");
-        assert_eq!(undo(&before.0, &moving(&[1]), false), [Point(1, version("old"))]);
+        assert_eq!(undo(&before.0, &moving(&[1]), false, false), [Point(1, version("old"))]);
     }
 
     #[test]
     fn undo_takes_a_new_instance_away_again() {
-        assert_eq!(undo(&Host::running(2, "old").0, &moving(&[3]), true), [Retire(3)]);
+        assert_eq!(
+            undo(&Host::running(2, "old").0, &moving(&[3]), false, true),
+            [Retire(3)]
+        );
     }
 
     #[test]
     fn undo_does_not_ask_more_of_an_instance_than_it_did_before() {
         let before = Host::running(2, "old").down(1);
         assert_eq!(
-            undo(&before.0, &moving(&[1]), true),
+            undo(&before.0, &moving(&[1]), false, true),
             [Point(1, version("old")), Restart(1)],
             "it was down before"
         );

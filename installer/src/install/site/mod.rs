@@ -19,9 +19,11 @@ use anyhow::{Context as _, anyhow, bail};
 use super::services::Services;
 use super::{room, socket_group};
 use crate::config::links::Config;
+use crate::config::load::load_links;
 use crate::layout::{self, Layout};
 use crate::nginx::{self, Surroundings};
 use crate::peers::{self, Stage};
+use crate::rollout::snapshot;
 use crate::{exec, files};
 use plan::{Found, Plan};
 use record::{Record, State};
@@ -292,10 +294,14 @@ pub fn install(layout: &Layout, config: &Config, services: Services, mode: Mode)
             notices.insert(0, format!("{error:#}"));
             Err(anyhow!(notices.join("\n")))
         }
-        Err(error) => Err(match undo(layout, services, &mut record, Record::undo_unfinished) {
-            Ok(_) => anyhow!("{error:#}\nThe site was taken back: nginx has the one that it had before"),
-            Err(trouble) => anyhow!("{error:#}\nThe site could not be taken back, run `linksctl rollout`: {trouble:#}"),
-        }),
+        Err(error) => Err(
+            match undo(layout, Some(config), services, &mut record, Record::undo_unfinished) {
+                Ok(_) => anyhow!("{error:#}\nThe site was taken back: nginx has the one that it had before"),
+                Err(trouble) => {
+                    anyhow!("{error:#}\nThe site could not be taken back, run `linksctl rollout`: {trouble:#}")
+                }
+            },
+        ),
     }
 }
 
@@ -333,16 +339,17 @@ fn note_whether_loaded(layout: &Layout, is_loaded: bool) -> anyhow::Result<()> {
     }
 }
 
-/// Puts back what was, and makes nginx run that.
+/// Puts back what was, and makes nginx run that. With `config`, clients hear of it before nginx closes their connections.
 fn undo(
     layout: &Layout,
+    config: Option<&Config>,
     services: Services,
     record: &mut Record,
     undo: impl FnOnce(&mut Record, &Layout) -> anyhow::Result<Vec<PathBuf>>,
 ) -> anyhow::Result<Notices> {
     let kept = undo(record, layout)?;
     if Running::of(services)? == Running::Yes {
-        reload::reload(layout, None, services, Duration::ZERO, None)?;
+        reload::reload(layout, config, services, Duration::ZERO, None)?;
     }
     let notice = |path: PathBuf| {
         format!(
@@ -442,15 +449,20 @@ pub fn recover(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
         files::remove_if_present(&left).with_context(|| format!("Removing {}", left.display()))?;
     }
     let mut notices = vec![];
+    let (applied, _) = snapshot::of_instance(layout, 1);
+    // Without it, this is no reason to leave the site as it is.
+    let config = load_links(&applied).ok();
     if record.is_unfinished() {
         notices.push("a change of the nginx site was cut off: the site is as it was before".to_owned());
-        notices.extend(undo(layout, services, &mut record, Record::undo_unfinished)?);
+        let undone = undo(layout, config.as_ref(), services, &mut record, Record::undo_unfinished)?;
+        notices.extend(undone);
     }
     if record.has_rollout() {
         match master(layout) {
             None => {
                 notices.push("the nginx site is as it was before the rollout".to_owned());
-                notices.extend(undo(layout, services, &mut record, Record::undo_rollout)?);
+                let undone = undo(layout, config.as_ref(), services, &mut record, Record::undo_rollout)?;
+                notices.extend(undone);
             }
             // Some instances may run already what the site was changed for. The next rollout decides.
             Some(_) => record.end_rollout(layout)?,
@@ -463,12 +475,12 @@ pub fn recover(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
 ///
 /// # Errors
 /// It cannot be put back, or nginx does not take it.
-pub fn undo_rollout(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
+pub fn undo_rollout(layout: &Layout, config: &Config, services: Services) -> anyhow::Result<Notices> {
     let mut record = Record::read(layout)?;
     if !record.has_rollout() {
         return Ok(vec![]);
     }
-    undo(layout, services, &mut record, Record::undo_rollout)
+    undo(layout, Some(config), services, &mut record, Record::undo_rollout)
 }
 
 /// The rollout under way is over, and its site stays.
