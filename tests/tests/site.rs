@@ -244,21 +244,34 @@ impl std::ops::Deref for Host {
 }
 
 impl Host {
-    /// A stranger listens there: systemd itself.
+    /// A stranger listens there: systemd itself, or on a Unix socket a program that never accepts anybody. systemd would give
+    /// that up after a few connections.
     fn occupy(&self, address: &str) -> Result<()> {
         let unit = format!("--unit={}", unit(address));
-        let listen = format!("--socket-property=ListenStream={address}");
-        let mut command = vec!["systemd-run", &unit, &listen];
         if address.starts_with('/') {
-            command.push("--socket-property=SocketUser=links");
+            let listen =
+                format!("my $server = IO::Socket::UNIX->new(Local => '{address}', Listen => 64) or die $!; sleep");
+            self.ok([
+                "systemd-run",
+                &unit,
+                "--uid=links",
+                "perl",
+                "-MIO::Socket::UNIX",
+                "-e",
+                &listen,
+            ])?;
+            return eventually("the socket is there", Duration::from_secs(10), || {
+                Ok(self.exists(address)?.then_some(()))
+            });
         }
-        command.push("cat");
-        self.ok(command)?;
+        let listen = format!("--socket-property=ListenStream={address}");
+        self.ok(["systemd-run", &unit, &listen, "cat"])?;
         Ok(())
     }
 
     fn release(&self, address: &str) -> Result<()> {
-        self.ok(["systemctl", "stop", &format!("{}.socket", unit(address))])?;
+        let kind = if address.starts_with('/') { "service" } else { "socket" };
+        self.ok(["systemctl", "stop", &format!("{}.{kind}", unit(address))])?;
         Ok(())
     }
 
