@@ -160,6 +160,8 @@ fn who_takes_the_port_of_an_instance_does_not_get_the_agent_s_secret() -> Result
     let answer = host.http().get(&format!("/{}", link.slug))?;
     ensure!(answer.status == 302 || answer.status == 502, "{answer}");
     eventually("the agent has seen who is there", Duration::from_secs(60), || {
+        let heard = heard()?;
+        ensure!(!heard.contains("/internal/"), "the stranger has heard:\n{heard}");
         let said = host.journal("links")?;
         Ok(said
             .contains("listens on 127.0.0.1:7001, and instances run as user")
