@@ -235,6 +235,10 @@ impl Layout {
     pub fn instance_metrics(&self, instance: u16) -> PathBuf {
         self.metrics_dir().join(format!("{instance}.json"))
     }
+    /// Who checkpoints the database, as the agent says.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.metrics_dir().join("checkpoints.json")
+    }
     /// What the instances have sent, summed over their restarts.
     pub fn agent_counters(&self) -> PathBuf {
         self.metrics_dir().join("counters.json")

@@ -33,6 +33,7 @@ mod runtime;
 mod sandbox;
 mod secrets;
 mod sockets;
+mod sqlite;
 mod stats;
 mod status;
 mod supervise;

@@ -14,6 +14,7 @@ use crate::health::Probe;
 use crate::install::{OnBehalfOf, Services, site};
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
+use crate::sqlite::{self, Sqlite};
 use crate::{connections, database, rollout, rotation, sandbox};
 
 #[derive(Serialize)]
@@ -28,6 +29,8 @@ struct Status {
     /// What this host takes away from the instances' sandbox.
     sandbox: Vec<String>,
     database: Option<DatabaseFile>,
+    /// None: the database is not a local file, or this user may not look.
+    sqlite: Option<Sqlite>,
     public_url: Option<String>,
     nginx: Nginx,
 }
@@ -122,6 +125,7 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
         rollout: rollout::unfinished(layout)?,
         sandbox: sandbox::lacks(layout, Services::of_host(OnBehalfOf::Person)),
         database: database(layout),
+        sqlite: sqlite::observe(layout),
         public_url: config.public_url.clone(),
         nginx,
     })
@@ -199,6 +203,10 @@ fn text(status: &Status) -> String {
             .unwrap_or_default();
         lines.push(format!("database    {}{size}", database.path.display()));
     }
+    if let Some(sqlite) = &status.sqlite {
+        lines.push(format!("SQLite      {}", sqlite.text()));
+        lines.extend(sqlite.warning.as_ref().map(|warning| format!("     {warning}")));
+    }
     lines.extend(nginx_lines(&status.nginx));
     if let Some(url) = &status.public_url {
         lines.push(format!("public URL  {url}"));
@@ -270,6 +278,7 @@ pub fn version(layout: &Layout, json: bool) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sqlite::By;
 
     #[test]
     fn the_text_names_each_instance_and_its_trouble() {
@@ -290,6 +299,11 @@ mod tests {
             database: Some(DatabaseFile {
                 path: "/var/lib/links/data/links.db".into(),
                 bytes: Some(4097),
+            }),
+            sqlite: Some(Sqlite {
+                version: Some("3.49.1".into()),
+                checkpoints: By::Nobody,
+                warning: Some("the log grows".into()),
             }),
             public_url: None,
             nginx: Nginx {
@@ -318,6 +332,8 @@ mod tests {
              rollout     to release 1.2.4-def, interrupted\n\
              sandbox     ProtectProc=default, not invisible\n\
              database    /var/lib/links/data/links.db  5 KiB\n\
+             SQLite      3.49.1, checkpointed by nobody\n\
+             \x20    the log grows\n\
              nginx       running since 2030-01-31T18:00:00Z, links is reached on 0.0.0.0:80\n\
              \x20           not on 127.0.0.1:7000: nobody answers\n\
              \x20           /etc/nginx/sites-enabled/links was edited by somebody else and is kept; `linksctl rollout --force` \

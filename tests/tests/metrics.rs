@@ -28,7 +28,7 @@ fn prometheus_learns_how_the_appliance_is() -> Result<()> {
     assert_eq!(checked.stdout, "", "promtool check metrics, on\n{page}");
     let rules = "/usr/share/doc/links-shortener/links.rules.yml";
     let checked = lab.ok(["promtool", "check", "rules", rules])?.stdout;
-    ensure!(checked.contains("SUCCESS: 13 rules found"), "{checked}");
+    ensure!(checked.contains("SUCCESS: 14 rules found"), "{checked}");
 
     lab.reaches("sum(links_instance_up) + sum(links_instance_ready)", 4.0)?;
     lab.reaches("links_instances_wanted", 2.0)?;

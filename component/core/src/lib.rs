@@ -27,6 +27,7 @@ pub mod secret;
 pub mod settings;
 pub mod slug;
 pub mod sql;
+pub mod sqlite;
 pub mod stats;
 pub mod target;
 pub mod timestamp;

@@ -31,6 +31,8 @@ pub enum Route {
     FindClicks,
     /// `GET` or `HEAD /internal/database`, for the agent: nginx refuses what is below /internal.
     Database,
+    /// `GET` or `HEAD /internal/sqlite`, for the agent: which SQLite the runtime has.
+    Engine,
 }
 
 impl Route {
@@ -53,6 +55,7 @@ impl Route {
                 _ => Err(not_allowed("GET, HEAD, POST")),
             },
             "internal/database" => reading(method).map(|()| Route::Database),
+            "internal/sqlite" => reading(method).map(|()| Route::Engine),
             text => match text.strip_prefix("api/v1/links/") {
                 Some(rest) => of_link(method, rest),
                 None => match Slug::in_path(text) {
@@ -122,6 +125,7 @@ mod tests {
             ("GET", "/health", Route::Health),
             ("HEAD", "/health", Route::Health),
             ("GET", "/internal/database", Route::Database),
+            ("GET", "/internal/sqlite", Route::Engine),
             ("GET", "/abc", follow("abc")),
             ("HEAD", "/A-b_9", follow("A-b_9")),
             ("GET", "/Health", follow("Health")),

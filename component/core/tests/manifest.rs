@@ -32,6 +32,7 @@ fn hands_on_the_variables_that_the_component_reads() {
         "allowed_origin",
         "cache_stale",
         "cache_ttl",
+        "checkpoints",
         "database_place",
         "edge_port",
         "edge_stale",

@@ -7,6 +7,7 @@
 mod access;
 mod body;
 mod cache;
+mod checkpoint;
 mod clicks;
 mod clock;
 mod connection;
@@ -85,6 +86,7 @@ async fn answer(request: types::Request, method: &Method) -> Result<Reply, Probl
         Route::FindClicks => clicks::find(&whole(request)?).await,
         Route::Shorten => shorten::shorten(whole(request)?).await,
         Route::Database => Store::counting().holds().await.map(|held| held.reply()),
+        Route::Engine => Store::new().engine().await.map(|engine| engine.reply()),
     }
 }
 

@@ -18,12 +18,13 @@ use links_core::problem::Problem;
 use links_core::request_id::RequestId;
 use links_core::slug::Slug;
 use links_core::sql::{self, Cause, SCHEMA, Trouble};
+use links_core::sqlite::Engine;
 use links_core::stats::{Found, Granularity, Link, Span, TOP};
 use spin_sdk::sqlite::{RowResult, Value};
 
 use crate::connection::Connection;
 use crate::outage::Service;
-use crate::{cache, clock, log};
+use crate::{cache, checkpoint, clock, log};
 
 const APPLIED: &str = include_str!("../../sql/schema_version.sql");
 const WRITE_AHEAD: &str = include_str!("../../sql/write_ahead.sql");
@@ -404,6 +405,26 @@ impl Store {
         })
     }
 
+    /// The SQLite that runs the statements, over a connection as requests use them.
+    ///
+    /// # Errors
+    /// 503
+    pub async fn engine(&self) -> Result<Engine, Problem> {
+        let place = Needs::TablesToWrite.kept();
+        let work = async {
+            let connection = match kept(place, self.patience.connections) {
+                Some(connection) => connection,
+                None => connect(place, self.patience.connections).await?,
+            };
+            checkpoint::engine(&connection).await
+        };
+        let answer = clock::within(self.patience.whole, work).await;
+        answer
+            .unwrap_or_else(|| Err(sql::NO_ANSWER.to_owned()))
+            .inspect_err(|error| log::line("cannot ask the database for its version", error))
+            .map_err(unavailable)
+    }
+
     /// The rows of one statement; whether they came is remembered, and told to the operator.
     async fn ask(&self, statement: &str, values: &[Value], needs: Needs) -> Result<Vec<RowResult>, String> {
         let outcome = self.run(statement, values, needs).await;
@@ -560,7 +581,9 @@ fn forget() {
 
 /// Opens a connection and keeps it for the requests to come, up to so many: two that open one at once may be one too many.
 async fn connect(place: &'static LocalKey<Kept>, most: usize) -> Result<Rc<Connection>, String> {
-    let connection = Rc::new(Connection::open().await?);
+    let connection = Connection::open().await?;
+    checkpoint::set_up(&connection).await?;
+    let connection = Rc::new(connection);
     place.with_borrow_mut(|kept| {
         if kept.len() < most {
             kept.push(connection.clone());

@@ -74,6 +74,8 @@ families! {
     JOURNAL_LAG: Gauge, "links_journal_lag_seconds", "Age of the oldest click that was read and is not counted yet.";
 
     DATABASE_SIZE: Gauge, "links_database_size_bytes", "The database: a local one with its write-ahead log, or what a server tells of it.";
+    DATABASE_LOG: Gauge, "links_database_wal_bytes", "The write-ahead log of a local database that the agent checkpoints.";
+    CHECKPOINT_FAILURES: Counter, "links_database_checkpoint_failures_total", "Checkpoints by the agent that failed.";
     DATABASE_FREE: Gauge, "links_database_filesystem_free_bytes", "Free space where the local database is.";
     DATABASE_LINKS: Gauge, "links_database_links", "Links in the database, counted once a minute at most, on a server once an hour.";
 

@@ -1,6 +1,7 @@
 //! `linksctl agent`: what links.service runs. It watches the instances, keeps STATUS= true, serves metrics,
 //! and counts clicks.
 
+mod checkpoint;
 mod clicks;
 mod counters;
 mod database;
@@ -30,6 +31,7 @@ use crate::notify::notify;
 use crate::release::Store;
 use crate::rollout::{State, snapshot};
 use crate::rotation::{self, Watch};
+use checkpoint::Checkpoints;
 use clicks::Clicks;
 use server::{Addresses, Server};
 
@@ -56,6 +58,8 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         },
     };
     let watch = Watch::new(layout)?;
+    // First: before an instance opens the database, if it can be.
+    let checkpoints = Checkpoints::start(layout.clone())?;
     let progress = Arc::default();
     let clicks = Clicks::start(layout.clone(), Arc::clone(&progress))?;
     let server = Server::start(layout.clone(), progress)?;
@@ -71,6 +75,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         server.serve_on(addresses(layout, wanted, edited.take()));
         ensure!(!server.is_gone(), "the server of metrics has ended");
         ensure!(!clicks.is_gone(), "the counting of clicks has ended");
+        ensure!(!checkpoints.is_gone(), "the thread that checkpoints has ended");
         notify(&[NotifyState::Watchdog]);
         watch.wait(LOOK_AGAIN)?;
         // While a person edits the file, it may be wrong for a while; `linksctl check` is there to say so.
@@ -80,6 +85,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
     notify(&[NotifyState::Stopping]);
     clicks.stop();
     server.stop();
+    checkpoints.stop();
     Ok(())
 }
 

@@ -8,11 +8,11 @@ use super::counters::Counters;
 use super::database::Facts;
 use super::exposition::Exposition;
 use super::families::{
-    BUILD_INFO, CLICK_BATCHES, CLICKS, DATABASE_FREE, DATABASE_LINKS, DATABASE_SIZE, DRAIN, HTTP_CACHE, HTTP_DURATION,
-    HTTP_REQUESTS, HTTP_UPSTREAM, INSTANCE_INFO, INSTANCES, JOURNAL_LAG, JOURNAL_LAG_BYTES, JOURNAL_LINES,
-    JOURNAL_MALFORMED, JOURNAL_REPLACED, Kind, OTLP_DROPPED, OTLP_FORWARDED, OTLP_IGNORED, OTLP_QUEUED, OTLP_RECEIVED,
-    OTLP_REJECTED, READY, RESIDENT, ROLLOUT_DURATION, ROLLOUT_INFO, ROLLOUT_SUCCESS, ROLLOUT_TIME, START_TIME, STARTS,
-    UP,
+    BUILD_INFO, CHECKPOINT_FAILURES, CLICK_BATCHES, CLICKS, DATABASE_FREE, DATABASE_LINKS, DATABASE_LOG, DATABASE_SIZE,
+    DRAIN, HTTP_CACHE, HTTP_DURATION, HTTP_REQUESTS, HTTP_UPSTREAM, INSTANCE_INFO, INSTANCES, JOURNAL_LAG,
+    JOURNAL_LAG_BYTES, JOURNAL_LINES, JOURNAL_MALFORMED, JOURNAL_REPLACED, Kind, OTLP_DROPPED, OTLP_FORWARDED,
+    OTLP_IGNORED, OTLP_QUEUED, OTLP_RECEIVED, OTLP_REJECTED, READY, RESIDENT, ROLLOUT_DURATION, ROLLOUT_INFO,
+    ROLLOUT_SUCCESS, ROLLOUT_TIME, START_TIME, STARTS, UP,
 };
 use super::forward;
 use crate::config::load::load_links;
@@ -20,6 +20,7 @@ use crate::layout::{Layout, MAX_INSTANCES};
 use crate::release::Release;
 use crate::rollout::{Outcome, State, Verdict};
 use crate::rotation;
+use crate::sqlite;
 use crate::supervise::told::Told;
 
 /// The label with the number of an instance; `instance` is Prometheus' own, for whom it has asked.
@@ -67,6 +68,12 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
         let resident = told.resident_bytes.filter(|_| release.is_some());
         page.add_known(&RESIDENT, &labels, resident.map(|bytes| bytes as f64));
         page.add_known(&DRAIN, &labels, told.drain_seconds);
+    }
+    if let Ok(Some(report)) = sqlite::Report::read(layout)
+        && let Some(bytes) = report.log_bytes
+    {
+        page.add(&DATABASE_LOG, &[], bytes as f64);
+        page.add(&CHECKPOINT_FAILURES, &[], report.failures as f64);
     }
     if let Some(outcome) = Outcome::read(layout) {
         let success = outcome.result == Verdict::Succeeded;
@@ -289,6 +296,13 @@ mod tests {
     #[test]
     fn every_family_can_be_exposed() {
         let (_root, layout, _) = host_at_work();
+        let checkpoints = sqlite::Report {
+            log_bytes: Some(1),
+            written: sqlite::now(),
+            ..sqlite::Report::default()
+        };
+        fs::create_dir_all(layout.metrics_dir()).unwrap();
+        fs::write(layout.checkpoints(), serde_json::to_vec(&checkpoints).unwrap()).unwrap();
         let mut page = Exposition::default();
         host(&mut page, &layout);
         let known = Some(1);

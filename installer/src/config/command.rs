@@ -9,6 +9,7 @@ use super::finding::Finding;
 use super::reader::{Disk, Reader};
 use crate::layout::Layout;
 use crate::online::{self, Tried};
+use crate::sqlite;
 
 /// Exit status where nothing is wrong, warnings aside.
 pub const FINE: u8 = 0;
@@ -38,6 +39,9 @@ pub fn check_command(layout: &Layout, json: bool, online: bool) -> io::Result<u8
 fn run(layout: &Layout, reader: &impl Reader, json: bool, online: bool, out: &mut impl Write) -> io::Result<u8> {
     let checked = check(layout, reader);
     let mut findings = checked.findings;
+    let unsafe_checkpoints = sqlite::observe(layout).and_then(|sqlite| sqlite.warning);
+    findings
+        .extend(unsafe_checkpoints.map(|warning| Finding::warning(layout.data_dir().display().to_string(), warning)));
     let tried = match checked.loaded {
         _ if !online => None,
         Some(loaded) => Some(online::try_all(&loaded, layout, &mut findings)),

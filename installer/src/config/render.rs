@@ -7,6 +7,7 @@ pub use place::database as database_path;
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
+use links_core::sqlite::BY_AGENT;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use toml::{Table, Value};
@@ -14,8 +15,8 @@ use toml::{Table, Value};
 use super::credentials::{Credentials, secret};
 use super::links::{Config, Enabled};
 use super::runtime::{
-    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, DATABASE_PLACE, Database, EDGE_PORT, EDGE_STALE, EDGE_TTL, LINK_CACHE,
-    Origin, PUBLIC_URL, RuntimeToml, SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS, file_of,
+    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, CHECKPOINTS, DATABASE_PLACE, Database, EDGE_PORT, EDGE_STALE, EDGE_TTL,
+    LINK_CACHE, Origin, PUBLIC_URL, RuntimeToml, SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS, file_of,
 };
 use super::telemetry::Exports;
 use crate::layout::{ADMIN_TOKEN, Layout};
@@ -123,7 +124,7 @@ pub fn digest(rendered: &str, config: &Config, exports: &Exports) -> String {
 }
 
 /// All of them always, so that nobody else is asked for one; the empty string is the component's own default.
-fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, String); 12] {
+fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, String); 13] {
     let remote = matches!(runtime.database(), Database::LibSql(_));
     let cache = match config.cache.enabled {
         Enabled::Auto => remote,
@@ -144,6 +145,8 @@ fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, St
             config.shorten.allowed_origin.clone().unwrap_or_default(),
         ),
         (DATABASE_PLACE, if remote { "remote" } else { "local" }.to_owned()),
+        // A server checkpoints for itself.
+        (CHECKPOINTS, if remote { "" } else { BY_AGENT }.to_owned()),
         (LINK_CACHE, if cache { "on" } else { "off" }.to_owned()),
         (CACHE_TTL, seconds(config.cache.ttl)),
         (CACHE_STALE, seconds(config.cache.stale)),

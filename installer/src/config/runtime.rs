@@ -21,8 +21,8 @@ pub use providers::{Place, Provider, Resolved, Service};
 pub use read::read;
 pub use reference::{Origin, PREFIX, Reference, file_of};
 pub use variables::{
-    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, DATABASE_PLACE, EDGE_PORT, EDGE_STALE, EDGE_TTL, LINK_CACHE, PUBLIC_URL,
-    SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS,
+    ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, CHECKPOINTS, DATABASE_PLACE, EDGE_PORT, EDGE_STALE, EDGE_TTL, LINK_CACHE,
+    PUBLIC_URL, SECRETS_STALE, SECRETS_TTL, SHORTEN_ACCESS,
 };
 
 /// The database that the component uses.

@@ -71,6 +71,7 @@ type = "static"
 allowed_origin = ""
 cache_stale = "86400"
 cache_ttl = "60"
+checkpoints = "agent"
 database_place = "local"
 edge_port = "7000"
 edge_stale = "600"
@@ -107,6 +108,7 @@ fn links_toml_comes_before_the_users_providers_and_the_admin_token_after_them() 
             ("allowed_origin", "https://a.example"),
             ("cache_stale", "86400"),
             ("cache_ttl", "60"),
+            ("checkpoints", "agent"),
             ("database_place", "local"),
             ("edge_port", "7000"),
             ("edge_stale", "600"),
@@ -142,6 +144,8 @@ fn the_cache_is_for_remote_databases_unless_the_user_says_otherwise() {
         };
         assert!(values.contains(&("edge_ttl", edge_ttl)), "{values:?}");
         assert!(values.contains(&("database_place", place)), "{values:?}");
+        let checkpoints = if runtime == remote { "" } else { "agent" };
+        assert!(values.contains(&("checkpoints", checkpoints)), "{values:?}");
     }
 }
 

@@ -13,6 +13,8 @@ pub const SHORTEN_ACCESS: &str = "shorten_access";
 pub const ALLOWED_ORIGIN: &str = "allowed_origin";
 /// This one by runtime.toml itself.
 pub const DATABASE_PLACE: &str = "database_place";
+/// And this one.
+pub const CHECKPOINTS: &str = "checkpoints";
 pub const LINK_CACHE: &str = "link_cache";
 pub const CACHE_TTL: &str = "cache_ttl";
 pub const CACHE_STALE: &str = "cache_stale";
@@ -87,6 +89,9 @@ fn variable(name: &str, value: &Value<'_>) -> Result<(), Problem> {
     }
     if name == DATABASE_PLACE {
         return Err(Problem::new("follows from [sqlite_database.default]").help("remove it"));
+    }
+    if name == CHECKPOINTS {
+        return Err(Problem::new("is set by linksctl").help("remove it"));
     }
     // Spin: crates/expressions/src/lib.rs, Key::validate.
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
