@@ -87,5 +87,41 @@ BEGIN
     DELETE FROM link_deletions WHERE deleted_at < NEW.deleted_at - 600;
 END;
 
+-- Slugs of deleted links, for 30 days: one of them may be given to a new link while nginx's journal still holds clicks of
+-- the old one. Times are in Unix milliseconds.
+CREATE TABLE IF NOT EXISTS deleted_slugs (
+    slug TEXT PRIMARY KEY,
+    deleted_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX IF NOT EXISTS deleted_slugs_by_time ON deleted_slugs (deleted_at);
+
+-- Such slugs that were given to a new link. A click on the slug before `at` was a click on an older link. The number never
+-- goes back: a row is removed only when a later one comes.
+CREATE TABLE IF NOT EXISTS slug_reuses (
+    number INTEGER PRIMARY KEY,
+    slug TEXT NOT NULL,
+    at INTEGER NOT NULL
+) STRICT;
+
+CREATE TRIGGER IF NOT EXISTS links_deleted_leave_the_slug AFTER DELETE ON links
+BEGIN
+    INSERT INTO deleted_slugs (slug, deleted_at)
+    VALUES (OLD.slug, CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER))
+    ON CONFLICT DO UPDATE SET deleted_at = excluded.deleted_at;
+    DELETE FROM deleted_slugs
+    WHERE deleted_at < CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) - 30 * 86400000;
+END;
+
+CREATE TRIGGER IF NOT EXISTS links_made_with_an_old_slug AFTER INSERT ON links
+WHEN EXISTS (SELECT 1 FROM deleted_slugs WHERE slug = NEW.slug)
+BEGIN
+    INSERT INTO slug_reuses (slug, at)
+    VALUES (NEW.slug, CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER));
+    DELETE FROM slug_reuses
+    WHERE number < (SELECT max(number) FROM slug_reuses)
+        AND at < CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) - 30 * 86400000;
+END;
+
 -- Last, so that the version is there only when everything before it is.
 INSERT INTO schema_version (version, applied_at) VALUES (5, unixepoch()) ON CONFLICT DO NOTHING;

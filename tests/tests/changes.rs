@@ -197,6 +197,8 @@ fn the_database_is_copied_before_its_tables_change() -> Result<()> {
                       ALTER TABLE links DROP COLUMN limited_until;
                       DROP TRIGGER links_made_with_a_new_id; DROP TRIGGER links_deleted_for_good;
                       DROP TRIGGER click_batches_calendar; DROP TABLE link_ids; DROP TABLE link_deletions;
+                      DROP TRIGGER links_deleted_leave_the_slug; DROP TRIGGER links_made_with_an_old_slug;
+                      DROP TABLE deleted_slugs; DROP TABLE slug_reuses;
                       DELETE FROM schema_version WHERE version > 1";
     host.inside(|| Ok(Connection::open(DATABASE)?.execute_batch(old_tables)?))?;
 

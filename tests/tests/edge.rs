@@ -480,6 +480,28 @@ fn every_click_is_counted_whatever_it_says_of_itself() -> Result<()> {
     counted.with_context(|| format!("counted {last:?}, should be {wanted:?}"))?;
     let page = appliance.http_at(9464).get("/metrics")?.text();
     ensure!(page.contains("\nlinks_journal_malformed_lines_total 0\n"), "{page}");
+    clicks_stay_with_their_link(&appliance)
+}
+
+/// A slug whose link was deleted gets a new one at once, while the clicks on the old one are still in the journal.
+fn clicks_stay_with_their_link(appliance: &Appliance) -> Result<()> {
+    let site = appliance.site()?;
+    let browser = site.clone().header("user-agent", BROWSER);
+    let follow = |times| (0..times).try_for_each(|_| leads_to(&browser.get("/reused")?, "https://example.com/reused"));
+    make(&site, "reused")?;
+    follow(7)?;
+    let deleted = site.delete("/api/v1/links/reused")?;
+    ensure!(deleted.status == 204, "{deleted}");
+    make(&site, "reused")?;
+    follow(3)?;
+    let wanted = BTreeMap::from([("bots", 1), ("clicks", 3)]);
+    let mut last = BTreeMap::new();
+    let counted = eventually("the clicks are counted", COUNTED_WITHIN, || {
+        last = counts(appliance, "reused")?;
+        Ok((last["clicks"] >= 3).then_some(()))
+    });
+    counted.with_context(|| format!("counted {last:?}"))?;
+    ensure!(last == wanted, "counted {last:?}, should be {wanted:?}");
     Ok(())
 }
 

@@ -168,6 +168,21 @@ pub fn journal_of(query: Option<&str>) -> Result<String, Problem> {
     })
 }
 
+/// The number in `POST /internal/clicks?reuses=NUMBER`: the latest [`Reuse`] that the batch heeds. None: its sender knows of none.
+///
+/// # Errors
+/// 400
+pub fn heeded_reuses(query: Option<&str>) -> Result<Option<i64>, Problem> {
+    let Some(query) = query else { return Ok(None) };
+    let number = query
+        .strip_prefix("reuses=")
+        .and_then(|number| number.parse().ok())
+        .filter(|number| *number >= 0);
+    number
+        .map(Some)
+        .ok_or_else(|| Problem::new(400, "Unknown parameter; expected reuses= and a number."))
+}
+
 fn is_journal(text: &str) -> bool {
     text.len() == JOURNAL_LENGTH
         && text
@@ -184,7 +199,18 @@ pub struct Position {
     /// What is counted of the range that begins there.
     #[serde(deserialize_with = "Option::deserialize")]
     pub part: Option<Part>,
+    /// The batch was not taken because it does not heed these, and perhaps more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reuses: Vec<Reuse>,
 }
+
+/// A slug whose link was deleted and that was given to a new link: number of the reuse, slug, and when, in Unix milliseconds.
+/// Clicks on the slug before that are not the new link's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reuse(pub i64, pub String, pub u64);
+
+/// Most reuses in one answer.
+pub const MAX_REUSES: i64 = 250;
 
 /// Some parts of a range.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,11 +227,12 @@ impl Position {
         match through.as_str() {
             WHOLE => Position {
                 position: Some(stop),
-                part: None,
+                ..Position::default()
             },
             _ => Position {
                 position: Some(start),
                 part: Some(Part { stop, through }),
+                reuses: vec![],
             },
         }
     }

@@ -1,11 +1,12 @@
 //! The component's SQL files about clicks, against the SQLite that is used here, as the component uses them.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use links_core::clicks::{Batch, Clicks, Detail, Kind, OTHER, Position, Visitors, WHOLE};
+use links_core::clicks::{Batch, Clicks, Detail, Kind, MAX_REUSES, OTHER, Position, Visitors, WHOLE};
 use links_core::sql::{SCHEMA, statements};
 use rusqlite::{Connection, OptionalExtension, params};
 
 const INSERT_CLICKS: &str = include_str!("../../sql/insert_clicks.sql");
+const FIND_SLUG_REUSES: &str = include_str!("../../sql/find_slug_reuses.sql");
 const FIND_CLICK_POSITION: &str = include_str!("../../sql/find_click_position.sql");
 const STATS_HOURS: &str = include_str!("../../sql/stats_hours.sql");
 const STATS_DAYS: &str = include_str!("../../sql/stats_days.sql");
@@ -65,11 +66,15 @@ fn of_details(start: u64, details: &[(&str, Kind, &str, u32)]) -> Batch {
 }
 
 fn send_at(connection: &Connection, batch: &Batch, now: i64) -> bool {
+    send_heeding(connection, batch, now, None)
+}
+
+fn send_heeding(connection: &Connection, batch: &Batch, now: i64, heeded: Option<i64>) -> bool {
     let body = serde_json::to_string(batch).unwrap();
     let after = batch.after.as_deref().unwrap_or_default();
     let through = batch.through.as_deref().unwrap_or(WHOLE);
     let (start, stop) = (batch.start as i64, batch.stop as i64);
-    let row = params![batch.journal, start, stop, after, through, now, body];
+    let row = params![batch.journal, start, stop, after, through, now, body, heeded];
     let taken = connection.query_row(INSERT_CLICKS, row, |row| row.get::<_, i64>(0));
     taken.optional().unwrap().is_some()
 }
@@ -131,7 +136,7 @@ fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
         let earlier = SCHEMA[..2].iter().flat_map(|script| statements(script));
         for statement in earlier
             .chain(statements(SCHEMA[2]).take(done))
-            .chain(statements(SCHEMA[2]))
+            .chain(SCHEMA[2..].iter().flat_map(|script| statements(script)))
         {
             connection.execute(statement, []).unwrap();
         }
@@ -284,7 +289,8 @@ fn a_batch_that_fails_leaves_nothing() {
         "",
         WHOLE,
         NOW,
-        r#"{"clicks":[["a",1,1,0],["a","x",1,0]]}"#
+        r#"{"clicks":[["a",1,1,0],["a","x",1,0]]}"#,
+        None::<i64>
     ];
     assert!(connection.query_row(INSERT_CLICKS, row, |_| Ok(())).is_err());
     assert_eq!((position(&connection), count(&connection, "click_hours")), (None, 0));
@@ -362,6 +368,43 @@ fn clicks_of_a_deleted_link_never_pass_to_another() {
 
 /// What version 4 has left behind is not adopted after an upgrade, and what was counted before it goes with its link.
 #[test]
+fn clicks_from_before_a_slug_was_reused_are_refused_until_the_sender_knows() {
+    let connection = new_database(2);
+    let reuses = || -> Vec<(i64, String)> {
+        let mut statement = connection.prepare(FIND_SLUG_REUSES).unwrap();
+        let rows = statement.query_map([0, MAX_REUSES], |row| Ok((row.get(0)?, row.get(1)?)));
+        rows.unwrap().map(Result::unwrap).collect()
+    };
+    let insert = |slug: &str| {
+        let link = "INSERT INTO links (slug, url, created_at) VALUES (?1, 'https://example.com/', 0)";
+        connection.execute(link, [slug]).unwrap();
+    };
+    insert("new");
+    connection.execute("DELETE FROM links WHERE slug = 'a'", []).unwrap();
+    assert_eq!(reuses(), []);
+    let batch = of_clicks(0, 10, &[("a", HOUR, 1, 0)]);
+    assert!(send_heeding(&connection, &batch, NOW, Some(0)));
+    insert("a");
+    assert_eq!(reuses(), [(1, "a".to_owned())]);
+    let batch = of_clicks(10, 20, &[("b", HOUR, 1, 0)]);
+    assert!(!send_heeding(&connection, &batch, NOW, Some(0)));
+    assert_eq!(position(&connection), Some(10));
+    assert!(send_heeding(&connection, &batch, NOW, Some(1)));
+    // 0.1.0 knows nothing of it.
+    assert!(send_heeding(&connection, &of_clicks(20, 30, &[]), NOW, None));
+
+    // Of what is too old, the latest stays: its number tells what was heeded.
+    connection.execute("UPDATE slug_reuses SET at = 1", []).unwrap();
+    connection
+        .execute("UPDATE deleted_slugs SET deleted_at = 1", [])
+        .unwrap();
+    connection.execute("DELETE FROM links WHERE slug = 'b'", []).unwrap();
+    assert_eq!((count(&connection, "deleted_slugs"), reuses().len()), (1, 1));
+    insert("b");
+    assert_eq!(reuses(), [(2, "b".to_owned())]);
+}
+
+#[test]
 fn an_upgrade_separates_the_clicks_of_deleted_links_from_new_ones() {
     let connection = Connection::open_in_memory().unwrap();
     for statement in SCHEMA[..4].iter().flat_map(|script| statements(script)) {
@@ -372,12 +415,17 @@ fn an_upgrade_separates_the_clicks_of_deleted_links_from_new_ones() {
         connection.execute(link, [slug]).unwrap();
     };
     ["a", "b", "c"].into_iter().for_each(make);
+    // The statement of version 4 does not ask for it.
+    connection
+        .execute("CREATE TEMP TABLE slug_reuses (number INTEGER)", [])
+        .unwrap();
     clicks_of_a_part_after_its_link_was_deleted(&connection);
     let under_way = Batch {
         through: Some("b".into()),
         ..of_clicks(10, 20, &[("b", HOUR + 48, 5, 0)])
     };
     assert!(send(&connection, &under_way));
+    connection.execute("DROP TABLE temp.slug_reuses", []).unwrap();
     for statement in statements(SCHEMA[4]) {
         connection.execute(statement, []).unwrap();
     }

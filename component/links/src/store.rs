@@ -10,7 +10,7 @@ use std::thread::LocalKey;
 use std::time::{Duration, Instant};
 
 use links_core::change::Change;
-use links_core::clicks::{Batch, Position, WHOLE};
+use links_core::clicks::{Batch, MAX_REUSES, Position, Reuse, WHOLE};
 use links_core::expiry::Expiry;
 use links_core::held::Held;
 use links_core::link::{Details, Limit, NewLink, Stored};
@@ -36,6 +36,7 @@ const CHANGE_LINK: &str = include_str!("../../sql/change_link.sql");
 const DELETE_LINK: &str = include_str!("../../sql/delete_link.sql");
 const HEALTH: &str = include_str!("../../sql/health.sql");
 const INSERT_CLICKS: &str = include_str!("../../sql/insert_clicks.sql");
+const FIND_SLUG_REUSES: &str = include_str!("../../sql/find_slug_reuses.sql");
 const FIND_CLICK_POSITION: &str = include_str!("../../sql/find_click_position.sql");
 const FIND_LINK_ID: &str = include_str!("../../sql/find_link_id.sql");
 const STATS_HOURS: &str = include_str!("../../sql/stats_hours.sql");
@@ -306,12 +307,19 @@ impl Store {
         outcome.map_err(|error| Problem::unavailable(format!("The database does not answer: {}.", Cause::of(&error))))
     }
 
-    /// Adds the clicks of a batch; `text` is the batch as JSON, `now` in Unix seconds. False: it does not go on where its
-    /// journal's latest one ended, so some of it, or all, was added before.
+    /// Adds the clicks of a batch; `text` is the batch as JSON, `now` in Unix seconds, `heeded` the number of the latest
+    /// reuse of a slug that it heeds. False: it does not go on where its journal's latest one ended, so some of it, or all,
+    /// was added before; or there are later reuses.
     ///
     /// # Errors
     /// 503
-    pub async fn take_clicks(&self, batch: &Batch, text: String, now: i64) -> Result<bool, Problem> {
+    pub async fn take_clicks(
+        &self,
+        batch: &Batch,
+        text: String,
+        now: i64,
+        heeded: Option<i64>,
+    ) -> Result<bool, Problem> {
         let position = |position: u64| Value::Integer(position.try_into().unwrap_or(i64::MAX));
         let row = [
             Value::Text(batch.journal.clone()),
@@ -321,12 +329,27 @@ impl Store {
             Value::Text(batch.through.as_deref().unwrap_or(WHOLE).to_owned()),
             Value::Integer(now),
             Value::Text(text),
+            heeded.map_or(Value::Null, Value::Integer),
         ];
         let rows = self
             .ask(INSERT_CLICKS, &row, Needs::TablesToWrite)
             .await
             .map_err(unavailable)?;
         Ok(!rows.is_empty())
+    }
+
+    /// The reuses of slugs after a number, at most [`MAX_REUSES`].
+    ///
+    /// # Errors
+    /// 503
+    pub async fn slug_reuses(&self, after: i64) -> Result<Vec<Reuse>, Problem> {
+        let row = [Value::Integer(after), Value::Integer(MAX_REUSES)];
+        let rows = self
+            .ask(FIND_SLUG_REUSES, &row, Needs::Tables)
+            .await
+            .map_err(unavailable)?;
+        let reuses = rows.into_iter().filter_map(|row| triple(row, number, text, count));
+        Ok(reuses.map(|(number, slug, at)| Reuse(number, slug, at)).collect())
     }
 
     /// Up to where the clicks of a journal were added.

@@ -556,10 +556,12 @@ mod tests {
                 "click_details",
                 "click_hours",
                 "click_visitors",
+                "deleted_slugs",
                 "link_deletions",
                 "link_ids",
                 "links",
-                "schema_version"
+                "schema_version",
+                "slug_reuses"
             ]
         );
         let columns = "SELECT name FROM pragma_table_info('links')";

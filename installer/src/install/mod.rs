@@ -1,6 +1,6 @@
 //! The host: what is done to it when the payload has come, and undone before it goes.
 
-mod click_journal;
+pub mod click_journal;
 pub mod network;
 pub mod payload;
 mod room;
@@ -164,7 +164,7 @@ fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Res
     let mut session = Session::begin(layout, services, Patience::Until(PATIENCE), Style::Text)?;
     let mut notices = vec![];
     let mut rolled_out: Option<Goal> = None;
-    prepare(layout)?;
+    network::refresh(layout)?;
     for step in plan(&observe(layout, &payload, services)?, start) {
         match step {
             Step::MakeToken => token::make(layout)?,

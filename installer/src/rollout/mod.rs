@@ -32,7 +32,7 @@ use crate::cli::{RestartArgs, RollbackArgs, RolloutArgs, ScaleArgs};
 use crate::config::check::Loaded;
 use crate::config::links::Config;
 use crate::config::load::{load_as_kept, load_links};
-use crate::install::{OnBehalfOf, Services, require_root, site};
+use crate::install::{OnBehalfOf, Services, click_journal, require_root, site};
 use crate::layout::{self, Layout};
 use crate::peers::{self, Stage};
 use crate::release::{Release, Store};
@@ -76,6 +76,9 @@ impl<'a> Session<'a> {
         };
         site::keep_connections(layout)?;
         secrets::make_missing(layout)?;
+        if let Some(text) = click_journal::take_over(layout)? {
+            session.reporter.tell(&Event::Recovered { text });
+        }
         if let Some(text) = take_back(layout, services)? {
             session.reporter.tell(&Event::Recovered { text });
         }

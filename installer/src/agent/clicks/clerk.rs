@@ -19,7 +19,7 @@ use super::identity::{Collapse, Host, Record, Relation, Segment, legacy_name, ra
 use super::line;
 use super::source::{self, Inode, Mark, Source};
 use super::traffic::Traffic;
-use crate::layout::Layout;
+use crate::layout::{Layout, USER};
 use crate::{files, log};
 
 /// Lines that are read before anything else gets a turn.
@@ -99,6 +99,16 @@ struct Found {
     is_unsure: bool,
     /// Its names must be on the disk before they are used.
     is_new: bool,
+}
+
+/// The outcome of removing counted blocks from the front of a journal.
+enum Removal {
+    /// The file goes on as another journal.
+    Removed(Found),
+    /// There is no whole block to remove yet, or another name's lines are still in the file.
+    Nothing,
+    /// The file system cannot, or the agent may not write.
+    Unsupported,
 }
 
 /// What is wrong, told once each.
@@ -680,7 +690,14 @@ impl<D: Desk> Clerk<D> {
         };
         let name = open.name().to_owned();
         let batch = self.gatherer.part(&name, open.database, stop, open.through.as_deref());
-        match self.desk.send(&batch) {
+        match self.desk.send(&batch, self.gatherer.heeded()) {
+            Ok(mut found) if !found.reuses.is_empty() => {
+                self.gatherer.heed(std::mem::take(&mut found.reuses));
+                match self.position(found) {
+                    Event::Position(counted) => Event::Outdated(counted),
+                    other => other,
+                }
+            }
             Ok(found) => {
                 if found == Position::after(&batch) {
                     self.gatherer.sent(&batch);
@@ -702,7 +719,7 @@ impl<D: Desk> Clerk<D> {
                         progress.lag_bytes = progress.lag_bytes.saturating_sub(stop - start);
                     });
                 } else {
-                    self.gatherer.forget_sent();
+                    self.gatherer.forget_database();
                     log::error!("clicks: the database has already counted up to {found:?}; resuming there");
                 }
                 self.position(found)
@@ -736,7 +753,8 @@ impl<D: Desk> Clerk<D> {
         let Some(open) = &mut self.open else {
             return Event::Failed;
         };
-        match open.source.release(position) {
+        let released = open.source.make_writable().and_then(|()| open.source.release(position));
+        match released {
             Ok(_) => {
                 // Of segments whose lines are gone, nothing could be counted again.
                 if let Some(journal) = &mut open.record.journal {
@@ -749,15 +767,19 @@ impl<D: Desk> Clerk<D> {
             }
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 let path = open.source.path().display();
-                let text = match open.source.can_write() {
-                    true => format!(
-                        "the file system of {path} cannot punch holes, so the journal is emptied when it is long and all \
-                         of it is counted; clicks that nginx writes at that instant are lost"
-                    ),
-                    false => format!("{path} may not be written by the agent: what is counted stays in it"),
-                };
+                let text = format!(
+                    "the file system of {path} cannot punch holes, so the journal is emptied when it is long and all of it \
+                     is counted; clicks that nginx writes at that instant are lost"
+                );
                 self.trouble(Topic::Releasing, text);
                 Event::Unsupported
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let path = open.source.path().display();
+                let text = format!(
+                    "user {USER} may not write {path}, so what is counted stays in it; \"linksctl rollout\", run as root, corrects its mode"
+                );
+                self.trouble(Topic::Releasing, text)
             }
             Err(error) => self.trouble(Topic::Releasing, format!("giving back what was counted: {error}")),
         }
@@ -776,23 +798,23 @@ impl<D: Desk> Clerk<D> {
 
     fn collapse(&mut self, position: u64) -> Event {
         match self.collapsed(position) {
-            Ok(Some(found)) => {
+            Ok(Removal::Removed(found)) => {
                 self.no_trouble(Topic::Releasing);
                 self.adopt(found)
             }
-            Ok(None) => Event::Unsupported,
+            Ok(Removal::Nothing) => Event::Done,
+            Ok(Removal::Unsupported) => Event::Unsupported,
             Err(error) => self.trouble(Topic::Releasing, format!("removing what was counted: {error:#}")),
         }
     }
 
-    /// None: nothing can be removed.
-    fn collapsed(&mut self, position: u64) -> anyhow::Result<Option<Found>> {
+    fn collapsed(&mut self, position: u64) -> anyhow::Result<Removal> {
         let open = self.open.as_mut().context("No journal is open")?;
         let length = open.source.removable(position)?;
-        let data = open.source.release(position)?;
         if length == 0 || open.index > 0 || open.ends().is_some() {
-            return Ok(None);
+            return Ok(Removal::Nothing);
         }
+        let data = open.source.release(position)?;
         let name = match open.is_legacy() {
             true => legacy_name(
                 &self.host.machine,
@@ -809,9 +831,7 @@ impl<D: Desk> Clerk<D> {
         self.saved(position)?;
         let open = self.open.as_mut().context("No journal is open")?;
         let removed = open.source.remove(length).and_then(|()| open.source.sync());
-        let Some(mut open) = self.open.take() else {
-            return Ok(None);
-        };
+        let mut open = self.open.take().context("No journal is open")?;
         // Whatever the answer was, the file shows it.
         open.record = settled(open.record, &mut open.source)?;
         let is_removed = open.record.position != position;
@@ -820,11 +840,11 @@ impl<D: Desk> Clerk<D> {
                 self.open = Some(open);
                 self.saved(position)?;
                 match error.kind() {
-                    io::ErrorKind::Unsupported => Ok(None),
+                    io::ErrorKind::Unsupported => Ok(Removal::Unsupported),
                     _ => Err(error.into()),
                 }
             }
-            _ => Ok(Some(Found {
+            _ => Ok(Removal::Removed(Found {
                 source: open.source,
                 record: open.record,
                 is_unsure: false,

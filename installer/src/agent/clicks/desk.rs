@@ -13,11 +13,13 @@ pub trait Desk {
     /// Nobody says so; in words.
     fn position(&self, journal: &str) -> Result<Position, String>;
 
-    /// The same, after the batch was taken or was not.
+    /// The same, after the batch was taken or was not. `heeded` is the number of the latest [`Reuse`] that it heeds.
+    ///
+    /// [`Reuse`]: links_core::clicks::Reuse
     ///
     /// # Errors
     /// As above. It may have been taken.
-    fn send(&self, batch: &Batch) -> Result<Position, String>;
+    fn send(&self, batch: &Batch, heeded: i64) -> Result<Position, String>;
 }
 
 impl Desk for Instances {
@@ -25,9 +27,9 @@ impl Desk for Instances {
         self.ask(PATH, Question::Get(Some(("journal", journal))))
     }
 
-    fn send(&self, batch: &Batch) -> Result<Position, String> {
+    fn send(&self, batch: &Batch, heeded: i64) -> Result<Position, String> {
         let body = serde_json::to_vec(batch).map_err(|error| error.to_string())?;
-        self.ask(PATH, Question::Post(&body))
+        self.ask(&format!("{PATH}?reuses={heeded}"), Question::Post(&body))
     }
 }
 
@@ -62,11 +64,11 @@ mod tests {
             (200, "{\"position\":10,\"part\":null}".to_owned())
         });
         assert_eq!(desk.position(JOURNAL), Ok(Position::after(&batch)));
-        assert_eq!(desk.send(&batch), Ok(Position::after(&batch)));
+        assert_eq!(desk.send(&batch, 7), Ok(Position::after(&batch)));
         let body = serde_json::to_string(&batch).unwrap();
         let wanted = [
             ("GET", format!("{PATH}?journal={JOURNAL}"), String::new()),
-            ("POST", PATH.to_owned(), body),
+            ("POST", format!("{PATH}?reuses=7"), body),
         ];
         let wanted = wanted.map(|(method, path, body)| (method.to_owned(), path, body));
         assert_eq!(*asked.lock().unwrap(), wanted);

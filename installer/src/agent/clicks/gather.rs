@@ -7,7 +7,7 @@ use std::hash::Hasher as _;
 use std::net::Ipv6Addr;
 
 use foldhash::HashMap;
-use links_core::clicks::{Batch, Clicks, Detail, GOAL, Kind, OTHER, Visitors};
+use links_core::clicks::{Batch, Clicks, Detail, GOAL, Kind, OTHER, Reuse, Visitors};
 use links_core::visit::Visit;
 use links_core::visitors;
 use siphasher::sip::SipHasher13;
@@ -121,6 +121,10 @@ pub struct Gatherer {
     clicks: HashMap<(u32, u32), Count>,
     visitors: HashMap<(u32, u32, u8), u64>,
     details: HashMap<DetailKey, u32>,
+    /// Slugs that were given to a new link, and when, in Unix milliseconds; see [`Reuse`].
+    reuses: HashMap<Box<[u8]>, u64>,
+    /// The number of the latest of them.
+    heeded: i64,
     /// Bits that need not be sent again, by the hash of the slug, day and word. Most visitors of a busy link set none.
     sent: HashMap<u64, u64>,
     size: usize,
@@ -197,8 +201,13 @@ impl Gatherer {
         let Some(salt) = self.salts.get(&day).copied() else {
             return Err(NeedsSalt(day));
         };
-        let slug_size = line.slug.len();
-        let link = self.links.number(line.slug.as_bytes());
+        // A click on a link that is gone is among the sums of all links, and nobody's: the empty slug is no link's.
+        let slug = match self.reuses.get(line.slug.as_bytes()) {
+            Some(at) if line.at < *at => &[],
+            _ => line.slug.as_bytes(),
+        };
+        let slug_size = slug.len();
+        let link = self.links.number(slug);
         let client = self.client(line.user_agent);
         let count = self.clicks.entry((link, hour)).or_insert_with(|| {
             self.size += slug_size + CLICKS_SIZE;
@@ -210,7 +219,7 @@ impl Gatherer {
         };
         count.clicks += 1;
         let (word, bits) = visitors::place(visitor(&salt, line.address, client.hash));
-        if !self.is_sent(line.slug.as_bytes(), day, word, bits) {
+        if !self.is_sent(slug, day, word, bits) {
             let words = self.visitors.entry((link, day, word)).or_insert_with(|| {
                 self.size += slug_size + VISITORS_SIZE;
                 0
@@ -243,9 +252,26 @@ impl Gatherer {
         }
     }
 
-    /// Nobody knows what the database has.
-    pub fn forget_sent(&mut self) {
+    /// Lines that are taken from now on heed these.
+    pub fn heed(&mut self, reuses: Vec<Reuse>) {
+        for Reuse(number, slug, at) in reuses {
+            self.heeded = self.heeded.max(number);
+            self.reuses.insert(slug.into_bytes().into(), at);
+        }
+        // Of the new links the database has no visitors.
         self.sent.clear();
+    }
+
+    /// The number of the latest reuse that is heeded; 0: none is.
+    pub fn heeded(&self) -> i64 {
+        self.heeded
+    }
+
+    /// Nobody knows what the database has, or it is another one.
+    pub fn forget_database(&mut self) {
+        self.sent.clear();
+        self.reuses.clear();
+        self.heeded = 0;
     }
 
     fn add_detail(&mut self, key: DetailKey, slug_size: usize) {
@@ -713,7 +739,7 @@ mod tests {
         {
             sketch.join(*word, bits.cast_unsigned());
         }
-        gatherer.forget_sent();
+        gatherer.forget_database();
         assert_eq!(sketch.estimate(), estimate(&visit(&mut gatherer, 0..1000), "a"));
     }
 

@@ -180,9 +180,25 @@ impl Source {
         self.device
     }
 
-    /// Whether what was counted can be given back.
-    pub fn can_write(&self) -> bool {
-        self.can_write
+    /// Opens the file for writing, too, where that was not allowed when it was opened: nginx makes a journal that only its
+    /// own user can write, and root changes the mode later.
+    ///
+    /// # Errors
+    /// `PermissionDenied`: this user may not write it. `NotFound`: its path leads to another file by now.
+    pub fn make_writable(&mut self) -> io::Result<()> {
+        if self.can_write {
+            return Ok(());
+        }
+        let again = Self::open(&self.path)?;
+        if (again.inode, again.device) != (self.inode, self.device) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if !again.can_write {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.file = again.file;
+        self.can_write = true;
+        Ok(())
     }
 
     /// # Errors
@@ -395,7 +411,7 @@ impl Source {
     /// byte is that can be another one.
     ///
     /// # Errors
-    /// `Unsupported`: the file system cannot, or this user may not.
+    /// `Unsupported`: the file system cannot. `PermissionDenied`: see [`Self::make_writable`].
     pub fn release(&self, position: u64) -> io::Result<u64> {
         // A reader drops the first line after a hole that ends with a block (0.1.0 gives back whole blocks): there, the end
         // of the last line stays.
@@ -429,14 +445,14 @@ impl Source {
     /// that is, and the kernel does one after the other.
     ///
     /// # Errors
-    /// `Unsupported`: the file system cannot, or this user may not.
+    /// As [`Self::release`].
     pub fn remove(&self, length: u64) -> io::Result<()> {
         self.allocate(FallocateFlags::FALLOC_FL_COLLAPSE_RANGE, length)
     }
 
     fn allocate(&self, flags: FallocateFlags, length: u64) -> io::Result<()> {
         if !self.can_write {
-            return Err(io::ErrorKind::Unsupported.into());
+            return Err(io::ErrorKind::PermissionDenied.into());
         }
         let length = i64::try_from(length).map_err(io::Error::other)?;
         fallocate(&self.file, flags, 0, length).map_err(|error| match error {

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use links_core::clicks::{Batch, Position, WHOLE};
+use links_core::clicks::{Batch, MAX_REUSES, Position, Reuse, WHOLE};
 use links_core::sql::{SCHEMA, statements};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -21,6 +21,7 @@ use super::*;
 use crate::layout::temporary;
 
 const INSERT_CLICKS: &str = include_str!("../../../../component/sql/insert_clicks.sql");
+const FIND_SLUG_REUSES: &str = include_str!("../../../../component/sql/find_slug_reuses.sql");
 const FIND_CLICK_POSITION: &str = include_str!("../../../../component/sql/find_click_position.sql");
 
 const AT: u64 = 1_767_225_600;
@@ -112,7 +113,7 @@ impl Desk for Database {
         self.answer(journal)
     }
 
-    fn send(&self, batch: &Batch) -> Result<Position, String> {
+    fn send(&self, batch: &Batch, heeded: i64) -> Result<Position, String> {
         if *self.down.borrow() {
             return Err("connection refused".to_owned());
         }
@@ -122,10 +123,17 @@ impl Desk for Database {
         let after = batch.after.as_deref().unwrap_or_default();
         let through = batch.through.as_deref().unwrap_or(WHOLE);
         let (start, stop) = (batch.start as i64, batch.stop as i64);
-        let row = params![batch.journal, start, stop, after, through, AT as i64, body];
+        let row = params![batch.journal, start, stop, after, through, AT as i64, body, heeded];
         let taken = self.connection.query_row(INSERT_CLICKS, row, |_| Ok(()));
-        taken.optional().unwrap();
-        self.answer(&batch.journal)
+        let mut position = self.answer(&batch.journal)?;
+        if taken.optional().unwrap().is_none() {
+            let mut statement = self.connection.prepare(FIND_SLUG_REUSES).unwrap();
+            let reuses = statement.query_map([heeded, MAX_REUSES], |row| {
+                Ok(Reuse(row.get(0)?, row.get(1)?, row.get::<_, i64>(2)?.unsigned_abs()))
+            });
+            position.reuses = reuses.unwrap().map(Result::unwrap).collect();
+        }
+        Ok(position)
     }
 }
 
@@ -791,6 +799,75 @@ fn the_agent_never_writes_to_the_directory_of_the_journal() {
     assert_eq!(names, ["clicks.log"]);
 }
 
+#[test]
+fn clicks_of_a_deleted_link_are_not_the_new_links_of_that_slug() {
+    let mut host = Host::new();
+    host.clicks(100);
+    let reused_at = (host.begun + 1) * 1000 + 51;
+    let connection = Rc::clone(&host.database.connection);
+    connection.execute("DELETE FROM links WHERE slug = 's1'", []).unwrap();
+    let link = "INSERT INTO links (slug, url, created_at) VALUES ('s1', 'https://example.com/', 0)";
+    connection.execute(link, []).unwrap();
+    connection
+        .execute("UPDATE slug_reuses SET at = ?1", [reused_at as i64])
+        .unwrap();
+    host.settle();
+    let counted = |slug: &str| -> (i64, i64) {
+        let sums = "SELECT ifnull(sum(clicks + bots), 0) FROM click_days WHERE link_id =
+                        iif(?1 = '', 0, (SELECT id FROM links WHERE slug = ?1))";
+        let visitors = "SELECT count(*) FROM click_visitors WHERE link_id = (SELECT id FROM links WHERE slug = ?1)";
+        let ask = |sql| connection.query_row(sql, [slug], |row| row.get(0)).unwrap();
+        (ask(sums), ask(visitors))
+    };
+    // Lines 51, 61, 71, 81 and 91 of 1, 11, 21 and so on.
+    assert_eq!((counted("s1").0, counted("s2").0, counted("").0), (5, 10, 100));
+    assert_eq!(host.told().trouble, None);
+
+    // The same visitors are new ones for another link.
+    let visitors = counted("s2").1;
+    connection.execute("DELETE FROM links WHERE slug = 's2'", []).unwrap();
+    connection.execute(&link.replace("s1", "s2"), []).unwrap();
+    connection
+        .execute("UPDATE slug_reuses SET at = 0 WHERE slug = 's2'", [])
+        .unwrap();
+    host.number = 250;
+    host.clicks(100);
+    host.settle();
+    assert_eq!(counted("s2"), (10, visitors));
+}
+
+/// nginx makes a journal that is not there with a mode of its own.
+#[test]
+fn a_journal_that_the_agent_may_not_write_is_given_back_once_it_may() {
+    const LINKS: u32 = 65_534;
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut host = Host::new();
+    host.collapse_from = 8192;
+    host.kill();
+    host.clicks(300);
+    let journal = host.layout.journal();
+    fs::set_permissions(host.root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    chown(host.layout.agent_dir(), Some(LINKS), Some(LINKS)).unwrap();
+    fs::set_permissions(&journal, fs::Permissions::from_mode(0o644)).unwrap();
+    nix::unistd::setfsuid(LINKS.into());
+    host.run_for(RELEASE_AFTER + LINGER);
+    assert_eq!(host.database.counted(), host.written);
+    assert!(host.told().trouble.unwrap().contains("may not write"));
+    nix::unistd::setfsuid(0.into());
+
+    let before = host.journal_blocks();
+    fs::set_permissions(&journal, fs::Permissions::from_mode(0o666)).unwrap();
+    host.clicks(300);
+    nix::unistd::setfsuid(LINKS.into());
+    host.run_for(RELEASE_AFTER + LINGER);
+    nix::unistd::setfsuid(0.into());
+    assert_eq!(host.told().trouble, None);
+    assert!(host.journal_blocks() < before, "{} of {before}", host.journal_blocks());
+    assert_eq!(host.database.counted(), host.written);
+}
+
 /// 200,000 requests are some 25 MB.
 #[test]
 fn the_journal_of_a_host_that_runs_on_stays_short() {
@@ -944,7 +1021,7 @@ impl Old {
         if position > start {
             let batch = gatherer.part(&name, start, position, None);
             assert_eq!(batch.through, None);
-            assert_eq!(self.database.send(&batch).unwrap(), Position::after(&batch));
+            assert_eq!(self.database.send(&batch, 0).unwrap(), Position::after(&batch));
         }
         let saved = Record {
             inode: source.inode().number,
