@@ -233,10 +233,13 @@ async fn call(
     let response = accessor.with(|store| response.into_http(store, outcome))?;
     let (head, body) = response.into_parts();
     let size = body.size_hint();
-    let answer = match size.exact() {
+    let (response, written) = match size.exact() {
         // It is not sent; only its size may be told.
-        _ if to_head => Answer::Unsent(size),
-        Some(size) if size <= SMALL => Answer::Fixed(Full::new(whole(body, size).await?)),
+        _ if to_head => (Response::from_parts(head, Answer::Unsent(size)), None),
+        Some(size) if size <= SMALL => {
+            let body = Full::new(whole(body, size).await?);
+            (Response::from_parts(head, Answer::Fixed(body)), None)
+        }
         _ => match timeout(TURN_TIMEOUT, streams.acquire_owned()).await {
             Ok(Ok(stream)) => {
                 let (done, written) = oneshot::channel();
@@ -245,22 +248,17 @@ async fn call(
                     _done: done,
                     _stream: stream,
                 };
-                if sender.send(Response::from_parts(head, answer)).is_ok() {
-                    // It ends with an error by being dropped, which is what is waited for.
-                    let _dropped = written.await;
-                }
-                accessor.with(|mut access| access.get().span = None);
-                return Ok(());
+                (Response::from_parts(head, answer), Some(written))
             }
-            _ => {
-                drop(sender.send(overloaded()));
-                accessor.with(|mut access| access.get().span = None);
-                return Ok(());
-            }
+            _ => (overloaded(), None),
         },
     };
     // Nobody may be waiting any more.
-    drop(sender.send(Response::from_parts(head, answer)));
+    let is_sent = sender.send(response).is_ok();
+    if let Some(written) = written.filter(|_| is_sent) {
+        // It ends with an error by being dropped, which is what is waited for.
+        let _dropped = written.await;
+    }
     accessor.with(|mut access| access.get().span = None);
     Ok(())
 }

@@ -30,6 +30,20 @@ pub(crate) fn bao() -> PathBuf {
     std::env::var_os("LINKS_BAO").map_or_else(|| target_directory().join("servers/bao"), PathBuf::from)
 }
 
+/// The library of tests/examples/power_cut.rs.
+///
+/// # Errors
+/// It is not built.
+pub fn power_cut() -> Result<PathBuf> {
+    let path = target_directory().join("release/examples/libpower_cut.so");
+    ensure!(
+        path.is_file(),
+        "there is no {}: `cargo build --release --package links-tests --examples` builds it",
+        path.display()
+    );
+    Ok(path)
+}
+
 impl Artifacts {
     /// # Errors
     /// There is no package, or more than one.

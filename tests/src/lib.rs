@@ -38,7 +38,7 @@ mod tree;
 mod wire;
 
 pub use appliance::{Appliance, DATABASE, DEB, UNPACKED};
-pub use artifacts::{Artifacts, RELEASED, Runtime};
+pub use artifacts::{Artifacts, RELEASED, Runtime, power_cut};
 pub use collector::{Collected, Collector};
 pub use crowd::{Broken, Counts, Crowd};
 pub use host::{Host, RELEASED_DEB};

@@ -1,8 +1,10 @@
 //! What goes wrong on a host gets a clear answer, loses nothing, and leaves no process behind.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use links_tests::load::Link;
-use links_tests::{Appliance, DEB, Output, Tree};
+use links_tests::{Appliance, DEB, Output, Tree, eventually};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -85,6 +87,74 @@ fn a_read_only_database_directory_is_named() -> Result<()> {
     // Sandboxes that were made meanwhile hold it for as long as they live.
     host.appliance.ok(["umount", "--lazy", data])?;
     host.recovers()
+}
+
+/// Runs before anything of links: what was not on the disk is lost.
+const POWER_CUT: &str = "[Unit]
+Before=links-recover.service links.service links@1.service
+[Service]
+Type=oneshot
+ExecStart=bash -euc 'cd /var/lib/links/data; for file in *.durable; do mv $file $$(basename $file .durable); done; rm -f links.db-shm'
+[Install]
+WantedBy=multi-user.target
+";
+
+#[test]
+fn nothing_acknowledged_is_lost_when_syncs_fail_and_then_the_power() -> Result<()> {
+    let mut appliance = Appliance::installed()?;
+    appliance.ok(["linksctl", "scale", "1"])?;
+    let library = std::fs::read(links_tests::power_cut()?)?;
+    appliance.write("/usr/lib/links-power-cut.so", library)?;
+    appliance.write("/etc/systemd/system/power-cut.service", POWER_CUT)?;
+    appliance.write(
+        "/etc/systemd/system/links@.service.d/power-cut.conf",
+        "[Service]\nEnvironment=LD_PRELOAD=/usr/lib/links-power-cut.so\n",
+    )?;
+    appliance
+        .shell("systemctl daemon-reload; systemctl enable power-cut.service; systemctl restart links@1.service")?;
+    let data = "/var/lib/links/data";
+    let mut acknowledged = vec![];
+    for round in 0..4 {
+        for number in 0..20 {
+            acknowledged.push(appliance.shorten(&format!("https://example.com/{round}/{number}"))?);
+        }
+        // For so long that the process may end, or for a moment.
+        let attempts = [1, 3, 10, 1][round];
+        appliance.ok(["touch", &format!("{data}/sync-fails")])?;
+        let site = appliance.site()?;
+        for number in 0..attempts {
+            let url = format!("https://example.com/{round}/{number}/fails");
+            let answer = site.post("/shorten", serde_json::json!({ "url": url }))?;
+            ensure!(
+                answer.status.is_server_error(),
+                "acknowledged on a disk that fails: {answer}"
+            );
+        }
+        appliance.ok(["rm", &format!("{data}/sync-fails")])?;
+        eventually("links are made again", Duration::from_secs(60), || {
+            let answer = site.post("/shorten", r#"{"url": "https://example.com/again"}"#)?;
+            Ok((answer.status == 200).then_some(()))
+        })?;
+    }
+    for number in 0..20 {
+        acknowledged.push(appliance.shorten(&format!("https://example.com/last/{number}"))?);
+    }
+    let kept = appliance.shell(&format!("ls {data}"))?.stdout;
+    ensure!(kept.contains("links.db-wal.durable"), "nothing was kept apart: {kept}");
+
+    appliance.machine.kill_host()?;
+    appliance.wait_for_rotation(1)?;
+    let cut = appliance.ok([
+        "systemctl",
+        "show",
+        "--property=Result,ExecMainStatus",
+        "power-cut.service",
+    ])?;
+    ensure!(cut.stdout.contains("ExecMainStatus=0"), "{cut}");
+    for link in &acknowledged {
+        appliance.follow(link)?;
+    }
+    Ok(())
 }
 
 #[test]

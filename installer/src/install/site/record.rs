@@ -187,13 +187,7 @@ impl Record {
     /// # Errors
     /// A file cannot be written; the record stays then.
     pub fn undo_unfinished(&mut self, layout: &Layout) -> anyhow::Result<Vec<PathBuf>> {
-        let Some(undo) = self.unfinished.clone() else {
-            return Ok(vec![]);
-        };
-        let kept = self.undo(&undo)?;
-        self.unfinished = None;
-        self.write(layout)?;
-        Ok(kept)
+        self.undo(layout, |record| &mut record.unfinished)
     }
 
     /// Undoes what the rollout under way has changed.
@@ -201,13 +195,7 @@ impl Record {
     /// # Errors
     /// As [`Self::undo_unfinished`].
     pub fn undo_rollout(&mut self, layout: &Layout) -> anyhow::Result<Vec<PathBuf>> {
-        let Some(undo) = self.rollout.clone() else {
-            return Ok(vec![]);
-        };
-        let kept = self.undo(&undo)?;
-        self.rollout = None;
-        self.write(layout)?;
-        Ok(kept)
+        self.undo(layout, |record| &mut record.rollout)
     }
 
     /// The rollout is over, and its site stays.
@@ -221,7 +209,14 @@ impl Record {
         }
     }
 
-    fn undo(&mut self, undo: &Undo) -> anyhow::Result<Vec<PathBuf>> {
+    fn undo(
+        &mut self,
+        layout: &Layout,
+        field: impl Fn(&mut Self) -> &mut Option<Undo>,
+    ) -> anyhow::Result<Vec<PathBuf>> {
+        let Some(undo) = field(self).clone() else {
+            return Ok(vec![]);
+        };
         let mut kept = vec![];
         for change in undo.changes.iter().rev() {
             if !change.undo()? && State::of(&change.path)? != change.before {
@@ -229,6 +224,8 @@ impl Record {
             }
         }
         self.written.clone_from(&undo.written);
+        *field(self) = None;
+        self.write(layout)?;
         Ok(kept)
     }
 }
