@@ -104,7 +104,7 @@ struct Found {
 /// The outcome of removing counted blocks from the front of a journal.
 enum Removal {
     /// The file goes on as another journal.
-    Removed(Found),
+    Removed(Box<Found>),
     /// There is no whole block to remove yet, or another name's lines are still in the file.
     Nothing,
     /// The file system cannot, or the agent may not write.
@@ -800,7 +800,7 @@ impl<D: Desk> Clerk<D> {
         match self.collapsed(position) {
             Ok(Removal::Removed(found)) => {
                 self.no_trouble(Topic::Releasing);
-                self.adopt(found)
+                self.adopt(*found)
             }
             Ok(Removal::Nothing) => Event::Done,
             Ok(Removal::Unsupported) => Event::Unsupported,
@@ -844,12 +844,12 @@ impl<D: Desk> Clerk<D> {
                     _ => Err(error.into()),
                 }
             }
-            _ => Ok(Removal::Removed(Found {
+            _ => Ok(Removal::Removed(Box::new(Found {
                 source: open.source,
                 record: open.record,
                 is_unsure: false,
                 is_new: true,
-            })),
+            }))),
         }
     }
 
