@@ -180,6 +180,7 @@ fn an_attacker_with_the_rights_of_user_links_gets_nothing_of_root() -> Result<()
     })?;
 
     attack.in_each_file_that_root_reads()?;
+    attack.during_each_command()?;
     attack.with_the_database()?;
     attack.purges_with_mount_points()
 }
@@ -308,6 +309,42 @@ impl Attack {
             // It restarts an instance that does not say what it runs.
             self.replace(RUNS, trick)?;
             self.run_all(&["linksctl rollout"], &format!("{what} as {RUNS}"))?;
+            self.host.wait_for_rotation(2)?;
+        }
+        Ok(())
+    }
+
+    /// All tricks at once, each in the place of another file.
+    fn during_each_command(&self) -> Result<()> {
+        let places = [
+            RUNS,
+            "/run/links/2/runs.json",
+            "/run/links/metrics/1.json",
+            "/run/links/ready/7",
+        ];
+        let commands = [
+            "linksctl token",
+            "linksctl stats",
+            "linksctl check",
+            "linksctl restart",
+            "linksctl scale 3",
+            "linksctl scale 2",
+            "linksctl configure",
+            "linksctl rollback",
+            "linksctl rollout",
+            "linksctl prepare-downgrade",
+            "linksctl abort-downgrade",
+            "linksctl uninstall",
+            "systemctl restart links",
+        ];
+        for command in commands {
+            for (place, (_, trick)) in places.into_iter().zip(TRICKS) {
+                self.replace(place, trick)?;
+            }
+            self.run_all(&[command], "each trick in another place")?;
+            for place in places {
+                self.put_back(place)?;
+            }
             self.host.wait_for_rotation(2)?;
         }
         Ok(())
