@@ -830,7 +830,7 @@ fn clicks_of_a_deleted_link_are_not_the_new_links_of_that_slug() {
     connection
         .execute("UPDATE slug_reuses SET at = 0 WHERE slug = 's2'", [])
         .unwrap();
-    host.number = 250;
+    host.number = 1750;
     host.clicks(100);
     host.settle();
     assert_eq!(counted("s2"), (10, visitors));
