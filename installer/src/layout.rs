@@ -202,6 +202,11 @@ impl Layout {
     pub fn run_dir(&self) -> PathBuf {
         self.at("run/links")
     }
+    /// There while an older version is being installed. That version counts from the beginning what has a name that it does
+    /// not know.
+    pub fn downgrade_marker(&self) -> PathBuf {
+        self.at("run/links/downgrade")
+    }
     /// The redirects that nginx keeps; its workers' own. In memory: no redirect waits for a disk.
     pub fn edge_cache_dir(&self) -> PathBuf {
         self.at("run/links/edge")

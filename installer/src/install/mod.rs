@@ -165,6 +165,8 @@ fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Res
     let mut notices = vec![];
     let mut rolled_out: Option<Goal> = None;
     network::refresh(layout)?;
+    // A downgrade that was given up, or that this version comes after.
+    files::remove_if_present(&layout.downgrade_marker())?;
     for step in plan(&observe(layout, &payload, services)?, start) {
         match step {
             Step::MakeToken => token::make(layout)?,

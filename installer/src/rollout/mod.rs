@@ -458,8 +458,8 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `linksctl prepare-downgrade` and `abort-downgrade`: the site for what runs. linksctl 0.1.0 changes the site only after it
-/// has moved the instances to their ports.
+/// `linksctl prepare-downgrade` and `abort-downgrade`: who counts, and the site for what runs. linksctl 0.1.0 changes the site
+/// only after it has moved the instances to their ports.
 ///
 /// # Errors
 /// The site cannot be changed.
@@ -467,6 +467,11 @@ pub fn change_stage(layout: &Layout, stage: Stage) -> anyhow::Result<()> {
     require_root()?;
     let services = Services::of_host(OnBehalfOf::caller());
     let _session = Session::begin(layout, services, Patience::Until(DPKG_PATIENCE), Style::Text)?;
+    let marker = layout.downgrade_marker();
+    match stage {
+        Stage::Transition => files::replace(&marker, b"", 0o644)?,
+        Stage::Final => files::remove_if_present(&marker)?,
+    }
     // links.toml may hold something that is not applied yet.
     let (applied, _) = snapshot::of_instance(layout, 1);
     let config = load_links(&applied)?;

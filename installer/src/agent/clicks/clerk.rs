@@ -133,6 +133,8 @@ pub struct Clerk<D> {
     gatherer: Gatherer,
     progress: Arc<Mutex<Progress>>,
     troubles: BTreeMap<Topic, String>,
+    /// An older version comes and is to count what follows.
+    hands_over: bool,
 }
 
 impl<D: Desk> Clerk<D> {
@@ -152,12 +154,23 @@ impl<D: Desk> Clerk<D> {
             gatherer: Gatherer::new(salts),
             progress,
             troubles: BTreeMap::new(),
+            hands_over: false,
         }
     }
 
     /// Everything but waiting.
     pub fn perform(&mut self, action: Action) -> Event {
+        let hands_over = self.layout.downgrade_marker().exists();
+        if hands_over && !self.hands_over {
+            // Now: if the host failed later, nobody would do it before the older version starts.
+            self.leave();
+        }
+        self.hands_over = hands_over;
         match action {
+            Action::Ship { .. } if hands_over => self.trouble(
+                Topic::Database,
+                "an older version of links is being installed and will count them".to_owned(),
+            ),
             Action::Open { leave } => self.open(leave),
             Action::Renew => self.renew(),
             Action::Next => self.next(),

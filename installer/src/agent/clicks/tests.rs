@@ -160,7 +160,7 @@ impl Host {
     }
 
     fn with(database: Database) -> Self {
-        let (root, layout) = temporary(&[Layout::journal_dir, Layout::agent_dir]);
+        let (root, layout) = temporary(&[Layout::journal_dir, Layout::agent_dir, Layout::run_dir]);
         let progress = Arc::default();
         let facts = identity::Host {
             machine: "0123456789abcdef".to_owned(),
@@ -834,6 +834,38 @@ fn clicks_of_a_deleted_link_are_not_the_new_links_of_that_slug() {
     host.clicks(100);
     host.settle();
     assert_eq!(counted("s2"), (10, visitors));
+}
+
+/// The host fails while 0.1.0 is being installed, and 0.1.0 starts after it.
+#[test]
+fn what_is_counted_is_given_back_before_an_older_version_comes() {
+    let mut host = Host::new();
+    host.clicks(100);
+    host.settle();
+    assert!(!host.record().unwrap().journal.unwrap().is_legacy);
+    fs::write(host.layout.downgrade_marker(), b"").unwrap();
+    host.step();
+    host.clicks(100);
+    host.settle();
+    assert!(host.told().trouble.unwrap().contains("older version"));
+    host.kill();
+    Old::of(&host).count();
+    assert_eq!(host.database.counted(), host.written);
+}
+
+#[test]
+fn after_a_downgrade_that_was_given_up_counting_goes_on() {
+    let mut host = Host::new();
+    host.clicks(100);
+    host.settle();
+    fs::write(host.layout.downgrade_marker(), b"").unwrap();
+    host.clicks(100);
+    host.settle();
+    assert_ne!(host.database.counted(), host.written);
+    fs::remove_file(host.layout.downgrade_marker()).unwrap();
+    host.settle();
+    assert_eq!(host.database.counted(), host.written);
+    assert_eq!(host.told().trouble, None);
 }
 
 /// nginx makes a journal that is not there with a mode of its own.
