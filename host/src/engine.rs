@@ -24,7 +24,7 @@ const TICK: Duration = Duration::from_millis(10);
 pub const MOST_INSTANCES: u32 = 1_000;
 /// Memory of a free slot that is cleared by hand rather than given back to the kernel, in bytes. Spin keeps 2 MiB; but an
 /// instance serves many requests, so that making one is rare, and the memory counts.
-const KEEP_RESIDENT: usize = 256 << 10;
+const KEEP_RESIDENT: usize = 64 << 10;
 /// Free slots that keep such memory: as many as a burst of requests uses, not a hundred as in Spin.
 const WARM_SLOTS: u32 = 32;
 

@@ -42,6 +42,8 @@ pub struct Rules {
 
 type LogSync = Box<dyn Fn(&Connection) -> Result<(), Error> + Send + Sync>;
 
+/// After a group of this many bytes, memory is given back to the kernel: a batch of clicks, not links that are made one by one.
+const LARGE: usize = 64 << 10;
 /// How often the repair is tried: it syncs the log first, and each descriptor reports an error of the disk once more.
 const REPAIRS: usize = 3;
 /// EX_IOERR of sysexits.h.
@@ -193,22 +195,39 @@ async fn take_care(database: Arc<Database>) {
 
 /// False: none waits any more. True: others wait for the turn.
 fn run_groups(database: &Database, turn: OwnedMutexGuard<()>) -> bool {
-    while let Some(first) = database.queue.first() {
-        run_group(database, first);
+    let mut largest = 0;
+    let mut others_wait = false;
+    while !others_wait && let Some(first) = database.queue.first() {
+        largest = largest.max(run_group(database, first));
         database.turns.fetch_add(1, Relaxed);
-        if database.waiters.load(Relaxed) > 0 {
-            drop(turn);
-            return true;
-        }
+        others_wait = database.waiters.load(Relaxed) > 0;
     }
-    false
+    drop(turn);
+    if largest >= LARGE {
+        give_memory_back();
+    }
+    others_wait
 }
 
-fn run_group(database: &Database, first: Change) {
+/// SQLite takes many times the size of a JSON text to expand it, from an arena of the thread that it runs on, and glibc keeps
+/// what is freed below something that is still in use.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) may be called at any time from any thread.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}
+
+/// Returns how many bytes the group held.
+fn run_group(database: &Database, first: Change) -> usize {
     let connection = match database.connection_now() {
         Ok(connection) => connection,
-        // Nobody may be waiting any more.
-        Err(error) => return drop(first.answer.send(Err(error))),
+        Err(error) => {
+            // Nobody may be waiting any more.
+            drop(first.answer.send(Err(error)));
+            return 0;
+        }
     };
     let (rules, start) = (&database.rules, Instant::now());
     let mut group = vec![first.run(&connection)];
@@ -228,6 +247,7 @@ fn run_group(database: &Database, first: Change) {
     for done in group {
         done.answer(&synced);
     }
+    bytes
 }
 
 /// One sync for all of the group. The caller has the turn, so that nobody else of this process writes before a failed sync is
