@@ -345,7 +345,8 @@ impl Attack {
             for place in places {
                 self.put_back(place)?;
             }
-            self.host.wait_for_rotation(2)?;
+            let instances = if command == "linksctl scale 3" { 3 } else { 2 };
+            self.host.wait_for_rotation(instances)?;
         }
         Ok(())
     }
