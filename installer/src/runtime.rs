@@ -71,11 +71,19 @@ impl Call<'_> {
             .env("HOME", &self.cache_dir)
             .env("XDG_CACHE_HOME", &self.cache_dir)
             .env("TMPDIR", &self.temporary_dir)
+            .envs(self.links_host_environment())
             .envs(self.telemetry.iter().map(|(name, value)| (name, value)))
             // Spin reads variables from a file `.env` where it is started: that has to be a directory of ours.
             .current_dir(&self.temporary_dir)
             .stdin(Stdio::null());
         command
+    }
+
+    fn links_host_environment(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let is_links_host = self.release.manifest.runtime.kind == RuntimeKind::LinksHost;
+        // Who runs linksctl may know better.
+        let unset = |(name, _): &(&str, &str)| std::env::var_os(name).is_none();
+        MEMORY.into_iter().filter(move |_| is_links_host).filter(unset)
     }
 
     /// What Spin does not have, or has by default.
@@ -90,6 +98,10 @@ impl Call<'_> {
         arguments
     }
 }
+
+/// links-host allocates with mimalloc, which reads its options before main begins, and SQLite in it with glibc. mimalloc takes
+/// memory from the kernel as it is needed (9 MB less at rest); glibc keeps freed memory in two arenas, not in one for each thread.
+const MEMORY: [(&str, &str); 2] = [("MIMALLOC_ARENA_EAGER_COMMIT", "0"), ("MALLOC_ARENA_MAX", "2")];
 
 /// Longer than nginx waits for an answer: after that a request only takes up room.
 const REQUEST_TIMEOUT: &str = "75s";
