@@ -261,6 +261,15 @@ mod tests {
         }
     }
 
+    /// Answers a request with `ok`, and returns it.
+    fn answer(stream: &mut (impl io::Read + io::Write)) -> String {
+        let mut request = [0; 1024];
+        let length = stream.read(&mut request).unwrap();
+        let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+        stream.write_all(response).unwrap();
+        String::from_utf8_lossy(&request[..length]).into_owned()
+    }
+
     #[test]
     fn an_instance_is_asked_on_its_socket_if_it_has_one() {
         let (_root, layout) = temporary(&[Layout::sockets_dir]);
@@ -271,11 +280,7 @@ mod tests {
 
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 1024];
-            let length = stream.read(&mut request).unwrap();
-            let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
-            stream.write_all(response).unwrap();
-            String::from_utf8_lossy(&request[..length]).into_owned()
+            answer(&mut stream)
         });
         let client = endpoint.client(Duration::from_secs(5));
         let mut answer = client.get(endpoint.url("/health")).call().unwrap();
@@ -295,11 +300,7 @@ mod tests {
         };
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 1024];
-            let length = stream.read(&mut request).unwrap();
-            let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
-            stream.write_all(response).unwrap();
-            String::from_utf8_lossy(&request[..length]).into_owned()
+            answer(&mut stream)
         });
         let refused = ask(Uid::from_raw(own.as_raw() + 1)).unwrap_err().to_string();
         assert!(

@@ -18,7 +18,10 @@ impl Cgroup {
     /// # Errors
     /// No cgroup2 mounted, or not writable (in an unprivileged container).
     pub fn create(name: &str) -> Result<Self> {
-        let path = hierarchy()?.join(name);
+        Self::at(hierarchy()?.join(name))
+    }
+
+    fn at(path: PathBuf) -> Result<Self> {
         fs::create_dir(&path).with_context(|| format!("Creating the control group {}", path.display()))?;
         Ok(Self(path))
     }
@@ -40,19 +43,7 @@ impl Cgroup {
     /// # Errors
     /// It is there and in use.
     pub fn remove_abandoned(name: &str) -> Result<()> {
-        let path = hierarchy()?.join(name);
-        if path.exists() {
-            // The kernel may not be done with ending its processes.
-            eventually(
-                &format!("{} is empty", path.display()),
-                Duration::from_secs(10),
-                || match remove(&path) {
-                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(None),
-                    removed => Ok(Some(removed.with_context(|| format!("Removing {}", path.display()))?)),
-                },
-            )?;
-        }
-        Ok(())
+        remove_abandoned(&hierarchy()?.join(name))
     }
 }
 
@@ -68,7 +59,7 @@ impl Drop for Cgroup {
 ///
 /// Of cgroup v1: in the unified hierarchy nothing could enter the group beside the machine's systemd, which is its root.
 #[derive(Debug)]
-pub struct MemoryGroup(PathBuf);
+pub struct MemoryGroup(Cgroup);
 
 impl MemoryGroup {
     /// # Errors
@@ -77,24 +68,16 @@ impl MemoryGroup {
         let hierarchy = memory_hierarchy()?.context(
             "no memory controller of cgroup v1 is mounted; without one the lab cannot bound a machine's memory",
         )?;
-        let path = hierarchy.join(name);
-        fs::create_dir(&path).with_context(|| format!("Creating the control group {}", path.display()))?;
-        let group = Self(path);
-        let limit = group.0.join("memory.limit_in_bytes");
+        let group = Self(Cgroup::at(hierarchy.join(name))?);
+        let limit = group.0.0.join("memory.limit_in_bytes");
         fs::write(&limit, bytes.to_string()).with_context(|| format!("Writing {}", limit.display()))?;
         Ok(group)
     }
 
-    /// As [`Cgroup::entrance`].
-    ///
     /// # Errors
-    /// Opening it failed.
+    /// As [`Cgroup::entrance`].
     pub fn entrance(&self) -> Result<File> {
-        let path = self.0.join("cgroup.procs");
-        File::options()
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("Opening {}", path.display()))
+        self.0.entrance()
     }
 
     /// # Errors
@@ -118,7 +101,7 @@ impl MemoryGroup {
     }
 
     fn read(&self, name: &str) -> Result<String> {
-        let path = self.0.join(name);
+        let path = self.0.0.join(name);
         fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))
     }
 
@@ -127,17 +110,9 @@ impl MemoryGroup {
     /// # Errors
     /// It is there and in use.
     pub fn remove_abandoned(name: &str) -> Result<()> {
-        match memory_hierarchy()?.map(|hierarchy| hierarchy.join(name)) {
-            Some(path) if path.exists() => remove(&path).with_context(|| format!("Removing {}", path.display())),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Drop for MemoryGroup {
-    fn drop(&mut self) {
-        if let Err(error) = remove(&self.0) {
-            eprintln!("lab: the control group {} stays: {error}", self.0.display());
+        match memory_hierarchy()? {
+            Some(hierarchy) => remove_abandoned(&hierarchy.join(name)),
+            None => Ok(()),
         }
     }
 }
@@ -155,6 +130,21 @@ fn memory_hierarchy() -> Result<Option<PathBuf>> {
         }
     };
     Ok(mounts.lines().find_map(of_memory))
+}
+
+fn remove_abandoned(path: &Path) -> Result<()> {
+    if path.exists() {
+        // The kernel may not be done with ending its processes.
+        eventually(
+            &format!("{} is empty", path.display()),
+            Duration::from_secs(10),
+            || match remove(path) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(None),
+                removed => Ok(Some(removed.with_context(|| format!("Removing {}", path.display()))?)),
+            },
+        )?;
+    }
+    Ok(())
 }
 
 /// A cgroup directory cannot be emptied, only removed from its leaves upwards.

@@ -107,7 +107,7 @@ enum Removal {
     Removed(Box<Found>),
     /// There is no whole block to remove yet, or another name's lines are still in the file.
     Nothing,
-    /// The file system cannot, or the agent may not write.
+    /// The file system cannot.
     Unsupported,
 }
 
