@@ -173,11 +173,12 @@ fn a_release_that_does_not_fit_changes_nothing_until_there_is_room() -> Result<(
     let host = Host::serving(BROKEN_RUNTIME)?;
     let (first, next) = (host.releases.version(), host.releases.later(1));
     let bundle = host.bundle(&next, None)?;
-    // A disk of its own for the store, with the release that runs on it.
+    // A disk of its own for the store, with the release that runs on it and room for another.
     host.ok(["systemctl", "stop", "links"])?;
     host.wait_until_stopped()?;
     host.shell(
-        "mount -t tmpfs -o size=256m,mode=755 tmpfs /mnt
+        "used=$(du --summarize --block-size=1 /var/lib/links/releases | cut --fields 1)
+        mount -t tmpfs -o size=$((3 * used)),mode=755 tmpfs /mnt
         cp --archive /var/lib/links/releases/. /mnt
         mount --bind /mnt /var/lib/links/releases
         systemctl start links",

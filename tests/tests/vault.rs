@@ -16,7 +16,8 @@ const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_token_is_rotated_and_outlives_the_outages_of_vault() -> Result<()> {
-    let lab = Lab::new("1s", "12s")?;
+    // Longer than the first outage takes with either runtime.
+    let lab = Lab::new("1s", "25s")?;
     let vault = lab.vault()?;
     lab.takes("one-s3cret")?;
     let link = lab.link("one-s3cret")?;
@@ -62,8 +63,8 @@ fn a_token_is_rotated_and_outlives_the_outages_of_vault() -> Result<()> {
     let kept = asked.elapsed();
     println!("kept for {kept:.1?}");
     ensure!(
-        kept > Duration::from_secs(9),
-        "kept for {kept:.1?} with secrets_ttl = 1 s, secrets_stale = 12 s"
+        kept > Duration::from_secs(22),
+        "kept for {kept:.1?} with secrets_ttl = 1 s, secrets_stale = 25 s"
     );
     ensure!(
         unavailable.status == 503 && !unavailable.header("retry-after").is_empty(),
@@ -303,6 +304,12 @@ impl Lab {
 
     /// For longer than the token counts without Vault's being asked again.
     fn goes_on(&self, link: &Link) -> Result<()> {
+        // Spin resolves every variable, those of Vault too, before the first outbound request of a Wasm instance
+        // (`prepare` in its crates/expressions): then nginx's cache is not asked within the component's three seconds either.
+        let limit = match self.artifacts.runtime()?.kind.as_str() {
+            "spin" => Duration::from_secs(10),
+            _ => Duration::from_secs(5),
+        };
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(3) {
             let asked = Instant::now();
@@ -315,7 +322,7 @@ impl Lab {
                 ensure!(answer.status == status, "{status} expected: {answer}");
             }
             let took = asked.elapsed();
-            ensure!(took < Duration::from_secs(5), "shortening took {took:.1?}");
+            ensure!(took < limit, "shortening took {took:.1?}");
         }
         Ok(())
     }
