@@ -108,7 +108,7 @@ pub fn measure() -> Result<Figures> {
 fn snapshot(appliance: &Appliance) -> Result<Snapshot> {
     let script = "for process in /proc/[0-9]*; do
         name=$(cat $process/comm 2>/dev/null) || continue
-        case $name in links-host|linksctl|nginx) ;; *) continue ;; esac
+        case $name in links-host|spin|linksctl|nginx) ;; *) continue ;; esac
         awk -v name=$name '/^Rss:/ { rss = $2 } /^Pss:/ { pss = $2 } END { print name, pss, rss }' $process/smaps_rollup
     done";
     Snapshot::parse(&appliance.shell(script)?.stdout)
@@ -130,7 +130,8 @@ impl Snapshot {
             let mib = |kib: &str| Ok::<_, anyhow::Error>(kib.parse::<f64>().context("no number of KiB")? / 1024.0);
             let (pss, rss) = (mib(pss)?, mib(rss)?);
             all.appliance_pss += pss;
-            if name == "links-host" {
+            // Of the two processes of Spin, the one that serves is the larger.
+            if matches!(name, "links-host" | "spin") {
                 all.instance_pss = all.instance_pss.max(pss);
                 all.instance_rss = all.instance_rss.max(rss);
             }
