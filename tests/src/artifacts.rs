@@ -25,6 +25,12 @@ pub struct Runtime {
     pub version: String,
 }
 
+impl Runtime {
+    pub fn is_spin(&self) -> bool {
+        self.kind == "spin"
+    }
+}
+
 /// OpenBao, which .ci/servers puts there; or another one that `LINKS_BAO` names.
 pub(crate) fn bao() -> PathBuf {
     std::env::var_os("LINKS_BAO").map_or_else(|| target_directory().join("servers/bao"), PathBuf::from)

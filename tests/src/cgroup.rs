@@ -12,7 +12,9 @@ use crate::eventually;
 
 /// A group below the root of the unified hierarchy; removed when dropped, which takes that no process is left in it.
 #[derive(Debug)]
-pub struct Cgroup(PathBuf);
+pub struct Cgroup {
+    path: PathBuf,
+}
 
 impl Cgroup {
     /// # Errors
@@ -23,7 +25,7 @@ impl Cgroup {
 
     fn at(path: PathBuf) -> Result<Self> {
         fs::create_dir(&path).with_context(|| format!("Creating the control group {}", path.display()))?;
-        Ok(Self(path))
+        Ok(Self { path })
     }
 
     /// A process that writes `0` to this file moves itself into the group.
@@ -31,7 +33,7 @@ impl Cgroup {
     /// # Errors
     /// Opening it failed.
     pub fn entrance(&self) -> Result<File> {
-        let path = self.0.join("cgroup.procs");
+        let path = self.path.join("cgroup.procs");
         File::options()
             .write(true)
             .open(&path)
@@ -49,8 +51,8 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.0) {
-            eprintln!("lab: the control group {} stays: {error}", self.0.display());
+        if let Err(error) = remove(&self.path) {
+            eprintln!("lab: the control group {} stays: {error}", self.path.display());
         }
     }
 }
@@ -59,7 +61,9 @@ impl Drop for Cgroup {
 ///
 /// Of cgroup v1: in the unified hierarchy nothing could enter the group beside the machine's systemd, which is its root.
 #[derive(Debug)]
-pub struct MemoryGroup(Cgroup);
+pub struct MemoryGroup {
+    group: Cgroup,
+}
 
 impl MemoryGroup {
     /// # Errors
@@ -68,16 +72,16 @@ impl MemoryGroup {
         let hierarchy = memory_hierarchy()?.context(
             "no memory controller of cgroup v1 is mounted; without one the lab cannot bound a machine's memory",
         )?;
-        let group = Self(Cgroup::at(hierarchy.join(name))?);
-        let limit = group.0.0.join("memory.limit_in_bytes");
+        let group = Cgroup::at(hierarchy.join(name))?;
+        let limit = group.path.join("memory.limit_in_bytes");
         fs::write(&limit, bytes.to_string()).with_context(|| format!("Writing {}", limit.display()))?;
-        Ok(group)
+        Ok(Self { group })
     }
 
     /// # Errors
     /// As [`Cgroup::entrance`].
     pub fn entrance(&self) -> Result<File> {
-        self.0.entrance()
+        self.group.entrance()
     }
 
     /// # Errors
@@ -101,7 +105,7 @@ impl MemoryGroup {
     }
 
     fn read(&self, name: &str) -> Result<String> {
-        let path = self.0.0.join(name);
+        let path = self.group.path.join(name);
         fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))
     }
 

@@ -82,7 +82,7 @@ fn the_status_line_tells_what_runs(appliance: &Appliance) -> Result<()> {
     assert!(status.contains(&format!("Status: \"{expected}\"")), "{status}");
     appliance.ok(["linksctl", "status"])?;
     // Spin's SQLite can lose commits when it checkpoints.
-    let checkpoints = if runtime.kind == "spin" { "agent" } else { "runtime" };
+    let checkpoints = if runtime.is_spin() { "agent" } else { "runtime" };
     let mut said = String::new();
     eventually("the SQLite that serves is known", Duration::from_secs(30), || {
         said = appliance.run(["linksctl", "status", "--json"])?.stdout;

@@ -148,7 +148,7 @@ fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
     }
     lab.reaches("links_requests_total{component=\"other\"}", 2.0)?;
 
-    if lab.artifacts.runtime()?.kind == "spin" {
+    if lab.artifacts.runtime()?.is_spin() {
         let total = "links_requests_total{links_instance=\"1\",component=\"links\"}";
         let ask = |count: u32| -> Result<()> {
             let mut connection = lab.instance(1)?.connect()?;
@@ -219,7 +219,7 @@ fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
     assert_eq!(arrived.path, "/v1/metrics");
     assert_eq!(arrived.headers["authorization"], format!("Bearer {SECRET}"));
     assert_eq!(arrived.headers["content-type"], "application/x-protobuf");
-    if lab.artifacts.runtime()?.kind == "spin" {
+    if lab.artifacts.runtime()?.is_spin() {
         lab.instance(1)?.get("/health")?;
         let traces = eventually("traces come straight from the runtime", PATIENCE, || {
             Ok(collector.collected().into_iter().find(|it| it.path == "/v1/traces"))

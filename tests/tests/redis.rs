@@ -41,7 +41,7 @@ fn redis_is_paused_or_stopped_or_refuses_and_comes_back_and_no_client_sees_it() 
     lab.more(200)?;
     ensure!(lab.keeps(&kept_key(&appliance)?)?, "nothing is kept");
 
-    let spin = appliance.artifacts.runtime()?.kind == "spin";
+    let spin = appliance.artifacts.runtime()?.is_spin();
     lab.goes_through("paused", |redis| redis.pause(), |redis| redis.go_on(), NOTICED)?;
     // Spin 4.0.2 looks for a server that is gone ever more rarely.
     let back = if spin { Duration::from_secs(150) } else { NOTICED };

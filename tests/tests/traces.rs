@@ -23,7 +23,7 @@ fn a_trace_goes_from_the_request_to_the_database() -> Result<()> {
     let lab = Lab {
         collector: &collector,
         // Spin 4.0.2 tells of no calls that components of WASI 0.3 make of a database.
-        calls: appliance.artifacts.runtime()?.kind != "spin",
+        calls: !appliance.artifacts.runtime()?.is_spin(),
         site: appliance.site()?,
     };
 

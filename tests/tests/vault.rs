@@ -89,7 +89,7 @@ fn a_token_is_rotated_and_outlives_the_outages_of_vault() -> Result<()> {
 fn what_is_wrong_with_vault_is_told() -> Result<()> {
     let lab = Lab::new("1s", "0s")?;
     let vault = lab.vault()?;
-    let is_spin = lab.artifacts.runtime()?.kind == "spin";
+    let is_spin = lab.artifacts.runtime()?.is_spin();
     lab.takes("one-s3cret")?;
     let link = lab.link("one-s3cret")?;
     let online = lab.ok(["linksctl", "check", "--online"])?;
@@ -306,10 +306,7 @@ impl Lab {
     fn goes_on(&self, link: &Link) -> Result<()> {
         // Spin resolves every variable, those of Vault too, before the first outbound request of a Wasm instance
         // (`prepare` in its crates/expressions): then nginx's cache is not asked within the component's three seconds either.
-        let limit = match self.artifacts.runtime()?.kind.as_str() {
-            "spin" => Duration::from_secs(10),
-            _ => Duration::from_secs(5),
-        };
+        let limit = Duration::from_secs(if self.artifacts.runtime()?.is_spin() { 10 } else { 5 });
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(3) {
             let asked = Instant::now();

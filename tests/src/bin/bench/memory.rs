@@ -21,6 +21,8 @@ const CONNECTIONS: u32 = 64;
 const SECONDS_PER_RUN: u32 = 10;
 /// The redirects have to be done by then.
 const RUNS: u32 = 180;
+/// The runtimes, as processes are named.
+const RUNTIMES: [&str; 2] = ["links-host", "spin"];
 /// Longer than an instance keeps what it does not use.
 const SETTLES: Duration = Duration::from_secs(5);
 
@@ -106,12 +108,15 @@ pub fn measure() -> Result<Figures> {
 }
 
 fn snapshot(appliance: &Appliance) -> Result<Snapshot> {
-    let script = "for process in /proc/[0-9]*; do
-        name=$(cat $process/comm 2>/dev/null) || continue
-        case $name in links-host|spin|linksctl|nginx) ;; *) continue ;; esac
-        awk -v name=$name '/^Rss:/ { rss = $2 } /^Pss:/ { pss = $2 } END { print name, pss, rss }' $process/smaps_rollup
-    done";
-    Snapshot::parse(&appliance.shell(script)?.stdout)
+    let names = RUNTIMES.join("|");
+    let script = format!(
+        "for process in /proc/[0-9]*; do
+            name=$(cat $process/comm 2>/dev/null) || continue
+            case $name in {names}|linksctl|nginx) ;; *) continue ;; esac
+            awk -v name=$name '/^Rss:/ {{ rss = $2 }} /^Pss:/ {{ pss = $2 }} END {{ print name, pss, rss }}' $process/smaps_rollup
+        done"
+    );
+    Snapshot::parse(&appliance.shell(&script)?.stdout)
 }
 
 impl Snapshot {
@@ -131,7 +136,7 @@ impl Snapshot {
             let (pss, rss) = (mib(pss)?, mib(rss)?);
             all.appliance_pss += pss;
             // Of the two processes of Spin, the one that serves is the larger.
-            if matches!(name, "links-host" | "spin") {
+            if RUNTIMES.contains(&name) {
                 all.instance_pss = all.instance_pss.max(pss);
                 all.instance_rss = all.instance_rss.max(rss);
             }
