@@ -4,7 +4,9 @@ CARGO ?= cargo
 DIST  := target/dist
 LINKSCTL := target/release/linksctl
 # In the profile that the rest is built in: what the dependencies generate is then there already.
-CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
+CLIPPY := $(CARGO) clippy --release --workspace --all-targets --features links-redirect/lint,links-api/lint --locked -- -D warnings
+# What is only built for Wasm.
+NATIVE := --exclude links-redirect --exclude links-api --exclude hello
 SMOKE := apt_installs_it_with_nginx_and_the_first_link_redirects
 
 .DEFAULT_GOAL := help
@@ -19,12 +21,12 @@ run: packages-run deb ## build everything, pack it, start the appliance on local
 check: packages-test deb ## in a few minutes: formatting, clippy, unit tests, and one test that installs the package, shortens, redirects, counts
 	$(CARGO) fmt --all --check
 	$(CLIPPY)
-	$(CARGO) test --release --locked --workspace --exclude links --exclude hello --exclude links-tests
+	$(CARGO) test --release --locked --workspace $(NATIVE) --exclude links-tests
 	$(CARGO) test --release --locked -p links-tests --lib
 	$(CARGO) test --release --locked -p links-tests --test appliance -- $(SMOKE)
 
 test: packages-test released deb ## every test, the lab with systemd and nginx included (needs root); SPIN=/path/to/spin for that runtime
-	$(CARGO) test --release --workspace --exclude links --exclude hello --locked
+	$(CARGO) test --release --workspace $(NATIVE) --locked
 
 soak: packages-test released deb ## the long tests: three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures (an hour)
 	$(CARGO) test --release --locked -p links-tests --test clicks --test soak --test rollout --test upgrades -- --ignored --nocapture --test-threads 1

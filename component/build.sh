@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the Wasm component: target/wasm32-wasip2/release/links.wasm, the file component/spin.toml names.
+# Builds the Wasm components: target/wasm32-wasip2/release/links_{redirect,api}.wasm, the files component/spin.toml names.
 #
 #   component/build.sh [CARGO BUILD ARGUMENT...]
 #
@@ -14,7 +14,7 @@
 #
 # Environment:
 #   XDG_CACHE_HOME    wasi-libc is kept in $XDG_CACHE_HOME/links (default ~/.cache/links)
-#   CARGO_TARGET_DIR  where cargo builds; the component is copied from there to its fixed place
+#   CARGO_TARGET_DIR  where cargo builds; the components are copied from there to their fixed place
 #   RUSTFLAGS         is ignored: the same tree and the same toolchain give the same bytes, with no path of a machine
 set -euo pipefail
 
@@ -147,7 +147,7 @@ use_debian() {
 }
 
 rustflags=("--remap-path-prefix=$root=/links" "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo")
-cargo_args=(--release --locked --target "$target" --package links)
+cargo_args=(--release --locked --target "$target" --package links-redirect --package links-api)
 unset RUSTC RUSTC_WRAPPER RUSTFLAGS
 command -v cargo >/dev/null || die "cargo is not on PATH: install Rust first (https://rustup.rs)"
 
@@ -174,10 +174,12 @@ export CARGO_ENCODED_RUSTFLAGS
 cd "$root"
 cargo build "${cargo_args[@]}" "$@"
 
-built=${CARGO_TARGET_DIR:-target}/$target/release/links.wasm
-wanted=target/$target/release/links.wasm
-if [ ! "$built" -ef "$wanted" ]; then
-    mkdir -p "$(dirname "$wanted")"
-    cp "$built" "$wanted.$$" && mv "$wanted.$$" "$wanted"
-fi
-say "$wanted: $(stat -c %s "$wanted") bytes, sha256 $(sha256sum "$wanted" | cut -d' ' -f1)"
+for component in links_redirect links_api; do
+    built=${CARGO_TARGET_DIR:-target}/$target/release/$component.wasm
+    wanted=target/$target/release/$component.wasm
+    if [ ! "$built" -ef "$wanted" ]; then
+        mkdir -p "$(dirname "$wanted")"
+        cp "$built" "$wanted.$$" && mv "$wanted.$$" "$wanted"
+    fi
+    say "$wanted: $(stat -c %s "$wanted") bytes, sha256 $(sha256sum "$wanted" | cut -d' ' -f1)"
+done

@@ -1,11 +1,11 @@
-//! Which SQLite serves, who checkpoints its write-ahead log, and whether that is safe (`links_core::sqlite`).
+//! Which SQLite serves, who checkpoints its write-ahead log, and whether that is safe (`links_store::checkpoints`).
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use links_core::sqlite::Engine;
+use links_store::checkpoints::Engine;
 use serde::{Deserialize, Serialize};
 
 use crate::config::load::local_database;
@@ -173,7 +173,7 @@ impl Sqlite {
 
 #[cfg(test)]
 mod tests {
-    use links_core::sqlite::checkpoints_safely;
+    use links_store::checkpoints::checkpoints_safely;
 
     use super::*;
 

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use links_core::clicks::OTHER;
-use links_core::slug::Slug;
-use links_core::stats::{Granularity, Report, Share};
+use links_domain::clicks::OTHER;
+use links_domain::slug::Slug;
+use links_domain::stats::{Granularity, Report, Share};
 use nix::unistd::geteuid;
 
 use crate::cli::{StatsArgs, StatsBy};
@@ -250,7 +250,8 @@ mod tests {
     use std::fs;
     use std::sync::{Arc, Mutex};
 
-    use links_core::stats::{Found, Link, Span};
+    use links_domain::stats::{Found, Link, Span};
+    use links_domain::visitors::Sketch;
 
     use super::*;
     use crate::layout::{ADMIN_TOKEN, temporary};
@@ -261,10 +262,13 @@ mod tests {
     const TODAY: i64 = NOW / 86_400;
 
     fn report(slug: Option<&str>) -> Report {
-        let span = Span::parse(Some("from=2026-01-29&to=2026-01-31"), NOW).unwrap();
+        let span = Span::new(Some(NOW - 2 * 86_400), None, Granularity::Day, NOW).unwrap();
+        let mut sketch = Sketch::default();
+        sketch.join(0, 1);
+        sketch.join(1, 1);
         let found = Found {
             clicks: vec![(TODAY - 2, 2, 3), (TODAY, 1234, 0)],
-            visitors: vec![(TODAY, "[[0,1],[1,1]]".into())],
+            visitors: vec![(TODAY, sketch)],
             details: vec![
                 (1, String::new(), 1000),
                 (1, "news.example".into(), 200),

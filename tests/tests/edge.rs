@@ -805,7 +805,7 @@ fn redirects_go_on_while_no_instance_answers_and_new_links_are_known_when_nginx_
     ensure!(made.status == 200 && made.header("links-edge") == "stale", "{made}");
     let said = appliance.instances_said()?;
     ensure!(
-        said.contains("nginx may not know yet of the change of /meanwhile"),
+        said.contains("nginx may still have the old answer for /meanwhile"),
         "{said}"
     );
     appliance.ok(["systemctl", "start", "nginx"])?;

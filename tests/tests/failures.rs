@@ -161,7 +161,11 @@ fn nothing_acknowledged_is_lost_when_syncs_fail_and_then_the_power() -> Result<(
 fn a_damaged_release_is_named_and_the_other_instance_serves() -> Result<()> {
     let host = Host::serving()?;
     let release = host.release_of_instance_1()?;
-    for file in ["components/links.wasm", &host.manifest(&release)?.runtime_path()?] {
+    for file in [
+        "components/redirect.wasm",
+        "components/api.wasm",
+        &host.manifest(&release)?.runtime_path()?,
+    ] {
         let path = format!("{release}/{file}");
         let kept = format!("{path}.kept");
         host.appliance.ok(["cp", "--preserve", &path, &kept])?;

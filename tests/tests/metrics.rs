@@ -149,7 +149,7 @@ fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
     lab.reaches("links_requests_total{component=\"other\"}", 2.0)?;
 
     if lab.artifacts.runtime()?.is_spin() {
-        let total = "links_requests_total{links_instance=\"1\",component=\"links\"}";
+        let total = "links_requests_total{links_instance=\"1\",component=\"redirect\"}";
         let ask = |count: u32| -> Result<()> {
             let mut connection = lab.instance(1)?.connect()?;
             (0..count).try_for_each(|_| connection.get("/nothing-here").map(drop))?;

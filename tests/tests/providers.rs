@@ -185,6 +185,8 @@ fn a_token_is_rotated_in_vault() -> Result<()> {
 }
 
 mod telemetry {
+    use std::collections::BTreeMap;
+
     use anyhow::Context as _;
     use links_tests::{Collected, Collector};
     use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
@@ -219,7 +221,8 @@ mod telemetry {
     #[derive(Default)]
     struct Received {
         spans: Vec<Span>,
-        requests: i64,
+        /// By component.
+        requests: BTreeMap<String, i64>,
         histograms: Vec<String>,
         lines: Vec<String>,
     }
@@ -251,16 +254,16 @@ mod telemetry {
                 for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
                     match metric.data.context("no data")? {
                         Data::Sum(sum) if metric.name == "spin.request_count" => {
-                            let point = sum.data_points.first().context("no point")?;
-                            for (key, value) in
-                                [("component_id", "links"), ("app_id", "links"), ("trigger_type", "http")]
-                            {
-                                ensure!(text(&point.attributes, key) == Some(value), "{point:?}");
+                            for point in sum.data_points {
+                                for (key, value) in [("app_id", "links"), ("trigger_type", "http")] {
+                                    ensure!(text(&point.attributes, key) == Some(value), "{point:?}");
+                                }
+                                let component = text(&point.attributes, "component_id").context("no component")?;
+                                let Some(number_data_point::Value::AsInt(count)) = point.value else {
+                                    anyhow::bail!("{point:?}")
+                                };
+                                self.requests.insert(component.to_owned(), count);
                             }
-                            let Some(number_data_point::Value::AsInt(count)) = point.value else {
-                                anyhow::bail!("{point:?}")
-                            };
-                            self.requests = count;
                         }
                         Data::Histogram(histogram) => {
                             let count: u64 = histogram.data_points.iter().map(|point| point.count).sum();
@@ -278,7 +281,8 @@ mod telemetry {
             for resource in ExportLogsServiceRequest::decode(&export.message[..])?.resource_logs {
                 ours(&resource.resource.unwrap_or_default().attributes)?;
                 for record in resource.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
-                    ensure!(text(&record.attributes, "component_id") == Some("links"), "{record:?}");
+                    let component = text(&record.attributes, "component_id");
+                    ensure!(matches!(component, Some("redirect" | "api")), "{record:?}");
                     ensure!(text(&record.attributes, "log.iostream") == Some("stderr"), "{record:?}");
                     match record.body.and_then(|body| body.value) {
                         Some(Value::StringValue(line)) => self.lines.push(line),
@@ -340,7 +344,8 @@ mod telemetry {
             }
             received.take(&export)?;
         }
-        ensure!(received.requests == 4, "{} requests", received.requests);
+        let requests = [("api", 1), ("redirect", 3)].map(|(component, count)| (component.to_owned(), count));
+        ensure!(received.requests == BTreeMap::from(requests), "{:?}", received.requests);
         received.histograms.sort();
         received.histograms.dedup();
         let histograms =
@@ -351,7 +356,7 @@ mod telemetry {
         ensure!(hex(&request.parent_span_id) == "b7ad6b7169203331", "{request:?}");
         let path = text(&request.attributes, "url.path");
         ensure!(path == Some(&format!("/{slug}")), "{request:?}");
-        let execution = received.span("execute_wasm_component links")?;
+        let execution = received.span("execute_wasm_component redirect")?;
         ensure!(execution.parent_span_id == request.span_id, "{execution:?}");
         let statement = received.span("SELECT")?;
         ensure!(statement.parent_span_id == execution.span_id, "{statement:?}");

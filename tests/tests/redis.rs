@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use links_core::outage::{Note, Outage, decode_end};
+use links_platform::circuit_breaker::state::{Outage, SharedState, decode_end};
 use links_tests::load::{Connections, Load, Mix, Running};
 use links_tests::servers::{Server, credential, redis};
 use links_tests::{Appliance, Tree, eventually, verify};
@@ -170,7 +170,10 @@ impl Lab<'_> {
             let outage = outage.context("no instance has told the others of an outage")?;
             let ended = value("links:outage-end:cache")?.and_then(|end| decode_end(&end));
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
-            Ok(matches!(Note::new(outage, ended, now.try_into()?), Note::Ended(_)))
+            Ok(matches!(
+                SharedState::new(outage, ended, now.try_into()?),
+                SharedState::Closed(_)
+            ))
         })
     }
 

@@ -113,7 +113,7 @@ impl Lab<'_> {
         let found = eventually("the trace is whole", PATIENCE, || {
             last = self.trace(number)?;
             let request = last.iter().find(|span| span.parent.is_empty());
-            let component = last.iter().find(|span| span.name == "execute_wasm_component links");
+            let component = last.iter().find(|span| span.name == "execute_wasm_component redirect");
             let has_call = !self.calls || last.iter().any(is_call_of_database);
             let hangs = request.is_some_and(|request| component.is_some_and(|it| it.parent == request.id));
             Ok((hangs && has_call).then(|| last.clone()))

@@ -145,7 +145,7 @@ fn what_is_wrong_with_vault_is_told() -> Result<()> {
     );
     lab.ok(["rm", "/etc/links/credentials/admin_token"])?;
     lab.apply("secret")?;
-    let nobody = "links: nobody may shorten: no provider has a value of the variable admin_token";
+    let nobody = "links: nobody may use the API: no provider has a value of the variable admin_token";
     wrong(missing, nobody).context("a missing secret")?;
     lab.apply("elsewhere")?;
     wrong(

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use links_core::sqlite::checkpoints_safely;
+use links_store::checkpoints::checkpoints_safely;
 use rusqlite::Connection;
 
 /// An affected SQLite has lost something after ten.

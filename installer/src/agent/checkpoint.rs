@@ -1,4 +1,4 @@
-//! Checkpoints the local database in place of a runtime whose SQLite cannot do it safely (`links_core::sqlite`).
+//! Checkpoints the local database in place of a runtime whose SQLite cannot do it safely (`links_store::checkpoints`).
 //!
 //! Spin 4.0.2 has SQLite 3.49.1, whose checkpoints can lose commits while another process writes. Its components are told
 //! never to checkpoint, and the SQLite in here, which has the fix, does it for them: in steps that are chosen by the size
@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use links_core::sqlite::Engine;
+use links_store::checkpoints::Engine;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 

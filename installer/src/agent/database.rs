@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use links_core::held::Held;
+use links_store::size::DatabaseSize;
 use nix::sys::statvfs::statvfs;
 
 use super::instances::{Instances, Question};
@@ -85,7 +85,7 @@ struct Looks {
 struct Server {
     url: String,
     /// When it last told; none until it has.
-    told: Option<(Instant, Held)>,
+    told: Option<(Instant, DatabaseSize)>,
     /// No instance was there to ask it.
     is_unasked: bool,
 }
@@ -156,8 +156,8 @@ impl Looks {
         }
     }
 
-    fn ask(&mut self) -> Option<Held> {
-        let answer = self.instances.ask::<Held>(PATH, Question::Get(None));
+    fn ask(&mut self) -> Option<DatabaseSize> {
+        let answer = self.instances.ask::<DatabaseSize>(PATH, Question::Get(None));
         self.tell(answer.as_ref().err().cloned());
         answer.ok()
     }

@@ -7,7 +7,7 @@ pub use place::database as database_path;
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
-use links_core::sqlite::BY_AGENT;
+use links_store::checkpoints::BY_AGENT;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use toml::{Table, Value};

@@ -4,18 +4,16 @@ use std::collections::HashMap;
 use std::fmt;
 
 use anyhow::{Context as _, bail, ensure};
-use links_core::sql::{SCHEMA, Trouble, is_done, statements};
+use links_platform::database::error::{ErrorKind, is_duplicate_column};
+use links_store::schema::{SCHEMA, statements};
+use links_store::sql::{
+    COPY_EXTENT as EXTENT, COPY_FIND as FIND, COPY_READ as READ, COPY_WRITE as WRITE, SCHEMA_VERSION as APPLIED,
+};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::side::Side;
 use crate::libsql::Cell;
-
-const APPLIED: &str = include_str!("../../../component/sql/schema_version.sql");
-const EXTENT: &str = include_str!("../../../component/sql/copy_extent.sql");
-const READ: &str = include_str!("../../../component/sql/copy_read.sql");
-const WRITE: &str = include_str!("../../../component/sql/copy_write.sql");
-const FIND: &str = include_str!("../../../component/sql/copy_find.sql");
 
 /// Links that travel together.
 const PART: i64 = 500;
@@ -165,7 +163,7 @@ fn prepare(target: &mut dyn Side, mode: Mode) -> anyhow::Result<()> {
     for script in &SCHEMA[version..] {
         for statement in statements(script) {
             match target.rows(statement, &[]) {
-                Err(error) if !is_done(&error.to_string()) => return Err(error),
+                Err(error) if !is_duplicate_column(&error.to_string()) => return Err(error),
                 _ => {}
             }
         }
@@ -176,7 +174,7 @@ fn prepare(target: &mut dyn Side, mode: Mode) -> anyhow::Result<()> {
 /// Of the tables; 0 for none.
 fn version(side: &mut dyn Side) -> anyhow::Result<usize> {
     let rows = match side.rows(APPLIED, &[]) {
-        Err(error) if Trouble::of(&error.to_string()) == Trouble::NoSchema => return Ok(0),
+        Err(error) if ErrorKind::of(&error.to_string()) == ErrorKind::NoSchema => return Ok(0),
         rows => rows?,
     };
     match rows.first().map(Vec::as_slice) {
@@ -532,7 +530,7 @@ mod tests {
     /// A script that is added, a table, a column: the copy has to know of it.
     #[test]
     fn the_whole_schema_is_known_here() {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../component/sql");
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../component/store/sql");
         let scripts: BTreeSet<_> = std::fs::read_dir(directory)
             .unwrap()
             .map(|entry| entry.unwrap())

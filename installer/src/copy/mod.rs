@@ -151,7 +151,7 @@ mod tests {
         let error = copy(&args(false), &file(&a), &file(&b)).unwrap_err();
         assert!(format!("{error:#}").contains("a.db"), "{error:#}");
         let source = Connection::open(&a).unwrap();
-        for script in links_core::sql::SCHEMA {
+        for script in links_store::schema::SCHEMA {
             source.execute_batch(script).unwrap();
         }
         source
@@ -196,7 +196,7 @@ mod tests {
         };
         let version = format!(
             r#"[[{{"type":"integer","value":"{}"}}]]"#,
-            links_core::sql::SCHEMA.len()
+            links_store::schema::SCHEMA.len()
         );
         let server = Server::start(move |request| match &request.body {
             body if body.contains("max(version)") => rows(&version),

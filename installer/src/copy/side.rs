@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use links_store::sql::WRITE_AHEAD;
 use nix::unistd::{User, geteuid};
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OpenFlags, params_from_iter};
@@ -18,13 +19,11 @@ use crate::libsql::{Cell, Client};
 /// For one statement on another machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-const WRITE_AHEAD: &str = include_str!("../../../component/sql/write_ahead.sql");
-
 pub trait Side {
     /// The rows of one statement.
     ///
     /// # Errors
-    /// Ends with the database's own message, by which [`links_core::sql`] judges.
+    /// Ends with the database's own message, by which [`links_platform::database::error`] judges.
     fn rows(&mut self, sql: &str, arguments: &[Cell]) -> anyhow::Result<Vec<Vec<Cell>>>;
 }
 

@@ -113,13 +113,13 @@ fn refuse_inline_components(document: &DocumentMut) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The version of the tables that the scripts in `sql/` beside the application manifest lead to: the highest number that
+/// The version of the tables that the scripts in `store/sql/` beside the application manifest lead to: the highest number that
 /// a file `NNNN_*.sql` begins with. 0 where there are none.
 ///
 /// # Errors
 /// The directory cannot be read.
 pub fn schema_version(manifest: &Path) -> anyhow::Result<u32> {
-    let directory = manifest.with_file_name("sql");
+    let directory = manifest.with_file_name("store").join("sql");
     let names = files::list(&directory).with_context(|| format!("Reading {}", directory.display()))?;
     Ok(names.iter().filter_map(|name| script_number(name)).max().unwrap_or(0))
 }
@@ -227,7 +227,7 @@ source = "admin.wasm"
     #[test]
     fn the_version_of_the_tables_is_that_of_the_last_script() {
         let app = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../component/spin.toml"));
-        assert_eq!(schema_version(app).unwrap() as usize, links_core::sql::SCHEMA.len());
+        assert_eq!(schema_version(app).unwrap() as usize, links_store::schema::SCHEMA.len());
         assert_eq!(schema_version(Path::new("/nowhere/spin.toml")).unwrap(), 0);
         assert_eq!(script_number("0012_add.sql"), Some(12));
         assert_eq!(script_number("find_link.sql"), None);

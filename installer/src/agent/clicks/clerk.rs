@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use links_core::clicks::Position;
+use links_domain::clicks::Position;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 

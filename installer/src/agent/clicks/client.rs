@@ -1,11 +1,11 @@
 //! Who follows a link, by what it says of itself (`user-agent`): a bot, or a person with a device, a browser and a system.
 //!
 //! A table of our own: all that is counted is a handful of each, and the libraries for it bring rules for thousands, with
-//! regular expressions. Who is a bot, `links_core::user_agent` decides.
+//! regular expressions. Who is a bot, `links_domain::user_agent` decides.
 
-use links_core::user_agent;
-pub use links_core::user_agent::LONGEST;
-use links_core::visit::{Browser, Device, System, Visit};
+use links_domain::user_agent;
+pub use links_domain::user_agent::LONGEST;
+use links_domain::visit::{Browser, Device, System, Visit};
 
 const TELEVISIONS: &[&str] = &[
     "smart-tv",

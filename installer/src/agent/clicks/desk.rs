@@ -1,6 +1,6 @@
 //! Where batches go: to the component, which has the database.
 
-use links_core::clicks::{Batch, Position};
+use links_domain::clicks::{Batch, Position};
 
 use super::super::instances::{Instances, Question};
 
@@ -15,7 +15,7 @@ pub trait Desk {
 
     /// The same, after the batch was taken or was not. `heeded` is the number of the latest [`Reuse`] that it heeds.
     ///
-    /// [`Reuse`]: links_core::clicks::Reuse
+    /// [`Reuse`]: links_domain::clicks::Reuse
     ///
     /// # Errors
     /// As above. It may have been taken.

@@ -7,9 +7,9 @@ use std::hash::Hasher as _;
 use std::net::Ipv6Addr;
 
 use foldhash::HashMap;
-use links_core::clicks::{Batch, Clicks, Detail, GOAL, Kind, OTHER, Reuse, Visitors};
-use links_core::visit::Visit;
-use links_core::visitors;
+use links_domain::clicks::{Batch, Clicks, Detail, GOAL, Kind, OTHER, Reuse, Visitors};
+use links_domain::visit::Visit;
+use links_domain::visitors;
 use siphasher::sip::SipHasher13;
 
 use super::atlas::Atlas;
@@ -531,8 +531,8 @@ fn visitor(salt: &Salt, address: &[u8], client: u64) -> u64 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use links_core::clicks::MAX_BODY;
-    use links_core::visitors::Sketch;
+    use links_domain::clicks::MAX_BODY;
+    use links_domain::visitors::Sketch;
 
     use super::*;
     use crate::countries::tests::file;
@@ -563,7 +563,9 @@ mod tests {
     fn part(gatherer: &mut Gatherer, after: Option<&str>) -> Batch {
         let body = serde_json::to_vec(&gatherer.part(JOURNAL, 0, 100, after)).unwrap();
         assert!(body.len() <= MAX_BODY, "{} bytes", body.len());
-        Batch::parse(&body).unwrap()
+        let batch: Batch = serde_json::from_slice(&body).unwrap();
+        batch.check().unwrap();
+        batch
     }
 
     fn parts(gatherer: &mut Gatherer) -> Vec<Batch> {

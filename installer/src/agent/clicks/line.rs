@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 
-use links_core::slug;
+use links_domain::slug;
 
 const FIELDS: usize = 11;
 
@@ -156,7 +156,7 @@ pub fn parse(line: &[u8]) -> Option<Line<'_>> {
     })
 }
 
-/// As the component understands a path (`links_core::route`), and as packaging/nginx passes it on: with its escapes undone.
+/// As the component understands a path (`links_web::routes::redirect`), and as packaging/nginx passes it on: with its escapes undone.
 fn meaning(path: &[u8]) -> (Route, &str) {
     match path.strip_prefix(b"/") {
         Some(b"shorten") => (Route::Shorten, ""),

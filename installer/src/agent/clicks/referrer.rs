@@ -1,6 +1,6 @@
 //! Which page a click came from, as far as it is kept: the host.
 
-use links_core::clicks::{MAX_NAME, OTHER, is_host};
+use links_domain::clicks::{MAX_NAME, OTHER, is_host};
 
 /// Of a URL or of what nginx has cut from one; without escapes. Empty where none was sent, [`OTHER`] for what names no host.
 pub fn host(referrer: &[u8]) -> String {

@@ -9,8 +9,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use links_core::clicks::{Batch, MAX_REUSES, Position, Reuse, WHOLE};
-use links_core::sql::{SCHEMA, statements};
+use links_domain::clicks::{Batch, MAX_REUSES, Position, Reuse, WHOLE};
+use links_store::schema::{SCHEMA, statements};
+use links_store::sql::{FIND_CLICK_POSITION, FIND_SLUG_REUSES, INSERT_CLICKS};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::courier::{COLLAPSE, LINGER, QUIET, RELEASE, RELEASE_AFTER};
@@ -19,10 +20,6 @@ use super::identity::{Record, legacy_name};
 use super::source::Source;
 use super::*;
 use crate::layout::temporary;
-
-const INSERT_CLICKS: &str = include_str!("../../../../component/sql/insert_clicks.sql");
-const FIND_SLUG_REUSES: &str = include_str!("../../../../component/sql/find_slug_reuses.sql");
-const FIND_CLICK_POSITION: &str = include_str!("../../../../component/sql/find_click_position.sql");
 
 const AT: u64 = 1_767_225_600;
 
@@ -118,7 +115,8 @@ impl Desk for Database {
             return Err("connection refused".to_owned());
         }
         let body = serde_json::to_vec(batch).unwrap();
-        let batch = Batch::parse(&body).unwrap();
+        let batch: Batch = serde_json::from_slice(&body).unwrap();
+        batch.check().unwrap();
         let body = String::from_utf8(body).unwrap();
         let after = batch.after.as_deref().unwrap_or_default();
         let through = batch.through.as_deref().unwrap_or(WHOLE);

@@ -1,0 +1,28 @@
+//! Where the appliance is reached.
+
+use links_domain::origin::Origin;
+use links_platform::request::{FetchedRequest, header};
+use links_web::base_url;
+use links_web::problem::Problem;
+use links_web::settings::Settings;
+
+use crate::proof;
+
+/// What the operator has configured, or else the origin that the client has used.
+///
+/// # Errors
+/// 400 for a host that is none, 503 if the request claims to come through nginx and that cannot be checked.
+pub async fn of(request: &FetchedRequest, settings: &Settings) -> Result<Origin, Problem> {
+    if let Some(public) = &settings.public {
+        return Ok(public.clone());
+    }
+    let [scheme, host] = match proof::is_through_nginx(request).await? {
+        true => ["x-forwarded-proto", "x-forwarded-host"].map(|name| header(request, name)),
+        false => [None, None],
+    };
+    let host = host.or_else(|| header(request, "host"));
+    base_url::of_request(
+        scheme,
+        host.or_else(|| request.uri().authority().map(|authority| authority.as_str())),
+    )
+}

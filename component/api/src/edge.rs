@@ -1,0 +1,125 @@
+//! nginx's cache in front of the instances of this machine, where a change must be visible before it is acknowledged.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join;
+use links_domain::slug::Slug;
+use links_domain::variable::Invalid;
+use links_platform::outbound::{Method, Response, request};
+use links_platform::variables::{self, Cached};
+use links_platform::{clock, log};
+use links_web::edge::{self, Lifetime};
+use links_web::problem::Problem;
+use links_web::purge::{CacheStatus, Change, HEADER, Remedy, STALE};
+use links_web::purge_query;
+use links_web::reply::Reply;
+
+use crate::proof;
+
+/// How long a change waits until it is visible. nginx answers in a millisecond, or in half a second while another client asks
+/// for the same slug; and a second has to pass where nginx has an older answer.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// Between two attempts at replacing an answer.
+const PAUSE: Duration = Duration::from_millis(50);
+
+#[derive(Clone, Copy)]
+struct Edge {
+    port: u16,
+    lifetime: Lifetime,
+}
+
+thread_local! {
+    static EDGE: Cell<Cached<Option<Edge>>> = const { Cell::new(Cached::Unread) };
+}
+
+/// The edge may still show what was there before the change; the log says why.
+struct Stale;
+
+/// `Some(None)`: there is no cache in front. `None`: the variables cannot be read.
+async fn edge() -> Option<Option<Edge>> {
+    variables::read_once(&EDGE, "nginx is not asked about its cache", read).await
+}
+
+async fn read() -> Result<Option<Edge>, String> {
+    let invalid = |invalid: Invalid| invalid.to_string();
+    let Some(port) = edge::port(&variables::get("edge_port").await?).map_err(invalid)? else {
+        return Ok(None);
+    };
+    let (ttl, stale) = try_join(variables::get("edge_ttl"), variables::get("edge_stale")).await?;
+    let lifetime = Lifetime::parse(&ttl, &stale).map_err(invalid)?;
+    Ok(Some(Edge { port, lifetime }))
+}
+
+/// The reply to a request for an unknown path, which nginx may keep: for the same path it sends one request at a time, and
+/// others would wait for each answer.
+pub async fn lasting(problem: Problem) -> Reply {
+    let reply = Reply::from(problem);
+    match edge().await.flatten() {
+        Some(Edge { lifetime, .. }) => lifetime.lasting(reply, clock::now()),
+        None => reply,
+    }
+}
+
+/// Waits until whoever asks this machine's nginx for the link gets what is in the database now, and adds
+/// `links-edge: stale` to the reply if nginx may still give the old answer.
+pub async fn show(reply: Reply, slug: &Slug, change: Change<'_>) -> Reply {
+    match purge(slug, change).await {
+        Ok(()) => reply,
+        Err(Stale) => reply.with_headers(vec![(HEADER, STALE.into())]),
+    }
+}
+
+async fn purge(slug: &Slug, change: Change<'_>) -> Result<(), Stale> {
+    let Some(Edge { port, .. }) = edge().await.ok_or(Stale)? else {
+        return Ok(());
+    };
+    let outcome = clock::within(LIMIT, purge_and_wait(port, slug, change)).await;
+    outcome
+        .unwrap_or_else(|| Err("no answer in time".to_owned()))
+        .map_err(|error| {
+            log::line(&format!("nginx may still have the old answer for /{slug}"), error);
+            Stale
+        })
+}
+
+async fn purge_and_wait(port: u16, slug: &Slug, change: Change<'_>) -> Result<(), String> {
+    let (now, since) = (clock::now_in_milliseconds(), Instant::now());
+    let mut status = peek(port, slug).await?;
+    if change.needs_nothing(&status) {
+        return Ok(());
+    }
+    let pause = change.pause(&status, now);
+    loop {
+        match change.remedy(&status) {
+            Remedy::Fetch => drop(send(&Method::GET, port, slug, "").await?),
+            Remedy::Forget => {
+                let query = proof::of_proxy().await;
+                let query = query.and_then(|proof| purge_query::sign(&proof, slug, clock::now()));
+                let query =
+                    query.ok_or("it redirects as an earlier link did, and without proxy_secret nginx keeps that")?;
+                drop(send(&Method::GET, port, slug, &format!("?{query}")).await?);
+            }
+            Remedy::Wait => {}
+        }
+        clock::sleep(pause.saturating_sub(since.elapsed()).max(PAUSE)).await;
+        status = peek(port, slug).await?;
+        if change.is_visible(&status) {
+            return Ok(());
+        }
+    }
+}
+
+async fn peek(port: u16, slug: &Slug) -> Result<CacheStatus, String> {
+    let response = send(&Method::HEAD, port, slug, "").await?;
+    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let status = CacheStatus::of(response.status().as_u16(), header(HEADER), header("location"));
+    status.ok_or_else(|| format!("port {port} is not answered by the nginx of links"))
+}
+
+/// `HEAD` reports what nginx has, `GET` makes it fetch the answer anew. `query` is empty or begins with `?`.
+async fn send(method: &Method, port: u16, slug: &Slug, query: &str) -> Result<Response, String> {
+    let response = request(method, &format!("http://127.0.0.1:{port}/{slug}{query}")).await;
+    response.map_err(|error| format!("127.0.0.1:{port}: {error}"))
+}

@@ -1,0 +1,68 @@
+//! The component `api`: creates and manages links, reports statistics, and takes the agent's clicks.
+//!
+//! This crate only moves values between the runtime and the crates that decide; no path here panics, because a trap would end
+//! all requests of an instance.
+
+#![cfg(any(target_family = "wasm", feature = "lint"))]
+
+mod authentication;
+mod base_url;
+mod body;
+mod clicks;
+mod create;
+mod edge;
+mod links;
+mod proof;
+mod request_id;
+mod settings;
+mod stats;
+mod token;
+
+use links_platform::database::timeouts::Timeouts;
+use links_platform::request::{FetchedRequest, Method, Request, header};
+use links_platform::response::Response;
+use links_store::Store;
+use links_web::links::not_found;
+use links_web::problem::Problem;
+use links_web::reply::Reply;
+use links_web::routes::api::{Route, is_internal};
+
+links_platform::serve!(answer);
+
+async fn answer(request: Request, method: &Method) -> Response {
+    let Reply { status, headers, body } = reply(request, method).await.unwrap_or_else(Reply::from);
+    Response { status, headers, body }
+}
+
+async fn reply(request: Request, method: &Method) -> Result<Reply, Problem> {
+    let target = request.path_with_query();
+    let path = target.split_once('?').map_or(&*target, |(path, _)| path);
+    let route = match is_internal(path) && !proof::is_from_agent(&request).await? {
+        true => Err(not_found()),
+        false => Route::of(method.as_str(), path),
+    };
+    let route = match route {
+        Err(problem) if problem.status == 404 && *method == Method::GET => return Ok(edge::lasting(problem).await),
+        route => route?,
+    };
+    let request = request
+        .fetch()
+        .ok_or_else(|| Problem::new(400, "The request cannot be read."))?;
+    serve(route, request).await
+}
+
+async fn serve(route: Route, request: FetchedRequest) -> Result<Reply, Problem> {
+    match route {
+        Route::Shorten => Ok(create::shorten(request).await),
+        Route::Preflight => Ok(settings::cors().await.preflight(header(&request, "origin"))),
+        Route::Show(slug) => links::show(&request, &slug).await,
+        Route::Change(slug) => links::change(request, &slug).await,
+        Route::Remove(slug) => links::remove(&request, &slug).await,
+        Route::Stats(slug) => stats::report(&request, Some(&slug)).await,
+        Route::StatsOfAll => stats::report(&request, None).await,
+        Route::AddClicks => clicks::add(request).await,
+        Route::ClickPosition => clicks::position(&request).await,
+        Route::DatabaseSize => Ok(Reply::json(&Store::with(Timeouts::COUNT).size().await?)),
+        Route::Engine => Ok(Reply::json(&Store::new().engine().await?)),
+    }
+}

@@ -1,0 +1,61 @@
+//! Whether a request comes from the agent, or through nginx. The two variables are read once by an instance, and only for
+//! requests that claim to.
+
+use std::cell::Cell;
+
+use futures_util::future::try_join;
+use links_platform::request::{FetchedRequest, Request};
+use links_platform::variables::{self, Cached};
+use links_web::problem::Problem;
+use links_web::proof::{AGENT_HEADER, PROXY_HEADER, Proof};
+
+use crate::settings::unreadable;
+
+#[derive(Clone, Copy)]
+struct Proofs {
+    agent: Proof,
+    proxy: Proof,
+}
+
+thread_local! {
+    static PROOFS: Cell<Cached<Proofs>> = const { Cell::new(Cached::Unread) };
+}
+
+async fn proofs() -> Option<Proofs> {
+    variables::read_once(&PROOFS, "nobody is taken for the agent or for nginx", read).await
+}
+
+async fn read() -> Result<Proofs, String> {
+    let (agent, proxy) = try_join(variables::get("agent_secret"), variables::get("proxy_secret")).await?;
+    Ok(Proofs {
+        agent: Proof::of(&agent),
+        proxy: Proof::of(&proxy),
+    })
+}
+
+/// The proof of nginx, where it can be read.
+pub async fn of_proxy() -> Option<Proof> {
+    proofs().await.map(|proofs| proofs.proxy)
+}
+
+/// # Errors
+/// 503: it claims to, and the variables cannot be read.
+pub async fn is_from_agent(request: &Request) -> Result<bool, Problem> {
+    match request.header(AGENT_HEADER) {
+        Some(secret) => Ok(proofs().await.ok_or_else(unreadable)?.agent.is_given_by(&secret)),
+        None => Ok(false),
+    }
+}
+
+/// # Errors
+/// 503: it claims to, and the variables cannot be read.
+pub async fn is_through_nginx(request: &FetchedRequest) -> Result<bool, Problem> {
+    match request.headers().get(PROXY_HEADER) {
+        Some(secret) => Ok(proofs()
+            .await
+            .ok_or_else(unreadable)?
+            .proxy
+            .is_given_by(secret.as_bytes())),
+        None => Ok(false),
+    }
+}

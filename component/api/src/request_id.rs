@@ -1,0 +1,34 @@
+//! Ids of requests.
+
+use links_domain::request_id::RequestId;
+use links_platform::random;
+use links_platform::request::FetchedRequest;
+use links_web::problem::Problem;
+use links_web::request_id::HEADER;
+
+use crate::proof;
+
+/// The id that nginx has given to this request, the same in each of nginx's attempts; or a new one for a request that came
+/// without nginx, the same in each attempt at the database.
+///
+/// # Errors
+/// 503: there are no random numbers, or it cannot be checked whether the request came through nginx.
+pub async fn of(request: &FetchedRequest) -> Result<RequestId, Problem> {
+    let given = match proof::is_through_nginx(request).await? {
+        true => request
+            .headers()
+            .get(HEADER)
+            .and_then(|value| RequestId::parse(value.as_bytes())),
+        false => None,
+    };
+    given.map_or_else(new, Ok)
+}
+
+/// # Errors
+/// 503: there are no random numbers.
+pub fn new() -> Result<RequestId, Problem> {
+    let bytes = random::bytes();
+    bytes
+        .map(RequestId::new)
+        .ok_or_else(|| Problem::unavailable("The server cannot tell requests apart at the moment. Try again."))
+}

@@ -1,0 +1,26 @@
+//! `GET /api/v1/links/:slug/stats` and `GET /api/v1/stats`.
+
+use links_domain::slug::Slug;
+use links_domain::stats::Report;
+use links_platform::clock;
+use links_platform::request::FetchedRequest;
+use links_store::{ALL_LINKS, Store};
+use links_web::links::not_found;
+use links_web::problem::Problem;
+use links_web::queries;
+use links_web::reply::Reply;
+
+use crate::authentication::{Action, authenticate};
+
+/// `None`: of all links.
+pub async fn report(request: &FetchedRequest, slug: Option<&Slug>) -> Result<Reply, Problem> {
+    authenticate(request, Action::Manage).await?;
+    let span = queries::span(request.uri().query(), clock::now())?;
+    let store = Store::new();
+    let link = match slug {
+        Some(slug) => store.find_id(slug).await?.ok_or_else(not_found)?,
+        None => ALL_LINKS,
+    };
+    let found = store.stats(link, span).await?;
+    Ok(Reply::json(&Report::new(slug.map(Slug::as_str), span, found)))
+}

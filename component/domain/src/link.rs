@@ -1,0 +1,330 @@
+//! A link: as it is requested, as it is stored, and what happens when it is followed.
+
+use serde::Deserialize;
+
+use crate::error::Refused;
+use crate::expiry::Expiry;
+use crate::limit::{Limit, MaxClicks};
+use crate::origin::Origin;
+use crate::purpose::Purpose;
+use crate::slug::Slug;
+use crate::target::Target;
+
+/// A link as a client asks for it, not yet checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkRequest {
+    pub url: String,
+    pub slug: Option<String>,
+    pub expires_at: Option<String>,
+    pub max_clicks: Option<i64>,
+}
+
+/// A link that may be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewLink {
+    /// `None`: one will be generated.
+    pub slug: Option<Slug>,
+    pub target: Target,
+    pub expiry: Option<Expiry>,
+    /// `None`: no limit.
+    pub max_clicks: Option<MaxClicks>,
+}
+
+impl NewLink {
+    /// `base_url` is where the appliance is reached, `now` is in Unix seconds.
+    ///
+    /// # Errors
+    /// The URL, the slug, the expiry or the limit is refused.
+    pub fn check(request: &LinkRequest, base_url: &Origin, now: i64) -> Result<NewLink, Refused> {
+        Ok(NewLink {
+            target: Target::parse(&request.url, base_url)?,
+            slug: request.slug.as_deref().map(Slug::custom).transpose()?,
+            expiry: request
+                .expires_at
+                .as_deref()
+                .map(|text| Expiry::parse(text, now))
+                .transpose()?,
+            max_clicks: request.max_clicks.map(MaxClicks::parse).transpose()?,
+        })
+    }
+
+    /// The link as it is once it is stored.
+    pub fn as_stored(&self) -> Stored {
+        Stored {
+            url: self.target.as_str().to_owned(),
+            expiry: self.expiry,
+            limit: self.max_clicks.map(|max_clicks| Limit {
+                most: max_clicks.get(),
+                left: max_clicks.get(),
+            }),
+        }
+    }
+
+    /// Whether the link that already has the wanted slug is the same, so that the client has what it asked for.
+    ///
+    /// # Errors
+    /// The other link has another URL, expiry or limit. An expired link keeps its slug: whoever has the old address must not
+    /// be led to a stranger's page.
+    pub fn agree_with(&self, stored: &Stored) -> Result<(), Refused> {
+        if stored.url != self.target.as_str() {
+            return Err(Refused::new(
+                "The slug is taken by a link to another URL. Choose another slug.",
+            ));
+        }
+        if stored.expiry != self.expiry {
+            let end = stored.expiry.map_or_else(
+                || "no expires_at".to_owned(),
+                |expiry| format!("expires_at {}", expiry.to_text()),
+            );
+            return Err(Refused::new(format!(
+                "The slug is taken by a link to the same URL, with {end}. Send the same, or choose another slug."
+            )));
+        }
+        if stored.most() != self.as_stored().most() {
+            let limit = stored
+                .most()
+                .map_or_else(|| "no max_clicks".to_owned(), |most| format!("max_clicks {most}"));
+            return Err(Refused::new(format!(
+                "The slug is taken by a link to the same URL, with {limit}. Send the same, or choose another slug."
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether the link stored under this slug is this one: what was asked for before was the same.
+    pub fn is_stored_as(&self, slug: &Slug, stored: &Stored) -> bool {
+        self.slug.as_ref().is_none_or(|wanted| wanted == slug) && self.agree_with(stored).is_ok()
+    }
+}
+
+/// A link in the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    pub url: String,
+    pub expiry: Option<Expiry>,
+    /// `None`: no limit.
+    pub limit: Option<Limit>,
+}
+
+/// A stored link with what only its owner sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Details {
+    pub stored: Stored,
+    /// In Unix seconds.
+    pub created_at: i64,
+}
+
+impl Stored {
+    fn most(&self) -> Option<i64> {
+        self.limit.map(|limit| limit.most)
+    }
+}
+
+/// What becomes of a request for a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It leads to this URL, which is in its normal form and therefore ASCII.
+    Redirect(String),
+    /// There is no such link.
+    NotFound,
+    /// The link expired then.
+    Expired(Expiry),
+    /// All clicks of a link with this limit are taken.
+    UsedUp { max_clicks: i64 },
+    /// A link with a limit, requested by a program that follows nothing. It takes no click and is not told where the link
+    /// leads: otherwise a forged `user-agent`, or `HEAD`, would lead there without end.
+    Preview,
+    /// A link with a limit, requested by a browser in advance. What is refused is not kept for the person who follows the
+    /// link later, but requested again.
+    PrefetchRefused,
+}
+
+/// Follows a link without a limit, or one whose click the caller has taken; `now` is in Unix seconds.
+pub fn follow(stored: Option<Stored>, now: i64) -> Outcome {
+    let Some(Stored { url, expiry, limit }) = stored else {
+        return Outcome::NotFound;
+    };
+    match (expiry, limit) {
+        (Some(expiry), _) if expiry.is_over(now) => Outcome::Expired(expiry),
+        (_, Some(Limit { most, left: ..=0 })) => Outcome::UsedUp { max_clicks: most },
+        _ => Outcome::Redirect(url),
+    }
+}
+
+/// Follows a link with a limit according to the purpose of the request; `now` is in Unix seconds. The caller has taken the
+/// click of a request that is there to [`Purpose::Follow`]; no other request takes one.
+pub fn follow_limited(stored: Stored, purpose: Purpose, now: i64) -> Outcome {
+    match (follow(Some(stored), now), purpose) {
+        (Outcome::Redirect(_), Purpose::Preview) => Outcome::Preview,
+        (Outcome::Redirect(_), Purpose::Prefetch) => Outcome::PrefetchRefused,
+        (outcome, _) => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    const NOW: i64 = 1_767_225_600;
+
+    fn request(url: &str, slug: Option<&str>, expires_at: Option<&str>) -> Result<NewLink, Refused> {
+        let request = LinkRequest {
+            url: url.into(),
+            slug: slug.map(Into::into),
+            expires_at: expires_at.map(Into::into),
+            max_clicks: None,
+        };
+        NewLink::check(&request, &Origin::parse("https://sho.rt").unwrap(), NOW)
+    }
+
+    fn stored(url: &str, expiry: Option<i64>) -> Stored {
+        Stored {
+            url: url.into(),
+            expiry: expiry.map(Expiry),
+            limit: None,
+        }
+    }
+
+    fn limited(max_clicks: i64) -> Result<NewLink, Refused> {
+        let request = LinkRequest {
+            url: "https://example.com".into(),
+            slug: Some("x".into()),
+            expires_at: None,
+            max_clicks: Some(max_clicks),
+        };
+        NewLink::check(&request, &Origin::parse("https://sho.rt").unwrap(), NOW)
+    }
+
+    fn stored_limited(most: i64, left: i64) -> Stored {
+        Stored {
+            limit: Some(Limit { most, left }),
+            ..stored("https://example.com/", None)
+        }
+    }
+
+    #[test]
+    fn is_made_of_checked_parts() {
+        let link = request("HTTPS://example.com", Some("x"), Some("2026-01-01T00:00:10Z")).unwrap();
+        assert_eq!(link.target.as_str(), "https://example.com/");
+        assert_eq!(link.slug.unwrap().as_str(), "x");
+        assert_eq!(link.expiry, Some(Expiry(NOW + 10)));
+        for bad in [
+            request("https://sho.rt/x", None, None),
+            request("https://example.com", Some("a b"), None),
+            request("https://example.com", Some(""), None),
+            request("https://example.com", None, Some("2025-01-01T00:00:00Z")),
+        ] {
+            assert!(bad.is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_link_again_is_agreed_with() {
+        let link = request("https://Example.com", Some("x"), None).unwrap();
+        assert_eq!(link.agree_with(&stored("https://example.com/", None)), Ok(()));
+    }
+
+    #[test]
+    fn another_link_is_a_conflict_that_says_what_differs() {
+        let link = request("https://example.com", Some("x"), Some("2026-01-01T00:00:10Z")).unwrap();
+        for (other, hint) in [
+            (stored("https://example.com/other", Some(NOW + 10)), "another URL"),
+            (stored("https://example.com/other", Some(NOW - 10)), "another URL"),
+            (stored("https://example.com/", None), "no expires_at"),
+            (
+                stored("https://example.com/", Some(NOW + 20)),
+                "expires_at 2026-01-01T00:00:20Z",
+            ),
+        ] {
+            let refused = link.agree_with(&other).unwrap_err();
+            assert!(refused.reason().contains(hint), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_stored_link_is_the_same_in_all_that_was_asked_for() {
+        let [x, y] = ["x", "y"].map(|text| Slug::custom(text).unwrap());
+        let same = stored("https://example.com/", Some(NOW + 10));
+        let expires_at = Some("2026-01-01T00:00:10Z");
+        let generated = request("https://example.com", None, expires_at).unwrap();
+        assert!(generated.is_stored_as(&x, &same) && generated.is_stored_as(&y, &same));
+        let custom = request("https://example.com", Some("x"), expires_at).unwrap();
+        assert!(custom.is_stored_as(&x, &same) && !custom.is_stored_as(&y, &same));
+        for other in [
+            stored("https://example.com/other", Some(NOW + 10)),
+            stored("https://example.com/", Some(NOW + 11)),
+            stored("https://example.com/", None),
+        ] {
+            assert!(!custom.is_stored_as(&x, &other) && !generated.is_stored_as(&x, &other));
+        }
+    }
+
+    #[test]
+    fn a_limit_has_bounds() {
+        for good in [1, 5, MaxClicks::MOST] {
+            assert_eq!(limited(good).unwrap().as_stored(), stored_limited(good, good));
+        }
+        for bad in [0, -1, MaxClicks::MOST + 1, i64::MIN] {
+            let refused = limited(bad).unwrap_err();
+            assert!(refused.reason().contains("max_clicks"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_was_used_is_still_the_same_and_one_with_another_limit_is_not() {
+        let link = limited(5).unwrap();
+        let slug = Slug::custom("x").unwrap();
+        for left in [5, 3, 0] {
+            assert_eq!(link.agree_with(&stored_limited(5, left)), Ok(()));
+            assert!(link.is_stored_as(&slug, &stored_limited(5, left)));
+        }
+        for (other, hint) in [
+            (stored_limited(6, 5), "max_clicks 6"),
+            (stored("https://example.com/", None), "no max_clicks"),
+        ] {
+            let refused = link.agree_with(&other).unwrap_err();
+            assert!(refused.reason().contains(hint), "{refused}");
+            assert!(!link.is_stored_as(&slug, &other));
+        }
+        let endless = request("https://example.com", Some("x"), None).unwrap();
+        assert!(endless.agree_with(&stored_limited(5, 5)).is_err());
+    }
+
+    #[test]
+    fn follows_while_clicks_are_left() {
+        let redirect = Outcome::Redirect("https://example.com/".into());
+        assert_eq!(follow(Some(stored_limited(5, 1)), NOW), redirect);
+        let used_up = Outcome::UsedUp { max_clicks: 5 };
+        assert_eq!(follow(Some(stored_limited(5, 0)), NOW), used_up);
+        let expired = Stored {
+            expiry: Some(Expiry(NOW)),
+            ..stored_limited(5, 0)
+        };
+        assert_eq!(follow(Some(expired), NOW), Outcome::Expired(Expiry(NOW)));
+    }
+
+    #[test]
+    fn who_takes_no_click_is_not_told_where_a_limited_link_leads() {
+        for (purpose, outcome) in [
+            (Purpose::Follow, Outcome::Redirect("https://example.com/".into())),
+            (Purpose::Preview, Outcome::Preview),
+            (Purpose::Prefetch, Outcome::PrefetchRefused),
+        ] {
+            let after = |left| follow_limited(stored_limited(5, left), purpose, NOW);
+            assert_eq!(after(1), outcome);
+            assert_eq!(after(0), Outcome::UsedUp { max_clicks: 5 }, "{purpose:?}");
+        }
+    }
+
+    #[test]
+    fn follows_until_the_expiry() {
+        let outcome = |expiry| follow(Some(stored("https://example.com/", expiry)), NOW);
+        let redirect = Outcome::Redirect("https://example.com/".into());
+        assert_eq!(outcome(None), redirect);
+        assert_eq!(outcome(Some(NOW + 1)), redirect);
+        assert_eq!(outcome(Some(NOW)), Outcome::Expired(Expiry(NOW)));
+        assert_eq!(follow(None, NOW), Outcome::NotFound);
+    }
+}

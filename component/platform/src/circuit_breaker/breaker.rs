@@ -1,0 +1,182 @@
+use std::cell::Cell;
+use std::thread::LocalKey;
+use std::time::Duration;
+
+use super::state::{Outage, SharedState, decode_end, encode_end};
+use crate::{clock, local_store, log};
+
+pub struct CircuitBreaker {
+    /// In log lines: "NAME does not answer".
+    pub name: &'static str,
+    /// In the key-value store "local": the latest outage, and its end.
+    pub outage_key: &'static str,
+    pub end_key: &'static str,
+    /// Between two attempts while the service does not answer.
+    pub pause: Duration,
+    /// How often, at most, a success costs a look at what other instances know. Zero: each time, for a service that is rarely
+    /// asked.
+    pub peek_interval: Duration,
+    pub memory: &'static LocalKey<Memory>,
+}
+
+/// What this instance knows of a service.
+pub struct Memory {
+    outage: Cell<Option<Outage>>,
+    /// Whether instances share what they know.
+    is_shared: Cell<bool>,
+    /// Whether the shared state was read.
+    has_peeked: Cell<bool>,
+    /// When the shared state was read last, in Unix milliseconds.
+    peeked_at: Cell<i64>,
+}
+
+impl Memory {
+    /// `is_shared`: see [`CircuitBreaker::share`].
+    pub const fn new(is_shared: bool) -> Memory {
+        Memory {
+            outage: Cell::new(None),
+            is_shared: Cell::new(is_shared),
+            has_peeked: Cell::new(false),
+            peeked_at: Cell::new(0),
+        }
+    }
+}
+
+impl CircuitBreaker {
+    /// Whether instances share what they know from now on. It pays where there is something to go on with during an outage;
+    /// otherwise no store is asked for anything.
+    pub fn share(&self, is_shared: bool) {
+        self.memory.with(|memory| memory.is_shared.set(is_shared));
+    }
+
+    /// Whether the service did not answer a moment ago and should be left alone. If not, the caller is the one who tries:
+    /// for others the breaker is then open for another pause.
+    pub async fn is_open(&self) -> bool {
+        let Some(outage) = self.outage().await else {
+            return false;
+        };
+        let now = clock::now_in_milliseconds();
+        if outage.is_open(now, self.pause) {
+            return true;
+        }
+        let outage = outage.record_attempt(now);
+        self.remember(Some(outage));
+        // Another instance may have found that the service answers, and logged it.
+        if self.is_shared()
+            && self
+                .shared_state()
+                .await
+                .is_some_and(|state| state.explains(outage.since))
+        {
+            self.remember(None);
+        } else {
+            self.publish(outage).await;
+        }
+        false
+    }
+
+    /// The service answered, `took` after it was asked. Even if this instance knows of no outage it sometimes looks whether
+    /// others do: whoever found out may be gone, and the next outage would be taken for a part of that one.
+    pub async fn record_success(&self, took: Duration) {
+        let known = self.memory.with(|memory| memory.outage.take());
+        if known.is_none() && !(self.is_shared() && self.is_time_to_peek()) {
+            return;
+        }
+        let ended = if self.is_shared() {
+            // A request that was sent before the latest failed attempt proves nothing. If the outage is over already, another
+            // instance has found out first, and logged it.
+            let asked = clock::now_in_milliseconds().saturating_sub(milliseconds(took));
+            match self.shared_state().await {
+                Some(SharedState::Open(outage)) if known.is_some() || outage.tried <= asked => {
+                    let end = encode_end(clock::now_in_milliseconds());
+                    local_store::set(self.end_key, &end).await;
+                    Some(outage)
+                }
+                _ => None,
+            }
+        } else {
+            known
+        };
+        if let Some(outage) = ended {
+            let seconds = outage.seconds(clock::now_in_milliseconds());
+            log::line(&format!("{} answers again", self.name), format!("after {seconds} s"));
+        }
+    }
+
+    /// The service failed, `took` after it was asked. This is logged once per outage.
+    pub async fn record_failure(&self, why: &str, took: Duration) {
+        let now = clock::now_in_milliseconds();
+        let known = self.memory.with(|memory| memory.outage.get());
+        let known = known.filter(|outage| outage.lasts(now));
+        // Before the first await, so that other requests of this instance that fail now see it.
+        self.remember(Some(
+            known.map_or_else(|| Outage::begin(now), |outage| outage.record_attempt(now)),
+        ));
+        let state = match self.is_shared() {
+            true => self.shared_state().await,
+            false => None,
+        };
+        if state.is_some_and(|state| state.explains(now.saturating_sub(milliseconds(took)))) {
+            self.remember(None);
+            return;
+        }
+        let outage = state.map_or(known, |state| state.outage(known, now));
+        if outage.is_none() {
+            log::line(&format!("{} does not answer", self.name), why);
+        }
+        let outage = outage.map_or_else(|| Outage::begin(now), |outage| outage.record_attempt(now));
+        self.publish(outage).await;
+    }
+
+    fn is_time_to_peek(&self) -> bool {
+        let now = clock::now_in_milliseconds();
+        self.memory.with(|memory| {
+            let is_recent = (0..milliseconds(self.peek_interval)).contains(&now.saturating_sub(memory.peeked_at.get()));
+            if !is_recent {
+                memory.peeked_at.set(now);
+            }
+            !is_recent
+        })
+    }
+
+    async fn outage(&self) -> Option<Outage> {
+        if self.is_shared() && !self.memory.with(|memory| memory.has_peeked.get()) {
+            self.memory
+                .with(|memory| memory.peeked_at.set(clock::now_in_milliseconds()));
+            let state = self.shared_state().await;
+            // Requests that came at the same time have looked, too, and may know more by now.
+            if !self.memory.with(|memory| memory.has_peeked.replace(true))
+                && let Some(SharedState::Open(outage)) = state
+            {
+                self.remember(Some(outage));
+            }
+        }
+        self.memory.with(|memory| memory.outage.get())
+    }
+
+    async fn shared_state(&self) -> Option<SharedState> {
+        let outage = Outage::decode(&local_store::get(self.outage_key).await?)?;
+        let end = local_store::get(self.end_key).await;
+        let end = end.and_then(|end| decode_end(&end));
+        Some(SharedState::new(outage, end, clock::now_in_milliseconds()))
+    }
+
+    async fn publish(&self, outage: Outage) {
+        self.remember(Some(outage));
+        if self.is_shared() {
+            local_store::set(self.outage_key, &outage.encode()).await;
+        }
+    }
+
+    fn remember(&self, outage: Option<Outage>) {
+        self.memory.with(|memory| memory.outage.set(outage));
+    }
+
+    fn is_shared(&self) -> bool {
+        self.memory.with(|memory| memory.is_shared.get())
+    }
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    duration.as_millis().try_into().unwrap_or(i64::MAX)
+}

@@ -1,0 +1,13 @@
+//! Circuit breakers for services that a component can do without for a while.
+//!
+//! While a breaker is open, callers use what they have and only one of them in a pause tries again. The operator reads one
+//! line in the log when an outage begins and one when it ends. Instances live for a second or two, so they share what they know
+//! in the key-value store "local" where that pays.
+
+pub mod state;
+
+#[cfg(any(target_family = "wasm", feature = "lint"))]
+mod breaker;
+
+#[cfg(any(target_family = "wasm", feature = "lint"))]
+pub use breaker::{CircuitBreaker, Memory};

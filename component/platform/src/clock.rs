@@ -1,0 +1,31 @@
+//! Time of day, and time limits.
+
+use std::pin::pin;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::{Either, select};
+
+/// Unix seconds; 0 on a clock set before 1970.
+pub fn now() -> i64 {
+    now_in_milliseconds() / 1000
+}
+
+/// Unix milliseconds; 0 on a clock set before 1970.
+pub fn now_in_milliseconds() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis().try_into().unwrap_or(i64::MAX))
+}
+
+/// The outcome of `work`, or `None` if it takes longer than `limit`: `work` is then dropped, which cancels the call of the
+/// runtime that it waits for. The timer is polled second, so that work that is done at once never starts it.
+pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    match select(pin!(work), pin!(sleep(limit))).await {
+        Either::Left((outcome, _)) => Some(outcome),
+        Either::Right(((), _)) => None,
+    }
+}
+
+pub async fn sleep(duration: Duration) {
+    spin_sdk::time::sleep(duration).await;
+}

@@ -1,0 +1,166 @@
+//! What the messages of a database mean. Neither Spin's interface nor the remote protocol hands on SQLite's result code.
+
+use std::fmt;
+
+/// Whether `ALTER TABLE ... ADD COLUMN`, which has no `IF NOT EXISTS`, failed because the column is there.
+pub fn is_duplicate_column(message: &str) -> bool {
+    message.to_ascii_lowercase().contains("duplicate column name")
+}
+
+/// Whether the database does not support this kind of statement, as remote ones do not support most pragmas.
+pub fn is_unsupported(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("unsupported statement") || message.contains("not allowed")
+}
+
+/// What an error means for the statement that met it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Another connection writes: the same statement works a moment later.
+    Busy,
+    /// The tables are missing or older than this release; the database may have been replaced after this connection was opened.
+    NoSchema,
+    /// Anything else. A new connection may work: a remote database closes idle ones.
+    Other,
+}
+
+impl ErrorKind {
+    pub fn of(message: &str) -> ErrorKind {
+        let message = message.to_ascii_lowercase();
+        let contains = |text| message.contains(text);
+        if contains("locked") || contains("busy") {
+            ErrorKind::Busy
+        } else if ["no such table", "no such column", "has no column named"]
+            .into_iter()
+            .any(contains)
+        {
+            ErrorKind::NoSchema
+        } else {
+            ErrorKind::Other
+        }
+    }
+}
+
+/// The message for a statement that did not end in time.
+pub const NO_ANSWER: &str = "no answer in time";
+
+/// The cause of an error, fit for anybody: a database's own message may hold what is nobody's business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    NoAnswer,
+    Unreachable,
+    Refused,
+    Busy,
+    Full,
+    Other,
+}
+
+impl Cause {
+    pub fn of(message: &str) -> Cause {
+        let message = message.to_ascii_lowercase();
+        let contains_any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+        if message == NO_ANSWER {
+            Cause::NoAnswer
+        } else if contains_any(&["auth", "jwt", "forbidden", "status=401", "status=403"]) {
+            Cause::Refused
+        } else if contains_any(&["connect", "dns error", "unable to open"]) {
+            Cause::Unreachable
+        } else if ErrorKind::of(&message) == ErrorKind::Busy {
+            Cause::Busy
+        } else if contains_any(&["is full"]) {
+            Cause::Full
+        } else {
+            Cause::Other
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::NoAnswer => "no answer in time",
+            Cause::Unreachable => "it cannot be reached or opened",
+            Cause::Refused => "it refuses the token",
+            Cause::Busy => "it is locked by others",
+            Cause::Full => "it is full",
+            Cause::Other => "it reports an error, which is in the log",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_that_is_there_was_added_before() {
+        assert!(is_duplicate_column("duplicate column name: request_id"));
+        assert!(is_duplicate_column("SQLite error: Duplicate column name: request_id"));
+        assert!(!is_duplicate_column("no such table: links") && !is_duplicate_column("database is locked"));
+    }
+
+    #[test]
+    fn an_unsupported_pragma_is_recognised() {
+        assert!(is_unsupported("unsupported statement"));
+        assert!(is_unsupported(
+            "SQL_PARSE_ERROR: SQL not allowed statement: PRAGMA journal_mode = WAL"
+        ));
+        assert!(!is_unsupported("database is locked") && !is_unsupported("disk I/O error"));
+    }
+
+    /// Those of libSQL as Spin 4.0.2 hands them on, the others SQLite's own.
+    #[test]
+    fn a_cause_does_not_repeat_the_message() {
+        for (message, cause) in [
+            (NO_ANSWER, Cause::NoAnswer),
+            (
+                "Hrana: `http error: `error trying to connect: tcp connect error: Connection refused (os error 111)``",
+                Cause::Unreachable,
+            ),
+            (
+                "Hrana: `http error: `error trying to connect: dns error: failed to lookup address``",
+                Cause::Unreachable,
+            ),
+            (
+                "unable to open database file: /var/lib/links/data/links.db",
+                Cause::Unreachable,
+            ),
+            ("the connection is gone", Cause::Unreachable),
+            (
+                "Hrana: `api error: `{\"error\":\"Unauthorized: bad token\"}``",
+                Cause::Refused,
+            ),
+            (
+                "Hrana: `api error: `{\"error\":\"The JWT is invalid\"}``",
+                Cause::Refused,
+            ),
+            ("Hrana: `api error: `status=401 Unauthorized, body=``", Cause::Refused),
+            ("database is locked", Cause::Busy),
+            ("the database is full", Cause::Full),
+            ("disk I/O error", Cause::Other),
+            ("unrecognized token: \"x\"", Cause::Other),
+            ("", Cause::Other),
+        ] {
+            assert_eq!(Cause::of(message), cause, "{message}");
+        }
+        assert!(!Cause::of("disk I/O error at /secret").to_string().contains("secret"));
+    }
+
+    #[test]
+    fn messages_have_a_meaning() {
+        for (message, kind) in [
+            ("database is locked", ErrorKind::Busy),
+            ("Error code 5: The database file is locked", ErrorKind::Busy),
+            ("SQLITE_BUSY: database is locked", ErrorKind::Busy),
+            ("database table is locked: links", ErrorKind::Busy),
+            ("no such table: links", ErrorKind::NoSchema),
+            ("table links has no column named request_id", ErrorKind::NoSchema),
+            ("no such column: request_id", ErrorKind::NoSchema),
+            ("disk I/O error", ErrorKind::Other),
+            ("attempt to write a readonly database", ErrorKind::Other),
+            ("", ErrorKind::Other),
+        ] {
+            assert_eq!(ErrorKind::of(message), kind, "{message}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! An instance's connections, and the retries of statements on them.
+//!
+//! Every statement must be complete by itself, because requests share the connections of their instance, and repeatable,
+//! because it is tried again when its answer was lost.
+
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+use std::rc::Rc;
+use std::thread::LocalKey;
+use std::time::{Duration, Instant};
+
+use spin_sdk::sqlite::{RowResult, Value};
+
+use super::connection::Connection;
+use super::error::{ErrorKind, NO_ANSWER};
+use super::timeouts::{READ_LIMIT, SOON, Timeouts};
+use crate::circuit_breaker::{CircuitBreaker, Memory};
+use crate::clock;
+
+/// Pause before a busy database is asked again; doubled each time, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+type Connections = RefCell<Vec<Rc<Connection>>>;
+
+thread_local! {
+    /// Opening a connection for every request costs more than the request. Requests take a share of one and never hold the
+    /// cell itself across an await.
+    static READING: Connections = const { RefCell::new(Vec::new()) };
+    /// For statements that run in place, alone: another one on the same connection might wait for its task to take rows,
+    /// which it cannot while this one waits for the connection.
+    static IN_PLACE: Connections = const { RefCell::new(Vec::new()) };
+    /// A write may wait for the locks of others, and whatever shares its connection waits with it.
+    static WRITING: Connections = const { RefCell::new(Vec::new()) };
+    /// Whether the tables are known to be those of this release.
+    static IS_MIGRATED: Cell<bool> = const { Cell::new(false) };
+    static OUTAGE: Memory = const { Memory::new(false) };
+}
+
+/// Whether the database answers. It is shared by those who have a fallback ([`CircuitBreaker::share`]).
+pub const BREAKER: CircuitBreaker = CircuitBreaker {
+    name: "the database",
+    outage_key: "links:outage:database",
+    end_key: "links:outage-end:database",
+    pause: Duration::from_secs(3),
+    peek_interval: Duration::from_secs(1),
+    memory: &OUTAGE,
+};
+
+/// What a statement needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// To read one row from tables of any version. Without a look at the version the row arrives a round trip earlier; where
+    /// the tables are too old, the database's error says so.
+    ReadAnyVersion,
+    /// The same from a local file, without suspending the task (see [`Connection::rows_in_place`]).
+    ReadAnyVersionInPlace,
+    /// To read from the tables of this release.
+    Read,
+    /// To write to the tables of this release.
+    Write,
+}
+
+impl Mode {
+    fn connections(self) -> &'static LocalKey<Connections> {
+        match self {
+            Mode::ReadAnyVersion | Mode::Read => &READING,
+            Mode::ReadAnyVersionInPlace => &IN_PLACE,
+            Mode::Write => &WRITING,
+        }
+    }
+
+    fn takes_any_version(self) -> bool {
+        matches!(self, Mode::ReadAnyVersion | Mode::ReadAnyVersionInPlace)
+    }
+}
+
+/// What the owner of the tables does with connections.
+#[expect(async_fn_in_trait, reason = "nothing here is sent between threads")]
+pub trait Setup {
+    /// Prepares a new connection.
+    ///
+    /// # Errors
+    /// The database's message.
+    async fn connected(connection: &Connection) -> Result<(), String>;
+
+    /// Makes sure that the tables are those of this release. Another process may be doing the same, and a time limit may
+    /// cut it off at any statement; the next request that needs the tables runs it again.
+    ///
+    /// # Errors
+    /// The database's message.
+    async fn migrate(connection: &Connection) -> Result<(), String>;
+}
+
+/// The database for one request.
+pub struct Database<S> {
+    since: Instant,
+    timeouts: Timeouts,
+    setup: PhantomData<S>,
+}
+
+impl<S: Setup> Database<S> {
+    pub fn new(timeouts: Timeouts) -> Self {
+        Database {
+            since: Instant::now(),
+            timeouts,
+            setup: PhantomData,
+        }
+    }
+
+    /// The rows of one statement. The [`BREAKER`] records whether they came.
+    ///
+    /// # Errors
+    /// The database's message.
+    pub async fn query(&self, statement: &str, values: &[Value], mode: Mode) -> Result<Vec<RowResult>, String> {
+        let outcome = self.query_unrecorded(statement, values, mode).await;
+        let took = self.since.elapsed();
+        match &outcome {
+            Ok(_) if took < SOON => BREAKER.record_success(took).await,
+            Ok(_) => {}
+            Err(error) => BREAKER.record_failure(error, took).await,
+        }
+        outcome
+    }
+
+    /// The rows of a statement whose failure proves nothing about others, because it takes long.
+    ///
+    /// # Errors
+    /// The database's message.
+    pub async fn query_unrecorded(
+        &self,
+        statement: &str,
+        values: &[Value],
+        mut mode: Mode,
+    ) -> Result<Vec<RowResult>, String> {
+        let Timeouts {
+            statement: limit,
+            retries,
+            request,
+            connections,
+        } = self.timeouts;
+        let mut pause = FIRST_PAUSE;
+        let mut is_reconnected = false;
+        loop {
+            let kept = kept(mode.connections(), connections);
+            let was_kept = kept.is_some();
+            let work = async {
+                let connection = match kept {
+                    Some(connection) => connection,
+                    None => connect::<S>(mode.connections(), connections).await?,
+                };
+                if !mode.takes_any_version() && !IS_MIGRATED.get() {
+                    S::migrate(&connection).await?;
+                    IS_MIGRATED.set(true);
+                }
+                match mode {
+                    Mode::ReadAnyVersion => connection.only_row(statement, values).await,
+                    Mode::ReadAnyVersionInPlace => connection.rows_in_place(statement, values),
+                    Mode::Read | Mode::Write => connection.rows(statement, values).await,
+                }
+            };
+            let left = request.saturating_sub(self.since.elapsed());
+            let limit = if mode.takes_any_version() {
+                limit.min(READ_LIMIT)
+            } else {
+                limit
+            };
+            let error = match clock::within(limit.min(left), work).await {
+                Some(Ok(rows)) => return Ok(rows),
+                Some(Err(error)) => error,
+                None => {
+                    disconnect();
+                    return Err(NO_ANSWER.to_owned());
+                }
+            };
+            match ErrorKind::of(&error) {
+                ErrorKind::Busy if self.since.elapsed() < retries => {
+                    clock::sleep(pause).await;
+                    pause = LONGEST_PAUSE.min(pause * 2);
+                }
+                ErrorKind::NoSchema if mode.takes_any_version() => mode = Mode::Read,
+                ErrorKind::NoSchema | ErrorKind::Other if was_kept && !is_reconnected => {
+                    disconnect();
+                    is_reconnected = true;
+                }
+                _ => {
+                    disconnect();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Runs `work` with a connection as it is used for [`Mode::Write`], without a look at the tables.
+    ///
+    /// # Errors
+    /// The database's message.
+    pub async fn with_connection<T>(
+        &self,
+        work: impl AsyncFnOnce(&Connection) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let Timeouts {
+            request, connections, ..
+        } = self.timeouts;
+        let work = async {
+            let connection = match kept(&WRITING, connections) {
+                Some(connection) => connection,
+                None => connect::<S>(&WRITING, connections).await?,
+            };
+            work(&connection).await
+        };
+        let outcome = clock::within(request, work).await;
+        outcome.unwrap_or_else(|| Err(NO_ANSWER.to_owned()))
+    }
+}
+
+/// A connection that nobody uses now, or a share of one where there are as many as there may be.
+fn kept(connections: &'static LocalKey<Connections>, most: usize) -> Option<Rc<Connection>> {
+    connections.with_borrow(|kept| {
+        let free = kept.iter().find(|connection| Rc::strong_count(connection) == 1);
+        free.or_else(|| kept.first().filter(|_| kept.len() >= most)).cloned()
+    })
+}
+
+/// Drops the kept connections, which may be what is broken. Requests that have a share of one find out for themselves.
+fn disconnect() {
+    drop(READING.take());
+    drop(IN_PLACE.take());
+    drop(WRITING.take());
+    IS_MIGRATED.set(false);
+}
+
+/// Opens a connection and keeps it unless `most` are kept: of two requests that open one at once, one may be too many.
+async fn connect<S: Setup>(connections: &'static LocalKey<Connections>, most: usize) -> Result<Rc<Connection>, String> {
+    let connection = Connection::open().await?;
+    S::connected(&connection).await?;
+    let connection = Rc::new(connection);
+    connections.with_borrow_mut(|kept| {
+        if kept.len() < most {
+            kept.push(connection.clone());
+        }
+    });
+    Ok(connection)
+}

@@ -1,0 +1,12 @@
+//! Log lines, on stderr.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+/// Writes one line with a single call, because the other instances of the process write to the same stderr. Not `eprintln!`,
+/// which panics where stderr is closed; a failure cannot be reported anywhere.
+pub fn line(what: &str, why: impl Display) {
+    let why = why.to_string().replace(char::is_control, " ");
+    let line = format!("links: {what}: {why}\n");
+    let _ = io::stderr().write_all(line.as_bytes());
+}

@@ -1,0 +1,69 @@
+//! Requests as the runtime has them.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use spin_sdk::http::FromRequest as _;
+pub use spin_sdk::http::{HeaderMap, Method};
+use spin_sdk::wasip3::http::types;
+
+use crate::clock;
+
+/// A request whose headers and body have all been fetched from the runtime.
+pub type FetchedRequest = spin_sdk::http::Request;
+
+/// A request of which only the parts that are asked for are fetched. Fetching all headers is as much work as the rest of a
+/// redirect.
+pub struct Request(types::Request);
+
+impl Request {
+    #[doc(hidden)]
+    pub fn new(request: types::Request) -> Request {
+        Request(request)
+    }
+
+    #[doc(hidden)]
+    pub fn method(&self) -> Result<Method, types::ErrorCode> {
+        Method::try_from(self.0.get_method()).map_err(|_| types::ErrorCode::HttpRequestMethodInvalid)
+    }
+
+    pub fn path_with_query(&self) -> String {
+        self.0.get_path_with_query().unwrap_or_default()
+    }
+
+    /// The bytes of the first header with this name, given in lower case.
+    pub fn header(&self, name: &str) -> Option<Vec<u8>> {
+        self.0.get_headers().get(name).into_iter().next()
+    }
+
+    /// `None`: the runtime has an invalid request.
+    pub fn fetch(self) -> Option<FetchedRequest> {
+        FetchedRequest::from_request(self.0).ok()
+    }
+}
+
+/// The first header with this name, if it is visible ASCII.
+pub fn header<'a>(request: &'a FetchedRequest, name: &str) -> Option<&'a str> {
+    request.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Why a body could not be read.
+pub enum BodyError {
+    TooLarge,
+    EndedEarly,
+    TimedOut,
+}
+
+/// Reads the body, of which no more than `most` bytes are ever held.
+///
+/// # Errors
+/// See [`BodyError`].
+pub async fn read_body(request: FetchedRequest, most: usize, limit: Duration) -> Result<Vec<u8>, BodyError> {
+    let body = Limited::new(request.into_body(), most).collect();
+    match clock::within(limit, body).await {
+        Some(Ok(body)) => Ok(body.to_bytes().into()),
+        Some(Err(error)) if error.is::<LengthLimitError>() => Err(BodyError::TooLarge),
+        Some(Err(_)) => Err(BodyError::EndedEarly),
+        None => Err(BodyError::TimedOut),
+    }
+}

@@ -1,0 +1,59 @@
+//! Responses as the runtime takes them.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use spin_sdk::http::FullBody;
+use spin_sdk::wasip3::http::types::{self, ErrorCode, Fields};
+use spin_sdk::wasip3::http_compat::BodyWriter;
+use spin_sdk::wasip3::wit_future;
+use spin_sdk::wit_bindgen::spawn;
+
+use crate::log;
+
+pub struct Response {
+    /// A valid one, from 100 to 999.
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(&'static str, Cow<'static, str>)>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// A response without a body, such as every redirect, is made without the stream that a body needs.
+    #[doc(hidden)]
+    pub fn send(self, is_head: bool) -> Result<types::Response, ErrorCode> {
+        let Response { status, headers, body } = self;
+        let mut fields: Vec<_> = headers
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.into_owned().into_bytes()))
+            .collect();
+        // Without it the runtime would not know that a redirect has no body, and send chunks; 204 never has one (RFC 9110,
+        // 8.6).
+        if !is_head && status != 204 {
+            fields.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
+        }
+        let (response, _) = if is_head || body.is_empty() {
+            let (_, trailers) = wit_future::new(|| Ok(None));
+            types::Response::new(from_list(&fields)?, None, trailers)
+        } else {
+            let (writer, contents, trailers) = BodyWriter::new();
+            let response = types::Response::new(from_list(&fields)?, Some(contents), trailers);
+            spawn(async move {
+                // A client that has gone does not want the rest.
+                let _ = writer.send_http_body(&mut FullBody::new(Bytes::from(body))).await;
+            });
+            response
+        };
+        // It only fails for an invalid status.
+        let _ = response.set_status_code(status);
+        Ok(response)
+    }
+}
+
+fn from_list(fields: &[(String, Vec<u8>)]) -> Result<Fields, ErrorCode> {
+    Fields::from_list(fields).map_err(|error| {
+        log::line("the runtime refuses a header of a response", format!("{error:?}"));
+        ErrorCode::InternalError(None)
+    })
+}

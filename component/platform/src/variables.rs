@@ -1,0 +1,68 @@
+//! The component's variables.
+
+use std::cell::Cell;
+use std::thread::LocalKey;
+use std::time::{Duration, Instant};
+
+use spin_sdk::variables::{self, Error};
+
+use crate::{clock, log};
+
+/// Longest wait for variables that redirects depend on. linksctl gives them to the runtime directly; elsewhere a provider on
+/// another machine may be asked.
+const LIMIT: Duration = Duration::from_millis(250);
+
+/// Pause after a failure before the next attempt.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// # Errors
+/// The provider's message, which may name its address but not a value.
+pub async fn get(name: &str) -> Result<String, String> {
+    variables::get(name).await.map_err(|error| match error {
+        Error::InvalidName(message) | Error::Undefined(message) | Error::Provider(message) | Error::Other(message) => {
+            format!("{name}: {message}")
+        }
+    })
+}
+
+/// A value that is parsed from variables once in an instance: they only change with the runtime's process.
+#[derive(Clone, Copy)]
+pub enum Cached<T> {
+    Unread,
+    Read(T),
+    Failed(Instant),
+}
+
+/// The value, if it has been read.
+pub fn cached<T: Copy>(cell: &'static LocalKey<Cell<Cached<T>>>) -> Option<T> {
+    match cell.get() {
+        Cached::Read(value) => Some(value),
+        Cached::Unread | Cached::Failed(_) => None,
+    }
+}
+
+/// The cached value, or else what `read` returns. `None`: reading failed, now or a moment ago; the log says `without` what it
+/// goes on.
+pub async fn read_once<T: Copy>(
+    cell: &'static LocalKey<Cell<Cached<T>>>,
+    without: &str,
+    read: impl AsyncFnOnce() -> Result<T, String>,
+) -> Option<T> {
+    match cell.get() {
+        Cached::Read(value) => return Some(value),
+        Cached::Failed(since) if since.elapsed() < PAUSE => return None,
+        Cached::Failed(_) | Cached::Unread => {}
+    }
+    let outcome = clock::within(LIMIT, read()).await;
+    match outcome.unwrap_or_else(|| Err("no answer in time".to_owned())) {
+        Ok(value) => {
+            cell.set(Cached::Read(value));
+            Some(value)
+        }
+        Err(error) => {
+            log::line(&format!("{without}: cannot read its variables"), error);
+            cell.set(Cached::Failed(Instant::now()));
+            None
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! `GET /:slug`, and `HEAD`.
+
+use std::time::Instant;
+
+use links_domain::age::Age;
+use links_domain::link::{self, Stored};
+use links_domain::purpose::Purpose;
+use links_domain::slug::Slug;
+use links_platform::clock;
+use links_platform::database::BREAKER;
+use links_platform::database::timeouts::Timeouts;
+use links_platform::request::Request;
+use links_store::{Store, link_cache};
+use links_web::edge::PROMPT;
+use links_web::links::followed;
+use links_web::problem::Problem;
+use links_web::reply::Reply;
+
+use crate::edge;
+
+pub async fn follow(slug: &Slug, request: &Request, is_head: bool) -> Result<Reply, Problem> {
+    let (asked_at, since) = (clock::now(), Instant::now());
+    match find(slug).await? {
+        Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head).await,
+        found => match edge::lifetime().await {
+            // nginx does not keep answers to HEAD.
+            Some(lifetime) if !is_head && since.elapsed() < PROMPT => {
+                Ok(lifetime.follow(found, asked_at, clock::now()))
+            }
+            _ => followed(link::follow(found, clock::now())),
+        },
+    }
+}
+
+/// For a path other than the link's own. nginx must not keep the answer, because no change of the link would replace it.
+pub async fn follow_uncached(slug: &Slug, request: &Request, is_head: bool) -> Result<Reply, Problem> {
+    match find(slug).await? {
+        Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head).await,
+        found => followed(link::follow(found, clock::now())),
+    }
+}
+
+/// Takes one click if somebody follows the link. If there was none to be taken, none is left.
+async fn follow_limited(slug: &Slug, mut link: Stored, request: &Request, is_head: bool) -> Result<Reply, Problem> {
+    let purpose = Purpose::of(is_head, |name| request.header(name));
+    if purpose == Purpose::Follow
+        && let Some(limit) = link.limit.as_mut().filter(|limit| limit.left > 0)
+    {
+        match Store::new().take_click(slug, clock::now()).await? {
+            Some(url) => link.url = url,
+            None => limit.left = 0,
+        }
+    }
+    followed(link::follow_limited(link, purpose, clock::now()))
+}
+
+/// Finds a link in the cache of links, or else in the database.
+async fn find(slug: &Slug) -> Result<Option<Stored>, Problem> {
+    let Some(lifetime) = link_cache::lifetime().await else {
+        return Ok(Store::new().find(slug).await?);
+    };
+    let kept = link_cache::get(slug).await;
+    let asked_at = clock::now();
+    let age = kept.as_ref().map(|entry| entry.age(asked_at, &lifetime));
+    let was_kept = kept.is_some();
+    let stale = match (kept, age) {
+        (Some(entry), Some(Age::Fresh)) => return Ok(Some(entry.link)),
+        (Some(entry), Some(Age::Stale)) => Some(entry.link),
+        _ => None,
+    };
+    if stale.is_some() && BREAKER.is_open().await {
+        return Ok(stale);
+    }
+    let store = match stale {
+        Some(_) => Store::with(Timeouts::WITH_FALLBACK),
+        None => Store::new(),
+    };
+    match (store.find(slug).await, stale) {
+        (Ok(Some(found)), _) => {
+            link_cache::put(slug, &found, asked_at).await;
+            Ok(Some(found))
+        }
+        (Ok(None), _) => {
+            if was_kept {
+                link_cache::remove(slug).await;
+            }
+            Ok(None)
+        }
+        (Err(_), Some(stale)) => Ok(Some(stale)),
+        (Err(unavailable), None) => Err(unavailable.into()),
+    }
+}

@@ -1,0 +1,113 @@
+//! The cache of links, in the key-value store "default". While it is off, no store is asked for anything. While the store does
+//! not answer, the cache is as good as empty, and never a reason for an error.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join;
+use links_domain::link::Stored;
+use links_domain::slug::Slug;
+use links_domain::variable::Invalid;
+use links_platform::circuit_breaker::{CircuitBreaker, Memory};
+use links_platform::database;
+use links_platform::kv;
+use links_platform::variables::{self, Cached};
+
+use crate::cache::{self, Entry, Lifetime};
+use crate::place;
+
+#[derive(Clone, Copy)]
+struct Settings {
+    /// `None`: there is no cache.
+    lifetime: Option<Lifetime>,
+    is_database_remote: bool,
+}
+
+thread_local! {
+    static SETTINGS: Cell<Cached<Settings>> = const { Cell::new(Cached::Unread) };
+    static OUTAGE: Memory = const { Memory::new(true) };
+}
+
+const BREAKER: CircuitBreaker = CircuitBreaker {
+    name: "the key-value store \"default\"",
+    outage_key: "links:outage:cache",
+    end_key: "links:outage-end:cache",
+    pause: Duration::from_secs(5),
+    peek_interval: Duration::from_secs(1),
+    memory: &OUTAGE,
+};
+
+/// How long entries are used; `None`: there is no cache.
+pub async fn lifetime() -> Option<Lifetime> {
+    let settings = variables::read_once(&SETTINGS, "redirects go without the cache", read).await;
+    settings.and_then(|settings| settings.lifetime)
+}
+
+/// Whether the database is on another machine; `None`: the variables have not been read.
+pub fn is_database_remote() -> Option<bool> {
+    variables::cached(&SETTINGS).map(|settings| settings.is_database_remote)
+}
+
+async fn read() -> Result<Settings, String> {
+    let invalid = |invalid: Invalid| invalid.to_string();
+    let (link_cache, place) = try_join(variables::get("link_cache"), variables::get("database_place")).await?;
+    let lifetime = match cache::is_on(&link_cache).map_err(invalid)? {
+        true => {
+            let (ttl, stale) = try_join(variables::get("cache_ttl"), variables::get("cache_stale")).await?;
+            Some(Lifetime::parse(&ttl, &stale).map_err(invalid)?)
+        }
+        false => None,
+    };
+    let is_database_remote = place::is_remote(&place).map_err(invalid)?;
+    // With a cache there is something to go on with while the database does not answer.
+    database::BREAKER.share(lifetime.is_some());
+    Ok(Settings {
+        lifetime,
+        is_database_remote,
+    })
+}
+
+/// The entry of a link, however old.
+pub async fn get(slug: &Slug) -> Option<Entry> {
+    let entry = request(async || kv::Store::Default.get(&cache::key(slug)).await)
+        .await
+        .flatten()?;
+    Entry::decode(&entry)
+}
+
+/// Keeps a link as the database has it, asked at `asked_at` (Unix seconds). A link with a limit is not kept, nor any earlier
+/// link with its slug. False: the store does not answer, and may have an older entry.
+pub async fn put(slug: &Slug, link: &Stored, asked_at: i64) -> bool {
+    if link.limit.is_some() {
+        return remove(slug).await;
+    }
+    let link = link.clone();
+    let entry = Entry { link, asked_at }.encode();
+    request(async || kv::Store::Default.set(&cache::key(slug), &entry).await)
+        .await
+        .is_some()
+}
+
+/// False: the store does not answer, and may still have the entry.
+pub async fn remove(slug: &Slug) -> bool {
+    request(async || kv::Store::Default.delete(&cache::key(slug)).await)
+        .await
+        .is_some()
+}
+
+async fn request<T>(request: impl AsyncFnOnce() -> Result<T, String>) -> Option<T> {
+    if BREAKER.is_open().await {
+        return None;
+    }
+    let asked = Instant::now();
+    match request().await {
+        Ok(answer) => {
+            BREAKER.record_success(asked.elapsed()).await;
+            Some(answer)
+        }
+        Err(error) => {
+            BREAKER.record_failure(&error, asked.elapsed()).await;
+            None
+        }
+    }
+}

@@ -1,0 +1,105 @@
+use links_domain::change::Change;
+use links_domain::error::Unavailable;
+use links_domain::expiry::Expiry;
+use links_domain::link::{Details, NewLink, Stored};
+use links_domain::request_id::RequestId;
+use links_domain::slug::Slug;
+use links_platform::database::{Mode, Value};
+
+use crate::link_cache;
+use crate::rows::{details, stored, text};
+use crate::sql::{CHANGE_LINK, DELETE_LINK, FIND_LINK, INSERT_LINK, SHOW_LINK, TAKE_CLICK};
+use crate::store::Store;
+
+impl Store {
+    /// # Errors
+    /// The database did not answer; so for all of them.
+    pub async fn find(&self, slug: &Slug) -> Result<Option<Stored>, Unavailable> {
+        let mode = match link_cache::is_database_remote() {
+            Some(false) => Mode::ReadAnyVersionInPlace,
+            Some(true) | None => Mode::ReadAnyVersion,
+        };
+        let rows = self.query(FIND_LINK, &[key(slug)], mode).await?;
+        Ok(rows.into_iter().next().and_then(|row| {
+            let [url, expires_at, max_clicks, clicks_left] = row.values.try_into().ok()?;
+            stored(url, expires_at, max_clicks, clicks_left)
+        }))
+    }
+
+    /// Inserts a link under a slug, and returns the slug and the link that this request has now: this one, or the one that an
+    /// earlier call with the same id has made. `None`: the slug is taken by another link. `now` in Unix seconds.
+    ///
+    /// # Errors
+    /// The database did not answer. The link may be there.
+    pub async fn insert(
+        &self,
+        slug: &Slug,
+        link: &NewLink,
+        id: RequestId,
+        now: i64,
+    ) -> Result<Option<(Slug, Stored)>, Unavailable> {
+        let row = [
+            key(slug),
+            Value::Text(link.target.as_str().to_owned()),
+            Value::Integer(now),
+            expiry(link.expiry),
+            Value::Blob(id.as_bytes().to_vec()),
+            link.max_clicks
+                .map_or(Value::Null, |max_clicks| Value::Integer(max_clicks.get())),
+        ];
+        let rows = self.query(INSERT_LINK, &row, Mode::Write).await?;
+        Ok(rows.into_iter().next().and_then(|row| {
+            let [slug, url, expires_at, max_clicks, clicks_left] = row.values.try_into().ok()?;
+            let link = stored(url, expires_at, max_clicks, clicks_left)?;
+            Some((Slug::in_path(&text(slug)?)?, link))
+        }))
+    }
+
+    pub async fn details(&self, slug: &Slug) -> Result<Option<Details>, Unavailable> {
+        let rows = self.query(SHOW_LINK, &[key(slug)], Mode::Read).await?;
+        Ok(rows.into_iter().next().and_then(details))
+    }
+
+    /// Changes a link and returns it as it is then; `None`: there is none.
+    ///
+    /// # Errors
+    /// The database did not answer. The link may have been changed.
+    pub async fn change(&self, slug: &Slug, change: &Change) -> Result<Option<Details>, Unavailable> {
+        let target = change.target.as_ref();
+        let row = [
+            key(slug),
+            target.map_or(Value::Null, |target| Value::Text(target.as_str().to_owned())),
+            Value::Integer(change.expiry.is_some().into()),
+            expiry(change.expiry.flatten()),
+        ];
+        let rows = self.query(CHANGE_LINK, &row, Mode::Write).await?;
+        Ok(rows.into_iter().next().and_then(details))
+    }
+
+    /// Whether this request has removed the link, by this call or by an earlier one with the same id. False: there was none.
+    /// `now` in Unix seconds.
+    ///
+    /// # Errors
+    /// The database did not answer. The link may have been removed.
+    pub async fn remove(&self, slug: &Slug, id: RequestId, now: i64) -> Result<bool, Unavailable> {
+        let row = [key(slug), Value::Blob(id.as_bytes().to_vec()), Value::Integer(now)];
+        Ok(!self.query(DELETE_LINK, &row, Mode::Write).await?.is_empty())
+    }
+
+    /// Takes one click of a link with a limit, and returns where the link leads. `None`: no click is left, or the link has
+    /// expired. If the answer is lost, the click may be lost with it and another one is taken, but never more than there
+    /// are. `now` in Unix seconds.
+    pub async fn take_click(&self, slug: &Slug, now: i64) -> Result<Option<String>, Unavailable> {
+        let click = [key(slug), Value::Integer(now)];
+        let row = self.query(TAKE_CLICK, &click, Mode::Write).await?.into_iter().next();
+        Ok(row.and_then(|row| row.values.into_iter().next()).and_then(text))
+    }
+}
+
+fn key(slug: &Slug) -> Value {
+    Value::Text(slug.as_str().to_owned())
+}
+
+fn expiry(expiry: Option<Expiry>) -> Value {
+    expiry.map_or(Value::Null, |Expiry(seconds)| Value::Integer(seconds))
+}

@@ -1,0 +1,37 @@
+//! The tables, and the scripts that bring them up to date.
+
+/// The scripts that lead from each version of the tables to the next; version 0 has no tables.
+pub const SCHEMA: [&str; 5] = [
+    include_str!("../sql/0001_links.sql"),
+    include_str!("../sql/0002_request_ids.sql"),
+    include_str!("../sql/0003_clicks.sql"),
+    include_str!("../sql/0004_click_limits.sql"),
+    include_str!("../sql/0005_deleted_links.sql"),
+];
+
+/// The statements of a script. One ends at a `;` that ends a line before an empty line or the end, so the body of a trigger,
+/// which has no empty line in it, stays whole.
+pub fn statements(script: &str) -> impl Iterator<Item = &str> {
+    script
+        .split(";\n\n")
+        .map(|statement| statement.trim().trim_end_matches(';'))
+        .filter(|statement| !statement.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_falls_into_its_statements() {
+        let script = "-- About; it\nCREATE TABLE a (b);\n\nCREATE TRIGGER t AFTER INSERT ON a BEGIN\n  SELECT 1;\n  SELECT 2;\nEND;\n";
+        assert_eq!(
+            statements(script).collect::<Vec<_>>(),
+            [
+                "-- About; it\nCREATE TABLE a (b)",
+                "CREATE TRIGGER t AFTER INSERT ON a BEGIN\n  SELECT 1;\n  SELECT 2;\nEND"
+            ]
+        );
+        assert_eq!(statements("\n").count(), 0);
+    }
+}

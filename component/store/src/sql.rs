@@ -1,0 +1,29 @@
+//! The statements. Each file says what its parameters and columns are.
+
+pub const AUTOMATIC_CHECKPOINT: &str = include_str!("../sql/automatic_checkpoint.sql");
+pub const CHANGE_LINK: &str = include_str!("../sql/change_link.sql");
+pub const COPY_EXTENT: &str = include_str!("../sql/copy_extent.sql");
+pub const COPY_FIND: &str = include_str!("../sql/copy_find.sql");
+pub const COPY_READ: &str = include_str!("../sql/copy_read.sql");
+pub const COPY_WRITE: &str = include_str!("../sql/copy_write.sql");
+pub const COUNT_LINKS: &str = include_str!("../sql/count_links.sql");
+pub const DATABASE_SIZE: &str = include_str!("../sql/database_size.sql");
+pub const DELETE_LINK: &str = include_str!("../sql/delete_link.sql");
+pub const FIND_CLICK_POSITION: &str = include_str!("../sql/find_click_position.sql");
+pub const FIND_LINK: &str = include_str!("../sql/find_link.sql");
+pub const FIND_LINK_ID: &str = include_str!("../sql/find_link_id.sql");
+pub const FIND_SLUG_REUSES: &str = include_str!("../sql/find_slug_reuses.sql");
+pub const HEALTH: &str = include_str!("../sql/health.sql");
+pub const INSERT_CLICKS: &str = include_str!("../sql/insert_clicks.sql");
+pub const INSERT_LINK: &str = include_str!("../sql/insert_link.sql");
+pub const NEVER_CHECKPOINT: &str = include_str!("../sql/never_checkpoint.sql");
+pub const SCHEMA_VERSION: &str = include_str!("../sql/schema_version.sql");
+pub const SHOW_LINK: &str = include_str!("../sql/show_link.sql");
+pub const SQLITE_VERSION: &str = include_str!("../sql/sqlite_version.sql");
+pub const STATS_DAYS: &str = include_str!("../sql/stats_days.sql");
+pub const STATS_DETAILS: &str = include_str!("../sql/stats_details.sql");
+pub const STATS_HOURS: &str = include_str!("../sql/stats_hours.sql");
+pub const STATS_TOP: &str = include_str!("../sql/stats_top.sql");
+pub const STATS_VISITORS: &str = include_str!("../sql/stats_visitors.sql");
+pub const TAKE_CLICK: &str = include_str!("../sql/take_click.sql");
+pub const WRITE_AHEAD: &str = include_str!("../sql/write_ahead.sql");

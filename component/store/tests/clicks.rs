@@ -1,0 +1,600 @@
+//! The component's SQL files about clicks, against the SQLite that is used here, as the component uses them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use links_domain::clicks::{Batch, Clicks, Detail, Kind, MAX_REUSES, OTHER, Position, Visitors, WHOLE};
+use links_store::schema::{SCHEMA, statements};
+use links_store::sql::{
+    FIND_CLICK_POSITION, FIND_SLUG_REUSES, INSERT_CLICKS, STATS_DAYS, STATS_DETAILS, STATS_HOURS, STATS_TOP,
+    STATS_VISITORS,
+};
+use rusqlite::{Connection, OptionalExtension, params};
+
+const JOURNAL: &str = "0123456789abcdef0123456789abcdef";
+const DAY: u32 = 20_454;
+const HOUR: u32 = DAY * 24 + 12;
+const NOW: i64 = HOUR as i64 * 3600 + 1800;
+
+/// With the links `a` (1), `b` (2) and so on.
+fn new_database(links: usize) -> Connection {
+    let connection = Connection::open_in_memory().unwrap();
+    for statement in SCHEMA.into_iter().flat_map(statements) {
+        connection.execute(statement, []).unwrap();
+    }
+    for slug in ('a'..='z').take(links) {
+        let link = "INSERT INTO links (slug, url, created_at) VALUES (?1, 'https://example.com/', 0)";
+        connection.execute(link, [slug.to_string()]).unwrap();
+    }
+    connection
+}
+
+fn batch(start: u64, stop: u64) -> Batch {
+    Batch {
+        journal: JOURNAL.into(),
+        start,
+        stop,
+        after: None,
+        through: None,
+        clicks: vec![],
+        visitors: vec![],
+        details: vec![],
+    }
+}
+
+fn of_clicks(start: u64, stop: u64, clicks: &[(&str, u32, u32, u32)]) -> Batch {
+    let clicks = clicks.iter();
+    Batch {
+        clicks: clicks
+            .map(|(slug, hour, clicks, bots)| Clicks((*slug).into(), *hour, *clicks, *bots))
+            .collect(),
+        ..batch(start, stop)
+    }
+}
+
+fn of_details(start: u64, details: &[(&str, Kind, &str, u32)]) -> Batch {
+    let details = details.iter();
+    Batch {
+        details: details
+            .map(|(slug, kind, name, clicks)| Detail((*slug).into(), DAY, *kind, (*name).into(), *clicks))
+            .collect(),
+        ..batch(start, start + 1)
+    }
+}
+
+fn send_at(connection: &Connection, batch: &Batch, now: i64) -> bool {
+    send_heeding(connection, batch, now, None)
+}
+
+fn send_heeding(connection: &Connection, batch: &Batch, now: i64, heeded: Option<i64>) -> bool {
+    let body = serde_json::to_string(batch).unwrap();
+    let after = batch.after.as_deref().unwrap_or_default();
+    let through = batch.through.as_deref().unwrap_or(WHOLE);
+    let (start, stop) = (batch.start as i64, batch.stop as i64);
+    let row = params![batch.journal, start, stop, after, through, now, body, heeded];
+    let taken = connection.query_row(INSERT_CLICKS, row, |row| row.get::<_, i64>(0));
+    taken.optional().unwrap().is_some()
+}
+
+fn send(connection: &Connection, batch: &Batch) -> bool {
+    send_at(connection, batch, NOW)
+}
+
+fn found(connection: &Connection) -> Position {
+    let found = connection.query_row(FIND_CLICK_POSITION, [JOURNAL], |row| {
+        let (start, stop): (i64, i64) = (row.get(0)?, row.get(1)?);
+        Ok(Position::of(start as u64, stop as u64, row.get(2)?))
+    });
+    found.optional().unwrap().unwrap_or_default()
+}
+
+fn position(connection: &Connection) -> Option<u64> {
+    assert_eq!(found(connection).part, None);
+    found(connection).position
+}
+
+type Bars = Vec<(i64, i64, i64)>;
+
+fn bars(connection: &Connection, statement: &str, link: i64, start: u32, stop: u32) -> Bars {
+    let mut statement = connection.prepare(statement).unwrap();
+    let rows = statement.query_map(params![link, start, stop], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+fn days(connection: &Connection, link: i64) -> Bars {
+    bars(connection, STATS_DAYS, link, DAY - 5, DAY + 5)
+}
+
+fn hours(connection: &Connection, link: i64) -> Bars {
+    bars(connection, STATS_HOURS, link, HOUR - 100, HOUR + 100)
+}
+
+fn details(connection: &Connection, link: i64) -> Vec<(i64, String, i64)> {
+    let mut statement = connection.prepare(STATS_DETAILS).unwrap();
+    let rows = statement.query_map(params![link, DAY, DAY + 1], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+fn count(connection: &Connection, table: &str) -> i64 {
+    connection
+        .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))
+        .unwrap()
+}
+
+/// A process that ends between two statements leaves the rest to the next one.
+#[test]
+fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
+    for done in 0..=statements(SCHEMA[2]).count() {
+        let connection = Connection::open_in_memory().unwrap();
+        let earlier = SCHEMA[..2].iter().flat_map(|script| statements(script));
+        for statement in earlier
+            .chain(statements(SCHEMA[2]).take(done))
+            .chain(SCHEMA[2..].iter().flat_map(|script| statements(script)))
+        {
+            connection.execute(statement, []).unwrap();
+        }
+        connection
+            .execute(
+                "INSERT INTO links (slug, url, created_at) VALUES ('a', 'https://example.com/', 0)",
+                [],
+            )
+            .unwrap();
+        assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 3, 0)])));
+        assert_eq!(days(&connection, 1), [(DAY.into(), 3, 0)], "after {done} statements");
+    }
+}
+
+#[test]
+fn a_batch_is_added_to_hours_and_days() {
+    let connection = new_database(2);
+    let (hour, day) = (i64::from(HOUR), i64::from(DAY));
+    assert!(send(
+        &connection,
+        &of_clicks(
+            0,
+            10,
+            &[
+                ("a", HOUR, 3, 1),
+                ("a", HOUR + 1, 2, 0),
+                ("b", HOUR + 12, 1, 0),
+                ("", HOUR, 6, 1)
+            ]
+        )
+    ));
+    assert!(send(
+        &connection,
+        &of_clicks(10, 20, &[("a", HOUR, 4, 0), ("", HOUR, 4, 0)])
+    ));
+    assert_eq!(hours(&connection, 1), [(hour, 7, 1), (hour + 1, 2, 0)]);
+    assert_eq!(days(&connection, 1), [(day, 9, 1)]);
+    assert_eq!(days(&connection, 2), [(day + 1, 1, 0)]);
+    // A row for each day that anything was counted in, so that the clicks of a deleted link are found.
+    assert_eq!(days(&connection, 0), [(day, 10, 1), (day + 1, 0, 0)]);
+}
+
+#[test]
+fn the_same_batch_again_changes_nothing() {
+    let connection = new_database(1);
+    let first = of_clicks(0, 10, &[("a", HOUR, 3, 0)]);
+    assert_eq!(position(&connection), None);
+    assert!(send(&connection, &first));
+    assert_eq!(position(&connection), Some(10));
+    assert!(!send(&connection, &first));
+    assert!(send(&connection, &of_clicks(10, 30, &[("a", HOUR, 1, 0)])));
+    for again in [&first, &of_clicks(10, 30, &[("a", HOUR, 1, 0)])] {
+        assert!(!send(&connection, again));
+    }
+    assert_eq!(
+        (days(&connection, 1), position(&connection)),
+        (vec![(DAY.into(), 4, 0)], Some(30))
+    );
+}
+
+#[test]
+fn the_parts_of_a_range_are_taken_in_their_order_and_once() {
+    let connection = new_database(3);
+    let part = |after: Option<&str>, through: Option<&str>, slug: &str| Batch {
+        after: after.map(str::to_owned),
+        through: through.map(str::to_owned),
+        ..of_clicks(0, 10, &[(slug, HOUR, 1, 0)])
+    };
+    let parts = [
+        part(None, Some("a"), "a"),
+        part(Some("a"), Some("b"), "b"),
+        part(Some("b"), None, ""),
+    ];
+    for (done, next) in parts.iter().enumerate() {
+        // Nothing but the next part goes on there: none of the others, no other cut of the same range, no later range.
+        let another = part(Some("0"), Some("c"), "c");
+        let longer = Batch {
+            stop: 20,
+            ..next.clone()
+        };
+        let later = of_clicks(10, 20, &[("a", HOUR, 1, 0)]);
+        let others = parts
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != done)
+            .map(|(_, part)| part);
+        for wrong in others.chain([&another, &later]).chain((done > 0).then_some(&longer)) {
+            assert!(!send(&connection, wrong), "{wrong:?} after {done} parts");
+        }
+        assert!(send(&connection, next), "{next:?}");
+        assert_eq!(found(&connection), Position::after(next));
+        assert_eq!(count(&connection, "click_batches"), 1);
+    }
+    assert_eq!(position(&connection), Some(10));
+    let counted = [1, 2, 3, 0].map(|link| days(&connection, link).len());
+    assert_eq!(counted, [1, 1, 0, 1]);
+}
+
+/// An agent that was killed may cut the journal into other pieces than before.
+#[test]
+fn a_batch_that_overlaps_or_leaves_a_gap_is_not_taken() {
+    let connection = new_database(1);
+    assert!(!send(&connection, &of_clicks(5, 10, &[("a", HOUR, 1, 0)])));
+    assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));
+    for (start, stop) in [(0, 20), (5, 15), (9, 10), (11, 20), (20, 30)] {
+        assert!(
+            !send(&connection, &of_clicks(start, stop, &[("a", HOUR, 1, 0)])),
+            "{start} to {stop}"
+        );
+    }
+    assert_eq!(
+        (days(&connection, 1), position(&connection)),
+        (vec![(DAY.into(), 1, 0)], Some(10))
+    );
+}
+
+#[test]
+fn journals_do_not_know_each_other() {
+    let connection = new_database(1);
+    assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));
+    let other = Batch {
+        journal: "f".repeat(32),
+        ..of_clicks(0, 10, &[("a", HOUR, 1, 0)])
+    };
+    assert!(send(&connection, &other));
+    assert_eq!(days(&connection, 1), [(DAY.into(), 2, 0)]);
+}
+
+#[test]
+fn nothing_is_kept_of_batches_but_the_latest_position() {
+    let connection = new_database(1);
+    for start in 0..100 {
+        assert!(send(&connection, &of_clicks(start, start + 1, &[("a", HOUR, 1, 0)])));
+    }
+    assert_eq!(count(&connection, "click_batches"), 1);
+    let body: String = connection
+        .query_row("SELECT body FROM click_batches", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!((body.as_str(), position(&connection)), ("", Some(100)));
+}
+
+#[test]
+fn a_batch_that_fails_leaves_nothing() {
+    let connection = new_database(1);
+    // Not through the component, which refuses it before.
+    let row = params![
+        JOURNAL,
+        0,
+        10,
+        "",
+        WHOLE,
+        NOW,
+        r#"{"clicks":[["a",1,1,0],["a","x",1,0]]}"#,
+        None::<i64>
+    ];
+    assert!(connection.query_row(INSERT_CLICKS, row, |_| Ok(())).is_err());
+    assert_eq!((position(&connection), count(&connection, "click_hours")), (None, 0));
+    assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));
+}
+
+#[test]
+fn clicks_of_a_link_that_is_gone_go_with_it() {
+    let connection = new_database(2);
+    let clicks = of_clicks(0, 10, &[("a", HOUR, 3, 0), ("b", HOUR, 1, 0), ("", HOUR, 4, 0)]);
+    assert!(send(&connection, &clicks));
+    assert!(send(
+        &connection,
+        &of_details(10, &[("b", Kind::Referrer, "", 1), ("", Kind::Referrer, "", 4)])
+    ));
+    let visitors = Batch {
+        visitors: vec![Visitors("b".into(), DAY, 0, 1)],
+        ..batch(11, 12)
+    };
+    assert!(send(&connection, &visitors));
+    connection.execute("DELETE FROM links WHERE slug = 'b'", []).unwrap();
+    connection
+        .execute(
+            "INSERT INTO links (slug, url, created_at) VALUES ('new', 'https://example.com/', 0)",
+            [],
+        )
+        .unwrap();
+    let id: i64 = connection
+        .query_row("SELECT id FROM links WHERE slug = 'new'", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(id, 3, "no id comes back");
+    assert!(send(
+        &connection,
+        &of_clicks(12, 20, &[("b", HOUR, 5, 0), ("a", HOUR, 1, 0)])
+    ));
+    for link in [2, 3] {
+        assert_eq!((days(&connection, link), hours(&connection, link)), (vec![], vec![]));
+        assert_eq!(details(&connection, link), vec![]);
+    }
+    assert_eq!(count(&connection, "click_visitors"), 0);
+    assert_eq!(days(&connection, 1), [(DAY.into(), 4, 0)]);
+    assert_eq!(days(&connection, 0), [(DAY.into(), 4, 0)]);
+}
+
+/// Deletes `c` while a batch is under way whose first part has counted it, in an hour that nothing else was counted in.
+fn clicks_of_a_part_after_its_link_was_deleted(connection: &Connection) {
+    let first = Batch {
+        through: Some("c".into()),
+        visitors: vec![Visitors("c".into(), DAY, 0, 1)],
+        details: vec![Detail("c".into(), DAY, Kind::Referrer, "secret.example".into(), 7)],
+        ..of_clicks(0, 10, &[("c", HOUR, 7, 0)])
+    };
+    let last = Batch {
+        after: Some("c".into()),
+        ..of_clicks(0, 10, &[("", HOUR, 7, 0)])
+    };
+    assert!(send(connection, &first));
+    connection.execute("DELETE FROM links WHERE slug = 'c'", []).unwrap();
+    assert!(send(connection, &last));
+}
+
+#[test]
+fn clicks_of_a_deleted_link_never_pass_to_another() {
+    let connection = new_database(3);
+    clicks_of_a_part_after_its_link_was_deleted(&connection);
+    let link = "INSERT INTO links (slug, url, created_at) VALUES ('new', 'https://example.com/', 0)";
+    connection.execute(link, []).unwrap();
+    for table in ["click_hours", "click_days", "click_visitors", "click_details"] {
+        let sql = format!("SELECT count(*) FROM {table} WHERE link_id <> 0");
+        let left: i64 = connection.query_row(&sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(left, 0, "{table}");
+    }
+    assert_eq!(days(&connection, 0), [(DAY.into(), 7, 0)]);
+}
+
+/// What version 4 has left behind is not adopted after an upgrade, and what was counted before it goes with its link.
+#[test]
+fn clicks_from_before_a_slug_was_reused_are_refused_until_the_sender_knows() {
+    let connection = new_database(2);
+    let reuses = || -> Vec<(i64, String)> {
+        let mut statement = connection.prepare(FIND_SLUG_REUSES).unwrap();
+        let rows = statement.query_map([0, MAX_REUSES], |row| Ok((row.get(0)?, row.get(1)?)));
+        rows.unwrap().map(Result::unwrap).collect()
+    };
+    let insert = |slug: &str| {
+        let link = "INSERT INTO links (slug, url, created_at) VALUES (?1, 'https://example.com/', 0)";
+        connection.execute(link, [slug]).unwrap();
+    };
+    insert("new");
+    connection.execute("DELETE FROM links WHERE slug = 'a'", []).unwrap();
+    assert_eq!(reuses(), []);
+    let batch = of_clicks(0, 10, &[("a", HOUR, 1, 0)]);
+    assert!(send_heeding(&connection, &batch, NOW, Some(0)));
+    insert("a");
+    assert_eq!(reuses(), [(1, "a".to_owned())]);
+    let batch = of_clicks(10, 20, &[("b", HOUR, 1, 0)]);
+    assert!(!send_heeding(&connection, &batch, NOW, Some(0)));
+    assert_eq!(position(&connection), Some(10));
+    assert!(send_heeding(&connection, &batch, NOW, Some(1)));
+    // 0.1.0 knows nothing of it.
+    assert!(send_heeding(&connection, &of_clicks(20, 30, &[]), NOW, None));
+
+    // Of what is too old, the latest stays: its number tells what was heeded.
+    connection.execute("UPDATE slug_reuses SET at = 1", []).unwrap();
+    connection
+        .execute("UPDATE deleted_slugs SET deleted_at = 1", [])
+        .unwrap();
+    connection.execute("DELETE FROM links WHERE slug = 'b'", []).unwrap();
+    assert_eq!((count(&connection, "deleted_slugs"), reuses().len()), (1, 1));
+    insert("b");
+    assert_eq!(reuses(), [(2, "b".to_owned())]);
+}
+
+#[test]
+fn an_upgrade_separates_the_clicks_of_deleted_links_from_new_ones() {
+    let connection = Connection::open_in_memory().unwrap();
+    for statement in SCHEMA[..4].iter().flat_map(|script| statements(script)) {
+        connection.execute(statement, []).unwrap();
+    }
+    let make = |slug: &str| {
+        let link = "INSERT INTO links (slug, url, created_at) VALUES (?1, 'https://example.com/', 0)";
+        connection.execute(link, [slug]).unwrap();
+    };
+    ["a", "b", "c"].into_iter().for_each(make);
+    // The statement of version 4 does not ask for it.
+    connection
+        .execute("CREATE TEMP TABLE slug_reuses (number INTEGER)", [])
+        .unwrap();
+    clicks_of_a_part_after_its_link_was_deleted(&connection);
+    let under_way = Batch {
+        through: Some("b".into()),
+        ..of_clicks(10, 20, &[("b", HOUR + 48, 5, 0)])
+    };
+    assert!(send(&connection, &under_way));
+    connection.execute("DROP TABLE temp.slug_reuses", []).unwrap();
+    for statement in statements(SCHEMA[4]) {
+        connection.execute(statement, []).unwrap();
+    }
+    connection.execute("DELETE FROM links WHERE slug = 'b'", []).unwrap();
+    ["d", "e"].into_iter().for_each(make);
+    for slug in ["d", "e"] {
+        let id: i64 = connection
+            .query_row("SELECT id FROM links WHERE slug = ?1", [slug], |row| row.get(0))
+            .unwrap();
+        assert!(id > 3, "{slug} has the id {id}");
+        let days = bars(&connection, STATS_DAYS, id, DAY - 5, DAY + 5);
+        assert_eq!((days, details(&connection, id)), (vec![], vec![]), "{slug}");
+    }
+    assert_eq!((days(&connection, 2), hours(&connection, 2)), (vec![], vec![]));
+    // Nothing that was counted for all is lost or counted twice.
+    assert_eq!(days(&connection, 0), [(DAY.into(), 7, 0), (i64::from(DAY) + 2, 0, 0)]);
+}
+
+#[test]
+fn visitors_are_joined() {
+    let connection = new_database(1);
+    for (start, bits) in [(0, 0b0101), (1, 0b0011), (2, i64::MIN)] {
+        let visitors = Batch {
+            visitors: vec![Visitors("a".into(), DAY, 3, bits), Visitors("a".into(), DAY, 4, 1)],
+            ..batch(start, start + 1)
+        };
+        assert!(send(&connection, &visitors));
+    }
+    let row: (i64, String) = connection
+        .query_row(STATS_VISITORS, params![1, DAY - 1, DAY + 1], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .unwrap();
+    assert_eq!(row, (DAY.into(), format!("[[3,{}],[4,1]]", i64::MIN | 0b0111)));
+}
+
+#[test]
+fn details_are_summed_and_the_most_frequent_come_first() {
+    let connection = new_database(1);
+    for start in 0..2 {
+        let found = [
+            ("a", Kind::Referrer, "", 2),
+            ("a", Kind::Referrer, "news.example", 3),
+            ("a", Kind::Visit, "dcw", 5),
+        ];
+        assert!(send(&connection, &of_details(start, &found)));
+    }
+    assert_eq!(
+        details(&connection, 1),
+        [
+            (1, "news.example".into(), 6),
+            (1, String::new(), 4),
+            (2, "dcw".into(), 10)
+        ]
+    );
+}
+
+#[test]
+fn of_many_referrers_the_most_frequent_stay_and_no_click_is_lost() {
+    let connection = new_database(1);
+    let mut sent = 0;
+    for start in 0..300_u64 {
+        let made_up = [format!("{start}-a.example"), format!("{start}-b.example")];
+        let mut found = vec![("a", Kind::Referrer, "real.example", 5)];
+        found.extend(made_up.iter().map(|name| ("a", Kind::Referrer, name.as_str(), 1)));
+        // One that comes when there is no room left.
+        if start > 200 {
+            found.push(("a", Kind::Referrer, "late.example", 3));
+        }
+        sent += found.iter().map(|(.., clicks)| i64::from(*clicks)).sum::<i64>();
+        assert!(send(&connection, &of_details(start, &found)));
+    }
+    let details = details(&connection, 1);
+    assert!(details.len() <= 41, "{}", details.len());
+    assert_eq!(details.iter().map(|(.., clicks)| clicks).sum::<i64>(), sent);
+    assert!(details.contains(&(1, "real.example".into(), 1500)));
+    assert!(details.contains(&(1, "late.example".into(), 99 * 3)));
+    assert_eq!(details[1].1, OTHER);
+}
+
+#[test]
+fn hours_older_than_ninety_days_are_left_to_the_days() {
+    let connection = new_database(1);
+    let old = HOUR - 90 * 24;
+    assert!(send(
+        &connection,
+        &of_clicks(0, 1, &[("a", old - 2, 1, 0), ("a", old - 1, 2, 1), ("a", old, 4, 0)])
+    ));
+    assert!(send(&connection, &of_clicks(1, 2, &[("a", HOUR, 8, 0)])));
+    // Each batch takes one hour away.
+    assert!(send(&connection, &batch(2, 3)));
+    let left: Vec<_> = bars(&connection, STATS_HOURS, 1, old - 5, HOUR + 1)
+        .into_iter()
+        .map(|(.., clicks, _)| clicks)
+        .collect();
+    assert_eq!(left, [4, 8]);
+    let days = bars(&connection, STATS_DAYS, 1, old / 24 - 1, DAY + 1);
+    assert_eq!(days.iter().map(|(_, clicks, bots)| clicks + bots).sum::<i64>(), 16);
+    let later = NOW + 3600;
+    assert!(send_at(&connection, &batch(3, 4), later));
+    // That of the link, and that of all.
+    assert_eq!(count(&connection, "click_hours"), 2);
+}
+
+#[test]
+fn the_links_with_the_most_clicks_are_told() {
+    let connection = new_database(3);
+    let clicks = [
+        ("a", HOUR, 1, 0),
+        ("b", HOUR, 5, 2),
+        ("b", HOUR + 24, 1, 0),
+        ("c", HOUR, 3, 0),
+        ("", HOUR, 10, 2),
+    ];
+    assert!(send(&connection, &of_clicks(0, 1, &clicks)));
+    let mut statement = connection.prepare(STATS_TOP).unwrap();
+    let rows = statement.query_map(params![DAY, DAY + 2, 2], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    });
+    let top: Vec<(String, i64, i64)> = rows.unwrap().map(Result::unwrap).collect();
+    assert_eq!(top, [("b".into(), 6, 2), ("c".into(), 3, 0)]);
+}
+
+/// However many clicks and links there are, the statistics of one take a search for each of their days.
+#[test]
+fn statistics_of_a_link_search_and_never_scan() {
+    let connection = new_database(1);
+    for (statement, table, key) in [
+        (STATS_HOURS, "click_hours", "hour=? AND link_id=?"),
+        (STATS_DAYS, "click_days", "day=? AND link_id=?"),
+        (STATS_VISITORS, "click_visitors", "day=? AND link_id=?"),
+        (STATS_DETAILS, "click_details", "day=? AND link_id=?"),
+    ] {
+        let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
+        let steps = plan.query_map(params![1, 1, 2], |row| row.get::<_, String>("detail"));
+        let steps: Vec<_> = steps.unwrap().map(Result::unwrap).collect();
+        // All that is gone through is the span itself.
+        let of_span = |step: &str| ["SCAN span", "SCAN CONSTANT ROW"].contains(&step);
+        assert!(
+            steps.iter().all(|step| !step.starts_with("SCAN") || of_span(step)),
+            "{table}: {steps:?}"
+        );
+        let search = format!("SEARCH {table} USING PRIMARY KEY ({key})");
+        assert!(steps.contains(&search), "{table}: {steps:?}");
+    }
+}
+
+/// What follows a batch, too, is found by keys.
+#[test]
+fn a_deleted_link_is_found_in_each_hour_and_day_by_keys() {
+    let connection = new_database(1);
+    for (table, time, calendar) in [
+        ("click_hours", "hour", "click_hours"),
+        ("click_days", "day", "click_days"),
+        ("click_details", "day", "click_days"),
+    ] {
+        let delete = format!(
+            "EXPLAIN QUERY PLAN DELETE FROM {table} WHERE {time} IN (SELECT {time} FROM {calendar} WHERE link_id = 0) AND link_id = 1"
+        );
+        let mut plan = connection.prepare(&delete).unwrap();
+        let steps: Vec<String> = plan
+            .query_map([], |row| row.get("detail"))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert!(
+            steps[0].starts_with(&format!("SEARCH {table} USING PRIMARY KEY ({time}=? AND link_id=?")),
+            "{steps:?}"
+        );
+        assert!(
+            steps
+                .iter()
+                .any(|step| step.contains(&format!("COVERING INDEX {calendar}_of_all"))),
+            "{steps:?}"
+        );
+    }
+}

@@ -1,0 +1,609 @@
+//! The component's SQL files, against the SQLite that is used here, as the component uses them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use links_platform::database::error::{ErrorKind, is_duplicate_column};
+use links_store::schema::{SCHEMA, statements};
+use links_store::sql::{
+    CHANGE_LINK, COUNT_LINKS, DATABASE_SIZE, DELETE_LINK, FIND_LINK, HEALTH, INSERT_LINK, SCHEMA_VERSION as APPLIED,
+    SHOW_LINK, TAKE_CLICK, WRITE_AHEAD,
+};
+use rusqlite::{Connection, OptionalExtension, params};
+
+/// What releases of version 1 of the database run on any later one.
+const INSERT_LINK_OF_1: &str = "INSERT INTO links (slug, url, created_at, expires_at) VALUES (?1, ?2, ?3, ?4)
+    ON CONFLICT (slug) DO NOTHING RETURNING id";
+
+/// How they look a link up.
+const FIND_LINK_OF_1: &str = "SELECT url, expires_at FROM links WHERE slug = ?1";
+
+type Link = (String, Option<i64>);
+
+/// How often a link leads on, and how often from now.
+type Limit = (Option<i64>, Option<i64>);
+
+/// Slug, URL and expiry, as an insert gives them back.
+type Row = (String, String, Option<i64>);
+
+fn apply(connection: &Connection, script: &str) -> rusqlite::Result<()> {
+    statements(script).try_for_each(|statement| match connection.execute(statement, []) {
+        Err(error) if !is_duplicate_column(&error.to_string()) => Err(error),
+        _ => Ok(()),
+    })
+}
+
+fn apply_all(connection: &Connection) -> rusqlite::Result<()> {
+    SCHEMA.into_iter().try_for_each(|script| apply(connection, script))
+}
+
+fn new_database() -> Connection {
+    let connection = Connection::open_in_memory().unwrap();
+    apply_all(&connection).unwrap();
+    connection
+}
+
+fn version(connection: &Connection) -> i64 {
+    connection.query_row(APPLIED, [], |row| row.get(0)).unwrap()
+}
+
+fn rows(connection: &Connection) -> i64 {
+    connection
+        .query_row("SELECT count(*) FROM links", [], |row| row.get(0))
+        .unwrap()
+}
+
+/// For a request with the given id; the answer is the link it has now.
+fn insert_for(
+    connection: &Connection,
+    id: Option<[u8; 16]>,
+    slug: &str,
+    url: &str,
+    expires_at: Option<i64>,
+) -> rusqlite::Result<Option<Row>> {
+    let row = params![slug, url, 1_767_225_600_i64, expires_at, id, None::<i64>];
+    connection
+        .query_row(INSERT_LINK, row, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()
+}
+
+/// For a request without an id.
+fn insert(connection: &Connection, slug: &str, url: &str, expires_at: Option<i64>) -> rusqlite::Result<bool> {
+    Ok(insert_for(connection, None, slug, url, expires_at)?.is_some())
+}
+
+fn insert_as_1(connection: &Connection, slug: &str, url: &str) -> bool {
+    let row = params![slug, url, 1_767_225_600_i64, None::<i64>];
+    let made = connection.query_row(INSERT_LINK_OF_1, row, |row| row.get::<_, i64>(0));
+    made.optional().unwrap().is_some()
+}
+
+fn find(connection: &Connection, slug: &str) -> Option<Link> {
+    connection
+        .query_row(FIND_LINK, [slug], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()
+        .unwrap()
+}
+
+fn insert_limited(connection: &Connection, slug: &str, expires_at: Option<i64>, max_clicks: i64) -> Option<Row> {
+    let row = params![slug, "https://example.com/", 0, expires_at, None::<&[u8]>, max_clicks];
+    connection
+        .query_row(INSERT_LINK, row, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()
+        .unwrap()
+}
+
+fn limit(connection: &Connection, slug: &str) -> Limit {
+    connection
+        .query_row(FIND_LINK, [slug], |row| Ok((row.get(2)?, row.get(3)?)))
+        .unwrap()
+}
+
+fn take_click(connection: &Connection, slug: &str, now: i64) -> bool {
+    let taken = connection.query_row(TAKE_CLICK, params![slug, now], |row| row.get::<_, String>(0));
+    taken.optional().unwrap().is_some()
+}
+
+/// Deletes a link for the request with this id.
+fn remove_for(connection: &Connection, id: [u8; 16], slug: &str, now: i64) -> bool {
+    let removed = connection.query_row(DELETE_LINK, params![slug, id, now], |_| Ok(()));
+    removed.optional().unwrap().is_some()
+}
+
+fn id_of(connection: &Connection, slug: &str) -> i64 {
+    let id = connection.query_row("SELECT id FROM links WHERE slug = ?1", [slug], |row| row.get(0));
+    id.unwrap()
+}
+
+#[test]
+fn a_database_without_tables_is_recognised() {
+    let connection = Connection::open_in_memory().unwrap();
+    for statement in [APPLIED, HEALTH, FIND_LINK, INSERT_LINK, TAKE_CLICK, COUNT_LINKS] {
+        let error = connection.prepare(statement).unwrap_err().to_string();
+        assert_eq!(ErrorKind::of(&error), ErrorKind::NoSchema, "{error}");
+    }
+}
+
+#[test]
+fn the_schema_may_be_applied_again() {
+    let connection = new_database();
+    assert!(
+        insert_for(&connection, Some([1; 16]), "kept", "https://example.com/", None)
+            .unwrap()
+            .is_some()
+    );
+    apply_all(&connection).unwrap();
+    assert!(find(&connection, "kept").is_some());
+    assert_eq!(version(&connection), SCHEMA.len() as i64);
+}
+
+#[test]
+fn each_script_leads_to_its_version() {
+    let connection = Connection::open_in_memory().unwrap();
+    for (script, wanted) in SCHEMA.into_iter().zip(1..) {
+        apply(&connection, script).unwrap();
+        assert_eq!(version(&connection), wanted);
+    }
+}
+
+/// A process that ends between two statements leaves the rest to the next one.
+#[test]
+fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
+    for (index, script) in SCHEMA.into_iter().enumerate() {
+        for done in 0..statements(script).count() {
+            let connection = Connection::open_in_memory().unwrap();
+            for earlier in &SCHEMA[..index] {
+                apply(&connection, earlier).unwrap();
+            }
+            for statement in statements(script).take(done) {
+                connection.execute(statement, []).unwrap();
+            }
+            let context = format!("script {index} after {done} statements");
+            if index > 0 {
+                assert_eq!(version(&connection), index as i64, "{context}");
+            }
+            apply_all(&connection).unwrap();
+            assert_eq!(version(&connection), SCHEMA.len() as i64, "{context}");
+            let link = |slug| insert_for(&connection, Some([1; 16]), slug, "https://example.com/", None).unwrap();
+            assert_eq!(link("x"), link("y"), "{context}");
+            insert_limited(&connection, "z", None, 1).unwrap();
+            assert!(take_click(&connection, "z", 0), "{context}");
+        }
+    }
+}
+
+#[test]
+fn an_older_release_goes_on_while_the_database_is_changed_below_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let [old, new] = [(); 2].map(|()| Connection::open(directory.path().join("links.db")).unwrap());
+    apply(&old, SCHEMA[0]).unwrap();
+    assert!(insert_as_1(&old, "before", "https://example.com/1"));
+    apply_all(&new).unwrap();
+    assert!(insert_as_1(&old, "after", "https://example.com/2"));
+    assert!(
+        insert_as_1(&old, "another", "https://example.com/2"),
+        "without an id nothing is a repeat"
+    );
+    assert!(!insert_as_1(&old, "before", "https://example.com/3"));
+    assert!(
+        insert_for(&new, Some([1; 16]), "new", "https://example.com/4", None)
+            .unwrap()
+            .is_some()
+    );
+    assert!(!insert_as_1(&old, "new", "https://example.com/5"));
+    for (slug, url) in [("before", "1"), ("after", "2"), ("another", "2"), ("new", "4")] {
+        let link = Some((format!("https://example.com/{url}"), None));
+        let found_by_old = old.query_row(FIND_LINK_OF_1, [slug], |row| Ok((row.get(0)?, row.get(1)?)));
+        assert_eq!((found_by_old.ok(), find(&new, slug)), (link.clone(), link), "{slug}");
+    }
+}
+
+/// A release that meets a database from before its time (a backup that was put back) knows what is missing.
+#[test]
+fn an_older_database_is_recognised() {
+    let connection = Connection::open_in_memory().unwrap();
+    apply(&connection, SCHEMA[0]).unwrap();
+    for statement in [INSERT_LINK, FIND_LINK, TAKE_CLICK] {
+        let error = connection.prepare(statement).unwrap_err().to_string();
+        assert_eq!(ErrorKind::of(&error), ErrorKind::NoSchema, "{error}");
+    }
+}
+
+#[test]
+fn health_reads_an_empty_table_and_a_full_one() {
+    let connection = new_database();
+    let health = || connection.query_row(HEALTH, [], |row| row.get::<_, i64>(0));
+    assert_eq!(health(), Ok(0));
+    insert(&connection, "a", "https://example.com/", None).unwrap();
+    insert(&connection, "b", "https://example.com/", None).unwrap();
+    assert_eq!(health(), Ok(1));
+    connection.execute("DROP TABLE links", []).unwrap();
+    assert!(health().is_err());
+}
+
+/// URL, end, most clicks, clicks left, and when it was made.
+type Whole = (String, Option<i64>, Option<i64>, Option<i64>, i64);
+
+fn whole(row: &rusqlite::Row<'_>) -> rusqlite::Result<Whole> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+}
+
+fn change(connection: &Connection, slug: &str, url: Option<&str>, end: Option<Option<i64>>) -> Option<Whole> {
+    let row = params![slug, url, end.is_some(), end.flatten()];
+    let changed = connection.query_row(CHANGE_LINK, row, whole).optional().unwrap();
+    let shown = connection.query_row(SHOW_LINK, [slug], whole).optional().unwrap();
+    assert_eq!(changed, shown);
+    changed
+}
+
+#[test]
+fn a_change_leaves_what_it_does_not_name() {
+    let connection = new_database();
+    let no_id: Option<[u8; 16]> = None;
+    for (slug, limit) in [("plain", None), ("limited", Some(3))] {
+        let row = params![slug, "https://example.com/", 7, 50, no_id, limit];
+        connection.query_row(INSERT_LINK, row, |_| Ok(())).unwrap();
+        let at = |url: &str, end| Some((url.to_owned(), end, limit, limit, 7));
+        assert_eq!(
+            change(&connection, slug, None, None),
+            at("https://example.com/", Some(50))
+        );
+        assert_eq!(
+            change(&connection, slug, Some("https://example.org/"), None),
+            at("https://example.org/", Some(50))
+        );
+        assert_eq!(
+            change(&connection, slug, None, Some(Some(60))),
+            at("https://example.org/", Some(60))
+        );
+        assert_eq!(
+            change(&connection, slug, Some("https://example.net/"), Some(None)),
+            at("https://example.net/", None)
+        );
+        // An older release still takes one with a limit for expired.
+        let raw: Option<i64> = connection
+            .query_row("SELECT expires_at FROM links WHERE slug = ?1", [slug], |row| row.get(0))
+            .unwrap();
+        assert_eq!(raw, limit.map(|_| 0));
+    }
+    assert_eq!(change(&connection, "nobody", Some("https://example.org/"), None), None);
+}
+
+#[test]
+fn a_link_is_removed_once() {
+    let connection = new_database();
+    insert(&connection, "a", "https://example.com/", None).unwrap();
+    assert!(remove_for(&connection, [1; 16], "a", 100));
+    assert!(!remove_for(&connection, [2; 16], "a", 100));
+    assert_eq!(find(&connection, "a"), None);
+}
+
+#[test]
+fn a_deletion_that_is_repeated_finds_what_it_did_and_leaves_what_came_after() {
+    let connection = new_database();
+    insert(&connection, "a", "https://example.com/1", None).unwrap();
+    assert!(!remove_for(&connection, [1; 16], "b", 100), "there was none");
+    assert!(remove_for(&connection, [1; 16], "a", 100));
+    assert!(remove_for(&connection, [1; 16], "a", 101), "its answer got lost");
+    insert(&connection, "a", "https://example.com/2", None).unwrap();
+    assert!(remove_for(&connection, [1; 16], "a", 102));
+    assert_eq!(find(&connection, "a"), Some(("https://example.com/2".into(), None)));
+    assert!(remove_for(&connection, [2; 16], "a", 103));
+    assert_eq!(find(&connection, "a"), None);
+}
+
+#[test]
+fn deletions_are_remembered_for_ten_minutes() {
+    let connection = new_database();
+    for (number, slug) in ["a", "b", "c"].into_iter().enumerate() {
+        insert(&connection, slug, "https://example.com/", None).unwrap();
+        assert!(remove_for(
+            &connection,
+            [number as u8; 16],
+            slug,
+            1000 + 400 * number as i64
+        ));
+    }
+    let remembered: String = connection
+        .query_row("SELECT group_concat(slug) FROM link_deletions", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(remembered, "b,c");
+    let plan: String = connection
+        .query_row(
+            "EXPLAIN QUERY PLAN DELETE FROM link_deletions WHERE deleted_at < ?1",
+            [0],
+            |row| row.get("detail"),
+        )
+        .unwrap();
+    assert!(plan.contains("link_deletions_by_time"), "{plan}");
+}
+
+/// Whatever still holds on to the id of a deleted link does not get hold of another one.
+#[test]
+fn the_id_of_a_deleted_link_never_comes_back() {
+    let connection = new_database();
+    for slug in ["a", "b", "c"] {
+        insert(&connection, slug, "https://example.com/", None).unwrap();
+    }
+    let mut used = vec![1, 2, 3];
+    assert!(remove_for(&connection, [1; 16], "c", 0));
+    for slug in ["d", "e"] {
+        // With and without an id of a request, and as older releases do.
+        assert!(insert(&connection, slug, "https://example.com/", None).unwrap());
+        used.push(id_of(&connection, slug));
+    }
+    connection.execute("DELETE FROM links", []).unwrap();
+    assert!(insert_as_1(&connection, "f", "https://example.com/"));
+    used.push(id_of(&connection, "f"));
+    let again = insert_for(&connection, Some([9; 16]), "g", "https://example.com/", None).unwrap();
+    assert_eq!(again.map(|(slug, ..)| slug).as_deref(), Some("g"));
+    let repeated = insert_for(&connection, Some([9; 16]), "h", "https://example.com/", None).unwrap();
+    assert_eq!(repeated.map(|(slug, ..)| slug).as_deref(), Some("g"));
+    used.push(id_of(&connection, "g"));
+    assert_eq!(used, [1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// 0.1.0 goes on after a rollback, on a database that 0.2.0 has changed. These are its statements.
+#[test]
+fn release_0_1_0_serves_on_version_5() {
+    const INSERT: &str =
+        "INSERT INTO links (slug, url, created_at, expires_at, request_id, max_clicks, clicks_left, limited_until)
+        VALUES (?1, ?2, ?3, iif(?6 IS NULL, ?4, 0), ?5, ?6, ?6, iif(?6 IS NULL, NULL, ?4))
+        ON CONFLICT (request_id) WHERE request_id IS NOT NULL DO UPDATE SET request_id = request_id
+        ON CONFLICT (slug) DO NOTHING
+        RETURNING slug, url, iif(max_clicks IS NULL, expires_at, limited_until), max_clicks, clicks_left";
+    const DELETE: &str = "DELETE FROM links WHERE slug = ?1 RETURNING 1";
+    const TAKE: &str = "UPDATE links SET clicks_left = clicks_left - 1
+        WHERE slug = ?1 AND clicks_left > 0 AND (limited_until IS NULL OR limited_until > ?2) RETURNING 1";
+    let connection = new_database();
+    assert_eq!(version(&connection), 5);
+    let no_id: Option<[u8; 16]> = None;
+    let make = |slug: &str| {
+        let row = params![slug, "https://example.com/", 0, None::<i64>, no_id, 1];
+        connection
+            .query_row(INSERT, row, |row| row.get::<_, String>(0))
+            .optional()
+            .unwrap()
+    };
+    assert_eq!((make("a").as_deref(), make("a")), (Some("a"), None));
+    let take = || {
+        connection
+            .query_row(TAKE, params!["a", 0], |_| Ok(()))
+            .optional()
+            .unwrap()
+    };
+    assert_eq!((take(), take()), (Some(()), None));
+    let delete = || connection.query_row(DELETE, ["a"], |_| Ok(())).optional().unwrap();
+    assert_eq!((delete(), delete()), (Some(()), None));
+    assert_eq!(make("b").as_deref(), Some("b"));
+    assert_eq!(id_of(&connection, "b"), 2, "the id of a deleted link");
+    // Its scripts are those up to version 4; it runs none of them here.
+    assert_eq!(SCHEMA[..4].get(5..), None);
+}
+
+/// The link that the click is taken of is the one that leads on, though another one had the slug when it was looked up.
+#[test]
+fn a_click_leads_where_its_own_link_leads() {
+    let connection = new_database();
+    insert_limited(&connection, "x", None, 1).unwrap();
+    assert!(remove_for(&connection, [1; 16], "x", 0));
+    let row = params!["x", "https://example.org/", 0, None::<i64>, [2_u8; 16], 1];
+    connection.query_row(INSERT_LINK, row, |_| Ok(())).unwrap();
+    let taken = connection.query_row(TAKE_CLICK, params!["x", 0], |row| row.get::<_, String>(0));
+    assert_eq!(taken.as_deref(), Ok("https://example.org/"));
+}
+
+#[test]
+fn what_is_held_is_counted() {
+    let connection = new_database();
+    let number = |statement| connection.query_row(statement, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(number(COUNT_LINKS), 0);
+    insert(&connection, "a", "https://example.com/", None).unwrap();
+    insert(&connection, "b", "https://example.com/", None).unwrap();
+    assert_eq!(number(COUNT_LINKS), 2);
+    assert!(number(DATABASE_SIZE) >= 4096);
+}
+
+#[test]
+fn the_first_insert_has_the_slug() {
+    let connection = new_database();
+    assert!(insert(&connection, "x", "https://example.com/", Some(5)).unwrap());
+    assert!(!insert(&connection, "x", "https://example.org/", None).unwrap());
+    assert_eq!(find(&connection, "x"), Some(("https://example.com/".into(), Some(5))));
+}
+
+#[test]
+fn a_request_has_one_link_however_often_it_comes() {
+    let connection = new_database();
+    let made = Some(("x".into(), "https://example.com/".into(), Some(5)));
+    for slug in ["x", "y", "x"] {
+        let link = insert_for(&connection, Some([1; 16]), slug, "https://example.com/", Some(5)).unwrap();
+        assert_eq!(link, made, "with the slug {slug}");
+    }
+    assert_eq!(rows(&connection), 1);
+}
+
+#[test]
+fn a_repeat_of_another_content_changes_nothing_and_is_told_what_there_is() {
+    let connection = new_database();
+    let first = insert_for(&connection, Some([1; 16]), "x", "https://example.com/", None).unwrap();
+    insert_for(&connection, Some([2; 16]), "y", "https://example.net/", None).unwrap();
+    for slug in ["x", "y", "z"] {
+        let other = insert_for(&connection, Some([1; 16]), slug, "https://example.org/", Some(5)).unwrap();
+        assert_eq!(other, first, "with the slug {slug}");
+    }
+    assert_eq!(rows(&connection), 2);
+    assert_eq!(find(&connection, "x"), Some(("https://example.com/".into(), None)));
+    assert_eq!(find(&connection, "y"), Some(("https://example.net/".into(), None)));
+}
+
+#[test]
+fn another_request_does_not_get_the_slug() {
+    let connection = new_database();
+    for (id, made) in [(Some([1; 16]), true), (Some([2; 16]), false), (None, false)] {
+        let link = insert_for(&connection, id, "x", "https://example.com/", None).unwrap();
+        assert_eq!(link.is_some(), made, "{id:?}");
+    }
+    // The second one's id is still free: its next attempt, with another slug, makes its link.
+    let link = insert_for(&connection, Some([2; 16]), "y", "https://example.com/", None).unwrap();
+    assert_eq!(link.map(|(slug, ..)| slug).as_deref(), Some("y"));
+}
+
+#[test]
+fn requests_without_an_id_are_never_the_same() {
+    let connection = new_database();
+    assert!(insert(&connection, "a", "https://example.com/", None).unwrap());
+    assert!(insert(&connection, "b", "https://example.com/", None).unwrap());
+    assert_eq!(rows(&connection), 2);
+}
+
+#[test]
+fn case_makes_another_slug() {
+    let connection = new_database();
+    assert!(insert(&connection, "abc", "https://example.com/1", None).unwrap());
+    assert!(insert(&connection, "ABC", "https://example.com/2", None).unwrap());
+    assert_eq!(find(&connection, "ABC"), Some(("https://example.com/2".into(), None)));
+    assert_eq!(find(&connection, "aBC"), None);
+}
+
+#[test]
+fn a_limit_is_taken_click_by_click() {
+    let connection = new_database();
+    insert_limited(&connection, "x", None, 2).unwrap();
+    insert(&connection, "endless", "https://example.com/", None).unwrap();
+    assert_eq!(limit(&connection, "x"), (Some(2), Some(2)));
+    assert_eq!(limit(&connection, "endless"), (None, None));
+    let taken = [(); 4].map(|()| take_click(&connection, "x", 0));
+    assert_eq!(taken, [true, true, false, false]);
+    assert_eq!(limit(&connection, "x"), (Some(2), Some(0)));
+    assert!(!take_click(&connection, "endless", 0) && !take_click(&connection, "nowhere", 0));
+}
+
+#[test]
+fn no_click_is_taken_after_the_expiry() {
+    let connection = new_database();
+    let made = insert_limited(&connection, "x", Some(100), 5).unwrap();
+    assert_eq!(made.2, Some(100));
+    assert_eq!(find(&connection, "x"), Some(("https://example.com/".into(), Some(100))));
+    assert!(take_click(&connection, "x", 99) && !take_click(&connection, "x", 100));
+    assert_eq!(limit(&connection, "x"), (Some(5), Some(4)));
+}
+
+/// It would not count.
+#[test]
+fn an_older_release_takes_a_link_with_a_limit_for_an_expired_one() {
+    let connection = new_database();
+    for (slug, expires_at) in [("a", None), ("b", Some(i64::MAX))] {
+        insert_limited(&connection, slug, expires_at, 5).unwrap();
+        let expiry = connection.query_row(FIND_LINK_OF_1, [slug], |row| row.get::<_, Option<i64>>(1));
+        assert_eq!(expiry, Ok(Some(0)), "{slug}");
+    }
+}
+
+#[test]
+fn clicks_taken_at_once_are_never_more_than_there_are() {
+    const TAKERS: usize = 4;
+    const CLICKS: i64 = 100;
+    let directory = tempfile::tempdir().unwrap();
+    let open = || {
+        let connection = Connection::open(directory.path().join("links.db")).unwrap();
+        connection.busy_timeout(Duration::from_secs(30)).unwrap();
+        connection
+    };
+    let connection = open();
+    apply_all(&connection).unwrap();
+    insert_limited(&connection, "x", None, CLICKS).unwrap();
+    let taken: i64 = thread::scope(|scope| {
+        let takers = [(); TAKERS].map(|()| {
+            scope.spawn(|| {
+                let connection = open();
+                (0..CLICKS).filter(|_| take_click(&connection, "x", 0)).count() as i64
+            })
+        });
+        takers.into_iter().map(|taker| taker.join().unwrap()).sum()
+    });
+    assert_eq!(taken, CLICKS);
+}
+
+#[test]
+fn a_lookup_uses_the_index() {
+    let connection = new_database();
+    let plan: String = connection
+        .query_row(&format!("EXPLAIN QUERY PLAN {FIND_LINK}"), ["x"], |row| {
+            row.get("detail")
+        })
+        .unwrap();
+    assert!(plan.starts_with("SEARCH links USING INDEX"), "{plan}");
+}
+
+/// Four processes start at once on a database that does not exist, and all of them race for the same slugs.
+#[test]
+fn writers_at_once_share_a_new_database() {
+    const WRITERS: usize = 4;
+    const SLUGS: usize = 50;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("links.db");
+    let start = Barrier::new(WRITERS);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // As the component does: a database that is busy is asked again, for a limited time.
+    let patiently = |work: &dyn Fn() -> rusqlite::Result<bool>| loop {
+        match work() {
+            Err(error) if ErrorKind::of(&error.to_string()) == ErrorKind::Busy && Instant::now() < deadline => {
+                thread::yield_now();
+            }
+            outcome => return outcome.unwrap(),
+        }
+    };
+    let write = |writer: usize| {
+        start.wait();
+        let connection = Connection::open(&path).unwrap();
+        connection.busy_timeout(Duration::from_secs(5)).unwrap();
+        patiently(&|| connection.query_row(WRITE_AHEAD, [], |row| Ok(row.get::<_, String>(0)? == "wal")));
+        patiently(&|| apply_all(&connection).map(|()| true));
+        let url = format!("https://example.com/{writer}");
+        // One request that each of them is asked to serve.
+        let repeated = || {
+            insert_for(
+                &connection,
+                Some([7; 16]),
+                &format!("repeated-{writer}"),
+                "https://example.com/",
+                None,
+            )
+        };
+        patiently(&|| repeated().map(|link| link.is_some()));
+        (0..SLUGS)
+            .filter(|slug| patiently(&|| insert(&connection, &slug.to_string(), &url, None)))
+            .collect::<Vec<_>>()
+    };
+    let won: Vec<Vec<usize>> = thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS).map(|writer| scope.spawn(move || write(writer))).collect();
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+    });
+    let connection = Connection::open(&path).unwrap();
+    for (writer, slugs) in won.iter().enumerate() {
+        for slug in slugs {
+            assert_eq!(
+                find(&connection, &slug.to_string()),
+                Some((format!("https://example.com/{writer}"), None))
+            );
+        }
+    }
+    assert_eq!(
+        won.iter().map(Vec::len).sum::<usize>(),
+        SLUGS,
+        "every slug has one winner"
+    );
+    assert_eq!(
+        rows(&connection),
+        1 + i64::try_from(SLUGS).unwrap(),
+        "the repeated request has one link"
+    );
+    assert_eq!(version(&connection), SCHEMA.len() as i64);
+    let mode: String = connection
+        .query_row("PRAGMA journal_mode", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(mode, "wal");
+}

@@ -1,0 +1,83 @@
+//! Proof that a request comes from the agent, or through nginx: each sends a secret that is new at each boot.
+
+use links_domain::hex;
+use links_domain::secret::{Digest, SALT_LENGTH};
+use subtle::ConstantTimeEq;
+
+/// Carries the agent's secret, which requests below `/internal/` need.
+pub const AGENT_HEADER: &str = "links-agent-secret";
+
+/// Carries nginx's secret, without which the headers that only nginx may set do not count.
+pub const PROXY_HEADER: &str = "links-proxy-secret";
+
+/// The digest of a secret, so that it has one size and comparing it takes the same time whatever is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proof(Option<Digest>);
+
+impl Proof {
+    /// The proof that the value of a variable asks for. An empty one matches nothing.
+    pub fn of(variable: &str) -> Proof {
+        let secret = variable.trim();
+        // Never stored, so it needs no salt.
+        Proof((!secret.is_empty()).then(|| Digest::of(secret.as_bytes(), [0; SALT_LENGTH])))
+    }
+
+    pub fn is_given_by(&self, header: &[u8]) -> bool {
+        self.0.is_some_and(|digest| digest.is_of(header))
+    }
+
+    /// A text that only those who have the secret can make of a message, and that does not give it away. `None`: there is
+    /// no secret.
+    pub fn sign(&self, message: &str) -> Option<String> {
+        Some(hex::encode(&self.0?.sign(message)))
+    }
+
+    /// In a time that does not depend on how much of the signature is right.
+    pub fn has_signed(&self, message: &str, signature: &str) -> bool {
+        self.sign(message)
+            .is_some_and(|wanted| wanted.as_bytes().ct_eq(signature.as_bytes()).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn only_the_secret_itself_is_proof() {
+        let proof = Proof::of("0123456789abcdef\n");
+        assert!(proof.is_given_by(b"0123456789abcdef"));
+        for other in ["", "0", "0123456789abcde", "0123456789abcdef0", "0123456789ABCDEF"] {
+            assert!(!proof.is_given_by(other.as_bytes()), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_secret_matches_nothing() {
+        for variable in ["", " ", "\n"] {
+            for header in [variable, "", "x"] {
+                assert!(
+                    !Proof::of(variable).is_given_by(header.as_bytes()),
+                    "{variable:?} {header:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_signature_is_of_one_secret_and_one_message() {
+        let proof = Proof::of("s3cret");
+        let signature = proof.sign("message").unwrap();
+        assert!(proof.has_signed("message", &signature));
+        assert!(!proof.has_signed("messages", &signature) && !proof.has_signed("message", &signature[1..]));
+        assert!(!Proof::of("s3cret2").has_signed("message", &signature));
+        assert_eq!(Proof::of("").sign("message"), None);
+        assert!(!Proof::of("").has_signed("message", ""));
+    }
+
+    #[test]
+    fn a_secret_is_not_printed() {
+        assert!(!format!("{:?}", Proof::of("s3cret")).contains("s3cret"));
+    }
+}
