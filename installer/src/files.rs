@@ -2,7 +2,9 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, symlink};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, symlink,
+};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -232,6 +234,18 @@ fn temporary_name(path: &Path) -> anyhow::Result<PathBuf> {
     hidden.push(name);
     hidden.push(".new");
     Ok(path.with_file_name(hidden))
+}
+
+/// Makes a directory with exactly this mode, or gives it that mode.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
+    let made = || -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    };
+    made().with_context(|| format!("Making {}", path.display()))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod agent;
 mod beneath;
 mod cli;
+mod click_journal;
 mod config;
 mod connections;
 mod copy;
@@ -10,6 +11,8 @@ mod countries;
 mod database;
 mod database_work;
 mod delivery;
+mod digest;
+mod edge;
 mod endpoint;
 mod exec;
 mod files;
@@ -18,6 +21,7 @@ mod install;
 mod layout;
 mod libsql;
 mod log;
+mod network;
 mod nginx;
 mod notify;
 mod online;
@@ -32,6 +36,7 @@ mod rotation;
 mod runtime;
 mod sandbox;
 mod secrets;
+mod services;
 mod sockets;
 mod sqlite;
 mod stats;
@@ -49,11 +54,12 @@ use clap::Parser as _;
 
 use cli::{Cli, Command};
 use config::load::Invalid;
-use install::{NeedsRoot, OnBehalfOf};
 use layout::Layout;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use peers::Stage;
+use privileges::NeedsRoot;
 use rollout::Failure;
+use services::OnBehalfOf;
 
 /// EX_NOPERM of sysexits.h.
 const NEEDS_ROOT: u8 = 77;
@@ -101,7 +107,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
         Command::PrepareDowngrade => rollout::change_stage(&layout, Stage::Transition)?,
         Command::AbortDowngrade => rollout::change_stage(&layout, Stage::Final)?,
-        Command::StopInstances => install::stop_instances()?,
+        Command::StopInstances => services::stop_instances()?,
         Command::Man => std::io::stdout().write_all(&package::man_page()?)?,
         Command::Completions { shell } => std::io::stdout().write_all(&package::completions(shell)?)?,
     }

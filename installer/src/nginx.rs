@@ -5,6 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use data_encoding::HEXLOWER;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, UndefinedBehavior};
@@ -14,7 +15,6 @@ use sha2::{Digest as _, Sha256};
 use crate::config::links::{Config, Listen};
 use crate::endpoint::Endpoint;
 use crate::layout::{self, Layout};
-use crate::package::manifest::hex;
 use crate::peers::Peers;
 use crate::secrets::Secret;
 
@@ -160,7 +160,7 @@ pub fn site(config: &Config, layout: &Layout, surroundings: Surroundings, peers:
 
 /// What identifies a site: it depends on all of its text but itself.
 fn fingerprint(anonymous: &str) -> String {
-    hex(&Sha256::digest(anonymous)[..12])
+    HEXLOWER.encode(&Sha256::digest(anonymous)[..12])
 }
 
 /// What the servers of this site answer at [`WHICH_SITE`]. None for a site of 0.1.0, or of somebody else.

@@ -1,6 +1,8 @@
 //! Root's right to do everything, and how it is given up: what user `links` can replace is opened as that user.
 
-use anyhow::Context as _;
+use std::fmt;
+
+use anyhow::{Context as _, bail};
 use nix::sys::prctl;
 use nix::unistd::{User, geteuid, setgroups, setresgid, setresuid};
 
@@ -31,4 +33,26 @@ pub fn give_up() -> anyhow::Result<()> {
         prctl::set_no_new_privs()
     };
     drop().with_context(|| format!("Becoming user {USER}"))
+}
+
+/// The command needs root; said before anything is done.
+#[derive(Debug)]
+pub struct NeedsRoot;
+
+impl fmt::Display for NeedsRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line: Vec<_> = std::env::args().collect();
+        write!(f, "this needs root: `sudo {}`", line.join(" "))
+    }
+}
+
+impl std::error::Error for NeedsRoot {}
+
+/// # Errors
+/// [`NeedsRoot`]
+pub fn require_root() -> anyhow::Result<()> {
+    if !geteuid().is_root() {
+        bail!(NeedsRoot);
+    }
+    Ok(())
 }

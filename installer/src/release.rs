@@ -3,18 +3,21 @@
 //! dpkg deletes an old version's files before the new one is configured, so nothing runs from the package's own
 //! payload. A release in the store is whole or absent: it is written under a hidden name, synced, and renamed.
 
+pub mod manifest;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use data_encoding::HEXLOWER;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use sha2::{Digest as _, Sha256};
 
 use crate::layout::Layout;
-use crate::package::manifest::{self, Manifest, RuntimeKind};
 use crate::{exec, files, log};
+use manifest::{Manifest, RuntimeKind};
 
 /// A bundle on the disk whose manifest was read. Its files are checked by [`Release::verify`] and on import.
 #[derive(Clone, Debug)]
@@ -108,7 +111,7 @@ impl Release {
 
     fn compare(&self, name: &str, expected: &manifest::File, digest: &[u8]) -> anyhow::Result<()> {
         ensure!(
-            manifest::hex(digest) == expected.sha256,
+            HEXLOWER.encode(digest) == expected.sha256,
             "{} differs from the manifest of release {}: the file is damaged; {REINSTALL}",
             self.directory.join(name).display(),
             self.id,
@@ -344,8 +347,8 @@ fn make_directories(target: &Path, name: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 pub mod tests {
+    use super::manifest::Runtime;
     use super::*;
-    use crate::package::manifest::Runtime;
 
     /// A bundle with a given runtime, as `pack` would make it.
     pub fn bundle(directory: &Path, runtime: &[u8]) -> Release {
@@ -360,7 +363,7 @@ pub mod tests {
             let path = directory.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, bytes).unwrap();
-            let sha256 = manifest::hex(&Sha256::digest(bytes));
+            let sha256 = HEXLOWER.encode(&Sha256::digest(bytes));
             listed.insert(
                 name.to_owned(),
                 manifest::File {

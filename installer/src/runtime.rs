@@ -16,9 +16,9 @@ use crate::config::telemetry;
 use crate::endpoint::Endpoint;
 use crate::health::Probe;
 use crate::layout::Layout;
-use crate::package::manifest::RuntimeKind;
 use crate::process::{Process, describe};
 use crate::release::Release;
+use crate::release::manifest::RuntimeKind;
 use crate::{exec, files, token};
 
 /// One call of a runtime, Spin's command line.

@@ -3,8 +3,8 @@
 
 use anyhow::bail;
 
-use crate::install::Services;
 use crate::layout::{self, Layout};
+use crate::services::Services;
 use crate::{exec, files};
 
 const UNIT: &str = include_str!("../../systemd/links@.service");

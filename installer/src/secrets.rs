@@ -8,14 +8,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
+use data_encoding::HEXLOWER;
 use nix::unistd::{Gid, Group, chown};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use subtle::ConstantTimeEq as _;
 
-use crate::install::make_directory;
+use crate::files::make_directory;
 use crate::layout::{self, Layout};
-use crate::package::manifest::hex;
 use crate::{log, nginx};
 
 /// Header with which the agent addresses an instance below /internal/. Without it the instance answers 404.
@@ -39,7 +39,7 @@ impl Secret {
         SysRng
             .try_fill_bytes(&mut random)
             .context("Asking the kernel for randomness")?;
-        Ok(Self(hex(&random)))
+        Ok(Self(HEXLOWER.encode(&random)))
     }
 
     /// None where the file does not hold exactly one secret and a line feed.

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::load::local_database;
 use crate::layout::Layout;
-use crate::package::manifest::RuntimeKind;
 use crate::release::Store;
+use crate::release::manifest::RuntimeKind;
 use crate::rollout::{State, snapshot};
 
 /// A report that is older was written by an agent that is gone, in seconds.

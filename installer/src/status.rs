@@ -11,11 +11,11 @@ use time::format_description::well_known::Rfc3339;
 use crate::config::load::{load_links, local_database};
 use crate::endpoint::Endpoint;
 use crate::health::Probe;
-use crate::install::{OnBehalfOf, Services, site};
 use crate::layout::{self, Layout};
 use crate::release::{Release, Store};
+use crate::services::{OnBehalfOf, Services};
 use crate::sqlite::{self, Sqlite};
-use crate::{connections, database, rollout, rotation, sandbox};
+use crate::{connections, database, edge, rollout, rotation, sandbox};
 
 #[derive(Serialize)]
 struct Status {
@@ -114,7 +114,7 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
             }
         })
         .collect();
-    let nginx = nginx(site::status(layout, &config)?);
+    let nginx = nginx(edge::status(layout, &config)?);
     let all_ready = instances
         .iter()
         .all(|instance| instance.ready && instance.trouble.is_none());
@@ -131,7 +131,7 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
     })
 }
 
-fn nginx(status: site::Status) -> Nginx {
+fn nginx(status: edge::Status) -> Nginx {
     let listening = |(address, answer): (SocketAddr, Result<(), String>)| Listening {
         address,
         trouble: answer.err(),

@@ -3,16 +3,16 @@
 use std::fs;
 
 use anyhow::{Context as _, ensure};
+use data_encoding::HEXLOWER;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 
 use crate::config::check::Loaded;
 use crate::config::load::load_as_kept;
 use crate::config::runtime::{Origin, Service};
-use crate::files;
-use crate::install::{make_directory, require_root};
+use crate::files::{self, make_directory};
 use crate::layout::{ADMIN_TOKEN, Layout};
-use crate::package::manifest::hex;
+use crate::privileges::require_root;
 
 /// 256 bits; as hexadecimal it needs no quoting anywhere.
 const BYTES: usize = 32;
@@ -35,7 +35,7 @@ pub fn make(layout: &Layout) -> anyhow::Result<()> {
     make_directory(&layout.credentials_dir(), 0o700)?;
     files::replace(
         &layout.credential(ADMIN_TOKEN),
-        format!("{}\n", hex(&random)).as_bytes(),
+        format!("{}\n", HEXLOWER.encode(&random)).as_bytes(),
         0o600,
     )
 }

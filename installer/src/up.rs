@@ -15,14 +15,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::cli::UpArgs;
 use crate::config::links::{Config, Listen};
 use crate::config::load::{load, load_links};
-use crate::install::{make_directory, site};
+use crate::files::make_directory;
 use crate::layout::{Layout, edge_address};
 use crate::nginx::{self, Room, Surroundings};
 use crate::peers::{self, Stage};
 use crate::process::{self, Process};
 use crate::release::{Release, Store};
 use crate::rotation::Watch;
-use crate::{exec, files, rotation, secrets, supervise, token};
+use crate::{edge, exec, files, rotation, secrets, supervise, token};
 
 /// The links.toml that the package ships.
 const LINKS_TOML: &str = include_str!("../../packaging/links.toml");
@@ -122,7 +122,7 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
     make_directory(&layout.ready_dir(), 0o755)?;
     make_directory(&layout.metrics_dir(), 0o750)?;
     make_directory(&layout.sockets_dir(), 0o700)?;
-    site::keep_connections(layout)?;
+    edge::keep_connections(layout)?;
     if !layout.links_toml().exists() {
         let [nginx, metrics, otlp] = free_addresses()?;
         let text = first_links_toml(nginx, free_base_port()?, metrics, otlp);

@@ -7,6 +7,7 @@ pub use place::database as database_path;
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use links_store::checkpoints::BY_AGENT;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -120,7 +121,7 @@ pub fn digest(rendered: &str, config: &Config, exports: &Exports) -> String {
             forward.headers.as_deref().unwrap_or_default()
         ));
     }
-    crate::package::manifest::hex(&sha256.finalize())
+    HEXLOWER.encode(&sha256.finalize())
 }
 
 /// All of them always, so that nobody else is asked for one; the empty string is the component's own default.

@@ -12,9 +12,8 @@ use serde::Serialize;
 
 use crate::cli::{CopyArgs, DbCommand};
 use crate::config::load::load_as_kept;
-use crate::install::require_root;
 use crate::layout::Layout;
-use crate::privileges;
+use crate::privileges::{self, require_root};
 use links::{Copied, Different, Mode, Occupied, Phase, counted};
 use place::Database;
 

@@ -1,30 +1,22 @@
 //! The host: what is done to it when the payload has come, and undone before it goes.
 
-pub mod click_journal;
-pub mod network;
 pub mod payload;
-mod room;
-mod services;
-pub mod site;
-pub mod socket_group;
 
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-
-pub use services::{OnBehalfOf, Services, last_lines, stop_instances};
+use anyhow::Context as _;
 
 use crate::cli::ConfigureArgs;
 use crate::config::load::{load_as_kept, load_links};
 use crate::config::network::Network;
 use crate::layout::{self, Layout};
 use crate::peers::Stage;
+use crate::privileges::require_root;
 use crate::release::{Release, Store};
 use crate::rollout::{Force, Goal, Patience, Session, State, Style};
-use crate::{exec, files, sandbox, token};
+use crate::services::{OnBehalfOf, Services, enabled_instances};
+use crate::{click_journal, edge, exec, files, network, sandbox, token};
 
 /// For a rollout that is under way when a package manager comes; longer than one takes that fails in every way.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
@@ -78,7 +70,7 @@ impl fmt::Display for Step {
             Self::Start => write!(f, "start {}", layout::SERVICE),
             Self::Settle => write!(f, "wait until every instance stays healthy for rollout.min_healthy"),
             Self::RestartAgent => write!(f, "restart the agent"),
-            Self::Site => write!(f, "{}", site::INSTALL),
+            Self::Site => write!(f, "{}", edge::INSTALL),
         }
     }
 }
@@ -183,7 +175,7 @@ fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Res
                 let mut goal = session.goal(&payload, force)?;
                 // Before anything starts for it.
                 let starts = !site && services.running() && services.allowed(layout::SERVICE, "start")?;
-                site::check(layout, goal.config(), services, force.site, starts)?;
+                edge::check(layout, goal.config(), services, force.site, starts)?;
                 goal.wanted.site = site;
                 session.bring_about(&goal)?;
                 rolled_out = Some(goal);
@@ -208,12 +200,12 @@ fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Res
                 services.act("restart", layout::SERVICE)?;
             }
             Step::Site => {
-                let mode = site::Mode {
+                let mode = edge::Mode {
                     force: force.site,
                     in_rollout: false,
                     stage: Stage::Final,
                 };
-                notices.extend(site::install(layout, &load_links(layout)?, services, mode)?);
+                notices.extend(edge::install(layout, &load_links(layout)?, services, mode)?);
             }
         }
     }
@@ -242,18 +234,6 @@ fn observe(layout: &Layout, payload: &Release, services: Services) -> anyhow::Re
         is_current: State::new(layout).current().as_ref() == Some(&payload.id),
         active: services.is_active(layout::SERVICE)?,
     })
-}
-
-/// By the links that `systemctl enable links@N` makes.
-///
-/// # Errors
-/// They cannot be listed.
-pub fn enabled_instances(layout: &Layout) -> anyhow::Result<Vec<u16>> {
-    let directory = layout.service_wants_dir();
-    let names = files::list(&directory).with_context(|| format!("Reading {}", directory.display()))?;
-    let mut numbers: Vec<_> = names.iter().filter_map(|name| layout::instance_of_unit(name)).collect();
-    numbers.sort_unstable();
-    Ok(numbers)
 }
 
 fn units(instances: &[u16]) -> Vec<String> {
@@ -285,7 +265,7 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
     // Never in the middle of a rollout.
     let _session = Session::begin(layout, services, Patience::Until(PATIENCE), Style::Text)?;
     // First, so that clients get nginx's own answer rather than an error of a proxy without a backend.
-    let mut notices = site::remove(layout, services);
+    let mut notices = edge::remove(layout, services);
     if services.running() {
         let mut patterns = all.clone();
         // Instances that were started by hand are ours too.
@@ -306,40 +286,6 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
     notices.extend(rest.into_iter().filter_map(|done| Some(format!("{:#}", done.err()?))));
     for notice in notices {
         eprintln!("linksctl: {notice}");
-    }
-    Ok(())
-}
-
-/// Makes a directory with exactly this mode, or gives it that mode.
-///
-/// # Errors
-/// It cannot be made.
-pub fn make_directory(path: &std::path::Path, mode: u32) -> anyhow::Result<()> {
-    let made = || -> std::io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
-    };
-    made().with_context(|| format!("Making {}", path.display()))
-}
-
-/// The command needs root; said before anything is done.
-#[derive(Debug)]
-pub struct NeedsRoot;
-
-impl fmt::Display for NeedsRoot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line: Vec<_> = std::env::args().collect();
-        write!(f, "this needs root: `sudo {}`", line.join(" "))
-    }
-}
-
-impl std::error::Error for NeedsRoot {}
-
-/// # Errors
-/// [`NeedsRoot`]
-pub fn require_root() -> anyhow::Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!(NeedsRoot);
     }
     Ok(())
 }

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::statvfs::statvfs;
 
-use super::{How, OnBehalfOf, Services, configure, deconfigure, make_directory, prepare, require_root};
-use crate::files::Left;
+use super::{How, configure, deconfigure, prepare};
+use crate::digest;
+use crate::files::{Left, make_directory};
 use crate::layout::{self, Layout};
-use crate::package::digest;
 use crate::package::payload::{LIST_FORMAT, LIST_NAME, List, Listed, ListedFile};
+use crate::privileges::require_root;
+use crate::services::{OnBehalfOf, Services};
 use crate::{exec, files};
 
 /// Left free on the disk besides what is installed, in bytes: room for the database and the compiled components.

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::app::App;
-use super::digest;
 use super::identity::Identity;
-use super::manifest::{self, Manifest, RuntimeKind};
 use crate::config::load::Invalid;
 use crate::config::runtime::RuntimeToml;
+use crate::digest;
+use crate::release::manifest::{self, Manifest, RuntimeKind};
 
 const APP: &str = "spin.toml";
 const RUNTIME_CONFIG: &str = "runtime.toml";
@@ -208,6 +208,7 @@ pub fn check_component(path: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::super::{app, identity::Arch};
     use super::*;
+    use data_encoding::HEXLOWER;
     use sha2::{Digest as _, Sha256};
 
     const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0rest";
@@ -268,7 +269,7 @@ mod tests {
         );
         let component = &manifest.files["components/links.wasm"];
         assert_eq!(component.size, COMPONENT.len() as u64);
-        assert_eq!(component.sha256, manifest::hex(&Sha256::digest(COMPONENT)));
+        assert_eq!(component.sha256, HEXLOWER.encode(&Sha256::digest(COMPONENT)));
         let written = fs::read(bundle.join("manifest.json")).unwrap();
         assert_eq!(Manifest::parse(&written).unwrap(), manifest);
         assert_eq!(manifest.runtime.path, "runtime/links-host");

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::digest;
 use super::identity::Arch;
+use crate::digest;
 
 /// Short, so that a machine without the network gets its answer soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

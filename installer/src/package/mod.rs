@@ -5,12 +5,10 @@ mod archive;
 mod bundle;
 mod changelog;
 mod control;
-pub mod digest;
 mod documents;
 mod download;
 mod identity;
 mod libraries;
-pub mod manifest;
 pub mod payload;
 mod publish;
 mod source;
@@ -25,6 +23,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::cli::PackArgs;
+use crate::release::manifest::RuntimeKind;
 use crate::{layout, log};
 
 use archive::{Content, Member};
@@ -345,7 +344,7 @@ impl Packed {
 
 #[derive(Debug, Serialize)]
 struct ShownRuntime {
-    kind: manifest::RuntimeKind,
+    kind: RuntimeKind,
     version: String,
     origin: String,
 }

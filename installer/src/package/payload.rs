@@ -7,6 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use data_encoding::HEXLOWER;
 use md5::Md5;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -14,7 +15,6 @@ use sha2::{Digest, Sha256};
 use super::archive::{Content, Member};
 use super::bundle;
 use super::identity::Identity;
-use super::manifest::hex;
 use crate::layout::{self, Layout};
 
 /// Name of the tarball's own table of contents, in its top directory.
@@ -216,8 +216,8 @@ pub struct Digests {
 impl Digests {
     pub fn of_bytes(bytes: &[u8]) -> Self {
         Self {
-            sha256: hex(&Sha256::digest(bytes)),
-            md5: hex(&Md5::digest(bytes)),
+            sha256: HEXLOWER.encode(&Sha256::digest(bytes)),
+            md5: HEXLOWER.encode(&Md5::digest(bytes)),
         }
     }
 
@@ -235,8 +235,8 @@ impl Digests {
             size += read as u64;
         }
         let digests = Self {
-            sha256: hex(&sha256.finalize()),
-            md5: hex(&md5.finalize()),
+            sha256: HEXLOWER.encode(&sha256.finalize()),
+            md5: HEXLOWER.encode(&md5.finalize()),
         };
         Ok((digests, size))
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::digest::Counting;
+use crate::digest::Counting;
 use crate::files;
 
 /// What was written.
@@ -55,8 +55,8 @@ pub fn publish(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use super::super::manifest::hex;
     use super::*;
+    use data_encoding::HEXLOWER;
     use sha2::{Digest as _, Sha256};
 
     #[test]
@@ -66,7 +66,10 @@ mod tests {
         let published = publish(&path, |out| out.write_all(b"binary")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"binary");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
-        assert_eq!((published.size, published.sha256), (6, hex(&Sha256::digest(b"binary"))));
+        assert_eq!(
+            (published.size, published.sha256),
+            (6, HEXLOWER.encode(&Sha256::digest(b"binary")))
+        );
     }
 
     #[test]

@@ -13,9 +13,9 @@ use nix::sys::signal::Signal;
 
 use super::bundle::Program;
 use super::download::{self, Release};
-use super::manifest::RuntimeKind;
 use crate::exec;
 use crate::process::{Process, describe};
+use crate::release::manifest::RuntimeKind;
 
 /// The generation of Spin that the components are built for (their SDK's WASI interfaces).
 const SPIN_GENERATION: &str = "4.0.";

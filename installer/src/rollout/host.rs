@@ -16,13 +16,14 @@ use super::state::{State, backup_name};
 use crate::config::links::Config;
 use crate::config::load::load_links;
 use crate::config::network::Network;
-use crate::database_work;
 use crate::endpoint::Endpoint;
+use crate::files::make_directory;
 use crate::health::Probe;
-use crate::install::{Services, enabled_instances, last_lines, make_directory, network, site};
 use crate::layout::{self, Layout};
 use crate::peers::Stage;
 use crate::rotation::{self, Watch};
+use crate::services::{Services, enabled_instances, last_lines};
+use crate::{database_work, edge, network};
 
 /// Between two looks at an instance that has to stay healthy.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -114,12 +115,12 @@ impl Host<'_> {
     }
 
     fn write_site(&mut self, stage: Stage) -> anyhow::Result<()> {
-        let mode = site::Mode {
+        let mode = edge::Mode {
             force: self.force_site,
             in_rollout: self.begun,
             stage,
         };
-        let notices = site::install(self.layout, self.config, self.services, mode)?;
+        let notices = edge::install(self.layout, self.config, self.services, mode)?;
         // The second site of a rollout has the same to say.
         let new = notices.into_iter().filter(|notice| !self.notices.contains(notice));
         let new: Vec<_> = new.collect();
@@ -201,7 +202,7 @@ impl apply::Host for Host<'_> {
     fn finish(&mut self) -> anyhow::Result<()> {
         Journal::remove(self.layout)?;
         self.begun = false;
-        site::end_rollout(self.layout)
+        edge::end_rollout(self.layout)
     }
 
     fn back_up(&mut self, from: u32) -> anyhow::Result<()> {
@@ -248,7 +249,7 @@ impl apply::Host for Host<'_> {
     }
 
     fn take_site_back(&mut self) -> anyhow::Result<()> {
-        let notices = site::undo_rollout(self.layout, self.config, self.services)?;
+        let notices = edge::undo_rollout(self.layout, self.config, self.services)?;
         self.notices.extend(notices);
         Ok(())
     }

@@ -32,11 +32,12 @@ use crate::cli::{RestartArgs, RollbackArgs, RolloutArgs, ScaleArgs};
 use crate::config::check::Loaded;
 use crate::config::links::Config;
 use crate::config::load::{load_as_kept, load_links};
-use crate::install::{OnBehalfOf, Services, click_journal, require_root, site};
 use crate::layout::{self, Layout};
 use crate::peers::{self, Stage};
+use crate::privileges::require_root;
 use crate::release::{Release, Store};
-use crate::{files, log, secrets};
+use crate::services::{OnBehalfOf, Services};
+use crate::{click_journal, edge, files, log, secrets};
 use host::{Host, Interruption, observe};
 use plan::{Observed, Plan};
 use report::{Event, Reporter};
@@ -74,7 +75,7 @@ impl<'a> Session<'a> {
             begun: Instant::now(),
             _lock: lock,
         };
-        site::keep_connections(layout)?;
+        edge::keep_connections(layout)?;
         secrets::make_missing(layout)?;
         if let Some(text) = click_journal::take_over(layout)? {
             session.reporter.tell(&Event::Recovered { text });
@@ -82,7 +83,7 @@ impl<'a> Session<'a> {
         if let Some(text) = take_back(layout, services)? {
             session.reporter.tell(&Event::Recovered { text });
         }
-        for text in site::recover(layout, services)? {
+        for text in edge::recover(layout, services)? {
             session.reporter.tell(&Event::Recovered { text });
         }
         Ok(session)
@@ -104,7 +105,7 @@ impl<'a> Session<'a> {
         // Nothing moves for a site that nginx would not take.
         if wanted.site {
             let live = self.services.is_active(layout::SERVICE)?;
-            site::check(self.layout, config, self.services, *force_site, live)?;
+            edge::check(self.layout, config, self.services, *force_site, live)?;
         }
         let state = State::new(self.layout);
         state.adopt(&wanted.version.config)?;
@@ -297,7 +298,7 @@ fn from_systemd(layout: &Layout, services: Services) -> anyhow::Result<()> {
     log::error!("linksctl: {error:#}");
     // links.toml may be what is wrong.
     let (applied, _) = snapshot::of_instance(layout, 1);
-    site::require_serving(layout, &load_links(&applied)?)
+    edge::require_serving(layout, &load_links(&applied)?)
 }
 
 /// Without touching anything.
@@ -444,7 +445,7 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
         return Ok(());
     };
     // An error is no reason to leave the rest undone: the start of links.service asks nginx, and tries again.
-    if let Err(error) = site::restore_sockets(layout) {
+    if let Err(error) = edge::restore_sockets(layout) {
         log::error!("{error:#}");
     }
     secrets::make_missing(layout)?;
@@ -452,7 +453,7 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
     if let Some(text) = take_back(layout, services)? {
         log::notice!("{text}");
     }
-    for text in site::recover(layout, services)? {
+    for text in edge::recover(layout, services)? {
         log::notice!("{text}");
     }
     Ok(())
@@ -478,11 +479,11 @@ pub fn change_stage(layout: &Layout, stage: Stage) -> anyhow::Result<()> {
     if stage == Stage::Transition && peers::lead_to_ports(layout, &config) {
         return Ok(());
     }
-    let mode = site::Mode {
+    let mode = edge::Mode {
         stage,
-        ..site::Mode::default()
+        ..edge::Mode::default()
     };
-    for notice in site::install(layout, &config, services, mode)? {
+    for notice in edge::install(layout, &config, services, mode)? {
         eprintln!("linksctl: {notice}");
     }
     Ok(())

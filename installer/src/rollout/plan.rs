@@ -148,7 +148,7 @@ impl fmt::Display for Step {
                 f,
                 "make nginx look for the instances on their sockets and on their ports while they move"
             ),
-            Self::Site => write!(f, "{}", crate::install::site::INSTALL),
+            Self::Site => write!(f, "{}", crate::edge::INSTALL),
             Self::TakeSiteBack => write!(f, "put the nginx site back, reload nginx"),
             Self::Commit(release) => write!(f, "current is release {release}"),
             Self::Uncommit => write!(f, "the current release is the one before again"),

@@ -48,6 +48,7 @@
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use data_encoding::HEXLOWER;
 use nix::time::{ClockId, clock_gettime};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
@@ -286,7 +287,7 @@ pub fn legacy_name(machine: &str, inode: Inode, generation: u32) -> String {
     digest.update(inode.number.to_le_bytes());
     digest.update(inode.born.to_le_bytes());
     digest.update(generation.to_le_bytes());
-    hex(&digest.finalize()[..16])
+    HEXLOWER.encode(&digest.finalize()[..16])
 }
 
 /// # Errors
@@ -294,11 +295,7 @@ pub fn legacy_name(machine: &str, inode: Inode, generation: u32) -> String {
 pub fn random_name() -> std::io::Result<String> {
     let mut bytes = [0; 16];
     SysRng.try_fill_bytes(&mut bytes).map_err(std::io::Error::other)?;
-    Ok(hex(&bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(HEXLOWER.encode(&bytes))
 }
 
 #[cfg(test)]

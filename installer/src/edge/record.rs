@@ -5,12 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::files;
 use crate::layout::Layout;
-use crate::package::manifest::hex;
 
 /// The format written and understood here.
 const FORMAT: u32 = 1;
@@ -231,7 +231,7 @@ impl Record {
 }
 
 pub fn digest(text: &str) -> String {
-    hex(&Sha256::digest(text))
+    HEXLOWER.encode(&Sha256::digest(text))
 }
 
 #[cfg(test)]

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::enabled_instances;
-use crate::exec;
 use crate::layout::{self, Layout};
+use crate::{exec, files};
 
 /// Debian's way for an administrator to forbid starts from maintainer scripts (invoke-rc.d's specification,
 /// /usr/share/doc/init-system-helpers/README.policy-rc.d.gz).
@@ -292,6 +291,18 @@ pub fn last_lines(unit: &str) -> anyhow::Result<String> {
     await_journal()?;
     let arguments = ["--no-pager", "--quiet", "--output=cat", "--lines=10", "--unit", unit];
     Ok(exec::finish("journalctl", arguments)?.stdout.trim_end().to_owned())
+}
+
+/// By the links that `systemctl enable links@N` makes.
+///
+/// # Errors
+/// They cannot be listed.
+pub fn enabled_instances(layout: &Layout) -> anyhow::Result<Vec<u16>> {
+    let directory = layout.service_wants_dir();
+    let names = files::list(&directory).with_context(|| format!("Reading {}", directory.display()))?;
+    let mut numbers: Vec<_> = names.iter().filter_map(|name| layout::instance_of_unit(name)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 #[cfg(test)]

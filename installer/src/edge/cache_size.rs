@@ -4,11 +4,11 @@ use std::fs;
 
 use nix::sys::statvfs::statvfs;
 
-use super::services::Services;
-use super::site::{self, Conf};
+use super::{self as edge, Conf};
 use crate::exec;
 use crate::layout::Layout;
 use crate::nginx::Room;
+use crate::services::Services;
 
 /// What nginx's unit gets from links.
 const DROP_IN: &str = include_str!("../../../systemd/nginx.service.d/10-links.conf");
@@ -48,7 +48,7 @@ fn open_files(layout: &Layout, services: Services, conf: &Conf) -> u64 {
     let number = |directive| conf.argument(directive).and_then(|value| value.parse().ok());
     let limit = number("worker_rlimit_nofile").unwrap_or_else(|| {
         // By the unit, whether or not nginx runs at the moment: the site must not depend on that.
-        let unit = services.property(site::UNIT, "LimitNOFILESoft");
+        let unit = services.property(edge::UNIT, "LimitNOFILESoft");
         let unit = unit.and_then(|value| value.parse().ok());
         let wanted = unit.or_else(|| wanted(DROP_IN)).unwrap_or(LIMIT);
         raised(layout, wanted)
@@ -73,7 +73,7 @@ fn wanted(unit: &str) -> Option<u64> {
 /// What the workers of nginx may open: as much as its unit wants. A first process that was started with less, before the
 /// drop-in came, is given the rest, so that no restart is needed.
 fn raised(layout: &Layout, wanted: u64) -> u64 {
-    let Some(pid) = site::master(layout) else {
+    let Some(pid) = edge::master(layout) else {
         return wanted;
     };
     let now = || limits(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?);

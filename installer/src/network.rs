@@ -6,12 +6,12 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use super::{Services, make_directory};
 use crate::config::network::{Network, Reach};
-use crate::files;
+use crate::files::{self, make_directory};
 use crate::layout::Layout;
+use crate::services::Services;
 
-const OPEN: &str = include_str!("../../../systemd/10-network.conf");
+const OPEN: &str = include_str!("../../systemd/10-network.conf");
 
 /// As the units are on the disk.
 pub fn of_units(layout: &Layout) -> Network {
@@ -115,8 +115,8 @@ mod tests {
     #[test]
     fn the_drop_in_takes_back_what_the_units_say() {
         for unit in [
-            include_str!("../../../systemd/links@.service"),
-            include_str!("../../../systemd/links.service"),
+            include_str!("../../systemd/links@.service"),
+            include_str!("../../systemd/links.service"),
         ] {
             for (key, value) in [("IPAddressDeny", "any"), ("IPAddressAllow", "localhost")] {
                 assert!(unit.lines().any(|line| line == format!("{key}={value}")), "{key}");

@@ -2,9 +2,8 @@
 
 use std::io::{self, Read, Write};
 
+use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
-
-use super::manifest::hex;
 
 /// Passes everything on to `out`.
 pub struct Counting<W> {
@@ -24,7 +23,7 @@ impl<W: Write> Counting<W> {
 
     /// Bytes, and lower-case hexadecimal.
     pub fn sum(self) -> (u64, String) {
-        (self.size, hex(&self.digest.finalize()))
+        (self.size, HEXLOWER.encode(&self.digest.finalize()))
     }
 }
 

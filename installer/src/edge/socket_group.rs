@@ -11,7 +11,7 @@ use nix::unistd::Group;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, chownat, fstat, openat};
 use rustix::io::Errno;
 
-use super::site::Conf;
+use super::Conf;
 use crate::exec;
 use crate::layout::{Layout, MAX_INSTANCES};
 

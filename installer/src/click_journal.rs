@@ -16,7 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::site;
+use crate::edge;
 use crate::layout::{Layout, USER};
 use crate::{beneath, privileges};
 
@@ -168,7 +168,7 @@ fn move_aside(directory: &OwnedFd, name: &OsStr) -> io::Result<OsString> {
 
 /// nginx has the old file open, or none.
 fn reopen_logs(layout: &Layout) {
-    let Some(pid) = site::master(layout).and_then(|pid| i32::try_from(pid).ok()) else {
+    let Some(pid) = edge::master(layout).and_then(|pid| i32::try_from(pid).ok()) else {
         return;
     };
     if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGUSR1) {
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn tmpfiles_d_says_the_same() {
-        let tmpfiles = include_str!("../../../packaging/tmpfiles.d/links.conf");
+        let tmpfiles = include_str!("../../packaging/tmpfiles.d/links.conf");
         for line in [
             format!("d /var/lib/links/journal {DIRECTORY_MODE:04o} root {USER} -"),
             format!("f /var/lib/links/journal/{NAME} {FILE_MODE:04o} - {USER} -"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -104,19 +105,7 @@ impl Manifest {
     /// # Errors
     /// As [`Self::to_json`].
     pub fn release_id(&self) -> serde_json::Result<String> {
-        let digest = hex(&Sha256::digest(self.to_json()?));
+        let digest = HEXLOWER.encode(&Sha256::digest(self.to_json()?));
         Ok(format!("{}-{}", self.version, &digest[..12]))
     }
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }

@@ -11,8 +11,8 @@ use anyhow::{Context as _, anyhow, bail};
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::config::links::Config;
-use crate::install::services::Services;
 use crate::layout::Layout;
+use crate::services::Services;
 use crate::{connections, files};
 
 pub const UNIT: &str = "nginx.service";

@@ -1,12 +1,14 @@
 //! The nginx site on a host: what is found becomes a plan, nginx is asked about a candidate of it, the files change, nginx
 //! takes them, and every address is asked. What goes wrong on the way is undone.
 
+mod cache_size;
 mod conf;
 mod plan;
 mod ports;
 mod record;
 mod released;
 mod reload;
+pub mod socket_group;
 mod verify;
 
 use std::fs;
@@ -16,14 +18,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
 
-use super::services::Services;
-use super::{room, socket_group};
 use crate::config::links::Config;
 use crate::config::load::load_links;
 use crate::layout::{self, Layout};
 use crate::nginx::{self, Surroundings};
 use crate::peers::{self, Stage};
 use crate::rollout::snapshot;
+use crate::services::Services;
 use crate::{exec, files};
 use plan::{Found, Plan};
 use record::{Record, State};
@@ -186,7 +187,7 @@ fn look_ahead(
     let surroundings = |default_server| Surroundings {
         ipv6: has_ipv6(),
         default_server,
-        room: room::of_cache(layout, services, &conf),
+        room: cache_size::of_cache(layout, services, &conf),
     };
     let plan = plan::install(&found, &conf, layout, config, force, |default_server| {
         nginx::site(
