@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn nothing_is_shown_as_nothing() {
-        let span = Span::parse(Some("granularity=hour"), NOW).unwrap();
+        let span = Span::new(None, None, Granularity::Hour, NOW).unwrap();
         let text = text(&Report::new(Some("abc"), span, Found::default()), Bars::Blocks);
         assert!(
             text.starts_with("abc: 0 clicks from 2026-01-29 to 2026-01-31 (UTC)\n\n2026-01-29 19:00  0\n"),
