@@ -4,8 +4,8 @@ CARGO ?= cargo
 DIST  := target/dist
 LINKSCTL := target/release/linksctl
 # In the profile that the rest is built in: what the dependencies generate is then there already.
-CLIPPY := $(CARGO) clippy --release --workspace --all-targets --features links-redirect/lint,links-api/lint --locked -- -D warnings
-# What is only built for Wasm.
+CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
+# All but what is only built for Wasm.
 NATIVE := --exclude links-redirect --exclude links-api --exclude hello
 SMOKE := apt_installs_it_with_nginx_and_the_first_link_redirects
 
@@ -45,7 +45,7 @@ lint: packages-test ## formatting, clippy, shellcheck: everything that must be s
 	git ls-files | xargs grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh' | xargs shellcheck
 
 bench: packages-bench deb ## speed of this build on this machine, beside another shortener with PEER=URL of one of its redirects; ONLY=edge for a part
-	component/build.sh --package hello
+	component/build.sh hello
 	$(CARGO) build --release --locked -p links-tests --bins
 	$(CARGO) run --release --locked -p links-tests --bin bench -- $(ONLY)
 

@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Builds the Wasm components: target/wasm32-wasip2/release/links_{redirect,api}.wasm, the files component/spin.toml names.
+# Builds the Wasm components once for each generation of interfaces that a supported runtime has:
 #
-#   component/build.sh [CARGO BUILD ARGUMENT...]
+#   target/components/wasi-0.3.0-rc-2026-03-15/*.wasm    links-host and Spin 4.0, named by component/spin.toml
+#   target/components/wasi-0.3.0/*.wasm                  Spin 4.1, which `linksctl pack` takes for it
+#
+#   component/build.sh [PACKAGE...]
+#
+# Without arguments, the packages are links-redirect and links-api.
 #
 # The toolchain is the first of these that this machine has or can get:
 #   1. the active one, if it has the standard library of wasm32-wasip2
@@ -14,11 +19,15 @@
 #
 # Environment:
 #   XDG_CACHE_HOME    wasi-libc is kept in $XDG_CACHE_HOME/links (default ~/.cache/links)
-#   CARGO_TARGET_DIR  where cargo builds; the components are copied from there to their fixed place
+#   CARGO_TARGET_DIR  where cargo builds, in a directory for each generation; the components are copied from there
 #   RUSTFLAGS         is ignored: the same tree and the same toolchain give the same bytes, with no path of a machine
 set -euo pipefail
 
 readonly target=wasm32-wasip2
+# A directory name in target/components each; the feature of the packages has hyphens where the version has dots.
+readonly generations=(wasi-0.3.0 wasi-0.3.0-rc-2026-03-15)
+packages=("$@")
+[ $# -gt 0 ] || packages=(links-redirect links-api)
 # The first Debian release whose wasi-libc has a wasm32-wasip2 library.
 readonly wasi_libc_suite=trixie
 
@@ -147,7 +156,10 @@ use_debian() {
 }
 
 rustflags=("--remap-path-prefix=$root=/links" "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo")
-cargo_args=(--release --locked --target "$target" --package links-redirect --package links-api)
+cargo_args=(--release --locked --target "$target" --no-default-features)
+for package in "${packages[@]}"; do
+    cargo_args+=(--package "$package")
+done
 unset RUSTC RUSTC_WRAPPER RUSTFLAGS
 command -v cargo >/dev/null || die "cargo is not on PATH: install Rust first (https://rustup.rs)"
 
@@ -171,15 +183,20 @@ export GIT_DIR=/nonexistent
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${rustflags[*]}")
 export CARGO_ENCODED_RUSTFLAGS
 
+# Cargo gives a component's file the same name whatever its features are: in one directory the builds would overwrite each
+# other, and cargo would take either for up to date.
 cd "$root"
-cargo build "${cargo_args[@]}" "$@"
-
-for component in links_redirect links_api; do
-    built=${CARGO_TARGET_DIR:-target}/$target/release/$component.wasm
-    wanted=target/$target/release/$component.wasm
-    if [ ! "$built" -ef "$wanted" ]; then
-        mkdir -p "$(dirname "$wanted")"
-        cp "$built" "$wanted.$$" && mv "$wanted.$$" "$wanted"
-    fi
-    say "$wanted: $(stat -c %s "$wanted") bytes, sha256 $(sha256sum "$wanted" | cut -d' ' -f1)"
+for generation in "${generations[@]}"; do
+    directory=${CARGO_TARGET_DIR:-target}/$generation
+    cargo build "${cargo_args[@]}" --features "${generation//./-}" --target-dir "$directory"
+    mkdir -p "target/components/$generation"
+    for package in "${packages[@]}"; do
+        built=$directory/$target/release/${package//-/_}.wasm
+        wanted=target/components/$generation/${package//-/_}.wasm
+        # Complete or absent, and with its old time if nothing has changed.
+        if ! cmp --silent "$built" "$wanted"; then
+            cp "$built" "$wanted.$$" && mv "$wanted.$$" "$wanted"
+        fi
+        say "$wanted: $(stat -c %s "$wanted") bytes, sha256 $(sha256sum "$wanted" | cut -d' ' -f1)"
+    done
 done

@@ -175,7 +175,7 @@ pub struct PackArgs {
     #[arg(long, value_name = "FILE", default_value = "runtime.toml", value_hint = ValueHint::FilePath)]
     pub runtime_config: PathBuf,
 
-    /// The runtime: a path to a Spin or links-host binary, or `links-host` for the one beside linksctl
+    /// The runtime: a path to a binary of Spin 4 or of links-host, or `links-host` for the one beside linksctl
     ///
     /// Without it: $SPIN, then `spin` on PATH, then the pinned Spin release by download (kept in the user's cache
     /// directory, checked by SHA-256), then, with a notice, the links-host beside linksctl.

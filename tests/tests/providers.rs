@@ -1,5 +1,5 @@
 //! links-host with the component on what its user may have: a libSQL server, Vault, a collector of telemetry.
-//! From target/release and target/wasm32-wasip2/release; no systemd, no nginx, only loopback.
+//! From target/release and target/components; no systemd, no nginx, only loopback.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};

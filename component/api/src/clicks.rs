@@ -19,7 +19,7 @@ pub async fn add(request: FetchedRequest) -> Result<Reply, Problem> {
     let body = body::read(request, MAX_BODY).await?;
     let batch = json::batch(&body)?;
     let text = String::from_utf8(body).map_err(|_| Problem::new(400, "The batch is not UTF-8."))?;
-    let store = Store::new();
+    let store = Store::default();
     if store.add_clicks(&batch, text, clock::now(), heeded).await? {
         return Ok(Reply::json(&Position::after(&batch)));
     }
@@ -32,5 +32,5 @@ pub async fn add(request: FetchedRequest) -> Result<Reply, Problem> {
 
 pub async fn position(request: &FetchedRequest) -> Result<Reply, Problem> {
     let journal = queries::journal_of(request.uri().query())?;
-    Ok(Reply::json(&Store::new().click_position(&journal).await?))
+    Ok(Reply::json(&Store::default().click_position(&journal).await?))
 }

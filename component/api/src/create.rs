@@ -52,7 +52,7 @@ async fn create(request: FetchedRequest) -> Result<Reply, Problem> {
 }
 
 async fn with_slug(slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Result<Slug, Problem> {
-    let store = Store::new();
+    let store = Store::default();
     // Twice: the link that had the slug may be deleted between the insert and the look at it.
     for _ in 0..2 {
         if let Some(slug) = insert(&store, slug, link, id, now).await? {
@@ -67,7 +67,7 @@ async fn with_slug(slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Resu
 }
 
 async fn with_generated_slug(link: &NewLink, id: RequestId, now: i64) -> Result<Slug, Problem> {
-    let store = Store::new();
+    let store = Store::default();
     for attempt in 0..MAX_ATTEMPTS {
         let slug = random::with_generator(|generator| Slug::generate(generator, attempt));
         let slug = slug.ok_or_else(|| Problem::new(500, "The server cannot make a slug. Send one of your own."))?;

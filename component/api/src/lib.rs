@@ -3,8 +3,6 @@
 //! This crate only moves values between the runtime and the crates that decide; no path here panics, because a trap would end
 //! all requests of an instance.
 
-#![cfg(any(target_family = "wasm", feature = "lint"))]
-
 mod authentication;
 mod base_url;
 mod body;
@@ -63,6 +61,6 @@ async fn serve(route: Route, request: FetchedRequest) -> Result<Reply, Problem> 
         Route::AddClicks => clicks::add(request).await,
         Route::ClickPosition => clicks::position(&request).await,
         Route::DatabaseSize => Ok(Reply::json(&Store::with(Timeouts::COUNT).size().await?)),
-        Route::Engine => Ok(Reply::json(&Store::new().engine().await?)),
+        Route::Engine => Ok(Reply::json(&Store::default().engine().await?)),
     }
 }

@@ -17,7 +17,7 @@ use crate::{base_url, body, edge, request_id};
 pub async fn show(request: &FetchedRequest, slug: &Slug) -> Result<Reply, Problem> {
     let settings = authenticate(request, Action::Manage).await?;
     let base_url = base_url::of(request, &settings).await?;
-    let link = Store::new().details(slug).await?.ok_or_else(not_found)?;
+    let link = Store::default().details(slug).await?.ok_or_else(not_found)?;
     Ok(details(slug, &link, &base_url))
 }
 
@@ -28,7 +28,7 @@ pub async fn change(request: FetchedRequest, slug: &Slug) -> Result<Reply, Probl
     let asked_at = clock::now();
     let change = json::change_request(&body::read(request, MAX_BODY).await?)?;
     let change = Change::check(&change, &base_url, asked_at).map_err(Problem::unprocessable)?;
-    let link = Store::new().change(slug, &change).await?.ok_or_else(not_found)?;
+    let link = Store::default().change(slug, &change).await?.ok_or_else(not_found)?;
     if link_cache::lifetime().await.is_some() {
         link_cache::put(slug, &link.stored, asked_at).await;
     }
@@ -39,7 +39,7 @@ pub async fn change(request: FetchedRequest, slug: &Slug) -> Result<Reply, Probl
 pub async fn remove(request: &FetchedRequest, slug: &Slug) -> Result<Reply, Problem> {
     authenticate(request, Action::Manage).await?;
     let id = request_id::of(request).await?;
-    let removed = Store::new().remove(slug, id, clock::now()).await;
+    let removed = Store::default().remove(slug, id, clock::now()).await;
     // Whatever the database answers: an earlier attempt whose answer was lost may have removed the link, and the caches would
     // go on redirecting.
     if link_cache::lifetime().await.is_some() {

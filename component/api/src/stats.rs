@@ -16,7 +16,7 @@ use crate::authentication::{Action, authenticate};
 pub async fn report(request: &FetchedRequest, slug: Option<&Slug>) -> Result<Reply, Problem> {
     authenticate(request, Action::Manage).await?;
     let span = queries::span(request.uri().query(), clock::now())?;
-    let store = Store::new();
+    let store = Store::default();
     let link = match slug {
         Some(slug) => store.find_id(slug).await?.ok_or_else(not_found)?,
         None => ALL_LINKS,

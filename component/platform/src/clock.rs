@@ -27,5 +27,5 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option
 }
 
 pub async fn sleep(duration: Duration) {
-    spin_sdk::time::sleep(duration).await;
+    crate::sdk::time::sleep(duration).await;
 }

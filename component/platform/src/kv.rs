@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use spin_sdk::key_value;
-use spin_sdk::key_value::Error;
+use crate::sdk::key_value;
+use crate::sdk::key_value::Error;
 
 use crate::clock;
 

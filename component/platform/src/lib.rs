@@ -1,6 +1,6 @@
 //! The runtime as the components use it. This is the only crate that names the Spin SDK.
 //!
-//! What needs the SDK is compiled for Wasm alone. The rest is pure and tested natively: the state of a
+//! What needs the SDK has the feature `sdk`. The rest is pure and tested natively: the state of a
 //! [`circuit_breaker`], and what the messages and time limits of a [`database`] mean.
 //!
 //! An instance serves several requests at once and a trap would end them all. So nothing here panics, and no borrow of
@@ -9,33 +9,36 @@
 pub mod circuit_breaker;
 pub mod database;
 
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod clock;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod kv;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod local_store;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod log;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod outbound;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod random;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod request;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod response;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod variables;
 
-/// For [`serve!`].
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+// For what is used here, the two generations have the same names.
+#[cfg(feature = "wasi-0-3-0-rc-2026-03-15")]
 #[doc(hidden)]
-pub use spin_sdk as sdk;
+pub use spin_sdk_6 as sdk;
+#[cfg(all(feature = "wasi-0-3-0", not(feature = "wasi-0-3-0-rc-2026-03-15")))]
+#[doc(hidden)]
+pub use spin_sdk_7 as sdk;
 
 /// Exports a component that answers every request by `async fn answer(Request, &Method) -> Response`, with the types of
 /// [`request`] and [`response`].
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 #[macro_export]
 macro_rules! serve {
     ($answer:path) => {

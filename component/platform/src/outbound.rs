@@ -1,8 +1,8 @@
 //! Requests that a component makes.
 
+use crate::sdk::http::{EmptyBody, send};
+pub use crate::sdk::http::{Method, Response};
 use http::Request;
-use spin_sdk::http::{EmptyBody, send};
-pub use spin_sdk::http::{Method, Response};
 
 /// A kept connection may have ended unnoticed, as after a reload of nginx: the second attempt makes a new one.
 const ATTEMPTS: u32 = 2;

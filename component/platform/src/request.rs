@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
+use crate::sdk::http::FromRequest as _;
+pub use crate::sdk::http::{HeaderMap, Method};
+use crate::sdk::wasip3::http::types;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use spin_sdk::http::FromRequest as _;
-pub use spin_sdk::http::{HeaderMap, Method};
-use spin_sdk::wasip3::http::types;
 
 use crate::clock;
 
 /// A request whose headers and body have all been fetched from the runtime.
-pub type FetchedRequest = spin_sdk::http::Request;
+pub type FetchedRequest = crate::sdk::http::Request;
 
 /// A request of which only the parts that are asked for are fetched. Fetching all headers is as much work as the rest of a
 /// redirect.

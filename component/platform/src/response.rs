@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 
+use crate::sdk::http::FullBody;
+use crate::sdk::wasip3::http::types::{self, ErrorCode, Fields};
+use crate::sdk::wasip3::http_compat::BodyWriter;
+use crate::sdk::wasip3::wit_future;
+use crate::sdk::wit_bindgen::spawn;
 use bytes::Bytes;
-use spin_sdk::http::FullBody;
-use spin_sdk::wasip3::http::types::{self, ErrorCode, Fields};
-use spin_sdk::wasip3::http_compat::BodyWriter;
-use spin_sdk::wasip3::wit_future;
-use spin_sdk::wit_bindgen::spawn;
 
 use crate::log;
 

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::thread::LocalKey;
 use std::time::{Duration, Instant};
 
-use spin_sdk::variables::{self, Error};
+use crate::sdk::variables::{self, Error};
 
 use crate::{clock, log};
 

@@ -46,7 +46,7 @@ async fn follow_limited(slug: &Slug, mut link: Stored, request: &Request, is_hea
     if purpose == Purpose::Follow
         && let Some(limit) = link.limit.as_mut().filter(|limit| limit.left > 0)
     {
-        match Store::new().take_click(slug, clock::now()).await? {
+        match Store::default().take_click(slug, clock::now()).await? {
             Some(url) => link.url = url,
             None => limit.left = 0,
         }
@@ -57,7 +57,7 @@ async fn follow_limited(slug: &Slug, mut link: Stored, request: &Request, is_hea
 /// Finds a link in the cache of links, or else in the database.
 async fn find(slug: &Slug) -> Result<Option<Stored>, Problem> {
     let Some(lifetime) = link_cache::lifetime().await else {
-        return Ok(Store::new().find(slug).await?);
+        return Ok(Store::default().find(slug).await?);
     };
     let kept = link_cache::get(slug).await;
     let asked_at = clock::now();
@@ -73,7 +73,7 @@ async fn find(slug: &Slug) -> Result<Option<Stored>, Problem> {
     }
     let store = match stale {
         Some(_) => Store::with(Timeouts::WITH_FALLBACK),
-        None => Store::new(),
+        None => Store::default(),
     };
     match (store.find(slug).await, stale) {
         (Ok(Some(found)), _) => {

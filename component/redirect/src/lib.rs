@@ -4,8 +4,6 @@
 //! between the runtime and the crates that decide; no path here panics, because a trap would end all requests of an
 //! instance.
 
-#![cfg(any(target_family = "wasm", feature = "lint"))]
-
 mod edge;
 mod follow;
 mod proxy;

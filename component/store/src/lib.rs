@@ -1,7 +1,7 @@
 //! The database of links and clicks, and the cache of links beside it. This is the only crate that contains SQL.
 //!
 //! The statements ([`sql`]), the schema ([`schema`]) and what follows from a version of SQLite ([`checkpoints`]) are for
-//! native programs too. What runs statements in a component is compiled for Wasm alone.
+//! native programs too. What runs statements in a component has the feature `sdk`.
 
 pub mod cache;
 pub mod checkpoints;
@@ -11,20 +11,20 @@ pub mod size;
 pub mod sketch;
 pub mod sql;
 
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 mod clicks;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub mod link_cache;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 mod links;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 mod rows;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 mod setup;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 mod stats;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 mod store;
 
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub use store::{ALL_LINKS, Store};

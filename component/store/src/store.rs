@@ -23,14 +23,17 @@ pub struct Store {
     pub(crate) database: Database<Tables>,
 }
 
-impl Store {
-    pub fn new() -> Store {
+impl Default for Store {
+    /// With the time limits for a database on this machine or for one on another, as the variables have it.
+    fn default() -> Store {
         Store::with(match link_cache::is_database_remote() {
             Some(true) => Timeouts::REMOTE,
             Some(false) | None => Timeouts::LOCAL,
         })
     }
+}
 
+impl Store {
     pub fn with(timeouts: Timeouts) -> Store {
         Store {
             database: Database::new(timeouts),

@@ -145,7 +145,7 @@ component = "links"
 
 # The public side.
 [component.links]
-source = "../target/wasm32-wasip2/release/links.wasm" # built by build.sh
+source = "../target/components/wasi-0.3.0/links.wasm" # built by build.sh
 sqlite_databases = ["default"]
 [component.links.variables]
 admin_token = "{{ admin_token }}"
@@ -189,7 +189,7 @@ source = "admin.wasm"
             [
                 (
                     "links",
-                    "../target/wasm32-wasip2/release/links.wasm",
+                    "../target/components/wasi-0.3.0/links.wasm",
                     "components/links.wasm".to_owned()
                 ),
                 ("admin", "admin.wasm", "components/admin.wasm".to_owned())

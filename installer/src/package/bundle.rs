@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use super::app::App;
+use super::app::{self, App};
 use super::identity::Identity;
+use super::interface::{Interface, Versions};
 use crate::config::load::Invalid;
 use crate::config::runtime::RuntimeToml;
 use crate::digest;
@@ -36,6 +37,8 @@ pub struct Program {
     pub kind: RuntimeKind,
     pub version: String,
     pub origin: String,
+    /// What its components have to be built for.
+    pub interface: Interface,
     /// It can listen on Unix sockets.
     pub listens_on_sockets: bool,
 }
@@ -58,8 +61,10 @@ pub struct Planned {
 }
 
 impl Ingredients {
-    fn component_source(&self, source: &Path) -> PathBuf {
-        self.app_file.parent().unwrap_or(Path::new("")).join(source)
+    /// Where a component for this runtime is.
+    pub fn build_of(&self, component: &app::Component) -> PathBuf {
+        let directory = self.app_file.parent().unwrap_or(Path::new(""));
+        directory.join(self.runtime.interface.build_of(&component.source))
     }
 
     /// The files that [`build`] will make.
@@ -81,9 +86,14 @@ impl Ingredients {
                 ),
             ),
             planned(manifest::FILE_NAME, false, "digests of the other files".to_owned()),
+            planned(
+                manifest::COMPONENT_VERSIONS,
+                false,
+                "what the components say of themselves".to_owned(),
+            ),
         ];
         files.extend(self.app.components.iter().map(|component| {
-            let source = self.component_source(&component.source);
+            let source = self.build_of(component);
             planned(&component.path(), false, source.display().to_string())
         }));
         if self.runtime.listens_on_sockets {
@@ -126,11 +136,21 @@ pub fn build(dir: &Path, ingredients: &Ingredients, executable: &Path) -> anyhow
         let text = read_runtime_config(&ingredients.runtime_config)?;
         fs::write(target, text).with_context(|| format!("Writing {}", target.display()))
     })?;
+    let mut versions = BTreeMap::new();
     for component in &ingredients.app.components {
-        let source = ingredients.component_source(&component.source);
-        check_component(&source).with_context(|| format!("component.{} of {}", component.id, APP))?;
-        add(&component.path(), false, &|target| copy(&source, target))?;
+        let source = ingredients.build_of(component);
+        let wasm = read_component(&source, runtime.interface)
+            .with_context(|| format!("component.{} of {}", component.id, APP))?;
+        versions.insert(&component.id, Versions::read(&wasm));
+        add(&component.path(), false, &|target| {
+            fs::write(target, &wasm).with_context(|| format!("Writing {}", target.display()))
+        })?;
     }
+    add(manifest::COMPONENT_VERSIONS, false, &|target| {
+        let mut text = serde_json::to_string_pretty(&versions)?;
+        text.push('\n');
+        fs::write(target, text).with_context(|| format!("Writing {}", target.display()))
+    })?;
     add(&runtime.path(), true, &|target| copy(executable, target))?;
     if runtime.listens_on_sockets {
         add(manifest::LISTENS_ON_SOCKETS, false, &|target| {
@@ -180,27 +200,27 @@ pub fn read_runtime_config(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Sees that a file starts as a WebAssembly component does, which a truncated or misnamed one does not.
+/// A component's file, which has to be one for this interface.
 ///
 /// # Errors
-/// It does not, or it cannot be read.
-pub fn check_component(path: &Path) -> anyhow::Result<()> {
+/// It is not, or it cannot be read.
+pub fn read_component(path: &Path, interface: Interface) -> anyhow::Result<Vec<u8>> {
     const HINT: &str = "build the component first (component/build.sh)";
-    let mut start = Vec::new();
-    File::open(path)
-        .with_context(|| format!("Opening {}; {HINT}", path.display()))?
-        .take(8)
-        .read_to_end(&mut start)
-        .with_context(|| format!("Reading {}", path.display()))?;
+    let wasm = fs::read(path).with_context(|| format!("Reading {}; {HINT}", path.display()))?;
     // The preamble of the binary format: magic, then version and layer; layer 1 is a component's, 0 a core module's.
-    match start[..] {
-        [0, b'a', b's', b'm', 0x0d, 0, 1, 0] => Ok(()),
-        [0, b'a', b's', b'm', 1, 0, 0, 0] => anyhow::bail!(
+    match wasm.get(..8) {
+        Some([0, b'a', b's', b'm', 0x0d, 0, 1, 0]) => {}
+        Some([0, b'a', b's', b'm', 1, 0, 0, 0]) => anyhow::bail!(
             "{} is a core module and no component; build it for the target wasm32-wasip2",
             path.display()
         ),
         _ => anyhow::bail!("{} is no WebAssembly component; {HINT}", path.display()),
     }
+    let versions = Versions::read(&wasm);
+    versions
+        .check(interface)
+        .with_context(|| format!("{} cannot be packed", path.display()))?;
+    Ok(wasm)
 }
 
 #[cfg(test)]
@@ -211,7 +231,7 @@ mod tests {
     use data_encoding::HEXLOWER;
     use sha2::{Digest as _, Sha256};
 
-    const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0rest";
+    const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0spin-sdk-version-7-0\0wasi:http/handler@0.3.0#handle\0";
 
     fn ingredients(dir: &Path) -> Ingredients {
         fs::create_dir(dir.join("component")).unwrap();
@@ -230,6 +250,7 @@ mod tests {
                 kind: RuntimeKind::LinksHost,
                 version: "0.1.0".to_owned(),
                 origin: "a test".to_owned(),
+                interface: Interface::Wasi030,
                 listens_on_sockets: false,
             },
         }
@@ -247,6 +268,7 @@ mod tests {
             planned,
             [
                 "components/links.wasm",
+                "components/versions.json",
                 "manifest.json",
                 "runtime.toml",
                 "runtime/links-host",
@@ -262,10 +284,17 @@ mod tests {
             listed,
             [
                 "components/links.wasm",
+                "components/versions.json",
                 "runtime.toml",
                 "runtime/links-host",
                 "spin.toml"
             ]
+        );
+        let versions = fs::read_to_string(bundle.join(manifest::COMPONENT_VERSIONS)).unwrap();
+        let versions: serde_json::Value = serde_json::from_str(&versions).unwrap();
+        assert_eq!(
+            versions,
+            serde_json::json!({ "links": { "wasi:http": "0.3.0", "spin-sdk": "7.0" } })
         );
         let component = &manifest.files["components/links.wasm"];
         assert_eq!(component.size, COMPONENT.len() as u64);
@@ -294,9 +323,19 @@ mod tests {
             message.contains("links.wasm") && message.contains("component/build.sh"),
             "{message}"
         );
+        fs::write(
+            &wasm,
+            b"\0asm\x0d\0\x01\0wasi:http/handler@0.3.0-rc-2026-03-15#handle\0",
+        )
+        .unwrap();
+        let message = attempt("6");
+        assert!(
+            message.contains("links.wasm") && message.contains("for wasi:http 0.3.0;"),
+            "{message}"
+        );
         fs::write(&wasm, COMPONENT).unwrap();
         fs::write(dir.path().join("runtime.toml"), "\nunknown = 1\n").unwrap();
-        let message = attempt("6");
+        let message = attempt("7");
         assert!(
             message.contains("runtime.toml:2:1") && message.contains("unknown"),
             "{message}"

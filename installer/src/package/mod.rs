@@ -8,6 +8,7 @@ mod control;
 mod documents;
 mod download;
 mod identity;
+mod interface;
 mod libraries;
 pub mod payload;
 mod publish;
@@ -120,9 +121,9 @@ impl Plan {
     /// Finds out now what would otherwise fail after a download.
     fn check_inputs(&self) -> anyhow::Result<()> {
         bundle::read_runtime_config(&self.runtime_config)?;
-        let directory = self.app_file.parent().unwrap_or(Path::new(""));
+        let foreseen = self.ingredients(source::foresee(&self.choice, &self.spin)?);
         for component in &self.app.components {
-            bundle::check_component(&directory.join(&component.source))
+            bundle::read_component(&foreseen.build_of(component), foreseen.runtime.interface)
                 .with_context(|| format!("component.{} of {}", component.id, self.app_file.display()))?;
         }
         Ok(())
@@ -336,8 +337,17 @@ impl Packed {
                 package.sha256
             )?;
         }
-        let ShownRuntime { kind, version, origin } = &self.runtime;
-        writeln!(out, "release {}, runtime {kind} {version} ({origin})", self.release)?;
+        let ShownRuntime {
+            kind,
+            version,
+            origin,
+            interface,
+        } = &self.runtime;
+        writeln!(
+            out,
+            "release {}, runtime {kind} {version} ({origin}), components for {interface}",
+            self.release
+        )?;
         Ok(())
     }
 }
@@ -347,6 +357,8 @@ struct ShownRuntime {
     kind: RuntimeKind,
     version: String,
     origin: String,
+    /// What the components are built for.
+    interface: String,
 }
 
 impl ShownRuntime {
@@ -355,12 +367,16 @@ impl ShownRuntime {
             kind: program.kind,
             version: program.version.clone(),
             origin: program.origin.clone(),
+            interface: program.interface.to_string(),
         }
     }
 }
 
 fn describe(program: &Program) -> String {
-    format!("{} {} ({})", program.kind, program.version, program.origin)
+    format!(
+        "{} {} ({}), components for {}",
+        program.kind, program.version, program.origin, program.interface
+    )
 }
 
 #[derive(Serialize)]

@@ -13,12 +13,11 @@ use nix::sys::signal::Signal;
 
 use super::bundle::Program;
 use super::download::{self, Release};
+use super::interface::Interface;
 use crate::exec;
 use crate::process::{Process, describe};
 use crate::release::manifest::RuntimeKind;
 
-/// The generation of Spin that the components are built for (their SDK's WASI interfaces).
-const SPIN_GENERATION: &str = "4.0.";
 /// What it says of itself it says at once.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(20);
 /// What `--runtime` is given for the runtime of this project, and the name of its program.
@@ -160,8 +159,8 @@ pub struct Found {
 /// Downloads where that was chosen (into `cache`, unpacked into `scratch`), and asks the program what it is.
 ///
 /// # Errors
-/// The program is missing, not executable, silent, or neither a Spin 4.0.x nor a links-host; the download broke off
-/// or was not what it should be.
+/// The program is missing, not executable, silent, or neither a supported Spin nor a links-host; the download broke
+/// off or was not what it should be.
 pub fn obtain(choice: &Choice, release: &Release, cache: &Path, scratch: &Path) -> anyhow::Result<Found> {
     let fallback = |path: &Path, why: &str| -> anyhow::Result<Found> {
         let program = identify(path, "built with linksctl, because no Spin could be had")?;
@@ -219,6 +218,7 @@ pub fn foresee(choice: &Choice, release: &Release) -> anyhow::Result<Program> {
                 kind: RuntimeKind::Spin,
                 version: release.version.to_owned(),
                 origin: release.origin(),
+                interface: Interface::of(RuntimeKind::Spin, release.version)?,
                 listens_on_sockets: false,
             });
         }
@@ -233,7 +233,11 @@ pub fn foresee(choice: &Choice, release: &Release) -> anyhow::Result<Program> {
 fn identify(path: &Path, origin: &str) -> anyhow::Result<Program> {
     executable(path)?;
     let answer = ask(path, &["--version"]).with_context(|| format!("Running {} --version", path.display()))?;
-    let (kind, version) = parse_version(&answer).with_context(|| format!("{} cannot be packed", path.display()))?;
+    let identified = parse_version(&answer).and_then(|(kind, version)| {
+        let interface = Interface::of(kind, &version)?;
+        Ok((kind, version, interface))
+    });
+    let (kind, version, interface) = identified.with_context(|| format!("{} cannot be packed", path.display()))?;
     let listens_on_sockets = kind == RuntimeKind::LinksHost
         && ask(path, &["up", "--help"])
             .with_context(|| format!("Running {} up --help", path.display()))?
@@ -242,6 +246,7 @@ fn identify(path: &Path, origin: &str) -> anyhow::Result<Program> {
         kind,
         version,
         origin: origin.to_owned(),
+        interface,
         listens_on_sockets,
     })
 }
@@ -296,7 +301,7 @@ fn written(file: &mut File) -> io::Result<String> {
 /// Reads `spin 4.0.2 (abc 2026-01-01)` or `links-host 0.1.0`.
 ///
 /// # Errors
-/// Another program, or a Spin of another generation.
+/// Another program.
 fn parse_version(answer: &str) -> anyhow::Result<(RuntimeKind, String)> {
     let mut words = answer.split_whitespace();
     let (kind, version) = match (words.next(), words.next()) {
@@ -312,17 +317,13 @@ fn parse_version(answer: &str) -> anyhow::Result<(RuntimeKind, String)> {
         "`--version` names no version: {:?}",
         answer.lines().next().unwrap_or_default()
     );
-    anyhow::ensure!(
-        kind != RuntimeKind::Spin || version.starts_with(SPIN_GENERATION),
-        "it is Spin {version}, and the components need Spin {SPIN_GENERATION}x; give one with --runtime PATH or \
-         SPIN=PATH"
-    );
     Ok((kind, version.to_owned()))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
+    use super::super::interface::SUPPORTED_SPIN;
     use super::*;
 
     fn everything() -> Surroundings {
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_read_and_other_generations_refused() {
+    fn versions_are_read_and_other_programs_refused() {
         let read = |answer| parse_version(answer).map_err(|error| error.to_string());
         assert_eq!(
             read("spin 4.0.2 (98a2dba 2026-05-01)\n"),
@@ -392,9 +393,6 @@ mod tests {
             Ok((RuntimeKind::LinksHost, "0.1.0".to_owned()))
         );
         for (answer, part) in [
-            ("spin 3.5.1 (x)", "Spin 4.0.x"),
-            ("spin 4.1.0", "Spin 4.0.x"),
-            ("spin 40.0.0", "Spin 4.0.x"),
             ("spin", "neither"),
             ("SPIN Version 6.5.2 -- model checker", "neither"),
             ("spin frobnicates", "no version"),
@@ -427,7 +425,9 @@ mod tests {
         assert_eq!((program.version.as_str(), program.listens_on_sockets), ("0.1.0", false));
         let plain = script(dir.path(), "plain", "echo links-host 0.1.0", 0o644);
         let failing = script(dir.path(), "failing", "echo broken >&2; exit 3", 0o755);
+        let old = script(dir.path(), "old", "echo spin 3.6.3", 0o755);
         for (path, part) in [
+            (old, SUPPORTED_SPIN),
             (plain, "not executable"),
             (failing, "broken"),
             (dir.path().join("missing"), "No such file"),

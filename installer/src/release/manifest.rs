@@ -11,6 +11,9 @@ pub const FILE_NAME: &str = "manifest.json";
 /// A file that a bundle holds if its runtime can listen on Unix sockets (`--listen unix:/PATH`). A field of its own would
 /// make the manifest unreadable to linksctl 0.1.0, which refuses unknown fields, and with it the way back to that version.
 pub const LISTENS_ON_SOCKETS: &str = "runtime/listens-on-sockets";
+/// A file of a bundle that says what each component was built with, in JSON: the version of `wasi:http` and of the SDK. Not a
+/// field, for the same reason.
+pub const COMPONENT_VERSIONS: &str = "components/versions.json";
 /// The format written and understood here; a higher one is refused.
 pub const FORMAT: u32 = 1;
 

@@ -1,5 +1,10 @@
 //! The least that a component can answer a redirect with: what the runtime itself costs, for `make bench`.
 
+#[cfg(feature = "wasi-0-3-0-rc-2026-03-15")]
+extern crate spin_sdk_6 as spin_sdk;
+#[cfg(not(feature = "wasi-0-3-0-rc-2026-03-15"))]
+extern crate spin_sdk_7 as spin_sdk;
+
 use http::header::LOCATION;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use spin_sdk::http::{EmptyBody, IntoResponse, Request};

@@ -6,8 +6,8 @@
 
 pub mod state;
 
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 mod breaker;
 
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub use breaker::{CircuitBreaker, Memory};

@@ -5,8 +5,8 @@
 //! interface's synchronous `execute` returns the rows directly, and nothing else runs in the instance meanwhile. The SDK does
 //! not wrap it, so the generated binding is called.
 
-use spin_sdk::sqlite::wit::sqlite;
-use spin_sdk::sqlite::{Error, RowResult, Value};
+use crate::sdk::sqlite::wit::sqlite;
+use crate::sdk::sqlite::{Error, RowResult, Value};
 
 pub struct Connection(sqlite::Connection);
 

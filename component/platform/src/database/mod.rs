@@ -3,14 +3,14 @@
 pub mod error;
 pub mod timeouts;
 
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 mod connection;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 mod pool;
 
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
+pub use crate::sdk::sqlite::{RowResult, Value};
+#[cfg(feature = "sdk")]
 pub use connection::Connection;
-#[cfg(any(target_family = "wasm", feature = "lint"))]
+#[cfg(feature = "sdk")]
 pub use pool::{BREAKER, Database, Mode, Setup};
-#[cfg(any(target_family = "wasm", feature = "lint"))]
-pub use spin_sdk::sqlite::{RowResult, Value};

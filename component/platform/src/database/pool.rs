@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::thread::LocalKey;
 use std::time::{Duration, Instant};
 
-use spin_sdk::sqlite::{RowResult, Value};
+use crate::sdk::sqlite::{RowResult, Value};
 
 use super::connection::Connection;
 use super::error::{ErrorKind, NO_ANSWER};

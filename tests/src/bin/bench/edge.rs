@@ -21,7 +21,8 @@ const POPULAR: u32 = 100_000;
 const CONNECTIONS: u32 = 64;
 pub const GENERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/links.lua");
 const HELLO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/hello/spin.toml");
-const HELLO_WASM: &str = "target/wasm32-wasip2/release/hello.wasm";
+/// What the components in the package were built with.
+const VERSIONS: &str = "/usr/lib/links/bundle/components/versions.json";
 pub const SITE: &str = "/etc/nginx/sites-enabled/links";
 
 /// How long the popular links are asked for before that is measured, in seconds: until nginx has those that it would have.
@@ -206,7 +207,7 @@ impl Bench {
         appliance.inside(|| fill(&Connection::open(DATABASE)?, LINKS))?;
         appliance.ok(["mkdir", "/var/tmp/hello"])?;
         appliance.copy_in(Path::new(HELLO), "/var/tmp/hello/spin.toml")?;
-        appliance.copy_in(Path::new(HELLO_WASM), "/var/tmp/hello/hello.wasm")?;
+        appliance.copy_in(Path::new(&hello_wasm(&appliance)?), "/var/tmp/hello/hello.wasm")?;
         appliance.copy_in(Path::new(GENERATOR), "/var/tmp/links.lua")?;
         appliance.copy_in(Path::new(CREATE), "/var/tmp/create.lua")?;
         let runtime = runtime(&appliance)?;
@@ -287,6 +288,14 @@ impl Bench {
             .and_then(|output| Wrk::parse(&output.stdout));
         result.with_context(|| format!("{}\n{}", subject.name, self.what_is_said()))
     }
+}
+
+/// The build of hello world for the runtime of the package.
+fn hello_wasm(appliance: &Appliance) -> Result<String> {
+    let versions: serde_json::Value = serde_json::from_str(&appliance.read(VERSIONS)?)?;
+    let version = versions["redirect"]["wasi:http"].as_str();
+    let version = version.with_context(|| format!("{VERSIONS} names no version of wasi:http"))?;
+    Ok(format!("target/components/wasi-{version}/hello.wasm"))
 }
 
 /// The program that the instances run.
