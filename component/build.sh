@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the Wasm components once for each generation of interfaces that a supported runtime has:
 #
-#   target/components/wasi-0.3.0-rc-2026-03-15/*.wasm    links-host and Spin 4.0, named by component/spin.toml
-#   target/components/wasi-0.3.0/*.wasm                  Spin 4.1, which `linksctl pack` takes for it
+#   target/components/wasi-0.3.0/*.wasm                  links-host and Spin 4.1, named by component/spin.toml
+#   target/components/wasi-0.3.0-rc-2026-03-15/*.wasm    Spin 4.0, which `linksctl pack` takes for it
 #
 #   component/build.sh [PACKAGE...]
 #

@@ -4,7 +4,12 @@ wasmtime::component::bindgen!({
     path: "wit",
     world: "links:host/imports",
     // Plain WIT functions are async here as well: a write must not hold a thread of the executor.
-    imports: { default: async | trappable },
+    imports: {
+        default: async | trappable,
+        // What is traced needs the store, which knows the request that calls.
+        "spin:sqlite/sqlite.[static]connection.open": async | store | trappable,
+        "spin:sqlite/sqlite.[method]connection.execute": async | store | trappable,
+    },
     additional_derives: [PartialEq],
     trappable_error_type: {
         "spin:sqlite/sqlite.error" => spin::sqlite::sqlite::Error,

@@ -3,15 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use wasmtime::component::ResourceTable;
+use wasmtime::component::{Access, GuestTaskId, HasSelf, ResourceTable};
+use wasmtime::{AsContextMut as _, StoreContextMut};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
-use wasmtime_wasi_http::WasiHttpCtx;
-use wasmtime_wasi_http::p3::{WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::database::Database;
 use crate::key_value::Store;
 use crate::outbound::{Outbound, Requests};
-use crate::stop::{Watch, Work};
 use crate::telemetry::{Instances, Logs, Span, Stream, output};
 use crate::usage::{CpuTime, Limits};
 use crate::variables::ComponentVariables;
@@ -74,19 +73,14 @@ pub struct Context {
     pub cpu_time: CpuTime,
     /// How much memory it had before its first request, in bytes.
     pub memory_on_init: u64,
-    recorded: bool,
-    /// The request that is being answered, where requests are traced.
-    pub span: Option<Span>,
-    /// Until the first request starts it.
-    pub watch: Option<Watch>,
-    pub work: Work,
+    spans: Spans,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     outbound: Requests,
 }
 
 impl Context {
-    pub fn new(component: Arc<ComponentState>, watch: Watch) -> Self {
+    pub fn new(component: Arc<ComponentState>) -> Self {
         let mut wasi = WasiCtxBuilder::new();
         if !component.quiet {
             let output = |stream| output(component.logs.as_ref(), stream);
@@ -98,14 +92,11 @@ impl Context {
             limits: Limits::new(component.max_memory),
             cpu_time: CpuTime::default(),
             memory_on_init: 0,
-            recorded: false,
-            span: None,
+            spans: Spans::default(),
             component,
             table: ResourceTable::new(),
             connections: 0,
             stores: 0,
-            watch: Some(watch),
-            work: Work::default(),
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
             outbound,
@@ -113,22 +104,35 @@ impl Context {
     }
 }
 
-impl Context {
-    /// Records what the instance has used, once: at its end, or at that of serving, whichever comes first.
-    pub fn record_use(&mut self) {
-        let Some(instances) = &self.component.instances else {
-            return;
-        };
-        if !std::mem::replace(&mut self.recorded, true) {
+impl Drop for Context {
+    fn drop(&mut self) {
+        if let Some(instances) = &self.component.instances {
             instances.record(self.cpu_time.total(), self.limits.memory(), self.memory_on_init);
         }
     }
 }
 
-impl Drop for Context {
-    fn drop(&mut self) {
-        self.record_use();
+/// The requests of an instance that are traced, each with the task that answers it.
+#[derive(Default)]
+struct Spans(Vec<(GuestTaskId, Span)>);
+
+/// Begins a request: what `task` asks for is part of its span, if it has one.
+pub fn begin_request(mut store: StoreContextMut<'_, Context>, task: GuestTaskId, span: Option<Span>) {
+    let Spans(spans) = &mut store.data_mut().spans;
+    // The number of a task that has ended is given to another.
+    spans.retain(|(other, span)| *other != task && span.is_recording());
+    spans.extend(span.map(|span| (task, span)));
+}
+
+/// The span of the request for which the component calls the host. It is known only until the first `await`.
+pub fn calling_span<T>(access: &mut Access<'_, T, HasSelf<Context>>) -> Option<Span> {
+    if access.get().spans.0.is_empty() {
+        return None;
     }
+    let tasks: Vec<_> = access.as_context_mut().async_call_stack().ok()?.collect();
+    let Spans(spans) = &access.get().spans;
+    let of_caller = spans.iter().find(|(task, _)| tasks.contains(task));
+    of_caller.map(|(_, span)| span.clone())
 }
 
 impl WasiView for Context {

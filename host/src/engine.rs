@@ -1,21 +1,27 @@
 //! Components: compiling them, giving them what they import, and the instances that serve requests.
 
+use std::future::pending;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use wasmtime::component::{Component, HasSelf, Linker};
-use wasmtime::{Cache, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, UpdateDeadline};
-use wasmtime_wasi_http::handler::{HandlerState, ProxyHandler, ProxyPre, StoreBundle};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep;
+use wasmtime::component::{Component, GuestTaskId, HasSelf, Linker};
+use wasmtime::{
+    Cache, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store, StoreContextMut, UpdateDeadline,
+};
+use wasmtime_wasi_http::WasiHttpView as _;
+use wasmtime_wasi_http::handler::{HandlerState, Instance, Proxy, ProxyHandler, ShouldAccept, WorkerState};
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::bindings::Imports;
-use crate::clock;
-use crate::context::{ComponentState, Context};
+use crate::context::{self, ComponentState, Context};
 use crate::precompiled;
 use crate::range::Range;
-use crate::stop::Stop;
+use crate::stop::{Expiration, Stop};
 use crate::telemetry::Span;
 
 /// How often a component that computes without a pause lets others have its thread. Spin's value.
@@ -121,7 +127,6 @@ pub fn linker(engine: &Engine) -> Result<Linker<Context>> {
     let mut linker = Linker::new(engine);
     let added = wasmtime_wasi::p2::add_to_linker_async(&mut linker)
         .and_then(|()| wasmtime_wasi::p3::add_to_linker(&mut linker))
-        .and_then(|()| clock::add_to_linker(&mut linker))
         .and_then(|()| wasmtime_wasi_http::p3::add_to_linker(&mut linker))
         .and_then(|()| Imports::add_to_linker::<_, HasSelf<Context>>(&mut linker, |context| context));
     added.map_err(|error| anyhow!("{error:#}"))?;
@@ -129,37 +134,10 @@ pub fn linker(engine: &Engine) -> Result<Linker<Context>> {
 }
 
 /// Ticks that a component may compute for before it gives way for the first time. The current one may be about to end.
-pub const FIRST_TICKS: u64 = 2;
-
-type Handler = ProxyHandler<Serving>;
+const FIRST_TICKS: u64 = 2;
 
 /// A component that is ready to serve.
-pub struct Handlers {
-    plain: Handler,
-    /// Its instances serve one request at a time: wasmtime 44 does not report which of an instance's requests calls the
-    /// host, but with one at a time it is that one.
-    traced: Handler,
-}
-
-impl Handlers {
-    pub fn new(service: ServicePre<Context>, serving: Serving) -> Self {
-        let mut one_at_a_time = serving.clone();
-        one_at_a_time.reuse.at_a_time = Range::One(1);
-        Self {
-            plain: ProxyHandler::new(serving, ProxyPre::P3(service.clone())),
-            traced: ProxyHandler::new(one_at_a_time, ProxyPre::P3(service)),
-        }
-    }
-
-    /// For a request with this span.
-    pub fn of(&self, span: Option<&Span>) -> &Handler {
-        if span.is_some() { &self.traced } else { &self.plain }
-    }
-
-    pub fn component(&self) -> &Arc<ComponentState> {
-        &self.plain.state().component
-    }
-}
+pub type Handler = ProxyHandler<Serving>;
 
 /// Takes the component as it was compiled before, from `precompiled` or from the cache; otherwise compiles it.
 ///
@@ -195,25 +173,25 @@ pub fn load(
         .with_context(|| {
             format!("{shown} imports what links-host does not have; run it on Spin, or build it without")
         })?;
-    ServicePre::new(pre).map_err(|error| anyhow!("{error:#}")).with_context(|| {
-        format!("{shown} does not serve HTTP with WASI 0.3 (rc 2026-03-15); build it with spin-sdk 6 and #[http_service]")
-    })
+    ServicePre::new(pre)
+        .map_err(|error| anyhow!("{error:#}"))
+        .with_context(|| {
+            format!("{shown} does not serve HTTP with WASI 0.3.0; build it with spin-sdk 7 and #[http_service]")
+        })
 }
 
 /// Makes the instances of one component.
-#[derive(Clone)]
 pub struct Serving {
     pub engine: Engine,
+    pub service: ServicePre<Context>,
     pub component: Arc<ComponentState>,
     pub reuse: Reuse,
     pub stop: Stop,
 }
 
-impl HandlerState for Serving {
-    type StoreData = Context;
-
-    fn new_store(&self, _request: Option<u64>) -> wasmtime::Result<StoreBundle<Context>> {
-        let mut store = Store::new(&self.engine, Context::new(self.component.clone(), self.stop.watch()));
+impl Serving {
+    fn store(&self) -> Store<Context> {
+        let mut store = Store::new(&self.engine, Context::new(self.component.clone()));
         store.limiter(|context| &mut context.limits);
         if self.component.instances.is_some() {
             store.call_hook(|mut store, hook| {
@@ -226,34 +204,89 @@ impl HandlerState for Serving {
             tracing::trace!("component {}: gives way to others", store.data().component.id);
             Ok(UpdateDeadline::Yield(1))
         });
-        Ok(StoreBundle {
+        store
+    }
+}
+
+impl HandlerState for Serving {
+    type StoreData = Context;
+    type WorkerExpiration = Expiration;
+    type WorkerState = InstanceState;
+
+    async fn instantiate(&self) -> wasmtime::Result<Instance<Context, Expiration, InstanceState>> {
+        let mut store = self.store();
+        let service = self.service.instantiate_async(&mut store).await?;
+        let context = store.data_mut();
+        context.memory_on_init = context.limits.memory();
+        let request_timeout = self.reuse.request_timeout.map(|timeout| timeout.draw());
+        Ok(Instance {
             store,
-            write_profile: Box::new(|_| ()),
+            proxy: Proxy::P3(service),
+            view: Context::http,
+            expiration: self.stop.expiration(self.reuse.idle.draw(), request_timeout),
+            state: InstanceState {
+                component: self.component.clone(),
+                requests: self.reuse.requests.draw(),
+                at_a_time: self.reuse.at_a_time.draw(),
+                request_timeout,
+            },
+        })
+    }
+}
+
+/// What an instance may do.
+pub struct InstanceState {
+    component: Arc<ComponentState>,
+    requests: usize,
+    at_a_time: usize,
+    request_timeout: Option<Duration>,
+}
+
+/// What belongs to a request besides the request itself.
+pub struct Turn {
+    /// Given back when the component has answered, or has ended: its client may be gone by then.
+    pub permit: Arc<OwnedSemaphorePermit>,
+    pub span: Option<Span>,
+}
+
+impl WorkerState for InstanceState {
+    type StoreData = Context;
+    type RequestData = Turn;
+
+    fn should_accept_request(&self, at_a_time: usize, requests: usize) -> ShouldAccept {
+        if requests >= self.requests {
+            ShouldAccept::Never
+        } else if at_a_time >= self.at_a_time {
+            ShouldAccept::No
+        } else {
+            ShouldAccept::Yes
+        }
+    }
+
+    fn on_request_start(
+        &self,
+        mut store: StoreContextMut<'_, Context>,
+        turn: Turn,
+        task: GuestTaskId,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
+        // The deadline is absolute: after a pause it has passed, and the component would give way at once.
+        store.set_epoch_deadline(FIRST_TICKS);
+        context::begin_request(store, task, turn.span);
+        let (permit, limit) = (turn.permit, self.request_timeout);
+        Box::pin(async move {
+            let _permit = permit;
+            match limit {
+                Some(limit) => sleep(limit).await,
+                None => pending().await,
+            }
         })
     }
 
-    fn request_timeout(&self) -> Duration {
-        self.reuse
-            .request_timeout
-            .map_or(Duration::MAX, |timeout| timeout.draw())
-    }
-
-    fn idle_instance_timeout(&self) -> Duration {
-        self.reuse.idle.draw()
-    }
-
-    fn max_instance_reuse_count(&self) -> usize {
-        self.reuse.requests.draw()
-    }
-
-    fn max_instance_concurrent_reuse_count(&self) -> usize {
-        self.reuse.at_a_time.draw()
-    }
-
-    fn handle_worker_error(&self, error: wasmtime::Error) {
-        tracing::error!(
-            "component {}: an instance ended, with all its requests: {error:?}",
-            self.component.id
-        );
+    fn drop(&self, store: Store<Context>, result: wasmtime::Result<()>) {
+        if let Err(error) = result {
+            let id = &self.component.id;
+            tracing::error!("component {id}: an instance ended, with all its requests: {error:?}");
+        }
+        drop(store);
     }
 }

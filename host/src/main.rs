@@ -2,7 +2,6 @@
 
 mod bindings;
 mod cli;
-mod clock;
 mod config;
 mod context;
 mod database;

@@ -9,14 +9,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
-use http::{Request, Response};
+use http::{HeaderName, Request, Response};
 use http_body_util::BodyExt as _;
-use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Sleep, sleep, timeout};
-use wasmtime_wasi::TrappableError;
-use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
-use wasmtime_wasi_http::p3::{RequestOptions, WasiHttpHooks};
+use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody as Body, WasiHttpHooks};
 
 use crate::http_client::{CONNECT_TIMEOUT, Client, Version};
 
@@ -82,9 +79,8 @@ pub struct Outbound {
 
 type Clients = HashMap<(bool, Duration), Arc<Client<Body>>>;
 
-type Body = UnsyncBoxBody<Bytes, ErrorCode>;
 type Sent = (Response<Body>, Outcome);
-type Outcome = Box<dyn Future<Output = Result<(), ErrorCode>> + Send>;
+type Outcome = Box<dyn Future<Output = Result<(), Error>> + Send>;
 
 impl Outbound {
     pub fn new(allowed: Vec<Address>) -> Self {
@@ -106,30 +102,27 @@ impl Outbound {
         client.clone()
     }
 
-    async fn send(&self, request: Request<Body>, timeouts: &Timeouts) -> Result<Response<Body>, ErrorCode> {
+    async fn send(&self, request: Request<Body>, timeouts: &Timeouts) -> Result<Response<Body>, Error> {
         let uri = request.uri();
-        let (scheme, authority) = uri
-            .scheme()
-            .zip(uri.authority())
-            .ok_or(ErrorCode::HttpRequestUriInvalid)?;
-        let address = Address::of(scheme, authority).ok_or(ErrorCode::HttpRequestUriInvalid)?;
+        let (scheme, authority) = uri.scheme().zip(uri.authority()).ok_or(Error::HttpRequestUriInvalid)?;
+        let address = Address::of(scheme, authority).ok_or(Error::HttpRequestUriInvalid)?;
         if !self.allowed.contains(&address) {
             tracing::warn!(
                 "a component asked for {scheme}://{authority}, which allowed_outbound_hosts of its spin.toml does not name"
             );
-            return Err(ErrorCode::HttpRequestDenied);
+            return Err(Error::HttpRequestDenied);
         }
         let client = self.client(*scheme == Scheme::HTTPS, timeouts.connect);
         let sending = async {
             client.send(request).await.map_err(|error| {
                 tracing::debug!("asking {}:{}: {error:#}", address.host, address.port);
-                ErrorCode::InternalError(Some(format!("{error:#}")))
+                Error::InternalError(Some(format!("{error:#}")))
             })
         };
         let response = within(timeouts.first_byte, sending).await?;
         let between_bytes = timeouts.between_bytes;
         Ok(response.map(|body| {
-            let body = body.map_err(|error| ErrorCode::InternalError(Some(error.to_string())));
+            let body = body.map_err(|error| Error::InternalError(Some(error.to_string())));
             match between_bytes {
                 Some(limit) => Timed::new(body, limit).boxed_unsync(),
                 None => body.boxed_unsync(),
@@ -156,11 +149,9 @@ impl From<Option<RequestOptions>> for Timeouts {
     }
 }
 
-async fn within<T>(limit: Option<Duration>, work: impl Future<Output = Result<T, ErrorCode>>) -> Result<T, ErrorCode> {
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match limit {
-        Some(limit) => timeout(limit, work)
-            .await
-            .unwrap_or(Err(ErrorCode::ConnectionReadTimeout)),
+        Some(limit) => timeout(limit, work).await.unwrap_or(Err(Error::ConnectionReadTimeout)),
         None => work.await,
     }
 }
@@ -178,11 +169,11 @@ impl<B> Timed<B> {
     }
 }
 
-impl<B: HttpBody<Data = Bytes, Error = ErrorCode> + Unpin> HttpBody for Timed<B> {
+impl<B: HttpBody<Data = Bytes, Error = Error> + Unpin> HttpBody for Timed<B> {
     type Data = Bytes;
-    type Error = ErrorCode;
+    type Error = Error;
 
-    fn poll_frame(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
+    fn poll_frame(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(task) {
             this.end = None;
@@ -190,7 +181,7 @@ impl<B: HttpBody<Data = Bytes, Error = ErrorCode> + Unpin> HttpBody for Timed<B>
         }
         let end = this.end.get_or_insert_with(|| Box::pin(sleep(this.limit)));
         ready!(end.as_mut().poll(task));
-        Poll::Ready(Some(Err(ErrorCode::ConnectionReadTimeout)))
+        Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -206,12 +197,17 @@ impl<B: HttpBody<Data = Bytes, Error = ErrorCode> + Unpin> HttpBody for Timed<B>
 pub struct Requests(pub Arc<Outbound>);
 
 impl WasiHttpHooks for Requests {
+    /// As the default, which allocates for each name.
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        DEFAULT_FORBIDDEN_HEADERS.contains(name)
+    }
+
     fn send_request(
         &mut self,
         request: Request<Body>,
         options: Option<RequestOptions>,
         _outcome: Outcome,
-    ) -> Box<dyn Future<Output = Result<Sent, TrappableError<ErrorCode>>> + Send> {
+    ) -> Box<dyn Future<Output = Result<Sent, Error>> + Send> {
         let outbound = self.0.clone();
         Box::new(async move {
             let response = outbound.send(request, &options.into()).await;
@@ -234,7 +230,7 @@ mod tests {
         Outbound::new(entries.iter().map(|entry| Address::parse(entry).unwrap()).collect())
     }
 
-    async fn ask(outbound: &Outbound, url: &str) -> Result<u16, ErrorCode> {
+    async fn ask(outbound: &Outbound, url: &str) -> Result<u16, Error> {
         let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
         let request = Request::get(url).body(body).unwrap();
         let response = outbound.send(request, &None.into()).await;
@@ -265,7 +261,7 @@ mod tests {
         let ended = timeout(Duration::from_secs(30), response.into_body().collect())
             .await
             .unwrap();
-        assert!(matches!(ended, Err(ErrorCode::ConnectionReadTimeout)), "{ended:?}");
+        assert!(matches!(ended, Err(Error::ConnectionReadTimeout)), "{ended:?}");
     }
 
     #[tokio::test]
@@ -350,14 +346,11 @@ mod tests {
             "http://127.0.0.1/x".to_owned(),
         ] {
             let refused = ask(&outbound, &url).await;
-            assert!(
-                matches!(refused, Err(ErrorCode::HttpRequestDenied)),
-                "{url}: {refused:?}"
-            );
+            assert!(matches!(refused, Err(Error::HttpRequestDenied)), "{url}: {refused:?}");
         }
         let nothing = allowed(&[]);
         let refused = ask(&nothing, &format!("http://127.0.0.1:{port}/x")).await;
-        assert!(matches!(refused, Err(ErrorCode::HttpRequestDenied)), "{refused:?}");
+        assert!(matches!(refused, Err(Error::HttpRequestDenied)), "{refused:?}");
     }
 
     #[tokio::test]
@@ -368,7 +361,7 @@ mod tests {
         let url = format!("http://127.0.0.1:{port}");
         let failed = ask(&allowed(&[&url]), &url).await;
         assert!(
-            matches!(&failed, Err(ErrorCode::InternalError(Some(message))) if message.contains("refused")),
+            matches!(&failed, Err(Error::InternalError(Some(message))) if message.contains("refused")),
             "{failed:?}"
         );
     }

@@ -9,7 +9,7 @@ use bytes::{Buf as _, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
-use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::Error;
 
 /// Bytes that give a client another second: whoever is slower than this for long is cut off, however steadily it goes on.
 const BYTES_PER_SECOND: u32 = 1 << 10;
@@ -140,20 +140,20 @@ impl<B> PacedBody<B> {
 
 impl<B: Body<Data = Bytes, Error = hyper::Error> + Unpin> Body for PacedBody<B> {
     type Data = Bytes;
-    type Error = ErrorCode;
+    type Error = Error;
 
-    fn poll_frame(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
+    fn poll_frame(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
         match Pin::new(&mut this.body).poll_frame(task) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.allowance.progress(frame.data_ref().map_or(0, Bytes::remaining));
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(ErrorCode::InternalError(Some(error.to_string()))))),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Error::InternalError(Some(error.to_string()))))),
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => {
                 ready!(this.allowance.poll_used_up(task));
-                Poll::Ready(Some(Err(ErrorCode::ConnectionReadTimeout)))
+                Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
             }
         }
     }

@@ -9,19 +9,13 @@ use bytes::{Bytes, BytesMut};
 use http::header::{HOST, HeaderName, HeaderValue, RETRY_AFTER};
 use http::uri::{Authority, Scheme};
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
-use wasmtime::AsContextMut as _;
-use wasmtime::component::Accessor;
-use wasmtime_wasi_http::handler::Proxy;
-use wasmtime_wasi_http::p3;
-use wasmtime_wasi_http::p3::bindings::http::types::ErrorCode;
+use wasmtime_wasi_http::{Error, WasiBody};
 
-use crate::context::Context;
-use crate::engine::{FIRST_TICKS, Handlers, MOST_INSTANCES};
+use crate::engine::{Handler, MOST_INSTANCES, Turn};
 use crate::listen::Peer;
 use crate::pace::PacedBody;
 use crate::route::{Match, Route, Router, WELL_KNOWN};
@@ -61,7 +55,7 @@ pub struct App {
 /// Where a route leads.
 pub struct Target {
     pub id: String,
-    handler: Arc<Handlers>,
+    handler: Handler,
     /// The route and its prefix, as header values.
     raw: HeaderValue,
     prefix: HeaderValue,
@@ -72,7 +66,7 @@ pub struct Target {
 impl Target {
     /// # Errors
     /// A route that is no header value.
-    pub fn new(id: String, handler: Arc<Handlers>, route: &Route, requests: Option<Requests>) -> anyhow::Result<Self> {
+    pub fn new(id: String, handler: Handler, route: &Route, requests: Option<Requests>) -> anyhow::Result<Self> {
         let value = |text: &str| HeaderValue::from_str(text);
         Ok(Self {
             id,
@@ -156,115 +150,77 @@ impl App {
     async fn ask(&self, request: Request<Incoming>, target: &Target, span: Option<Span>) -> Response<Answer> {
         let request = match received(request, self.client_timeout).await {
             Ok(request) => request,
-            Err(ErrorCode::ConnectionReadTimeout) => return fixed(StatusCode::REQUEST_TIMEOUT, ""),
+            Err(Error::ConnectionReadTimeout) => return fixed(StatusCode::REQUEST_TIMEOUT, ""),
             Err(_) => return fixed(StatusCode::BAD_REQUEST, ""),
         };
         let Ok(Ok(permit)) = timeout(TURN_TIMEOUT, self.permits.clone().acquire_owned()).await else {
             return overloaded();
         };
+        let permit = Arc::new(permit);
+        let turn = Turn {
+            permit: permit.clone(),
+            span: span.clone(),
+        };
         let (method, path) = (request.method().clone(), request.uri().path_and_query().cloned());
-        let (sender, receiver) = oneshot::channel();
-        let component = target.handler.component().clone();
-        let streams = self.streams.clone();
-        let span_there = span.clone();
-        target.handler.of(span.as_ref()).spawn(
-            None,
-            Box::new(move |accessor, proxy| {
-                Box::pin(async move {
-                    if let Err(error) = call(accessor, proxy, request, sender, streams, span_there).await {
-                        let path = path.as_ref().map_or("/", |path| path.path());
-                        tracing::error!("component {}: {method} {path}: {error:#}", component.id);
-                    }
-                    drop(permit);
-                })
-            }),
-        );
-        // Nobody sends when the component fails, or another request of its instance traps.
-        receiver.await.unwrap_or_else(|_| {
+        let response = match target.handler.handle(turn, request).await {
+            Ok(response) => self.answer(response, method == Method::HEAD, permit).await,
+            Err(error) => Err(error),
+        };
+        response.unwrap_or_else(|error| {
+            let (id, path) = (&target.id, path.as_ref().map_or("/", |path| path.path()));
+            tracing::error!("component {id}: {method} {path}: {error:#}");
             if let Some(span) = span {
                 span.failed("the component failed");
             }
             fixed(StatusCode::INTERNAL_SERVER_ERROR, "")
         })
     }
+
+    /// What is sent of a component's response.
+    async fn answer(
+        &self,
+        response: Response<WasiBody>,
+        to_head: bool,
+        permit: Arc<OwnedSemaphorePermit>,
+    ) -> wasmtime::Result<Response<Answer>> {
+        let (head, body) = response.into_parts();
+        let size = body.size_hint();
+        let body = match size.exact() {
+            // It is not sent; only its size may be told.
+            _ if to_head => Answer::Unsent(size),
+            Some(size) if size <= SMALL => Answer::Fixed(Full::new(whole(body, size).await?)),
+            _ => match timeout(TURN_TIMEOUT, self.streams.clone().acquire_owned()).await {
+                Ok(Ok(stream)) => Answer::Component {
+                    body,
+                    _stream: stream,
+                    _permit: permit,
+                },
+                _ => return Ok(overloaded()),
+            },
+        };
+        Ok(Response::from_parts(head, body))
+    }
 }
 
 /// The request, with all of its body if that is small.
-async fn received(request: Request<Incoming>, limit: Duration) -> Result<Request<Question>, ErrorCode> {
+async fn received(request: Request<Incoming>, limit: Duration) -> Result<Request<WasiBody>, Error> {
     let (head, body) = request.into_parts();
     let body = if body.is_end_stream() {
-        Question::Whole(Full::default())
+        fixed_body(Bytes::new())
     } else if body.size_hint().upper().is_some_and(|most| most <= SMALL) {
-        let body = PacedBody::new(body, limit).collect().await?;
-        Question::Whole(Full::new(body.to_bytes()))
+        fixed_body(PacedBody::new(body, limit).collect().await?.to_bytes())
     } else {
-        Question::Stream(PacedBody::new(body, limit))
+        PacedBody::new(body, limit).boxed_unsync()
     };
     Ok(Request::from_parts(head, body))
 }
 
-/// Has the component handle the request. What it streams is waited for, since until then it may still produce it.
-async fn call(
-    accessor: &Accessor<Context>,
-    proxy: &Proxy,
-    request: Request<Question>,
-    sender: oneshot::Sender<Response<Answer>>,
-    streams: Arc<Semaphore>,
-    span: Option<Span>,
-) -> wasmtime::Result<()> {
-    let Proxy::P3(service) = proxy;
-    let first = accessor.with(|mut access| {
-        // The deadline is absolute: after a pause it has passed, and the component would give way at once.
-        access.as_context_mut().set_epoch_deadline(FIRST_TICKS);
-        let context = access.get();
-        context.span = span;
-        let first = context.watch.take();
-        if first.is_some() {
-            context.memory_on_init = context.limits.memory();
-        }
-        first
-    });
-    if let Some(watch) = first {
-        accessor.spawn(watch);
-    }
-    let to_head = *request.method() == Method::HEAD;
-    let (request, outcome) = p3::Request::from_http(request);
-    let response = service.handle(accessor, request).await??;
-    let response = accessor.with(|store| response.into_http(store, outcome))?;
-    let (head, body) = response.into_parts();
-    let size = body.size_hint();
-    let (response, written) = match size.exact() {
-        // It is not sent; only its size may be told.
-        _ if to_head => (Response::from_parts(head, Answer::Unsent(size)), None),
-        Some(size) if size <= SMALL => {
-            let body = Full::new(whole(body, size).await?);
-            (Response::from_parts(head, Answer::Fixed(body)), None)
-        }
-        _ => match timeout(TURN_TIMEOUT, streams.acquire_owned()).await {
-            Ok(Ok(stream)) => {
-                let (done, written) = oneshot::channel();
-                let answer = Answer::Component {
-                    body,
-                    _done: done,
-                    _stream: stream,
-                };
-                (Response::from_parts(head, answer), Some(written))
-            }
-            _ => (overloaded(), None),
-        },
-    };
-    // Nobody may be waiting any more.
-    let is_sent = sender.send(response).is_ok();
-    if let Some(written) = written.filter(|_| is_sent) {
-        // It ends with an error by being dropped, which is what is waited for.
-        let _dropped = written.await;
-    }
-    accessor.with(|mut access| access.get().span = None);
-    Ok(())
+fn fixed_body(bytes: Bytes) -> WasiBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// A body of this size. What follows the last of its bytes, which may be trailers, is not waited for.
-async fn whole(mut body: UnsyncBoxBody<Bytes, ErrorCode>, size: u64) -> wasmtime::Result<Bytes> {
+async fn whole(mut body: WasiBody, size: u64) -> wasmtime::Result<Bytes> {
     let mut bytes = BytesMut::new();
     while (bytes.len() as u64) < size {
         match body.frame().await {
@@ -325,44 +281,12 @@ fn authority<B>(request: &Request<B>) -> Option<Authority> {
     }
 }
 
-/// The body of a request.
-enum Question {
-    Whole(Full<Bytes>),
-    Stream(PacedBody<Incoming>),
-}
-
-impl Body for Question {
-    type Data = Bytes;
-    type Error = ErrorCode;
-
-    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
-        match self.get_mut() {
-            Self::Whole(body) => Pin::new(body).poll_frame(task).map_err(|never| match never {}),
-            Self::Stream(body) => Pin::new(body).poll_frame(task),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Whole(body) => body.is_end_stream(),
-            Self::Stream(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(body) => body.size_hint(),
-            Self::Stream(body) => body.size_hint(),
-        }
-    }
-}
-
 /// The body of a response: a component's, or one of our own.
 pub enum Answer {
     Component {
-        body: UnsyncBoxBody<Bytes, ErrorCode>,
-        _done: oneshot::Sender<()>,
+        body: WasiBody,
         _stream: OwnedSemaphorePermit,
+        _permit: Arc<OwnedSemaphorePermit>,
     },
     Fixed(Full<Bytes>),
     /// The response to a HEAD request. Only the size counts, which a GET would have.
@@ -386,9 +310,9 @@ fn overloaded() -> Response<Answer> {
 
 impl Body for Answer {
     type Data = Bytes;
-    type Error = ErrorCode;
+    type Error = Error;
 
-    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
+    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match self.get_mut() {
             Self::Component { body, .. } => Pin::new(body).poll_frame(task),
             Self::Fixed(body) => Pin::new(body).poll_frame(task).map_err(|never| match never {}),

@@ -1,67 +1,150 @@
-//! The end of serving, as instances see it: one that works is waited for, one that is only kept for a next request is not.
-//!
-//! A component may go on after its last answer. wasmtime 44 does not tell whether it does, but then it waits for the host:
-//! for a database or for a clock. So those calls are counted.
+//! The end of instances: after a time without requests, with a request that takes too long, or when serving ends. One that
+//! works is waited for, also on what it does after its last response.
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::watch;
-use wasmtime::component::{Accessor, AccessorTask};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use wasmtime_wasi_http::handler::{WorkerExpiration, WorkerStatus};
 
-use crate::context::Context;
-
-/// How often an instance is asked whether it still works.
-const ASK_AGAIN: Duration = Duration::from_millis(2);
-
-/// Tells every instance that the end has come.
-#[derive(Clone)]
-pub struct Stop(Arc<watch::Sender<bool>>);
+/// Tells every instance that serving ends.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    stopped: CancellationToken,
+    instances: TaskTracker,
+}
 
 impl Stop {
-    pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(false)))
-    }
-
-    /// For one instance, for as long as it lives or until it is done after the end.
-    pub fn watch(&self) -> Watch {
-        Watch(self.0.subscribe())
-    }
-
-    /// Waits until no instance works any more.
-    pub async fn done(&self) {
-        self.0.send_replace(true);
-        self.0.closed().await;
-    }
-}
-
-/// The calls of one instance that the host is working on: each keeps a clone.
-#[derive(Clone, Debug, Default)]
-pub struct Work(Arc<()>);
-
-impl Work {
-    fn is_going_on(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
-    }
-}
-
-/// Runs inside an instance, beside its requests.
-pub struct Watch(watch::Receiver<bool>);
-
-impl AccessorTask<Context> for Watch {
-    async fn run(mut self, accessor: &Accessor<Context>) -> wasmtime::Result<()> {
-        // An error means that nobody is left who could wait for this.
-        if self.0.wait_for(|stopped| *stopped).await.is_ok() {
-            // Twice, because between a call that has ended and the next one the component has yet to run.
-            let mut idle = 0;
-            while idle < 2 {
-                let works = accessor.with(|mut access| access.get().work.is_going_on());
-                idle = if works { 0 } else { idle + 1 };
-                tokio::time::sleep(ASK_AGAIN).await;
-            }
-            // Nobody waits for the end of an instance that is only kept.
-            accessor.with(|mut access| access.get().record_use());
+    /// For a new instance, which may be idle for so long, and take so long for a request if there is a limit.
+    pub fn expiration(&self, idle: Duration, request: Option<Duration>) -> Expiration {
+        Expiration {
+            idle,
+            request,
+            timer: Box::pin(sleep(idle)),
+            stopped: Box::pin(self.stopped.clone().cancelled_owned()),
+            _instance: self.instances.token(),
         }
-        Ok(())
+    }
+
+    /// Waits until no instance is left: one that works ends once it is idle.
+    pub async fn done(&self) {
+        self.stopped.cancel();
+        self.instances.close();
+        self.instances.wait().await;
+    }
+}
+
+/// Decides when an instance ends.
+#[derive(Debug)]
+pub struct Expiration {
+    idle: Duration,
+    request: Option<Duration>,
+    timer: Pin<Box<Sleep>>,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    _instance: TaskTrackerToken,
+}
+
+impl WorkerExpiration for Expiration {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        status: WorkerStatus,
+        since: std::time::Instant,
+    ) -> Poll<()> {
+        let limit = match status {
+            WorkerStatus::Idle if self.stopped.as_mut().poll(task).is_ready() => return Poll::Ready(()),
+            WorkerStatus::Idle => Some(self.idle),
+            WorkerStatus::Requests | WorkerStatus::PostReturn => self.request,
+        };
+        let Some(end) = limit.and_then(|limit| Instant::from_std(since).checked_add(limit)) else {
+            return Poll::Pending;
+        };
+        // A timer that runs out too early is set anew then: setting it for each request would cost more.
+        if self.timer.deadline() > end {
+            self.timer.as_mut().reset(end);
+        }
+        while self.timer.as_mut().poll(task).is_ready() {
+            if self.timer.deadline() >= end {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(end);
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(1);
+    const REQUEST: Duration = Duration::from_secs(75);
+
+    fn poll(expiration: &mut Expiration, task: &mut Context<'_>, status: WorkerStatus, since: Instant) -> Poll<()> {
+        Pin::new(expiration).poll(task, status, since.into_std())
+    }
+
+    /// Whether an instance that has this status since now ends within this time.
+    async fn ends(expiration: &mut Expiration, status: WorkerStatus, within: Duration) -> bool {
+        let since = Instant::now();
+        let ended = poll_fn(|task| poll(expiration, task, status, since));
+        tokio::time::timeout(within, ended).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_ends_after_its_idle_time_whatever_came_before() {
+        let mut expiration = Stop::default().expiration(IDLE, Some(REQUEST));
+        for _ in 0..3 {
+            assert!(!ends(&mut expiration, WorkerStatus::Idle, IDLE * 9 / 10).await);
+            assert!(!ends(&mut expiration, WorkerStatus::Requests, IDLE * 3).await);
+        }
+        assert!(ends(&mut expiration, WorkerStatus::Idle, IDLE * 2).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_has_its_limit_and_what_follows_it_the_same_again() {
+        let stop = Stop::default();
+        for status in [WorkerStatus::Requests, WorkerStatus::PostReturn] {
+            let mut expiration = stop.expiration(IDLE, Some(REQUEST));
+            assert!(!ends(&mut expiration, status, REQUEST * 9 / 10).await);
+            assert!(ends(&mut expiration, status, REQUEST * 2).await);
+            let mut expiration = stop.expiration(IDLE, None);
+            assert!(!ends(&mut expiration, status, REQUEST * 1000).await);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_works_outlasts_the_stop_until_it_is_idle() {
+        let stop = Stop::default();
+        let mut expiration = stop.expiration(REQUEST, None);
+        let mut done = Box::pin(stop.done());
+        let mut is_done = async || tokio::time::timeout(IDLE, &mut done).await.is_ok();
+        assert!(!is_done().await);
+        assert!(!ends(&mut expiration, WorkerStatus::Requests, IDLE).await);
+        assert!(!ends(&mut expiration, WorkerStatus::PostReturn, IDLE).await);
+        assert!(ends(&mut expiration, WorkerStatus::Idle, IDLE).await);
+        assert!(!is_done().await);
+        drop(expiration);
+        assert!(is_done().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_instance_is_woken_by_the_stop() {
+        let stop = Stop::default();
+        let mut expiration = stop.expiration(REQUEST, None);
+        let since = Instant::now();
+        let instance = tokio::spawn(async move {
+            poll_fn(|task| poll(&mut expiration, task, WorkerStatus::Idle, since)).await;
+        });
+        tokio::task::yield_now().await;
+        stop.done().await;
+        assert!(instance.await.is_ok());
+        assert!(since.elapsed() < REQUEST);
     }
 }

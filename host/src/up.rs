@@ -12,7 +12,7 @@ use crate::cli::Up;
 use crate::config::{self, Config, Flags};
 use crate::context::ComponentState;
 use crate::database::Database;
-use crate::engine::{self, CodeCache, Handlers, Serving};
+use crate::engine::{self, CodeCache, Handler, Serving};
 use crate::key_value::{Store, StoreFile};
 use crate::listen::{Bound, Listener};
 use crate::manifest::{self, Application};
@@ -163,7 +163,7 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
     let linker = engine::linker(&engine)?;
     let tracer = telemetry.tracer();
     let reuse = up.reuse();
-    let stop = Stop::new();
+    let stop = Stop::default();
     let mut handlers = HashMap::new();
     for (id, component) in components {
         let source = app_dir.join(&component.source);
@@ -191,15 +191,16 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
             instances: telemetry.instances(&id),
             logs: telemetry.logs(&id),
         };
+        let service = engine::load(&linker, &id, &source, up.precompiled.as_deref())
+            .with_context(|| format!("component {id}"))?;
         let serving = Serving {
             engine: engine.clone(),
+            service,
             component: Arc::new(state),
             reuse,
             stop: stop.clone(),
         };
-        let service = engine::load(&linker, &id, &source, up.precompiled.as_deref())
-            .with_context(|| format!("component {id}"))?;
-        handlers.insert(id, Arc::new(Handlers::new(service, serving)));
+        handlers.insert(id, Handler::new(serving));
     }
     let mut targets = Vec::new();
     for (route, id) in routes {

@@ -39,17 +39,17 @@ fn answering_component(afterwards: &str) -> Vec<u8> {
     // The error is the one without a payload that has this number, "loop-detected".
     let module = format!(
         r#"(module
-            (import "[export]wasi:http/handler@0.3.0-rc-2026-03-15" "[task-return]handle"
+            (import "[export]wasi:http/handler@0.3.0" "[task-return]handle"
                 (func $answer (param i32 i32 i32 i64 i32 i32 i32 i32)))
-            (import "wasi:clocks/monotonic-clock@0.3.0-rc-2026-03-15" "wait-for" (func $wait (param i64)))
+            (import "wasi:clocks/monotonic-clock@0.3.0" "wait-for" (func $wait (param i64)))
             (memory (export "memory") 1)
-            (func (export "[async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle") (param i32) (result i32)
+            (func (export "[async-lift]wasi:http/handler@0.3.0#handle") (param i32) (result i32)
                 (local $left i32)
                 (call $answer (i32.const 1) (i32.const 36) (i32.const 0) (i64.const 0)
                     (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))
                 {afterwards}
                 (i32.const 0))
-            (func (export "[callback][async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle")
+            (func (export "[callback][async-lift]wasi:http/handler@0.3.0#handle")
                 (param i32 i32 i32) (result i32)
                 unreachable))"#
     );
@@ -61,12 +61,12 @@ fn waiting_component(wait: Duration) -> Vec<u8> {
     let wait = wait.as_nanos();
     let module = format!(
         r#"(module
-            (import "wasi:clocks/monotonic-clock@0.3.0-rc-2026-03-15" "wait-for" (func $wait (param i64)))
+            (import "wasi:clocks/monotonic-clock@0.3.0" "wait-for" (func $wait (param i64)))
             (memory (export "memory") 1)
-            (func (export "[async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle") (param i32) (result i32)
+            (func (export "[async-lift]wasi:http/handler@0.3.0#handle") (param i32) (result i32)
                 (call $wait (i64.const {wait}))
                 unreachable)
-            (func (export "[callback][async-lift]wasi:http/handler@0.3.0-rc-2026-03-15#handle")
+            (func (export "[callback][async-lift]wasi:http/handler@0.3.0#handle")
                 (param i32 i32 i32) (result i32)
                 unreachable))"#
     );
@@ -80,7 +80,7 @@ fn built(world: &str, module: impl FnOnce(&Resolve, WorldId) -> Vec<u8>) -> Vec<
         .unwrap();
     let world = resolve.select_world(&[package], Some(world)).unwrap();
     let mut module = module(&resolve, world);
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).unwrap();
     ComponentEncoder::default().module(&module).unwrap().encode().unwrap()
 }
 
@@ -385,6 +385,24 @@ fn an_instance_that_only_waits_for_requests_does_not_hold_up_the_end() {
 fn what_an_instance_does_after_its_answer_is_waited_for() {
     let app = App::new(&lasting_component(Some(Duration::from_millis(700))));
     let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "30s"]);
+    assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+    server.signal("TERM");
+    let log = String::from_utf8(server.end().stderr).unwrap();
+    assert!(log.contains("unreachable"), "it was cut off: {log}");
+    assert!(!log.contains("not everything was finished"), "{log}");
+}
+
+#[test]
+fn an_instance_that_computes_after_its_answer_is_waited_for() {
+    // It waits, so that its answer is sent, and then counts for about a second without calling the host.
+    let app = App::new(&answering_component(
+        r#"(call $wait (i64.const 300000000))
+        (loop $on
+            (local.set $left (i32.add (local.get $left) (i32.const 1)))
+            (br_if $on (i32.ne (local.get $left) (i32.const 2000000000))))
+        unreachable"#,
+    ));
+    let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "60s"]);
     assert!(server.get("/app").starts_with("HTTP/1.1 500"));
     server.signal("TERM");
     let log = String::from_utf8(server.end().stderr).unwrap();

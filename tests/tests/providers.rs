@@ -383,6 +383,70 @@ mod telemetry {
         arrive_by("grpc")
     }
 
+    #[test]
+    fn requests_that_share_an_instance_are_traced_apart() -> Result<()> {
+        const CLIENTS: usize = 16;
+        const REQUESTS: usize = 20;
+        let place = Place::new()?;
+        let (collector, endpoint) = Collector::here()?;
+        let (_server, address) = place.hrana(HRANA, ANY, "s3cret")?;
+        let database = libsql(address, "s3cret").replace("values = {", "values = { database_place = \"remote\",");
+        let runtime = place.runtime(
+            &database,
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("http://{endpoint}")),
+                ("OTEL_RESOURCE_ATTRIBUTES", "service.name=links,service.instance.id=7"),
+            ],
+        )?;
+        let slug = runtime.slug("4dmin", "https://example.com/")?;
+        let trace = |client: usize, request: usize| format!("{:032x}", 1 + client * REQUESTS + request);
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|client| {
+                    let (runtime, slug) = (&runtime, &slug);
+                    scope.spawn(move || {
+                        (0..REQUESTS).try_for_each(|request| {
+                            let parent = format!("00-{}-b7ad6b7169203331-01", trace(client, request));
+                            let answer =
+                                runtime.get_through_socket(&format!("/{slug}"), &[("traceparent", &parent)])?;
+                            ensure!(answer.status == 302, "{answer:?}");
+                            Ok(())
+                        })
+                    })
+                })
+                .collect();
+            clients.into_iter().try_for_each(|client| match client.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })?;
+        runtime.process.terminate()?;
+
+        let mut received = Received::default();
+        for export in collector.collected() {
+            received.take(&export)?;
+        }
+        for trace in (0..CLIENTS * REQUESTS).map(|number| trace(0, number)) {
+            let of_trace: Vec<_> = received
+                .spans
+                .iter()
+                .filter(|span| hex(&span.trace_id) == trace)
+                .collect();
+            let named = |name: &str| {
+                of_trace
+                    .iter()
+                    .filter(|span| span.name.starts_with(name))
+                    .collect::<Vec<_>>()
+            };
+            let (executions, statements) = (named("execute_wasm_component links"), named("SELECT"));
+            let ([execution], [statement]) = (&executions[..], &statements[..]) else {
+                anyhow::bail!("{of_trace:?}")
+            };
+            ensure!(statement.parent_span_id == execution.span_id, "{of_trace:?}");
+        }
+        Ok(())
+    }
+
     /// Serves while nothing arrives there, says so, and ends in time.
     fn is_done_without(endpoint: &str) -> Result<()> {
         let place = Place::new()?;

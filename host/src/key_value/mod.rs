@@ -11,9 +11,8 @@ use wasmtime::component::{Accessor, FutureReader, HasSelf, Resource, StreamReade
 use crate::bindings::key_value::{self, Error};
 use crate::bindings::sqlite::{self, RowResult, Value};
 use crate::config::Place;
-use crate::context::{Context, Denied};
+use crate::context::{Context, Denied, calling_span};
 use crate::sqlite::{Database, Handle};
-use crate::stop::Work;
 use crate::telemetry::{Span, within};
 
 /// How many stores one instance may have open. Spin's limit.
@@ -209,12 +208,12 @@ fn store<T>(
     accessor: &Accessor<T, HasSelf<Context>>,
     resource: &Resource<Store>,
     call: &str,
-) -> Result<(Store, Work, Option<Span>), Error> {
+) -> Result<(Store, Option<Span>), Error> {
     accessor.with(|mut access| {
-        let context = access.get();
-        let store = context.table.get(resource).cloned().map_err(|_| Error::NoSuchStore)?;
-        let span = context.span.as_ref().map(|span| calling(span, &store, call));
-        Ok((store, context.work.clone(), span))
+        let store = access.get().table.get(resource).cloned();
+        let store = store.map_err(|_| Error::NoSuchStore)?;
+        let span = calling_span(&mut access).map(|span| calling(&span, &store, call));
+        Ok((store, span))
     })
 }
 
@@ -238,13 +237,12 @@ impl key_value::HostStore for Context {
     }
 }
 
-impl key_value::HostStoreWithStore for HasSelf<Context> {
-    async fn open<T: Send>(accessor: &Accessor<T, Self>, label: String) -> Result<Resource<Store>, Error> {
-        let (store, _work, span) = accessor.with(|mut access| {
-            let context = access.get();
-            let store = context.component.store(&label).cloned()?;
-            let span = context.span.as_ref().map(|span| calling(span, &store, "open"));
-            Ok::<_, Error>((store, context.work.clone(), span))
+impl<T: Send> key_value::HostStoreWithStore<T> for HasSelf<Context> {
+    async fn open(accessor: &Accessor<T, Self>, label: String) -> Result<Resource<Store>, Error> {
+        let (store, span) = accessor.with(|mut access| {
+            let store = access.get().component.store(&label).cloned()?;
+            let span = calling_span(&mut access).map(|span| calling(&span, &store, "open"));
+            Ok::<_, Error>((store, span))
         })?;
         // So that a fault of the file shows here.
         within(span, store.open()).await?;
@@ -259,49 +257,41 @@ impl key_value::HostStoreWithStore for HasSelf<Context> {
         })
     }
 
-    async fn get<T: Send>(
+    async fn get(
         accessor: &Accessor<T, Self>,
         resource: Resource<Store>,
         key: String,
     ) -> Result<Option<Vec<u8>>, Error> {
-        let (store, _work, span) = store(accessor, &resource, "get")?;
+        let (store, span) = store(accessor, &resource, "get")?;
         within(span, store.get(key)).await
     }
 
-    async fn set<T: Send>(
+    async fn set(
         accessor: &Accessor<T, Self>,
         resource: Resource<Store>,
         key: String,
         value: Vec<u8>,
     ) -> Result<(), Error> {
-        let (store, _work, span) = store(accessor, &resource, "set")?;
+        let (store, span) = store(accessor, &resource, "set")?;
         within(span, store.set(key, value)).await
     }
 
-    async fn delete<T: Send>(
-        accessor: &Accessor<T, Self>,
-        resource: Resource<Store>,
-        key: String,
-    ) -> Result<(), Error> {
-        let (store, _work, span) = store(accessor, &resource, "delete")?;
+    async fn delete(accessor: &Accessor<T, Self>, resource: Resource<Store>, key: String) -> Result<(), Error> {
+        let (store, span) = store(accessor, &resource, "delete")?;
         within(span, store.delete(key)).await
     }
 
-    async fn exists<T: Send>(
-        accessor: &Accessor<T, Self>,
-        resource: Resource<Store>,
-        key: String,
-    ) -> Result<bool, Error> {
-        let (store, _work, span) = store(accessor, &resource, "exists")?;
+    async fn exists(accessor: &Accessor<T, Self>, resource: Resource<Store>, key: String) -> Result<bool, Error> {
+        let (store, span) = store(accessor, &resource, "exists")?;
         within(span, store.exists(key)).await
     }
 
-    async fn get_keys<T: Send>(
+    async fn get_keys(
         accessor: &Accessor<T, Self>,
         resource: Resource<Store>,
     ) -> wasmtime::Result<(StreamReader<String>, FutureReader<Result<(), Error>>)> {
         let keys = match store(accessor, &resource, "get_keys") {
-            Ok((store, _work, span)) => within(span, store.keys()).await,
+            Ok((store, span)) => within(span, store.keys()).await,
             Err(error) => Err(error),
         };
         let (keys, end) = match keys {

@@ -13,9 +13,8 @@ use wasmtime::component::{
 
 use super::RowStream;
 use crate::bindings::sqlite::{self, Connection, Error, QueryResult, RowResult, Value};
-use crate::context::{Context, Denied};
-use crate::database::{Answer, Rows};
-use crate::stop::Work;
+use crate::context::{Context, Denied, calling_span};
+use crate::database::{Answer, Database, Rows};
 use crate::telemetry::{Span, within, without_values};
 
 /// How many connections one instance may have open. Spin's limit.
@@ -48,29 +47,25 @@ impl Context {
     }
 }
 
-fn handle<T>(
-    accessor: &Accessor<T, HasSelf<Context>>,
-    resource: &Resource<Connection>,
-) -> Result<(Connection, Work, Option<Span>), Error> {
-    accessor.with(|mut access: Access<'_, T, HasSelf<Context>>| {
-        let context = access.get();
-        Ok((
-            context.connection(resource)?,
-            context.work.clone(),
-            context.span.clone(),
-        ))
-    })
+fn handle<T>(accessor: &Accessor<T, HasSelf<Context>>, resource: &Resource<Connection>) -> Result<Connection, Error> {
+    accessor.with(|mut access| access.get().connection(resource))
 }
 
-/// A part of the request for opening a database.
-fn opening(span: Option<&Span>) -> Option<Span> {
+/// A part of the request for opening a database, and the database.
+fn opening<T>(access: &mut Access<'_, T, HasSelf<Context>>, database: &str) -> Result<(Database, Option<Span>), Error> {
     let attributes = || vec![KeyValue::new("db.system", "sqlite")];
-    span.map(|span| span.call("spin_sqlite.open".to_owned(), attributes()))
+    let database = access.get().component.database(database)?.clone();
+    let span = calling_span(access).map(|span| span.call("spin_sqlite.open".to_owned(), attributes()));
+    Ok((database, span))
 }
 
 /// A part of the request for a statement: its text, without values.
-fn executing(span: Option<&Span>, connection: &Connection, statement: &str) -> Option<Span> {
-    span.map(|span| {
+fn executing<T>(
+    access: &mut Access<'_, T, HasSelf<Context>>,
+    connection: &Connection,
+    statement: &str,
+) -> Option<Span> {
+    calling_span(access).map(|span| {
         let text = without_values(statement);
         let attributes = vec![
             KeyValue::new("db.system", "sqlite"),
@@ -88,24 +83,6 @@ impl sqlite::Host for Context {
 }
 
 impl sqlite::HostConnection for Context {
-    async fn open(&mut self, database: String) -> Result<Resource<Connection>, Error> {
-        let span = opening(self.span.as_ref());
-        let handle = within(span, self.component.database(&database)?.open()).await?;
-        self.push_connection(handle)
-    }
-
-    async fn execute(
-        &mut self,
-        connection: Resource<Connection>,
-        statement: String,
-        parameters: Vec<Value>,
-    ) -> Result<QueryResult, Error> {
-        let handle = self.connection(&connection)?;
-        let span = executing(self.span.as_ref(), &handle, &statement);
-        let (columns, rows) = within(span, handle.execute_all(statement, parameters)).await?;
-        Ok(QueryResult { columns, rows })
-    }
-
     async fn last_insert_rowid(&mut self, connection: Resource<Connection>) -> wasmtime::Result<i64> {
         Ok(self.connection(&connection)?.last_insert_rowid().await?)
     }
@@ -121,28 +98,42 @@ impl sqlite::HostConnection for Context {
     }
 }
 
-impl sqlite::HostConnectionWithStore for HasSelf<Context> {
-    async fn open_async<T: Send>(
-        accessor: &Accessor<T, Self>,
-        database: String,
-    ) -> Result<Resource<Connection>, Error> {
-        let (database, _work, span) = accessor.with(|mut access| {
-            let context = access.get();
-            let database = context.component.database(&database).cloned();
-            database.map(|database| (database, context.work.clone(), opening(context.span.as_ref())))
-        })?;
+impl<T: Send> sqlite::HostConnectionWithStore<T> for HasSelf<Context> {
+    async fn open(mut access: Access<'_, T, Self>, database: String) -> Result<Resource<Connection>, Error> {
+        let (database, span) = opening(&mut access, &database)?;
+        let handle = within(span, database.open()).await?;
+        access.get().push_connection(handle)
+    }
+
+    async fn open_async(accessor: &Accessor<T, Self>, database: String) -> Result<Resource<Connection>, Error> {
+        let (database, span) = accessor.with(|mut access| opening(&mut access, &database))?;
         let handle = within(span, database.open()).await?;
         accessor.with(|mut access| access.get().push_connection(handle))
     }
 
-    async fn execute_async<T: Send>(
+    async fn execute(
+        mut access: Access<'_, T, Self>,
+        connection: Resource<Connection>,
+        statement: String,
+        parameters: Vec<Value>,
+    ) -> Result<QueryResult, Error> {
+        let handle = access.get().connection(&connection)?;
+        let span = executing(&mut access, &handle, &statement);
+        let (columns, rows) = within(span, handle.execute_all(statement, parameters)).await?;
+        Ok(QueryResult { columns, rows })
+    }
+
+    async fn execute_async(
         accessor: &Accessor<T, Self>,
         connection: Resource<Connection>,
         statement: String,
         parameters: Vec<Value>,
     ) -> Result<AsyncResult, Error> {
-        let (handle, work, span) = handle(accessor, &connection)?;
-        let span = executing(span.as_ref(), &handle, &statement);
+        let (handle, span) = accessor.with(|mut access| {
+            let handle = access.get().connection(&connection)?;
+            let span = executing(&mut access, &handle, &statement);
+            Ok::<_, Error>((handle, span))
+        })?;
         let Answer { columns, rows } = within(span, handle.execute(statement, parameters)).await?;
         let readers = accessor.with(|mut access| -> wasmtime::Result<_> {
             Ok(match rows {
@@ -157,7 +148,6 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
                     let rows = RowProducer {
                         rows,
                         _abandon: abandon,
-                        _work: work,
                     };
                     (
                         StreamReader::new(&mut access, rows)?,
@@ -170,20 +160,15 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
         Ok((columns, rows, end))
     }
 
-    async fn last_insert_rowid_async<T: Send>(
+    async fn last_insert_rowid_async(
         accessor: &Accessor<T, Self>,
         connection: Resource<Connection>,
     ) -> wasmtime::Result<i64> {
-        let (handle, _work, _) = handle(accessor, &connection)?;
-        Ok(handle.last_insert_rowid().await?)
+        Ok(handle(accessor, &connection)?.last_insert_rowid().await?)
     }
 
-    async fn changes_async<T: Send>(
-        accessor: &Accessor<T, Self>,
-        connection: Resource<Connection>,
-    ) -> wasmtime::Result<u64> {
-        let (handle, _work, _) = handle(accessor, &connection)?;
-        Ok(handle.changes().await?)
+    async fn changes_async(accessor: &Accessor<T, Self>, connection: Resource<Connection>) -> wasmtime::Result<u64> {
+        Ok(handle(accessor, &connection)?.changes().await?)
     }
 }
 
@@ -191,7 +176,6 @@ impl sqlite::HostConnectionWithStore for HasSelf<Context> {
 struct RowProducer {
     rows: tokio::sync::mpsc::Receiver<RowResult>,
     _abandon: super::Producer,
-    _work: Work,
 }
 
 impl<D> StreamProducer<D> for RowProducer {

@@ -14,7 +14,7 @@ use opentelemetry::KeyValue;
 use wasmtime::component::{Accessor, HasSelf};
 
 use crate::bindings::variables::{self, Error};
-use crate::context::Context;
+use crate::context::{Context, calling_span};
 use crate::telemetry::within;
 
 /// A variable that spin.toml declares. Without a default, a provider must have it.
@@ -248,12 +248,9 @@ impl variables::Host for Context {
     }
 }
 
-impl variables::HostWithStore for HasSelf<Context> {
-    async fn get<T: Send>(accessor: &Accessor<T, Self>, name: String) -> Result<String, Error> {
-        let (component, _work, span) = accessor.with(|mut access| {
-            let context = access.get();
-            (context.component.clone(), context.work.clone(), context.span.clone())
-        });
+impl<T: Send> variables::HostWithStore<T> for HasSelf<Context> {
+    async fn get(accessor: &Accessor<T, Self>, name: String) -> Result<String, Error> {
+        let (component, span) = accessor.with(|mut access| (access.get().component.clone(), calling_span(&mut access)));
         let span = span.map(|span| {
             span.call(
                 "spin_variables.get".to_owned(),

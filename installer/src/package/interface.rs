@@ -46,7 +46,8 @@ impl Interface {
                 "it is Spin {version}, and the components run on {SUPPORTED_SPIN} and on links-host; give one with --runtime \
                  PATH or SPIN=PATH"
             ),
-            (RuntimeKind::LinksHost, ..) => Ok(Self::Wasi030Rc20260315),
+            (RuntimeKind::LinksHost, Some(0), Some(1)) => Ok(Self::Wasi030Rc20260315),
+            (RuntimeKind::LinksHost, ..) => Ok(Self::Wasi030),
         }
     }
 
@@ -143,9 +144,10 @@ mod tests {
                 "{error}"
             );
         }
+        assert_eq!(of(RuntimeKind::LinksHost, "0.1.0"), Ok(Interface::Wasi030Rc20260315));
         assert_eq!(
             of(RuntimeKind::LinksHost, env!("CARGO_PKG_VERSION")),
-            Ok(Interface::Wasi030Rc20260315)
+            Ok(Interface::Wasi030)
         );
     }
 
