@@ -56,13 +56,16 @@ impl Server {
             schemes.iter().any(|scheme| url.starts_with(scheme)),
             "url must begin with redis://, rediss:// (TLS) or redis+unix://"
         );
+        // A server that has vanished without a word: without this the kernel waits a quarter of an hour.
+        let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(VANISHED);
         let info = url.into_connection_info().context("url cannot be used")?;
-        if matches!(info.addr, ConnectionAddr::TcpTls { .. }) {
+        let info = info.set_tcp_settings(tcp);
+        if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
             // An error means that it is set already.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         Ok(Arc::new(Self {
-            shown: info.addr.to_string(),
+            shown: info.addr().to_string(),
             client: Client::open(info).context("url cannot be used")?,
             connection: tokio::sync::Mutex::default(),
             failed: Mutex::default(),
@@ -88,11 +91,9 @@ impl Server {
             }
             // Retries are the component's business, which knows how long it can wait.
             let config = ConnectionManagerConfig::new()
-                // A server that has vanished without a word: without this the kernel waits a quarter of an hour.
-                .set_tcp_settings(TcpSettings::default().set_nodelay(true).set_user_timeout(VANISHED))
                 .set_number_of_retries(0)
-                .set_connection_timeout(CONNECT_TIMEOUT)
-                .set_response_timeout(ANSWER_TIMEOUT);
+                .set_connection_timeout(Some(CONNECT_TIMEOUT))
+                .set_response_timeout(Some(ANSWER_TIMEOUT));
             let connected = ConnectionManager::new_with_config(self.client.clone(), config).await;
             connected.map_err(|error| {
                 let problem = format!("{self}: {}", causes(&error));

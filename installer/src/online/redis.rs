@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use redis::{Client, ErrorKind, RedisError};
+use redis::{Client, ErrorKind, RedisError, ServerErrorKind};
 
 use super::Complaint;
 use crate::config::runtime::{Origin, Resolved, file_of};
@@ -42,12 +42,12 @@ fn complaint(error: &RedisError, url: &Resolved, limit: Duration) -> Complaint {
         (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS")) => {
             Complaint::error("refuses the user or the password").help(format!("mend {place}"))
         }
-        (ErrorKind::BusyLoadingError, _) => {
+        (ErrorKind::Server(ServerErrorKind::BusyLoading), _) => {
             Complaint::error("is loading its data and does not serve yet").help("try again in a while")
         }
         _ if error.is_timeout() => Complaint::error(format!("does not answer: {}", remote::too_late(limit)))
             .help(format!("see that {place} is right, and that the server runs")),
-        (ErrorKind::IoError, _) => Complaint::error(format!("does not answer: {error}"))
+        (ErrorKind::Io, _) => Complaint::error(format!("does not answer: {error}"))
             .help(format!("see that {place} is right, and that the server runs")),
         (_, Some(code)) => Complaint::error(format!("reports the error {code}")),
         _ => Complaint::error(format!("does not answer as Redis does: {}", error.category())),
