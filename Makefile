@@ -39,10 +39,11 @@ build:
 	component/build.sh
 	$(CARGO) build --release --locked -p links-host -p links-installer
 
-lint: packages-test ## formatting, clippy, shellcheck: everything that must be silent
+lint: packages-test ## formatting, clippy, shellcheck, cargo-deny: everything that must be silent
 	$(CARGO) fmt --all --check
 	$(CLIPPY)
 	git ls-files | xargs grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh' | xargs shellcheck
+	.ci/dependencies
 
 bench: packages-bench deb ## speed of this build on this machine, beside another shortener with PEER=URL of one of its redirects; ONLY=edge for a part
 	component/build.sh hello
