@@ -187,7 +187,7 @@ pub struct PackArgs {
     pub offline: bool,
 
     /// Where the two packages go
-    #[arg(long, value_name = "DIR", default_value = "target/dist", value_hint = ValueHint::DirPath)]
+    #[arg(long, value_name = "DIR", default_value = "target/packages", value_hint = ValueHint::DirPath)]
     pub out: PathBuf,
 
     /// Version of the release; the version of linksctl by default

@@ -10,7 +10,7 @@ use serde::Deserialize;
 /// The version that is out, and that people upgrade from.
 pub const RELEASED: &str = "0.1.0";
 
-/// What `make deb` wrote: in the directory that `LINKS_DIST` names, `target/dist` by default.
+/// What `make deb` wrote: in the directory that `LINKS_DIST` names, `target/packages` by default.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
     pub deb: PathBuf,
@@ -56,7 +56,7 @@ impl Artifacts {
     pub fn find() -> Result<Self> {
         let directory = match std::env::var_os("LINKS_DIST") {
             Some(directory) => PathBuf::from(directory),
-            None => target_directory().join("dist"),
+            None => target_directory().join("packages"),
         };
         Ok(Self {
             deb: the_one(&directory, "links-shortener_", ".deb")?,

@@ -53,7 +53,7 @@ fn main() -> Result<()> {
         }
         is_wanted && (is_root || !IN_THE_LAB.contains(&section))
     };
-    let linksctl = Path::new("target/release/linksctl")
+    let linksctl = Path::new("target/dist/linksctl")
         .canonicalize()
         .context("Looking for linksctl (`make deb`)")?;
     let scratch = tempfile::tempdir().context("Making a temporary directory")?;
