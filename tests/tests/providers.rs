@@ -438,7 +438,7 @@ mod telemetry {
                     .filter(|span| span.name.starts_with(name))
                     .collect::<Vec<_>>()
             };
-            let (executions, statements) = (named("execute_wasm_component links"), named("SELECT"));
+            let (executions, statements) = (named("execute_wasm_component redirect"), named("SELECT"));
             let ([execution], [statement]) = (&executions[..], &statements[..]) else {
                 anyhow::bail!("{of_trace:?}")
             };
