@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# Builds the Wasm components once for each generation of interfaces that a supported runtime has:
+# Builds the Wasm components, once for each version of the WASI interfaces that a supported runtime implements:
 #
-#   target/components/wasi-0.3.0/*.wasm                  links-host and Spin 4.1, named by component/spin.toml
-#   target/components/wasi-0.3.0-rc-2026-03-15/*.wasm    Spin 4.0, which `linksctl pack` takes for it
+#   target/components/wasi-0.3.0/*.wasm                  for links-host and Spin 4.1; component/spin.toml names these
+#   target/components/wasi-0.3.0-rc-2026-03-15/*.wasm    for Spin 4.0; links-pack picks these if it packs Spin 4.0
 #
 #   component/build.sh [PACKAGE...]
 #
-# Without arguments, the packages are links-redirect and links-api.
+# Without arguments, it builds the packages links-redirect and links-api.
 #
-# The toolchain is the first of these that this machine has or can get:
-#   1. the active one, if it has the standard library of wasm32-wasip2
-#   2. Debian's rustc-web, if an earlier run has made it ready (see 4)
-#   3. the active one, after `rustup target add wasm32-wasip2`
-#   4. Debian's packages: rustc-web, rust-web-src and rust-web-llvm (a compiler, the sources of its standard library,
-#      and wasm-component-ld), beside wasi-libc of the release after Debian 12, whose own is too old for wasm32-wasip2.
-#      wasi-libc is only unpacked, into the cache directory; the mirror is the one apt is configured with. The packages
-#      are installed if this runs as root; otherwise the line that installs them is printed, and the exit status is 1.
+# It uses the first of these toolchains that this machine has or can get:
+#   1. The active toolchain, if it has the standard library of wasm32-wasip2.
+#   2. Debian's rustc-web, if an earlier run has prepared it (see 4).
+#   3. The active toolchain, after `rustup target add wasm32-wasip2`.
+#   4. Debian's packages rustc-web, rust-web-src and rust-web-llvm (the compiler, the sources of its standard library, and
+#      wasm-component-ld) with the wasi-libc of Debian 13, because Debian 12's is too old for wasm32-wasip2. wasi-libc comes
+#      from the mirror that apt is configured with, and is only unpacked into the cache directory. As root, the script
+#      installs the other packages. Otherwise it prints the command that installs them and exits with status 1.
 #
 # Environment:
-#   XDG_CACHE_HOME    wasi-libc is kept in $XDG_CACHE_HOME/links (default ~/.cache/links)
-#   CARGO_TARGET_DIR  where cargo builds, in a directory for each generation; the components are copied from there
-#   RUSTFLAGS         is ignored: the same tree and the same toolchain give the same bytes, with no path of a machine
+#   XDG_CACHE_HOME    wasi-libc is kept in $XDG_CACHE_HOME/links (default ~/.cache/links).
+#   CARGO_TARGET_DIR  cargo builds there, in one directory for each interface version. The components are copied from there.
+#   RUSTFLAGS         is ignored, so that the same sources and toolchain give the same bytes, without paths of this machine.
 set -euo pipefail
 
 readonly target=wasm32-wasip2
-# A directory name in target/components each; the feature of the packages has hyphens where the version has dots.
+# The directories in target/components. The packages' features have the same names, with hyphens instead of dots.
 readonly generations=(wasi-0.3.0 wasi-0.3.0-rc-2026-03-15)
 packages=("$@")
 [ $# -gt 0 ] || packages=(links-redirect links-api)
@@ -46,7 +46,7 @@ host_triple() { "$1" -vV | sed -n 's/^host: //p'; }
 
 active_has_target() { [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; }
 
-# A wasm-ld that understands what rustc-web's LLVM writes: rustup's own, or a package's. Debian 12's lld-14 is too old.
+# Prints a wasm-ld that understands the output of rustc-web's LLVM: rustup's, or a package's. Debian 12's lld-14 is too old.
 find_wasm_ld() {
     local sysroot candidate
     sysroot=$(rustc --print sysroot)
@@ -82,20 +82,21 @@ install_packages() {
     mapfile -t missing < <(missing_packages)
     [ ${#missing[@]} -gt 0 ] || return 0
     if [ "$(id -u)" -ne 0 ]; then
-        say "rustup cannot add the target $target here, and Debian packages are missing. Install them, then run again:"
+        say "rustup cannot add the target $target here, and Debian packages are missing. Install them and run this again:"
         die "    sudo apt-get install ${missing[*]}"
     fi
     say "installing ${missing[*]}"
-    # --no-remove: rustc-web takes the place of /usr/bin/rustc; a machine that has another package there keeps it.
+    # --no-remove: rustc-web installs /usr/bin/rustc. It must not replace another package that owns this file.
     local install=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-remove --no-install-recommends install)
     install+=("${missing[@]}")
     "${install[@]}" >&2 && return 0
-    say "trying again with fresh package lists"
+    say "updating the package lists and trying again"
     apt-get -q update >&2 || die "apt-get update failed: is the mirror of this machine's apt configuration reachable?"
-    "${install[@]}" >&2 || die "apt-get cannot install ${missing[*]}: its message is above"
+    "${install[@]}" >&2 || die "apt-get cannot install ${missing[*]}; see its message above"
 }
 
-# Where this machine's apt gets Debian itself from; without downloaded lists apt does not know the origin yet: then all.
+# Prints the mirrors from which this machine's apt gets Debian itself. If no lists have been downloaded, apt does not know the
+# origin of a mirror, and this prints all mirrors.
 debian_mirrors() {
     local mirrors
     # shellcheck disable=SC2016  # apt-get's own placeholder
@@ -105,14 +106,14 @@ debian_mirrors() {
     printf '%s\n' "$mirrors" | sort -u
 }
 
-# Unpacks wasi-libc from one mirror into the directory $2, with lists and cache of its own: nothing system-wide changes.
+# Unpacks wasi-libc from the mirror $1 into the directory $2. It uses its own lists and cache, so nothing system-wide changes.
 unpack_wasi_libc() {
     local mirror=$1 dir=$2
     rm -rf "${dir:?}"/*
     mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/tree" || return 1
     printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$wasi_libc_suite" \
         >"$dir/sources.list"
-    # APT::Sandbox::User: the directory is not readable for the user _apt.
+    # APT::Sandbox::User: the user _apt cannot read the directory.
     local apt=(apt-get -q -o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State::Lists=$dir/lists" -o "Dir::Cache=$dir/cache" -o APT::Sandbox::User=root
         -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o Acquire::Retries=3)
@@ -122,16 +123,17 @@ unpack_wasi_libc() {
     [ -e "$dir/tree/usr/lib/$target/libc.a" ]
 }
 
-# Complete or absent: made in a directory beside it, then renamed. Of two at once the first one to finish wins.
+# The result is complete or absent: wasi-libc is unpacked in a directory beside its place and then renamed. If two runs overlap,
+# the first to finish wins.
 get_wasi_libc() {
     [ ! -e "$wasi_libc_lib/libc.a" ] || return 0
     local dir mirror
     mkdir -p "$cache"
     dir=$(mktemp -d "$cache/.wasi-libc.XXXXXX")
-    # shellcheck disable=SC2064  # the directory of now
+    # shellcheck disable=SC2064  # expand $dir now
     trap "rm -rf '$dir'" EXIT
     while read -r mirror; do
-        say "getting wasi-libc of Debian $wasi_libc_suite into $cache"
+        say "downloading wasi-libc of Debian $wasi_libc_suite into $cache"
         if unpack_wasi_libc "$mirror" "$dir"; then
             mv -T "$dir/tree" "$wasi_libc" 2>/dev/null || [ -e "$wasi_libc_lib/libc.a" ]
             break
@@ -140,19 +142,19 @@ get_wasi_libc() {
     rm -rf "$dir"
     trap - EXIT
     [ -e "$wasi_libc_lib/libc.a" ] && return
-    die "cannot get wasi-libc: no mirror of this machine's apt configuration has it or can be reached (see above)"
+    die "cannot download wasi-libc: no mirror in this machine's apt configuration has it or can be reached (see above)"
 }
 
-# Sets cargo's environment and arguments for Debian's compiler, which brings the standard library as source.
+# Sets cargo's environment and arguments for Debian's compiler, which ships the standard library as source.
 use_debian() {
     local triple
     triple=$(host_triple /usr/bin/rustc)
     rustflags+=(-L "native=$wasi_libc_lib" -C "linker=/usr/lib/rustlib/$triple/bin/wasm-component-ld"
         -C "link-arg=--wasm-ld-path=$(find_wasm_ld)" "--remap-path-prefix=/usr/lib/rustlib/src/rust=/rust")
-    # build-std is an unstable flag of cargo; only this build, with this pair of compiler and sources, gets it.
+    # build-std is an unstable flag of cargo. Only this build, with this pair of compiler and sources, uses it.
     export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1
     cargo_args+=('-Zbuild-std=std,panic_abort')
-    say "compiler: $(/usr/bin/rustc --version), of Debian's rustc-web"
+    say "compiler: $(/usr/bin/rustc --version), from Debian's rustc-web"
 }
 
 rustflags=("--remap-path-prefix=$root=/links" "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo")
@@ -175,16 +177,16 @@ else
     use_debian
 fi
 
-# Small, and always the same bytes, whatever the workspace's profile says for programs of the host.
+# Small output, and always the same bytes, whatever the workspace's profile says about native programs.
 export CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_PANIC=abort
 export CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_INCREMENTAL=0
-# spin-sdk's build script writes the commit of whatever git repository it finds itself in into the component.
+# spin-sdk's build script writes the commit of the surrounding git repository into the component.
 export GIT_DIR=/nonexistent
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && printf '%s' "${rustflags[*]}")
 export CARGO_ENCODED_RUSTFLAGS
 
-# Cargo gives a component's file the same name whatever its features are: in one directory the builds would overwrite each
-# other, and cargo would take either for up to date.
+# Cargo gives a component's file the same name whatever its features are. In one directory the builds would overwrite each
+# other, and cargo would consider either of them up to date.
 cd "$root"
 for generation in "${generations[@]}"; do
     directory=${CARGO_TARGET_DIR:-target}/$generation
@@ -193,7 +195,7 @@ for generation in "${generations[@]}"; do
     for package in "${packages[@]}"; do
         built=$directory/$target/release/${package//-/_}.wasm
         wanted=target/components/$generation/${package//-/_}.wasm
-        # Complete or absent, and with its old time if nothing has changed.
+        # The file is complete or absent, and keeps its old time if nothing has changed.
         if ! cmp --silent "$built" "$wanted"; then
             cp "$built" "$wanted.$$" && mv "$wanted.$$" "$wanted"
         fi

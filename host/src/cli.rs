@@ -1,4 +1,4 @@
-//! What links-host accepts: the flags of `spin up` that an appliance needs. The doc comments are the help.
+//! The command line of links-host: the flags of `spin up` that an appliance needs. The doc comments are the help text.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueHint};
 
-use crate::engine::Reuse;
-use crate::listen::Endpoint;
-use crate::range::Range;
-use crate::server::Timeouts;
+use crate::serve::instances::Reuse;
+use crate::serve::listen::Endpoint;
+use crate::serve::range::Range;
+use crate::serve::server::Timeouts;
 
 /// A small runtime for Spin components: HTTP, SQLite, key-value stores and variables.
 ///
-/// It reads the same spin.toml and the same runtime configuration as Spin 4 and refuses, by name, what it lacks.
+/// It reads the same spin.toml and the same runtime configuration as Spin 4, and names each unsupported feature that they use.
 #[derive(Debug, Parser)]
 #[command(name = "links-host", version, max_term_width = 100)]
-#[command(after_help = "Logs go to standard error; RUST_LOG sets what is logged (default: info).")]
+#[command(after_help = "Logs go to standard error; RUST_LOG sets the level (default: info).")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -32,28 +32,29 @@ pub enum Command {
 
 #[derive(clap::Args, Debug)]
 pub struct Compile {
-    /// The application: a spin.toml, or a directory that holds one
+    /// The application: a spin.toml, or the directory that contains it
     #[arg(short = 'f', long = "from", value_name = "PATH", default_value = "spin.toml", value_hint = ValueHint::AnyPath)]
     pub from: PathBuf,
 
-    /// Where the compiled components go; what else was compiled there is removed
+    /// Directory for the compiled components; older compiled components in it are removed
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub out: PathBuf,
 
-    /// For `up --disable-pooling`
+    /// Compile for use with `up --disable-pooling`
     #[arg(long)]
     pub disable_pooling: bool,
 }
 
 #[derive(clap::Args, Debug)]
 pub struct Up {
-    /// The application: a spin.toml, or a directory that holds one
+    /// The application: a spin.toml, or the directory that contains it
     #[arg(short = 'f', long = "from", value_name = "PATH", default_value = "spin.toml", value_hint = ValueHint::AnyPath)]
     pub from: PathBuf,
 
-    /// Address and port to listen on, or unix:/PATH for a Unix socket (not a flag of Spin); may be given repeatedly
+    /// Address and port to listen on, or unix:/PATH for a Unix socket; may be repeated (both are additions to Spin)
     ///
-    /// A Unix socket has mode 0660, and only it carries trace context (traceparent, tracestate). It is removed at the end.
+    /// A Unix socket has mode 0660 and is removed on exit. Trace context (traceparent, tracestate) is accepted only on Unix
+    /// sockets.
     #[arg(
         long,
         env = "SPIN_HTTP_LISTEN_ADDR",
@@ -62,52 +63,52 @@ pub struct Up {
     )]
     pub listen: Vec<Endpoint>,
 
-    /// The runtime configuration: databases, key-value stores, variable providers
+    /// Runtime configuration file: databases, key-value stores and variable providers
     #[arg(long, env = "RUNTIME_CONFIG_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub runtime_config_file: Option<PathBuf>,
 
-    /// Where databases without a path of their own live; empty for nowhere: such databases are then in memory
+    /// Directory for databases that have no path of their own; if empty, such databases are kept in memory
     ///
-    /// The default is `.spin` beside spin.toml.
+    /// The default is `.spin` next to spin.toml.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub state_dir: Option<String>,
 
-    /// Accepted only when empty: links-host writes no log files, the output of components is passed through
+    /// Must be empty: links-host writes no log files, it passes component output through
     #[arg(short = 'L', long, env = "SPIN_LOG_DIR", value_name = "DIR")]
     pub log_dir: Option<String>,
 
-    /// Drop the output of components
+    /// Discard component output
     #[arg(short = 'q', long)]
     pub quiet: bool,
 
-    /// Compile at every start, keep no compiled code
+    /// Compile at every start and cache no compiled code
     #[arg(long, env = "DISABLE_WASMTIME_CACHE", conflicts_with = "cache")]
     pub disable_cache: bool,
 
-    /// Configuration file of the compile cache; without it the cache is $XDG_CACHE_HOME/wasmtime
+    /// Configuration file of the compilation cache; by default, the cache is $XDG_CACHE_HOME/wasmtime
     #[arg(long, env = "WASMTIME_CACHE_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub cache: Option<PathBuf>,
 
-    /// Use what `links-host compile` has put there (not a flag of Spin)
+    /// Directory of components compiled by `links-host compile` (not a flag of Spin)
     ///
-    /// What is missing or does not fit is compiled at the start, and so is what others than root and the owner of this
-    /// program could have written.
+    /// A component is compiled at startup if its compiled code is missing, does not match, or is writable by anyone other
+    /// than root and the owner of this program.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub precompiled: Option<PathBuf>,
 
-    /// Allocate every instance anew instead of from a pool (slower; for machines with little address space)
+    /// Allocate memory for each instance on demand instead of from a pool (slower; for machines with little address space)
     #[arg(long)]
     pub disable_pooling: bool,
 
-    /// How many requests one instance may serve; a range such as 64..128 picks a number for each instance
+    /// How many requests one instance may serve; a range such as 64..128 draws a number for each instance
     #[arg(long, value_name = "COUNT", default_value = "128", value_parser = parse_count)]
     pub max_instance_reuse_count: Range<usize>,
 
-    /// How many requests one instance may serve at a time; a number or a range
+    /// How many requests one instance may serve concurrently; a number or a range
     #[arg(long, value_name = "COUNT", default_value = "16", value_parser = parse_count)]
     pub max_instance_concurrent_reuse_count: Range<usize>,
 
-    /// How long an instance without requests is kept: seconds, or with a suffix s, ms, us, ns; a time or a range
+    /// How long an idle instance is kept, in seconds or with a suffix s, ms, us or ns; a time or a range
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
     pub idle_instance_timeout: Range<Duration>,
 
@@ -115,14 +116,14 @@ pub struct Up {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub request_timeout: Option<Range<Duration>>,
 
-    /// After SIGTERM or SIGINT: how long requests that are being answered may still take (not a flag of Spin)
+    /// How long requests in progress may still take after SIGTERM or SIGINT (not a flag of Spin)
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub shutdown_timeout: Duration,
 
-    /// How long a client may keep a connection waiting: for a request, for more of its body, or until it reads on
+    /// How long to wait for a client that sends no request, stalls in a request body, or stops reading (not a flag of Spin)
     ///
-    /// A client that is steady but slower than 1 KiB/s is cut off as well. The default is longer than nginx keeps an unused
-    /// connection, so that nginx never uses one that is being closed. (Not a flag of Spin.)
+    /// A client that is steady but slower than 1 KiB/s is disconnected as well. The default exceeds nginx's keep-alive
+    /// timeout, so that nginx never picks a connection that is about to close.
     #[arg(long, value_name = "TIME", default_value = "75s", value_parser = parse_duration)]
     pub client_timeout: Duration,
 
@@ -149,7 +150,7 @@ impl Up {
     }
 }
 
-/// A number or a range of numbers, at least 1.
+/// Parses a number or a range of numbers, all at least 1.
 fn parse_count(text: &str) -> Result<Range<usize>, String> {
     let parse = |text: &str| match usize::from_str(text) {
         Ok(0) => Err("must be at least 1".to_owned()),
@@ -163,7 +164,7 @@ fn parse_time(text: &str) -> Result<Range<Duration>, String> {
     Range::parse(text, parse_duration)
 }
 
-/// Whole seconds, or a whole number with the suffix s, ms, us (or μs) or ns.
+/// Parses whole seconds, or a whole number with the suffix s, ms, us (or μs) or ns.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn reuse_is_spins_by_default() {
+    fn instance_reuse_defaults_to_spins_values() {
         let reuse = up(&[]).unwrap().reuse();
         assert_eq!(reuse.requests, Range::One(128));
         assert_eq!(reuse.at_a_time, Range::One(16));
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn times_have_units() {
+    fn durations_take_units() {
         assert_eq!(parse_duration("2"), Ok(Duration::from_secs(2)));
         assert_eq!(parse_duration("2s"), Ok(Duration::from_secs(2)));
         assert_eq!(parse_duration("30ms"), Ok(Duration::from_millis(30)));
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn names_resolve_and_nonsense_does_not() {
+    fn host_names_are_resolved_and_malformed_values_refused() {
         assert!("localhost:3000".parse::<Endpoint>().is_ok());
         assert!("3000".parse::<Endpoint>().is_err());
         assert!(up(&["--env", "NO_EQUALS_SIGN"]).is_err());

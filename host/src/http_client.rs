@@ -1,4 +1,4 @@
-//! The HTTP client for everything that is asked over the network: databases, secrets, collectors of telemetry.
+//! The HTTP client for remote databases, secret stores, telemetry collectors and outbound requests of components.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -17,23 +17,23 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::OnceCell;
 use url::Url;
 
-/// How long a connection may take to come about, TLS not counted.
+/// How long a TCP connection may take to establish. The TLS handshake is not included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an unused connection is kept; less than what servers and load balancers do.
-const KEPT: Duration = Duration::from_secs(30);
-/// How much of a server's explanation goes into an error.
-const EXPLANATION: usize = 300;
+/// How long an idle connection is kept. Servers and load balancers keep theirs longer.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The maximum length of a server's message within an error, in characters.
+const MAX_MESSAGE_CHARS: usize = 300;
 
 type Hyper<B> = legacy::Client<HttpsConnector<HttpConnector>, B>;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Version {
     Http1,
-    /// Without an upgrade: for gRPC.
+    /// HTTP/2 with prior knowledge, as gRPC needs it.
     Http2,
 }
 
-/// Connections, to one server as a rule; they are kept for the next requests. Nothing is set up before the first request.
+/// An HTTP client with a connection pool, usually for one server. It is set up on the first request.
 #[derive(Debug)]
 pub struct Client<B = Full<Bytes>> {
     version: Version,
@@ -46,7 +46,7 @@ impl<B> Client<B>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + Unpin + 'static,
 {
-    /// For a URL with that scheme.
+    /// A client that uses TLS if the scheme of `url` is https.
     pub fn new(url: &Url, version: Version) -> Self {
         Self::with_tls(url.scheme() == "https", version)
     }
@@ -60,7 +60,7 @@ where
         }
     }
 
-    /// How long a connection may take to come about, TLS not counted.
+    /// Replaces [`CONNECT_TIMEOUT`].
     pub fn with_connect_timeout(self, connect_timeout: Duration) -> Self {
         Self {
             connect_timeout,
@@ -69,7 +69,7 @@ where
     }
 
     /// # Errors
-    /// What went wrong with the connection; never the URL, never a header.
+    /// Describes what went wrong with the connection. The error contains neither the URL nor a header, which may hold secrets.
     pub async fn send(&self, request: Request<B>) -> Result<Response<Incoming>> {
         let hyper = self.hyper.get_or_try_init(|| self.build()).await?;
         hyper
@@ -80,10 +80,10 @@ where
 
     async fn build(&self) -> Result<Hyper<B>> {
         let tls = if self.tls {
-            // It reads the certificates of this machine.
-            tokio::task::spawn_blocking(trusted).await??
+            // Reading the system's certificates blocks.
+            tokio::task::spawn_blocking(system_tls_config).await??
         } else {
-            config(RootCertStore::empty())?
+            tls_config(RootCertStore::empty())?
         };
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
@@ -96,24 +96,26 @@ where
         };
         Ok(legacy::Client::builder(TokioExecutor::new())
             .http2_only(self.version == Version::Http2)
-            .pool_idle_timeout(KEPT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_timer(TokioTimer::new())
             .build(connector))
     }
 }
 
-/// What this machine trusts; without any of that, what Mozilla trusts.
-fn trusted() -> Result<ClientConfig> {
+/// Trusts the system's CA certificates, or Mozilla's if the system has none.
+fn system_tls_config() -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        tracing::warn!("this machine has no certificates of its own (package ca-certificates): Mozilla's are used");
+        tracing::warn!(
+            "no CA certificates found on this system (package ca-certificates), using the built-in Mozilla list"
+        );
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
-    config(roots)
+    tls_config(roots)
 }
 
-fn config(roots: RootCertStore) -> Result<ClientConfig> {
+fn tls_config(roots: RootCertStore) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -121,19 +123,21 @@ fn config(roots: RootCertStore) -> Result<ClientConfig> {
         .with_no_client_auth())
 }
 
-/// The whole body.
+/// Reads a whole body.
 ///
 /// # Errors
-/// It is larger than `most` bytes, or breaks off.
-pub async fn read(body: Incoming, most: usize) -> Result<Bytes> {
-    match Limited::new(body, most).collect().await {
+/// The body is larger than `max_bytes`, or ends early.
+pub async fn read(body: Incoming, max_bytes: usize) -> Result<Bytes> {
+    match Limited::new(body, max_bytes).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => bail!("the answer is larger than {most} bytes"),
-        Err(error) => bail!("the answer breaks off: {}", causes(error.as_ref())),
+        Err(error) if error.is::<LengthLimitError>() => bail!("the response is larger than {max_bytes} bytes"),
+        Err(error) => bail!("the response ended early: {}", causes(error.as_ref())),
     }
 }
 
-/// What a refusal says: its status, and its first words on one line.
+/// Describes an unsuccessful response in one line: its status and the beginning of its message.
+///
+/// `message` extracts the message from the body; if it finds none, the body itself is the message.
 pub async fn refusal(response: Response<Incoming>, message: impl FnOnce(&[u8]) -> Option<String>) -> String {
     let status = response.status();
     let mut text = format!("HTTP {}", status.as_u16());
@@ -142,7 +146,7 @@ pub async fn refusal(response: Response<Incoming>, message: impl FnOnce(&[u8]) -
         let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
         if !message.is_empty() {
             text.push_str(": ");
-            text.extend(message.chars().take(EXPLANATION));
+            text.extend(message.chars().take(MAX_MESSAGE_CHARS));
             return text;
         }
     }
@@ -153,7 +157,7 @@ pub async fn refusal(response: Response<Incoming>, message: impl FnOnce(&[u8]) -
     text
 }
 
-/// An error with what caused it, each once.
+/// An error and its causes on one line. A cause that the text already contains is not repeated.
 pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -168,15 +172,16 @@ pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// The URL of a server, as a configuration has it: with no secret in it, so that it can be shown.
+/// Parses a server URL from a configuration file. The result holds no secret, so it can be printed.
 ///
 /// # Errors
-/// It is no URL, has another scheme, or holds a name and password or a query. The error does not quote it.
+/// The text is not a URL, has an unexpected scheme, or holds credentials, a query or a fragment. The error does not quote the
+/// URL, which may hold a secret.
 pub fn server_url(text: &str, schemes: &[&str], secret_goes: &str) -> Result<Url> {
     let url = Url::parse(text).context("url is not a URL")?;
     ensure!(
         schemes.contains(&url.scheme()),
-        "url begins with {}://, expected one of {}",
+        "url starts with {}://, expected one of {}",
         url.scheme(),
         schemes
             .iter()
@@ -184,15 +189,15 @@ pub fn server_url(text: &str, schemes: &[&str], secret_goes: &str) -> Result<Url
             .collect::<Vec<_>>()
             .join(", ")
     );
-    ensure!(url.has_host(), "url names no host");
+    ensure!(url.has_host(), "url has no host");
     ensure!(
         url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none(),
-        "url must hold no name, password, query or fragment; {secret_goes}"
+        "url must not contain a user name, password, query or fragment; {secret_goes}"
     );
     Ok(url)
 }
 
-/// `url` and a path below it.
+/// Appends `path` to `url`.
 pub fn below(url: &Url, path: &str) -> String {
     format!("{}/{path}", url.as_str().trim_end_matches('/'))
 }
@@ -214,7 +219,7 @@ mod tests {
         ] {
             let error = format!(
                 "{:#}",
-                server_url(bad, &["http"], "the token goes into token").unwrap_err()
+                server_url(bad, &["http"], "put the token into `token`").unwrap_err()
             );
             assert!(error.contains("url") && !error.contains("s3cret"), "{error}");
         }
@@ -228,13 +233,13 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_told_once() {
+    fn a_cause_is_not_repeated() {
         let error = std::io::Error::other(std::io::Error::other("the end"));
         assert_eq!(causes(&error), "the end");
     }
 
     #[tokio::test]
-    async fn nobody_there_is_told_as_such() {
+    async fn a_refused_connection_is_reported_without_the_url() {
         let free = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()

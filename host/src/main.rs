@@ -1,30 +1,16 @@
-//! links-host: serves the components of links, with Spin's command line and Spin's configuration files.
+//! links-host: a server for Spin components that takes Spin's command line and configuration files.
 
 mod bindings;
 mod cli;
 mod config;
-mod context;
-mod database;
-mod engine;
+mod guest;
 mod http_client;
-mod key_value;
-mod libsql;
-mod listen;
-mod manifest;
 mod outbound;
 mod output;
-mod pace;
-mod precompiled;
-mod range;
-mod respond;
-mod route;
-mod server;
-mod sqlite;
-mod stop;
+mod serve;
+mod storage;
 mod telemetry;
-mod toml_error;
 mod up;
-mod usage;
 mod variables;
 
 use std::io::IsTerminal as _;
@@ -37,9 +23,11 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::{Cli, Command};
+use crate::serve::precompiled;
+use crate::storage::sqlite;
 
-/// A request is some hundred small pieces of memory and a few large ones. With glibc's allocator they are a sixth of its
-/// price, and a process that was busy keeps nearly twice the memory.
+/// A request makes a few hundred small allocations and a few large ones. With glibc's allocator they take a sixth of the
+/// request's CPU time, and a process that was busy holds nearly twice the memory.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -49,7 +37,7 @@ fn main() -> ExitCode {
     sqlite::configure();
     let result = match &cli.command {
         Command::Up(up) => up::up(up),
-        Command::Compile(compile) => precompiled::compile(compile),
+        Command::Compile(compile) => precompiled::compile(&compile.from, &compile.out, !compile.disable_pooling),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,7 +48,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Without times: the journal has its own. RUST_LOG holds levels, also per module: `info,links_host::server=debug`.
+/// Logs have no timestamps, because the journal adds its own. RUST_LOG sets levels, also per module:
+/// `info,links_host::serve=debug`.
 fn log_to_stderr() {
     let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.is_empty());
     let parsed = wanted.as_deref().map(str::parse::<Targets>);
@@ -75,6 +64,6 @@ fn log_to_stderr() {
         .with_target(false);
     tracing_subscriber::registry().with(output.with_filter(filter)).init();
     if let Some(Err(error)) = parsed {
-        tracing::warn!("RUST_LOG is ignored: {error}");
+        tracing::warn!("ignoring RUST_LOG: {error}");
     }
 }

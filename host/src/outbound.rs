@@ -1,4 +1,4 @@
-//! Outbound HTTP: which addresses a component may ask (`allowed_outbound_hosts`), and asking them.
+//! Outbound HTTP requests of components, limited to the addresses in `allowed_outbound_hosts`.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -17,10 +17,10 @@ use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiB
 
 use crate::http_client::{CONNECT_TIMEOUT, Client, Version};
 
-/// Clients that are kept, each with its own connections. A component has few connect timeouts.
-const MOST_CLIENTS: usize = 16;
+/// The maximum number of clients, each with its own connection pool. A component normally uses few connect timeouts.
+const MAX_CLIENTS: usize = 16;
 
-/// One entry of `allowed_outbound_hosts`: a scheme, a host and a port, each of them one. Spin has wildcards, too.
+/// One entry of `allowed_outbound_hosts`: a single scheme, host and port. Spin's wildcards and ranges are not supported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     scheme: Scheme,
@@ -30,32 +30,32 @@ pub struct Address {
 
 impl Address {
     /// # Errors
-    /// What Spin would refuse, and what is more than one address.
+    /// Spin would refuse the entry, or it stands for more than one address.
     pub fn parse(text: &str) -> Result<Self> {
         let text = text.trim();
         let (scheme, authority) = text
             .split_once("://")
-            .with_context(|| format!("{text:?} does not begin with http:// or https://"))?;
+            .with_context(|| format!("{text:?} does not start with http:// or https://"))?;
         let scheme = match scheme {
             "http" => Scheme::HTTP,
             "https" => Scheme::HTTPS,
-            _ => bail!("{text:?}: links-host asks by http:// and https:// only"),
+            _ => bail!("{text:?}: links-host supports only http:// and https://"),
         };
         let authority = authority.strip_suffix('/').unwrap_or(authority);
         ensure!(
             !authority.contains(['*', '/', '{', '@']) && !authority.contains(".."),
-            "{text:?}: links-host takes one host and one port for each entry, no wildcard, range or path"
+            "{text:?}: each entry is one host and one port; links-host supports no wildcard, range or path"
         );
         let authority: Authority = authority
             .parse()
-            .with_context(|| format!("{text:?} names no host, or no port from 0 to 65535"))?;
-        Self::of(&scheme, &authority).with_context(|| format!("{text:?} names no host, or no port from 0 to 65535"))
+            .with_context(|| format!("{text:?} has no host, or no port from 0 to 65535"))?;
+        Self::of(&scheme, &authority).with_context(|| format!("{text:?} has no host, or no port from 0 to 65535"))
     }
 
-    /// None: it names no host, or a port that is none.
+    /// Returns none if the host is missing or the port is invalid. Spin's `self` is not a host.
     fn of(scheme: &Scheme, authority: &Authority) -> Option<Self> {
         let host = authority.host().to_ascii_lowercase();
-        // `http` takes any digits, and none, for a port.
+        // `Authority` accepts an empty port and one that is out of range.
         let port = match authority.as_str().rsplit_once(':') {
             Some((_, port)) if !port.ends_with(']') => port.parse().ok()?,
             _ if *scheme == Scheme::HTTPS => 443,
@@ -69,11 +69,11 @@ impl Address {
     }
 }
 
-/// What a component may ask, and the connections for it.
+/// The addresses that a component may call, and its connections to them.
 #[derive(Debug)]
 pub struct Outbound {
     allowed: Vec<Address>,
-    /// By whether TLS is used and by the connect timeout, which belongs to a client.
+    /// The clients by TLS (yes or no) and connect timeout, because a client has one connect timeout.
     clients: Mutex<Clients>,
 }
 
@@ -93,7 +93,7 @@ impl Outbound {
     fn client(&self, tls: bool, connect_timeout: Duration) -> Arc<Client<Body>> {
         // Nothing that can panic happens under this lock.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if clients.len() >= MOST_CLIENTS && !clients.contains_key(&(tls, connect_timeout)) {
+        if clients.len() >= MAX_CLIENTS && !clients.contains_key(&(tls, connect_timeout)) {
             clients.clear();
         }
         let client = clients.entry((tls, connect_timeout));
@@ -108,14 +108,14 @@ impl Outbound {
         let address = Address::of(scheme, authority).ok_or(Error::HttpRequestUriInvalid)?;
         if !self.allowed.contains(&address) {
             tracing::warn!(
-                "a component asked for {scheme}://{authority}, which allowed_outbound_hosts of its spin.toml does not name"
+                "a component requested {scheme}://{authority}, which is not in allowed_outbound_hosts in its spin.toml"
             );
             return Err(Error::HttpRequestDenied);
         }
         let client = self.client(*scheme == Scheme::HTTPS, timeouts.connect);
         let sending = async {
             client.send(request).await.map_err(|error| {
-                tracing::debug!("asking {}:{}: {error:#}", address.host, address.port);
+                tracing::debug!("requesting {}:{}: {error:#}", address.host, address.port);
                 Error::InternalError(Some(format!("{error:#}")))
             })
         };
@@ -124,14 +124,14 @@ impl Outbound {
         Ok(response.map(|body| {
             let body = body.map_err(|error| Error::InternalError(Some(error.to_string())));
             match between_bytes {
-                Some(limit) => Timed::new(body, limit).boxed_unsync(),
+                Some(limit) => TimedBody::new(body, limit).boxed_unsync(),
                 None => body.boxed_unsync(),
             }
         }))
     }
 }
 
-/// How long the parts of an exchange may take, as the component wants it.
+/// The timeouts that a component has set for a request.
 struct Timeouts {
     connect: Duration,
     first_byte: Option<Duration>,
@@ -156,20 +156,20 @@ async fn within<T>(limit: Option<Duration>, work: impl Future<Output = Result<T,
     }
 }
 
-/// A body that fails when its next part takes too long.
-struct Timed<B> {
+/// A body that fails if the next frame does not arrive within `limit`.
+struct TimedBody<B> {
     body: B,
     limit: Duration,
     end: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B> Timed<B> {
+impl<B> TimedBody<B> {
     fn new(body: B, limit: Duration) -> Self {
         Self { body, limit, end: None }
     }
 }
 
-impl<B: HttpBody<Data = Bytes, Error = Error> + Unpin> HttpBody for Timed<B> {
+impl<B: HttpBody<Data = Bytes, Error = Error> + Unpin> HttpBody for TimedBody<B> {
     type Data = Bytes;
     type Error = Error;
 
@@ -193,11 +193,11 @@ impl<B: HttpBody<Data = Bytes, Error = Error> + Unpin> HttpBody for Timed<B> {
     }
 }
 
-/// The requests of one instance.
+/// The hook for outbound requests of one instance.
 pub struct Requests(pub Arc<Outbound>);
 
 impl WasiHttpHooks for Requests {
-    /// As the default, which allocates for each name.
+    /// Same as the default implementation, which allocates for each name.
     fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
         DEFAULT_FORBIDDEN_HEADERS.contains(name)
     }
@@ -218,7 +218,7 @@ impl WasiHttpHooks for Requests {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "an answer that is not as expected fails the test")]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use http_body_util::Empty;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_of_the_body_that_does_not_come_is_an_error() {
+    async fn a_stalled_response_body_times_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -248,7 +248,7 @@ mod tests {
                 .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
                 .await
                 .unwrap();
-            // Until the client gives up.
+            // Waits until the client gives up.
             drop(stream.read(&mut [0]).await);
         });
         let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
@@ -265,8 +265,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_does_not_come_about_ends_when_the_component_says() {
-        // A full backlog: the kernel drops further SYNs.
+    async fn the_components_connect_timeout_applies() {
+        // The backlog is full, so the kernel drops further SYNs.
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = socket.listen(0).unwrap();
@@ -309,11 +309,11 @@ mod tests {
         assert_eq!(parse("https://Example.com"), parse(" https://example.com:443"));
         assert_eq!(parse("http://[::1]:8080").port, 8080);
         assert_eq!(parse("http://[::1]").port, 80);
-        // Nobody can be asked there: so an address is turned off.
+        // Nothing listens on port 0; such an entry turns an address off.
         assert_eq!(parse("http://127.0.0.1:0").port, 0);
         for (bad, why) in [
-            ("127.0.0.1:80", "does not begin"),
-            ("", "does not begin"),
+            ("127.0.0.1:80", "does not start"),
+            ("", "does not start"),
             ("redis://127.0.0.1:6379", "only"),
             ("*://127.0.0.1:80", "only"),
             ("http://*:80", "no wildcard"),
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_what_is_named_is_asked() {
+    async fn only_allowed_addresses_are_requested() {
         let [port, other] = [serve().await, serve().await];
         let outbound = allowed(&[&format!("http://127.0.0.1:{port}")]);
         assert_eq!(
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_there_is_an_error_that_says_so() {
+    async fn a_refused_connection_is_reported() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);

@@ -1,17 +1,17 @@
-//! What components write, on its way to this process's standard output and error.
+//! Passes the output of components on to this process's standard output and error.
 //!
-//! Whoever reads may stop reading, as journald does while its disk is full. No request may wait for that, so a thread of its
-//! own writes, and what exceeds the queue is dropped and counted.
+//! The reader may stall, as journald does while its disk is full, and no request may wait for that. So a separate thread
+//! writes, and output that does not fit into its queue is dropped and counted.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, mpsc};
 use std::time::Duration;
 
-/// How much waits to be written, in bytes.
-const MOST_QUEUED: usize = 1 << 20;
-/// How long the rest may take at the end.
-const FLUSH: Duration = Duration::from_secs(1);
+/// The maximum amount of queued output for each stream, in bytes.
+const MAX_QUEUED_BYTES: usize = 1 << 20;
+/// How long `flush` waits for each stream.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 static STDOUT: LazyLock<Queue> = LazyLock::new(|| Queue::new(io::stdout()));
 static STDERR: LazyLock<Queue> = LazyLock::new(|| Queue::new(io::stderr()));
@@ -24,10 +24,10 @@ pub fn to_stderr(bytes: &[u8]) {
     STDERR.write(bytes);
 }
 
-/// Waits until everything is written, for a second at most.
+/// Waits until all queued output is written, at most one second for each stream.
 pub fn flush() {
     for queue in [&STDOUT, &STDERR] {
-        queue.flush(FLUSH);
+        queue.flush(FLUSH_TIMEOUT);
     }
 }
 
@@ -43,9 +43,9 @@ struct Queue {
 
 #[derive(Default)]
 struct State {
-    /// In bytes.
+    /// The size of the queued output, in bytes.
     queued: AtomicUsize,
-    /// Writes since this was last reported.
+    /// The number of writes dropped since the last report.
     dropped: AtomicU64,
 }
 
@@ -58,13 +58,13 @@ impl Queue {
             for message in received {
                 match message {
                     Message::Write(bytes) => {
-                        // Where nobody reads any more nothing can be reported either.
+                        // If the output is closed, the error cannot be reported anywhere.
                         let _ = output.write_all(&bytes).and_then(|()| output.flush());
                         shared.queued.fetch_sub(bytes.len(), Relaxed);
                         let dropped = shared.dropped.swap(0, Relaxed);
                         if dropped > 0 {
                             let report =
-                                format!("links-host: {dropped} writes of components were dropped: nobody read\n");
+                                format!("links-host: {dropped} writes of components were dropped: output blocked\n");
                             let _ = output.write_all(report.as_bytes());
                         }
                     }
@@ -72,16 +72,17 @@ impl Queue {
                 }
             }
         };
-        // Without a thread the queue fills up, and what comes then is dropped.
+        // Without the thread, the channel is closed and all output is dropped.
         if let Err(error) = std::thread::Builder::new().name("output".to_owned()).spawn(run) {
-            tracing::error!("the output of components is lost: {error}");
+            tracing::error!("component output is lost, its thread cannot be started: {error}");
         }
         Self { messages, state }
     }
 
     fn write(&self, bytes: &[u8]) {
         let queued = self.state.queued.fetch_add(bytes.len(), Relaxed);
-        let is_sent = queued + bytes.len() <= MOST_QUEUED && self.messages.send(Message::Write(bytes.to_vec())).is_ok();
+        let is_sent =
+            queued + bytes.len() <= MAX_QUEUED_BYTES && self.messages.send(Message::Write(bytes.to_vec())).is_ok();
         if !is_sent {
             self.state.queued.fetch_sub(bytes.len(), Relaxed);
             self.state.dropped.fetch_add(1, Relaxed);
@@ -91,20 +92,20 @@ impl Queue {
     fn flush(&self, limit: Duration) {
         let (done, is_done) = mpsc::channel();
         if self.messages.send(Message::Flush(done)).is_ok() {
-            // It is dropped in its turn, which ends this with an error.
+            // The thread drops `done` when it gets there, which ends the wait with an error.
             let _ = is_done.recv_timeout(limit);
         }
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "what goes wrong here is a failed test")]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use std::sync::Mutex;
 
     use super::*;
 
-    /// Writes once it may.
+    /// An output that blocks while `written` is locked.
     #[derive(Clone, Default)]
     struct Output {
         written: Arc<Mutex<Vec<u8>>>,
@@ -122,20 +123,20 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_an_output_that_is_not_read() {
+    fn writers_do_not_wait_for_a_blocked_output() {
         let output = Output::default();
         let queue = Queue::new(output.clone());
         let blocked = output.written.lock().unwrap();
-        // The first is on its way, the others fill the queue or are dropped.
+        // Four writes fill the queue, including the one that the thread is writing; the others are dropped.
         for _ in 0..20 {
-            queue.write(&vec![b'x'; MOST_QUEUED / 4]);
+            queue.write(&vec![b'x'; MAX_QUEUED_BYTES / 4]);
         }
         drop(blocked);
         queue.flush(Duration::from_secs(60));
         queue.write(b"again");
         queue.flush(Duration::from_secs(60));
         let written = String::from_utf8(output.written.lock().unwrap().clone()).unwrap();
-        assert_eq!(written.matches('x').count(), MOST_QUEUED);
+        assert_eq!(written.matches('x').count(), MAX_QUEUED_BYTES);
         assert!(
             written.contains("16 writes of components were dropped"),
             "{}",

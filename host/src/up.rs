@@ -1,4 +1,4 @@
-//! `links-host up`: from the command line to a served application.
+//! `links-host up`: loads an application and serves it.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -9,30 +9,32 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::cli::Up;
-use crate::config::{self, Config, Flags};
-use crate::context::ComponentState;
-use crate::database::Database;
-use crate::engine::{self, CodeCache, Handler, Serving};
-use crate::key_value::{Store, StoreFile};
-use crate::listen::{Bound, Listener};
-use crate::manifest::{self, Application};
+use crate::config::manifest::{self, Application};
+use crate::config::runtime::{self as config, Config, Flags};
+use crate::guest::context::ComponentState;
 use crate::outbound::{Address, Outbound};
 use crate::output;
-use crate::respond::{App, Target};
-use crate::route::Router;
-use crate::server::{self, End, Signals};
-use crate::sqlite;
-use crate::stop::Stop;
+use crate::serve::component;
+use crate::serve::engine::{self, CodeCache};
+use crate::serve::instances::{Handler, Serving};
+use crate::serve::listen::{Bound, Listener};
+use crate::serve::respond::{App, Target};
+use crate::serve::route::Router;
+use crate::serve::server::{self, End, Signals};
+use crate::serve::stop::Stop;
+use crate::storage::database::Database;
+use crate::storage::key_value::{Store, StoreFile};
+use crate::storage::sqlite;
 use crate::telemetry::Telemetry;
 use crate::variables::{ComponentVariables, Template, Variables};
 
-/// How long blocking work may still take after everything else has ended.
-const LAST_WORK: Duration = Duration::from_secs(1);
+/// How long blocking tasks may take to end after the server has stopped.
+const BLOCKING_TASK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Everything that stands in the way of serving, before the first request is accepted.
+/// The application cannot be loaded or its addresses cannot be bound. No request has been accepted by then.
 pub fn up(up: &Up) -> Result<()> {
     let (application, app_dir) = manifest::load(&up.from)?;
     let config = config::load(&Flags {
@@ -43,7 +45,7 @@ pub fn up(up: &Up) -> Result<()> {
     })?;
     check_grants(&application, &config)?;
     if !config.logs_turned_off && !up.quiet {
-        tracing::info!("the output of components goes to standard output and error, not to log files");
+        tracing::info!("component output goes to standard output and standard error, not to log files");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (end, telemetry) = runtime.block_on(async {
@@ -63,19 +65,19 @@ pub fn up(up: &Up) -> Result<()> {
     telemetry.flush();
     output::flush();
     match end {
-        End::Complete => runtime.shutdown_timeout(LAST_WORK),
+        End::Complete => runtime.shutdown_timeout(BLOCKING_TASK_TIMEOUT),
         End::CutOff => runtime.shutdown_background(),
     }
     Ok(())
 }
 
-/// What a component is granted must be defined.
+/// Checks that every database and key-value store that a component uses is defined.
 fn check_grants(application: &Application, config: &Config) -> Result<()> {
     for (id, component) in &application.components {
         for name in &component.sqlite_databases {
             if !config.sqlite_databases.contains_key(name) {
                 bail!(
-                    "component {id} uses the SQLite database {name:?}, which is not defined: check the spelling, or add a \
+                    "component {id} uses the SQLite database {name:?}, which is not defined: check the spelling, or add \
                      [sqlite_database.{name}] to the runtime configuration"
                 );
             }
@@ -83,7 +85,7 @@ fn check_grants(application: &Application, config: &Config) -> Result<()> {
         for label in &component.key_value_stores {
             if !config.key_value_stores.contains_key(label) {
                 bail!(
-                    "component {id} uses the key-value store {label:?}, which is not defined: check the spelling, or add a \
+                    "component {id} uses the key-value store {label:?}, which is not defined: check the spelling, or add \
                      [key_value_store.{label}] to the runtime configuration"
                 );
             }
@@ -121,7 +123,7 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
                 }
                 (Database::File(database), shown)
             }
-            // Whether it is there shows when it is asked: it may come back, and the instance is not to blame.
+            // Servers are not checked at startup: one that is down may come back, and a restart would not help.
             config::Database::Server(server) => (Database::Server(server.clone()), server.to_string()),
         };
         if used {
@@ -191,7 +193,7 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
             instances: telemetry.instances(&id),
             logs: telemetry.logs(&id),
         };
-        let service = engine::load(&linker, &id, &source, up.precompiled.as_deref())
+        let service = component::load(&linker, &id, &source, up.precompiled.as_deref())
             .with_context(|| format!("component {id}"))?;
         let serving = Serving {
             engine: engine.clone(),
@@ -214,7 +216,7 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
     Ok(App::new(Router::new(targets)?, up.client_timeout, stop, tracer))
 }
 
-/// What a component may ask. The variables in it are read once: a grant does not change while it is served.
+/// The addresses that a component may call. Their variables are resolved once, so the list does not change while serving.
 async fn allowed(templates: &[Template], variables: &Variables) -> Result<Vec<Address>> {
     let mut allowed = Vec::with_capacity(templates.len());
     for template in templates {
@@ -224,7 +226,7 @@ async fn allowed(templates: &[Template], variables: &Variables) -> Result<Vec<Ad
     Ok(allowed)
 }
 
-/// Prints where the application is served, in Spin's words.
+/// Prints the URLs of the application in Spin's format.
 fn announce(app: &App, urls: &[String]) {
     let mut text: String = urls.iter().map(|url| format!("Serving {url}\n")).collect();
     text.push_str("Available Routes:\n");
@@ -234,7 +236,7 @@ fn announce(app: &App, urls: &[String]) {
             text.push_str(&format!("  {id}: {url}{}{wildcard}\n", route.prefix()));
         }
     }
-    // Nobody may be reading; that is no reason not to serve.
+    // A closed standard output does not prevent serving.
     if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
         tracing::debug!("standard output: {error}");
     }

@@ -1,6 +1,5 @@
-//! The binary, against components that are made here: what it answers itself, how it starts, fails and ends.
-//! The dummy component traps whenever it is called.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "what goes wrong here is a failed test")]
+//! Tests of the binary: its own responses, its startup, its errors and its shutdown. The components are made here.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic fails the test")]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,28 +14,27 @@ use tempfile::TempDir;
 use wit_component::{ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata};
 use wit_parser::{ManglingAndAbi, Resolve, WorldId};
 
-/// For what takes milliseconds on an idle machine.
+/// The time limit of steps that take milliseconds on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A component with the world's imports and exports, which traps in each of its functions.
+/// A component with the imports and exports of a world. Each of its functions traps.
 fn component(world: &str) -> Vec<u8> {
-    built(world, |resolve, world| {
+    build(world, |resolve, world| {
         dummy_module(resolve, world, ManglingAndAbi::Standard32)
     })
 }
 
-/// A component that answers every request with an error, then waits for so long, and traps. Without a time it does
-/// nothing after its answer.
-fn lasting_component(wait: Option<Duration>) -> Vec<u8> {
+/// A component that answers every request with an error. If there is a time to wait, it then waits and traps.
+fn component_working_after_answer(wait: Option<Duration>) -> Vec<u8> {
     let afterwards = wait.map_or(String::new(), |wait| {
         format!("(call $wait (i64.const {})) unreachable", wait.as_nanos())
     });
     answering_component(&afterwards)
 }
 
-/// A component that answers every request with an error, and does this afterwards, in WebAssembly's text format.
+/// A component that answers every request with an error. It then runs `afterwards`, in WebAssembly's text format.
 fn answering_component(afterwards: &str) -> Vec<u8> {
-    // The error is the one without a payload that has this number, "loop-detected".
+    // 36 is the number of the error "loop-detected", which has no payload.
     let module = format!(
         r#"(module
             (import "[export]wasi:http/handler@0.3.0" "[task-return]handle"
@@ -53,10 +51,10 @@ fn answering_component(afterwards: &str) -> Vec<u8> {
                 (param i32 i32 i32) (result i32)
                 unreachable))"#
     );
-    built("patient", |_, _| wat::parse_str(module).unwrap())
+    build("waiting", |_, _| wat::parse_str(module).unwrap())
 }
 
-/// A component that waits, counts, and traps without an answer.
+/// A component that waits and then traps without an answer.
 fn waiting_component(wait: Duration) -> Vec<u8> {
     let wait = wait.as_nanos();
     let module = format!(
@@ -70,10 +68,10 @@ fn waiting_component(wait: Duration) -> Vec<u8> {
                 (param i32 i32 i32) (result i32)
                 unreachable))"#
     );
-    built("patient", |_, _| wat::parse_str(module).unwrap())
+    build("waiting", |_, _| wat::parse_str(module).unwrap())
 }
 
-fn built(world: &str, module: impl FnOnce(&Resolve, WorldId) -> Vec<u8>) -> Vec<u8> {
+fn build(world: &str, module: impl FnOnce(&Resolve, WorldId) -> Vec<u8>) -> Vec<u8> {
     let mut resolve = Resolve::default();
     let (package, _) = resolve
         .push_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wit"))
@@ -139,8 +137,8 @@ impl App {
         command
     }
 
-    /// What it says when it does not start.
-    fn refusal(&self) -> String {
+    /// The standard error of a start that fails.
+    fn startup_error(&self) -> String {
         let output = finish(self.command("127.0.0.1:0").spawn().unwrap());
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
@@ -157,8 +155,8 @@ impl App {
         self.run(command)
     }
 
-    /// With this many file descriptors at most.
-    fn start_with(&self, descriptors: u32) -> Server {
+    /// Starts the server with at most this many file descriptors.
+    fn start_with_descriptors(&self, descriptors: u32) -> Server {
         self.run(with_descriptors(&self.command("127.0.0.1:0"), descriptors))
     }
 
@@ -184,14 +182,14 @@ impl App {
         let address = address.unwrap_or_else(|| panic!("{line:?}: {}", stderr(&mut child)));
         Server {
             child: Some(child),
-            // A Unix socket has none.
+            // A Unix socket has no address.
             address: address.parse().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
             _stdout: stdout,
         }
     }
 }
 
-/// The same command with this many file descriptors at most.
+/// The same command with at most this many file descriptors.
 fn with_descriptors(command: &Command, descriptors: u32) -> Command {
     let mut limited = Command::new("/bin/sh");
     limited
@@ -216,7 +214,7 @@ fn stderr(child: &mut Child) -> String {
     text
 }
 
-/// Sends the head of a request and returns all that comes back.
+/// Sends the head of a request and returns the whole response.
 fn ask_through(mut stream: impl std::io::Read + std::io::Write, head: &str) -> String {
     write!(stream, "{head}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -224,7 +222,7 @@ fn ask_through(mut stream: impl std::io::Read + std::io::Write, head: &str) -> S
     answer
 }
 
-/// Waits for the end of a process; kills it when it does not come.
+/// Waits until a process has exited. Kills it if it does not exit.
 fn finish(child: Child) -> Output {
     let pid = child.id().to_string();
     let (sender, output) = mpsc::channel();
@@ -233,7 +231,7 @@ fn finish(child: Child) -> Output {
         Ok(output) => output.unwrap(),
         Err(_) => {
             Command::new("kill").args(["-9", &pid]).status().unwrap();
-            panic!("it did not end");
+            panic!("the process did not exit");
         }
     }
 }
@@ -251,7 +249,7 @@ impl Server {
         stream
     }
 
-    /// Sends the head of a request and returns all that comes back.
+    /// Sends the head of a request and returns the whole response.
     fn ask(&self, head: &str) -> String {
         ask_through(self.connect(), head)
     }
@@ -286,7 +284,7 @@ impl Drop for Server {
 }
 
 #[test]
-fn it_answers_and_goes_on_after_a_trap() {
+fn the_server_answers_and_survives_a_trap() {
     let app = App::new(&component("service"));
     let server = app.start();
     let health = server.get("/.well-known/spin/health");
@@ -298,7 +296,7 @@ fn it_answers_and_goes_on_after_a_trap() {
     assert!(server.get("/.well-known/spin/nothing").starts_with("HTTP/1.1 404"));
     assert!(
         server.ask("GET /app HTTP/1.1").starts_with("HTTP/1.1 400"),
-        "a request without a host"
+        "a request without a host was accepted"
     );
     for _ in 0..3 {
         assert!(server.get("/app/x").starts_with("HTTP/1.1 500"));
@@ -306,7 +304,7 @@ fn it_answers_and_goes_on_after_a_trap() {
     assert!(server.get("/.well-known/spin/health").starts_with("HTTP/1.1 200"));
     assert!(
         app.dir.path().join(".spin/sqlite_db.db").exists(),
-        "the default database is where Spin has it"
+        "the default database is not where Spin has it"
     );
     server.signal("TERM");
     let output = server.end();
@@ -320,7 +318,7 @@ fn sigterm_closes_the_listener_and_idle_connections() {
     let app = App::new(&component("service"));
     let server = app.start();
     let mut idle = server.connect();
-    // Answered, so that the connection is known to be served.
+    // An answer shows that the connection was accepted.
     write!(idle, "GET /.well-known/spin/health HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
     let mut answer = [0; 12];
     idle.read_exact(&mut answer).unwrap();
@@ -334,13 +332,13 @@ fn sigterm_closes_the_listener_and_idle_connections() {
 }
 
 #[test]
-fn a_request_in_flight_is_waited_for_and_the_second_signal_ends_it() {
+fn shutdown_waits_for_a_request_in_flight_until_a_second_signal() {
     let app = App::new(&component("service"));
     let server = app.start();
-    // A request whose head is not complete is in flight.
+    // A request is in flight even before its head is complete.
     let mut slow = server.connect();
     write!(slow, "GET /.well-known/spin/health HTTP/1.1\r\nHost:").unwrap();
-    // A second one is answered, so that the first has been accepted.
+    // An answer to a later request shows that this connection was accepted.
     assert!(server.get("/.well-known/spin/health").starts_with("HTTP/1.1 200"));
     server.signal("TERM");
     wait_until(|| TcpStream::connect(server.address).is_err());
@@ -361,14 +359,14 @@ fn a_request_in_flight_is_waited_for_and_the_second_signal_ends_it() {
     assert_eq!(server.end().status.code(), Some(0));
     assert!(
         start.elapsed() < Duration::from_secs(8),
-        "it did not wait for the shutdown timeout"
+        "the second signal did not end it at once"
     );
 }
 
 #[test]
-fn an_instance_that_only_waits_for_requests_does_not_hold_up_the_end() {
-    let app = App::new(&lasting_component(None));
-    // Waiting for the instance would take up the whole limit.
+fn shutdown_does_not_wait_for_an_idle_instance() {
+    let app = App::new(&component_working_after_answer(None));
+    // Waiting for the instance would use up the whole shutdown timeout.
     let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "30s"]);
     assert!(server.get("/app").starts_with("HTTP/1.1 500"));
     let start = Instant::now();
@@ -376,25 +374,25 @@ fn an_instance_that_only_waits_for_requests_does_not_hold_up_the_end() {
     let output = server.end();
     let (took, log) = (start.elapsed(), String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(0), "{log}");
-    assert!(log.contains("LoopDetected"), "it has not answered: {log}");
-    assert!(!log.contains("not everything was finished"), "{log}");
+    assert!(log.contains("LoopDetected"), "the component did not answer: {log}");
+    assert!(!log.contains("not all work finished"), "{log}");
     assert!(took < Duration::from_secs(15), "{took:?}");
 }
 
 #[test]
-fn what_an_instance_does_after_its_answer_is_waited_for() {
-    let app = App::new(&lasting_component(Some(Duration::from_millis(700))));
+fn shutdown_waits_for_an_instance_that_works_after_its_answer() {
+    let app = App::new(&component_working_after_answer(Some(Duration::from_millis(700))));
     let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "30s"]);
     assert!(server.get("/app").starts_with("HTTP/1.1 500"));
     server.signal("TERM");
     let log = String::from_utf8(server.end().stderr).unwrap();
-    assert!(log.contains("unreachable"), "it was cut off: {log}");
-    assert!(!log.contains("not everything was finished"), "{log}");
+    assert!(log.contains("unreachable"), "the instance was cut off: {log}");
+    assert!(!log.contains("not all work finished"), "{log}");
 }
 
 #[test]
-fn an_instance_that_computes_after_its_answer_is_waited_for() {
-    // It waits, so that its answer is sent, and then counts for about a second without calling the host.
+fn shutdown_waits_for_an_instance_that_computes_after_its_answer() {
+    // It waits until its answer is sent, then computes for about a second without calling the host.
     let app = App::new(&answering_component(
         r#"(call $wait (i64.const 300000000))
         (loop $on
@@ -406,18 +404,18 @@ fn an_instance_that_computes_after_its_answer_is_waited_for() {
     assert!(server.get("/app").starts_with("HTTP/1.1 500"));
     server.signal("TERM");
     let log = String::from_utf8(server.end().stderr).unwrap();
-    assert!(log.contains("unreachable"), "it was cut off: {log}");
-    assert!(!log.contains("not everything was finished"), "{log}");
+    assert!(log.contains("unreachable"), "the instance was cut off: {log}");
+    assert!(!log.contains("not all work finished"), "{log}");
 }
 
 #[test]
-fn what_an_instance_does_after_its_answer_is_waited_for_within_the_limit() {
-    let app = App::new(&lasting_component(Some(Duration::from_secs(3600))));
+fn shutdown_waits_for_work_after_an_answer_only_within_the_timeout() {
+    let app = App::new(&component_working_after_answer(Some(Duration::from_secs(3600))));
     let server = app.start_with_flags(&["--idle-instance-timeout", "3600s", "--shutdown-timeout", "50ms"]);
     assert!(server.get("/app").starts_with("HTTP/1.1 500"));
     server.signal("TERM");
     let log = String::from_utf8(server.end().stderr).unwrap();
-    assert!(log.contains("not everything was finished in 50ms"), "{log}");
+    assert!(log.contains("not all work finished within 50ms"), "{log}");
 }
 
 fn wait_until(mut done: impl FnMut() -> bool) {
@@ -429,18 +427,18 @@ fn wait_until(mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn it_outlives_a_want_of_descriptors() {
+fn the_server_survives_running_out_of_descriptors() {
     let app = App::new(&component("service"));
-    let server = app.start_with(40);
-    // The kernel takes them all, the server only some.
+    let server = app.start_with_descriptors(40);
+    // The kernel accepts them all, the server only some.
     let many: Vec<TcpStream> = (0..80).map(|_| server.connect()).collect();
     let (sender, answer) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(|| sender.send(server.get("/.well-known/spin/health")));
-        // The request waits behind the others; it is answered once they are gone.
+        // The request waits behind the other connections, and is answered once they are closed.
         assert!(
             answer.recv_timeout(Duration::from_millis(300)).is_err(),
-            "there were descriptors enough"
+            "there were enough descriptors"
         );
         drop(many);
         assert!(answer.recv_timeout(DEADLINE).unwrap().starts_with("HTTP/1.1 200"));
@@ -451,7 +449,7 @@ fn it_outlives_a_want_of_descriptors() {
 }
 
 #[test]
-fn a_taken_address_is_named() {
+fn an_address_in_use_is_reported() {
     let app = App::new(&component("service"));
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -470,7 +468,7 @@ fn connect_to(socket: &Path) -> UnixStream {
 }
 
 #[test]
-fn a_unix_socket_serves_beside_an_address_and_is_removed_at_the_end() {
+fn a_unix_socket_serves_besides_an_address_and_is_removed_at_shutdown() {
     let app = App::new(&component("service"));
     let socket = app.socket();
     let server = app.start_with_flags(&["--listen", &format!("unix:{}", socket.display())]);
@@ -487,7 +485,7 @@ fn a_unix_socket_serves_beside_an_address_and_is_removed_at_the_end() {
 }
 
 #[test]
-fn the_socket_of_a_killed_process_is_taken_over_and_a_live_one_is_not() {
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let app = App::new(&component("service"));
     let socket = app.socket();
     let server = app.run(app.command_on_socket());
@@ -503,7 +501,7 @@ fn the_socket_of_a_killed_process_is_taken_over_and_a_live_one_is_not() {
     let server = app.run(app.command_on_socket());
     assert!(ask_through(connect_to(&socket), HEALTH).starts_with("HTTP/1.1 200"));
 
-    // Another process has taken the place: its socket stays.
+    // Another process has replaced the socket: that socket stays.
     std::fs::remove_file(&socket).unwrap();
     let _other = UnixListener::bind(&socket).unwrap();
     server.signal("TERM");
@@ -512,7 +510,7 @@ fn the_socket_of_a_killed_process_is_taken_over_and_a_live_one_is_not() {
 }
 
 #[test]
-fn a_file_in_the_place_of_a_socket_is_left_alone() {
+fn a_file_that_is_not_a_socket_is_left_alone() {
     let app = App::new(&component("service"));
     app.write("app.sock", b"important");
     let output = finish(app.command_on_socket().spawn().unwrap());
@@ -520,7 +518,7 @@ fn a_file_in_the_place_of_a_socket_is_left_alone() {
     assert!(error.contains("app.sock exists and is not a socket"), "{error}");
     assert_eq!(std::fs::read(app.socket()).unwrap(), b"important");
 
-    // What is wrong with the application shows after the socket was bound: it is removed all the same.
+    // An invalid application is detected after the socket is bound. The socket is still removed.
     let app = App::new(b"this is not wasm");
     let output = finish(app.command_on_socket().spawn().unwrap());
     assert_eq!(output.status.code(), Some(1));
@@ -532,30 +530,30 @@ fn http_2_is_refused() {
     let app = App::new(&component("service"));
     let server = app.start();
     let mut stream = server.connect();
-    // The preface, and SETTINGS with a window of zero: a response to such a client is never finished.
+    // The preface, and SETTINGS with a window of zero, with which a response would never finish.
     let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0";
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
     stream.write_all(settings).unwrap();
     let mut answer = Vec::new();
-    // It may be reset, for what it has sent is not read.
+    // The connection may be reset, because the server does not read the rest.
     drop(stream.read_to_end(&mut answer));
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer:?}");
     assert!(server.ask(HEALTH).starts_with("HTTP/1.1 200"));
 }
 
-/// How much longer something may take than it should: the machine may be busy.
+/// The tolerance of time limits, because the machine may be busy.
 const SLACK: Duration = Duration::from_secs(30);
 
 #[test]
-fn connections_that_send_nothing_are_closed_in_time() {
+fn connections_that_send_nothing_are_closed() {
     let app = App::new(&component("service"));
     let mut command = app.command("127.0.0.1:0");
     command.args(["--client-timeout", "500ms"]);
     let server = app.run(with_descriptors(&command, 40));
     let many: Vec<TcpStream> = (0..80).map(|_| server.connect()).collect();
     let start = Instant::now();
-    // The kernel takes them all, the server only some: the request waits behind the others.
+    // The kernel accepts them all, the server only some, so the request waits behind the others.
     assert!(server.ask(HEALTH).starts_with("HTTP/1.1 200"));
     assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
     drop(many);
@@ -569,26 +567,26 @@ fn a_client_that_does_not_read_is_cut_off() {
     stream.set_write_timeout(Some(DEADLINE)).unwrap();
     let requests = format!("{HEALTH}\r\n\r\n").repeat(1_000);
     let start = Instant::now();
-    // The responses fill the buffers of both sides, then the requests do.
+    // First the responses fill the buffers of both sides, then the requests do.
     let error = loop {
         if let Err(error) = stream.write_all(requests.as_bytes()) {
             break error;
         }
-        assert!(start.elapsed() < SLACK, "it was not cut off");
+        assert!(start.elapsed() < SLACK, "the client was not cut off");
     };
     let kinds = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::BrokenPipe];
     assert!(kinds.contains(&error.kind()), "{error}");
 }
 
 #[test]
-fn a_request_whose_body_does_not_come_holds_up_nobody() {
+fn a_request_whose_body_never_arrives_does_not_block_others() {
     let app = App::new(&component("service"));
     let server = app.start_with_flags(&["--client-timeout", "3s"]);
     let mut slow: Vec<TcpStream> = (0..901).map(|_| server.connect()).collect();
     for stream in &mut slow {
         write!(stream, "POST /app HTTP/1.1\r\nHost: test\r\nContent-Length: 9\r\n\r\n").unwrap();
     }
-    // The last of them has been read when its connection's other request would have been.
+    // The server accepts connections in order, so it has accepted all the slow ones by now.
     assert!(server.get("/app").starts_with("HTTP/1.1 500"));
     for mut stream in slow {
         let mut answer = String::new();
@@ -598,10 +596,10 @@ fn a_request_whose_body_does_not_come_holds_up_nobody() {
 }
 
 #[test]
-fn a_request_that_gets_no_turn_is_refused_in_time() {
+fn a_request_beyond_the_capacity_is_refused() {
     let app = App::new(&waiting_component(Duration::from_secs(3600)));
     let server = app.start();
-    // One more than there are turns: whichever comes last is refused.
+    // One more than the capacity: the last to arrive is refused.
     let mut stuck: Vec<TcpStream> = (0..901).map(|_| server.connect()).collect();
     for stream in &mut stuck {
         write!(stream, "GET /app HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
@@ -622,14 +620,14 @@ fn a_request_that_gets_no_turn_is_refused_in_time() {
     );
     assert!(
         stuck.iter().all(|stream| stream.peek(&mut [0]).is_err()),
-        "only one is refused"
+        "more than one was refused"
     );
-    // What needs no turn is answered.
+    // The health check does not need the capacity.
     assert!(server.ask(HEALTH).starts_with("HTTP/1.1 200"));
 }
 
 #[test]
-fn a_component_that_never_answers_is_ended() {
+fn a_component_that_never_answers_is_stopped() {
     let app = App::new(&waiting_component(Duration::from_secs(3600)));
     let server = app.start_with_flags(&["--request-timeout", "100ms"]);
     let start = Instant::now();
@@ -638,9 +636,9 @@ fn a_component_that_never_answers_is_ended() {
 }
 
 #[test]
-fn an_instance_that_was_idle_does_not_give_way_at_once() {
+fn an_instance_that_was_idle_does_not_yield_at_once() {
     const REQUESTS: usize = 20;
-    let app = App::new(&lasting_component(None));
+    let app = App::new(&component_working_after_answer(None));
     let mut command = app.command("127.0.0.1:0");
     command
         .args(["--idle-instance-timeout", "3600s"])
@@ -648,22 +646,22 @@ fn an_instance_that_was_idle_does_not_give_way_at_once() {
     let server = app.run(command);
     for _ in 0..REQUESTS {
         assert!(server.get("/app").starts_with("HTTP/1.1 500"));
-        // Longer than two ticks of the epoch.
+        // Longer than two epoch ticks.
         std::thread::sleep(Duration::from_millis(50));
     }
     server.signal("TERM");
     let log = String::from_utf8(server.end().stderr).unwrap();
-    let gave_way = log.matches("gives way").count();
-    // On a busy machine a tick may pass all the same.
-    assert!(gave_way < REQUESTS / 2, "{gave_way} of {REQUESTS}");
+    let yields = log.matches("yields its thread").count();
+    // On a busy machine a request may still take longer than a tick.
+    assert!(yields < REQUESTS / 2, "{yields} of {REQUESTS}");
 }
 
 #[test]
-fn requests_that_are_not_traced_share_instances() {
+fn untraced_requests_share_instances() {
     const REQUESTS: usize = 32;
     let app = App::new(&waiting_component(Duration::from_millis(500)));
     let mut command = app.command("127.0.0.1:0");
-    // Nobody listens there, and nothing is sampled.
+    // Nothing listens there, and no request is sampled.
     command
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
         .env("OTEL_TRACES_SAMPLER", "always_off");
@@ -675,8 +673,8 @@ fn requests_that_are_not_traced_share_instances() {
     });
     server.signal("TERM");
     let log = String::from_utf8(server.end().stderr).unwrap();
-    // Each is ended by the trap of its first request.
-    let instances = log.matches("an instance ended").count();
+    // The trap of its first request ends each instance.
+    let instances = log.matches("an instance failed").count();
     assert!((1..REQUESTS).contains(&instances), "{instances} instances: {log}");
 }
 
@@ -691,7 +689,7 @@ fn compile(app: &App, out: &Path) -> Output {
     command.output().unwrap()
 }
 
-/// What a start with these compiled components logs.
+/// The log of a server that is started with this directory of compiled components.
 fn log_with_precompiled(app: &App, directory: &Path) -> String {
     let server = app.start_with_flags(&["--precompiled", directory.to_str().unwrap()]);
     assert!(server.get("/app").starts_with("HTTP/1.1 500"));
@@ -700,8 +698,8 @@ fn log_with_precompiled(app: &App, directory: &Path) -> String {
 }
 
 #[test]
-fn components_are_compiled_once_before_they_are_served() {
-    const WARNING: &str = "compiled at the start";
+fn components_are_compiled_once_in_advance() {
+    const WARNING: &str = "compiled at startup";
     let app = App::new(&component("service"));
     let out = app.dir.path().join("compiled");
     let output = compile(&app, &out);
@@ -719,42 +717,45 @@ fn components_are_compiled_once_before_they_are_served() {
     let log = log_with_precompiled(&app, &out);
     assert!(!log.contains(WARNING), "{log}");
 
-    // What fits is left as it is.
+    // A matching file is left alone.
     let inode = |file: &Path| std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
     let before = inode(file);
     assert!(compile(&app, &out).status.success());
     assert_eq!(inode(file), before);
 
-    // Others could have written it.
+    // Other users could have written the file.
     std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o777)).unwrap();
     let log = log_with_precompiled(&app, &out);
-    assert!(log.contains(WARNING) && log.contains("may write"), "{log}");
+    assert!(log.contains(WARNING) && log.contains("is writable by"), "{log}");
     std::fs::set_permissions(&out, std::fs::Permissions::from_mode(0o755)).unwrap();
 
-    // It is damaged, and compiled again.
+    // A damaged file is compiled again.
     std::fs::write(file, b"damaged").unwrap();
     let log = log_with_precompiled(&app, &out);
-    assert!(log.contains(WARNING) && log.contains("does not fit"), "{log}");
+    assert!(log.contains(WARNING) && log.contains("cannot be loaded"), "{log}");
     assert!(compile(&app, &out).status.success());
     assert!(!log_with_precompiled(&app, &out).contains(WARNING));
 
-    // The component is another one: the old one's compiled form goes.
-    app.write("app.wasm", &lasting_component(None));
+    // The component changes: the compiled form of the old one is removed.
+    app.write("app.wasm", &component_working_after_answer(None));
     let log = log_with_precompiled(&app, &out);
-    assert!(log.contains(WARNING) && log.contains("nothing that fits"), "{log}");
+    assert!(
+        log.contains(WARNING) && log.contains("no matching compiled component"),
+        "{log}"
+    );
     assert!(compile(&app, &out).status.success());
     assert_eq!(files().len(), 1);
     assert!(!log_with_precompiled(&app, &out).contains(WARNING));
 }
 
 #[test]
-fn a_bad_component_is_named() {
+fn an_error_names_the_bad_component() {
     let app = App::new(b"this is not wasm");
-    let error = app.refusal();
+    let error = app.startup_error();
     assert!(error.contains("app.wasm is not a WebAssembly component"), "{error}");
 
     std::fs::remove_file(app.dir.path().join("app.wasm")).unwrap();
-    let error = app.refusal();
+    let error = app.startup_error();
     assert!(
         error.contains("component app") && error.contains("app.wasm") && error.contains("No such file"),
         "{error}"
@@ -762,25 +763,25 @@ fn a_bad_component_is_named() {
 
     let whole = component("service");
     app.write("app.wasm", &whole[..whole.len() / 2]);
-    assert!(app.refusal().contains("app.wasm is not a WebAssembly component"));
+    assert!(app.startup_error().contains("app.wasm is not a WebAssembly component"));
 
     app.write("app.wasm", &component("wants-redis"));
-    let error = app.refusal();
+    let error = app.startup_error();
     assert!(error.contains("spin:redis/redis@3.0.0"), "{error}");
 
     app.write("app.wasm", &component("idle"));
-    let error = app.refusal();
+    let error = app.startup_error();
     assert!(error.contains("does not serve HTTP"), "{error}");
 }
 
 #[test]
-fn what_is_not_defined_or_lacking_is_named() {
+fn an_error_names_what_is_undefined_or_missing() {
     let app = App::new(&component("service"));
     app.write(
         "runtime.toml",
         b"log_dir = ''\n[key_value_store.default]\ntype = 'azure_cosmos'\nkey = 'hunter2'\n",
     );
-    let error = app.refusal();
+    let error = app.startup_error();
     assert!(
         error.contains("runtime.toml") && error.contains("line 2") && error.contains("azure_cosmos"),
         "{error}"
@@ -791,11 +792,11 @@ fn what_is_not_defined_or_lacking_is_named() {
         "runtime.toml",
         b"log_dir = ''\n[sqlite_database.default]\ntype = 'spin'\npath = 'app.wasm/links.db'\n",
     );
-    let error = app.refusal();
+    let error = app.startup_error();
     assert!(error.contains("\"default\"") && error.contains("app.wasm"), "{error}");
 
     app.write("runtime.toml", b"values = { admin_token = \"hunter2 }\n");
-    let error = app.refusal();
+    let error = app.startup_error();
     assert!(
         error.contains("line 1") && !error.contains("hunter2"),
         "a secret was printed: {error}"
@@ -804,7 +805,7 @@ fn what_is_not_defined_or_lacking_is_named() {
     app.write("runtime.toml", b"");
     let manifest = std::fs::read_to_string(app.dir.path().join("spin.toml")).unwrap();
     app.write("spin.toml", manifest.replace("[\"default\"]", "[\"other\"]").as_bytes());
-    let error = app.refusal();
+    let error = app.startup_error();
     assert!(
         error.contains("\"other\"") && error.contains("[sqlite_database.other]"),
         "{error}"
@@ -812,7 +813,7 @@ fn what_is_not_defined_or_lacking_is_named() {
 }
 
 #[test]
-fn it_names_its_version_and_its_flags() {
+fn the_version_and_the_flags_are_printed() {
     let run = |args: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_links-host"))
             .args(args)

@@ -1,9 +1,9 @@
-//! A disk whose power can be cut, for a process that has this loaded by LD_PRELOAD: beside the files of its database,
-//! `links.db` and `links.db-wal`, it keeps what a power failure would leave of them, as `FILE.durable`. While the file
-//! `sync-fails` is beside them, syncs fail with EIO. As on Linux, what such a sync should have written counts as written
-//! afterwards: the next sync does not write it again (<https://lwn.net/Articles/752063/>).
+//! A disk whose power can be cut, as a library for LD_PRELOAD. Beside each of the database's files, `links.db` and
+//! `links.db-wal`, it keeps `FILE.durable`, the contents that would survive a power failure. While the file `sync-fails`
+//! is in the same directory, syncs fail with EIO. As on Linux, the pages of a failed sync count as clean, and the next sync
+//! does not write them again (<https://lwn.net/Articles/752063/>).
 //!
-//! It knows the writes of one process, so no other one may write to the database.
+//! The library sees the writes of one process only, so no other process may write to the database.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -19,35 +19,35 @@ use nix::libc;
 
 const PAGE: u64 = 4096;
 
-/// By file: the pages that were written since the last sync.
+/// The pages of each file that were written since its last sync.
 static DIRTY: Mutex<BTreeMap<PathBuf, BTreeSet<u64>>> = Mutex::new(BTreeMap::new());
 
 /// # Safety
-/// As pwrite(2).
+/// The contract of pwrite(2) applies.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pwrite64(file: c_int, bytes: *const c_void, count: usize, offset: libc::off64_t) -> isize {
     let next = next::<unsafe extern "C" fn(c_int, *const c_void, usize, libc::off64_t) -> isize>(c"pwrite64");
     written(file, count, || offset);
-    // SAFETY: the caller's arguments.
+    // SAFETY: These are the caller's arguments.
     unsafe { next(file, bytes, count, offset) }
 }
 
 /// # Safety
-/// As pwrite(2).
+/// The contract of pwrite(2) applies.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pwrite(file: c_int, bytes: *const c_void, count: usize, offset: libc::off64_t) -> isize {
-    // SAFETY: the caller's arguments; on 64-bit Linux both are the same.
+    // SAFETY: These are the caller's arguments, and on 64-bit Linux the two functions are the same.
     unsafe { pwrite64(file, bytes, count, offset) }
 }
 
 /// # Safety
-/// As write(2).
+/// The contract of write(2) applies.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn write(file: c_int, bytes: *const c_void, count: usize) -> isize {
     let next = next::<unsafe extern "C" fn(c_int, *const c_void, usize) -> isize>(c"write");
-    // SAFETY: it only asks.
+    // SAFETY: Seeking by 0 from the current position changes nothing.
     written(file, count, || unsafe { libc::lseek(file, 0, libc::SEEK_CUR) });
-    // SAFETY: the caller's arguments.
+    // SAFETY: These are the caller's arguments.
     unsafe { next(file, bytes, count) }
 }
 
@@ -90,11 +90,11 @@ fn sync(file: c_int, next: extern "C" fn(c_int) -> c_int) -> c_int {
     }
 }
 
-/// What is there when it is first written to is on the disk.
+/// Copies the file before the first write to it: whatever it contains by then counts as durable.
 fn begin(path: &Path) {
     let durable = durable(path);
     if !durable.exists() {
-        // A failure shows at the next sync, which finds no file to write to.
+        // If this fails, the next sync fails too, because the copy is missing.
         let _ = fs::copy(path, durable);
     }
 }
@@ -118,21 +118,21 @@ fn durable(path: &Path) -> PathBuf {
     path.with_added_extension("durable")
 }
 
-/// The path of an open file, if it is one of the database's.
+/// The path of an open file, if it is a file of the database.
 fn watched(file: RawFd) -> Option<PathBuf> {
     let path = fs::read_link(format!("/proc/self/fd/{file}")).ok()?;
     matches!(path.file_name()?.to_str()?, "links.db" | "links.db-wal").then_some(path)
 }
 
-/// What would be called if this were not loaded.
+/// The function that this library replaces: the next one of this name in the order of the dynamic linker.
 fn next<F: Copy>(name: &CStr) -> F {
     const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
-    // SAFETY: the name is a C string.
+    // SAFETY: The name is a C string.
     let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr().cast::<c_char>()) };
     if found.is_null() {
-        // Nothing can be told from here, and nothing can go on.
+        // There is no way to report the error from here, and no way to go on.
         std::process::abort();
     }
-    // SAFETY: libc's function of this name has this type, by its manual page.
+    // SAFETY: `F` is the type of libc's function of this name, by its manual page.
     unsafe { std::mem::transmute_copy(&found) }
 }

@@ -1,4 +1,4 @@
-//! The appliance on a machine, as its user meets it.
+//! The appliance on a machine, used as an administrator uses it.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -9,18 +9,22 @@ use anyhow::{Context as _, Result, ensure};
 use rusqlite::{Connection, OpenFlags};
 use serde::Deserialize;
 
+use crate::artifacts::Artifacts;
 use crate::http::Client;
 use crate::load::Link;
-use crate::{Address, Artifacts, Machine, Output, Tree, eventually};
+use crate::machine::{Machine, Output};
+use crate::process::eventually;
+use crate::stream::Address;
+use crate::tree::Tree;
 
-/// Where the .deb lies inside.
+/// The path of the .deb inside the machine.
 pub const DEB: &str = "/var/tmp/links-shortener.deb";
-/// Where [`Appliance::unpack_tarball`] unpacks to inside; the tarball's one directory is left out.
+/// The directory inside the machine to which [`Appliance::unpack_tarball`] unpacks, without the tarball's top directory.
 pub const UNPACKED: &str = "/var/tmp/links";
-/// The links, as a machine has them by default.
+/// The path of the links' database in the default configuration.
 pub const DATABASE: &str = "/var/lib/links/data/links.db";
 
-/// A machine that is to have the appliance; everything that a [`Machine`] can, it can.
+/// A machine with the appliance, or one on which it is about to be installed. It dereferences to its [`Machine`].
 #[derive(Debug)]
 pub struct Appliance {
     pub machine: Machine,
@@ -36,18 +40,18 @@ impl Deref for Appliance {
 }
 
 impl Appliance {
-    /// A booted machine with the package on it, not installed.
+    /// Boots a machine and copies the package to it, without installing it.
     ///
     /// # Errors
-    /// There are no packages (`make deb` makes them), or the machine does not boot.
+    /// Fails if there are no packages (`make deb` builds them), or if the machine does not boot.
     pub fn prepared(tree: &Tree) -> Result<Self> {
         Self::prepared_on(|| Machine::boot(tree))
     }
 
-    /// As [`Self::prepared`], on a machine of its own kind.
+    /// Like [`Self::prepared`], on the machine that `boot` returns.
     ///
     /// # Errors
-    /// As [`Self::prepared`].
+    /// Fails as [`Self::prepared`] does.
     pub fn prepared_on(boot: impl FnOnce() -> Result<Machine>) -> Result<Self> {
         let artifacts = Artifacts::find()?;
         let runtime = artifacts.runtime()?;
@@ -60,7 +64,7 @@ impl Appliance {
     /// Unpacks the tarball to [`UNPACKED`].
     ///
     /// # Errors
-    /// There is no room.
+    /// Fails if the disk of the machine is full.
     pub fn unpack_tarball(&self) -> Result<()> {
         self.copy_in(&self.artifacts.tarball, "/var/tmp/links.tar.gz")?;
         let unpack = "tar --extract --file /var/tmp/links.tar.gz --strip-components=1 --directory";
@@ -68,18 +72,18 @@ impl Appliance {
         Ok(())
     }
 
-    /// The package installed by apt beside nginx, and running.
+    /// Boots a machine with nginx, installs the package with apt, and starts the service.
     ///
     /// # Errors
-    /// As [`Self::prepared`], or the installation fails.
+    /// Fails as [`Self::prepared`] does, or if the installation fails.
     pub fn installed() -> Result<Self> {
         Self::installed_on(&Tree::with_nginx()?)
     }
 
-    /// As [`Self::installed`], on a tree that holds nginx.
+    /// Like [`Self::installed`], on a tree that contains nginx.
     ///
     /// # Errors
-    /// As [`Self::installed`].
+    /// Fails as [`Self::installed`] does.
     pub fn installed_on(tree: &Tree) -> Result<Self> {
         let appliance = Self::prepared(tree)?;
         appliance.apt_install()?;
@@ -87,67 +91,70 @@ impl Appliance {
         Ok(appliance)
     }
 
-    /// What apt said.
+    /// Installs the package with apt and returns apt's output.
     ///
     /// # Errors
-    /// It failed.
+    /// Fails if apt fails.
     pub fn apt_install(&self) -> Result<String> {
         let output = self.ok(["apt-get", "--yes", "install", DEB])?;
         Ok(output.stdout + &output.stderr)
     }
 
-    /// `apt install` of a package that lies inside, of whatever version: also an older one, also the same again.
+    /// Installs a package inside with apt, whatever its version: an older one and the installed one are fine too.
     ///
     /// # Errors
-    /// It did not end in five minutes. Its failing is none.
+    /// Fails if apt takes more than five minutes. A failure of apt itself is not an error but in the [`Output`].
     pub fn apt_install_any(&self, deb: &str) -> Result<Output> {
         let apt = ["apt-get", "--yes", "--allow-downgrades", "--reinstall", "install", deb];
         self.run_within(Duration::from_secs(300), apt)
     }
 
+    /// The admin token.
+    ///
     /// # Errors
-    /// `linksctl token` failed.
+    /// Fails if `linksctl token` fails.
     pub fn token(&self) -> Result<String> {
         Ok(self.ok(["linksctl", "token"])?.stdout.trim().to_owned())
     }
 
-    /// nginx's port 80, with the right to shorten.
+    /// A client for nginx's port 80 that may shorten.
     ///
     /// # Errors
-    /// As [`Self::token`].
+    /// Fails as [`Self::token`] does.
     pub fn site(&self) -> Result<Client> {
         Ok(self.http().bearer(&self.token()?))
     }
 
-    /// Straight to one instance, with the right to shorten.
+    /// A client for one instance, past nginx, that may shorten.
     ///
     /// # Errors
-    /// As [`Self::token`].
+    /// Fails as [`Self::token`] does.
     pub fn instance(&self, number: u16) -> Result<Client> {
         Ok(self.instance_without_token(number).bearer(&self.token()?))
     }
 
-    /// Straight to one instance, without a token. It listens on a Unix socket, or on TCP as version 0.1.0 and Spin do.
+    /// A client for one instance, past nginx, without a token. It uses the instance's Unix socket, or the TCP port on which
+    /// version 0.1.0 and Spin listen.
     pub fn instance_without_token(&self, number: u16) -> Client {
         let socket = self.path_on_host(&format!("/run/links/sockets/{number}.sock"));
         let tcp = (Ipv4Addr::LOCALHOST, 7000 + number).into();
         self.http_through(Address::Either(socket, tcp))
     }
 
-    /// Whether the runtime of the package that is there listens on Unix sockets; otherwise on ports.
+    /// Whether the runtime in the installed package listens on Unix sockets. If not, it listens on TCP ports.
     ///
     /// # Errors
-    /// It cannot be looked at.
+    /// Fails if the package's files cannot be read.
     pub fn is_on_sockets(&self) -> Result<bool> {
         self.exists("/usr/lib/links/bundle/runtime/listens-on-sockets")
     }
 
-    /// Sees that nobody reaches the instances 1 to `count` but root, links and `group`, which nginx's workers have: the site in
-    /// force leads to their sockets alone, no program of a runtime has a TCP port, and others may not open the sockets.
+    /// Checks that the instances 1 to `count` can be reached only by root, links and `group`, the group of nginx's workers: the
+    /// active site leads only to their sockets, no runtime process has a TCP port, and other users may not open the sockets.
     ///
     /// # Errors
-    /// What is otherwise.
-    pub fn are_on_sockets_alone(&self, count: u16, group: &str) -> Result<()> {
+    /// Fails with what differs.
+    pub fn serve_only_sockets(&self, count: u16, group: &str) -> Result<()> {
         let sockets: BTreeSet<_> = (1..=count)
             .map(|instance| format!("/run/links/sockets/{instance}.sock"))
             .collect();
@@ -162,13 +169,13 @@ impl Appliance {
             .collect();
         let expected: BTreeSet<_> = sockets.iter().map(|socket| format!("unix:{socket}")).collect();
         ensure!(servers == expected, "the site leads to {servers:?}");
-        // Which also asks nginx which site it runs.
+        // This also checks that nginx runs this very site.
         self.ok(["linksctl", "status"])?;
 
         let listening = self
             .ok(["ss", "--listening", "--tcp", "--numeric", "--processes"])?
             .stdout;
-        ensure!(listening.contains("\"nginx\""), "ss tells no processes: {listening}");
+        ensure!(listening.contains("\"nginx\""), "ss lists no processes: {listening}");
         let is_instance = |line: &&str| {
             let ports = (1..=count).map(|instance| format!(":{} ", 7000 + instance));
             line.contains("\"links-host\"") || ports.into_iter().any(|port| line.contains(&port))
@@ -185,7 +192,7 @@ impl Appliance {
             .collect();
         ensure!(modes.stdout == expected, "{modes}");
         for socket in &sockets {
-            let ask = [
+            let curl = [
                 "runuser",
                 "-u",
                 "nobody",
@@ -196,16 +203,16 @@ impl Appliance {
                 socket,
                 "http://x/health",
             ];
-            let asked = self.run(ask)?;
-            ensure!(asked.status == 7, "user nobody reaches {socket}: {asked}");
+            let answer = self.run(curl)?;
+            ensure!(answer.status == 7, "user nobody can reach {socket}: {answer}");
         }
         Ok(())
     }
 
-    /// Where instance 1 listens, as systemd's `ListenStream=` takes it.
+    /// Where instance 1 listens, in the syntax of systemd's `ListenStream=`.
     ///
     /// # Errors
-    /// As [`Self::is_on_sockets`].
+    /// Fails as [`Self::is_on_sockets`] does.
     pub fn first_endpoint(&self) -> Result<&'static str> {
         Ok(match self.is_on_sockets()? {
             true => "/run/links/sockets/1.sock",
@@ -213,10 +220,10 @@ impl Appliance {
         })
     }
 
-    /// Shortens through nginx.
+    /// Shortens a URL through nginx.
     ///
     /// # Errors
-    /// The answer is not the 200 that the interface promises.
+    /// Fails unless the answer is the documented one.
     pub fn shorten(&self, url: &str) -> Result<Link> {
         #[derive(Deserialize)]
         struct Shortened {
@@ -236,10 +243,10 @@ impl Appliance {
         })
     }
 
-    /// Sees through nginx that the link leads where it should.
+    /// Checks through nginx that the link redirects to its URL.
     ///
     /// # Errors
-    /// It does not.
+    /// Fails if it does not.
     pub fn follow(&self, link: &Link) -> Result<()> {
         let answer = self.http().get(&format!("/{}", link.slug))?;
         ensure!(
@@ -251,10 +258,10 @@ impl Appliance {
         Ok(())
     }
 
-    /// Puts these two files of configuration into effect.
+    /// Writes both configuration files, reloads the service, and waits until both instances are in rotation.
     ///
     /// # Errors
-    /// They are refused, or the instances do not run on them; the error holds what the service said.
+    /// Fails if the service refuses the configuration, with the service's journal, or if the instances do not become healthy.
     pub fn configure(&self, links_toml: &str, runtime_toml: &str) -> Result<()> {
         self.write("/etc/links/links.toml", links_toml)?;
         self.write("/etc/links/runtime.toml", runtime_toml)?;
@@ -267,18 +274,18 @@ impl Appliance {
         self.wait_for_rotation(2)
     }
 
-    /// What the instances have written to the journal, over all boots.
+    /// Everything that the instances have logged, over all boots.
     ///
     /// # Errors
-    /// journalctl failed.
-    pub fn instances_said(&self) -> Result<String> {
+    /// Fails if journalctl fails.
+    pub fn instances_journal(&self) -> Result<String> {
         self.journal("links@*")
     }
 
-    /// The "overall exposure level" of `systemd-analyze security`: 0 (none) to 10.
+    /// The "overall exposure level" of a unit by `systemd-analyze security`, from 0 (none) to 10.
     ///
     /// # Errors
-    /// It tells none.
+    /// Fails if the output contains no level.
     pub fn exposure(&self, unit: &str) -> Result<f64> {
         let report = self.ok(["systemd-analyze", "security", "--no-pager", unit])?.stdout;
         let level = report
@@ -290,19 +297,19 @@ impl Appliance {
         Ok(level.parse()?)
     }
 
-    /// `StatusText` of the service: the line that `systemctl status links` shows.
+    /// The `StatusText` of the service, which `systemctl status links` shows.
     ///
     /// # Errors
-    /// systemctl failed.
+    /// Fails if systemctl fails.
     pub fn status_line(&self) -> Result<String> {
         let shown = self.ok(["systemctl", "show", "--property=StatusText", "--value", "links"])?;
         Ok(shown.stdout.trim().to_owned())
     }
 
-    /// Waits until the status line starts so; it follows the instances within a moment.
+    /// Waits until the status line starts with `beginning`. The line follows the instances with a short delay.
     ///
     /// # Errors
-    /// It does not within 20 s.
+    /// Fails if it does not within 20 s.
     pub fn wait_for_status(&self, beginning: &str) -> Result<String> {
         let mut last = String::new();
         eventually(
@@ -316,10 +323,10 @@ impl Appliance {
         .with_context(|| format!("the status line is {last:?}"))
     }
 
-    /// Waits until an instance says that it serves.
+    /// Waits until an instance reports itself healthy.
     ///
     /// # Errors
-    /// It does not within 20 s.
+    /// Fails if it does not within 20 s.
     pub fn wait_until_healthy(&self, instance: u16) -> Result<()> {
         let client = self.instance_without_token(instance);
         eventually(
@@ -334,19 +341,19 @@ impl Appliance {
         )
     }
 
-    /// The instances in rotation.
+    /// The numbers of the instances in rotation.
     ///
     /// # Errors
-    /// Their flags cannot be read.
+    /// Fails if their flags cannot be read.
     pub fn in_rotation(&self) -> Result<BTreeSet<u16>> {
         let flags = self.ok(["ls", "/run/links/ready"])?.stdout;
         flags.lines().map(|flag| Ok(flag.parse()?)).collect()
     }
 
-    /// Waits until exactly the instances 1 to `count` are in rotation and healthy.
+    /// Waits until the instances 1 to `count`, and no others, are in rotation and healthy.
     ///
     /// # Errors
-    /// They are not within 30 s.
+    /// Fails if they are not within 30 s.
     pub fn wait_for_rotation(&self, count: u16) -> Result<()> {
         let wanted: BTreeSet<_> = (1..=count).collect();
         let mut last = BTreeSet::new();
@@ -364,54 +371,54 @@ impl Appliance {
             .try_for_each(|instance| self.wait_until_healthy(instance))
     }
 
-    /// The release that each of the instances 1 to `count` is to run, and does since its last start.
+    /// The names of the releases that the instances 1 to `count` run.
     ///
     /// # Errors
-    /// One has none.
+    /// Fails if an instance has no release, or runs another release than its symbolic link names.
     pub fn releases(&self, count: u16) -> Result<Vec<String>> {
         (1..=count)
             .map(|instance| {
                 let link = format!("/var/lib/links/instances/{instance}");
-                let pointed = self.ok(["readlink", "--canonicalize-existing", &link])?.stdout;
-                let pointed = pointed.trim();
+                let release = self.ok(["readlink", "--canonicalize-existing", &link])?.stdout;
+                let release = release.trim();
                 let pid = self.main_pid(&format!("links@{instance}"))?;
-                // The runtime is the supervisor's child, and runs from the release that it was started with.
+                // The runtime is a child of the supervisor, and its path is in the release with which it was started.
                 let line = self.shell(&format!("pgrep --list-full --parent {pid}"))?.stdout;
                 ensure!(
-                    line.contains(pointed),
-                    "instance {instance} is to run {pointed}, and runs: {line}"
+                    line.contains(release),
+                    "instance {instance} should run {release} but runs: {line}"
                 );
-                let name = pointed.rsplit('/').next().unwrap_or_default();
+                let name = release.rsplit('/').next().unwrap_or_default();
                 Ok(name.to_owned())
             })
             .collect()
     }
 
-    /// The main process of a unit, as the machine counts; 0 without one.
+    /// The PID of a unit's main process inside the machine, or 0 if there is none.
     ///
     /// # Errors
-    /// systemctl failed.
+    /// Fails if systemctl fails.
     pub fn main_pid(&self, unit: &str) -> Result<u32> {
         let shown = self.ok(["systemctl", "show", "--property=MainPID", "--value", unit])?;
         Ok(shown.stdout.trim().parse()?)
     }
 
-    /// Which start of the instances 1 to `count` runs: another one after each.
+    /// systemd's invocation IDs of the instances 1 to `count`. Each start of an instance has a new one.
     ///
     /// # Errors
-    /// systemctl failed.
-    pub fn starts(&self, count: u16) -> Result<Vec<String>> {
+    /// Fails if systemctl fails.
+    pub fn invocation_ids(&self, count: u16) -> Result<Vec<String>> {
         let units: Vec<_> = (1..=count).map(|instance| format!("links@{instance}")).collect();
         let show = ["systemctl", "show", "--property=InvocationID", "--value"].map(str::to_owned);
         let shown = self.ok(show.into_iter().chain(units))?.stdout;
         Ok(shown.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// The URLs below `prefix` that have more than one link, with how many.
+    /// The URLs with this prefix that have more than one link, each with the number of its links.
     ///
     /// # Errors
-    /// The database cannot be read.
-    pub fn made_twice(&self, prefix: &str) -> Result<Vec<(String, u32)>> {
+    /// Fails if the database cannot be read.
+    pub fn duplicates(&self, prefix: &str) -> Result<Vec<(String, u32)>> {
         self.inside(|| {
             let read = || {
                 let database = Connection::open_with_flags(DATABASE, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -426,10 +433,10 @@ impl Appliance {
         })
     }
 
-    /// The processes that belong to our units or run our programs, one per line.
+    /// The processes of the appliance's units and programs, one per line.
     ///
     /// # Errors
-    /// ps failed.
+    /// Fails if ps fails.
     pub fn processes(&self) -> Result<String> {
         let all = self.ok(["ps", "-eo", "pid=,user=,unit=,args="])?.stdout;
         let ours =
@@ -437,10 +444,10 @@ impl Appliance {
         Ok(all.lines().filter(ours).collect::<Vec<_>>().join("\n"))
     }
 
-    /// Waits until every unit of ours is inactive and no process of theirs is left.
+    /// Waits until every unit of the appliance is inactive and none of its processes is left.
     ///
     /// # Errors
-    /// They are not within 20 s.
+    /// Fails if this takes more than 20 s.
     pub fn wait_until_stopped(&self) -> Result<()> {
         let units = ["links", "links@1", "links@2"];
         eventually("links has stopped", Duration::from_secs(20), || {
@@ -450,28 +457,28 @@ impl Appliance {
         })
     }
 
-    /// Makes nginx read its configuration, and waits until only workers that know it take connections.
+    /// Makes nginx reload its configuration, and waits until only workers with the new configuration accept connections.
     ///
-    /// `systemctl reload nginx` returns at once; the old workers accept beside the new ones for another 100 ms or more.
+    /// `systemctl reload nginx` returns at once, while the old workers accept connections for another 100 ms or more.
     ///
     /// # Errors
-    /// nginx does not run, refuses, or keeps its old workers for 10 s.
+    /// Fails if nginx does not run, refuses the configuration, or keeps its old workers for 10 s.
     pub fn reload_nginx(&self) -> Result<()> {
         let workers = || self.shell("pgrep --list-full --parent $(cat /run/nginx.pid)");
         let before = workers()?.stdout;
         self.ok(["systemctl", "reload", "nginx"])?;
         eventually("nginx has new workers", Duration::from_secs(10), || {
             let now = workers()?.stdout;
-            // One that only finishes what it has got has another title: "nginx: worker process is shutting down".
+            // A worker that only finishes its open requests has another title: "nginx: worker process is shutting down".
             let old = now.lines().any(|worker| before.lines().any(|old| old == worker));
             Ok((!old && !now.is_empty()).then_some(()))
         })
     }
 
-    /// Waits until every request that nginx has written down is counted.
+    /// Waits until every request in nginx's journal is counted.
     ///
     /// # Errors
-    /// It is not within the deadline, or the agent has no metrics.
+    /// Fails if this takes longer than `deadline`, or if the agent serves no metrics.
     pub fn wait_until_counted(&self, deadline: Duration) -> Result<()> {
         eventually("nothing is left to count", deadline, || {
             let page = self.http_at(9464).get("/metrics")?.text();
@@ -479,10 +486,10 @@ impl Appliance {
         })
     }
 
-    /// Every path of the machine's disk, and every user and group; without what apt, dpkg and systemd keep for themselves.
+    /// Every path on the machine's disk, and every user and group, except the files that apt, dpkg and systemd maintain.
     ///
     /// # Errors
-    /// find failed.
+    /// Fails if find fails.
     pub fn inventory(&self) -> Result<BTreeSet<String>> {
         let prune = [
             "/root",
@@ -502,7 +509,7 @@ impl Appliance {
         let accounts = self
             .shell("cat /etc/passwd /etc/shadow /etc/group /etc/gshadow | cut -d: -f1,3,4 | sort")?
             .stdout;
-        // Their numbers and names count; the backup copies that the tools leave of them do not.
+        // Names and numbers of accounts count; the backup files that the account tools leave behind do not.
         let kept = |line: &&str| {
             !matches!(
                 *line,

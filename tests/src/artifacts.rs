@@ -7,17 +7,17 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
-/// The version that is out, and that people upgrade from.
+/// The latest released version, from which users upgrade.
 pub const RELEASED: &str = "0.1.0";
 
-/// What `make deb` wrote: in the directory that `LINKS_DIST` names, `target/packages` by default.
+/// The packages that `make deb` wrote, in the directory named by `LINKS_DIST` or else in `target/packages`.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
     pub deb: PathBuf,
     pub tarball: PathBuf,
 }
 
-/// The runtime in the packages, as the bundle's manifest names it.
+/// The runtime in the packages, by the bundle's manifest.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Runtime {
     /// `spin` or `links-host`.
@@ -31,15 +31,15 @@ impl Runtime {
     }
 }
 
-/// OpenBao, which .ci/servers puts there; or another one that `LINKS_BAO` names.
+/// The path of OpenBao: what `LINKS_BAO` names, or else the program that .ci/servers installs.
 pub(crate) fn bao() -> PathBuf {
     std::env::var_os("LINKS_BAO").map_or_else(|| target_directory().join("servers/bao"), PathBuf::from)
 }
 
-/// The library of tests/examples/power_cut.rs.
+/// The path of the library that is built from tests/examples/power_cut.rs.
 ///
 /// # Errors
-/// It is not built.
+/// Fails if the library is not built.
 pub fn power_cut() -> Result<PathBuf> {
     let path = target_directory().join("release/examples/libpower_cut.so");
     ensure!(
@@ -51,8 +51,10 @@ pub fn power_cut() -> Result<PathBuf> {
 }
 
 impl Artifacts {
+    /// Finds the packages.
+    ///
     /// # Errors
-    /// There is no package, or more than one.
+    /// Fails unless there is exactly one of each kind.
     pub fn find() -> Result<Self> {
         let directory = match std::env::var_os("LINKS_DIST") {
             Some(directory) => PathBuf::from(directory),
@@ -64,10 +66,10 @@ impl Artifacts {
         })
     }
 
-    /// The released version 0.1.0, which `.ci/released` puts into target/released.
+    /// The path of the package of [`RELEASED`], which `.ci/released` puts into target/released.
     ///
     /// # Errors
-    /// It is not there.
+    /// Fails if the package is missing.
     pub fn released() -> Result<PathBuf> {
         let path = target_directory()
             .join("released")
@@ -80,8 +82,10 @@ impl Artifacts {
         Ok(path)
     }
 
+    /// Reads the runtime from the manifest in the .deb.
+    ///
     /// # Errors
-    /// The .deb cannot be read, or its bundle has no manifest.
+    /// Fails if the .deb cannot be read, or if its bundle has no manifest.
     pub fn runtime(&self) -> Result<Runtime> {
         #[derive(Deserialize)]
         struct Manifest {

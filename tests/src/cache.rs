@@ -1,4 +1,4 @@
-//! Where the lab keeps what it makes: `${XDG_CACHE_HOME:-~/.cache}/links/lab`. May be deleted at any time.
+//! The lab's cache directory, `${XDG_CACHE_HOME:-~/.cache}/links/lab`. It may be deleted at any time.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 
-/// The lab's directory in the user's cache, made where it is missing.
+/// The lab's directory in the user's cache. It is created if it is missing.
 ///
 /// # Errors
-/// Not run as root, or no home directory is known.
+/// Fails if the caller is not root, or if no home directory is known.
 pub fn directory() -> Result<PathBuf> {
     ensure!(
         nix::unistd::geteuid().is_root(),
@@ -18,7 +18,9 @@ pub fn directory() -> Result<PathBuf> {
     let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::home_dir()) {
         (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
         (_, Some(home)) => home.join(".cache"),
-        _ => anyhow::bail!("neither XDG_CACHE_HOME nor HOME says where to keep the lab's Debian tree"),
+        _ => {
+            anyhow::bail!("neither XDG_CACHE_HOME nor HOME is set, so there is no directory for the lab's Debian tree")
+        }
     };
     let directory = cache.join("links/lab");
     fs::create_dir_all(&directory).with_context(|| format!("Creating {}", directory.display()))?;
@@ -28,14 +30,14 @@ pub fn directory() -> Result<PathBuf> {
 /// An exclusive lock on a file, held until it is dropped or its process ends.
 pub type Lock = Flock<File>;
 
-/// Waits for the lock.
+/// Waits for the lock on this file.
 pub fn lock(path: &Path) -> Result<Lock> {
     Flock::lock(lock_file(path)?, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .with_context(|| format!("Locking {}", path.display()))
 }
 
-/// The lock, unless another process (or another open file of this one) holds it.
+/// Takes the lock, unless another process or another open file of this one holds it.
 pub fn try_lock(path: &Path) -> Result<Option<Lock>> {
     match Flock::lock(lock_file(path)?, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),

@@ -1,5 +1,5 @@
-//! One control group per machine: systemd in it sees the group as the root of its own hierarchy. A second one, of the memory
-//! controller, where the machine is to have little memory.
+//! Control groups of machines. Each machine has one in the unified hierarchy, which its systemd sees as the root. A machine
+//! with little memory has a second one, of the memory controller of cgroup v1.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,17 +8,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::eventually;
+use crate::process::eventually;
 
-/// A group below the root of the unified hierarchy; removed when dropped, which takes that no process is left in it.
+/// A group below the root of the unified hierarchy. It is removed when dropped, which fails while processes are left in it.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
 }
 
 impl Cgroup {
+    /// Creates the group.
+    ///
     /// # Errors
-    /// No cgroup2 mounted, or not writable (in an unprivileged container).
+    /// Fails if no cgroup2 is mounted, or if it is not writable, as in an unprivileged container.
     pub fn create(name: &str) -> Result<Self> {
         Self::at(hierarchy()?.join(name))
     }
@@ -28,10 +30,10 @@ impl Cgroup {
         Ok(Self { path })
     }
 
-    /// A process that writes `0` to this file moves itself into the group.
+    /// Opens `cgroup.procs`. A process that writes `0` to this file moves itself into the group.
     ///
     /// # Errors
-    /// Opening it failed.
+    /// Fails if the file cannot be opened.
     pub fn entrance(&self) -> Result<File> {
         let path = self.path.join("cgroup.procs");
         File::options()
@@ -40,10 +42,10 @@ impl Cgroup {
             .with_context(|| format!("Opening {}", path.display()))
     }
 
-    /// Removes what a killed test process left.
+    /// Removes a group that a killed test process left behind.
     ///
     /// # Errors
-    /// It is there and in use.
+    /// Fails if the group is in use.
     pub fn remove_abandoned(name: &str) -> Result<()> {
         remove_abandoned(&hierarchy()?.join(name))
     }
@@ -52,22 +54,25 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.path) {
-            eprintln!("lab: the control group {} stays: {error}", self.path.display());
+            eprintln!("lab: cannot remove the control group {}: {error}", self.path.display());
         }
     }
 }
 
-/// A bound on the memory of a machine, page cache included; as [`Cgroup`], it is removed when dropped.
+/// A limit on the memory of a machine, page cache included. Like a [`Cgroup`], it is removed when dropped.
 ///
-/// Of cgroup v1: in the unified hierarchy nothing could enter the group beside the machine's systemd, which is its root.
+/// The limit uses cgroup v1: in the unified hierarchy, the machine's group belongs to its systemd, and no process could
+/// enter it beside that systemd.
 #[derive(Debug)]
 pub struct MemoryGroup {
     group: Cgroup,
 }
 
 impl MemoryGroup {
+    /// Creates the group.
+    ///
     /// # Errors
-    /// The host has no memory controller of cgroup v1.
+    /// Fails if the host has no memory controller of cgroup v1.
     pub fn create(name: &str, bytes: u64) -> Result<Self> {
         let hierarchy = memory_hierarchy()?.context(
             "no memory controller of cgroup v1 is mounted; without one the lab cannot bound a machine's memory",
@@ -78,22 +83,26 @@ impl MemoryGroup {
         Ok(Self { group })
     }
 
+    /// Opens `cgroup.procs`, as [`Cgroup::entrance`] does.
+    ///
     /// # Errors
-    /// As [`Cgroup::entrance`].
+    /// Fails if the file cannot be opened.
     pub fn entrance(&self) -> Result<File> {
         self.group.entrance()
     }
 
+    /// The limit, in bytes.
+    ///
     /// # Errors
-    /// The file cannot be read.
+    /// Fails if the limit cannot be read.
     pub fn limit(&self) -> Result<u64> {
         Ok(self.read("memory.limit_in_bytes")?.trim().parse()?)
     }
 
-    /// What was used at most, in bytes; and how many processes the kernel has ended for want of memory.
+    /// The highest memory usage so far in bytes, and the number of processes that the kernel has killed for lack of memory.
     ///
     /// # Errors
-    /// The files cannot be read, or hold something else.
+    /// Fails if the group's files cannot be read or parsed.
     pub fn usage(&self) -> Result<(u64, u64)> {
         let most = self.read("memory.max_usage_in_bytes")?.trim().parse()?;
         let control = self.read("memory.oom_control")?;
@@ -109,10 +118,10 @@ impl MemoryGroup {
         fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))
     }
 
-    /// As [`Cgroup::remove_abandoned`].
+    /// Removes a group that a killed test process left behind.
     ///
     /// # Errors
-    /// It is there and in use.
+    /// Fails if the group is in use.
     pub fn remove_abandoned(name: &str) -> Result<()> {
         match memory_hierarchy()? {
             Some(hierarchy) => remove_abandoned(&hierarchy.join(name)),
@@ -121,7 +130,7 @@ impl MemoryGroup {
     }
 }
 
-/// Where the memory controller of cgroup v1 is mounted.
+/// Where the memory controller of cgroup v1 is mounted, if it is.
 fn memory_hierarchy() -> Result<Option<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("Reading /proc/self/mounts")?;
     let of_memory = |line: &str| {
@@ -138,7 +147,7 @@ fn memory_hierarchy() -> Result<Option<PathBuf>> {
 
 fn remove_abandoned(path: &Path) -> Result<()> {
     if path.exists() {
-        // The kernel may not be done with ending its processes.
+        // The kernel may still be ending the group's processes.
         eventually(
             &format!("{} is empty", path.display()),
             Duration::from_secs(10),
@@ -151,7 +160,7 @@ fn remove_abandoned(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A cgroup directory cannot be emptied, only removed from its leaves upwards.
+/// Removes a group with the groups below it. The files in a cgroup directory cannot be deleted, and need not be.
 fn remove(group: &Path) -> io::Result<()> {
     for entry in fs::read_dir(group)? {
         let entry = entry?;

@@ -1,4 +1,4 @@
-//! The user's OTLP collector: takes what comes, over HTTP and gRPC, and can be stopped or made to hang.
+//! An OTLP collector for HTTP and gRPC. It records what it receives, and can be stopped or made to hang.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -18,18 +18,18 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::sync::{oneshot, watch};
 
-use crate::NetNamespace;
+use crate::namespace::NetNamespace;
 
-/// One request.
+/// A request that the collector received.
 #[derive(Clone, Debug)]
 pub struct Collected {
     pub path: String,
     pub headers: HashMap<String, String>,
-    /// The message, without gRPC's frame.
+    /// The message, without the gRPC frame.
     pub message: Bytes,
 }
 
-/// Listens until it is dropped.
+/// A collector that listens until it is dropped.
 #[derive(Debug)]
 pub struct Collector {
     collected: Arc<Mutex<Vec<Collected>>>,
@@ -39,16 +39,18 @@ pub struct Collector {
 }
 
 impl Collector {
+    /// Starts a collector in a machine's network.
+    ///
     /// # Errors
-    /// The port is in use.
+    /// Fails if the port is in use.
     pub fn start(network: &NetNamespace, port: u16) -> Result<Self> {
         Ok(Self::listen(Some(network.clone()), port)?.0)
     }
 
-    /// In this process's own network, at a free port.
+    /// Starts a collector in this process's own network, on a free port.
     ///
     /// # Errors
-    /// There is none.
+    /// Fails if there is no free port.
     pub fn here() -> Result<(Self, SocketAddr)> {
         Self::listen(None, 0)
     }
@@ -71,9 +73,9 @@ impl Collector {
             };
             match listen() {
                 Ok((address, listener, runtime)) => {
-                    // Who waits for it is still there.
+                    // The receiver is still waiting for this.
                     let _ = bound.send(Ok(address));
-                    // The connections end with the runtime.
+                    // When the runtime ends, it drops the connections.
                     runtime.block_on(async {
                         tokio::spawn(accept(listener, taken, hangs));
                         let _ = stopped.await;
@@ -92,7 +94,7 @@ impl Collector {
         Ok((collector, address))
     }
 
-    /// As a process that was stopped: it takes connections, and answers nothing until this is taken back.
+    /// Makes the collector accept connections without answering them, like a stopped process, or lets it answer again.
     pub fn hang(&self, hangs: bool) {
         self.hanging.send_replace(hangs);
     }
@@ -105,7 +107,7 @@ impl Collector {
 impl Drop for Collector {
     fn drop(&mut self) {
         drop(self.stop.take());
-        // A panic in there has been told already.
+        // If the thread panicked, the panic has been printed already.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
@@ -123,7 +125,7 @@ async fn accept(listener: TcpListener, collected: Arc<Mutex<Vec<Collected>>>, ha
         tokio::spawn(async move {
             let service = service_fn(|request| answer(request, Arc::clone(&collected), hangs.clone()));
             let builder = auto::Builder::new(TokioExecutor::new());
-            // Who gives up on one that hangs is no news.
+            // An error only means that the client gave up, which is expected while the collector hangs.
             let _ = builder.serve_connection(TokioIo::new(stream), service).await;
         });
     }
@@ -134,7 +136,7 @@ async fn answer(
     collected: Arc<Mutex<Vec<Collected>>>,
     mut hangs: watch::Receiver<bool>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, hyper::Error> {
-    // The sender is there as long as the runtime that this runs in.
+    // The sender exists as long as the runtime does.
     let _ = hangs.wait_for(|hangs| !hangs).await;
     let (head, body) = request.into_parts();
     let mut message = body.collect().await?.to_bytes();
@@ -158,7 +160,7 @@ async fn answer(
     if !grpc {
         return Ok(Response::new(Empty::new().boxed()));
     }
-    // A message without a byte, and the status after it.
+    // An empty gRPC message, followed by the status in the trailers.
     let trailers = HeaderMap::from_iter([(
         hyper::header::HeaderName::from_static("grpc-status"),
         HeaderValue::from_static("0"),

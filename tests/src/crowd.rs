@@ -1,4 +1,4 @@
-//! Clients that follow links, and the clicks that have to be counted for it.
+//! Clients that follow links, and the check that each of their clicks is counted once.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,30 +8,32 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use rusqlite::OpenFlags;
 
+use crate::appliance::{Appliance, DATABASE};
 use crate::http::{Client, Connection};
 use crate::load::Link;
-use crate::{Appliance, DATABASE, eventually};
+use crate::process::eventually;
 
-/// For the agent to come back after the last fault, and to count what is left.
+/// How long the agent may take to recover from the last fault and to count the remaining clicks.
 const COUNTED_WITHIN: Duration = Duration::from_secs(180);
 
-/// Clicks by slug.
+/// The number of clicks by slug.
 pub type Counts = BTreeMap<String, u64>;
 
-/// Whether a client may see a connection end that was at work.
+/// Whether answers may be other than the right redirect. Connections may end at any time in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     Never,
+    /// Answers may be wrong because a server was killed.
     ByTheKill,
 }
 
-/// Clients that follow links over connections that they keep, and how many answers they got for each.
+/// Clients that follow links over kept connections, with the number of right answers for each link.
 #[derive(Debug)]
 pub struct Crowd {
     links: Vec<(Link, AtomicU64)>,
     answered: AtomicU64,
     stop: AtomicBool,
-    /// Between two requests of a client; none goes as fast as it is answered.
+    /// The time between two requests of a client. Without it, a client sends as soon as it has an answer.
     pace: Option<Duration>,
 }
 
@@ -39,10 +41,10 @@ impl Crowd {
     const LINKS: usize = 40;
     pub const WORKERS: usize = 8;
 
-    /// Makes the links.
+    /// Creates the links.
     ///
     /// # Errors
-    /// One is not acknowledged.
+    /// Fails if a link is not acknowledged.
     pub fn new(appliance: &Appliance) -> Result<Self> {
         let link = |number| {
             Ok((
@@ -58,7 +60,7 @@ impl Crowd {
         })
     }
 
-    /// The same crowd with a bound on its requests per second, so that it does not take the processor from the rest.
+    /// Limits the requests per second of the whole crowd, to leave processor time for everything else.
     #[must_use]
     pub fn rate(self, per_second: u32) -> Self {
         Self {
@@ -67,10 +69,10 @@ impl Crowd {
         }
     }
 
-    /// Follows the links while `work` is done, until it ends.
+    /// Follows the links while `work` runs.
     ///
     /// # Errors
-    /// `work` failed, or an answer was wrong.
+    /// Fails if `work` fails or an answer is wrong.
     pub fn during<T>(&self, client: &Client, broken: Broken, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.stop.store(false, Ordering::Relaxed);
         thread::scope(|scope| {
@@ -95,7 +97,7 @@ impl Crowd {
                 due += pace;
                 thread::sleep(due.saturating_duration_since(Instant::now()));
             }
-            // Some links are asked for more often than others.
+            // Some links are requested more often than others.
             number = (number * 21 + 7) % (Self::LINKS * Self::LINKS);
             let (link, answers) = &self.links[number.isqrt()];
             let Some(mut connection) = kept.take().or_else(|| client.connect().ok()) else {
@@ -104,7 +106,7 @@ impl Crowd {
             };
             let answer = match connection.get(&format!("/{}", link.slug)) {
                 Ok(answer) => answer,
-                // Closed before it was asked, as a kept connection may be at any time; or killed.
+                // The server was killed, or it closed the kept connection, which it may do at any time.
                 Err(_) => continue,
             };
             let right = answer.status == 302 && answer.header("location") == link.url;
@@ -118,31 +120,31 @@ impl Crowd {
         Ok(())
     }
 
-    /// Answers so far, in all.
+    /// The number of right answers so far.
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Answers so far, by slug.
+    /// The number of right answers so far, by slug.
     pub fn answers(&self) -> Counts {
         let answers = |(link, answers): &(Link, AtomicU64)| (link.slug.clone(), answers.load(Ordering::Relaxed));
         self.links.iter().map(answers).collect()
     }
 
-    /// Waits until that many were answered in all.
+    /// Waits until there are this many right answers in total.
     ///
     /// # Errors
-    /// They are not within two minutes.
+    /// Fails if this takes more than two minutes.
     pub fn wait_for(&self, answers: u64) -> Result<()> {
         eventually(&format!("{answers} answers"), Duration::from_secs(120), || {
             Ok((self.answered() >= answers).then_some(()))
         })
     }
 
-    /// Waits until each link has exactly the clicks that clients were answered, and stays so until nothing is left to count.
+    /// Waits until each link has exactly as many clicks as right answers, and checks that again when nothing is left to count.
     ///
     /// # Errors
-    /// A click is missing or was counted twice; the error names the links.
+    /// Fails if a click is missing or was counted twice. The error names the links.
     pub fn is_counted_once(&self, appliance: &Appliance) -> Result<()> {
         let wanted = self.answers();
         let last = self.settled(appliance, |counted| *counted == wanted)?;
@@ -150,10 +152,10 @@ impl Crowd {
         Ok(())
     }
 
-    /// Waits until the crowd's clicks are as wanted and everything that nginx wrote is counted.
+    /// Waits until the clicks are as `wanted` and everything that nginx has logged is counted. Returns the clicks.
     ///
     /// # Errors
-    /// They are not within three minutes.
+    /// Fails if either takes more than three minutes.
     pub fn settled(&self, appliance: &Appliance, wanted: impl Fn(&Counts) -> bool) -> Result<Counts> {
         let mut last = Counts::new();
         let waited = eventually("the clicks are counted", COUNTED_WITHIN, || {
@@ -162,18 +164,18 @@ impl Crowd {
         });
         waited.with_context(|| {
             let counted = last.values().sum::<u64>();
-            let said = appliance.journal("links").unwrap_or_default();
+            let log = appliance.journal("links").unwrap_or_default();
             let differing = difference(&self.answers(), &last);
-            format!("counted are {counted}:\n{differing}\nthe agent says:\n{said}")
+            format!("{counted} clicks are counted:\n{differing}\nthe log of the agent:\n{log}")
         })?;
         appliance.wait_until_counted(COUNTED_WITHIN)?;
         self.counts(appliance)
     }
 
-    /// The clicks of the crowd's links that the database has.
+    /// The clicks of the crowd's links in the database.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// Fails if the database cannot be read.
     pub fn counts(&self, appliance: &Appliance) -> Result<Counts> {
         let mut counted = appliance.inside(|| {
             let database = rusqlite::Connection::open_with_flags(DATABASE, OpenFlags::SQLITE_OPEN_READ_ONLY)?;

@@ -1,4 +1,4 @@
-//! The appliance at work, with other releases that can take its place.
+//! An appliance that serves, and other releases to replace the one that it runs.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::{Appliance, Artifacts, Fault, RELEASED, Releases, Tree, eventually};
+use crate::appliance::Appliance;
+use crate::artifacts::{Artifacts, RELEASED};
+use crate::process::eventually;
+use crate::releases::{Fault, Releases};
+use crate::tree::Tree;
 
-/// Where the package of the released version lies inside, on a host that started with it.
+/// The path inside the machine of the released version's package, on a host that started with that version.
 pub const RELEASED_DEB: &str = "/var/tmp/links-shortener_released.deb";
 
-/// The appliance at work, and what other releases can be made of it.
+/// An appliance that serves, with the means to make other releases. It dereferences to its [`Appliance`].
 #[derive(Debug)]
 pub struct Host {
     pub appliance: Appliance,
@@ -27,18 +31,18 @@ impl Deref for Host {
 }
 
 impl Host {
-    /// `broken_runtime` as for [`Releases::of`].
+    /// An appliance with two instances in rotation. For `broken_runtime` see [`Releases::of`].
     ///
     /// # Errors
-    /// It cannot be installed, or does not serve.
+    /// Fails if the appliance cannot be installed or does not serve.
     pub fn serving(broken_runtime: &str) -> Result<Self> {
         Self::serving_on(&Tree::with_nginx()?, broken_runtime)
     }
 
-    /// As [`Self::serving`], on a tree that holds nginx.
+    /// Like [`Self::serving`], on a tree that contains nginx.
     ///
     /// # Errors
-    /// As [`Self::serving`].
+    /// Fails as [`Self::serving`] does.
     pub fn serving_on(tree: &Tree, broken_runtime: &str) -> Result<Self> {
         let appliance = Appliance::installed_on(tree)?;
         appliance.wait_for_rotation(2)?;
@@ -46,11 +50,11 @@ impl Host {
         Ok(Self { appliance, releases })
     }
 
-    /// A host on which the released version ([`RELEASED`]) was installed and serves. The package under test lies at
-    /// [`DEB`], and the releases made of it have its version or a later one.
+    /// A host on which the released version ([`RELEASED`]) is installed and serves. The package under test is at
+    /// [`DEB`](crate::DEB), and the releases made from it have its version or a later one.
     ///
     /// # Errors
-    /// As [`Self::serving`], or the released package is missing.
+    /// Fails as [`Self::serving`] does, or if the released package is missing.
     pub fn released(broken_runtime: &str) -> Result<Self> {
         let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
         appliance.copy_in(&Artifacts::released()?, RELEASED_DEB)?;
@@ -60,10 +64,10 @@ impl Host {
         Ok(host)
     }
 
-    /// The path inside of a package with that version.
+    /// Copies a package with this version into the machine, and returns its path there.
     ///
     /// # Errors
-    /// As [`Releases::deb`].
+    /// Fails as [`Releases::deb`] does.
     pub fn deb(&self, version: &str, fault: Option<Fault>) -> Result<String> {
         let deb = self.releases.deb(version, fault)?;
         let inside = format!("/var/tmp/{}", deb.file_name().unwrap_or_default().to_string_lossy());
@@ -73,18 +77,18 @@ impl Host {
         Ok(inside)
     }
 
-    /// The path inside of a bundle with that version.
+    /// Unpacks a bundle with this version inside the machine, and returns its path there.
     ///
     /// # Errors
-    /// As [`Releases::deb`].
+    /// Fails as [`Releases::deb`] does.
     pub fn bundle(&self, version: &str, fault: Option<Fault>) -> Result<String> {
         self.unpacked(&self.deb(version, fault)?)
     }
 
-    /// The path inside of the released version's bundle.
+    /// Unpacks the released version's bundle inside the machine, and returns its path there.
     ///
     /// # Errors
-    /// The released package is missing.
+    /// Fails if the released package is missing.
     pub fn released_bundle(&self) -> Result<String> {
         if !self.exists(RELEASED_DEB)? {
             self.copy_in(&Artifacts::released()?, RELEASED_DEB)?;
@@ -98,10 +102,10 @@ impl Host {
         Ok(format!("{directory}/usr/lib/links/bundle"))
     }
 
-    /// The version of the package is what runs then.
+    /// Installs a package with apt and checks that both instances then run this version.
     ///
     /// # Errors
-    /// apt failed, or something else runs.
+    /// Fails if apt fails, or if the instances run something else.
     pub fn apt_installs(&self, deb: &str, version: &str) -> Result<()> {
         let apt = self.apt_install_any(deb)?;
         ensure!(apt.status == 0, "apt install of {deb}: {apt}");
@@ -110,10 +114,10 @@ impl Host {
         self.runs(version)
     }
 
-    /// As dpkg has it: `installed`, `half-configured`.
+    /// The state of the package by dpkg, such as `installed` or `half-configured`.
     ///
     /// # Errors
-    /// dpkg does not know the package.
+    /// Fails if dpkg does not know the package.
     pub fn package_state(&self) -> Result<String> {
         let query = [
             "dpkg-query",
@@ -124,10 +128,10 @@ impl Host {
         Ok(self.ok(query)?.stdout)
     }
 
-    /// Both instances run the release of that version.
+    /// Checks that both instances run a release of this version.
     ///
     /// # Errors
-    /// They run something else.
+    /// Fails if they run something else.
     pub fn runs(&self, version: &str) -> Result<()> {
         let releases = self.releases(2)?;
         let right = |release: &String| release.starts_with(&format!("{version}-"));
@@ -135,33 +139,33 @@ impl Host {
         Ok(())
     }
 
-    /// What is done restarts an instance, and both are there again.
+    /// Makes a change that restarts an instance, and waits until both instances are in rotation again.
     ///
     /// # Errors
-    /// None is restarted within 30 s.
+    /// Fails if no instance is restarted within 30 s.
     pub fn restarted<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
         self.restarted_of(2, change)
     }
 
-    /// As [`Self::restarted`] where the instances 1 to `count` serve.
+    /// Like [`Self::restarted`], for an appliance with `count` instances.
     ///
     /// # Errors
-    /// As [`Self::restarted`].
+    /// Fails as [`Self::restarted`] does.
     pub fn restarted_of<T>(&self, count: u16, change: impl FnOnce() -> Result<T>) -> Result<T> {
-        let before = self.starts(count)?;
+        let before = self.invocation_ids(count)?;
         let changed = change()?;
         eventually("an instance is started again", Duration::from_secs(30), || {
-            Ok((self.starts(count)? != before).then_some(()))
+            Ok((self.invocation_ids(count)? != before).then_some(()))
         })?;
         self.wait_for_rotation(count)?;
         Ok(changed)
     }
 
-    /// A release that does not become healthy fails after five seconds.
+    /// Sets the time after which an unhealthy release is given up to five seconds.
     ///
     /// # Errors
-    /// The configuration cannot be applied.
-    pub fn gives_up_early(&self) -> Result<()> {
+    /// Fails if the configuration cannot be applied.
+    pub fn shorten_start_timeout(&self) -> Result<()> {
         self.write("/etc/links/links.toml", "[health]\nstart_timeout = \"5s\"\n")?;
         self.ok(["systemctl", "reload", "links"])?;
         self.wait_for_rotation(2)

@@ -1,4 +1,4 @@
-//! A client for HTTP/1.1 inside a machine: follows nothing, retries nothing.
+//! An HTTP/1.1 client for servers inside a machine. It follows no redirects and repeats no requests.
 
 use std::fmt;
 use std::io;
@@ -14,11 +14,12 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{self, Runtime};
 
-use crate::NetNamespace;
+pub use crate::failure::Failure;
+use crate::namespace::NetNamespace;
 use crate::stream::{Address, Stream};
 use crate::wire::Wire;
 
-/// What came back.
+/// An HTTP response.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: StatusCode,
@@ -27,7 +28,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A header's value, or `""` where it is absent or not text.
+    /// A header's value, or `""` if the header is missing or is not text.
     pub fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
@@ -39,8 +40,10 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// Parses the body as JSON.
+    ///
     /// # Errors
-    /// The body is not the JSON of a `T`; the error holds the whole answer.
+    /// Fails if the body is not the JSON of a `T`. The error holds the whole answer.
     pub fn json<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
         serde_json::from_slice(&self.body).map_err(|error| anyhow::anyhow!("{error} in the body of: {self}"))
     }
@@ -52,44 +55,7 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Why no answer came.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    #[error("connection refused")]
-    Refused,
-    /// The connection was reset, or closed before the answer was complete.
-    #[error("the connection was reset")]
-    Reset,
-    #[error("no answer within {0:?}")]
-    TimedOut(Duration),
-    #[error("{0}")]
-    Other(String),
-}
-
-impl Failure {
-    pub(crate) fn of_io(error: &io::Error, deadline: Duration) -> Self {
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused => Self::Refused,
-            io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::UnexpectedEof => Self::Reset,
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::TimedOut(deadline),
-            _ => Self::Other(error.to_string()),
-        }
-    }
-
-    fn of_hyper(error: &hyper::Error, deadline: Duration) -> Self {
-        let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-        match source {
-            Some(source) => Self::of_io(source, deadline),
-            None if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => Self::Reset,
-            None => Self::Other(error.to_string()),
-        }
-    }
-}
-
-/// Talks to one address of a machine, over a connection of its own for each request.
+/// A client for one address in a machine. It opens a new connection for each request.
 #[derive(Clone, Debug)]
 pub struct Client {
     network: NetNamespace,
@@ -99,7 +65,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// The `Host` that is sent unless [`Self::header`] gives another.
+    /// The `Host` header, unless [`Self::header`] sets another.
     const HOST: HeaderValue = HeaderValue::from_static("links.example");
 
     pub(crate) fn new(network: NetNamespace, address: Address) -> Self {
@@ -112,10 +78,10 @@ impl Client {
         }
     }
 
-    /// The same with a header for every request, in place of one of that name.
+    /// Sets a header for every request.
     ///
     /// # Panics
-    /// `name` or `value` may not stand in a header.
+    /// Panics if `name` or `value` is not allowed in a header.
     #[must_use]
     #[allow(clippy::expect_used, reason = "the name and the value are literals of a test")]
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
@@ -125,13 +91,13 @@ impl Client {
         self
     }
 
-    /// The same with `Authorization: Bearer`.
+    /// Sets `Authorization: Bearer`.
     #[must_use]
     pub fn bearer(self, token: &str) -> Self {
         self.header("authorization", format!("Bearer {token}"))
     }
 
-    /// The same with another limit than 10 s, from connecting to the last byte of the answer.
+    /// Sets the time from connecting to the last byte of the answer. The default is 10 s.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -146,7 +112,7 @@ impl Client {
         self.connect()?.send(Method::HEAD, path, Bytes::new())
     }
 
-    /// Posts JSON; a [`Self::header`] may name another content type.
+    /// Posts JSON, unless [`Self::header`] sets another content type.
     pub fn post(&self, path: &str, body: impl ToString) -> Result<Answer, Failure> {
         self.connect()?.post(path, body)
     }
@@ -163,31 +129,31 @@ impl Client {
         self.connect()?.send(Method::DELETE, path, Bytes::new())
     }
 
-    /// Posts bytes; [`Self::header`] names the content type.
+    /// Posts bytes. [`Self::header`] sets their content type.
     pub fn post_bytes(&self, path: &str, body: impl Into<Bytes>) -> Result<Answer, Failure> {
         self.connect()?.send(Method::POST, path, body.into())
     }
 
-    /// A connection that stays open for several requests.
+    /// Opens a connection for several requests.
     pub fn connect(&self) -> Result<Connection, Failure> {
         let stream = self.stream().map_err(|error| Failure::of_io(&error, self.deadline))?;
         Connection::over(stream, self.headers.clone(), self.deadline)
     }
 
-    /// A connection over which nothing has been sent yet.
+    /// Opens a connection and sends nothing over it.
     ///
     /// # Errors
-    /// As [`Stream::connect`].
+    /// Fails as [`Stream::connect`] does.
     pub fn stream(&self) -> io::Result<Stream> {
         self.network.connect(&self.address, self.deadline)
     }
 
-    /// Opens a connection from a thread that has entered the machine's network.
+    /// Opens a connection from a thread that has already entered the machine's network.
     pub(crate) fn wire(&self) -> Result<Wire, Failure> {
         Wire::connect(&self.address, self.deadline)
     }
 
-    /// The header fields of every request, as they are sent.
+    /// The header fields of every request, in the form in which they are sent.
     pub fn header_lines(&self) -> String {
         let line = |(name, value): (&HeaderName, &HeaderValue)| {
             format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes()))
@@ -200,7 +166,7 @@ impl Client {
     }
 }
 
-/// An open connection.
+/// An open connection for several requests.
 #[derive(Debug)]
 pub struct Connection {
     runtime: Runtime,
@@ -240,7 +206,7 @@ impl Connection {
         self.send(Method::GET, path, Bytes::new())
     }
 
-    /// As [`Client::post`].
+    /// Like [`Client::post`].
     pub fn post(&mut self, path: &str, body: impl ToString) -> Result<Answer, Failure> {
         self.send(Method::POST, path, Bytes::from(body.to_string()))
     }
@@ -284,7 +250,7 @@ async fn handshake(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
 ) -> hyper::Result<SendRequest<Full<Bytes>>> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Its error also ends the request that waits for it, which reports it.
+    // The error of the connection also ends the waiting request, which reports it.
     tokio::spawn(async { drop(connection.await) });
     Ok(sender)
 }

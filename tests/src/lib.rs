@@ -1,4 +1,4 @@
-//! The lab: Debian 12 with systemd as PID 1, in namespaces of its own on the machine that runs the tests.
+//! The lab: Debian 12 with systemd as PID 1, in its own namespaces on the machine that runs the tests.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -11,9 +11,9 @@
 //! # }
 //! ```
 //!
-//! No virtual machine, no container engine: `unshare`, an overlay file system and root are what it takes. A machine has no
-//! network but its own loopback. Whatever it did is gone when the [`Machine`] is dropped, and also when the test process
-//! is killed.
+//! The lab needs no virtual machine and no container engine, only root, `unshare` and overlayfs. A machine has no network
+//! except its own loopback interface. Everything it did is gone when the [`Machine`] is dropped, and also when the test
+//! process is killed.
 
 mod appliance;
 mod artifacts;
@@ -21,6 +21,7 @@ mod cache;
 mod cgroup;
 mod collector;
 mod crowd;
+mod failure;
 mod host;
 pub mod http;
 pub mod load;

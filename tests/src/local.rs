@@ -1,5 +1,5 @@
-//! Servers on this machine's loopback, each on a port of its own: the runtime without an appliance around it, and what it
-//! talks to. Each ends when it is dropped.
+//! Servers on this machine's loopback interface, each on its own port: the runtime without the rest of the appliance, and
+//! the services that it talks to. Each server ends when it is dropped.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
@@ -22,9 +22,9 @@ use crate::process::{eventually, tail};
 /// How long a server may take to start or to end.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How long a request may take.
-const ANSWER: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A process with its standard error in a file.
+/// A child process whose standard error goes to a file.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -42,14 +42,14 @@ impl Process {
         })
     }
 
-    /// What follows `prefix` in the first line that has it.
-    fn said(&mut self, prefix: &str) -> Result<String> {
-        let stdout = self.child.stdout.take().context("its output is read already")?;
+    /// Waits for the first line of standard output that starts with `prefix`, and returns the rest of that line.
+    fn line_after(&mut self, prefix: &str) -> Result<String> {
+        let stdout = self.child.stdout.take().context("the output has been read already")?;
         let mut lines = BufReader::new(stdout);
         loop {
             let mut line = String::new();
             if lines.read_line(&mut line)? == 0 {
-                bail!("it ended: {}", self.errors());
+                bail!("the process ended: {}", self.errors());
             }
             if let Some(rest) = line.trim_end().strip_prefix(prefix) {
                 let rest = rest.to_owned();
@@ -59,7 +59,7 @@ impl Process {
         }
     }
 
-    /// The end of what it has written to standard error.
+    /// The last lines that the process has written to standard error.
     pub fn errors(&self) -> String {
         tail(&self.errors)
     }
@@ -69,24 +69,26 @@ impl Process {
         kill(Pid::from_raw(pid), signal).context("Sending a signal")
     }
 
-    /// As a machine that does not answer any more.
+    /// Suspends the process, so that it behaves like a machine that no longer answers.
     ///
     /// # Errors
-    /// It has ended.
+    /// Fails if the process has ended.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)
     }
 
+    /// Resumes a suspended process.
+    ///
     /// # Errors
-    /// It has ended.
-    pub fn go_on(&self) -> Result<()> {
+    /// Fails if the process has ended.
+    pub fn resume(&self) -> Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Asks it to end, and waits for that.
+    /// Sends SIGTERM and waits until the process has ended.
     ///
     /// # Errors
-    /// It does not.
+    /// Fails if the process does not end within 30 s.
     pub fn terminate(mut self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
         eventually("the process ends", DEADLINE, || Ok(self.child.try_wait()?.map(drop)))
@@ -95,16 +97,16 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// So that it never waits for somebody to read.
+/// Discards the rest of the output, so that the process never blocks on a full pipe.
 fn drain(mut output: BufReader<ChildStdout>) {
     std::thread::spawn(move || {
-        // It ends with the process.
+        // The copy ends with the process.
         let _ = io::copy(&mut output, &mut io::sink());
     });
 }
@@ -112,18 +114,20 @@ fn drain(mut output: BufReader<ChildStdout>) {
 /// A port that was free a moment ago.
 ///
 /// # Errors
-/// There is none.
+/// Fails if there is no free port.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// Files for one test.
+/// A temporary directory for the files of one test.
 #[derive(Debug)]
-pub struct Place(TempDir);
+pub struct TestDir(TempDir);
 
-impl Place {
+impl TestDir {
+    /// Creates the directory.
+    ///
     /// # Errors
-    /// It cannot be made.
+    /// Fails if the directory cannot be created.
     pub fn new() -> Result<Self> {
         Ok(Self(TempDir::new()?))
     }
@@ -132,10 +136,10 @@ impl Place {
         self.0.path().join(name)
     }
 
-    /// A libSQL server: the program `hrana-server`, with the file links.db of this place.
+    /// A libSQL server: the program `hrana-server` on the file links.db in this directory.
     ///
     /// # Errors
-    /// It does not start.
+    /// Fails if the server does not start.
     pub fn hrana(&self, program: &str, address: SocketAddr, token: &str) -> Result<(Process, SocketAddr)> {
         let mut command = Command::new(program);
         command.arg("--database").arg(self.path("links.db"));
@@ -143,14 +147,14 @@ impl Place {
             .args(["--listen", &address.to_string()])
             .env("HRANA_TOKEN", token);
         let mut process = Process::spawn(&mut command, &self.path("hrana.err"))?;
-        let address = process.said("listening on ")?.parse()?;
+        let address = process.line_after("listening on ")?.parse()?;
         Ok((process, address))
     }
 
     /// OpenBao in development mode: unsealed, in memory, with a key-value engine at `secret`.
     ///
     /// # Errors
-    /// There is no `bao`, or it does not start.
+    /// Fails if `bao` is missing or does not start.
     pub fn bao(&self, port: u16, token: &str) -> Result<Process> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut command = Command::new(bao());
@@ -167,10 +171,10 @@ impl Place {
         Ok(process)
     }
 
-    /// A Redis server that keeps nothing.
+    /// A Redis server without persistence.
     ///
     /// # Errors
-    /// There is no `redis-server`, or it does not start.
+    /// Fails if `redis-server` is missing or does not start.
     pub fn redis(&self, port: u16, password: &str) -> Result<Process> {
         let program = std::env::var_os("LINKS_REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
         let mut command = Command::new(program);
@@ -185,13 +189,13 @@ impl Place {
         Ok(process)
     }
 
-    /// links-host with the component, on this configuration and with these environment variables.
+    /// links-host with the components, this configuration and these environment variables.
     ///
     /// # Errors
-    /// It does not start.
+    /// Fails if the runtime does not start.
     pub fn runtime(&self, configuration: &str, environment: &[(&str, &str)]) -> Result<Runtime> {
         let file = self.path("runtime.toml");
-        // This store linksctl adds as well.
+        // linksctl adds this store too.
         let local = self.path("local.db");
         let local = format!("[key_value_store.local]\ntype = 'spin'\npath = '{}'\n", local.display());
         std::fs::write(&file, format!("log_dir = ''\n{local}{configuration}"))?;
@@ -209,7 +213,7 @@ impl Place {
         command.env("XDG_CACHE_HOME", target_directory().join("compiled"));
         command.envs(environment.iter().copied()).current_dir(self.0.path());
         let mut process = Process::spawn(&mut command, &self.path("runtime.err"))?;
-        let address = process.said("Serving http://")?.parse()?;
+        let address = process.line_after("Serving http://")?.parse()?;
         Ok(Runtime {
             process,
             address,
@@ -217,21 +221,21 @@ impl Place {
         })
     }
 
-    /// All that the runtimes have written to standard error.
+    /// Everything that the runtimes have written to standard error.
     ///
     /// # Errors
-    /// There was none.
+    /// Fails if no runtime was started.
     pub fn runtime_errors(&self) -> Result<String> {
         Ok(std::fs::read_to_string(self.path("runtime.err"))?)
     }
 }
 
-/// The application's manifest.
+/// The path of the application's manifest.
 pub fn spin_toml() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../component/spin.toml")
 }
 
-/// links-host at work.
+/// A running links-host.
 #[derive(Debug)]
 pub struct Runtime {
     pub process: Process,
@@ -240,24 +244,28 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    /// Sends a GET request over TCP.
+    ///
     /// # Errors
-    /// No answer, or none that is HTTP.
+    /// Fails if there is no answer, or if the answer is not HTTP.
     pub fn get(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
         ask(self.address, "GET", path, headers, "")
     }
 
-    /// The same through the Unix socket, as nginx asks.
+    /// Sends a GET request through the Unix socket, as nginx does.
     ///
     /// # Errors
-    /// As [`Self::get`].
+    /// Fails as [`Self::get`] does.
     pub fn get_through_socket(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
         let stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
         exchange(stream, "GET", path, headers, "")
     }
 
+    /// Sends `POST /shorten`.
+    ///
     /// # Errors
-    /// As [`Self::get`].
+    /// Fails as [`Self::get`] does.
     pub fn shorten(&self, token: &str, url: &str) -> Result<Answer> {
         let authorization = format!("Bearer {token}");
         let headers = [
@@ -268,10 +276,10 @@ impl Runtime {
         ask(self.address, "POST", "/shorten", &headers, &body)
     }
 
-    /// Shortens, which succeeds; the slug.
+    /// Shortens a URL and returns the slug.
     ///
     /// # Errors
-    /// It does not.
+    /// Fails unless the answer is 200 with a slug.
     pub fn slug(&self, token: &str, url: &str) -> Result<String> {
         let answer = self.shorten(token, url)?;
         ensure!(answer.status == 200, "POST /shorten: {answer:?}");
@@ -281,8 +289,10 @@ impl Runtime {
         slug.with_context(|| format!("no slug in {}", answer.body))
     }
 
+    /// Checks that the link redirects to `url`.
+    ///
     /// # Errors
-    /// The link does not lead there.
+    /// Fails if it does not.
     pub fn leads_to(&self, slug: &str, url: &str) -> Result<()> {
         let answer = self.get(&format!("/{slug}"), &[])?;
         let line = format!("\r\nlocation: {url}\r\n");
@@ -294,7 +304,7 @@ impl Runtime {
     }
 }
 
-/// An answer over HTTP/1.1.
+/// An HTTP/1.1 response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -302,13 +312,13 @@ pub struct Answer {
     pub body: String,
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a connection of its own.
 ///
 /// # Errors
-/// No answer within 20 s, or none that is HTTP.
+/// Fails if there is no answer within 20 s, or if the answer is not HTTP.
 pub fn ask(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Result<Answer> {
-    let stream = TcpStream::connect_timeout(&address, ANSWER)?;
-    stream.set_read_timeout(Some(ANSWER))?;
+    let stream = TcpStream::connect_timeout(&address, REQUEST_TIMEOUT)?;
+    stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
     exchange(stream, method, path, headers, body)
 }
 
@@ -328,8 +338,8 @@ fn exchange(
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").context("no whole answer")?;
-    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is incomplete")?;
+    let status = head.split(' ').nth(1).context("the answer has no status")?.parse()?;
     Ok(Answer {
         status,
         head: format!("{head}\r\n"),

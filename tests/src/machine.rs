@@ -24,49 +24,53 @@ use nix::unistd::Pid;
 
 use crate::cgroup::{Cgroup, MemoryGroup};
 use crate::http::Client;
-use crate::{Address, NetNamespace, Tree, cache, process};
+use crate::namespace::NetNamespace;
+use crate::stream::Address;
+use crate::tree::Tree;
+use crate::{cache, process};
 
 const BOOT: &str = include_str!("../lab/boot.sh");
-/// From the start of systemd to the end of its start-up, and from `poweroff` to the end of systemd.
+/// How long systemd may take to boot, and to end after `poweroff`.
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
-/// For a command inside, unless [`Machine::run_within`] gives another.
+/// How long a command inside may take, unless [`Machine::run_within`] sets another limit.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 
-/// How a command inside ended.
+/// The result of a command inside.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// Exit status; 128 + N where signal N ended it.
+    /// The exit status, or 128 + N if signal N ended the command.
     pub status: i32,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// Debian, booted from a [`Tree`]; what it writes goes to a directory of its own and is gone when this is dropped.
+/// Debian, booted from a [`Tree`]. Its writes go to a directory of its own, which is removed when this is dropped.
 ///
-/// A test process runs two at a time: booting a third waits for one of them to be dropped.
+/// A test process runs two machines at a time. Booting a third waits until one of them is dropped.
 #[derive(Debug)]
 pub struct Machine {
     tree: Tree,
     running: Option<Running>,
-    /// After `running`, as it can be removed only when all processes are gone.
+    /// Declared after `running`: the group can be removed only when all processes are gone.
     memory: Option<MemoryGroup>,
     home: Home,
     _slot: Slot,
 }
 
 impl Machine {
-    /// Boots, and waits until systemd has started everything.
+    /// Boots a machine and waits until systemd has started everything.
     ///
     /// # Errors
-    /// Not root, a command is missing, systemd did not come up in two minutes, or a unit of the pristine system failed.
+    /// Fails if the caller is not root, if a command is missing, if systemd does not come up in two minutes, or if a unit of
+    /// the pristine system fails.
     pub fn boot(tree: &Tree) -> Result<Self> {
         Self::boot_within(tree, None)
     }
 
-    /// As [`Self::boot`], with so many bytes of memory for all that runs inside, page cache included.
+    /// Like [`Self::boot`], with `bytes` of memory for everything that runs inside, page cache included.
     ///
     /// # Errors
-    /// As [`Self::boot`], or the host cannot bound it.
+    /// Fails as [`Self::boot`] does, or if the host cannot limit the memory.
     pub fn boot_with_memory(tree: &Tree, bytes: u64) -> Result<Self> {
         Self::boot_within(tree, Some(bytes))
     }
@@ -87,20 +91,24 @@ impl Machine {
         let state = machine.run(["systemctl", "is-system-running"])?;
         if state.stdout.trim() != "running" {
             let failed = machine.ok(["systemctl", "--failed", "--no-pager"])?;
-            bail!("the machine came up {}:\n{}", state.stdout.trim(), failed.stdout);
+            bail!(
+                "the machine booted into the state {}:\n{}",
+                state.stdout.trim(),
+                failed.stdout
+            );
         }
         Ok(machine)
     }
 
-    /// Runs a command and waits for its end, two minutes at most. Its standard input is empty.
+    /// Runs a command with an empty standard input, and waits for its end, two minutes at most.
     ///
     /// # Errors
-    /// The machine is not running, or the command was not done in time. Its failing is no error: see [`Self::ok`].
+    /// Fails if the machine is not running or the command takes too long. A failing command is no error: see [`Self::ok`].
     pub fn run(&self, command: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Output> {
         self.run_within(COMMAND_DEADLINE, command)
     }
 
-    /// As [`Self::run`] with another deadline, in whole seconds.
+    /// Like [`Self::run`] with another deadline, in whole seconds.
     pub fn run_within(
         &self,
         deadline: Duration,
@@ -109,7 +117,7 @@ impl Machine {
         let command: Vec<OsString> = command.into_iter().map(|word| word.as_ref().to_owned()).collect();
         let shown = command.join(" ".as_ref()).to_string_lossy().into_owned();
         let begin = Instant::now();
-        // Inside, `timeout` ends the command and all that it started; from here only nsenter could be ended.
+        // `timeout` inside ends the command with everything it started. From out here only nsenter could be ended.
         let mut nsenter = Command::new("nsenter");
         enter_on_start(&mut nsenter, self.memory.as_ref())?;
         let output = nsenter
@@ -145,11 +153,10 @@ impl Machine {
         Ok(output)
     }
 
-    /// Of a machine with little memory: what was used at most, in bytes, and how many processes the kernel has ended for want
-    /// of it.
+    /// The highest memory usage so far in bytes, and the number of processes that the kernel has killed for lack of memory.
     ///
     /// # Errors
-    /// The machine's memory is not bounded.
+    /// Fails if the machine was booted without a memory limit.
     pub fn memory_usage(&self) -> Result<(u64, u64)> {
         self.memory
             .as_ref()
@@ -160,7 +167,7 @@ impl Machine {
     /// Runs a command that must succeed.
     ///
     /// # Errors
-    /// As [`Self::run`], or it failed: the error holds its exit status and both its outputs.
+    /// Fails as [`Self::run`] does, or if the command fails. The error then holds its exit status and both of its outputs.
     pub fn ok<W: AsRef<OsStr>>(&self, command: impl IntoIterator<Item = W>) -> Result<Output> {
         let command: Vec<W> = command.into_iter().collect();
         let output = self.run(&command)?;
@@ -172,18 +179,18 @@ impl Machine {
         Ok(output)
     }
 
-    /// Runs a line of shell that must succeed; a pipeline fails with its first failing command.
+    /// Runs a shell script that must succeed. A pipeline fails if any of its commands fails.
     ///
     /// # Errors
-    /// As [`Self::ok`].
+    /// Fails as [`Self::ok`] does.
     pub fn shell(&self, script: &str) -> Result<Output> {
         self.ok(["bash", "-euo", "pipefail", "-c", script])
     }
 
-    /// Replaces a file (0644, root), making its directories.
+    /// Writes a file with mode 0644, owned by root, and creates the directories above it.
     ///
     /// # Errors
-    /// The directory or the file cannot be written.
+    /// Fails if a directory or the file cannot be written.
     pub fn write(&self, path: &str, contents: impl AsRef<[u8]>) -> Result<()> {
         let parent = Path::new(path).parent().unwrap_or(Path::new("/"));
         self.ok([OsStr::new("mkdir"), OsStr::new("-p"), parent.as_os_str()])?;
@@ -192,19 +199,19 @@ impl Machine {
         write().with_context(|| format!("Writing {path} inside"))
     }
 
-    /// The contents of a file.
+    /// The contents of a text file.
     ///
     /// # Errors
-    /// It is absent, or no text.
+    /// Fails if the file is missing or is not UTF-8.
     pub fn read(&self, path: &str) -> Result<String> {
         let read = || io::read_to_string(self.open(path, OFlag::O_RDONLY)?);
         read().with_context(|| format!("Reading {path} inside"))
     }
 
-    /// Whether anything is there, be it a symbolic link to nowhere.
+    /// Whether a path exists, even as a dangling symbolic link.
     ///
     /// # Errors
-    /// A directory on the way is a file, a loop of symbolic links, or the like.
+    /// Fails if a parent of the path is a file, a loop of symbolic links, or the like.
     pub fn exists(&self, path: &str) -> Result<bool> {
         match self.open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
             Ok(_) => Ok(true),
@@ -213,10 +220,10 @@ impl Machine {
         }
     }
 
-    /// Copies a file of the host, with its permissions.
+    /// Copies a file from the host, with its permissions.
     ///
     /// # Errors
-    /// As reading the one and writing the other.
+    /// Fails if the file cannot be read or written.
     pub fn copy_in(&self, from: &Path, to: &str) -> Result<()> {
         let mut contents = Vec::new();
         let mut read = || -> io::Result<_> {
@@ -237,10 +244,10 @@ impl Machine {
             .with_context(|| format!("Setting the mode of {to} inside"))
     }
 
-    /// What a unit wrote to the journal, over all boots, without dates.
+    /// The messages of a unit in the journal, over all boots, without timestamps.
     ///
     /// # Errors
-    /// As [`Self::ok`].
+    /// Fails as [`Self::ok`] does.
     pub fn journal(&self, unit: &str) -> Result<String> {
         self.ok(["journalctl", "--sync"])?;
         Ok(self
@@ -251,7 +258,7 @@ impl Machine {
     /// A client for port 80.
     ///
     /// # Panics
-    /// The machine is shut down.
+    /// Panics if the machine is shut down.
     pub fn http(&self) -> Client {
         self.http_at(80)
     }
@@ -259,7 +266,7 @@ impl Machine {
     /// A client for a port of the loopback interface.
     ///
     /// # Panics
-    /// The machine is shut down.
+    /// Panics if the machine is shut down.
     pub fn http_at(&self, port: u16) -> Client {
         self.http_through(Address::Tcp((Ipv4Addr::LOCALHOST, port).into()))
     }
@@ -267,46 +274,46 @@ impl Machine {
     /// A client for another address inside.
     ///
     /// # Panics
-    /// The machine is shut down.
+    /// Panics if the machine is shut down.
     pub fn http_through(&self, address: Address) -> Client {
         Client::new(self.network(), address)
     }
 
-    /// The network that the machine has until its next boot.
+    /// The network namespace of the machine, until its next boot.
     ///
     /// # Panics
-    /// The machine is shut down.
+    /// Panics if the machine is shut down.
     #[allow(
         clippy::expect_used,
-        reason = "a test that talks to a machine it shut down is wrong itself"
+        reason = "talking to a machine after its shutdown is a bug of the test"
     )]
     pub fn network(&self) -> NetNamespace {
         self.running().expect("the machine is running").network.clone()
     }
 
-    /// The host's path of a file inside, until the next boot. It must not lead through an absolute symbolic link.
+    /// The path on the host of a file inside, until the next boot. The path must not contain an absolute symbolic link.
     ///
     /// # Panics
-    /// The machine is shut down.
+    /// Panics if the machine is shut down.
     #[allow(
         clippy::expect_used,
-        reason = "a test that asks a machine it shut down is wrong itself"
+        reason = "reading a machine after its shutdown is a bug of the test"
     )]
     pub fn path_on_host(&self, path: &str) -> PathBuf {
         let init = self.running().expect("the machine is running").init;
         PathBuf::from(format!("/proc/{init}/root{path}"))
     }
 
-    /// Runs a function in a thread that sees the machine's files and network in place of the host's.
+    /// Runs a function in a thread that sees the files and the network of the machine instead of the host's.
     ///
     /// # Errors
-    /// The machine is not running, or the thread cannot enter it.
+    /// Fails if the machine is not running, if the thread cannot enter it, or if the function fails.
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let running = self.running()?;
         let mounts = format!("/proc/{}/ns/mnt", running.init);
         let mounts = File::open(&mounts).with_context(|| format!("Opening {mounts}"))?;
         let enter = || {
-            // Threads share their root and current directory; one that does may not enter (setns(2)).
+            // setns(2) refuses a thread that shares its root and current directory with others, as threads do.
             unshare(CloneFlags::CLONE_FS)?;
             setns(&mounts, CloneFlags::CLONE_NEWNS)?;
             running.network.enter()?;
@@ -319,32 +326,32 @@ impl Machine {
         thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|_| bail!("the thread inside panicked"))
     }
 
-    /// Shuts down in order, and boots again.
+    /// Shuts the machine down in an orderly way, and boots it again.
     ///
     /// # Errors
-    /// It did not end, or did not come up, in two minutes. A unit that failed to start is no error.
+    /// Fails if shutting down or booting takes more than two minutes. A unit that fails to start is no error.
     pub fn reboot(&mut self) -> Result<()> {
         self.shutdown()?;
         self.start()
     }
 
-    /// Kills every process of the machine at once, as a power cut would, and boots again.
+    /// Kills every process of the machine at once, as a power cut would, and boots it again.
     ///
-    /// What the machine had written, synced or not, is there again: the host keeps its page cache.
+    /// Unlike after a power cut, everything that was written is still there, synced or not: the host keeps its page cache.
     ///
     /// # Errors
-    /// As [`Self::reboot`].
+    /// Fails as [`Self::reboot`] does.
     pub fn kill_host(&mut self) -> Result<()> {
         self.running.take().context("the machine is shut down")?.kill()?;
         self.start()
     }
 
-    /// Stops every unit in order, and systemd.
+    /// Stops every unit in order, and then systemd.
     ///
     /// # Errors
-    /// It did not end in two minutes; then it is killed.
+    /// Fails if this takes more than two minutes. The machine is then killed.
     pub fn shutdown(&mut self) -> Result<()> {
-        // systemd may be gone before it has answered; that it is gone is what counts.
+        // systemd may end before it has answered systemctl; only the end counts.
         self.run(["systemctl", "poweroff"])?;
         self.running
             .take()
@@ -359,18 +366,18 @@ impl Machine {
     fn start(&mut self) -> Result<()> {
         self.running = Some(Running::start(&self.home, &self.tree, self.memory.as_ref())?);
         if let Some(memory) = &self.memory {
-            // As large as Debian makes it on a machine that has so much memory: a tenth. The host has more.
+            // A tenth of the memory, as Debian would choose on real hardware. By default the size follows the host's memory.
             let size = memory.limit()? / 10;
             self.ok(["mount", "-o", &format!("remount,size={size}"), "/run"])?;
         }
         Ok(())
     }
 
-    /// Opens a path inside. Symbolic links, absolute ones too, stay inside.
+    /// Opens a path inside. Symbolic links stay inside, absolute ones too.
     fn open(&self, path: &str, flags: OFlag) -> io::Result<File> {
         let init = self.running().map_err(io::Error::other)?.init;
         let root = File::open(format!("/proc/{init}/root"))?;
-        // openat2(2) takes a mode together with O_CREAT only.
+        // openat2(2) accepts a mode only together with O_CREAT.
         let mode = if flags.contains(OFlag::O_CREAT) { 0o644 } else { 0 };
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
@@ -397,11 +404,11 @@ impl std::fmt::Display for Output {
     }
 }
 
-/// The command begins in the group, and so does what it starts.
+/// Makes the command start in the memory group, with everything that it starts itself.
 fn enter_on_start(command: &mut Command, memory: Option<&MemoryGroup>) -> Result<()> {
     if let Some(memory) = memory {
         let mut entrance = memory.entrance()?;
-        // SAFETY: it only writes to a file that is open already.
+        // SAFETY: The closure only writes to an open file.
         unsafe { command.pre_exec(move || entrance.write_all(b"0")) };
     }
     Ok(())
@@ -415,18 +422,18 @@ fn exit_status(status: std::process::ExitStatus) -> i32 {
         .unwrap_or(-1)
 }
 
-/// One boot of a machine. Dropped, it is killed.
+/// One boot of a machine. It is killed when dropped.
 #[derive(Debug)]
 struct Running {
-    /// systemd, as the host counts.
+    /// The PID of systemd on the host.
     init: Pid,
     network: NetNamespace,
-    /// False once systemd is known to have ended: its number may be another process's by then.
+    /// Whether systemd may still run. Once it has ended, another process may have its PID.
     alive: bool,
-    /// Hears from the thread that waits for systemd's end. The lock is for tests that share a machine among threads.
+    /// Receives a message when systemd has ended. The mutex is for tests that share a machine between threads.
     ended: Mutex<mpsc::Receiver<()>>,
     console: PathBuf,
-    /// Last: it can be removed only when all processes are gone.
+    /// Declared last: the group can be removed only when all processes are gone.
     _cgroup: Cgroup,
 }
 
@@ -447,11 +454,11 @@ impl Running {
             .arg(tree.overlay_lower())
             .stdout(Stdio::piped())
             .stderr(File::create(&console).with_context(|| format!("Creating {}", console.display()))?);
-        // SAFETY: it only writes to a file that is open already. Before unshare: the group it is in becomes its root.
+        // SAFETY: The closure only writes to an open file. It runs before unshare, so the group becomes the namespace's root.
         unsafe { command.pre_exec(move || entrance.write_all(b"0")) };
         enter_on_start(&mut command, memory)?;
 
-        // The thread that starts the machine lives as long as it: the machine dies with that thread, not with a test's.
+        // The machine dies with the thread that starts it. So that is a thread of its own, not one of a test.
         let (started, starting) = mpsc::channel();
         let (ending, ended) = mpsc::channel();
         thread::spawn(move || {
@@ -469,12 +476,12 @@ impl Running {
                     first_line
                         .trim()
                         .parse()
-                        .with_context(|| format!("the PID {first_line:?}"))
+                        .with_context(|| format!("Parsing the PID {first_line:?}"))
                 });
-            // Nobody may be waiting any more for one or the other: the machine has been dropped.
+            // Nobody receives these once the machine has been dropped.
             let _ = started.send(pid);
             let _ = child.wait();
-            // Ends the wait for the boot too, where it still goes on.
+            // This also ends the wait for the boot, if it is still going on.
             drop(UnixDatagram::unbound().and_then(|socket| socket.send_to(b"EXITED=1", &notify)));
             let _ = ending.send(());
         });
@@ -496,7 +503,7 @@ impl Running {
         Ok(running)
     }
 
-    /// systemd says `READY=1` when everything has been started or has failed (systemd.io/CONTAINER_INTERFACE).
+    /// Waits for systemd's `READY=1`, sent when every unit has started or failed (systemd.io/CONTAINER_INTERFACE).
     fn wait_until_booted(&self, messages: &UnixDatagram) -> Result<()> {
         let deadline = Instant::now() + BOOT_DEADLINE;
         let mut buffer = [0; 4096];
@@ -507,14 +514,16 @@ impl Running {
             messages.set_read_timeout(Some(left))?;
             let length = match messages.recv(&mut buffer) {
                 Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!("not within {BOOT_DEADLINE:?}"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    bail!("systemd is not ready after {BOOT_DEADLINE:?}")
+                }
                 Err(error) => return Err(error.into()),
             };
             let message = String::from_utf8_lossy(&buffer[..length]);
             if message.lines().any(|line| line == "READY=1") {
                 return Ok(());
             }
-            ensure!(message != "EXITED=1", "systemd ended");
+            ensure!(message != "EXITED=1", "systemd has ended");
         }
     }
 
@@ -530,7 +539,7 @@ impl Running {
         Ok(())
     }
 
-    /// The kernel ends whatever runs in a PID namespace before its first process is gone.
+    /// Kills systemd. The kernel then kills every process in its PID namespace before systemd itself is gone.
     fn kill(&mut self) -> Result<()> {
         if self.ended().try_recv().is_ok() {
             self.alive = false;
@@ -551,12 +560,12 @@ impl Drop for Running {
     }
 }
 
-/// A machine's directory on the host, removed when dropped.
+/// The directory of a machine on the host. It is removed when dropped.
 #[derive(Debug)]
 struct Home {
     machines: PathBuf,
     directory: PathBuf,
-    /// Held as long as the machine may run: tells an abandoned directory from one in use.
+    /// Held as long as the machine may run. An abandoned directory is one whose lock is free.
     _lock: cache::Lock,
 }
 
@@ -583,7 +592,7 @@ impl Home {
     }
 
     fn remove(&self) -> Result<()> {
-        // Nobody may take it for abandoned while it goes.
+        // While the directory is being removed, no other process may treat it as abandoned.
         let _changing = cache::lock(&self.machines.join("lock"))?;
         fs::remove_dir_all(&self.directory).with_context(|| format!("Removing {}", self.directory.display()))
     }
@@ -601,8 +610,8 @@ impl Drop for Home {
     }
 }
 
-/// Removes the directories and control groups of machines whose test process was killed. Its processes and mounts went
-/// with it.
+/// Removes the directories and control groups of machines whose test process was killed. Their processes and mounts have
+/// ended with that process.
 fn remove_abandoned(machines: &Path) -> Result<()> {
     let entries = fs::read_dir(machines).with_context(|| format!("Reading {}", machines.display()))?;
     for entry in entries {
@@ -624,7 +633,7 @@ fn cgroup_name(directory: &Path) -> String {
     format!("links-lab-{name}")
 }
 
-/// The right to run a machine. Two run at a time: more would only slow each other down past their deadlines.
+/// The right to run a machine. Only two run at a time, because more would slow each other down past their deadlines.
 #[derive(Debug)]
 struct Slot;
 

@@ -1,4 +1,4 @@
-//! Sockets in a machine's network.
+//! The network namespace of a machine, and connections made in it.
 
 use std::fs::File;
 use std::io;
@@ -10,29 +10,31 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::stream::{Address, Stream};
 
-/// The network of a running machine. A socket stays in the network that its thread was in when it was made.
+/// The network namespace of a running machine. A socket stays in the namespace of the thread that created it.
 #[derive(Clone, Debug)]
 pub struct NetNamespace(Arc<File>);
 
 impl NetNamespace {
+    /// Opens the network namespace of a process.
+    ///
     /// # Errors
-    /// No such process.
+    /// Fails if there is no such process.
     pub(crate) fn of_process(pid: nix::unistd::Pid) -> io::Result<Self> {
         Ok(Self(Arc::new(File::open(format!("/proc/{pid}/ns/net"))?)))
     }
 
-    /// Moves the calling thread into it, for good.
+    /// Moves the calling thread into the namespace, for good.
     ///
     /// # Errors
-    /// Not root.
+    /// Fails if the caller is not root.
     pub fn enter(&self) -> io::Result<()> {
         Ok(setns(&*self.0, CloneFlags::CLONE_NEWNET)?)
     }
 
-    /// A connection made inside, for use by any thread.
+    /// Connects from inside the namespace. Any thread may use the connection.
     ///
     /// # Errors
-    /// As [`Stream::connect`].
+    /// Fails as [`Stream::connect`] does.
     pub fn connect(&self, address: &Address, deadline: Duration) -> io::Result<Stream> {
         let connect = || {
             self.enter()?;

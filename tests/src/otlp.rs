@@ -1,4 +1,4 @@
-//! Metrics as a runtime sends them, and what it says of requests.
+//! OTLP messages: metrics as a runtime sends them, and the contents of received metrics and traces.
 
 use std::io::Write as _;
 
@@ -25,21 +25,22 @@ fn attribute(key: &str, value: &str) -> KeyValue {
     }
 }
 
-/// `spin.request_count` of one component.
+/// A data point of `spin.request_count` for one component.
 #[derive(Clone, Debug)]
 pub struct Requests<'a> {
     pub instance: u16,
     pub component: &'a str,
-    /// Both in nanoseconds since 1970.
+    /// When counting began, in nanoseconds since 1970.
     pub start: u64,
+    /// When `value` was read, in nanoseconds since 1970.
     pub time: u64,
     pub value: i64,
-    /// Else cumulative.
+    /// Whether the temporality is delta. Otherwise it is cumulative.
     pub delta: bool,
 }
 
 impl Requests<'_> {
-    /// One request, as instance 1 told it first.
+    /// The first request that instance 1 reports.
     pub const FIRST: Requests<'static> = Requests {
         instance: 1,
         component: "hand",
@@ -49,7 +50,7 @@ impl Requests<'_> {
         delta: false,
     };
 
-    /// An `ExportMetricsServiceRequest`.
+    /// The point as an encoded `ExportMetricsServiceRequest`.
     pub fn message(&self) -> Vec<u8> {
         let temporality = match self.delta {
             true => AggregationTemporality::Delta,
@@ -94,10 +95,10 @@ impl Requests<'_> {
         .encode_to_vec()
     }
 
-    /// The same, packed.
+    /// The message, compressed with gzip.
     ///
     /// # Errors
-    /// None: it is written to memory.
+    /// Never fails in practice, because it writes to memory.
     pub fn gzip(&self) -> std::io::Result<Vec<u8>> {
         let mut encoder = GzEncoder::new(vec![], Compression::fast());
         encoder.write_all(&self.message())?;
@@ -105,10 +106,10 @@ impl Requests<'_> {
     }
 }
 
-/// The components that a message speaks of, each with its instance.
+/// The components in a metrics message, each after its instance.
 ///
 /// # Errors
-/// It is no such message.
+/// Fails if the message cannot be decoded.
 pub fn components(message: &[u8]) -> anyhow::Result<Vec<(String, String)>> {
     let mut found = vec![];
     for resource in ExportMetricsServiceRequest::decode(message)?.resource_metrics {
@@ -125,24 +126,24 @@ pub fn components(message: &[u8]) -> anyhow::Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-/// A part of the work on a request.
+/// A span of a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// `service.name`, `service.instance.id` and `service.version` of who did it.
+    /// The `service.name`, `service.instance.id` and `service.version` of the sender.
     pub service: [String; 3],
     pub name: String,
-    /// In hexadecimal, as in `traceparent`.
+    /// The trace ID in hexadecimal, as in `traceparent`.
     pub trace: String,
     pub id: String,
     pub parent: String,
-    /// Those that are texts.
+    /// The attributes. Values that are not strings are empty.
     pub attributes: Vec<(String, String)>,
 }
 
-/// The spans of a message to /v1/traces.
+/// The spans in a message to /v1/traces.
 ///
 /// # Errors
-/// It is no such message.
+/// Fails if the message cannot be decoded.
 pub fn spans(message: &[u8]) -> anyhow::Result<Vec<Span>> {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut found = vec![];

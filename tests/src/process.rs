@@ -1,4 +1,4 @@
-//! Processes on the host that end with the test process, and waiting.
+//! Processes on the host that end with the test process, and waiting for conditions.
 
 use std::fs::File;
 use std::io;
@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
-/// Fails unless every command is there, naming the packages that hold the missing ones.
+/// Fails unless every command exists, and names the packages that contain the missing ones.
 ///
-/// `commands`: pairs of a command and its Debian package.
+/// `commands` holds pairs of a command and its Debian package.
 pub fn require(commands: &[(&str, &str)]) -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let missing: Vec<_> = commands
@@ -30,9 +30,10 @@ pub fn require(commands: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// `script` run by bash in fresh namespaces; its arguments are still to be added.
+/// A command that runs `script` with bash in fresh namespaces. The caller adds the script's arguments.
 ///
-/// When the thread that starts it ends, it is killed with all that it started, and the kernel takes its mounts away.
+/// When the thread that starts the script ends, the kernel kills the script with everything it started, and removes its
+/// mounts.
 pub fn isolated(namespaces: &[&str], script: &str) -> Command {
     let mut command = Command::new("unshare");
     command
@@ -44,14 +45,14 @@ pub fn isolated(namespaces: &[&str], script: &str) -> Command {
     command
 }
 
-/// Runs it to its end, with both outputs in the file `log`.
+/// Runs the command to its end, with both of its outputs in the file `log`.
 pub fn run_logged(command: &mut Command, log: &Path) -> Result<ExitStatus> {
     let out = File::create(log).with_context(|| format!("Creating {}", log.display()))?;
     let err = out.try_clone()?;
     command.stdout(out).stderr(err).status().context("Starting unshare")
 }
 
-/// The last 30 lines of a file, or why they cannot be had.
+/// The last 30 lines of a file, or the reason why it cannot be read.
 pub fn tail(path: &Path) -> String {
     match std::fs::read(path) {
         Ok(bytes) => {
@@ -63,12 +64,12 @@ pub fn tail(path: &Path) -> String {
     }
 }
 
-/// Waits until `condition` gives a value, and fails after `deadline` with what it was waiting for.
+/// Waits until `condition` returns a value. `what` describes the condition in the error.
 ///
-/// For conditions that nothing announces; whatever has an event (a unit, a process, a boot) is waited for by that event.
+/// This polls, so it is for conditions without an event. Units, processes and boots have events to wait for.
 ///
 /// # Errors
-/// The deadline passed, or the condition itself failed.
+/// Fails when the deadline has passed, or when the condition fails.
 pub fn eventually<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let begin = Instant::now();
     loop {

@@ -1,7 +1,7 @@
-//! Other releases than the one under test, made from its package: later versions, and broken ones.
+//! Variants of the release under test: later versions, and broken ones.
 //!
-//! `linksctl pack` would refuse the broken ones, because it sees each bundle serve before it packs it. So a package is
-//! taken apart, changed, given digests that fit, and put together again.
+//! `linksctl pack` cannot make the broken ones, because it checks that each bundle serves. So the package under test is
+//! unpacked, changed, given matching digests, and packed again.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,12 +13,12 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use crate::Artifacts;
+use crate::artifacts::Artifacts;
 
-/// Where a package has its bundle.
+/// The path of the bundle in a package.
 const BUNDLE: &str = "usr/lib/links/bundle";
 
-/// The components of a release.
+/// The paths of the components in a bundle.
 const REDIRECT: &str = "components/redirect.wasm";
 const API: &str = "components/api.wasm";
 
@@ -31,15 +31,15 @@ pub enum Fault {
     Hangs,
     /// The runtime listens and never answers.
     Deaf,
-    /// The runtime is alive, and answers 500 to all else.
+    /// The runtime reports itself healthy, and answers everything else with 500.
     Sick,
-    /// The runtime serves, except as the instance of that number.
+    /// The runtime serves, except as the instance with this number.
     Instance(u16),
-    /// The runtime serves, and dies a second after it started.
+    /// The runtime serves, and dies one second after its start.
     DiesYoung,
-    /// The component `api`, which no health check asks, is cut in half.
+    /// The component `api`, which no health check calls, is truncated to half its size.
     CorruptWasm,
-    /// The components take the database for an old one, and the statements that are to change it are wrong.
+    /// The components consider the database an old one, and their migrations contain invalid SQL.
     Migration,
     /// A file differs from the manifest.
     Digest,
@@ -48,7 +48,7 @@ pub enum Fault {
 impl Fault {
     const OF_RUNTIME: [Self; 5] = [Self::Exits, Self::Hangs, Self::Deaf, Self::Sick, Self::DiesYoung];
 
-    /// What the file beside the broken runtime says.
+    /// The name in the file `fault`, which lies beside the broken runtime.
     fn name(self) -> String {
         match self {
             Self::Instance(number) => format!("instance-{number}"),
@@ -56,7 +56,7 @@ impl Fault {
         }
     }
 
-    /// One of the runtime's faults by its name.
+    /// The fault of the runtime with this name.
     pub fn of_name(name: &str) -> Option<Self> {
         match name.strip_prefix("instance-") {
             Some(number) => number.parse().ok().map(Self::Instance),
@@ -72,14 +72,14 @@ impl Fault {
                     let mut replaced = [0, 0];
                     bundle.change(component, |bytes| {
                         replaced = [
-                            // Version 0 of the database: nothing was ever applied to it.
+                            // Version 0 means that no migration was ever applied.
                             replace_all(bytes, b"max(version)", b"0           "),
                             replace_all(bytes, b"CREATE TABLE IF NOT", b"CREATE TABLE AS NOT"),
                         ];
                     })?;
                     ensure!(
                         replaced.iter().all(|count| *count > 0),
-                        "{component} has other SQL: {replaced:?}"
+                        "{component} does not contain the expected SQL: {replaced:?}"
                     );
                 }
                 Ok(())
@@ -96,15 +96,15 @@ impl Fault {
                 fs::copy(broken_runtime, &directory)?;
                 fs::write(at("fault"), self.name())?;
                 let beside = |name: &str| Path::new(&runtime).with_file_name(name).to_string_lossy().into_owned();
-                bundle.list(&beside("real"));
-                bundle.list(&beside("fault"));
+                bundle.add(&beside("real"));
+                bundle.add(&beside("fault"));
                 Ok(())
             }
         }
     }
 }
 
-/// A package, taken apart.
+/// The unpacked package under test, from which releases are made.
 #[derive(Debug)]
 pub struct Releases {
     directory: TempDir,
@@ -113,10 +113,10 @@ pub struct Releases {
 }
 
 impl Releases {
-    /// `broken_runtime`: the program of that name, which cargo builds for the tests.
+    /// Unpacks the package. `broken_runtime` is the path of the program of that name, which cargo builds for the tests.
     ///
     /// # Errors
-    /// dpkg-deb failed, or the package has no manifest.
+    /// Fails if dpkg-deb fails, or if the package has no manifest.
     pub fn of(artifacts: &Artifacts, broken_runtime: &Path) -> Result<Self> {
         let directory = tempfile::tempdir().context("Making a temporary directory")?;
         let original = directory.path().join("original");
@@ -130,22 +130,22 @@ impl Releases {
         })
     }
 
-    /// Of the package under test.
+    /// The version of the package under test.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// The version that many after the one under test: the last number is counted up.
+    /// A later version than the one under test: its last number plus `by`.
     pub fn later(&self, by: u32) -> String {
         let (before, last) = self.version.rsplit_once('.').unwrap_or(("0", &self.version));
         let last: u32 = last.parse().unwrap_or(0);
         format!("{before}.{}", last + by)
     }
 
-    /// A .deb on the host with the release under that version, broken where a fault is given.
+    /// Builds a .deb with this version, and with a fault if one is given. Returns its path on the host.
     ///
     /// # Errors
-    /// The disk is full, dpkg-deb failed, or the release cannot be broken that way.
+    /// Fails if the disk is full, if dpkg-deb fails, or if the fault cannot be applied.
     pub fn deb(&self, version: &str, fault: Option<Fault>) -> Result<PathBuf> {
         let at = |name: &str| self.directory.path().join(name);
         let fault_name = fault.map_or_else(|| "sound".to_owned(), Fault::name);
@@ -162,7 +162,7 @@ impl Releases {
 
         let mut bundle = Bundle::open(&tree.join(BUNDLE))?;
         bundle.manifest["version"] = version.into();
-        // Before the digests are taken or after them: this one is that they do not fit.
+        // Every fault goes in before the digests are computed, except the one that makes a digest wrong.
         match fault {
             Some(Fault::Digest) => {
                 bundle.seal()?;
@@ -184,7 +184,7 @@ impl Releases {
 
         let making = at("making.deb");
         let mut build = Command::new("dpkg-deb");
-        // Quickly: it is installed once and thrown away.
+        // Fast compression will do: the package is installed once and thrown away.
         build.args(["--root-owner-group", "-Zgzip", "-z1", "--build"]);
         run(build.arg(&tree).arg(&making))?;
         fs::remove_dir_all(&tree)?;
@@ -193,7 +193,7 @@ impl Releases {
     }
 }
 
-/// A bundle's directory, with its manifest.
+/// The directory of a bundle, with its parsed manifest.
 struct Bundle {
     directory: PathBuf,
     manifest: Value,
@@ -211,12 +211,12 @@ impl Bundle {
 
     fn text(&self, key: &str) -> Result<String> {
         let text = self.manifest[key].as_str();
-        Ok(text.with_context(|| format!("no {key} in the manifest"))?.to_owned())
+        Ok(text.with_context(|| format!("the manifest has no {key}"))?.to_owned())
     }
 
     fn runtime(&self) -> Result<String> {
         let path = self.manifest["runtime"]["path"].as_str();
-        Ok(path.context("no runtime.path in the manifest")?.to_owned())
+        Ok(path.context("the manifest has no runtime.path")?.to_owned())
     }
 
     fn change(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
@@ -226,16 +226,16 @@ impl Bundle {
         fs::write(&path, bytes).with_context(|| format!("Writing {}", path.display()))
     }
 
-    /// Gives the manifest another file; what it says of it comes with [`Self::seal`].
-    fn list(&mut self, name: &str) {
+    /// Adds a file to the manifest. [`Self::seal`] fills in its digest and size.
+    fn add(&mut self, name: &str) {
         self.manifest["files"][name] = Value::Null;
     }
 
-    /// Writes the manifest with what the files are now.
+    /// Writes the manifest with the digests and sizes of the files as they are now.
     fn seal(&mut self) -> Result<()> {
         let files = self.manifest["files"]
             .as_object_mut()
-            .context("no files in the manifest")?;
+            .context("the manifest has no files")?;
         for (name, file) in files {
             let path = self.directory.join(name);
             let bytes = fs::read(&path).with_context(|| format!("Reading {}", path.display()))?;
@@ -252,7 +252,7 @@ impl Bundle {
     }
 }
 
-/// Returns how often.
+/// Replaces in place, and returns the number of replacements.
 fn replace_all(bytes: &mut [u8], old: &[u8], new: &[u8]) -> usize {
     assert_eq!(old.len(), new.len(), "a replacement must fit");
     let mut count = 0;

@@ -1,4 +1,4 @@
-//! What the appliance's user may have beside it, inside its machine and on its loopback: each server a unit of systemd.
+//! Services that users run beside the appliance. Each is a systemd unit inside the machine, on its loopback interface.
 
 use std::time::Duration;
 
@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 
 use crate::artifacts::{bao, target_directory};
 use crate::http::{Answer, Client};
-use crate::{Machine, eventually};
+use crate::machine::Machine;
+use crate::process::eventually;
 
-/// How long a server may take to listen.
+/// How long a server may take until it listens.
 const START: Duration = Duration::from_secs(30);
 
-/// A server inside, by the name of its unit. It ends with its machine.
+/// A server in a machine, identified by its unit. It ends with the machine.
 #[derive(Debug)]
 pub struct Server<'a> {
     machine: &'a Machine,
@@ -21,7 +22,7 @@ pub struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    /// Runs `program` as a unit, with `environment` from a file that root alone can read.
+    /// Runs `program` as a unit, with `environment` in a file that only root can read.
     fn run(
         machine: &'a Machine,
         unit: &'static str,
@@ -41,18 +42,18 @@ impl<'a> Server<'a> {
         Ok(server)
     }
 
-    /// As a machine that is switched off: its connections are refused.
+    /// Stops the unit. Connections are then refused, as by a machine without the server.
     ///
     /// # Errors
-    /// systemctl failed.
+    /// Fails if systemctl fails.
     pub fn stop(&self) -> Result<()> {
         self.machine.ok(["systemctl", "stop", self.unit]).map(drop)
     }
 
-    /// Waits until it listens.
+    /// Starts the unit and waits until it listens.
     ///
     /// # Errors
-    /// It does not within 30 s.
+    /// Fails if the server does not listen within 30 s.
     pub fn start(&self) -> Result<()> {
         self.machine.ok(["systemctl", "start", self.unit])?;
         eventually(&format!("{} listens", self.unit), START, || {
@@ -61,17 +62,19 @@ impl<'a> Server<'a> {
         .with_context(|| self.machine.journal(self.unit).unwrap_or_default())
     }
 
-    /// As a machine that does not answer any more: connections are taken, and nothing comes.
+    /// Pauses the processes of the unit. Connections are then accepted but never answered, as by a machine that hangs.
     ///
     /// # Errors
-    /// It does not run.
+    /// Fails if the unit does not run.
     pub fn pause(&self) -> Result<()> {
         self.signal("SIGSTOP")
     }
 
+    /// Lets a paused unit continue.
+    ///
     /// # Errors
-    /// It does not run.
-    pub fn go_on(&self) -> Result<()> {
+    /// Fails if the unit does not run.
+    pub fn resume(&self) -> Result<()> {
         self.signal("SIGCONT")
     }
 
@@ -85,19 +88,19 @@ impl<'a> Server<'a> {
     }
 }
 
-/// A file that root alone can read, at every moment.
+/// Writes a file that only root can read, at every moment.
 ///
 /// # Errors
-/// It cannot be written.
+/// Fails if the file cannot be written.
 pub fn secret_file(machine: &Machine, path: &str, contents: &str) -> Result<()> {
     machine.ok(["install", "-D", "-m", "600", "/dev/null", path])?;
     machine.write(path, contents)
 }
 
-/// A file in /etc/links/credentials, as its owner would put it there.
+/// Writes a file to /etc/links/credentials, as an administrator would.
 ///
 /// # Errors
-/// It cannot be written.
+/// Fails if the file cannot be written.
 pub fn credential(machine: &Machine, name: &str, secret: &str) -> Result<()> {
     secret_file(
         machine,
@@ -106,7 +109,7 @@ pub fn credential(machine: &Machine, name: &str, secret: &str) -> Result<()> {
     )
 }
 
-/// The libSQL server of these tests.
+/// The tests' own libSQL server.
 #[derive(Debug)]
 pub struct LibSql<'a>(Server<'a>);
 
@@ -120,13 +123,13 @@ impl<'a> std::ops::Deref for LibSql<'a> {
 
 impl<'a> LibSql<'a> {
     pub const URL: &'static str = "http://127.0.0.1:8080";
-    /// Inside.
+    /// The path of the database inside the machine.
     pub const DATABASE: &'static str = "/var/lib/hrana/links.db";
 
-    /// `program`: hrana-server, which cargo builds for the tests.
+    /// Starts the server. `program` is the path of hrana-server, which cargo builds for the tests.
     ///
     /// # Errors
-    /// It does not start.
+    /// Fails if the server does not start.
     pub fn start_in(machine: &'a Machine, program: &str, token: &str) -> Result<Self> {
         machine.copy_in(program.as_ref(), "/usr/local/bin/hrana-server")?;
         let command = format!(
@@ -137,19 +140,19 @@ impl<'a> LibSql<'a> {
         Ok(Self(Server::run(machine, "hrana", 8080, &command, &environment, "")?))
     }
 
-    /// Every answer takes that long from now on.
+    /// Sets the delay of every answer from now on.
     ///
     /// # Errors
-    /// It does not answer.
-    pub fn slow(&self, milliseconds: u32) -> Result<()> {
+    /// Fails if the server does not answer.
+    pub fn set_delay(&self, milliseconds: u32) -> Result<()> {
         self.set("/test/delay", &milliseconds.to_string())
     }
 
-    /// The token that it takes from now on; a restart forgets it.
+    /// Sets the token that the server accepts from now on. A restart restores the original one.
     ///
     /// # Errors
-    /// It does not answer.
-    pub fn takes(&self, token: &str) -> Result<()> {
+    /// Fails if the server does not answer.
+    pub fn set_token(&self, token: &str) -> Result<()> {
         self.set("/test/token", token)
     }
 
@@ -160,10 +163,10 @@ impl<'a> LibSql<'a> {
     }
 }
 
-/// Debian's Redis; the machine's tree has to hold redis-server.
+/// Starts Debian's Redis. The machine's tree must contain redis-server.
 ///
 /// # Errors
-/// It does not take the password.
+/// Fails if Redis cannot be configured or does not start.
 pub fn redis<'a>(machine: &'a Machine, password: &str) -> Result<Server<'a>> {
     let configuration = "/etc/redis/redis.conf";
     let text = machine.read(configuration)?;
@@ -196,52 +199,56 @@ impl<'a> std::ops::Deref for Vault<'a> {
 impl<'a> Vault<'a> {
     pub const URL: &'static str = "http://127.0.0.1:8200";
 
+    /// Starts OpenBao with this root token.
+    ///
     /// # Errors
-    /// There is no `bao`, or it does not start.
+    /// Fails if `bao` is missing or does not start.
     pub fn start_in(machine: &'a Machine, root: &str) -> Result<Self> {
         machine
             .copy_in(&bao(), "/usr/local/bin/bao")
-            .context("OpenBao comes by .ci/servers")?;
+            .context("Copying OpenBao, which .ci/servers installs")?;
         let command = "/usr/local/bin/bao server -dev -dev-no-store-token -dev-listen-address=127.0.0.1:8200";
         let environment = format!("BAO_DEV_ROOT_TOKEN_ID={root}\nHOME=/var/lib/bao\n");
-        // It prints its root token.
+        // OpenBao prints its root token, which must not get into the journal.
         let quiet = "StandardOutput=null\n";
         let server = Server::run(machine, "bao", 8200, command, &environment, quiet)?;
         let vault = Self {
             server,
             root: root.to_owned(),
         };
-        vault.until_unsealed()?;
+        vault.wait_until_unsealed()?;
         Ok(vault)
     }
 
-    /// Anew, and so unsealed and empty.
+    /// Restarts OpenBao, which is then unsealed and empty.
     ///
     /// # Errors
-    /// It does not start.
-    pub fn start_again(&self) -> Result<()> {
+    /// Fails if OpenBao does not start.
+    pub fn restart(&self) -> Result<()> {
         self.stop()?;
         self.start()?;
-        self.until_unsealed()
+        self.wait_until_unsealed()
     }
 
-    fn until_unsealed(&self) -> Result<()> {
-        eventually("OpenBao has its key-value engine", START, || {
+    fn wait_until_unsealed(&self) -> Result<()> {
+        eventually("OpenBao has mounted its key-value engine", START, || {
             let answer = self.as_root().get("/v1/secret/config");
             Ok(answer.is_ok_and(|answer| answer.status == 200).then_some(()))
         })
     }
 
+    /// Seals OpenBao.
+    ///
     /// # Errors
-    /// It does not do it.
+    /// Fails if OpenBao refuses the request.
     pub fn seal(&self) -> Result<()> {
         self.ask("/v1/sys/seal", &Value::Null).map(drop)
     }
 
-    /// Gives the secret `secret/PATH` this value.
+    /// Writes a new version of the secret `secret/PATH`.
     ///
     /// # Errors
-    /// It does not do it.
+    /// Fails if OpenBao refuses the request.
     pub fn write(&self, path: &str, value: &str) -> Result<()> {
         self.ask(
             &format!("/v1/secret/data/{path}"),
@@ -250,11 +257,11 @@ impl<'a> Vault<'a> {
         .map(drop)
     }
 
-    /// Takes the last version of the secret `secret/PATH` away.
+    /// Deletes the first five versions of the secret `secret/PATH`.
     ///
     /// # Errors
-    /// It does not do it.
-    pub fn forget(&self, path: &str) -> Result<()> {
+    /// Fails if OpenBao refuses the request.
+    pub fn delete(&self, path: &str) -> Result<()> {
         self.ask(
             &format!("/v1/secret/delete/{path}"),
             &json!({ "versions": [1, 2, 3, 4, 5] }),
@@ -262,10 +269,10 @@ impl<'a> Vault<'a> {
         .map(drop)
     }
 
-    /// A token that may read everything, and that counts until [`Self::revoke`].
+    /// Creates a token that may read everything, until [`Self::revoke`].
     ///
     /// # Errors
-    /// It does not make one.
+    /// Fails if OpenBao refuses the request.
     pub fn token(&self, id: &str) -> Result<()> {
         let rules = json!({ "policy": "path \"*\" { capabilities = [\"read\"] }" });
         self.ask("/v1/sys/policies/acl/links", &rules)?;
@@ -273,8 +280,10 @@ impl<'a> Vault<'a> {
         self.ask("/v1/auth/token/create", &token).map(drop)
     }
 
+    /// Revokes a token.
+    ///
     /// # Errors
-    /// There is no such token.
+    /// Fails if there is no such token.
     pub fn revoke(&self, id: &str) -> Result<()> {
         self.ask("/v1/auth/token/revoke", &json!({ "token": id })).map(drop)
     }
@@ -290,16 +299,16 @@ impl<'a> Vault<'a> {
     }
 }
 
-/// The OpenTelemetry collector Rotel, which tells in its unit's journal what it has decoded. The machine's tree has to hold
+/// The OpenTelemetry collector Rotel, which logs what it has decoded to its unit's journal. The machine's tree must contain
 /// libpython3.11.
 ///
 /// # Errors
-/// There is no `rotel`, or it does not start.
+/// Fails if `rotel` is missing or does not start.
 pub fn rotel(machine: &Machine) -> Result<Server<'_>> {
     let program = target_directory().join("servers/rotel");
     machine
         .copy_in(&program, "/usr/local/bin/rotel")
-        .context("Rotel comes by .ci/servers")?;
+        .context("Copying Rotel, which .ci/servers installs")?;
     let command = "/usr/local/bin/rotel start --exporter blackhole --debug-log metrics --debug-log traces \
                    --debug-log-verbosity detailed --otlp-http-endpoint 127.0.0.1:4318 --otlp-grpc-endpoint 127.0.0.1:4317";
     Server::run(machine, "rotel", 4318, command, "", "")

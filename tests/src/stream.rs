@@ -1,4 +1,4 @@
-//! A connection to a server in a machine, through TCP or a Unix socket.
+//! Connections to servers in a machine, over TCP or a Unix socket.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A Unix socket, by its path on the host.
     Unix(PathBuf),
-    /// The Unix socket where a server listens on it, else TCP.
+    /// The Unix socket if a server listens on it, otherwise TCP.
     Either(PathBuf, SocketAddr),
 }
 
@@ -27,10 +27,10 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// TCP is that of the calling thread's network namespace.
+    /// Connects, over TCP in the calling thread's network namespace.
     ///
     /// # Errors
-    /// Nobody listens, or TCP has no answer within the deadline.
+    /// Fails if nothing listens, or if TCP does not connect within the deadline.
     pub fn connect(address: &Address, deadline: Duration) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => {
@@ -40,7 +40,7 @@ impl Stream {
             }
             Address::Unix(path) => UnixStream::connect(path).map(Self::Unix),
             Address::Either(path, address) => match UnixStream::connect(path) {
-                // A server that was killed leaves its socket behind.
+                // A killed server leaves its socket behind.
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                     Self::connect(&Address::Tcp(*address), deadline)
                 }
@@ -49,8 +49,10 @@ impl Stream {
         }
     }
 
+    /// Sets how long a read may block.
+    ///
     /// # Errors
-    /// The duration is zero.
+    /// Fails if the duration is zero.
     pub fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
@@ -58,8 +60,10 @@ impl Stream {
         }
     }
 
+    /// Sets how long a write may block.
+    ///
     /// # Errors
-    /// The duration is zero.
+    /// Fails if the duration is zero.
     pub fn set_write_timeout(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.set_write_timeout(Some(timeout)),
@@ -67,7 +71,7 @@ impl Stream {
         }
     }
 
-    /// Whether the server has closed the connection, or sent something unasked.
+    /// Whether the server has closed the connection, or has sent something without a request.
     pub(crate) fn is_closed(&self) -> bool {
         let socket = match self {
             Self::Tcp(stream) => stream.as_raw_fd(),

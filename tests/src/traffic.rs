@@ -1,16 +1,16 @@
-//! The usual load on an appliance, and what has to hold when it ends.
+//! The standard load on an appliance, and the checks when it ends.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::Appliance;
+use crate::appliance::Appliance;
 use crate::load::{Connections, Load, Mix, Report, Running, verify_all};
 
-/// Requests that have to pass after a change, before the next one: what it broke shows in them.
+/// The number of requests that must follow a change before the next one, so that they show whether the change broke anything.
 const AFTERMATH: u64 = 300;
 
-/// Reads and writes through nginx, over kept and over fresh connections at once, until it is finished.
+/// Reads and writes through nginx, half of them over kept connections and half over fresh ones.
 #[derive(Debug)]
 pub struct Traffic {
     running: Running,
@@ -18,14 +18,15 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Enough to keep connections open at every moment, with time left for what the test does meanwhile.
+    /// Enough workers to keep connections open at every moment, with processor time left for the test itself.
     const WORKERS: usize = 16;
     const RATE: u32 = 1500;
 
-    /// Starts, and waits until it is in full swing. `label` tells its URLs from those of others on this appliance.
+    /// Starts the load and waits until it is in full swing. `label` distinguishes its URLs from those of other loads on this
+    /// appliance.
     ///
     /// # Errors
-    /// There is no token, or next to nothing is answered within 30 s.
+    /// Fails if there is no token, or if the first requests take longer than [`Self::wait_for`] allows.
     pub fn start(appliance: &Appliance, label: &str) -> Result<Self> {
         let load = Load::through([appliance.site()?])
             .workers(Self::WORKERS)
@@ -41,10 +42,10 @@ impl Traffic {
         Ok(traffic)
     }
 
-    /// Does something meanwhile; latencies count for the phase of that name until the aftermath is over too.
+    /// Runs `change` under load. Latencies count towards `phase` until the requests that follow the change are done too.
     ///
     /// # Errors
-    /// What was done failed, or next to nothing is answered for 30 s.
+    /// Fails if `change` fails, or if the requests after it take longer than [`Self::wait_for`] allows.
     pub fn during<T>(&self, phase: &str, change: impl FnOnce() -> Result<T>) -> Result<T> {
         self.running.phase(phase);
         let changed = change().with_context(|| format!("under load, after {} requests", self.running.asked()))?;
@@ -53,30 +54,30 @@ impl Traffic {
         Ok(changed)
     }
 
-    /// Requests so far.
+    /// The number of requests so far.
     pub fn asked(&self) -> u64 {
         self.running.asked()
     }
 
-    /// Requests so far that ended in anything but the right answer.
+    /// The number of requests so far that got anything but the right answer.
     pub fn failed(&self) -> u64 {
         self.running.failed()
     }
 
-    /// Waits for that many more requests.
+    /// Waits for this many more requests.
     ///
     /// # Errors
-    /// They take more than 30 s and 10 ms each.
+    /// Fails if they take longer than 30 s plus 10 ms per request.
     pub fn wait_for(&self, requests: u64) -> Result<()> {
         let deadline = Duration::from_secs(30) + Duration::from_millis(10) * u32::try_from(requests)?;
         self.running.wait_for(self.running.asked() + requests, deadline)
     }
 
-    /// Ends it, and holds it to all that was promised: no request failed, each acknowledged link is there, and no URL
-    /// was made twice.
+    /// Stops the load and checks that no request failed, that every acknowledged link exists, and that no URL was shortened
+    /// twice.
     ///
     /// # Errors
-    /// One of these does not hold. After failed requests the error tells what was written around the first of them.
+    /// Fails if a check fails. If requests failed, the error holds the logs around the first failure.
     pub fn finish(self, appliance: &Appliance) -> Result<Report> {
         let label = self.label.clone();
         let report = self.stop()?;
@@ -101,10 +102,10 @@ impl Traffic {
         )
     }
 
-    /// Ends it whatever it saw, and prints that.
+    /// Stops the load without any checks, and prints the report.
     ///
     /// # Errors
-    /// A worker could not enter the machine.
+    /// Fails if a worker could not enter the machine's network.
     pub fn stop(self) -> Result<Report> {
         let report = self.running.stop()?;
         println!("{}: {report}", self.label);
@@ -112,10 +113,10 @@ impl Traffic {
     }
 }
 
-/// Every link that was acknowledged is there, and only once.
+/// Checks that every acknowledged link exists, and only once.
 ///
 /// # Errors
-/// One is not, or the machine cannot be asked.
+/// Fails if a link is missing or exists twice, or if the machine cannot be queried.
 pub fn verify(appliance: &Appliance, label: &str, report: &Report) -> Result<()> {
     let lost = verify_all(&appliance.http(), &report.acknowledged)?;
     let few = &lost[..lost.len().min(3)];
@@ -125,18 +126,18 @@ pub fn verify(appliance: &Appliance, label: &str, report: &Report) -> Result<()>
         lost.len(),
         report.acknowledged.len()
     );
-    let twice = appliance.made_twice(&format!("https://load.example/{label}/"))?;
+    let twice = appliance.duplicates(&format!("https://load.example/{label}/"))?;
     ensure!(twice.is_empty(), "made more than once: {twice:?}");
     Ok(())
 }
 
-/// What was written around the first failure.
+/// The journal and nginx's error log around the first failure.
 fn circumstances(appliance: &Appliance, report: &Report) -> String {
     let Some(first) = report.examples.first() else {
         return String::new();
     };
     let (from, to) = (first.time.as_secs().saturating_sub(5), first.time.as_secs() + 5);
-    // nginx gives whole seconds; of its lines the first few tell all.
+    // nginx logs whole seconds. The first few of its lines are enough.
     let script = format!(
         r#"journalctl --sync
         journalctl --quiet --output=short-unix --since=@{from} --until=@{to}

@@ -1,4 +1,4 @@
-//! Debian trees to boot: made once, kept in the user's cache, never written to afterwards.
+//! Debian trees to boot. Each is made once, kept in the user's cache, and never written to afterwards.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,27 +12,27 @@ use sha2::{Digest as _, Sha256};
 use crate::{cache, process};
 
 const SUITE: &str = "bookworm";
-/// Beside the minimal system.
+/// Packages that the tree contains in addition to the minimal system.
 const INSTALLED: &str = "systemd,systemd-sysv,dbus,init-system-helpers,ca-certificates,curl,iproute2,procps";
-/// Waits in the tree, with all that it needs, for apt to install it without a network.
+/// The package that the tree holds ready with its dependencies, so that apt can install it without a network.
 const DOWNLOADED: &str = "nginx";
 
 const MAKE_TREE: &str = include_str!("../lab/make-tree.sh");
 const INSTALL_LAYER: &str = include_str!("../lab/install-layer.sh");
 
-/// Read-only directories that a machine boots from, the topmost first.
+/// Read-only directories that a machine boots from, the topmost layer first.
 #[derive(Clone, Debug)]
 pub struct Tree {
     layers: Vec<PathBuf>,
 }
 
 impl Tree {
-    /// Debian 12 without nginx; apt can install nginx offline.
+    /// Debian 12 without nginx. apt can install nginx offline.
     ///
-    /// The first call on a machine takes a minute or two and needs the archive that the machine's apt uses.
+    /// The first call on a machine takes a minute or two, and needs the archive that the machine's apt uses.
     ///
     /// # Errors
-    /// Not root, a needed command is missing, or debootstrap failed: the error tells which log to read.
+    /// Fails if the caller is not root, if a needed command is missing, or if debootstrap fails; then the error names the log.
     pub fn plain() -> Result<Self> {
         process::require(&[
             ("debootstrap", "debootstrap"),
@@ -47,18 +47,18 @@ impl Tree {
         Ok(Self { layers: vec![layer] })
     }
 
-    /// The plain tree with nginx installed and enabled, its default site on port 80.
+    /// The plain tree with nginx installed and enabled. nginx's default site listens on port 80.
     ///
     /// # Errors
-    /// As [`Self::plain`].
+    /// Fails as [`Self::plain`] does.
     pub fn with_nginx() -> Result<Self> {
         Self::plain()?.with(Source::Tree, &["nginx"])
     }
 
-    /// The tree of [`Self::with_nginx`] with further packages of Debian.
+    /// The tree of [`Self::with_nginx`] with further Debian packages.
     ///
     /// # Errors
-    /// As [`Self::plain`].
+    /// Fails as [`Self::plain`] does.
     pub fn with_nginx_and(packages: &[&str]) -> Result<Self> {
         Self::with_nginx()?.with(Source::Network, packages)
     }
@@ -76,7 +76,7 @@ impl Tree {
         })
     }
 
-    /// The layers as overlayfs takes them.
+    /// The layers in the syntax of overlayfs's `lowerdir`.
     pub(crate) fn overlay_lower(&self) -> OsString {
         let layers: Vec<_> = self.layers.iter().map(|layer| layer.as_os_str()).collect();
         layers.join(":".as_ref())
@@ -86,7 +86,7 @@ impl Tree {
 /// Where a layer's packages come from.
 #[derive(Clone, Copy, Debug)]
 enum Source {
-    /// They wait in the tree below.
+    /// The packages that the tree below holds ready.
     Tree,
     /// The archive that the machine's apt uses.
     Network,
@@ -108,9 +108,10 @@ impl Source {
     }
 }
 
-/// The directory that `make` fills, from the cache where all `inputs` are as they were when it was made.
+/// A cached directory that `make` fills. It is made again whenever one of `inputs` changes.
 ///
-/// `make` gets a directory that does not exist and the command is to create; it becomes the cached one when it is complete.
+/// The command that `make` returns must create the directory at the given path. When it has succeeded, that directory
+/// moves into the cache.
 fn cached(inputs: &[&str], make: impl FnOnce(&Path) -> Command) -> Result<PathBuf> {
     let directory = cache::directory()?;
     let key = inputs

@@ -12,10 +12,10 @@ use serde_json::Value;
 const URL: &str = "https://example.com/a?b=c#d";
 
 #[test]
-fn apt_installs_it_with_nginx_and_the_first_link_redirects() -> Result<()> {
+fn apt_install_sets_up_nginx_and_the_first_link_redirects() -> Result<()> {
     let appliance = Appliance::prepared(&Tree::plain()?)?;
     let begin = Instant::now();
-    let said = appliance.apt_install()?;
+    let output = appliance.apt_install()?;
     let link = appliance.shorten(URL)?;
     appliance.follow(&link)?;
     println!(
@@ -30,10 +30,10 @@ fn apt_installs_it_with_nginx_and_the_first_link_redirects() -> Result<()> {
     );
     let unauthorized = appliance.http().post("/shorten", r#"{"url": "https://example.com"}"#)?;
     assert_eq!(unauthorized.status, 401, "{unauthorized}");
-    // What is between the instance and its supervisor stays there.
+    // nginx does not expose the health check that the supervisor uses.
     assert_eq!(appliance.http().get("/.well-known/spin/health")?.status, 404);
 
-    // The one GET above, by a client without a name; a HEAD is no click.
+    // The GET above counts as a bot, since its client sends no User-Agent. A HEAD request is not a click.
     eventually("the click is counted", Duration::from_secs(20), || {
         let stats: Value = serde_json::from_str(&appliance.ok(["linksctl", "stats", &link.slug, "--json"])?.stdout)?;
         let counted = (stats["clicks"].as_u64(), stats["bots"].as_u64());
@@ -43,8 +43,8 @@ fn apt_installs_it_with_nginx_and_the_first_link_redirects() -> Result<()> {
 
     let token = appliance.token()?;
     assert!(
-        token.len() >= 32 && !said.contains(&token),
-        "the token is told only when asked for"
+        token.len() >= 32 && !output.contains(&token),
+        "the token has at least 32 characters, and the installation does not print it"
     );
     let modes = appliance
         .shell("stat -c '%a %U:%G %n' /etc/links/credentials{,/*}")?
@@ -56,17 +56,17 @@ fn apt_installs_it_with_nginx_and_the_first_link_redirects() -> Result<()> {
     Ok(())
 }
 
-/// What an installation has to be, one after the other on one machine.
+/// These checks share one installation.
 #[test]
-fn an_installed_appliance_is_sound_starts_at_boot_and_stops_when_told() -> Result<()> {
+fn an_installed_appliance_passes_its_checks_starts_at_boot_and_stops_on_request() -> Result<()> {
     let mut appliance = Appliance::installed()?;
-    the_status_line_tells_what_runs(&appliance).context("the status line")?;
+    the_status_line_reports_what_runs(&appliance).context("the status line")?;
     the_units_are_sound_and_sandboxed(&appliance).context("the units")?;
-    nginx_finds_nothing_to_say_about_the_site(&appliance).context("nginx")?;
-    it_starts_at_boot_and_stops_when_told(&mut appliance).context("boot and stop")
+    nginx_accepts_the_site_without_warnings(&appliance).context("nginx")?;
+    links_starts_at_boot_and_stops_on_request(&mut appliance).context("boot and stop")
 }
 
-fn the_status_line_tells_what_runs(appliance: &Appliance) -> Result<()> {
+fn the_status_line_reports_what_runs(appliance: &Appliance) -> Result<()> {
     let runtime = appliance.artifacts.runtime()?;
     let version = appliance
         .ok(["dpkg-query", "--show", "--showformat=${Version}", "links-shortener"])?
@@ -81,18 +81,18 @@ fn the_status_line_tells_what_runs(appliance: &Appliance) -> Result<()> {
     let status = appliance.ok(["systemctl", "status", "links"])?.stdout;
     assert!(status.contains(&format!("Status: \"{expected}\"")), "{status}");
     appliance.ok(["linksctl", "status"])?;
-    // Spin's SQLite can lose commits when it checkpoints.
+    // Spin's SQLite can lose commits when it checkpoints, so there the agent does it.
     let checkpoints = if runtime.is_spin() { "agent" } else { "runtime" };
-    let mut said = String::new();
-    eventually("the SQLite that serves is known", Duration::from_secs(30), || {
-        said = appliance.run(["linksctl", "status", "--json"])?.stdout;
-        let sqlite = serde_json::from_str::<Value>(&said)?["sqlite"].take();
+    let mut report = String::new();
+    eventually("the status reports the SQLite in use", Duration::from_secs(30), || {
+        report = appliance.run(["linksctl", "status", "--json"])?.stdout;
+        let sqlite = serde_json::from_str::<Value>(&report)?["sqlite"].take();
         let is_known = sqlite["version"]
             .as_str()
             .is_some_and(|version| version.starts_with("3."));
         Ok((is_known && sqlite["checkpoints"] == checkpoints && sqlite["warning"].is_null()).then_some(()))
     })
-    .with_context(|| said)?;
+    .with_context(|| report)?;
 
     appliance.ok(["systemctl", "stop", "links@2"])?;
     appliance.wait_for_status("1/2 instances ready")?;
@@ -102,7 +102,7 @@ fn the_status_line_tells_what_runs(appliance: &Appliance) -> Result<()> {
     Ok(())
 }
 
-fn it_starts_at_boot_and_stops_when_told(appliance: &mut Appliance) -> Result<()> {
+fn links_starts_at_boot_and_stops_on_request(appliance: &mut Appliance) -> Result<()> {
     let link = appliance.shorten(URL)?;
 
     appliance.machine.reboot()?;
@@ -114,14 +114,14 @@ fn it_starts_at_boot_and_stops_when_told(appliance: &mut Appliance) -> Result<()
     appliance.follow(&link)?;
 
     appliance.ok(["systemctl", "stop", "links"])?;
-    // The instances stop after the service, each when it has answered what it still serves. What nginx has goes on.
+    // The instances stop after the service, once they have answered their requests. nginx still serves cached redirects.
     appliance.wait_until_stopped()?;
     let log = appliance
         .shell("cat /var/lib/links/data/links.db-wal | wc --bytes || true")?
         .stdout;
     ensure!(
         log.trim() == "0",
-        "the write-ahead log has {log} bytes that nobody has checkpointed"
+        "the write-ahead log has {log} bytes that were not checkpointed"
     );
     assert_eq!(appliance.http().get("/health")?.status, 502);
     appliance.follow(&link)?;
@@ -162,7 +162,7 @@ fn removal_keeps_the_links_and_purge_leaves_nothing() -> Result<()> {
     assert_eq!(
         appliance.http().get(&format!("/{}", link.slug))?.status,
         404,
-        "purge deleted the links"
+        "purge should have deleted the links"
     );
     Ok(())
 }
@@ -201,16 +201,16 @@ fn the_units_are_sound_and_sandboxed(appliance: &Appliance) -> Result<()> {
     Ok(())
 }
 
-fn nginx_finds_nothing_to_say_about_the_site(appliance: &Appliance) -> Result<()> {
+fn nginx_accepts_the_site_without_warnings(appliance: &Appliance) -> Result<()> {
     assert_eq!(appliance.ok(["nginx", "-t", "-q"])?.stderr, "");
     let enabled = appliance.ok(["ls", "/etc/nginx/sites-enabled"])?.stdout;
-    assert_eq!(enabled, "links\n", "the default site made way");
+    assert_eq!(enabled, "links\n", "links should have replaced the default site");
     Ok(())
 }
 
-/// All of the machine: Debian, nginx, apt, the appliance, and the page cache.
+/// The limit covers the whole machine: Debian, nginx, apt, the appliance, and the page cache.
 #[test]
-fn it_installs_serves_and_rolls_out_in_512_mb_of_memory() -> Result<()> {
+fn the_appliance_installs_serves_and_rolls_out_in_512_mb_of_memory() -> Result<()> {
     const MEMORY: u64 = 512 << 20;
     let tree = Tree::plain()?;
     let appliance = Appliance::prepared_on(|| Machine::boot_with_memory(&tree, MEMORY))?;
@@ -220,7 +220,7 @@ fn it_installs_serves_and_rolls_out_in_512_mb_of_memory() -> Result<()> {
     appliance.follow(&link)?;
     let load = Load::through([appliance.site()?]).workers(20).mix(Mix::Usual);
     let load = load.start();
-    eventually("the load has run for a while", Duration::from_secs(60), || {
+    eventually("the load has created links", Duration::from_secs(60), || {
         Ok((load.acknowledged() > 1_000).then_some(()))
     })?;
     appliance.ok(["linksctl", "restart"])?;
@@ -229,38 +229,38 @@ fn it_installs_serves_and_rolls_out_in_512_mb_of_memory() -> Result<()> {
     assert_eq!(report.failed(), 0, "{report}");
     appliance.follow(&link)?;
 
-    let (most, killed) = appliance.memory_usage()?;
-    println!("used at most: {} MiB of {}", most >> 20, MEMORY >> 20);
-    assert_eq!(killed, 0, "the kernel has ended processes for want of memory");
-    // The machine has been in the group, and its installation too.
-    assert!(most > 100 << 20, "only {most} bytes were ever used");
+    let (peak, killed) = appliance.memory_usage()?;
+    println!("peak memory usage: {} of {} MiB", peak >> 20, MEMORY >> 20);
+    assert_eq!(killed, 0, "the kernel killed processes because memory ran out");
+    // Lower usage would mean that the machine ran outside of its control group.
+    assert!(peak > 100 << 20, "peak memory usage was only {peak} bytes");
     Ok(())
 }
 
 #[test]
-fn lintian_finds_nothing() -> Result<()> {
+fn lintian_reports_no_errors_or_warnings() -> Result<()> {
     let deb = Artifacts::find()?.deb;
     let output = Command::new("lintian")
         .args(["--allow-root", "--fail-on=error,warning", "--tag-display-limit=0"])
         .arg(deb)
         .output()
         .context("Starting lintian (apt-get install lintian)")?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "lintian: {said}");
+    let report = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "lintian: {report}");
     Ok(())
 }
 
-/// Twenty writers, half a minute, both instances; then the worst.
+/// Twenty writers run undisturbed for half a minute. Then both instances are killed while the writers go on.
 #[test]
-fn whatever_was_acknowledged_is_found_after_kill_9() -> Result<()> {
+fn acknowledged_links_survive_kill_9() -> Result<()> {
     let appliance = Appliance::installed()?;
     let both = [appliance.instance(1)?, appliance.instance(2)?];
-    let resolves = |links: &[Link]| -> Result<()> {
+    let assert_resolves = |links: &[Link]| -> Result<()> {
         for client in &both {
             let lost = verify_all(client, links)?;
             ensure!(
                 lost.is_empty(),
-                "{} of {} lost, e.g. {:?}",
+                "{} of {} links are lost, for example {:?}",
                 lost.len(),
                 links.len(),
                 lost[0]
@@ -273,11 +273,11 @@ fn whatever_was_acknowledged_is_found_after_kill_9() -> Result<()> {
     let calm = load.run(Duration::from_secs(30))?;
     println!("{calm}");
     assert_eq!(calm.failed(), 0, "{calm}");
-    resolves(&calm.acknowledged)?;
+    assert_resolves(&calm.acknowledged)?;
 
-    // Other URLs than before: the same ones would get their old slugs, and nothing new would be at stake.
+    // The label makes the URLs new. Known URLs would get their old slugs, and the kill could lose nothing.
     let writing = load.label("killed").start();
-    eventually("the writers have written", Duration::from_secs(10), || {
+    eventually("the writers have created links", Duration::from_secs(10), || {
         Ok((writing.acknowledged() > 500).then_some(()))
     })?;
     appliance.ok(["systemctl", "kill", "--signal=KILL", "links@1", "links@2"])?;
@@ -285,15 +285,15 @@ fn whatever_was_acknowledged_is_found_after_kill_9() -> Result<()> {
     println!("{killed}");
     assert!(
         killed.of(Outcome::Reset) + killed.of(Outcome::Refused) > 0,
-        "the kill was felt: {killed}"
+        "the kill should have broken connections: {killed}"
     );
     assert_eq!(killed.server_errors(), 0, "{killed}");
 
     for instance in [1, 2] {
         appliance.wait_until_healthy(instance)?;
     }
-    resolves(&calm.acknowledged)?;
-    resolves(&killed.acknowledged)?;
+    assert_resolves(&calm.acknowledged)?;
+    assert_resolves(&killed.acknowledged)?;
     appliance.wait_for_status("2/2 instances ready")?;
     Ok(())
 }
@@ -307,11 +307,11 @@ fn assert_default_site(appliance: &Appliance) -> Result<()> {
     Ok(())
 }
 
-/// `systemd-analyze verify` has nothing to say.
+/// Asserts that `systemd-analyze verify` prints nothing.
 fn assert_sound_units(appliance: &Appliance) -> Result<()> {
-    // The manual page that the units name is there; the lab has no `man` to look it up with.
+    // The lab has no `man`, so `verify` cannot check the manual page that the units name.
     appliance.shell("test -e /usr/share/man/man1/linksctl.1.gz")?;
-    let said = appliance.ok([
+    let output = appliance.ok([
         "systemd-analyze",
         "verify",
         "--man=no",
@@ -319,13 +319,13 @@ fn assert_sound_units(appliance: &Appliance) -> Result<()> {
         "links@1.service",
     ])?;
     ensure!(
-        said.stdout.is_empty() && said.stderr.is_empty(),
-        "systemd-analyze verify: {said}"
+        output.stdout.is_empty() && output.stderr.is_empty(),
+        "systemd-analyze verify: {output}"
     );
     Ok(())
 }
 
-/// Lines that are only in one of the two.
+/// The lines that only one of the two sets has.
 fn difference(before: &BTreeSet<String>, after: &BTreeSet<String>) -> Vec<String> {
     before.symmetric_difference(after).cloned().collect()
 }

@@ -1,4 +1,4 @@
-//! Changes of what runs: no client notices those that succeed, nor those that fail.
+//! Rollouts, scaling, configuration changes and upgrades: no client notices them, whether they succeed or fail.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
 #[test]
-fn releases_move_forward_and_back_and_fewer_or_more_serve() -> Result<()> {
-    let host = Setting::new()?;
+fn a_rollout_and_a_rollback_change_the_release_and_no_request_fails() -> Result<()> {
+    let host = HostWithLink::new()?;
     let old = host.release_of(1)?;
     let next = host.released_bundle()?;
 
@@ -39,7 +39,7 @@ fn releases_move_forward_and_back_and_fewer_or_more_serve() -> Result<()> {
 
 #[test]
 fn scale_adds_and_removes_instances() -> Result<()> {
-    let host = Setting::new()?;
+    let host = HostWithLink::new()?;
     let toml = host.read("/etc/links/links.toml")?;
     for count in ["5", "3", "1", "2"] {
         let scaled = host.under_load(&format!("scale-{count}"), || host.ok(["linksctl", "scale", count]))?;
@@ -68,8 +68,8 @@ fn scale_adds_and_removes_instances() -> Result<()> {
 }
 
 #[test]
-fn a_configuration_counts_when_it_is_applied() -> Result<()> {
-    let host = Setting::new()?;
+fn a_configuration_takes_effect_when_it_is_applied() -> Result<()> {
+    let host = HostWithLink::new()?;
     let config = |instance: u16| {
         host.appliance
             .ok(["readlink", &format!("/var/lib/links/instances/{instance}.config")])
@@ -78,7 +78,7 @@ fn a_configuration_counts_when_it_is_applied() -> Result<()> {
     let path = "/etc/links/links.toml";
     let good = host.read(path)?;
 
-    // Somebody is in the middle of editing: whoever restarts gets what was applied.
+    // A restart in the middle of an edit uses the configuration that was applied last.
     host.write(path, "instnaces = 3\n")?;
     host.ok(["systemctl", "restart", "links@1"])?;
     host.ok(["systemctl", "restart", "links"])?;
@@ -93,7 +93,7 @@ fn a_configuration_counts_when_it_is_applied() -> Result<()> {
     let reloaded = config(1)?.stdout;
     ensure!(reloaded != before && config(2)?.stdout == reloaded, "{reloaded}");
 
-    // A restart of the service applies it too, and takes nobody down together with another.
+    // A restart of the service applies the configuration too, and never stops two instances at once.
     host.write(path, &good)?;
     host.under_load("service", || host.ok(["systemctl", "restart", "links"]))?;
     assert_eq!([config(1)?.stdout, config(2)?.stdout], [before.clone(), before]);
@@ -103,13 +103,13 @@ fn a_configuration_counts_when_it_is_applied() -> Result<()> {
 }
 
 #[test]
-fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
-    let mut host = Setting::new()?;
+fn a_second_rollout_is_refused_and_an_interrupted_one_is_undone() -> Result<()> {
+    let mut host = HostWithLink::new()?;
     let old = host.release_of(1)?;
     let next = host.released_bundle()?;
     let rollout =
         format!("linksctl rollout --release {next} >/var/tmp/rollout.log 2>&1; echo $? >/var/tmp/rollout.status");
-    let start = |host: &Setting| -> Result<String> {
+    let start = |host: &HostWithLink| -> Result<String> {
         host.ok(["rm", "-f", "/var/tmp/rollout.status"])?;
         host.ok([
             "systemd-run",
@@ -120,10 +120,10 @@ fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
             "-c",
             &rollout,
         ])?;
-        eventually("instance 1 has moved", Duration::from_secs(20), || {
+        eventually("instance 1 has the new release", Duration::from_secs(20), || {
             Ok((host.release_of(1)? != old).then_some(()))
         })?;
-        // The oldest: a program that it starts has its command line until it executes.
+        // `--oldest` excludes its children, which have the same command line until they call exec.
         Ok(host
             .appliance
             .ok(["pgrep", "--oldest", "--full", "^linksctl rollout"])?
@@ -152,30 +152,33 @@ fn one_at_a_time_and_back_after_an_interruption() -> Result<()> {
     host.wait_for_status("2/2 instances ready")?;
     host.still_serves()?;
 
-    // Killed, and made good by the next one.
+    // After a kill, the next command undoes the rollout.
     let pid = start(&host)?;
     host.ok(["kill", "-KILL", &pid])?;
-    eventually("status tells of it", Duration::from_secs(10), || {
+    eventually("status reports the interruption", Duration::from_secs(10), || {
         let status = host.run(["linksctl", "status"])?.stdout;
         Ok(status.contains("interrupted: `linksctl rollout`").then_some(()))
     })?;
-    let next_one = host.ok(["linksctl", "rollout"])?;
-    ensure!(next_one.stdout.contains("was cut off"), "{next_one}");
+    let recovery = host.ok(["linksctl", "rollout"])?;
+    ensure!(recovery.stdout.contains("was cut off"), "{recovery}");
     assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old.clone()]);
     host.ok(["linksctl", "status"])?;
 
-    // And by a boot, after the power has failed.
+    // So does the boot after a power failure.
     start(&host)?;
     host.host.appliance.machine.kill_host()?;
     host.wait_for_status("2/2 instances ready")?;
     assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old]);
-    ensure!(!host.exists("/var/lib/links/rollout.json")?, "the journal is gone");
+    ensure!(
+        !host.exists("/var/lib/links/rollout.json")?,
+        "the journal should be gone"
+    );
     host.still_serves()
 }
 
 #[test]
-fn a_stopped_service_stays_stopped() -> Result<()> {
-    let host = Setting::new()?;
+fn a_rollout_does_not_start_a_stopped_service() -> Result<()> {
+    let host = HostWithLink::new()?;
     let next = host.released_bundle()?;
     host.ok(["systemctl", "stop", "links"])?;
     host.ok(["linksctl", "rollout", "--release", &next])?;
@@ -186,12 +189,12 @@ fn a_stopped_service_stays_stopped() -> Result<()> {
 }
 
 #[test]
-fn the_database_is_copied_before_its_tables_change() -> Result<()> {
-    let host = Setting::new()?;
+fn the_database_is_copied_before_its_schema_changes() -> Result<()> {
+    let host = HostWithLink::new()?;
     let next = host.bundle("9.9.9", None)?;
     host.ok(["systemctl", "stop", "links"])?;
     host.wait_until_stopped()?;
-    // As version 1 left it, which knew neither requests nor limits.
+    // The tables of version 1, which had neither request IDs nor click limits.
     let old_tables = "DROP INDEX links_request_id; ALTER TABLE links DROP COLUMN request_id;
                       ALTER TABLE links DROP COLUMN max_clicks; ALTER TABLE links DROP COLUMN clicks_left;
                       ALTER TABLE links DROP COLUMN limited_until;
@@ -218,7 +221,7 @@ fn the_database_is_copied_before_its_tables_change() -> Result<()> {
     let again = host.ok(["linksctl", "rollout", "--force"])?;
     ensure!(!again.stdout.contains("copy the database"), "{again}");
 
-    // It takes the place of the database as the README says.
+    // While links is stopped, the copy can replace the database.
     host.ok(["systemctl", "stop", "links"])?;
     host.wait_until_stopped()?;
     host.shell(&format!(
@@ -228,13 +231,13 @@ fn the_database_is_copied_before_its_tables_change() -> Result<()> {
     host.still_serves()
 }
 
-/// A host with a link that nobody may lose.
-struct Setting {
+/// A host with a link that must not be lost.
+struct HostWithLink {
     host: Host,
     link: Link,
 }
 
-impl std::ops::Deref for Setting {
+impl std::ops::Deref for HostWithLink {
     type Target = Host;
 
     fn deref(&self) -> &Host {
@@ -242,7 +245,7 @@ impl std::ops::Deref for Setting {
     }
 }
 
-impl Setting {
+impl HostWithLink {
     fn new() -> Result<Self> {
         Self::on(Host::serving(env!("CARGO_BIN_EXE_broken-runtime"))?)
     }
@@ -256,7 +259,7 @@ impl Setting {
         self.follow(&self.link)
     }
 
-    /// Nobody notices, and nothing that was acknowledged is lost.
+    /// Runs `act` under load. No request may fail, and no acknowledged link may be lost.
     fn under_load(&self, label: &str, act: impl FnOnce() -> Result<Output>) -> Result<Output> {
         let traffic = Traffic::start(&self.host, label)?;
         let output = traffic.during(label, act)?;
@@ -264,7 +267,7 @@ impl Setting {
         Ok(output)
     }
 
-    /// The version of a database's tables.
+    /// The schema version of a database.
     fn schema(&self, database: &str) -> Result<u32> {
         self.inside(|| {
             let database = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -286,19 +289,22 @@ fn events(output: &Output) -> Result<Vec<Value>> {
 
 #[test]
 fn a_failed_upgrade_leaves_the_old_release_serving_and_a_retry_works() -> Result<()> {
-    let host = Setting::on(Host::released(env!("CARGO_BIN_EXE_broken-runtime"))?)?;
+    let host = HostWithLink::on(Host::released(env!("CARGO_BIN_EXE_broken-runtime"))?)?;
     let old = host.release_of(1)?;
     let broken = host.deb("9.9.8", Some(Fault::Exits))?;
     let failed = host.under_load("broken", || host.run(["apt-get", "--yes", "install", &broken]))?;
     assert_ne!(failed.status, 0, "{failed}");
-    let said = failed.stdout + &failed.stderr;
-    ensure!(said.contains("every instance is back on what it ran before"), "{said}");
-    ensure!(said.contains("the runtime exited with status"), "{said}");
+    let output = failed.stdout + &failed.stderr;
+    ensure!(
+        output.contains("every instance is back on what it ran before"),
+        "{output}"
+    );
+    ensure!(output.contains("the runtime exited with status"), "{output}");
     assert_eq!(host.package_state()?, "half-configured");
     assert_eq!([host.release_of(1)?, host.release_of(2)?], [old.clone(), old.clone()]);
     host.ok(["linksctl", "status"])?;
 
-    // A cause outside of the package: once it is gone, the same package goes in.
+    // Here the cause lies outside the package. Once it is gone, the same package installs.
     let next = host.deb("9.9.9", None)?;
     let path = "/etc/links/links.toml";
     let good = host.read(path)?;

@@ -1,6 +1,6 @@
-//! Every click is counted exactly once, whatever dies meanwhile.
+//! Every click is counted exactly once, whichever process dies meanwhile.
 //!
-//! In a test program of its own, so that nothing else takes the processor.
+//! These tests have a binary of their own, so that no other test competes for the processor.
 
 use std::time::{Duration, Instant};
 
@@ -8,26 +8,26 @@ use anyhow::{Context as _, Result, ensure};
 use links_tests::{Appliance, Broken, Counts, Crowd, DATABASE, eventually};
 
 const JOURNAL: &str = "/var/lib/links/journal/clicks.log";
-/// Of the journal, in bytes as `stat` and `tar` see it, when all of it is counted.
-const LONGEST: u64 = 8 << 20;
+/// The maximum length of the journal once all of it is counted, in bytes as `stat` and `tar` report them.
+const MAX_JOURNAL_LENGTH: u64 = 8 << 20;
 
 #[test]
-fn a_million_clicks_are_counted_once() -> Result<()> {
+fn a_million_clicks_are_counted_once_despite_faults() -> Result<()> {
     counted_once(1_000_000, 36)
 }
 
 #[test]
 #[ignore = "takes some minutes: `make soak`"]
-fn three_million_clicks_are_counted_once() -> Result<()> {
+fn three_million_clicks_are_counted_once_despite_faults() -> Result<()> {
     counted_once(3_000_000, 120)
 }
 
 #[test]
-fn a_full_disk_holds_up_the_count_and_nothing_else() -> Result<()> {
+fn a_full_disk_delays_counting_and_nothing_else() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     let crowd = Crowd::new(&appliance)?;
-    // A disk of its own for the database and for what the agent writes down.
+    // The database and the files of the agent get a file system of their own.
     appliance.ok(["systemctl", "stop", "links"])?;
     appliance.wait_until_stopped()?;
     appliance.shell(
@@ -39,16 +39,16 @@ fn a_full_disk_holds_up_the_count_and_nothing_else() -> Result<()> {
         systemctl start links",
     )?;
     appliance.wait_for_rotation(2)?;
-    let starts = appliance.starts(2)?;
+    let starts = appliance.invocation_ids(2)?;
     appliance.shell("fallocate --length $(df --output=avail --block-size=1 /mnt | tail -1) /mnt/ballast")?;
 
     let pid = appliance.main_pid("links")?;
-    let said = || appliance.journal("links");
+    let journal = || appliance.journal("links");
     let mut until_full = Counts::new();
     crowd.during(&appliance.http(), Broken::Never, || {
         crowd.wait_for(50_000)?;
-        eventually("the agent says that the disk is full", Duration::from_secs(60), || {
-            Ok(said()?
+        eventually("the agent logs the full disk", Duration::from_secs(60), || {
+            Ok(journal()?
                 .contains("clicks: the database does not take them: ")
                 .then_some(()))
         })?;
@@ -57,30 +57,36 @@ fn a_full_disk_holds_up_the_count_and_nothing_else() -> Result<()> {
     })?;
     ensure!(
         crowd.counts(&appliance)? == until_full,
-        "something was counted meanwhile"
+        "clicks were counted while the disk was full"
     );
     appliance.ok(["rm", "/mnt/ballast"])?;
     crowd.is_counted_once(&appliance)?;
-    ensure!(said()?.contains("clicks: the database takes them again"), "{}", said()?);
-    ensure!(appliance.starts(2)? == starts, "an instance was restarted");
+    ensure!(
+        journal()?.contains("clicks: the database takes them again"),
+        "{}",
+        journal()?
+    );
+    ensure!(appliance.invocation_ids(2)? == starts, "an instance was restarted");
     ensure!(appliance.main_pid("links")? == pid, "the agent was restarted");
     Ok(())
 }
 
-/// Has links followed that often, with that many faults meanwhile; then each has the clicks that clients were answered.
-/// Enough for a journal of some twelve megabytes, if nothing shortened it.
+/// The number of clicks before the first fault: enough for a journal of about 12 MB if nothing shortened it.
 const BEFORE_FAULTS: u64 = 200_000;
 
+/// Follows links `clicks` times with `faults` faults meanwhile, then checks that each link has as many clicks as clients
+/// received redirects.
 fn counted_once(clicks: u64, faults: u64) -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     let crowd = Crowd::new(&appliance)?;
     crowd.during(&appliance.http(), Broken::Never, || crowd.wait_for(BEFORE_FAULTS))?;
     crowd.is_counted_once(&appliance)?;
-    // The agent shortens it once the batch is in the database. A file that nginx made in the place of a renamed one it may not write.
-    eventually("the journal is short", Duration::from_secs(30), || {
+    // The agent shortens the journal once a batch is in the database. This check precedes the faults, because the agent cannot
+    // write to the file that nginx creates after a rename.
+    eventually("the agent has shortened the journal", Duration::from_secs(30), || {
         let size = appliance.ok(["stat", "--format=%s", JOURNAL])?.stdout;
-        Ok((size.trim().parse::<u64>()? <= LONGEST).then_some(()))
+        Ok((size.trim().parse::<u64>()? <= MAX_JOURNAL_LENGTH).then_some(()))
     })?;
 
     let begin = Instant::now();
@@ -89,14 +95,14 @@ fn counted_once(clicks: u64, faults: u64) -> Result<()> {
             crowd.wait_for(BEFORE_FAULTS + (clicks - BEFORE_FAULTS) * number / (faults + 1))?;
             let fault = Fault::ALL[(number as usize * 7 + number as usize / 6) % Fault::ALL.len()];
             println!("after {} clicks: {fault:?}", crowd.answered());
-            fault.happen(&appliance, &crowd).with_context(|| format!("{fault:?}"))?;
+            fault.inject(&appliance, &crowd).with_context(|| format!("{fault:?}"))?;
         }
         crowd.wait_for(clicks)
     })?;
     println!("{} clicks in {:.1} s", crowd.answered(), begin.elapsed().as_secs_f64());
     crowd.is_counted_once(&appliance)?;
 
-    // Restored from a backup: the same bytes in other files.
+    // After a restore from a backup, the files have the same bytes but other inodes.
     appliance.ok(["systemctl", "stop", "links", "nginx"])?;
     appliance.wait_until_stopped()?;
     appliance.shell(
@@ -115,7 +121,7 @@ fn counted_once(clicks: u64, faults: u64) -> Result<()> {
 }
 
 #[test]
-fn of_an_nginx_that_is_killed_a_second_is_missing_at_most() -> Result<()> {
+fn killing_nginx_loses_at_most_one_second_of_clicks() -> Result<()> {
     const BEFORE: u64 = 20_000;
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
@@ -123,7 +129,7 @@ fn of_an_nginx_that_is_killed_a_second_is_missing_at_most() -> Result<()> {
     let (early, late) = crowd.during(&appliance.http(), Broken::ByTheKill, || {
         crowd.wait_for(BEFORE)?;
         let early = crowd.answered();
-        // What was answered by now is written when nginx's buffer is a second old, and the clock of that is slow.
+        // nginx writes its buffer once it is a second old, by a coarse clock. By then all earlier answers are written.
         let written = Instant::now() + Duration::from_millis(1500);
         eventually("a second passes under load", Duration::from_secs(30), || {
             Ok((Instant::now() >= written).then_some(()))
@@ -134,7 +140,7 @@ fn of_an_nginx_that_is_killed_a_second_is_missing_at_most() -> Result<()> {
     })?;
     ensure!(late > early, "nothing was answered in a second");
     appliance.ok(["systemctl", "restart", "nginx"])?;
-    // Each worker may have been answered without having got it.
+    // For each worker, one answer may have been written but not received.
     let (least, most) = (early, crowd.answered() + Crowd::WORKERS as u64);
     let total = |counted: &Counts| counted.values().sum::<u64>();
     let counted = crowd.settled(&appliance, |counted| (least..=most).contains(&total(counted)))?;
@@ -149,16 +155,16 @@ fn of_an_nginx_that_is_killed_a_second_is_missing_at_most() -> Result<()> {
     Ok(())
 }
 
-/// What happens to the appliance. After each it is left to itself.
+/// A fault, from which the appliance has to recover by itself.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     AgentKilled,
     InstanceKilled,
-    /// Nobody can write for a while.
+    /// Another process holds the write lock for a while.
     DatabaseLocked,
     NginxReloaded,
     NginxRestarted,
-    /// As logrotate would have it.
+    /// The journal is renamed and opened again, as logrotate does it.
     JournalRenamed,
 }
 
@@ -172,9 +178,9 @@ impl Fault {
         Fault::JournalRenamed,
     ];
 
-    fn happen(self, appliance: &Appliance, crowd: &Crowd) -> Result<()> {
+    fn inject(self, appliance: &Appliance, crowd: &Crowd) -> Result<()> {
         let kill = |unit| {
-            // So often would be too often for systemd otherwise.
+            // Without the reset, systemd would refuse to restart the unit this often.
             appliance.ok(["systemctl", "reset-failed", unit])?;
             appliance.ok(["systemctl", "kill", "--signal=KILL", unit])
         };
@@ -188,7 +194,7 @@ impl Fault {
                 let database = rusqlite::Connection::open(DATABASE)?;
                 database.busy_timeout(Duration::from_secs(10))?;
                 database.execute_batch("BEGIN IMMEDIATE")?;
-                // For two seconds or so.
+                // This takes about two seconds.
                 crowd.wait_for(crowd.answered() + 50_000)?;
                 Ok(database.execute_batch("ROLLBACK")?)
             })?,

@@ -1,4 +1,4 @@
-//! The components as they are built: what they import from the runtime, and how large they are.
+//! What the built components import from the runtime, and how large they are.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,11 +7,13 @@ use anyhow::{Context as _, Result, ensure};
 use links_tests::local::spin_toml;
 use wit_component::DecodedWasm;
 
-/// A component's bytes, from the file that the manifest names.
+/// The bytes of a component, from the file that the manifest names.
 fn component(id: &str) -> Result<Vec<u8>> {
     let manifest = spin_toml();
     let table: toml::Table = fs::read_to_string(&manifest)?.parse()?;
-    let source = table["component"][id]["source"].as_str().context("no source")?;
+    let source = table["component"][id]["source"]
+        .as_str()
+        .context("the manifest names no source")?;
     let path = manifest.with_file_name("").join(source);
     fs::read(&path).with_context(|| format!("Reading {} (component/build.sh writes it)", path.display()))
 }
@@ -28,8 +30,8 @@ fn imports(id: &str) -> Result<BTreeSet<String>> {
         .collect())
 }
 
-/// The runtime refuses what is not granted; this asks that the code does not even try. `wasi:http/client` would be outbound
-/// requests, `wasi:random/random` would make slugs and salts.
+/// The runtime refuses interfaces that are not granted. This test checks that the code does not even import them. With
+/// `wasi:http/client` it could send requests, with `wasi:random/random` it could create slugs and salts.
 #[test]
 fn the_public_redirect_imports_only_what_it_is_granted() -> Result<()> {
     let imports = imports("redirect")?;
@@ -45,31 +47,31 @@ fn the_public_redirect_imports_only_what_it_is_granted() -> Result<()> {
     ];
     for interface in granted {
         let is_imported = imports.iter().any(|import| import.starts_with(interface));
-        ensure!(is_imported, "{interface} is not imported any more: {imports:?}");
+        ensure!(is_imported, "{interface} is no longer imported: {imports:?}");
     }
     let other = imports
         .iter()
         .find(|import| !granted.iter().any(|interface| import.starts_with(interface)));
-    ensure!(other.is_none(), "{other:?} is not granted");
+    ensure!(other.is_none(), "the import {other:?} is not granted");
     Ok(())
 }
 
 #[test]
-fn the_api_imports_the_client_for_its_edge() -> Result<()> {
+fn the_api_imports_the_http_client_but_no_sockets() -> Result<()> {
     let imports = imports("api")?;
-    ensure!(imports.contains("wasi:http/client"), "{imports:?}");
+    ensure!(imports.contains("wasi:http/client"), "no HTTP client: {imports:?}");
     let sockets = imports.iter().find(|import| import.starts_with("wasi:sockets/"));
-    ensure!(sockets.is_none(), "{sockets:?}");
+    ensure!(sockets.is_none(), "the api imports {sockets:?}");
     Ok(())
 }
 
-/// Each instance is compiled from them at import, and each release carries them.
+/// Each release contains the components, and importing one compiles them.
 #[test]
-fn the_components_do_not_grow_unnoticed() -> Result<()> {
-    for (id, most) in [("redirect", 360_000), ("api", 920_000)] {
+fn the_components_stay_below_their_size_limits() -> Result<()> {
+    for (id, limit) in [("redirect", 360_000), ("api", 920_000)] {
         let size = component(id)?.len();
         println!("{id}: {size} bytes");
-        ensure!(size <= most, "{id} has {size} bytes, more than {most}");
+        ensure!(size <= limit, "{id} has {size} bytes; the limit is {limit}");
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! System containers take protection away: LXC's drop-in for every service, mounts that do not propagate, and namespaces that
-//! are refused. links serves with what is left and names what is missing, or refuses with the reason.
+//! System containers remove protection: LXC has a drop-in for every service, mounts may not propagate, and namespaces may be
+//! refused. links serves with the remaining protection and names what is missing, or it refuses and gives the reason.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use links_tests::{Appliance, Tree};
 use serde_json::Value;
 
 const DROP_IN: &str = "/run/systemd/system/service.d/zzz-lxc-service.conf";
-/// As distrobuilder writes it.
+/// The drop-in as distrobuilder writes it.
 const LXC: &str = "[Service]\nLoadCredential=\nProcSubset=all\nProtectProc=default\nNoNewPrivileges=no\n";
 const URL: &str = "https://example.com/contained";
 
 #[test]
-fn links_serves_in_a_container_and_names_what_is_missing() -> Result<()> {
+fn links_serves_in_a_container_and_names_the_missing_protection() -> Result<()> {
     let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
     appliance.write(DROP_IN, LXC)?;
     appliance.ok(["systemctl", "daemon-reload"])?;
@@ -27,7 +27,10 @@ fn links_serves_in_a_container_and_names_what_is_missing() -> Result<()> {
         "ProtectProc=default, not invisible",
         "credentials come from linksctl, as systemd could not deliver them",
     ] {
-        ensure!(lacks.iter().any(|found| found == lack), "{lack}: {lacks:?}");
+        ensure!(
+            lacks.iter().any(|found| found == lack),
+            "{lack:?} should be in {lacks:?}"
+        );
     }
     let modes = "stat --format='%a %U:%G %n' /run/links/credentials{,/1{,/admin_token}}";
     assert_eq!(
@@ -45,20 +48,23 @@ fn links_serves_in_a_container_and_names_what_is_missing() -> Result<()> {
         let command = ["setpriv".to_owned()].into_iter().chain(user).chain([group]);
         Ok(appliance.run(command.chain(read.map(str::to_owned)))?.status)
     };
-    ensure!(reads("links")? == 0 && reads("www-data")? != 0 && reads("nobody")? != 0);
+    ensure!(
+        reads("links")? == 0 && reads("www-data")? != 0 && reads("nobody")? != 0,
+        "only the user links may read the token"
+    );
 
-    // What a person changes is delivered like the first.
+    // A rotated token is delivered in the same way.
     let old = appliance.token()?;
     let rotated = appliance.ok(["linksctl", "token", "--rotate"])?;
     ensure!(rotated.stderr.contains("`linksctl rollout`"), "{rotated}");
-    ensure!(rotated.stdout.trim() != old, "the token is another one");
+    ensure!(rotated.stdout.trim() != old, "the token should have changed");
     appliance.ok(["linksctl", "rollout"])?;
     appliance.shorten("https://example.com/rotated")?;
     appliance.ok(["systemctl", "stop", "links"])?;
     appliance.wait_until_stopped()?;
     assert_eq!(appliance.ok(["ls", "/run/links/credentials"])?.stdout, "");
 
-    // Without propagation systemd's own directory is empty.
+    // Without mount propagation, the directory that systemd provides is empty.
     appliance.shell(&format!(
         "rm {DROP_IN}; systemctl daemon-reload; mount --make-rprivate /"
     ))?;
@@ -68,25 +74,25 @@ fn links_serves_in_a_container_and_names_what_is_missing() -> Result<()> {
     let delivered = ["credentials come from linksctl, as systemd could not deliver them"];
     assert_eq!(sandbox(&appliance)?, delivered);
 
-    // And with it, systemd delivers again.
+    // With mount propagation, systemd delivers credentials again.
     appliance.ok(["mount", "--make-rshared", "/"])?;
     appliance.ok(["linksctl", "restart"])?;
     assert_eq!(sandbox(&appliance)?, Vec::<String>::new());
     appliance.follow(&link)?;
 
-    // Any mount that fails is the same to systemd as a namespace that is refused.
+    // systemd handles a failed mount in the same way as a refused namespace.
     appliance.write(DROP_IN, "[Service]\nBindReadOnlyPaths=/does-not-exist:/mnt\n")?;
     appliance.ok(["systemctl", "daemon-reload"])?;
     let refused = appliance.run_within(Duration::from_secs(60), ["linksctl", "configure"])?;
     ensure!(refused.status == 1, "{refused}");
     for part in [
-        "this host refuses",
+        "this host does not support",
         "PrivateUsers=yes",
         "links@.service.d/50-container.conf",
     ] {
-        ensure!(refused.stderr.contains(part), "{part}: {refused}");
+        ensure!(refused.stderr.contains(part), "{part:?} should be in {refused}");
     }
-    // Whatever runs is left alone.
+    // The running instances are left alone.
     appliance.follow(&link)?;
     appliance.shell(&format!("rm {DROP_IN}; systemctl daemon-reload"))?;
     appliance.ok(["linksctl", "configure"])?;
@@ -96,7 +102,9 @@ fn links_serves_in_a_container_and_names_what_is_missing() -> Result<()> {
 fn sandbox(appliance: &Appliance) -> Result<Vec<String>> {
     let status = appliance.ok(["linksctl", "status", "--json"])?.stdout;
     let status: Value = serde_json::from_str(&status)?;
-    let lacks = status["sandbox"].as_array().context("no list")?;
+    let lacks = status["sandbox"]
+        .as_array()
+        .context("the status has no list of missing protection")?;
     Ok(lacks
         .iter()
         .filter_map(|lack| lack.as_str().map(str::to_owned))

@@ -1,4 +1,4 @@
-//! What else happens on a host: others at work on nginx, slow clients, a full disk, a clock that is set.
+//! Disturbances on the host: nginx restarts, log rotation, slow clients, a full disk, a clock that is set back.
 
 use std::io::{self, Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,40 +14,44 @@ const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 const DEADLINE: Duration = Duration::from_secs(30);
 
 #[test]
-fn the_death_of_the_agent_costs_no_request() -> Result<()> {
+fn killing_the_agent_loses_no_request() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "agent")?;
-    let before = host.starts(2)?;
+    let before = host.invocation_ids(2)?;
     let agent = host.main_pid("links")?;
     traffic.during("killed", || {
         host.ok(["kill", "-KILL", &agent.to_string()])?;
-        eventually("the agent is there again", DEADLINE, || {
+        eventually("a new agent runs", DEADLINE, || {
             let now = host.main_pid("links")?;
             Ok((now != 0 && now != agent).then_some(()))
         })?;
         host.wait_for_status("2/2 instances ready")
     })?;
-    assert_eq!(host.starts(2)?, before, "the instances were left alone");
+    assert_eq!(
+        host.invocation_ids(2)?,
+        before,
+        "the instances should not have restarted"
+    );
     traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
-fn logrotate_is_not_noticed() -> Result<()> {
+fn logrotate_loses_no_request() -> Result<()> {
     let host = Host::serving_on(&Tree::with_nginx_and(&["logrotate"])?, BROKEN_RUNTIME)?;
-    // The requests of links are in its journal, which stays; nginx opens all of its logs again.
+    // Requests for links are logged in a journal that logrotate does not touch, but nginx reopens all of its logs.
     let log = || -> Result<String> { Ok(host.ok(["stat", "--format=%i", "/var/log/nginx/error.log"])?.stdout) };
     let open = "stat --dereference --format=%i /proc/$(cat /run/nginx.pid)/fd/*";
     let traffic = Traffic::start(&host, "logrotate")?;
     for _ in 0..3 {
-        // An empty one is not rotated.
+        // logrotate skips an empty log.
         host.shell("echo >>/var/log/nginx/error.log")?;
         let before = log()?;
         traffic.during("logrotate", || {
             host.ok(["logrotate", "--force", "/etc/logrotate.d/nginx"])
         })?;
         let after = log()?;
-        ensure!(after != before, "it was rotated");
+        ensure!(after != before, "the log was not rotated");
         eventually("nginx has the new log open", Duration::from_secs(10), || {
             let inodes = host.run(["bash", "-c", open])?.stdout;
             Ok(inodes.lines().any(|inode| inode == after.trim()).then_some(()))
@@ -58,31 +62,35 @@ fn logrotate_is_not_noticed() -> Result<()> {
 }
 
 #[test]
-fn a_restart_of_nginx_costs_what_comes_while_it_is_down() -> Result<()> {
+fn a_restart_of_nginx_loses_only_requests_while_it_is_down() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
-    let before = host.starts(2)?;
+    let before = host.invocation_ids(2)?;
     let traffic = Traffic::start(&host, "nginx")?;
     for _ in 0..3 {
         let failed = traffic.failed();
         let begin = Instant::now();
-        // Its end includes requests that are right again.
+        // `during` returns only after further requests. The time below includes them.
         traffic.during("restart", || host.ok(["systemctl", "restart", "nginx"]))?;
         let down = traffic.failed();
         println!(
-            "{} requests failed, all is well again after {:.2} s",
+            "{} requests failed; nginx served again after {:.2} s",
             down - failed,
             begin.elapsed().as_secs_f64()
         );
         traffic.wait_for(2_000)?;
-        assert_eq!(traffic.failed(), down, "it is up");
+        assert_eq!(traffic.failed(), down, "requests failed although nginx is up");
     }
-    assert_eq!(host.starts(2)?, before, "the instances had no part in it");
+    assert_eq!(
+        host.invocation_ids(2)?,
+        before,
+        "the instances should not have restarted"
+    );
 
     let report = traffic.stop()?;
     assert_eq!(
         report.failed(),
         report.of(Outcome::Refused) + report.of(Outcome::Reset),
-        "nobody gave a wrong answer: {report}"
+        "only refused and reset connections may fail: {report}"
     );
     verify(&host, "nginx", &report)
 }
@@ -91,7 +99,7 @@ fn a_restart_of_nginx_costs_what_comes_while_it_is_down() -> Result<()> {
 fn a_slow_client_is_answered_across_a_restart() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "slow")?;
-    let mut slow = Slow::connect(&host.site()?)?;
+    let mut slow = SlowClient::connect(&host.site()?)?;
     thread::scope(|scope| {
         let restart = scope.spawn(|| traffic.during("restart", || host.ok(["linksctl", "restart"])));
         slow.drip_until(|_| restart.is_finished())?;
@@ -106,8 +114,8 @@ fn a_slow_client_is_answered_across_a_restart() -> Result<()> {
 fn a_drain_waits_for_a_slow_client() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "drain")?;
-    let mut slow = Slow::connect(&host.instance(1)?)?;
-    let already_said = host.journal("links@1")?.len();
+    let mut slow = SlowClient::connect(&host.instance(1)?)?;
+    let logged_before = host.journal("links@1")?.len();
     let enough = Duration::from_secs(3);
     thread::scope(|scope| {
         let restart = scope.spawn(|| {
@@ -123,10 +131,13 @@ fn a_drain_waits_for_a_slow_client() -> Result<()> {
         restart.join().ok().context("the thread panicked")?
     })?;
     let journal = host.journal("links@1")?;
-    let said = &journal[already_said..];
-    let seconds = said.split("drained in ").nth(1).and_then(|rest| rest.split(' ').next());
-    let seconds: f64 = seconds.with_context(|| said.to_owned())?.parse()?;
-    ensure!(seconds > enough.as_secs_f64(), "{said}");
+    let logged = &journal[logged_before..];
+    let seconds = logged
+        .split("drained in ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next());
+    let seconds: f64 = seconds.with_context(|| logged.to_owned())?.parse()?;
+    ensure!(seconds > enough.as_secs_f64(), "{logged}");
     println!("drained in {seconds} s");
     traffic.finish(&host)?;
     Ok(())
@@ -140,8 +151,8 @@ fn a_drain_ends_at_its_deadline() -> Result<()> {
     host.wait_for_rotation(2)?;
 
     let traffic = Traffic::start(&host, "deadline")?;
-    let already_said = host.journal("links@1")?.len();
-    let mut slow = Slow::connect(&host.instance(1)?)?;
+    let logged_before = host.journal("links@1")?.len();
+    let mut slow = SlowClient::connect(&host.instance(1)?)?;
     let cut = thread::scope(|scope| {
         let begin = Instant::now();
         let restart = scope.spawn(|| {
@@ -155,25 +166,24 @@ fn a_drain_ends_at_its_deadline() -> Result<()> {
         anyhow::Ok(cut)
     })?;
     println!("cut off after {:.2} s", cut.as_secs_f64());
-    // Without its own deadline it would be cut off after the default one, which is 30 s; a busy machine takes its time
-    // to begin.
+    // The default deadline is 30 s. The upper bound allows for a busy machine.
     ensure!(
         Duration::from_secs(2) <= cut && cut < Duration::from_secs(15),
         "cut off after {cut:?}"
     );
     let journal = host.journal("links@1")?;
-    let said = &journal[already_said..];
-    ensure!(said.contains("(drain.timeout): cutting off 1 connection"), "{said}");
+    let logged = &journal[logged_before..];
+    ensure!(logged.contains("(drain.timeout): cutting off 1 connection"), "{logged}");
     traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
-fn a_release_that_does_not_fit_changes_nothing_until_there_is_room() -> Result<()> {
+fn a_release_that_does_not_fit_on_the_disk_changes_nothing_until_there_is_space() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let (first, next) = (host.releases.version(), host.releases.later(1));
     let bundle = host.bundle(&next, None)?;
-    // A disk of its own for the store, with the release that runs on it and room for another.
+    // The store gets a file system of its own, with the running release and space for another.
     host.ok(["systemctl", "stop", "links"])?;
     host.wait_until_stopped()?;
     host.shell(
@@ -187,7 +197,7 @@ fn a_release_that_does_not_fit_changes_nothing_until_there_is_room() -> Result<(
     let free = "df --output=avail --block-size=1 /var/lib/links/releases | tail -1";
     host.shell(&format!("fallocate --length $(($({free}) - (4 << 20))) /mnt/ballast"))?;
     let content = || host.ok(["ls", "--almost-all", "/var/lib/links/releases"]);
-    let before = (content()?.stdout, host.starts(2)?);
+    let before = (content()?.stdout, host.invocation_ids(2)?);
 
     let traffic = Traffic::start(&host, "full")?;
     let rollout = || traffic.during("rollout", || host.run(["linksctl", "rollout", "--release", &bundle]));
@@ -199,7 +209,7 @@ fn a_release_that_does_not_fit_changes_nothing_until_there_is_room() -> Result<(
             .contains("into /var/lib/links/releases: No space left on device"),
         "{failed}"
     );
-    assert_eq!((content()?.stdout, host.starts(2)?), before, "{failed}");
+    assert_eq!((content()?.stdout, host.invocation_ids(2)?), before, "{failed}");
     host.runs(first)?;
 
     host.ok(["rm", "/mnt/ballast"])?;
@@ -212,9 +222,9 @@ fn a_release_that_does_not_fit_changes_nothing_until_there_is_room() -> Result<(
 }
 
 #[test]
-fn a_clock_set_back_by_an_hour_changes_nothing() -> Result<()> {
+fn setting_the_clock_back_by_an_hour_does_not_disturb_rollouts() -> Result<()> {
     let host = Host::serving_on(&Tree::with_nginx_and(&["libfaketime"])?, BROKEN_RUNTIME)?;
-    // The machine has the host's clock; this one is only that of a command.
+    // The machine shares the clock of the host, so only the clock of one command is set.
     let clock = "/var/tmp/clock";
     let with_clock = [
         "env",
@@ -226,7 +236,10 @@ fn a_clock_set_back_by_an_hour_changes_nothing() -> Result<()> {
     host.write(clock, "+1h\n")?;
     let time = |date: &[&str]| -> Result<u64> { Ok(host.ok(date)?.stdout.trim().parse()?) };
     let ahead = time(&[&with_clock[..], &["date", "+%s"]].concat())? - time(&["date", "+%s"])?;
-    ensure!((3600..3610).contains(&ahead), "the command's clock is {ahead} s ahead");
+    ensure!(
+        (3600..3610).contains(&ahead),
+        "the command's clock is {ahead} s ahead, not an hour"
+    );
 
     let traffic = Traffic::start(&host, "clock")?;
     let rollout = |fault| {
@@ -252,8 +265,8 @@ fn a_clock_set_back_by_an_hour_changes_nothing() -> Result<()> {
     let failed = rollout(Some(Fault::Exits))?;
     assert_ne!(failed.status, 0, "{failed}");
     ensure!(
-        failed.stderr.contains("this is what it says last"),
-        "the lines of the unit are found: {failed}"
+        failed.stderr.contains("this is its last log line"),
+        "the error should quote the journal of the unit: {failed}"
     );
     host.runs(host.releases.version())?;
 
@@ -265,13 +278,13 @@ fn a_clock_set_back_by_an_hour_changes_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Result<()> {
+fn a_rollout_of_the_only_instance_warns_and_interrupts_service_briefly() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let link = host.shorten("https://example.com/alone")?;
     let bundle = host.bundle(&host.releases.later(1), None)?;
     host.ok(["linksctl", "scale", "1"])?;
     host.wait_for_rotation(1)?;
-    // As for a component that nobody has compiled yet.
+    // Deletes the compiled components, so that the next start has to compile them.
     let forget = || host.ok(["find", "/var/cache/links", "/run/links/edge", "-type", "f", "-delete"]);
     forget()?;
     let begin = Instant::now();
@@ -296,21 +309,21 @@ fn a_rollout_of_the_only_instance_interrupts_for_a_moment_and_says_so() -> Resul
         let gap = client.join().ok().context("the thread panicked")?;
         anyhow::Ok((gap, rollout?))
     })?;
-    println!("nobody served for {:.2} s", gap.as_secs_f64());
+    println!("service was interrupted for {:.2} s", gap.as_secs_f64());
     assert_eq!(rollout.status, 0, "{rollout}");
     let warning = rollout.stdout.find("this interrupts service for a moment");
     let restart = rollout.stdout.find("drain, restart");
     ensure!(warning.is_some() && warning < restart, "{rollout}");
-    // As long as a restart takes on this machine, not as long as the rest of the rollout.
+    // The interruption may take as long as a restart on this machine, but not as long as the whole rollout.
     ensure!(
         gap < cold * 2 + Duration::from_secs(1),
-        "nobody served for {gap:?}; a restart takes {cold:?}"
+        "service was interrupted for {gap:?}; a restart takes {cold:?}"
     );
     host.follow(&link)
 }
 
 #[test]
-fn a_release_that_fails_as_the_last_of_five_instances_is_undone_unnoticed() -> Result<()> {
+fn a_release_that_fails_on_the_last_of_five_instances_is_undone_and_no_request_fails() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     host.write("/etc/links/links.toml", "[rollout]\nmin_healthy = \"200ms\"\n")?;
     host.ok(["linksctl", "scale", "5"])?;
@@ -334,7 +347,7 @@ fn a_release_that_fails_as_the_last_of_five_instances_is_undone_unnoticed() -> R
 #[test]
 fn needrestart_leaves_the_instances_alone() -> Result<()> {
     let host = Host::serving_on(&Tree::with_nginx_and(&["needrestart"])?, BROKEN_RUNTIME)?;
-    // As an upgrade of a library does; programs in C do without this one.
+    // Replaces a library as an upgrade does. Programs in C do not load this one.
     host.shell("cd \"$(dirname \"$(ldconfig -p | awk '/libgcc_s.so.1/ { print $NF; exit }')\")\"; cp --archive libgcc_s.so.1 new; mv new libgcc_s.so.1")?;
     let listed = |units: &[&str]| -> Result<bool> {
         let list = host.ok(["needrestart", "-b", "-l"])?.stdout;
@@ -347,31 +360,31 @@ fn needrestart_leaves_the_instances_alone() -> Result<()> {
     host.ok(["mv", ours, "/var/tmp/"])?;
     ensure!(
         listed(&["links", "links@1", "links@2"])?,
-        "needrestart sees that they need it"
+        "without its configuration, needrestart should list the units of links"
     );
     host.ok(["mv", "/var/tmp/links.conf", ours])?;
 
-    let before = (host.starts(2)?, host.main_pid("links")?);
+    let before = (host.invocation_ids(2)?, host.main_pid("links")?);
     let traffic = Traffic::start(&host, "needrestart")?;
-    let said = traffic.during("needrestart", || host.ok(["needrestart", "-r", "a", "-l", "-v"]))?;
-    println!("{said}");
-    assert_eq!((host.starts(2)?, host.main_pid("links")?), before, "{said}");
-    // What to do instead.
+    let output = traffic.during("needrestart", || host.ok(["needrestart", "-r", "a", "-l", "-v"]))?;
+    println!("{output}");
+    assert_eq!((host.invocation_ids(2)?, host.main_pid("links")?), before, "{output}");
+    // `linksctl restart` is the way to load the new library.
     traffic.during("restart", || host.restarted(|| host.ok(["linksctl", "restart"])))?;
     traffic.finish(&host)?;
     Ok(())
 }
 
 /// A client in the middle of a POST.
-struct Slow {
+struct SlowClient {
     stream: Stream,
     unsent: Vec<u8>,
 }
 
-impl Slow {
-    /// Between two bytes.
+impl SlowClient {
+    /// The pause between two bytes.
     const PACE: Duration = Duration::from_millis(250);
-    /// White space in the body, before the JSON: enough for half a minute.
+    /// The number of spaces before the JSON in the body: enough for half a minute.
     const SPACES: usize = 120;
 
     /// Sends the head and the first byte of the body.
@@ -392,13 +405,13 @@ impl Slow {
         })
     }
 
-    /// Sends byte by byte until it may end, then the rest.
+    /// Sends byte by byte until `may_end` returns true for the time since the start, then sends the rest.
     fn drip_until(&mut self, may_end: impl Fn(Duration) -> bool) -> Result<()> {
         let begin = Instant::now();
         let mut sent = 0;
         while !may_end(begin.elapsed()) {
-            ensure!(sent < Self::SPACES - 1, "there is nothing left to send slowly");
-            // That it is slow is what is tested.
+            ensure!(sent < Self::SPACES - 1, "no spaces are left to send slowly");
+            // The slowness is the point of the test.
             thread::sleep(Self::PACE);
             self.stream.write_all(&self.unsent[sent..=sent])?;
             sent += 1;
@@ -417,7 +430,7 @@ impl Slow {
         match self.stream.read(&mut [0; 512]) {
             Ok(0) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-            other => bail!("neither an end nor a reset: {other:?}"),
+            other => bail!("expected the end of the stream or a reset, got {other:?}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! nginx in front: what it answers by itself, and that nobody can tell by a wrong answer.
+//! nginx in front of the instances: what it answers by itself, and that these answers are never wrong.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -11,13 +11,13 @@ use links_tests::http::{Answer, Client, Connection};
 use links_tests::{Appliance, DATABASE, Traffic, eventually};
 use serde_json::{Value, json};
 
-/// The journal is written once a second, and the agent waits a moment for more.
+/// How long counting may take. nginx writes the journal once a second, and the agent waits a moment for more clicks.
 const COUNTED_WITHIN: Duration = Duration::from_secs(60);
 
 const BROWSER: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
 
-/// What is left of a text behind a short URL.
-const REMAINS: [&str; 14] = [
+/// Punctuation that remains after a short URL when it is copied from a text.
+const PUNCTUATION: [&str; 14] = [
     "/",
     "%2F",
     ".",
@@ -34,14 +34,14 @@ const REMAINS: [&str; 14] = [
     "%E3%80%82",
 ];
 
-/// nginx and a test look at the clock a moment before they answer, or after they were answered.
-const MOMENT: Duration = Duration::from_millis(100);
+/// The tolerance for times: nginx reads the clock before it answers, the test after the answer.
+const TOLERANCE: Duration = Duration::from_millis(100);
 
 #[test]
-fn a_link_is_there_before_the_answer_that_it_was_made() -> Result<()> {
+fn a_link_redirects_as_soon_as_its_creation_is_answered() -> Result<()> {
     const WORKERS: usize = 8;
     const LINKS: usize = 2000;
-    /// Of these many one is asked for before it is there, by others at the very moment, too.
+    /// One in this many links is requested by others before and during its creation.
     const AWAITED: usize = 10;
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
@@ -53,8 +53,8 @@ fn a_link_is_there_before_the_answer_that_it_was_made() -> Result<()> {
             let number = next.fetch_add(1, Ordering::Relaxed);
             match number {
                 LINKS.. => return Ok(()),
-                _ if number.is_multiple_of(AWAITED) => make_awaited(&site, &format!("awaited-{number}"))?,
-                _ => make(&site, &format!("new-{number}"))?,
+                _ if number.is_multiple_of(AWAITED) => create_while_requested(&site, &format!("awaited-{number}"))?,
+                _ => create(&site, &format!("new-{number}"))?,
             }
         }
     };
@@ -66,32 +66,32 @@ fn a_link_is_there_before_the_answer_that_it_was_made() -> Result<()> {
     Ok(())
 }
 
-/// Makes a link and follows it at once.
-fn make(site: &Client, slug: &str) -> Result<()> {
+/// Creates a link and follows it at once.
+fn create(site: &Client, slug: &str) -> Result<()> {
     let url = format!("https://example.com/{slug}");
-    let made = site.post("/shorten", json!({ "url": url, "slug": slug }))?;
+    let created = site.post("/shorten", json!({ "url": url, "slug": slug }))?;
     ensure!(
-        made.status == 200 && made.header("links-edge").is_empty(),
-        "{slug}: {made}"
+        created.status == 200 && created.header("links-edge").is_empty(),
+        "{slug}: {created}"
     );
     leads_to(&site.get(&format!("/{slug}"))?, &url)
 }
 
-/// The same while others ask for it all the time: whoever begins to ask after the answer is led on, and so is whoever asks
-/// in the seconds after it, when a late answer to an early question would have come to the cache.
-fn make_awaited(site: &Client, slug: &str) -> Result<()> {
-    const ASKERS: usize = 2;
+/// Does the same while others request the link all the time. Each request that starts after the creation was answered must be
+/// redirected. These requests go on for a while, because a late answer to an early request could still enter the cache.
+fn create_while_requested(site: &Client, slug: &str) -> Result<()> {
+    const CLIENTS: usize = 2;
     const AFTERWARDS: usize = 40;
     let path = format!("/{slug}");
     let url = format!("https://example.com/{slug}");
-    let (is_made, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (is_created, failed) = (AtomicBool::new(false), AtomicBool::new(false));
     let ask = || -> Result<()> {
-        let mut connection = Kept::new(site);
+        let mut connection = ReusedConnection::new(site);
         let mut afterwards = 0;
         while afterwards < AFTERWARDS && !failed.load(Ordering::Relaxed) {
-            let was_made = is_made.load(Ordering::SeqCst);
+            let was_created = is_created.load(Ordering::SeqCst);
             let answer = connection.get(&path)?;
-            if was_made {
+            if was_created {
                 leads_to(&answer, &url)?;
                 afterwards += 1;
             } else {
@@ -101,19 +101,19 @@ fn make_awaited(site: &Client, slug: &str) -> Result<()> {
         Ok(())
     };
     thread::scope(|scope| {
-        let askers: Vec<_> = (0..ASKERS).map(|_| scope.spawn(ask)).collect();
-        let made = site.get(&path).map_err(anyhow::Error::from).and_then(|before| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+        let created = site.get(&path).map_err(anyhow::Error::from).and_then(|before| {
             ensure!(before.status == 404, "{before}");
-            make(site, slug)
+            create(site, slug)
         });
-        is_made.store(true, Ordering::SeqCst);
-        failed.store(made.is_err(), Ordering::Relaxed);
-        made.and(askers.into_iter().try_for_each(joined))
+        is_created.store(true, Ordering::SeqCst);
+        failed.store(created.is_err(), Ordering::Relaxed);
+        created.and(clients.into_iter().try_for_each(joined))
     })
 }
 
 #[test]
-fn a_change_is_seen_before_the_answer_to_it() -> Result<()> {
+fn a_change_is_visible_as_soon_as_it_is_answered() -> Result<()> {
     const LINKS: usize = 40;
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
@@ -128,11 +128,11 @@ fn a_change_is_seen_before_the_answer_to_it() -> Result<()> {
     })?;
     traffic.finish(&appliance)?;
 
-    let nobody = appliance.http();
+    let anonymous = appliance.http();
     for answer in [
-        nobody.get("/api/v1/links/x")?,
-        nobody.patch("/api/v1/links/x", json!({ "expires_at": null }))?,
-        nobody.delete("/api/v1/links/x")?,
+        anonymous.get("/api/v1/links/x")?,
+        anonymous.patch("/api/v1/links/x", json!({ "expires_at": null }))?,
+        anonymous.delete("/api/v1/links/x")?,
     ] {
         ensure!(answer.status == 401, "{answer}");
     }
@@ -148,33 +148,39 @@ fn a_change_is_seen_before_the_answer_to_it() -> Result<()> {
     Ok(())
 }
 
-/// Changes a link that others follow all the time: whoever begins to ask after the answer to a change gets that one, or a
-/// later one.
+/// Changes a link that another client follows all the time. Each request that starts after a change was answered must get that
+/// change or a later one.
 fn change_and_remove(site: &Client, slug: &str) -> Result<()> {
     const CHANGES: usize = 49;
     let path = format!("/{slug}");
     let link = format!("/api/v1/links/{slug}");
     let url = |number: usize| format!("https://example.com/{slug}/{number}");
-    let made = site.post("/shorten", json!({ "url": url(0), "slug": slug }))?;
-    ensure!(made.status == 200, "{made}");
-    let (shown, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let created = site.post("/shorten", json!({ "url": url(0), "slug": slug }))?;
+    ensure!(created.status == 200, "{created}");
+    let (answered, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
     let follow = || -> Result<()> {
-        let mut connection = Kept::new(site);
+        let mut connection = ReusedConnection::new(site);
         let mut followed = 0;
         while !ended.load(Ordering::SeqCst) {
-            let least = shown.load(Ordering::SeqCst);
+            let least = answered.load(Ordering::SeqCst);
             let answer = connection.get(&path)?;
             if answer.status == 302 {
                 let number = answer.header("location").rsplit('/').next().unwrap_or_default();
-                ensure!(number.parse::<usize>()? >= least, "{least} was answered: {answer}");
+                ensure!(
+                    number.parse::<usize>()? >= least,
+                    "change {least} was already answered: {answer}"
+                );
                 followed += 1;
             } else {
-                // It is removed after the last change was shown.
-                let shown = shown.load(Ordering::SeqCst);
-                ensure!(answer.status == 404 && shown == CHANGES, "after {shown}: {answer}");
+                // The link is removed after the last change was answered.
+                let answered = answered.load(Ordering::SeqCst);
+                ensure!(
+                    answer.status == 404 && answered == CHANGES,
+                    "after change {answered}: {answer}"
+                );
             }
         }
-        ensure!(followed > CHANGES, "followed {followed} times");
+        ensure!(followed > CHANGES, "only {followed} redirects");
         Ok(())
     };
     let change = || -> Result<()> {
@@ -184,7 +190,7 @@ fn change_and_remove(site: &Client, slug: &str) -> Result<()> {
                 changed.status == 200 && changed.header("links-edge").is_empty(),
                 "{changed}"
             );
-            shown.store(number, Ordering::SeqCst);
+            answered.store(number, Ordering::SeqCst);
             leads_to(&site.get(&path)?, &url(number))?;
         }
         let details: Value = site.get(&link)?.json()?;
@@ -206,13 +212,13 @@ fn change_and_remove(site: &Client, slug: &str) -> Result<()> {
     })
 }
 
-/// A connection for as long as nginx keeps it.
-struct Kept<'a> {
+/// A connection that is reused until nginx closes it.
+struct ReusedConnection<'a> {
     client: &'a Client,
     connection: Option<Connection>,
 }
 
-impl<'a> Kept<'a> {
+impl<'a> ReusedConnection<'a> {
     fn new(client: &'a Client) -> Self {
         let connection = None;
         Self { client, connection }
@@ -235,22 +241,22 @@ fn joined<T>(worker: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
 
 fn leads_to(answer: &Answer, url: &str) -> Result<()> {
     ensure!(answer.status == 302 && answer.header("location") == url, "{answer}");
-    // What the component says to nginx is for nginx.
+    // nginx does not pass on the headers that the component sends for the cache.
     ensure!(answer.header("x-accel-expires").is_empty(), "{answer}");
     ensure!(answer.header("cache-control") == "no-store", "{answer}");
     Ok(())
 }
 
 #[test]
-fn a_link_ends_in_its_second_even_while_nobody_else_can_answer() -> Result<()> {
+fn a_link_expires_on_the_second_even_while_no_instance_runs() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     for instances_stop in [false, true] {
         let expiry = seconds_from_now(8)?;
         let slug = format!("ends-{instances_stop}");
-        let wish = json!({ "url": "https://example.com/", "slug": slug, "expires_at": rfc3339(&appliance, expiry)? });
-        let made = appliance.site()?.post("/shorten", wish)?;
-        ensure!(made.status == 200, "{made}");
+        let body = json!({ "url": "https://example.com/", "slug": slug, "expires_at": rfc3339(&appliance, expiry)? });
+        let created = appliance.site()?.post("/shorten", body)?;
+        ensure!(created.status == 200, "{created}");
         leads_to(&appliance.http().get(&format!("/{slug}"))?, "https://example.com/")?;
         if instances_stop {
             appliance.ok(["systemctl", "stop", "links@1", "links@2"])?;
@@ -262,9 +268,9 @@ fn a_link_ends_in_its_second_even_while_nobody_else_can_answer() -> Result<()> {
     Ok(())
 }
 
-/// Asks all the time, until two seconds after the end.
+/// Requests `path` until two seconds after `end`. It must redirect before `end`, and get the status `gone` afterwards.
 fn ends_at(client: &Client, path: &str, end: SystemTime, gone: u16) -> Result<()> {
-    let mut connection = Kept::new(client);
+    let mut connection = ReusedConnection::new(client);
     let (mut before, mut after) = (0, 0);
     loop {
         let asked = SystemTime::now();
@@ -274,7 +280,7 @@ fn ends_at(client: &Client, path: &str, end: SystemTime, gone: u16) -> Result<()
             ensure!(answer.status == 302, "before the end: {answer}");
             before += 1;
         }
-        if asked >= end + MOMENT {
+        if asked >= end + TOLERANCE {
             ensure!(answer.status == gone, "after the end: {answer}");
             after += 1;
         }
@@ -300,7 +306,7 @@ fn rfc3339(appliance: &Appliance, unix: u64) -> Result<String> {
 }
 
 #[test]
-fn a_link_leads_on_exactly_as_often_as_it_may() -> Result<()> {
+fn a_limited_link_redirects_exactly_as_often_as_its_limit() -> Result<()> {
     const CLIENTS: usize = 64;
     const CLICKS: usize = 500;
     let appliance = Appliance::installed()?;
@@ -321,16 +327,19 @@ fn a_link_leads_on_exactly_as_often_as_it_may() -> Result<()> {
         );
     }
 
-    let wish = json!({ "url": "https://example.com/", "slug": "limited", "max_clicks": CLICKS });
-    // Somebody was there before it was.
-    ensure!(site.get("/limited")?.status == 404, "it should not be there yet");
-    let made = site.post("/shorten", &wish)?;
-    ensure!(made.status == 200 && made.header("links-edge").is_empty(), "{made}");
+    let body = json!({ "url": "https://example.com/", "slug": "limited", "max_clicks": CLICKS });
+    // The slug is requested before it exists.
+    ensure!(site.get("/limited")?.status == 404, "the link should not exist yet");
+    let created = site.post("/shorten", &body)?;
+    ensure!(
+        created.status == 200 && created.header("links-edge").is_empty(),
+        "{created}"
+    );
     let person = site.clone().header("user-agent", BROWSER);
     let slack = "Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)";
     let slack = site.clone().header("user-agent", slack);
     let prefetch = person.clone().header("sec-purpose", "prefetch");
-    // Nobody follows it here, so no click is taken, and nobody is told where it leads.
+    // None of these requests follows the link, so no click is used up, and no answer contains the target.
     for _ in 0..10 {
         for (answer, status) in [
             (person.head("/limited")?, 200),
@@ -345,43 +354,49 @@ fn a_link_leads_on_exactly_as_often_as_it_may() -> Result<()> {
         }
     }
     let follow = || -> Result<usize> {
-        let mut connection = Kept::new(&person);
-        let mut led_on = 0;
+        let mut connection = ReusedConnection::new(&person);
+        let mut redirects = 0;
         loop {
             let answer = connection.get("/limited")?;
             match answer.status.as_u16() {
-                302 => led_on += 1,
-                410 => return Ok(led_on),
+                302 => redirects += 1,
+                410 => return Ok(redirects),
                 _ => bail!("{answer}"),
             }
         }
     };
-    let led_on = thread::scope(|scope| {
+    let redirects = thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(follow)).collect();
         clients.into_iter().map(joined).sum::<Result<usize>>()
     })?;
-    assert_eq!(led_on, CLICKS);
+    assert_eq!(redirects, CLICKS);
 
     ensure!(site.head("/limited")?.status == 410, "HEAD after the last click");
     ensure!(slack.get("/limited")?.status == 410, "a preview after the last click");
-    // The same link again is the same link, not new clicks.
-    ensure!(site.post("/shorten", &wish)?.status == 200, "the same link again");
+    // Creating the same link again adds no clicks.
+    ensure!(
+        site.post("/shorten", &body)?.status == 200,
+        "creating the same link again should succeed"
+    );
     ensure!(person.get("/limited")?.status == 410, "GET after the last click");
     let other = json!({ "url": "https://example.com/", "slug": "limited", "max_clicks": CLICKS + 1 });
     ensure!(
         site.post("/shorten", &other)?.status == 409,
-        "another limit is another link"
+        "another limit should be a conflict"
     );
 
-    // nginx has what a link with the slug led to, and nobody has told it that the link is gone.
-    make(&site, "reused")?;
-    delete_behind_its_back(&appliance, "reused")?;
+    // nginx has cached the redirect of an old link with this slug, and nobody has purged it.
+    create(&site, "reused")?;
+    delete_without_purge(&appliance, "reused")?;
     leads_to(&site.get("/reused")?, "https://example.com/reused")?;
-    let wish = json!({ "url": "https://example.org/", "slug": "reused", "max_clicks": 3 });
-    let made = site.post("/shorten", &wish)?;
-    ensure!(made.status == 200 && made.header("links-edge").is_empty(), "{made}");
+    let body = json!({ "url": "https://example.org/", "slug": "reused", "max_clicks": 3 });
+    let created = site.post("/shorten", &body)?;
+    ensure!(
+        created.status == 200 && created.header("links-edge").is_empty(),
+        "{created}"
+    );
     leads_to(&person.get("/reused")?, "https://example.org/")?;
-    // To change it takes no click.
+    // A change uses up no click.
     let changed = site.patch("/api/v1/links/reused", json!({ "url": "https://example.net/" }))?;
     ensure!(
         changed.status == 200 && changed.header("links-edge").is_empty(),
@@ -392,24 +407,27 @@ fn a_link_leads_on_exactly_as_often_as_it_may() -> Result<()> {
     }
     ensure!(person.get("/reused")?.status == 410, "GET after the last click");
 
-    // The same for a link without a limit, and for a deletion whose first answer got lost.
-    make(&site, "retried")?;
-    delete_behind_its_back(&appliance, "retried")?;
-    let made = site.post("/shorten", json!({ "url": "https://example.org/", "slug": "retried" }))?;
-    ensure!(made.status == 200 && made.header("links-edge").is_empty(), "{made}");
+    // The same holds for a link without a limit, and for a deletion that is repeated because its answer was lost.
+    create(&site, "retried")?;
+    delete_without_purge(&appliance, "retried")?;
+    let created = site.post("/shorten", json!({ "url": "https://example.org/", "slug": "retried" }))?;
+    ensure!(
+        created.status == 200 && created.header("links-edge").is_empty(),
+        "{created}"
+    );
     leads_to(&site.get("/retried")?, "https://example.org/")?;
-    delete_behind_its_back(&appliance, "retried")?;
+    delete_without_purge(&appliance, "retried")?;
     let removed = site.delete("/api/v1/links/retried")?;
     ensure!(
         removed.status == 404 && removed.header("links-edge").is_empty(),
         "{removed}"
     );
-    ensure!(site.get("/retried")?.status == 404, "it is gone for everybody");
+    ensure!(site.get("/retried")?.status == 404, "the deleted link should be gone");
     Ok(())
 }
 
-/// As an attempt does whose instance is killed before nginx learns of it.
-fn delete_behind_its_back(appliance: &Appliance, slug: &str) -> Result<()> {
+/// Deletes a link like an instance that is killed before it purges the cache of nginx.
+fn delete_without_purge(appliance: &Appliance, slug: &str) -> Result<()> {
     appliance.inside(|| {
         let database = rusqlite::Connection::open(DATABASE)?;
         database.busy_timeout(Duration::from_secs(10))?;
@@ -422,13 +440,13 @@ fn delete_behind_its_back(appliance: &Appliance, slug: &str) -> Result<()> {
 }
 
 #[test]
-fn every_click_is_counted_whatever_it_says_of_itself() -> Result<()> {
+fn every_click_is_counted_whatever_its_headers_contain() -> Result<()> {
     const EACH: u64 = 20;
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     let site = appliance.site()?;
-    make(&site, "hostile")?;
-    // That of `make`, whose client has no name and so is no person's.
+    create(&site, "hostile")?;
+    // `create` follows the link once, without a User-Agent, and so counts as a bot.
     let mut wanted = BTreeMap::from([("bots", 1), ("clicks", 0)]);
     let long = "x".repeat(8000);
     let hostile: [(&str, &[u8], &str); 8] = [
@@ -446,16 +464,16 @@ fn every_click_is_counted_whatever_it_says_of_itself() -> Result<()> {
         let client = browser.header(name, value);
         for _ in 0..EACH {
             leads_to(&client.get("/hostile")?, "https://example.com/hostile")?;
-            // None of these is a click.
+            // None of these requests is a click.
             client.head("/hostile")?;
             client.get("/hostile%0Al1%09")?;
             client.get("/nowhere")?;
         }
         *wanted.entry(kind).or_default() += EACH;
     }
-    // A value that goes on in the next line, as HTTP allowed once: nginx may refuse it, or take it for what it is.
+    // A header value on two lines (obsolete line folding, RFC 9112 section 5.2): nginx may refuse or accept it.
     for _ in 0..EACH {
-        *wanted.entry("clicks").or_default() += u64::from(folded(&appliance)?);
+        *wanted.entry("clicks").or_default() += u64::from(is_redirected_with_folded_header(&appliance)?);
     }
     let robot = site
         .clone()
@@ -477,22 +495,22 @@ fn every_click_is_counted_whatever_it_says_of_itself() -> Result<()> {
         last = counts(&appliance, "hostile")?;
         Ok((last == wanted).then_some(()))
     });
-    counted.with_context(|| format!("counted {last:?}, should be {wanted:?}"))?;
+    counted.with_context(|| format!("counted {last:?}, expected {wanted:?}"))?;
     let page = appliance.http_at(9464).get("/metrics")?.text();
     ensure!(page.contains("\nlinks_journal_malformed_lines_total 0\n"), "{page}");
     clicks_stay_with_their_link(&appliance)
 }
 
-/// A slug whose link was deleted gets a new one at once, while the clicks on the old one are still in the journal.
+/// Creates a new link with the slug of a deleted one, while clicks on the old link are still in the journal.
 fn clicks_stay_with_their_link(appliance: &Appliance) -> Result<()> {
     let site = appliance.site()?;
     let browser = site.clone().header("user-agent", BROWSER);
     let follow = |times| (0..times).try_for_each(|_| leads_to(&browser.get("/reused")?, "https://example.com/reused"));
-    make(&site, "reused")?;
+    create(&site, "reused")?;
     follow(7)?;
     let deleted = site.delete("/api/v1/links/reused")?;
     ensure!(deleted.status == 204, "{deleted}");
-    make(&site, "reused")?;
+    create(&site, "reused")?;
     follow(3)?;
     let wanted = BTreeMap::from([("bots", 1), ("clicks", 3)]);
     let mut last = BTreeMap::new();
@@ -501,11 +519,12 @@ fn clicks_stay_with_their_link(appliance: &Appliance) -> Result<()> {
         Ok((last["clicks"] >= 3).then_some(()))
     });
     counted.with_context(|| format!("counted {last:?}"))?;
-    ensure!(last == wanted, "counted {last:?}, should be {wanted:?}");
+    ensure!(last == wanted, "counted {last:?}, expected {wanted:?}");
     Ok(())
 }
 
-fn without_host(appliance: &Appliance, path: &str) -> Result<String> {
+/// The answer to a request in HTTP/1.0 without a Host header.
+fn get_without_host(appliance: &Appliance, path: &str) -> Result<String> {
     let mut stream = appliance.http().stream()?;
     stream.set_read_timeout(Duration::from_secs(10))?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
@@ -514,8 +533,8 @@ fn without_host(appliance: &Appliance, path: &str) -> Result<String> {
     Ok(answer)
 }
 
-/// Whether it was redirected.
-fn folded(appliance: &Appliance) -> Result<bool> {
+/// Whether a request with a header on two lines is redirected.
+fn is_redirected_with_folded_header(appliance: &Appliance) -> Result<bool> {
     let mut stream = appliance.http().stream()?;
     stream.set_read_timeout(Duration::from_secs(10))?;
     stream.write_all(
@@ -534,14 +553,14 @@ fn counts(appliance: &Appliance, slug: &str) -> Result<BTreeMap<&'static str, u6
 }
 
 #[test]
-fn redirects_and_statistics_do_not_wait_for_each_other() -> Result<()> {
+fn redirects_and_statistics_do_not_block_each_other() -> Result<()> {
     const HOURS: u32 = 2100;
-    const ASKERS: usize = 4;
-    const QUESTIONS: usize = 50;
+    const CLIENTS: usize = 4;
+    const REQUESTS: usize = 50;
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
-    make(&appliance.site()?, "counted")?;
-    // So many hours, among those of so many links, that they come to the component in parts.
+    create(&appliance.site()?, "counted")?;
+    // These are so many hours, among those of so many links, that the component receives them in several parts.
     let from: String = appliance.inside(|| {
         let database = rusqlite::Connection::open(DATABASE)?;
         database.busy_timeout(Duration::from_secs(10))?;
@@ -559,7 +578,7 @@ fn redirects_and_statistics_do_not_wait_for_each_other() -> Result<()> {
     let stats = format!("/api/v1/links/counted/stats?granularity=hour&from={from}");
     let is_over = AtomicBool::new(false);
     let ask = || -> Result<()> {
-        for _ in 0..QUESTIONS {
+        for _ in 0..REQUESTS {
             let answer = instance.get(&stats)?;
             let report: Value = answer.json()?;
             ensure!(answer.status == 200 && report["clicks"] == HOURS, "{report}");
@@ -567,7 +586,7 @@ fn redirects_and_statistics_do_not_wait_for_each_other() -> Result<()> {
         Ok(())
     };
     let follow = || -> Result<usize> {
-        let mut connection = Kept::new(&instance);
+        let mut connection = ReusedConnection::new(&instance);
         let mut followed = 0;
         while !is_over.load(Ordering::Relaxed) {
             let answer = connection.get("/counted")?;
@@ -577,59 +596,62 @@ fn redirects_and_statistics_do_not_wait_for_each_other() -> Result<()> {
         Ok(followed)
     };
     let followed = thread::scope(|scope| {
-        let followers: Vec<_> = (0..ASKERS).map(|_| scope.spawn(follow)).collect();
-        let askers: Vec<_> = (0..ASKERS).map(|_| scope.spawn(ask)).collect();
-        let asked = askers.into_iter().try_for_each(joined);
+        let followers: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(follow)).collect();
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+        let asked = clients.into_iter().try_for_each(joined);
         is_over.store(true, Ordering::Relaxed);
         let followed = followers.into_iter().map(joined).sum::<Result<usize>>()?;
         asked.map(|()| followed)
     })?;
-    ensure!(followed > ASKERS * QUESTIONS, "followed {followed} times");
+    ensure!(followed > CLIENTS * REQUESTS, "only {followed} redirects");
     Ok(())
 }
 
-/// nginx keeps an answer by the path as it understands it, so that must be what the instance understood.
+/// nginx caches an answer under the path as nginx normalizes it, so the instance must interpret the path in the same way.
 #[test]
-fn a_path_means_the_same_to_nginx_and_to_an_instance() -> Result<()> {
+fn nginx_and_the_instances_interpret_paths_alike() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     let site = appliance.site()?;
-    only_neighbours_are_believed(&appliance)?;
-    means_the_same(&site, "all")?;
+    only_nginx_and_the_agent_are_trusted(&appliance)?;
+    paths_are_interpreted_alike(&site, "all")?;
     appliance.ok(["systemctl", "stop", "links@2"])?;
-    means_the_same(&site, "one")?;
+    paths_are_interpreted_alike(&site, "one")?;
     appliance.ok(["systemctl", "start", "links@2"])?;
     appliance.wait_for_rotation(2)?;
-    // As when a reload of nginx is announced.
+    // Before a reload of nginx, this file is removed so that nginx closes its connections.
     appliance.ok(["rm", "/run/links/keepalive"])?;
-    let closing = means_the_same(&site, "closing")?;
+    let closing = paths_are_interpreted_alike(&site, "closing")?;
     ensure!(closing.header("connection") == "close", "{closing}");
     appliance.ok(["touch", "/run/links/keepalive"])?;
 
-    // However it was asked for, it is a click on that link.
+    // Each form of the path counts as a click on its link.
     for state in ["all", "one", "closing"] {
         eventually("the clicks are counted", COUNTED_WITHIN, || {
             let counts = counts(&appliance, &format!("{state}-2"))?;
-            let asked = 2 + REMAINS.len() as u64;
+            let asked = 2 + PUNCTUATION.len() as u64;
             Ok((counts == BTreeMap::from([("bots", asked), ("clicks", 0)])).then_some(()))
         })?;
     }
-    // HTTP/1.0 knows no Host.
+    // A request in HTTP/1.0 needs no Host header.
     for (path, status) in [("/health", "200"), ("/all-2", "302")] {
-        let answer = without_host(&appliance, path)?;
+        let answer = get_without_host(&appliance, path)?;
         ensure!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
     }
 
-    // Whatever is no link's path is answered by nginx, too.
+    // nginx itself answers paths that cannot be links.
     appliance.ok(["systemctl", "stop", "links@1", "links@2"])?;
     let icon = site.get("/favicon.ico")?;
     ensure!(icon.status == 404 && icon.text().contains("no such link"), "{icon}");
-    ensure!(site.get("/api/v1/links/all-2")?.status == 502, "nobody is there");
+    ensure!(
+        site.get("/api/v1/links/all-2")?.status == 502,
+        "nginx should answer 502 without instances"
+    );
     Ok(())
 }
 
-/// Whoever reaches an instance past nginx is not told what is there for the agent, and says nothing of where he comes from.
-fn only_neighbours_are_believed(appliance: &Appliance) -> Result<()> {
+/// A client that bypasses nginx cannot use the endpoints for the agent, and its forwarding headers are ignored.
+fn only_nginx_and_the_agent_are_trusted(appliance: &Appliance) -> Result<()> {
     let stranger = appliance.instance_without_token(1);
     let unknown = stranger.get("/no/where")?;
     let journal = "/internal/clicks?journal=0123456789abcdef0123456789abcdef";
@@ -658,39 +680,39 @@ fn only_neighbours_are_believed(appliance: &Appliance) -> Result<()> {
             .header("x-forwarded-proto", "https")
             .header("x-forwarded-host", "elsewhere.example")
             .header("x-request-id", "0123456789abcdef0123456789abcdef");
-        // With one id of nginx these would be one request.
-        let made =
+        // If the request ID were trusted, these would be one request.
+        let created =
             [1, 2].map(|number| client.post("/shorten", json!({ "url": format!("https://example.com/{number}") })));
-        for made in made {
-            let made = made?;
-            ensure!(made.status == 200, "{made}");
-            let link: Value = made.json()?;
+        for created in created {
+            let created = created?;
+            ensure!(created.status == 200, "{created}");
+            let link: Value = created.json()?;
             let url = link["short_url"].as_str().unwrap_or_default();
-            ensure!(url.starts_with("http://links.example/"), "{made}");
+            ensure!(url.starts_with("http://links.example/"), "{created}");
         }
     }
     Ok(())
 }
 
-/// The last answer, for how it was given.
-fn means_the_same(site: &Client, state: &str) -> Result<Answer> {
+/// Follows links under many forms of their paths. Returns the last answer, so that the caller can check its headers.
+fn paths_are_interpreted_alike(site: &Client, state: &str) -> Result<Answer> {
     let forms = ["/SLUG", "//SLUG", "/./SLUG", "/a/../SLUG", "/SLUG?a=%0A&b"];
     for (number, form) in forms.iter().enumerate() {
         let slug = format!("{state}-{number}");
         let url = format!("https://example.com/{slug}");
-        let made = site.post("/shorten", json!({ "url": url, "slug": slug }))?;
-        ensure!(made.status == 200, "{made}");
+        let created = site.post("/shorten", json!({ "url": url, "slug": slug }))?;
+        ensure!(created.status == 200, "{created}");
         let escaped = format!("%{:x}{}", slug.as_bytes()[0], &slug[1..]);
-        // First in a form in which nobody has asked for it.
+        // The first request uses a form that is not in the cache yet.
         for slug in [&escaped, &slug] {
             let path = form.replace("SLUG", slug);
             leads_to(&site.get(&path)?, &url).context(path)?;
         }
-        for rest in REMAINS {
+        for rest in PUNCTUATION {
             let path = format!("/{slug}{rest}");
             leads_to(&site.get(&path)?, &url).context(path)?;
         }
-        // These are no slugs, and none of them is in the way of the one that it resembles.
+        // These paths are not slugs, and a cached 404 for one of them does not replace the link that it resembles.
         for rest in ["/a", "%2Fa", "%0Aa", "%20a", "%3Fa", "%25a", "%C3%BC", ".a"] {
             let path = format!("/{slug}{rest}");
             for _ in 0..2 {
@@ -702,7 +724,7 @@ fn means_the_same(site: &Client, state: &str) -> Result<Answer> {
             }
         }
     }
-    // What is there without a body is not kept for who wants one.
+    // An answer to HEAD has no body and must not be cached for GET.
     for path in ["/nowhere", "/no/where", "/api", "/favicon.ico"] {
         let answers = [site.head(path)?, site.get(path)?, site.head(path)?, site.get(path)?];
         ensure!(answers.iter().all(|answer| answer.status == 404), "{path}: {answers:?}");
@@ -711,11 +733,11 @@ fn means_the_same(site: &Client, state: &str) -> Result<Answer> {
         }
     }
     let slug = format!("{state}-0");
-    // A change is seen under all of its paths.
+    // A change is visible under all paths of the link.
     let url = format!("https://example.org/{slug}");
     let changed = site.patch(&format!("/api/v1/links/{slug}"), json!({ "url": url }))?;
     ensure!(changed.status == 200, "{changed}");
-    for rest in [""].iter().chain(&REMAINS) {
+    for rest in [""].iter().chain(&PUNCTUATION) {
         let path = format!("/{slug}{rest}");
         leads_to(&site.get(&path)?, &url).context(path)?;
     }
@@ -730,7 +752,7 @@ fn means_the_same(site: &Client, state: &str) -> Result<Answer> {
 }
 
 #[test]
-fn more_links_than_nginx_has_room_for_lead_on_all_the_same() -> Result<()> {
+fn more_links_than_fit_into_the_nginx_cache_still_redirect() -> Result<()> {
     const LINKS: usize = 20_000;
     const CLIENTS: usize = 16;
     let appliance = Appliance::installed()?;
@@ -745,7 +767,7 @@ fn more_links_than_nginx_has_room_for_lead_on_all_the_same() -> Result<()> {
         )?;
         Ok(())
     })?;
-    // Half of it is for what nginx keeps: four thousand bytes for each answer.
+    // Half of /run is for the cache of nginx. Each answer takes about 4 kB.
     appliance.ok(["mount", "-o", "remount,size=24m", "/run"])?;
     appliance.ok(["linksctl", "configure"])?;
     let site = appliance.read("/etc/nginx/sites-enabled/links")?;
@@ -754,7 +776,7 @@ fn more_links_than_nginx_has_room_for_lead_on_all_the_same() -> Result<()> {
     let client = appliance.http();
     let next = AtomicUsize::new(1);
     let follow = || -> Result<()> {
-        let mut connection = Kept::new(&client);
+        let mut connection = ReusedConnection::new(&client);
         loop {
             match next.fetch_add(1, Ordering::Relaxed) {
                 number @ ..=LINKS => {
@@ -772,52 +794,58 @@ fn more_links_than_nginx_has_room_for_lead_on_all_the_same() -> Result<()> {
 }
 
 #[test]
-fn redirects_go_on_while_no_instance_answers_and_new_links_are_known_when_nginx_is_back() -> Result<()> {
+fn cached_links_redirect_without_instances_and_links_created_without_nginx_redirect_later() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     appliance.write("/etc/links/links.toml", "[nginx]\ncache_ttl = \"5s\"\n")?;
     appliance.ok(["systemctl", "reload", "links"])?;
     appliance.wait_for_rotation(2)?;
     let site = appliance.site()?;
-    make(&site, "known")?;
+    create(&site, "known")?;
     appliance.ok(["systemctl", "stop", "links@1", "links@2"])?;
-    // Longer than the ttl: from then on each answer is one that is out of date.
+    // The loop outlasts cache_ttl. After that, every answer is stale.
     let begin = Instant::now();
-    let mut connection = Kept::new(&site);
+    let mut connection = ReusedConnection::new(&site);
     while begin.elapsed() < Duration::from_secs(8) {
         leads_to(&connection.get("/known")?, "https://example.com/known")?;
     }
-    // What it does not have, it cannot know.
-    ensure!(site.get("/unknown")?.status == 502, "nobody is there to say");
+    // nginx cannot answer for links that are not in its cache.
+    ensure!(
+        site.get("/unknown")?.status == 502,
+        "nginx should answer 502 without instances"
+    );
     ensure!(
         site.post("/shorten", json!({ "url": "https://example.com/" }))?.status == 502,
-        "nobody is there"
+        "nginx should answer 502 without instances"
     );
     appliance.ok(["systemctl", "start", "links@1", "links@2"])?;
     appliance.wait_for_rotation(2)?;
 
-    // A link can be made while nginx is away; then it cannot be asked what it has, and the answer says so.
+    // While nginx is down, a link can be created, but the cache cannot be purged. The header links-edge reports that.
     appliance.ok(["systemctl", "stop", "nginx"])?;
-    let made = appliance.instance(1)?.post(
+    let created = appliance.instance(1)?.post(
         "/shorten",
         json!({ "url": "https://example.com/", "slug": "meanwhile" }),
     )?;
-    ensure!(made.status == 200 && made.header("links-edge") == "stale", "{made}");
-    let said = appliance.instances_said()?;
     ensure!(
-        said.contains("nginx may still have the old answer for /meanwhile"),
-        "{said}"
+        created.status == 200 && created.header("links-edge") == "stale",
+        "{created}"
+    );
+    let journal = appliance.instances_journal()?;
+    ensure!(
+        journal.contains("nginx may still have the old answer for /meanwhile"),
+        "{journal}"
     );
     appliance.ok(["systemctl", "start", "nginx"])?;
-    make(&site, "afterwards")?;
+    create(&site, "afterwards")?;
     leads_to(&site.get("/meanwhile")?, "https://example.com/")
 }
 
 #[test]
-fn nobody_but_the_instances_can_ask_nginx_what_it_has() -> Result<()> {
+fn only_the_host_can_query_the_nginx_cache() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
-    make(&appliance.site()?, "mine")?;
+    create(&appliance.site()?, "mine")?;
     let listening = appliance
         .shell("ss --listening --tcp --numeric --no-header | awk '{ print $4 }'")?
         .stdout;
@@ -833,7 +861,7 @@ fn nobody_but_the_instances_can_ask_nginx_what_it_has() -> Result<()> {
     assert_eq!(edge.get("/mine")?.header("links-edge"), "BYPASS");
     assert_eq!(edge.head("/mine")?.header("links-edge"), "HIT");
     assert_eq!(edge.post("/shorten", "{}")?.status, 403);
-    // What a client says of the edge changes nothing there.
+    // The headers of a client do not bypass the cache.
     let curious = appliance
         .http()
         .header("links-edge", "BYPASS")
@@ -845,14 +873,14 @@ fn nobody_but_the_instances_can_ask_nginx_what_it_has() -> Result<()> {
 }
 
 #[test]
-fn nginx_may_open_the_redirects_that_it_keeps() -> Result<()> {
+fn nginx_may_open_as_many_files_as_it_caches() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     let site = appliance.read("/etc/nginx/sites-enabled/links")?;
     let kept: u64 = site
         .split_once("open_file_cache max=")
         .and_then(|(_, rest)| rest.split_once(' ')?.0.parse().ok())
-        .context("the site keeps no files open")?;
+        .context("the site has no open_file_cache")?;
     let check = || -> Result<()> {
         let limits = appliance.shell("cat $(pgrep --parent $(cat /run/nginx.pid) | sed 's:.*:/proc/&/limits:')")?;
         let lines = limits.stdout.lines().filter(|line| line.starts_with("Max open files"));
@@ -860,15 +888,15 @@ fn nginx_may_open_the_redirects_that_it_keeps() -> Result<()> {
         ensure!(!lines.is_empty(), "{limits}");
         for words in lines {
             let (soft, hard): (u64, u64) = (words[3].parse()?, words[4].parse()?);
-            // 768: worker_connections of Debian's nginx.conf.
+            // 768 is worker_connections in Debian's nginx.conf.
             ensure!(
                 soft == hard.min(65_536) && kept > 100 && 2 * kept + 768 <= soft,
-                "{kept} of {words:?}"
+                "{kept} files in the cache, with the limits {words:?}"
             );
         }
         Ok(())
     };
-    // Of the nginx that ran before links came, and of one that starts with it.
+    // First the nginx that ran before links was installed, then one that started afterwards.
     check()?;
     appliance.ok(["systemctl", "restart", "nginx"])?;
     check()

@@ -1,4 +1,4 @@
-//! What goes wrong on a host gets a clear answer, loses nothing, and leaves no process behind.
+//! Failures on a host give a clear error, lose nothing, and leave no process behind.
 
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use links_tests::{Appliance, DEB, Output, Tree, eventually};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-/// EX_NOPERM and EX_CONFIG of sysexits.h.
+/// EX_NOPERM of sysexits.h.
 const NEEDS_ROOT: i32 = 77;
+/// EX_CONFIG of sysexits.h.
 const WRONG_CONFIGURATION: i32 = 78;
 
 #[test]
-fn a_wrong_configuration_is_refused_by_line_and_what_runs_goes_on() -> Result<()> {
+fn a_wrong_configuration_is_refused_with_its_line_and_links_keeps_serving() -> Result<()> {
     let host = Host::serving()?;
     let cases = [
         (
@@ -48,7 +49,7 @@ fn a_wrong_configuration_is_refused_by_line_and_what_runs_goes_on() -> Result<()
         assert!(rollout.stderr.contains(&expected), "{expected:?} in {rollout}");
         host.still_serves()?;
 
-        // Whoever restarts, at whatever moment of an edit, gets the configuration that was applied last.
+        // A restart in the middle of an edit uses the configuration that was applied last.
         host.appliance.ok(["systemctl", "restart", "links@1"])?;
         host.still_serves()?;
         host.appliance.write(&path, good)?;
@@ -58,11 +59,11 @@ fn a_wrong_configuration_is_refused_by_line_and_what_runs_goes_on() -> Result<()
 }
 
 #[test]
-fn an_endpoint_in_use_is_named() -> Result<()> {
+fn the_journal_names_an_endpoint_in_use() -> Result<()> {
     let host = Host::serving()?;
     let endpoint = host.appliance.first_endpoint()?;
     host.appliance.ok(["systemctl", "stop", "links@1"])?;
-    // systemd itself listens for it.
+    // systemd itself listens on the socket.
     let squatter = [
         "systemd-run",
         "--unit=squatter",
@@ -78,18 +79,18 @@ fn an_endpoint_in_use_is_named() -> Result<()> {
 }
 
 #[test]
-fn a_read_only_database_directory_is_named() -> Result<()> {
+fn the_journal_names_a_read_only_database_directory() -> Result<()> {
     let host = Host::serving()?;
     let data = "/var/lib/links/data";
     host.appliance
         .shell(&format!("mount --bind {data} {data}; mount -o remount,bind,ro {data}"))?;
     host.restart_fails("the database directory /var/lib/links/data has to be writable by user links")?;
-    // Sandboxes that were made meanwhile hold it for as long as they live.
+    // Sandboxes that were created meanwhile hold the mount as long as they exist, so only a lazy unmount succeeds.
     host.appliance.ok(["umount", "--lazy", data])?;
     host.recovers()
 }
 
-/// Runs before anything of links: what was not on the disk is lost.
+/// A unit that starts before links and discards everything that was not synced.
 const POWER_CUT: &str = "[Unit]
 Before=links-recover.service links.service links@1.service
 [Service]
@@ -100,7 +101,7 @@ WantedBy=multi-user.target
 ";
 
 #[test]
-fn nothing_acknowledged_is_lost_when_syncs_fail_and_then_the_power() -> Result<()> {
+fn no_acknowledged_link_is_lost_when_syncs_fail_before_a_power_failure() -> Result<()> {
     let mut appliance = Appliance::installed()?;
     appliance.ok(["linksctl", "scale", "1"])?;
     let library = std::fs::read(links_tests::power_cut()?)?;
@@ -118,7 +119,7 @@ fn nothing_acknowledged_is_lost_when_syncs_fail_and_then_the_power() -> Result<(
         for number in 0..20 {
             acknowledged.push(appliance.shorten(&format!("https://example.com/{round}/{number}"))?);
         }
-        // For so long that the process may end, or for a moment.
+        // Syncs fail for a moment, or for so long that the process may exit.
         let attempts = [1, 3, 10, 1][round];
         appliance.ok(["touch", &format!("{data}/sync-fails")])?;
         let site = appliance.site()?;
@@ -127,11 +128,11 @@ fn nothing_acknowledged_is_lost_when_syncs_fail_and_then_the_power() -> Result<(
             let answer = site.post("/shorten", serde_json::json!({ "url": url }))?;
             ensure!(
                 answer.status.is_server_error(),
-                "acknowledged on a disk that fails: {answer}"
+                "acknowledged although syncs fail: {answer}"
             );
         }
         appliance.ok(["rm", &format!("{data}/sync-fails")])?;
-        eventually("links are made again", Duration::from_secs(60), || {
+        eventually("links are created again", Duration::from_secs(60), || {
             let answer = site.post("/shorten", r#"{"url": "https://example.com/again"}"#)?;
             Ok((answer.status == 200).then_some(()))
         })?;
@@ -140,7 +141,10 @@ fn nothing_acknowledged_is_lost_when_syncs_fail_and_then_the_power() -> Result<(
         acknowledged.push(appliance.shorten(&format!("https://example.com/last/{number}"))?);
     }
     let kept = appliance.shell(&format!("ls {data}"))?.stdout;
-    ensure!(kept.contains("links.db-wal.durable"), "nothing was kept apart: {kept}");
+    ensure!(
+        kept.contains("links.db-wal.durable"),
+        "there is no copy of the synced state: {kept}"
+    );
 
     appliance.machine.kill_host()?;
     appliance.wait_for_rotation(1)?;
@@ -158,7 +162,7 @@ fn nothing_acknowledged_is_lost_when_syncs_fail_and_then_the_power() -> Result<(
 }
 
 #[test]
-fn a_damaged_release_is_named_and_the_other_instance_serves() -> Result<()> {
+fn the_journal_names_a_damaged_file_and_the_other_instance_serves() -> Result<()> {
     let host = Host::serving()?;
     let release = host.release_of_instance_1()?;
     for file in [
@@ -199,7 +203,7 @@ fn a_runtime_of_another_version_is_refused() -> Result<()> {
 }
 
 #[test]
-fn a_runtime_that_exits_at_once_is_told_with_its_last_words() -> Result<()> {
+fn a_runtime_that_exits_at_once_is_logged_with_its_status() -> Result<()> {
     let host = Host::serving()?;
     let good = host.release_of_instance_1()?;
     let mut manifest = host.manifest(&good)?;
@@ -232,15 +236,15 @@ fn a_second_supervisor_of_an_instance_is_refused() -> Result<()> {
 }
 
 #[test]
-fn policy_rc_d_forbids_the_start() -> Result<()> {
+fn policy_rc_d_keeps_the_installation_from_starting_links() -> Result<()> {
     let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
     appliance.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n")?;
     appliance.ok(["chmod", "755", "/usr/sbin/policy-rc.d"])?;
 
-    let said = appliance.apt_install()?;
+    let output = appliance.apt_install()?;
     assert!(
-        said.contains("not started, by policy: `systemctl start links.service`"),
-        "{said}"
+        output.contains("not started, by policy: run `systemctl start links.service`"),
+        "{output}"
     );
     assert_eq!(appliance.processes()?, "");
     assert_eq!(appliance.run(["systemctl", "is-enabled", "links"])?.stdout, "enabled\n");
@@ -248,15 +252,15 @@ fn policy_rc_d_forbids_the_start() -> Result<()> {
     appliance.ok(["systemctl", "start", "links"])?;
     appliance.wait_for_status("2/2 instances ready")?;
     assert!(
-        said.contains("nginx was not reloaded, by policy: `systemctl reload nginx`"),
-        "{said}"
+        output.contains("nginx was not reloaded, by policy: `systemctl reload nginx`"),
+        "{output}"
     );
     appliance.reload_nginx()?;
     appliance.follow(&appliance.shorten("https://example.com/allowed")?)
 }
 
 #[test]
-fn a_full_disk_stops_the_installation_and_room_completes_it() -> Result<()> {
+fn an_installation_that_a_full_disk_stopped_can_be_completed() -> Result<()> {
     let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
     // The release does not fit into the store.
     appliance.shell("mkdir /var/lib/links; mount -t tmpfs -o size=1m,mode=755 tmpfs /var/lib/links")?;
@@ -264,14 +268,14 @@ fn a_full_disk_stops_the_installation_and_room_completes_it() -> Result<()> {
     assert_ne!(failed.status, 0, "{failed}");
     assert!(
         (failed.stdout + &failed.stderr).contains("No space left on device"),
-        "no clear answer"
+        "the error should name the full disk"
     );
     assert_eq!(
         appliance
             .ok(["find", "/var/lib/links/releases", "-mindepth", "1"])?
             .stdout,
         "",
-        "no half a release"
+        "the store should have no partial release"
     );
     assert_eq!(appliance.processes()?, "");
     let page = appliance.http().get("/")?;
@@ -284,7 +288,7 @@ fn a_full_disk_stops_the_installation_and_room_completes_it() -> Result<()> {
 }
 
 #[test]
-fn an_ordinary_user_is_told_to_become_root() -> Result<()> {
+fn an_ordinary_user_is_asked_to_use_sudo() -> Result<()> {
     let host = Host::serving()?;
     let commands: [&[&str]; 8] = [
         &["token"],
@@ -309,7 +313,7 @@ fn an_ordinary_user_is_told_to_become_root() -> Result<()> {
     host.still_serves()
 }
 
-/// The appliance at work, with a link that must never be lost.
+/// A serving appliance with a link that must not be lost.
 struct Host {
     appliance: Appliance,
     link: Link,
@@ -326,18 +330,18 @@ impl Host {
         self.appliance.follow(&self.link)
     }
 
-    /// Restarting instance 1 fails, its journal then says why, and no process of it is left.
+    /// Asserts that a restart of instance 1 fails, that its journal contains `expected`, and that no process of it is left.
     fn restart_fails(&self, expected: &str) -> Result<()> {
-        let already_said = self.appliance.journal("links@1")?.len();
+        let logged_before = self.appliance.journal("links@1")?.len();
         let restart: Output = self.appliance.run(["systemctl", "restart", "links@1"])?;
         ensure!(restart.status != 0, "links@1 should not have started");
-        // It may be waiting for its next try.
+        // systemd may be waiting for the next attempt.
         self.appliance.ok(["systemctl", "stop", "links@1"])?;
         let journal = self.appliance.journal("links@1")?;
-        let said = &journal[already_said..];
+        let logged = &journal[logged_before..];
         ensure!(
-            said.contains(expected),
-            "{expected:?} should be said by links@1:\n{said}"
+            logged.contains(expected),
+            "{expected:?} should be in the journal of links@1:\n{logged}"
         );
         let left = self
             .appliance
@@ -355,7 +359,7 @@ impl Host {
     }
 
     fn recovers(&self) -> Result<()> {
-        // Failed starts count against the unit's limit.
+        // Failed starts count against the start limit of the unit.
         self.appliance.ok(["systemctl", "reset-failed", "links@1"])?;
         self.appliance.ok(["systemctl", "start", "links@1"])?;
         self.appliance.wait_for_status("2/2 instances ready")?;
@@ -376,7 +380,7 @@ impl Host {
         Ok(Manifest(serde_json::from_str(&text)?))
     }
 
-    /// Points instance 1 to a copy of `release` with another manifest; returns the copy.
+    /// Points instance 1 to a copy of `release` with another manifest. Returns the path of the copy.
     fn run_another_release(&self, release: &str, manifest: &Manifest) -> Result<String> {
         let bad = format!("{release}-bad");
         self.appliance.ok(["cp", "--archive", release, &bad])?;

@@ -1,4 +1,4 @@
-//! `linksctl up`, which `make run` ends with: the appliance in the foreground, used as its own output says.
+//! `linksctl up`, the last step of `make run`: the appliance in the foreground, used with the commands that it prints.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,19 +21,19 @@ use nix::unistd::Pid;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// One at a time: each takes the ports that it finds free.
-static TURN: Mutex<()> = Mutex::new(());
+/// Serializes the tests, because `linksctl up` looks for free ports.
+static SERIAL: Mutex<()> = Mutex::new(());
 
-/// A `linksctl up` below a directory of its own.
+/// A running `linksctl up` with a directory of its own.
 struct Up {
     directory: Rc<tempfile::TempDir>,
     child: Child,
-    /// What it prints, a line each.
+    /// The lines that it prints.
     lines: Receiver<String>,
 }
 
 impl Up {
-    /// In a new directory, with the tarball unpacked in it.
+    /// Starts `linksctl up` from the tarball, in a new directory.
     fn start() -> Self {
         let directory = Rc::new(tempfile::tempdir().unwrap());
         let tarball = Artifacts::find().unwrap().tarball;
@@ -59,15 +59,15 @@ impl Up {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (tell, lines) = channel();
+        let (sender, lines) = channel();
         for stream in [
             Box::new(child.stdout.take().unwrap()) as Box<dyn std::io::Read + Send>,
             Box::new(child.stderr.take().unwrap()),
         ] {
-            let tell = tell.clone();
+            let sender = sender.clone();
             std::thread::spawn(move || {
                 for line in BufReader::new(stream).lines() {
-                    if tell.send(line.unwrap()).is_err() {
+                    if sender.send(line.unwrap()).is_err() {
                         return;
                     }
                 }
@@ -84,7 +84,7 @@ impl Up {
         self.directory.path().join("root")
     }
 
-    /// The next line that starts with `start`, blanks aside; without them.
+    /// Waits for a line that starts with `start`, and returns it without leading and trailing white space.
     fn line(&self, start: &str) -> String {
         let mut seen = vec![];
         while let Ok(line) = self.lines.recv_timeout(DEADLINE) {
@@ -96,7 +96,7 @@ impl Up {
         panic!("no line starts with {start:?}:\n{}", seen.join("\n"));
     }
 
-    /// The first of its processes with `part` on the command line.
+    /// The oldest of its processes with `part` on the command line.
     fn process(&self, part: &str) -> Pid {
         let processes = processes_of(&self.root());
         let found = processes.iter().find(|(_, line)| line.contains(part));
@@ -107,7 +107,7 @@ impl Up {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    /// Waits for its end, and for that of everything that was started for it.
+    /// Waits until it and all of its processes have ended.
     fn end(mut self) -> std::process::ExitStatus {
         let status = eventually("linksctl up ends", DEADLINE, || Ok(self.child.try_wait()?)).unwrap();
         eventually("its processes end", DEADLINE, || {
@@ -120,7 +120,7 @@ impl Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        // Already gone in a test that came to its end.
+        // The process has already ended if the test succeeded.
         let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
         let _ = self.child.wait();
     }
@@ -134,7 +134,7 @@ fn linksctl(directory: &Path) -> PathBuf {
     top.join("usr/bin/linksctl")
 }
 
-/// Processes whose command line names a directory, oldest first, with it.
+/// The processes with `directory` on the command line, oldest first, each with its command line.
 fn processes_of(directory: &Path) -> Vec<(Pid, String)> {
     let name = directory.to_string_lossy().into_owned();
     let mut found: Vec<_> = fs::read_dir("/proc")
@@ -156,8 +156,8 @@ fn shell(line: &str) -> Output {
 }
 
 #[test]
-fn what_it_prints_can_be_pasted_and_ctrl_c_leaves_nothing() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn the_printed_commands_work_and_ctrl_c_ends_every_process() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let up = Up::start();
     let curl = up.line("curl ");
     let url = up.line("http://");
@@ -191,7 +191,7 @@ fn what_it_prints_can_be_pasted_and_ctrl_c_leaves_nothing() {
 
     assert!(
         processes_of(&up.root()).len() >= 5,
-        "up, two supervisors, two runtimes: {:?}",
+        "up, two supervisors and two runtimes should run: {:?}",
         processes_of(&up.root())
     );
     up.signal(Signal::SIGINT);
@@ -199,8 +199,8 @@ fn what_it_prints_can_be_pasted_and_ctrl_c_leaves_nothing() {
 }
 
 #[test]
-fn links_are_still_there_after_a_restart() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn links_survive_a_restart_of_up() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let up = Up::start();
     let curl = up.line("curl ");
     let url = up.line("http://");
@@ -218,8 +218,8 @@ fn links_are_still_there_after_a_restart() {
 }
 
 #[test]
-fn the_end_of_an_instance_ends_everything_and_says_why() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn up_ends_with_a_reason_when_an_instance_ends() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let up = Up::start();
     up.line("Ctrl-C");
     let runtime = up.process(" up --from ");
@@ -228,10 +228,10 @@ fn the_end_of_an_instance_ends_everything_and_says_why() {
     assert!(!up.end().success());
 }
 
-/// Spin serves from a child in a process group of its own, which nobody ends when its supervisor cannot.
+/// Spin serves from a child in a process group of its own, which outlives a killed supervisor unless `up` ends it.
 #[test]
-fn a_supervisor_that_is_killed_leaves_nothing_behind() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn killing_a_supervisor_leaves_no_process_behind() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let up = Up::start();
     up.line("Ctrl-C");
     kill(up.process(" run 1"), Signal::SIGKILL).unwrap();
@@ -240,36 +240,36 @@ fn a_supervisor_that_is_killed_leaves_nothing_behind() {
 }
 
 #[test]
-fn an_up_that_is_killed_leaves_nothing_behind() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn killing_up_leaves_no_process_behind() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let mut up = Up::start();
     up.line("Ctrl-C");
-    // With whoever read what it says.
+    // The reader of its output goes away too.
     up.lines = channel().1;
     up.signal(Signal::SIGKILL);
     assert!(!up.end().success());
 }
 
 #[test]
-fn it_serves_on_when_nobody_reads_what_it_says() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+fn up_keeps_serving_when_nobody_reads_its_output() {
+    let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let mut up = Up::start();
     up.line("Ctrl-C");
-    // The threads that read leave at the next line, and their ends of the pipes with them.
+    // The reading threads end at the next line, which closes their ends of the pipes.
     up.lines = channel().1;
     let flag = up.root().join("run/links/ready/1");
     let runtimes = processes_of(&up.root().join("run/links/1/runtime.toml"));
-    // The supervisor says that its instance is not ready, and that it is again.
+    // The supervisor prints that its instance is not ready, and later that it is ready again.
     for (signal, ready) in [(Signal::SIGSTOP, false), (Signal::SIGCONT, true)] {
         for (runtime, _) in &runtimes {
             kill(*runtime, signal).unwrap();
         }
-        eventually("the flag follows the runtime", DEADLINE, || {
+        eventually("the flag follows the state of the runtime", DEADLINE, || {
             Ok((flag.exists() == ready).then_some(()))
         })
         .unwrap();
     }
-    assert!(up.child.try_wait().unwrap().is_none(), "it ended");
+    assert!(up.child.try_wait().unwrap().is_none(), "up should still run");
     up.signal(Signal::SIGTERM);
     assert!(up.end().success());
 }

@@ -1,6 +1,6 @@
-//! The lab itself: whatever the other tests take for granted about it.
+//! The lab itself: what the other tests rely on.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where what it needs is not there")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -13,7 +13,7 @@ use links_tests::load::{Connections, Load, Outcome, verify_all};
 use links_tests::{Machine, Tree, eventually};
 
 #[test]
-fn a_command_runs_inside_and_its_end_is_told() -> Result<()> {
+fn a_command_runs_inside_and_its_outcome_is_returned() -> Result<()> {
     let machine = Machine::boot(&Tree::plain()?)?;
 
     assert_eq!(machine.ok(["cat", "/proc/1/comm"])?.stdout, "systemd\n");
@@ -40,13 +40,13 @@ fn a_command_runs_inside_and_its_end_is_told() -> Result<()> {
     assert_eq!(
         machine.run(["pgrep", "sleep"])?.stdout,
         "",
-        "the command was ended inside"
+        "the command should have been ended inside"
     );
     Ok(())
 }
 
 #[test]
-fn files_go_in_and_out_and_never_reach_the_host() -> Result<()> {
+fn files_are_written_and_read_inside_and_never_reach_the_host() -> Result<()> {
     let machine = Machine::boot(&Tree::plain()?)?;
 
     machine.write("/srv/new/directory/file", "text")?;
@@ -56,7 +56,7 @@ fn files_go_in_and_out_and_never_reach_the_host() -> Result<()> {
         "644 root\n"
     );
 
-    // An absolute link means the machine's own root.
+    // The target of an absolute link is below the machine's root.
     machine.ok(["ln", "-s", "/etc/hostname-of-nobody", "/srv/link"])?;
     machine.write("/srv/link", "inside")?;
     assert_eq!(machine.read("/etc/hostname-of-nobody")?, "inside");
@@ -98,7 +98,7 @@ fn a_sandboxed_unit_gets_its_credentials_and_directories() -> Result<()> {
 }
 
 #[test]
-fn the_client_speaks_to_servers_inside() -> Result<()> {
+fn the_client_reaches_servers_inside() -> Result<()> {
     let machine = Machine::boot(&Tree::with_nginx()?)?;
     let page = machine.http().get("/")?;
     assert_eq!((page.status.as_u16(), page.header("content-type")), (200, "text/html"));
@@ -116,18 +116,26 @@ fn the_client_speaks_to_servers_inside() -> Result<()> {
         "POST application/json 8 links.example"
     );
     assert!(matches!(trial.get("/close"), Err(Failure::Reset)));
-    let hasty = trial.deadline(Duration::from_millis(300));
-    assert!(matches!(hasty.get("/never"), Err(Failure::TimedOut(_))));
+    let impatient = trial.deadline(Duration::from_millis(300));
+    assert!(matches!(impatient.get("/never"), Err(Failure::TimedOut(_))));
 
     let mut connection = machine.http_at(8080).connect()?;
     let first = connection.get("/connection")?.text();
-    assert_eq!(connection.get("/connection")?.text(), first, "one connection for both");
-    assert_ne!(machine.http_at(8080).get("/connection")?.text(), first, "another one");
+    assert_eq!(
+        connection.get("/connection")?.text(),
+        first,
+        "both requests should use one connection"
+    );
+    assert_ne!(
+        machine.http_at(8080).get("/connection")?.text(),
+        first,
+        "another client should get another connection"
+    );
     Ok(())
 }
 
 #[test]
-fn the_load_tells_every_outcome_and_every_lost_link() -> Result<()> {
+fn the_load_reports_every_outcome_and_every_lost_link() -> Result<()> {
     let machine = Machine::boot(&Tree::with_nginx()?)?;
     machine.write("/etc/nginx/conf.d/load.conf", include_str!("trial/load.conf"))?;
     machine.ok(["systemctl", "restart", "nginx"])?;
@@ -143,7 +151,11 @@ fn the_load_tells_every_outcome_and_every_lost_link() -> Result<()> {
         assert_eq!(report.requests(), report.acknowledged.len() as u64, "{report}");
 
         let mut lost = verify_all(&machine.http_at(8090), &report.acknowledged)?;
-        assert_eq!(lost.len(), report.acknowledged.len() - 1, "all but one");
+        assert_eq!(
+            lost.len(),
+            report.acknowledged.len() - 1,
+            "all links but one should be lost"
+        );
         assert_eq!(lost.pop().unwrap().found, "302 https://load.example/load/0/3");
     }
 
@@ -152,7 +164,7 @@ fn the_load_tells_every_outcome_and_every_lost_link() -> Result<()> {
 
     let cut = Load::through([machine.http_at(8090), machine.http_at(8090)]).start();
     machine.ok(["systemctl", "kill", "--signal=KILL", "nginx"])?;
-    eventually("the workers feel it", Duration::from_secs(10), || {
+    eventually("requests fail", Duration::from_secs(10), || {
         Ok((cut.failed() > 0).then_some(()))
     })?;
     let cut = cut.stop()?;
@@ -174,7 +186,7 @@ fn apt_installs_nginx_without_a_network() -> Result<()> {
 }
 
 #[test]
-fn what_was_written_outlives_a_reboot_and_a_power_cut() -> Result<()> {
+fn files_survive_a_reboot_and_a_power_failure() -> Result<()> {
     let mut machine = Machine::boot(&Tree::plain()?)?;
     let boot_id = |machine: &Machine| machine.read("/proc/sys/kernel/random/boot_id");
     let first = boot_id(&machine)?;
@@ -197,7 +209,7 @@ fn what_was_written_outlives_a_reboot_and_a_power_cut() -> Result<()> {
 }
 
 #[test]
-fn nothing_of_a_machine_is_left_when_it_is_dropped() -> Result<()> {
+fn a_dropped_machine_leaves_nothing_behind() -> Result<()> {
     let machine = Machine::boot(&Tree::plain()?)?;
     machine.shell("setsid sleep 1000 >/dev/null 2>&1 </dev/null & systemd-run --quiet sleep 1000")?;
     let traces = Traces::of(&machine)?;
@@ -213,8 +225,8 @@ fn nothing_of_a_machine_is_left_when_it_is_dropped() -> Result<()> {
 }
 
 #[test]
-fn nothing_of_a_machine_is_left_when_its_test_is_killed() -> Result<()> {
-    const NAME: &str = "nothing_of_a_machine_is_left_when_its_test_is_killed";
+fn a_machine_leaves_nothing_behind_when_its_test_is_killed() -> Result<()> {
+    const NAME: &str = "a_machine_leaves_nothing_behind_when_its_test_is_killed";
     const VICTIM: &str = "LINKS_LAB_VICTIM";
     if std::env::var_os(VICTIM).is_some() {
         let machine = Machine::boot(&Tree::plain()?)?;
@@ -247,14 +259,14 @@ fn nothing_of_a_machine_is_left_when_its_test_is_killed() -> Result<()> {
     eventually("the processes of the machine end", Duration::from_secs(10), || {
         Ok(traces.processes()?.is_empty().then_some(()))
     })?;
-    // The files are what the next machine clears away.
+    // The next machine removes the files.
     drop(Machine::boot(&Tree::plain()?)?);
     assert!(!fs::exists(&traces.directory)?);
     assert!(!fs::exists(&traces.cgroup)?);
     Ok(())
 }
 
-/// Where a machine shows on the host.
+/// Where a machine is visible on the host.
 struct Traces {
     directory: String,
     cgroup: String,
@@ -266,7 +278,7 @@ impl Traces {
         let upper = upper.split("upperdir=").nth(1).and_then(|rest| rest.split(',').next());
         let directory = upper
             .and_then(|upper| upper.strip_suffix("/upper"))
-            .context("an overlay")?;
+            .context("the root is not an overlay")?;
         let name = directory.rsplit('/').next().unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let cgroup = mounts
@@ -275,11 +287,11 @@ impl Traces {
             .and_then(|line| line.split(' ').nth(1));
         Ok(Self {
             directory: directory.to_owned(),
-            cgroup: format!("{}/links-lab-{name}", cgroup.context("cgroup2")?),
+            cgroup: format!("{}/links-lab-{name}", cgroup.context("cgroup2 is not mounted")?),
         })
     }
 
-    /// The processes that see the machine's file system.
+    /// The processes that have the machine's file system mounted.
     fn processes(&self) -> Result<Vec<u32>> {
         let mut found = Vec::new();
         for process in fs::read_dir("/proc")? {
@@ -287,7 +299,7 @@ impl Traces {
             let Ok(pid) = process.file_name().to_string_lossy().parse() else {
                 continue;
             };
-            // It may have ended since.
+            // The process may have ended since.
             let mounts = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
             if mounts.contains(&self.directory) {
                 found.push(pid);

@@ -1,4 +1,4 @@
-//! The links on a libSQL server: what goes on while it is away, slow, or refuses the token, and how it comes back.
+//! The database on a libSQL server: what still works while the server is down, slow, or refuses the token, and the recovery.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,53 +13,59 @@ use rusqlite::Connection;
 const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
 const TOKEN: &str = "turso-s3cret";
 
-/// A redirect from the cache while the database is away: it may try the database for a second.
+/// The maximum time for a redirect from the cache during an outage. It may try the database for one second.
 const FROM_CACHE: Duration = Duration::from_secs(3);
-/// An answer that needs the database: it is given up after ten seconds.
-const BOUNDED: Duration = Duration::from_secs(12);
-/// The agent looks at the database once a minute.
-const COUNTED: Duration = Duration::from_secs(90);
-/// Until what came back is used again.
+/// The maximum time for an answer that needs the database. An instance gives up after ten seconds.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(12);
+/// How long the metrics may take. The agent queries the database once a minute.
+const METRICS_DEADLINE: Duration = Duration::from_secs(90);
+/// How long it may take until the database is used again after an outage.
 const RECOVERY: Duration = Duration::from_secs(20);
 
 #[test]
-fn redirects_go_on_without_the_database_and_all_recovers_by_itself() -> Result<()> {
+fn redirects_continue_without_the_database_and_links_recovers_by_itself() -> Result<()> {
     let appliance = Appliance::installed()?;
     let libsql = on_libsql(&appliance, "1s", "24h")?;
-    let starts = appliance.starts(2)?;
+    let starts = appliance.invocation_ids(2)?;
     let lab = Lab {
         appliance: &appliance,
         libsql: &libsql,
     };
-    for trouble in [Trouble::Stopped, Trouble::Paused, Trouble::Slow, Trouble::Refuses] {
-        lab.goes_through(trouble).with_context(|| format!("{trouble:?}"))?;
-        ensure!(appliance.starts(2)? == starts, "{trouble:?}: an instance was restarted");
+    for outage in [Outage::Stopped, Outage::Paused, Outage::Slow, Outage::Refuses] {
+        lab.survives(outage).with_context(|| format!("{outage:?}"))?;
+        ensure!(
+            appliance.invocation_ids(2)? == starts,
+            "{outage:?}: an instance was restarted"
+        );
     }
     ensure!(
-        !appliance.instances_said()?.contains(TOKEN),
+        !appliance.instances_journal()?.contains(TOKEN),
         "the journal has the token"
     );
-    lab.is_counted()
+    lab.reports_its_size()
 }
 
 #[test]
-fn what_changes_is_seen_through_every_instance_in_time() -> Result<()> {
+fn every_instance_sees_a_change_within_the_cache_times() -> Result<()> {
     let appliance = Appliance::installed()?;
     let libsql = on_libsql(&appliance, "2s", "6s")?;
     let instances = [appliance.instance(1)?, appliance.instance(2)?];
 
-    // A slug that was asked for before it existed, too.
-    for (maker, other) in [(0, 1), (1, 0)] {
-        let slug = format!("made-by-{maker}");
+    // This includes a slug that was requested before it existed.
+    for (creator, other) in [(0, 1), (1, 0)] {
+        let slug = format!("created-by-{creator}");
         for instance in &instances {
-            ensure!(instance.get(&format!("/{slug}"))?.status == 404);
+            ensure!(
+                instance.get(&format!("/{slug}"))?.status == 404,
+                "{slug} should not exist yet"
+            );
         }
         let url = "https://example.com/one";
         let body = serde_json::json!({ "url": url, "slug": slug });
-        let made = instances[maker].post("/shorten", body)?;
-        ensure!(made.status == 200, "{made}");
+        let created = instances[creator].post("/shorten", body)?;
+        ensure!(created.status == 200, "{created}");
         leads_to(&instances[other].get(&format!("/{slug}"))?, url)?;
-        leads_to(&instances[maker].get(&format!("/{slug}"))?, url)?;
+        leads_to(&instances[creator].get(&format!("/{slug}"))?, url)?;
     }
 
     let link = appliance.shorten("https://example.com/old")?;
@@ -76,25 +82,25 @@ fn what_changes_is_seen_through_every_instance_in_time() -> Result<()> {
             })
         })
     };
-    everywhere("the change is seen", "https://example.com/new")?;
-    // Times in entries are whole seconds.
+    everywhere("the change is visible", "https://example.com/new")?;
+    // Cache entries hold times in whole seconds, hence the tolerance.
     let seen = changed.elapsed();
     ensure!(
         seen < Duration::from_secs(4),
-        "seen after {seen:.1?} with cache_ttl = 2 s"
+        "visible only after {seen:.1?} with cache_ttl = 2 s"
     );
 
-    // It ends when it was to end, for the cache as well, and without the database.
+    // A cached link expires on time, even without the database.
     let ends = in_seconds(&appliance, 4)?;
     let body = serde_json::json!({ "url": "https://example.com/brief", "slug": "brief", "expires_at": ends });
-    let made = appliance.site()?.post("/shorten", body)?;
-    ensure!(made.status == 200, "{made}");
+    let created = appliance.site()?.post("/shorten", body)?;
+    ensure!(created.status == 200, "{created}");
     for instance in &instances {
         leads_to(&instance.get("/brief")?, "https://example.com/brief")?;
     }
     libsql.stop()?;
     for instance in &instances {
-        eventually("the link has ended", RECOVERY, || {
+        eventually("the link has expired", RECOVERY, || {
             let answer = instance.get("/brief")?;
             match answer.status.as_u16() {
                 302 => Ok(None),
@@ -104,13 +110,13 @@ fn what_changes_is_seen_through_every_instance_in_time() -> Result<()> {
         })?;
     }
 
-    // What is kept is served for cache_stale, and no longer.
+    // A cached link is served for cache_stale, and no longer.
     libsql.start()?;
     let kept = change(&appliance, &link, "https://example.com/last")?;
     everywhere("the database is used again", "https://example.com/last")?;
     libsql.stop()?;
     for instance in &instances {
-        let old = eventually("the entry is too old", RECOVERY, || {
+        let old = eventually("the cache entry is too old", RECOVERY, || {
             let answer = instance.get(&path)?;
             Ok(leads_to(&answer, "https://example.com/last").is_err().then_some(answer))
         })?;
@@ -119,14 +125,14 @@ fn what_changes_is_seen_through_every_instance_in_time() -> Result<()> {
     let served = kept.elapsed();
     ensure!(
         served > Duration::from_secs(4),
-        "served for {served:.1?} with cache_stale = 6 s"
+        "served for only {served:.1?} with cache_stale = 6 s"
     );
     Ok(())
 }
 
-/// What can be wrong with the server.
+/// What can be wrong with the database server.
 #[derive(Clone, Copy, Debug)]
-enum Trouble {
+enum Outage {
     Stopped,
     Paused,
     Slow,
@@ -139,38 +145,38 @@ struct Lab<'a> {
 }
 
 impl Lab<'_> {
-    fn begins(&self, trouble: Trouble) -> Result<()> {
-        match trouble {
-            Trouble::Stopped => self.libsql.stop(),
-            Trouble::Paused => self.libsql.pause(),
-            Trouble::Slow => self.libsql.slow(5_000),
-            Trouble::Refuses => self.libsql.takes("another-token"),
+    fn begin(&self, outage: Outage) -> Result<()> {
+        match outage {
+            Outage::Stopped => self.libsql.stop(),
+            Outage::Paused => self.libsql.pause(),
+            Outage::Slow => self.libsql.set_delay(5_000),
+            Outage::Refuses => self.libsql.set_token("another-token"),
         }
     }
 
-    fn ends(&self, trouble: Trouble) -> Result<()> {
-        match trouble {
-            Trouble::Stopped => self.libsql.start(),
-            Trouble::Paused => self.libsql.go_on(),
-            Trouble::Slow => self.libsql.slow(0),
-            Trouble::Refuses => self.libsql.takes(TOKEN),
+    fn end(&self, outage: Outage) -> Result<()> {
+        match outage {
+            Outage::Stopped => self.libsql.start(),
+            Outage::Paused => self.libsql.resume(),
+            Outage::Slow => self.libsql.set_delay(0),
+            Outage::Refuses => self.libsql.set_token(TOKEN),
         }
     }
 
-    /// The agent tells how much the server holds.
-    fn is_counted(&self) -> Result<()> {
+    /// Asserts that the agent reports the size of the database and the number of links.
+    fn reports_its_size(&self) -> Result<()> {
         let links: u32 = database(self.appliance, |database| {
             Ok(database.query_row("SELECT count(*) FROM links", [], |row| row.get(0))?)
         })?;
-        ensure!(links > 0, "there is nothing to count");
+        ensure!(links > 0, "the database has no links");
         let agent = self.appliance.http_at(9464);
-        let page = eventually("the links are counted", COUNTED, || {
+        let page = eventually("the links are counted", METRICS_DEADLINE, || {
             let page = agent.get("/metrics")?.text();
             let counted = metric(&page, "links_database_links") == Some(&links.to_string());
             Ok(counted.then_some(page))
         })?;
-        let bytes = metric(&page, "links_database_size_bytes").context("no size is told")?;
-        ensure!(bytes.parse::<f64>()? >= 4096.0, "{bytes} bytes");
+        let bytes = metric(&page, "links_database_size_bytes").context("the metrics have no database size")?;
+        ensure!(bytes.parse::<f64>()? >= 4096.0, "the database has only {bytes} bytes");
         ensure!(
             metric(&page, "links_database_filesystem_free_bytes").is_none(),
             "{page}"
@@ -178,72 +184,77 @@ impl Lab<'_> {
         Ok(())
     }
 
-    fn goes_through(&self, trouble: Trouble) -> Result<()> {
+    fn survives(&self, outage: Outage) -> Result<()> {
         let appliance = self.appliance;
-        let known = appliance.shorten(&format!("https://example.com/{trouble:?}"))?;
-        let unknown = unread(appliance, &format!("unread-{trouble:?}").to_lowercase())?;
+        let known = appliance.shorten(&format!("https://example.com/{outage:?}"))?;
+        let unknown = unread(appliance, &format!("unread-{outage:?}").to_lowercase())?;
         appliance.follow(&known)?;
-        let told = outages_told(appliance)?;
+        let logged = outages_logged(appliance)?;
 
-        self.begins(trouble)?;
-        let ways = [appliance.site()?, appliance.instance(1)?, appliance.instance(2)?];
-        // Longer than cache_ttl, so that also entries which are no longer fresh are served.
+        self.begin(outage)?;
+        let clients = [appliance.site()?, appliance.instance(1)?, appliance.instance(2)?];
+        // The loop outlasts cache_ttl, so it includes stale entries.
         let begun = Instant::now();
         let mut slowest = Duration::ZERO;
         while begun.elapsed() < Duration::from_secs(3) {
-            for way in &ways {
-                let (answer, took) = timed(|| way.get(&format!("/{}", known.slug)))?;
+            for client in &clients {
+                let (answer, took) = timed(|| client.get(&format!("/{}", known.slug)))?;
                 leads_to(&answer, &known.url)?;
                 slowest = slowest.max(took);
             }
         }
         ensure!(slowest < FROM_CACHE, "a redirect from the cache took {slowest:.1?}");
 
-        let asks = |way: &Client| {
-            let way = way.clone().deadline(BOUNDED);
-            let (answer, took) = timed(|| way.get(&format!("/{}", unknown.slug)))?;
-            is_unavailable(&answer).with_context(|| format!("an unknown link, after {took:.1?}"))
+        let requests_uncached_link = |client: &Client| {
+            let client = client.clone().deadline(ANSWER_DEADLINE);
+            let (answer, took) = timed(|| client.get(&format!("/{}", unknown.slug)))?;
+            is_unavailable(&answer).with_context(|| format!("requesting an uncached link, after {took:.1?}"))
         };
-        let shortens = |way: &Client| {
-            let way = way.clone().deadline(BOUNDED);
-            let (answer, took) = timed(|| way.post("/shorten", r#"{"url":"https://example.com/lost"}"#))?;
-            is_unavailable(&answer).with_context(|| format!("a new link, after {took:.1?}"))
+        let creates_link = |client: &Client| {
+            let client = client.clone().deadline(ANSWER_DEADLINE);
+            let (answer, took) = timed(|| client.post("/shorten", r#"{"url":"https://example.com/lost"}"#))?;
+            is_unavailable(&answer).with_context(|| format!("creating a link, after {took:.1?}"))
         };
         thread::scope(|scope| {
-            let users: Vec<_> = ways
+            let threads: Vec<_> = clients
                 .iter()
-                .flat_map(|way| [scope.spawn(move || asks(way)), scope.spawn(move || shortens(way))])
+                .flat_map(|client| {
+                    [
+                        scope.spawn(move || requests_uncached_link(client)),
+                        scope.spawn(move || creates_link(client)),
+                    ]
+                })
                 .collect();
-            let told = users
+            let results = threads
                 .into_iter()
-                .map(|user| user.join().map_err(|_| anyhow!("a user panicked"))?);
-            told.collect::<Result<()>>()
+                .map(|thread| thread.join().map_err(|_| anyhow!("a client panicked"))?);
+            results.collect::<Result<()>>()
         })?;
         for number in 1..=2 {
             let (answer, took) = timed(|| appliance.instance_without_token(number).get("/health"))?;
             is_unavailable(&answer)?;
             ensure!(answer.text().contains("The database does not answer"), "{answer}");
-            // Its supervisor waits for two seconds.
+            // The supervisor waits for two seconds.
             ensure!(took < Duration::from_secs(2), "/health took {took:.1?}");
         }
         appliance.follow(&known)?;
 
-        self.ends(trouble)?;
+        self.end(outage)?;
         for number in 1..=2 {
             let instance = appliance.instance(number)?;
             eventually("the database is used again", RECOVERY, || {
-                Ok(is_well(&instance).then_some(()))
+                Ok(is_healthy(&instance).then_some(()))
             })?;
             leads_to(&instance.get(&format!("/{}", unknown.slug))?, &unknown.url)?;
         }
         appliance.follow(&appliance.shorten("https://example.com/afterwards")?)?;
-        let told = outages_told(appliance)? - told;
-        println!("{trouble:?}: a redirect took {slowest:.1?} at most; told {told} times");
-        // Once for all instances; two that find out at the same moment may both tell.
+        let logged = outages_logged(appliance)? - logged;
+        println!("{outage:?}: the slowest redirect took {slowest:.1?}; logged {logged} times");
+        // One instance logs an outage for all. Two that notice it at the same moment may both log it.
         ensure!(
-            (1..=2).contains(&told),
-            "told {told} times:\n{}",
-            appliance.instances_said()?
+            (1..=2).contains(&logged),
+            "logged {logged} times:\n{}",
+            appliance.instances_journal()?
         );
         Ok(())
     }
@@ -254,7 +265,7 @@ fn metric<'a>(page: &'a str, name: &str) -> Option<&'a str> {
     page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
 }
 
-/// The appliance on a server of its own, with links that were shortened before.
+/// Starts a libSQL server and configures the appliance to use it.
 fn on_libsql<'a>(appliance: &'a Appliance, ttl: &str, stale: &str) -> Result<LibSql<'a>> {
     let libsql = LibSql::start_in(appliance, HRANA, TOKEN)?;
     credential(appliance, "turso_token", TOKEN)?;
@@ -264,7 +275,7 @@ fn on_libsql<'a>(appliance: &'a Appliance, ttl: &str, stale: &str) -> Result<Lib
         LibSql::URL
     );
     appliance.configure(&links_toml, &runtime_toml)?;
-    // The instances have made the tables there.
+    // The instances have created the tables there.
     let version: u32 = database(appliance, |database| {
         Ok(database.query_row("SELECT max(version) FROM schema_version", [], |row| row.get(0))?)
     })?;
@@ -272,7 +283,7 @@ fn on_libsql<'a>(appliance: &'a Appliance, ttl: &str, stale: &str) -> Result<Lib
     Ok(libsql)
 }
 
-/// The server's own file.
+/// Runs `work` on the database file of the server.
 fn database<T: Send>(appliance: &Appliance, work: impl FnOnce(&Connection) -> Result<T> + Send) -> Result<T> {
     appliance.inside(|| {
         let database = Connection::open(LibSql::DATABASE)?;
@@ -281,7 +292,7 @@ fn database<T: Send>(appliance: &Appliance, work: impl FnOnce(&Connection) -> Re
     })
 }
 
-/// In the database itself, as an administrator does it.
+/// Changes a link directly in the database, as an administrator might. Returns the time of the change.
 fn change(appliance: &Appliance, link: &Link, url: &str) -> Result<Instant> {
     database(appliance, |database| {
         database.execute("UPDATE links SET url = ?2 WHERE slug = ?1", [&link.slug, url])?;
@@ -289,7 +300,7 @@ fn change(appliance: &Appliance, link: &Link, url: &str) -> Result<Instant> {
     })
 }
 
-/// A link that is in the database, and that no instance has read.
+/// Inserts a link that no instance has read.
 fn unread(appliance: &Appliance, slug: &str) -> Result<Link> {
     let url = format!("https://example.com/{slug}");
     database(appliance, |database| {
@@ -302,16 +313,16 @@ fn unread(appliance: &Appliance, slug: &str) -> Result<Link> {
     })
 }
 
-/// As the machine counts, in RFC 3339.
+/// The time in this many seconds by the clock of the machine, in RFC 3339.
 fn in_seconds(appliance: &Appliance, seconds: u32) -> Result<String> {
     let date = format!("--date={seconds} seconds");
     let text = appliance.ok(["date", "--utc", &date, "+%FT%TZ"])?.stdout;
     Ok(text.trim().to_owned())
 }
 
-fn outages_told(appliance: &Appliance) -> Result<usize> {
-    let said = appliance.instances_said()?;
-    Ok(said.matches("links: the database does not answer: ").count())
+fn outages_logged(appliance: &Appliance) -> Result<usize> {
+    let journal = appliance.instances_journal()?;
+    Ok(journal.matches("links: the database does not answer: ").count())
 }
 
 fn timed(ask: impl FnOnce() -> Result<Answer, Failure>) -> Result<(Answer, Duration)> {
@@ -333,11 +344,11 @@ fn is_unavailable(answer: &Answer) -> Result<()> {
         answer.status == 503
             && answer.header("content-type") == "application/problem+json"
             && answer.header("retry-after").parse::<u32>().is_ok(),
-        "should be a 503 with a problem and retry-after: {answer}"
+        "should be a 503 with a problem document and retry-after: {answer}"
     );
     Ok(())
 }
 
-fn is_well(instance: &Client) -> bool {
+fn is_healthy(instance: &Client) -> bool {
     instance.get("/health").is_ok_and(|answer| answer.status == 200)
 }

@@ -1,4 +1,4 @@
-//! What the appliance tells of itself: to Prometheus, and to a collector of its user.
+//! The telemetry of the appliance: metrics for Prometheus, and OTLP for a collector of the user.
 
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,13 @@ scrape_configs:
   - job_name: links
     static_configs: [{ targets: [\"127.0.0.1:9464\"] }]
 ";
-/// The runtimes send every 10 s, databases are looked at once a minute.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a metric may take. The runtimes export every 10 s, and the agent queries the database once a minute.
+const DEADLINE: Duration = Duration::from_secs(90);
 const SECRET: &str = "s3cret-of-the-collector";
 const LINKS_TOML: &str = "/etc/links/links.toml";
 
 #[test]
-fn prometheus_learns_how_the_appliance_is() -> Result<()> {
+fn prometheus_gets_the_state_of_the_appliance() -> Result<()> {
     let lab = Lab::new()?;
     let page = lab.page()?;
     let checked = lab.shell("curl --silent --fail http://127.0.0.1:9464/metrics | promtool check metrics 2>&1")?;
@@ -49,10 +49,10 @@ fn prometheus_learns_how_the_appliance_is() -> Result<()> {
     lab.shorten("https://example.com/counted")?;
     lab.reaches("links_database_links", 1.0)?;
 
-    // A rollout: every instance starts once more, after a drain.
+    // A rollout restarts every instance once, after a drain.
     let starts = lab
         .value("sum(links_instance_starts_total)")?
-        .context("no starts are told")?;
+        .context("the starts are not reported")?;
     lab.ok(["linksctl", "restart"])?;
     lab.reaches("sum(links_instance_starts_total)", starts + 2.0)?;
     lab.satisfies("max(links_instance_last_drain_seconds)", |seconds| {
@@ -74,7 +74,7 @@ fn prometheus_learns_how_the_appliance_is() -> Result<()> {
         1.0,
     )?;
 
-    // One that is stopped.
+    // A stopped instance.
     lab.ok(["systemctl", "stop", "links@2"])?;
     lab.reaches("links_instance_up{links_instance=\"2\"}", 0.0)?;
     lab.reaches("links_instance_ready{links_instance=\"2\"}", 0.0)?;
@@ -84,7 +84,7 @@ fn prometheus_learns_how_the_appliance_is() -> Result<()> {
 }
 
 #[test]
-fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
+fn counters_survive_restarts_of_instances_and_of_the_agent() -> Result<()> {
     let lab = Lab::new()?;
     let total = "links_requests_total{links_instance=\"1\",component=\"hand\"}";
     let first = Requests {
@@ -98,7 +98,7 @@ fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
         ..first
     })?;
     lab.reaches(total, 8.0)?;
-    // Another run.
+    // Another start time means another run of the runtime.
     let second = Requests {
         start: 4_000,
         time: 5_000,
@@ -107,7 +107,7 @@ fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
     };
     lab.export(&second)?;
     lab.reaches(total, 11.0)?;
-    // The old one again, which cannot be.
+    // Another report of the old run is invalid, and is ignored.
     lab.export(&Requests {
         time: 6_000,
         value: 9,
@@ -122,14 +122,14 @@ fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
         ..second
     })?;
     lab.reaches(total, 12.0)?;
-    // A few seconds later it has been written down, and a killed agent loses nothing.
+    // The agent saves the counters within seconds. After that, a kill loses nothing.
     let kept = "/run/links/metrics/counters.json";
-    eventually("the counters are kept", PATIENCE, || {
+    eventually("the counters are saved", DEADLINE, || {
         Ok(lab.read(kept)?.contains("\"sum\":4.0").then_some(()))
     })?;
     let pid = lab.main_pid("links")?;
     lab.ok(["systemctl", "kill", "--kill-who=main", "--signal=KILL", "links"])?;
-    eventually("another agent", PATIENCE, || {
+    eventually("a new agent runs", DEADLINE, || {
         let now = lab.main_pid("links")?;
         Ok((now != 0 && now != pid).then_some(()))
     })?;
@@ -158,15 +158,15 @@ fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
         let before = lab.value(total)?.unwrap_or(0.0);
         ask(50)?;
         lab.satisfies(total, |value| value >= before + 50.0)?;
-        // Spin 4.0.2 measures no time of components that speak WASI 0.3: the sum stays 0.
+        // Spin 4.0.2 measures no CPU time of components that use WASI 0.3, so the sum stays 0.
         lab.satisfies("links_component_cpu_seconds_count{links_instance=\"1\"}", |count| {
             count > 0.0
         })?;
         lab.satisfies("links_component_memory_bytes_sum{links_instance=\"1\"}", |sum| {
             sum > 1e5
         })?;
-        // What it has not sent when it stops is lost; what it has is not.
-        let before = lab.value(total)?.context("it was there")?;
+        // A runtime that stops loses what it has not exported yet, but nothing else.
+        let before = lab.value(total)?.context("the counter has disappeared")?;
         lab.restarted(|| lab.ok(["systemctl", "restart", "links@1"]))?;
         ask(30)?;
         lab.satisfies(total, |value| value >= before + 30.0)?;
@@ -176,13 +176,13 @@ fn counters_go_on_over_restarts_of_instances_and_of_the_agent() -> Result<()> {
 }
 
 #[test]
-fn an_address_in_use_stops_nothing_and_is_told() -> Result<()> {
+fn a_metrics_address_in_use_is_logged_and_stops_nothing() -> Result<()> {
     let lab = Lab::new()?;
-    // Prometheus listens there itself.
+    // Prometheus itself listens on this address.
     lab.write(LINKS_TOML, "[metrics]\nlisten = \"127.0.0.1:9090\"\n")?;
     lab.ok(["systemctl", "restart", "links"])?;
     lab.wait_for_status("2/2 instances ready")?;
-    lab.journal_tells("127.0.0.1:9090 is in use by another program")?;
+    lab.links_logs("127.0.0.1:9090 is in use by another program")?;
     lab.write(LINKS_TOML, "[metrics]\nlisten = \"off\"\n")?;
     lab.ok(["systemctl", "reload", "links"])?;
     let quiet = lab.shell("tr '\\0' '\\n' </proc/$(pgrep --parent $(systemctl show -P MainPID links@1))/environ")?;
@@ -193,7 +193,7 @@ fn an_address_in_use_stops_nothing_and_is_told() -> Result<()> {
 }
 
 #[test]
-fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
+fn a_collector_gets_the_metrics_and_delays_nobody_when_it_hangs() -> Result<()> {
     let lab = Lab::new()?;
     let credential = "/etc/links/credentials/otlp_headers";
     lab.write(credential, format!("authorization=Bearer%20{SECRET}\n"))?;
@@ -214,20 +214,20 @@ fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
         collected.retain(|it| components(&it.message).is_ok_and(|components| components.contains(&hand)));
         collected
     };
-    let arrived = eventually("the collector has it", PATIENCE, || Ok(from_hand(&collector).pop()))?;
+    let arrived = eventually("the collector has it", DEADLINE, || Ok(from_hand(&collector).pop()))?;
     assert_eq!(arrived.message, sent.message());
     assert_eq!(arrived.path, "/v1/metrics");
     assert_eq!(arrived.headers["authorization"], format!("Bearer {SECRET}"));
     assert_eq!(arrived.headers["content-type"], "application/x-protobuf");
     if lab.artifacts.runtime()?.is_spin() {
         lab.instance(1)?.get("/health")?;
-        let traces = eventually("traces come straight from the runtime", PATIENCE, || {
+        let traces = eventually("traces come straight from the runtime", DEADLINE, || {
             Ok(collector.collected().into_iter().find(|it| it.path == "/v1/traces"))
         })?;
         assert_eq!(traces.headers["authorization"], format!("Bearer {SECRET}"));
     }
 
-    // It hangs: exports are answered at once, as many as there is room for wait, and the rest is counted.
+    // While the collector hangs, exports are answered at once. The queue fills up, and the excess is dropped and counted.
     collector.hang(true);
     let mut times = vec![];
     for number in 0..1_200 {
@@ -242,7 +242,7 @@ fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
         "1,200 exports to an agent whose collector hangs: the slowest ten took {:.1?}",
         &times[1_190..]
     );
-    // A busy machine makes single ones wait; waiting for the collector would make all of them.
+    // On a busy machine a few exports are slow. Waiting for the collector would make all of them slow.
     ensure!(times[1_190] < Duration::from_secs(1), "{:?}", &times[1_190..]);
     lab.satisfies("links_otlp_dropped_requests_total{reason=\"full\"}", |dropped| {
         dropped >= 150.0
@@ -251,35 +251,39 @@ fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
         (900.0..=1000.0).contains(&queued)
     })?;
     lab.follow(&lab.shorten("https://example.com/while-it-hangs")?)?;
-    lab.journal_tells("does not take metrics: no answer within 10s")?;
+    lab.links_logs("does not take metrics: no answer within 10s")?;
     let before = from_hand(&collector).len();
     collector.hang(false);
     lab.reaches("links_otlp_queued_requests", 0.0)?;
     let last = from_hand(&collector);
-    ensure!(last.len() > before + 900, "{} after {before}", last.len());
+    ensure!(
+        last.len() > before + 900,
+        "the collector has {} exports; it had {before} before",
+        last.len()
+    );
     assert_eq!(last.last().map(|it| it.message.to_vec()), Some(sent.message()));
-    lab.journal_tells("takes metrics again")?;
+    lab.links_logs("takes metrics again")?;
 
-    // It is gone, and comes back.
+    // The collector goes away and comes back.
     drop(collector);
     sent.time += 1;
     lab.export(&sent)?;
     lab.satisfies("links_otlp_queued_requests", |queued| queued < 10.0)?;
     let collector = Collector::start(&lab.network(), 4318)?;
-    eventually("what waited arrives", PATIENCE, || {
+    eventually("the queued export arrives", DEADLINE, || {
         Ok(from_hand(&collector)
             .iter()
             .any(|it| it.message == sent.message())
             .then_some(()))
     })?;
 
-    // The same by gRPC.
+    // The same over gRPC.
     let collector = Collector::start(&lab.network(), 4317)?;
     lab.write(LINKS_TOML, telemetry("grpc", 4317))?;
     lab.ok(["systemctl", "reload", "links"])?;
     sent.time += 1;
     lab.export(&sent)?;
-    let arrived = eventually("the collector has it by gRPC", PATIENCE, || {
+    let arrived = eventually("the collector has it over gRPC", DEADLINE, || {
         Ok(from_hand(&collector).pop())
     })?;
     assert_eq!(arrived.message, sent.message());
@@ -304,7 +308,7 @@ fn a_collector_gets_what_it_can_take_and_nobody_waits_for_it() -> Result<()> {
 }
 
 #[test]
-fn another_program_understands_what_is_sent() -> Result<()> {
+fn rotel_understands_the_exported_telemetry() -> Result<()> {
     let lab = Lab::new()?;
     rotel(&lab)?;
     let mut requests = Requests::FIRST;
@@ -317,10 +321,10 @@ fn another_program_understands_what_is_sent() -> Result<()> {
         lab.export(&requests)?;
         let metric = format!("component_id: Str({component})");
         let name = "Name: spin.request_count";
-        lab.rotel_tells(&[name, &metric, "service.instance.id: Str(1)", "service.name: Str(links)"])?;
+        lab.rotel_logs(&[name, &metric, "service.instance.id: Str(1)", "service.name: Str(links)"])?;
         let path = format!("/not-there-{port}");
         lab.site()?.get(&path)?;
-        lab.rotel_tells(&[&format!("url.path: Str({path})")])?;
+        lab.rotel_logs(&[&format!("url.path: Str({path})")])?;
     }
     Ok(())
 }
@@ -346,22 +350,22 @@ impl Lab {
         Ok(lab)
     }
 
-    /// All of these, since it runs.
-    fn rotel_tells(&self, texts: &[&str]) -> Result<()> {
-        eventually(&format!("Rotel tells {texts:?}"), PATIENCE, || {
-            let told = self.journal("rotel")?;
-            Ok(texts.iter().all(|text| told.contains(text)).then_some(()))
+    /// Waits until Rotel has logged all of `texts`.
+    fn rotel_logs(&self, texts: &[&str]) -> Result<()> {
+        eventually(&format!("Rotel logs {texts:?}"), DEADLINE, || {
+            let journal = self.journal("rotel")?;
+            Ok(texts.iter().all(|text| journal.contains(text)).then_some(()))
         })
     }
 
-    /// What the agent says itself.
+    /// The metrics page of the agent.
     fn page(&self) -> Result<String> {
         let answer = self.http_at(9464).get("/metrics")?;
         ensure!(answer.status == 200, "{answer}");
         Ok(answer.text())
     }
 
-    /// As a runtime does it.
+    /// Exports `requests` as a runtime does. Before that, checks that the agent refuses a client without the secret.
     fn export(&self, requests: &Requests<'_>) -> Result<()> {
         let stranger = self.http_at(9465).header("content-type", "application/x-protobuf");
         let refused = stranger.post_bytes("/v1/metrics", requests.message())?;
@@ -380,7 +384,7 @@ impl Lab {
         Ok(())
     }
 
-    /// What Prometheus knows; none where it knows nothing, or is not up yet.
+    /// The value of `query` in Prometheus; `None` if there is no value, or if Prometheus is not up yet.
     fn value(&self, query: &str) -> Result<Option<f64>> {
         let escaped: String = query
             .bytes()
@@ -403,24 +407,29 @@ impl Lab {
 
     fn satisfies(&self, query: &str, is_right: impl Fn(f64) -> bool) -> Result<()> {
         let mut last = None;
-        eventually(query, PATIENCE, || {
+        eventually(query, DEADLINE, || {
             last = self.value(query)?;
             Ok(last.is_some_and(&is_right).then_some(()))
         })
-        .with_context(|| format!("it is {last:?}; the agent says\n{}", self.page().unwrap_or_default()))
+        .with_context(|| {
+            format!(
+                "the last value was {last:?}; the page of the agent is\n{}",
+                self.page().unwrap_or_default()
+            )
+        })
     }
 
     fn reaches(&self, query: &str, expected: f64) -> Result<()> {
         self.satisfies(query, |value| value == expected)
     }
 
-    fn journal_tells(&self, text: &str) -> Result<()> {
-        eventually(&format!("the journal of links tells: {text}"), PATIENCE, || {
+    fn links_logs(&self, text: &str) -> Result<()> {
+        eventually(&format!("the journal of links has: {text}"), DEADLINE, || {
             Ok(self.journal("links")?.contains(text).then_some(()))
         })
     }
 
-    /// Until Prometheus has asked the agent that runs now.
+    /// Waits until Prometheus has scraped the agent that runs now.
     fn until_scraped(&self) -> Result<()> {
         let now = self.shell("date +%s.%N")?.stdout;
         let query = format!("timestamp(links_build_info) > {}", now.trim());

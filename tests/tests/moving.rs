@@ -1,4 +1,4 @@
-//! The links move from SQLite to a libSQL server and back, with Redis as cache there, while clients shorten and follow.
+//! Links move from SQLite to a libSQL server with a Redis cache, and back, while clients shorten and follow them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,7 +18,7 @@ const LINKS_TOML: &str = "[rollout]\nmin_healthy = \"500ms\"\n[cache]\nttl = \"2
 const LOCAL: &str = "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n";
 
 #[test]
-fn links_move_to_libsql_and_redis_and_back_while_they_are_used() -> Result<()> {
+fn links_move_to_libsql_and_redis_and_back_under_load() -> Result<()> {
     let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["redis-server"])?)?;
     let libsql = LibSql::start_in(&appliance, HRANA, TURSO)?;
     let _redis = redis(&appliance, REDIS)?;
@@ -40,7 +40,7 @@ fn links_move_to_libsql_and_redis_and_back_while_they_are_used() -> Result<()> {
         .map(|number| appliance.shorten(&format!("https://example.com/first/{number}")))
         .collect::<Result<_>>()?;
 
-    // There.
+    // From the local file to the server.
     let load = Users::start(&appliance, &first)?;
     load.more()?;
     let copied = compared(&copy(&["--to", server, "--token", "credential:turso_token"])?)?;
@@ -49,17 +49,17 @@ fn links_move_to_libsql_and_redis_and_back_while_they_are_used() -> Result<()> {
     ensure!(refused.status == 1 && refused.stderr.contains("already"), "{refused}");
     appliance.write("/etc/links/runtime.toml", &remote)?;
     let checked = appliance.ok(["linksctl", "check", "--online"])?;
-    let said = format!("{}{}", checked.stdout, checked.stderr);
-    ensure!(said.matches(" answers, after ").count() == 2, "{checked}");
+    let printed = format!("{}{}", checked.stdout, checked.stderr);
+    ensure!(printed.matches(" answers, after ").count() == 2, "{checked}");
     appliance.configure(LINKS_TOML, &remote)?;
     load.more()?;
     let resumed = compared(&copy(&["--resume", "--from", &to_file])?)?;
     ensure!(
         resumed["added"].as_u64() > Some(0),
-        "links were shortened meanwhile: {resumed}"
+        "links created during the first copy were not copied: {resumed}"
     );
     let report = load.finish()?;
-    everything_is_there(&appliance, &first, &report)?;
+    no_link_is_lost(&appliance, &first, &report)?;
     let on_server = every_link(&appliance, LibSql::DATABASE)?;
     ensure!(
         every_link(&appliance, DATABASE)?
@@ -69,9 +69,9 @@ fn links_move_to_libsql_and_redis_and_back_while_they_are_used() -> Result<()> {
     let keys = appliance
         .ok(["redis-cli", "--no-auth-warning", "-a", REDIS, "dbsize"])?
         .stdout;
-    ensure!(keys.trim().parse::<u64>()? > 300, "Redis holds {keys}");
+    ensure!(keys.trim().parse::<u64>()? > 300, "Redis holds only {keys} keys");
 
-    // And back, to the file that is still there.
+    // And back to the local file, which still exists.
     let again = Users::start(&appliance, &report.acknowledged)?;
     again.more()?;
     let refused = copy(&["--to", &to_file])?;
@@ -83,19 +83,19 @@ fn links_move_to_libsql_and_redis_and_back_while_they_are_used() -> Result<()> {
     let resumed = compared(&copy(&from_server)?)?;
     ensure!(
         resumed["added"].as_u64() > Some(0),
-        "links were shortened meanwhile: {resumed}"
+        "links created during the first copy were not copied: {resumed}"
     );
     let last = again.finish()?;
-    // From here on nobody needs it.
+    // Nothing needs the server from here on.
     libsql.stop()?;
-    everything_is_there(&appliance, &first, &report)?;
-    everything_is_there(&appliance, &first, &last)?;
+    no_link_is_lost(&appliance, &first, &report)?;
+    no_link_is_lost(&appliance, &first, &last)?;
     let in_file = every_link(&appliance, DATABASE)?;
     ensure!(on_server.iter().all(|(slug, url)| in_file.get(slug) == Some(url)));
     Ok(())
 }
 
-/// Some shorten, and others follow the links that there were when they began.
+/// Clients that create links, and clients that follow the links that existed when they started.
 struct Users {
     writers: Running,
     readers: Running,
@@ -113,7 +113,7 @@ impl Users {
         })
     }
 
-    /// Enough requests to see what a change has broken.
+    /// Waits for enough requests to show what a change has broken.
     fn more(&self) -> Result<()> {
         for users in [&self.writers, &self.readers] {
             users.wait_for(users.asked() + 60, Duration::from_secs(30))?;
@@ -121,7 +121,7 @@ impl Users {
         Ok(())
     }
 
-    /// None of them saw anything but right answers; what was shortened.
+    /// Stops the clients, checks that every answer was right, and returns the report of the writers.
     fn finish(self) -> Result<Report> {
         let (written, read) = (self.writers.stop()?, self.readers.stop()?);
         println!("shortened: {written}\nfollowed: {read}");
@@ -137,7 +137,7 @@ impl Users {
     }
 }
 
-/// What `db copy --json` says, where every link of the one side was found on the other.
+/// The report of a `db copy --json` that succeeded.
 fn compared(output: &Output) -> Result<Value> {
     ensure!(output.status == 0, "linksctl db copy: {output}");
     let report: Value = serde_json::from_str(&output.stdout).with_context(|| output.stdout.clone())?;
@@ -150,12 +150,12 @@ fn compared(output: &Output) -> Result<Value> {
     Ok(report)
 }
 
-fn everything_is_there(appliance: &Appliance, first: &[Link], report: &Report) -> Result<()> {
+fn no_link_is_lost(appliance: &Appliance, first: &[Link], report: &Report) -> Result<()> {
     for links in [first, &report.acknowledged] {
         let lost = verify_all(&appliance.http(), links)?;
         ensure!(
             lost.is_empty(),
-            "{} of {} lost: {:?}",
+            "{} of {} links are lost: {:?}",
             lost.len(),
             links.len(),
             &lost[..lost.len().min(3)]
@@ -164,7 +164,7 @@ fn everything_is_there(appliance: &Appliance, first: &[Link], report: &Report) -
     Ok(())
 }
 
-/// Slugs and URLs of a database file; no URL was shortened twice.
+/// The URL of each slug in a database file. Fails if a URL was shortened twice.
 fn every_link(appliance: &Appliance, file: &str) -> Result<BTreeMap<String, String>> {
     let links: BTreeMap<String, String> = appliance.inside(|| {
         let database = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -175,7 +175,7 @@ fn every_link(appliance: &Appliance, file: &str) -> Result<BTreeMap<String, Stri
     let urls: BTreeSet<_> = links.values().collect();
     ensure!(
         urls.len() == links.len(),
-        "{} URLs of {} links in {file}",
+        "{file} has only {} distinct URLs for {} links",
         urls.len(),
         links.len()
     );

@@ -1,4 +1,4 @@
-//! The instances reach other machines only while the configuration names one.
+//! Instances can reach other machines only while the configuration names a remote provider.
 
 use anyhow::{Result, ensure};
 use links_tests::{Appliance, Output};
@@ -9,12 +9,12 @@ const LINKS_TOML: &str =
 const LOCAL: &str = "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n";
 
 #[test]
-fn the_network_opens_with_a_remote_provider_and_closes_without() -> Result<()> {
+fn the_network_is_open_only_while_a_remote_provider_is_configured() -> Result<()> {
     let appliance = Appliance::installed()?;
     let lab = Lab(&appliance);
     lab.is_closed()?;
 
-    // A cache that never answers (RFC 5737) fails no client.
+    // The address is reserved (RFC 5737), so this cache never answers. Clients are still served.
     let cache = "[key_value_store.default]\ntype = \"redis\"\nurl = \"redis://192.0.2.7:6379\"\n";
     let remote = format!("{LOCAL}{cache}");
     appliance.write("/etc/links/runtime.toml", &remote)?;
@@ -25,7 +25,7 @@ fn the_network_opens_with_a_remote_provider_and_closes_without() -> Result<()> {
     lab.is_open()?;
     for unit in ["links@1", "links"] {
         let exposure = appliance.exposure(unit)?;
-        ensure!(exposure <= 1.5, "{unit}: {exposure}");
+        ensure!(exposure <= 1.5, "the exposure level of {unit} is {exposure}");
     }
     for number in 0..20 {
         let link = appliance.shorten(&format!("https://example.com/{number}"))?;
@@ -35,22 +35,25 @@ fn the_network_opens_with_a_remote_provider_and_closes_without() -> Result<()> {
     appliance.configure(LINKS_TOML, LOCAL)?;
     lab.is_closed()?;
 
-    // A rollout that fails, the database being nowhere, leaves the network as it was.
-    let starts = appliance.releases(2)?;
+    // The database does not exist, so the rollout fails and must leave the network as it was.
+    let releases = appliance.releases(2)?;
     let nowhere = "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"http://db.links.invalid\"\ntoken = \"\"\n";
     appliance.write("/etc/links/runtime.toml", nowhere)?;
     let failed: Output = appliance.run(["systemctl", "reload", "links"])?;
     ensure!(failed.status != 0, "{failed}");
     appliance.wait_for_rotation(2)?;
-    ensure!(appliance.releases(2)? == starts, "something else runs");
+    ensure!(
+        appliance.releases(2)? == releases,
+        "the failed rollout changed the running releases"
+    );
     lab.is_closed()?;
     appliance.follow(&appliance.shorten("https://example.com/afterwards")?)?;
 
-    // Who purges the package finds nothing of it.
+    // Purging the package removes the drop-in.
     appliance.configure(LINKS_TOML, &remote)?;
     lab.is_open()?;
     appliance.ok(["apt-get", "--yes", "purge", "links-shortener"])?;
-    ensure!(!appliance.exists(DROP_IN)?, "{DROP_IN} is left");
+    ensure!(!appliance.exists(DROP_IN)?, "{DROP_IN} still exists");
     Ok(())
 }
 
@@ -60,30 +63,30 @@ impl Lab<'_> {
     fn is_open(&self) -> Result<()> {
         let text = self.0.read(DROP_IN)?;
         ensure!(text.contains("IPAddressAllow=any"), "{text}");
-        // `any` as systemd prints it.
+        // systemd prints `any` like this.
         ensure!(self.property("IPAddressAllow")? == "0.0.0.0/0 ::/0");
         ensure!(self.property("IPAddressDeny")?.is_empty());
-        self.is_known()
+        self.is_loaded()
     }
 
     fn is_closed(&self) -> Result<()> {
-        ensure!(!self.0.exists(DROP_IN)?, "{DROP_IN} is there");
+        ensure!(!self.0.exists(DROP_IN)?, "{DROP_IN} exists");
         ensure!(self.property("IPAddressAllow")? == "127.0.0.0/8 ::1/128");
         ensure!(self.property("IPAddressDeny")? == "0.0.0.0/0 ::/0");
-        self.is_known()
+        self.is_loaded()
     }
 
-    /// systemd has read what is on the disk.
-    fn is_known(&self) -> Result<()> {
+    /// Checks that systemd has loaded the unit files on the disk.
+    fn is_loaded(&self) -> Result<()> {
         ensure!(self.property("NeedDaemonReload")? == "no");
         Ok(())
     }
 
-    /// Of both instances, which agree.
+    /// The value of a unit property, which must be the same for both instances. Its words are sorted.
     fn property(&self, name: &str) -> Result<String> {
         let show = |unit| self.0.ok(["systemctl", "show", "--property", name, "--value", unit]);
         let [one, two] = [show("links@1")?.stdout, show("links@2")?.stdout];
-        ensure!(one == two, "{name}: {one} and {two}");
+        ensure!(one == two, "{name} differs between the instances: {one} and {two}");
         println!("{name} = {one:?}");
         let mut words: Vec<_> = one.split_whitespace().collect();
         words.sort_unstable();

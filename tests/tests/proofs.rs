@@ -1,4 +1,4 @@
-//! What an unprivileged user of the machine tries: reaching the parts of the appliance, imitating them, taking their places.
+//! Attacks by an unprivileged local user, who tries to reach, impersonate or replace the processes of the appliance.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use links_tests::load::Link;
 use links_tests::{Appliance, Host, Output, eventually};
 
-/// Listens on 127.0.0.1:7001 and notes each connection.
+/// Listens on 127.0.0.1:7001 and records each connection.
 const SQUAT: &str = r#"exec perl -MIO::Socket::INET -e '
     my $server = IO::Socket::INET->new(LocalAddr => "127.0.0.1:7001", Listen => 64, ReuseAddr => 1) or die "bind: $!\n";
     open my $note, ">", "/tmp/squatter" or die $!;
@@ -16,7 +16,7 @@ const SQUAT: &str = r#"exec perl -MIO::Socket::INET -e '
 '"#;
 
 #[test]
-fn an_unprivileged_user_can_neither_reach_nor_imitate_a_part_of_the_appliance() -> Result<()> {
+fn an_unprivileged_user_can_neither_reach_nor_impersonate_a_process_of_the_appliance() -> Result<()> {
     let mut appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     let on_sockets = appliance.is_on_sockets()?;
@@ -25,15 +25,15 @@ fn an_unprivileged_user_can_neither_reach_nor_imitate_a_part_of_the_appliance() 
     let lab = Lab(&appliance);
     lab.secrets_are_private()?;
     if on_sockets {
-        appliance.are_on_sockets_alone(2, "www-data")?;
+        appliance.serve_only_sockets(2, "www-data")?;
     }
     for user in ["nobody", "www-data"] {
-        lab.internal_does_not_exist(user, on_sockets)?;
+        lab.internal_routes_are_hidden(user, on_sockets)?;
     }
-    lab.forged_headers_do_not_count(on_sockets)?;
+    lab.forged_headers_are_ignored(on_sockets)?;
     lab.a_squatter_gets_nothing(&link, on_sockets)?;
 
-    // Each boot has other secrets, with which nginx, the agent and the instances start together.
+    // Every boot generates new secrets. nginx, the agent and the instances must all start with them.
     let before = lab.secrets()?;
     appliance.machine.reboot()?;
     appliance.wait_for_rotation(2)?;
@@ -41,16 +41,16 @@ fn an_unprivileged_user_can_neither_reach_nor_imitate_a_part_of_the_appliance() 
     let after = lab.secrets()?;
     ensure!(
         before.iter().all(|secret| !after.contains(secret)),
-        "a secret outlived the boot"
+        "a secret survived the reboot"
     );
-    lab.forged_headers_do_not_count(on_sockets)?;
+    lab.forged_headers_are_ignored(on_sockets)?;
     appliance.follow(&link)?;
     appliance.wait_until_counted(Duration::from_secs(60))
 }
 
-/// Those of nginx.org's package have a user of their own, and an administrator may choose any.
+/// nginx.org's package runs the workers as its own user, and an administrator may choose any other.
 #[test]
-fn nginx_reaches_the_instances_whoever_its_workers_are() -> Result<()> {
+fn nginx_reaches_the_instances_whichever_user_its_workers_run_as() -> Result<()> {
     let mut appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     if !appliance.is_on_sockets()? {
@@ -67,43 +67,46 @@ fn nginx_reaches_the_instances_whoever_its_workers_are() -> Result<()> {
     };
     appliance.ok(["linksctl", "rollout"])?;
     serves(&appliance, 1)?;
-    appliance.are_on_sockets_alone(2, "edge")?;
+    appliance.serve_only_sockets(2, "edge")?;
     let workers = appliance.shell("ps --no-headers -o user --ppid $(cat /run/nginx.pid) | sort -u")?;
     ensure!(workers.stdout.contains("web"), "{workers}");
     let socket = ["--unix-socket", "/run/links/sockets/1.sock"];
     let former = Lab(&appliance).curl("www-data", &socket, "http://x/health")?;
     ensure!(
         former.status == 7,
-        "who was nginx before still reaches an instance: {former}"
+        "the former user of nginx can still reach an instance: {former}"
     );
     let cache = appliance.shell("find /run/links/edge -mindepth 1 -type f -printf '%u\\n' | sort -u")?;
-    ensure!(cache.stdout == "web\n", "nginx keeps answers: {cache}");
+    ensure!(
+        cache.stdout == "web\n",
+        "these users own files in nginx's cache: {cache}"
+    );
 
-    // A restart of an instance, and what an upgrade does first.
+    // An instance restarts. Then systemd-tmpfiles runs, which is the first step of an upgrade.
     appliance.ok(["systemctl", "restart", "links@1"])?;
     appliance.ok(["systemd-tmpfiles", "--create", "links.conf"])?;
     appliance.wait_for_rotation(2)?;
-    appliance.are_on_sockets_alone(2, "edge")?;
+    appliance.serve_only_sockets(2, "edge")?;
     serves(&appliance, 2)?;
 
-    // After a boot, in which systemd-tmpfiles makes the directory anew, it is right before the first instance starts.
+    // systemd-tmpfiles creates the directory anew at boot. Its group must be right before the first instance starts.
     appliance.machine.reboot()?;
     appliance.wait_for_rotation(2)?;
-    appliance.are_on_sockets_alone(2, "edge")?;
+    appliance.serve_only_sockets(2, "edge")?;
     serves(&appliance, 3)?;
     appliance.shell("chgrp root /run/links/sockets && systemctl restart links-recover")?;
-    appliance.are_on_sockets_alone(2, "edge")?;
+    appliance.serve_only_sockets(2, "edge")?;
 
-    // Where the administrator has restarted nginx already, `linksctl status` reports it, and a rollout corrects it.
+    // The administrator changes the user and restarts nginx: `linksctl status` reports the problem, and a rollout fixes it.
     appliance.shell("sed -i 's/^user .*/user www-data;/' /etc/nginx/nginx.conf && systemctl restart nginx")?;
     let status = appliance.run(["linksctl", "status"])?;
     ensure!(status.status == 1 && status.stdout.contains("502"), "{status}");
     appliance.ok(["linksctl", "rollout"])?;
     serves(&appliance, 4)?;
-    appliance.are_on_sockets_alone(2, "www-data")
+    appliance.serve_only_sockets(2, "www-data")
 }
 
-/// Notes what it receives on 127.0.0.1:7001.
+/// Records what it receives on 127.0.0.1:7001.
 const EAVESDROPPER: &str = r#"exec perl -MIO::Socket::INET -e '
     my $server = IO::Socket::INET->new(LocalAddr => "127.0.0.1:7001", Listen => 64, ReuseAddr => 1) or die "bind: $!\n";
     open my $note, ">", "/tmp/eavesdropper" or die $!;
@@ -117,9 +120,9 @@ const EAVESDROPPER: &str = r#"exec perl -MIO::Socket::INET -e '
     }
 '"#;
 
-/// An instance on a port, as those of version 0.1.0 and of Spin are, has died, and its flag is still there.
+/// An instance that listens on a port, as with version 0.1.0 or Spin, has died and left its flag file behind.
 #[test]
-fn who_takes_the_port_of_an_instance_does_not_get_the_agent_s_secret() -> Result<()> {
+fn a_process_that_takes_the_port_of_an_instance_does_not_get_the_agents_secret() -> Result<()> {
     let host = Host::serving(env!("CARGO_BIN_EXE_broken-runtime"))?;
     let bundle = host.released_bundle()?;
     host.ok(["linksctl", "rollout", "--release", &bundle])?;
@@ -156,18 +159,18 @@ fn who_takes_the_port_of_an_instance_does_not_get_the_agent_s_secret() -> Result
         ".",
         "/run/links/ready/1",
     ])?;
-    // What nginx writes down of this, the agent brings to the instance.
+    // nginx logs this request, so the agent wants to deliver the click to the instance.
     let answer = host.http().get(&format!("/{}", link.slug))?;
     ensure!(answer.status == 302 || answer.status == 502, "{answer}");
-    eventually("the agent has seen who is there", Duration::from_secs(60), || {
+    eventually("the agent reports the stranger", Duration::from_secs(60), || {
         let heard = heard()?;
-        ensure!(!heard.contains("/internal/"), "the stranger has heard:\n{heard}");
-        let said = host.journal("links")?;
-        Ok(said
+        ensure!(!heard.contains("/internal/"), "the eavesdropper received:\n{heard}");
+        let journal = host.journal("links")?;
+        Ok(journal
             .contains("listens on 127.0.0.1:7001, and instances run as user")
             .then_some(()))
     })?;
-    // `linksctl stats` would show the admin token.
+    // `linksctl stats` would send the admin token.
     let stats = host.run(["linksctl", "stats", &link.slug])?;
     ensure!(
         stats.status != 0 && stats.stderr.contains("listens on 127.0.0.1:7001"),
@@ -176,7 +179,10 @@ fn who_takes_the_port_of_an_instance_does_not_get_the_agent_s_secret() -> Result
     let (heard, secrets) = (heard()?, Lab(&host.appliance).secrets()?);
     let agent = secrets.first().context("the agent's secret")?;
     for secret in [agent.as_str(), &host.token()?, "links-agent-secret", "/internal/"] {
-        ensure!(!heard.contains(secret), "the stranger has heard {secret:?}:\n{heard}");
+        ensure!(
+            !heard.contains(secret),
+            "the eavesdropper received {secret:?}:\n{heard}"
+        );
     }
 
     host.ok(["systemctl", "stop", "eavesdropper"])?;
@@ -215,7 +221,7 @@ impl Lab<'_> {
                 let read = self.as_user(user, &["cat", &format!("/run/links/secrets/{file}")])?;
                 ensure!(
                     read.status != 0 && read.stdout.is_empty(),
-                    "{user} reads {file}: {read}"
+                    "{user} can read {file}: {read}"
                 );
             }
         }
@@ -227,27 +233,28 @@ impl Lab<'_> {
         self.as_user(user, &[&curl, options, &[url]].concat())
     }
 
-    /// The ways to an instance that this user has: through nginx, its server for the instances, and the instance itself.
-    fn ways(user: &str, on_sockets: bool) -> Vec<(&'static [&'static str], &'static str)> {
-        let mut ways: Vec<(&'static [&'static str], _)> =
+    /// The curl options and origins with which this user can reach an instance: the site, nginx's server for the instances
+    /// (port 7000), and the instance itself.
+    fn routes_to_an_instance(user: &str, on_sockets: bool) -> Vec<(&'static [&'static str], &'static str)> {
+        let mut routes: Vec<(&'static [&'static str], _)> =
             vec![(&[], "http://127.0.0.1"), (&[], "http://127.0.0.1:7000")];
         match (on_sockets, user) {
-            (true, "www-data") => ways.push((&["--unix-socket", "/run/links/sockets/1.sock"], "http://x")),
+            (true, "www-data") => routes.push((&["--unix-socket", "/run/links/sockets/1.sock"], "http://x")),
             (true, _) => {}
-            (false, _) => ways.push((&[], "http://127.0.0.1:7001")),
+            (false, _) => routes.push((&[], "http://127.0.0.1:7001")),
         }
-        ways
+        routes
     }
 
-    fn internal_does_not_exist(&self, user: &str, on_sockets: bool) -> Result<()> {
-        for (way, origin) in Self::ways(user, on_sockets) {
+    fn internal_routes_are_hidden(&self, user: &str, on_sockets: bool) -> Result<()> {
+        for (route, origin) in Self::routes_to_an_instance(user, on_sockets) {
             for options in [
                 &["--request", "POST", "--data", "{}"][..],
                 &["--request", "POST", "--data", "{}", "--header", "links-agent-secret;"],
                 &["--header", "links-agent-secret: 0"],
             ] {
                 for path in ["/internal/clicks", "/internal/database"] {
-                    let answer = self.curl(user, &[way, options].concat(), &format!("{origin}{path}"))?;
+                    let answer = self.curl(user, &[route, options].concat(), &format!("{origin}{path}"))?;
                     let refused = ["HTTP/1.1 404 ", "HTTP/1.1 403 "];
                     let is_refused = refused.iter().any(|status| answer.stdout.starts_with(status));
                     ensure!(is_refused, "{user}: {origin}{path} {options:?}: {answer}");
@@ -257,8 +264,8 @@ impl Lab<'_> {
         Ok(())
     }
 
-    /// Through nginx, which replaces them, and at the instance itself, where the proof is missing.
-    fn forged_headers_do_not_count(&self, on_sockets: bool) -> Result<()> {
+    /// nginx replaces the forged headers. The instance itself ignores them because the proxy's secret is wrong.
+    fn forged_headers_are_ignored(&self, on_sockets: bool) -> Result<()> {
         let authorization = format!("authorization: Bearer {}", self.0.token()?);
         let forged = [
             "--header",
@@ -274,14 +281,14 @@ impl Lab<'_> {
             "--json",
             r#"{"url": "https://example.com/forged"}"#,
         ];
-        for (way, origin) in Self::ways("www-data", on_sockets) {
+        for (route, origin) in Self::routes_to_an_instance("www-data", on_sockets) {
             if origin.ends_with(":7000") {
                 continue;
             }
             let mut slugs = vec![];
             for _ in 0..2 {
                 let url = format!("{origin}/shorten");
-                let answer = self.curl("www-data", &[way, &forged].concat(), &url)?.stdout;
+                let answer = self.curl("www-data", &[route, &forged].concat(), &url)?.stdout;
                 let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
                 ensure!(head.starts_with("HTTP/1.1 200 "), "{url}: {answer}");
                 ensure!(
@@ -291,7 +298,7 @@ impl Lab<'_> {
                 let body: serde_json::Value = serde_json::from_str(body)?;
                 slugs.push(body["slug"].to_string());
             }
-            ensure!(slugs[0] != slugs[1], "{origin} takes two requests for one: {slugs:?}");
+            ensure!(slugs[0] != slugs[1], "{origin} treats two requests as one: {slugs:?}");
         }
         Ok(())
     }
@@ -323,7 +330,7 @@ impl Lab<'_> {
         let noted = noted()?;
         ensure!(noted == "listens\n", "the squatter got a request:\n{noted}");
         self.0.ok(["systemctl", "stop", "squatter"])?;
-        // Its attempts to start may have reached the limit.
+        // The failed starts of the instance may have reached systemd's limit.
         self.0.ok(["systemctl", "reset-failed"])?;
         self.0.ok(["systemctl", "start", "links@1"])?;
         self.0.wait_for_rotation(2)

@@ -1,4 +1,4 @@
-//! The cache of redirects in Redis: while it is away nobody is the worse for it.
+//! The cache of redirects in Redis: clients do not notice an outage of it.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,13 +11,13 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 const PASSWORD: &str = "redis-s3cret";
 const OTHER: &str = "redis-other-s3cret";
-/// The key-value store "local".
+/// The file of the key-value store "local".
 const LOCAL_STORE: &str = "/var/lib/links/data/local.db";
-/// What a component's request for its cache may take, and some more for a busy machine.
+/// How soon an outage must be noticed: a component's cache timeout, with some slack for a busy machine.
 const NOTICED: Duration = Duration::from_secs(30);
 
 #[test]
-fn redis_is_paused_or_stopped_or_refuses_and_comes_back_and_no_client_sees_it() -> Result<()> {
+fn no_client_notices_when_redis_hangs_stops_or_refuses_the_password() -> Result<()> {
     let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["redis-server"])?)?;
     let redis = redis(&appliance, PASSWORD)?;
     credential(
@@ -30,7 +30,7 @@ fn redis_is_paused_or_stopped_or_refuses_and_comes_back_and_no_client_sees_it() 
         "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n\
          [key_value_store.default]\ntype = \"redis\"\nurl = \"credential:redis_url\"\n",
     )?;
-    let starts = appliance.starts(2)?;
+    let starts = appliance.invocation_ids(2)?;
     let load = Load::through([appliance.site()?]).workers(8).rate(200).label("redis");
     let load = load.connections(Connections::Both).mix(Mix::Usual).start();
     let lab = Lab {
@@ -39,24 +39,27 @@ fn redis_is_paused_or_stopped_or_refuses_and_comes_back_and_no_client_sees_it() 
         load: &load,
     };
     lab.more(200)?;
-    ensure!(lab.keeps(&kept_key(&appliance)?)?, "nothing is kept");
+    ensure!(
+        lab.holds(&cached_key(&appliance)?)?,
+        "Redis does not hold the link that was just followed"
+    );
 
     let spin = appliance.artifacts.runtime()?.is_spin();
-    lab.goes_through("paused", |redis| redis.pause(), |redis| redis.go_on(), NOTICED)?;
-    // Spin 4.0.2 looks for a server that is gone ever more rarely.
+    lab.survives("paused", |redis| redis.pause(), |redis| redis.resume(), NOTICED)?;
+    // Spin 4.0.2 backs off: the longer a server is gone, the more rarely it reconnects.
     let back = if spin { Duration::from_secs(150) } else { NOTICED };
-    lab.goes_through("stopped", |redis| redis.stop(), |redis| redis.start(), back)?;
-    // The connection manager that Spin 4.0.2 relies on does not connect again after a refused password.
+    lab.survives("stopped", |redis| redis.stop(), |redis| redis.start(), back)?;
+    // The Redis connection manager of Spin 4.0.2 does not reconnect after a refused password.
     if !spin {
-        let exchange = |old: &str, new: &str| -> Result<()> {
+        let change_password = |old: &str, new: &str| -> Result<()> {
             lab.ask(old, &["config", "set", "requirepass", new])?;
-            // Who is in stays in.
+            // Connections that are already authenticated would stay so.
             lab.ask(new, &["client", "kill", "type", "normal"]).map(drop)
         };
-        lab.goes_through(
-            "closed to the password",
-            |_| exchange(PASSWORD, OTHER),
-            |_| exchange(OTHER, PASSWORD),
+        lab.survives(
+            "refusing the password",
+            |_| change_password(PASSWORD, OTHER),
+            |_| change_password(OTHER, PASSWORD),
             back,
         )?;
     }
@@ -65,16 +68,16 @@ fn redis_is_paused_or_stopped_or_refuses_and_comes_back_and_no_client_sees_it() 
     println!("{report}");
     ensure!(report.failed() == 0, "{:#?}", report.examples);
     verify(&appliance, "redis", &report)?;
-    ensure!(appliance.starts(2)? == starts, "an instance was restarted");
+    ensure!(appliance.invocation_ids(2)? == starts, "an instance was restarted");
     ensure!(
-        !appliance.instances_said()?.contains("s3cret"),
-        "the journal has the password"
+        !appliance.instances_journal()?.contains("s3cret"),
+        "the journal contains a password"
     );
     Ok(())
 }
 
-/// The key of a link that was just followed.
-fn kept_key(appliance: &Appliance) -> Result<String> {
+/// Creates and follows a link, and returns its key in the cache.
+fn cached_key(appliance: &Appliance) -> Result<String> {
     let link = appliance.shorten("https://example.com/kept")?;
     appliance.follow(&link)?;
     Ok(format!("links:redirect:{}", link.slug))
@@ -87,36 +90,38 @@ struct Lab<'a> {
 }
 
 impl Lab<'_> {
-    fn goes_through(
+    /// An outage from `begin` to `end`: it is logged once, no request fails, and Redis is used again within `back`.
+    fn survives(
         &self,
         name: &str,
         begin: impl Fn(&Server<'_>) -> Result<()>,
         end: impl Fn(&Server<'_>) -> Result<()>,
         back: Duration,
     ) -> Result<()> {
-        let told = || -> Result<[usize; 2]> {
-            let said = self.appliance.instances_said()?;
-            let count = |text| said.matches(text).count();
+        // How often the journal reports the outage, and how often its end.
+        let reports = || -> Result<[usize; 2]> {
+            let journal = self.appliance.instances_journal()?;
+            let count = |text| journal.matches(text).count();
             Ok([
                 count("links: the key-value store \"default\" does not answer: "),
                 count("links: the key-value store \"default\" answers again: "),
             ])
         };
-        let before = told()?;
+        let before = reports()?;
         self.load.phase(name);
         begin(self.redis)?;
-        eventually(&format!("it is told that Redis is {name}"), NOTICED, || {
-            Ok((told()?[0] > before[0]).then_some(()))
+        eventually(&format!("the journal reports that Redis is {name}"), NOTICED, || {
+            Ok((reports()?[0] > before[0]).then_some(()))
         })?;
-        // Once for all instances, or a few times where several find out at the same moment; and then no more.
+        // One report for all instances, or a few if several of them notice at the same moment; then no more.
         self.more(300)?;
-        let first = told()?[0] - before[0];
+        let first = reports()?[0] - before[0];
         self.more(1_200)?;
-        let times = told()?[0] - before[0];
+        let times = reports()?[0] - before[0];
         ensure!(
             times == first && times <= 8,
-            "told {first} times, then {times}:\n{}",
-            self.appliance.instances_said()?
+            "{first} reports soon after the outage began, {times} later:\n{}",
+            self.appliance.instances_journal()?
         );
         self.appliance
             .follow(&self.appliance.shorten("https://example.com/meanwhile")?)?;
@@ -124,16 +129,16 @@ impl Lab<'_> {
         let begun = Instant::now();
         self.load.phase("rest");
         eventually("Redis is used again", back, || {
-            Ok((told()?[1] > before[1]).then_some(()))
+            Ok((reports()?[1] > before[1]).then_some(()))
         })
-        .with_context(|| self.appliance.instances_said().unwrap_or_default())?;
+        .with_context(|| self.appliance.instances_journal().unwrap_or_default())?;
         println!("{name}: used again after {:.1?}", begun.elapsed());
-        eventually("both instances keep links in it", back, || {
-            let key = kept_key(self.appliance)?;
-            Ok(self.keeps(&key)?.then_some(()))
+        eventually("a followed link is cached again", back, || {
+            let key = cached_key(self.appliance)?;
+            Ok(self.holds(&key)?.then_some(()))
         })?;
-        // As long as one instance takes it for away, what happens next is a part of the same outage to all.
-        eventually("every instance knows that Redis is back", back, || {
+        // While one instance still sees the outage, the next one would count as a part of it for all instances.
+        eventually("every instance sees that the outage is over", back, || {
             let is_over = self.is_over()? && {
                 self.more(200)?;
                 self.is_over()?
@@ -141,8 +146,8 @@ impl Lab<'_> {
             Ok(is_over.then_some(()))
         })?;
         println!(
-            "{name}: told {times} times, and {} that it is back",
-            told()?[1] - before[1]
+            "{name}: {times} reports of the outage, {} of its end",
+            reports()?[1] - before[1]
         );
         ensure!(
             self.load.failed() == 0,
@@ -157,7 +162,7 @@ impl Lab<'_> {
             .wait_for(self.load.asked() + requests, Duration::from_secs(60))
     }
 
-    /// Whether what the instances tell each other is that the outage has ended.
+    /// Whether the state that the instances share says that the outage has ended.
     fn is_over(&self) -> Result<bool> {
         self.appliance.inside(|| {
             let store = Connection::open_with_flags(LOCAL_STORE, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -167,7 +172,7 @@ impl Lab<'_> {
                 store.query_row(get, [key], |row| row.get(0)).optional()
             };
             let outage = value("links:outage:cache")?.and_then(|outage| Outage::decode(&outage));
-            let outage = outage.context("no instance has told the others of an outage")?;
+            let outage = outage.context("no instance has shared an outage")?;
             let ended = value("links:outage-end:cache")?.and_then(|end| decode_end(&end));
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
             Ok(matches!(
@@ -177,10 +182,11 @@ impl Lab<'_> {
         })
     }
 
-    fn keeps(&self, key: &str) -> Result<bool> {
+    fn holds(&self, key: &str) -> Result<bool> {
         Ok(self.ask(PASSWORD, &["exists", key])? == "1")
     }
 
+    /// The answer of Redis to a command.
     fn ask(&self, password: &str, words: &[&str]) -> Result<String> {
         let client = ["redis-cli", "--no-auth-warning", "-a", password, "-n", "1"];
         let answer = self.appliance.ok([&client, words].concat())?.stdout;

@@ -1,4 +1,4 @@
-//! Changes of what runs, which no client notices.
+//! Restarts, rollouts and rollbacks, which no client notices.
 
 use std::io;
 use std::net::TcpListener;
@@ -13,20 +13,23 @@ use links_tests::{DEB, Fault, Host, Output, RELEASED, Seed, Traffic, eventually,
 const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 
 #[test]
-fn nothing_fails_at_rest() -> Result<()> {
+fn no_request_fails_while_nothing_changes() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "rest")?;
     traffic.wait_for(20_000)?;
     let report = traffic.finish(&host)?;
     let share = report.acknowledged.len() as f64 / report.requests() as f64;
-    assert!((0.24..0.26).contains(&share), "a quarter is POST: {report}");
-    // Nobody closed a connection but nginx, after the thousand requests that it takes on one.
+    assert!(
+        (0.24..0.26).contains(&share),
+        "a quarter of the requests should be POSTs: {report}"
+    );
+    // The only closed connections are those on which nginx has served its limit of a thousand requests.
     assert_eq!(report.retries, 0, "{report}");
     Ok(())
 }
 
 #[test]
-fn an_instance_restarts_unnoticed() -> Result<()> {
+fn clients_do_not_notice_the_restart_of_an_instance() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "restart")?;
     for unit in ["links@1", "links@2", "links@1", "links@2"] {
@@ -37,39 +40,42 @@ fn an_instance_restarts_unnoticed() -> Result<()> {
 }
 
 #[test]
-fn the_service_restarts_and_reloads_unnoticed() -> Result<()> {
+fn clients_do_not_notice_a_restart_or_reload_of_the_service() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "reload")?;
     host.write("/etc/links/links.toml", "[health]\ninterval = \"900ms\"\n")?;
-    let before = host.starts(2)?;
+    let before = host.invocation_ids(2)?;
     traffic.during("reload", || host.ok(["systemctl", "reload", "links"]))?;
     host.wait_for_rotation(2)?;
-    let after = host.starts(2)?;
-    assert!(before.iter().all(|start| !after.contains(start)), "each was restarted");
+    let after = host.invocation_ids(2)?;
+    assert!(
+        before.iter().all(|start| !after.contains(start)),
+        "each instance should have restarted"
+    );
 
     traffic.during("reload", || host.ok(["systemctl", "reload", "links"]))?;
-    assert_eq!(host.starts(2)?, after, "nothing to do");
+    assert_eq!(host.invocation_ids(2)?, after, "there was nothing to do");
 
     host.write("/etc/links/links.toml", "[health]\ninterval = \"800ms\"\n")?;
     traffic.during("restart", || host.ok(["systemctl", "restart", "links"]))?;
     host.wait_for_rotation(2)?;
-    let last = host.starts(2)?;
+    let last = host.invocation_ids(2)?;
     assert!(
         after.iter().all(|start| !last.contains(start)),
-        "each runs the wanted configuration"
+        "each instance should run the new configuration"
     );
 
-    // What is wrong is refused before anything is touched.
+    // An invalid configuration is refused before anything changes.
     host.write("/etc/links/links.toml", "instnaces = 3\n")?;
     let refused = traffic.during("reload", || host.run(["systemctl", "reload", "links"]))?;
     assert_ne!(refused.status, 0, "{refused}");
-    assert_eq!(host.starts(2)?, last);
+    assert_eq!(host.invocation_ids(2)?, last);
     traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
-fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
+fn clients_do_not_notice_a_rollout_rollback_or_restart_by_linksctl() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let (first, next) = (host.releases.version(), RELEASED);
     let bundle = host.released_bundle()?;
@@ -86,37 +92,43 @@ fn linksctl_rolls_out_back_and_anew_unnoticed() -> Result<()> {
     linksctl(&["rollback"])?;
     host.runs(first)?;
 
-    let before = host.starts(2)?;
+    let before = host.invocation_ids(2)?;
     linksctl(&["rollout"])?;
-    assert_eq!(host.starts(2)?, before, "nothing to do");
+    assert_eq!(host.invocation_ids(2)?, before, "there was nothing to do");
     host.restarted(|| linksctl(&["restart"]))?;
     host.restarted(|| linksctl(&["rollout", "--force"]))?;
-    let after = host.starts(2)?;
-    assert!(before.iter().all(|start| !after.contains(start)), "each was restarted");
+    let after = host.invocation_ids(2)?;
+    assert!(
+        before.iter().all(|start| !after.contains(start)),
+        "each instance should have restarted"
+    );
     traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
-fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result<()> {
+fn a_second_concurrent_change_waits_or_reports_who_holds_the_lock() -> Result<()> {
     let host = Host::released(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "both")?;
     let (restart, upgrade) = traffic.during("both", || {
         thread::scope(|scope| {
             let restart = scope.spawn(|| host.run(["linksctl", "restart"]));
-            eventually("the first has begun", Duration::from_secs(10), || {
+            eventually("the first change has begun", Duration::from_secs(10), || {
                 Ok((host.in_rotation()?.len() < 2).then_some(()))
             })?;
             let second = host.run(["linksctl", "restart"])?;
-            ensure!(second.status != 0, "the second should be refused: {second}");
-            ensure!(said(&second).contains("linksctl"), "who holds the lock: {second}");
+            ensure!(second.status != 0, "the second change should be refused: {second}");
+            ensure!(
+                printed(&second).contains("linksctl"),
+                "the error should name the holder of the lock: {second}"
+            );
             let upgrade = host.apt_install_any(DEB)?;
             let restart = restart.join().ok().context("the thread panicked")??;
             Ok((restart, upgrade))
         })
     })?;
     assert_eq!(restart.status, 0, "{restart}");
-    // apt may have waited, or failed with the reason; then a retry completes it.
+    // apt has either waited for the lock or failed with the reason. In that case a retry completes the upgrade.
     if upgrade.status != 0 {
         traffic.during("both", || host.ok(["dpkg", "--configure", "--pending"]))?;
     }
@@ -127,9 +139,9 @@ fn two_changes_at_once_take_turns_or_the_second_is_told_who_is_first() -> Result
 }
 
 #[test]
-fn broken_releases_are_undone_unnoticed() -> Result<()> {
+fn clients_do_not_notice_the_rollback_of_a_broken_release() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
-    host.gives_up_early()?;
+    host.shorten_start_timeout()?;
     let before = host.releases(2)?;
     let cases = [
         (Fault::Exits, "exited with status 3"),
@@ -153,12 +165,12 @@ fn broken_releases_are_undone_unnoticed() -> Result<()> {
         println!(
             "{fault:?}: {:.1} s: {}",
             begin.elapsed().as_secs_f64(),
-            said(&output).trim_end()
+            printed(&output).trim_end()
         );
         assert_ne!(output.status, 0, "{fault:?}: {output}");
         assert!(
-            said(&output).contains(reason),
-            "{reason:?} is the reason, {fault:?}: {output}"
+            printed(&output).contains(reason),
+            "{fault:?} should be reported as {reason:?}: {output}"
         );
         host.wait_for_rotation(2)
             .with_context(|| format!("{fault:?}: {output}"))?;
@@ -169,14 +181,14 @@ fn broken_releases_are_undone_unnoticed() -> Result<()> {
 }
 
 #[test]
-fn a_stranger_on_a_port_costs_no_request() -> Result<()> {
+fn a_foreign_process_on_the_port_of_an_instance_costs_no_request() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let bundle = host.bundle(&host.releases.later(1), None)?;
     let before = host.releases(2)?;
     let traffic = Traffic::start(&host, "stranger")?;
     let (network, done) = (host.network(), AtomicBool::new(false));
     let (output, stranger) = thread::scope(|scope| {
-        // Takes the port as soon as no instance listens there: at once, or while the instance is being restarted.
+        // The stranger takes the port as soon as no instance listens there: at once, or while the instance restarts.
         let stranger = scope.spawn(|| -> Result<bool> {
             network.enter()?;
             let taken = eventually("the port is free", Duration::from_secs(60), || {
@@ -199,14 +211,14 @@ fn a_stranger_on_a_port_costs_no_request() -> Result<()> {
     let output = output?;
     let got_a_connection = stranger.map_err(|_| anyhow!("the stranger panicked"))??;
     if host.is_on_sockets()? {
-        assert!(!got_a_connection);
+        assert!(!got_a_connection, "something connected to the stranger");
         assert_eq!(output.status, 0, "{output}");
         assert_ne!(host.releases(2)?, before, "{output}");
     } else {
-        // The agent asks the port about its instance all the same: see docs/security.md.
+        // The agent may have connected to the stranger: see docs/security.md.
         assert_ne!(output.status, 0, "{output}");
-        assert!(said(&output).contains("127.0.0.1:7001 is in use"), "{output}");
-        // Nothing else kept it from coming back.
+        assert!(printed(&output).contains("127.0.0.1:7001 is in use"), "{output}");
+        // The instance starts again once the port is free.
         host.run(["systemctl", "reset-failed", "links@1"])?;
         host.run(["systemctl", "start", "links@1"])?;
         host.wait_for_rotation(2)?;
@@ -218,24 +230,24 @@ fn a_stranger_on_a_port_costs_no_request() -> Result<()> {
 
 #[test]
 fn kill_9_costs_no_request() -> Result<()> {
-    killed_at_random_moments(12)
+    kill_at_random_moments(12)
 }
 
 #[test]
 #[ignore = "takes minutes: `make soak`"]
 fn kill_9_costs_no_request_fifty_times() -> Result<()> {
-    killed_at_random_moments(50)
+    kill_at_random_moments(50)
 }
 
-fn killed_at_random_moments(times: u64) -> Result<()> {
+fn kill_at_random_moments(times: u64) -> Result<()> {
     let seed = Seed::of_environment()?;
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "killed")?;
     for number in 0..times {
         let unit = ["links@1", "links@2"][number as usize % 2];
-        // The limit is for a release that cannot start, not for kills.
+        // systemd's start limit is meant for releases that cannot start, not for these kills.
         host.ok(["systemctl", "reset-failed", "links@1", "links@2"])?;
-        // A random moment is what is tested.
+        // This sleep is not synchronisation: the random moment is what the test is about.
         thread::sleep(seed.moment(number, Duration::from_millis(800)));
         traffic.during("killed", || {
             host.restarted(|| {
@@ -253,10 +265,10 @@ fn killed_at_random_moments(times: u64) -> Result<()> {
     Ok(())
 }
 
-/// What the strict rules of the load are about: a reload closes kept connections, and a POST that crosses the close fails.
-/// So no change of what runs may reload nginx while it can do without.
+/// A reload of nginx closes idle keep-alive connections, and a POST that is sent at that moment fails. Therefore no rollout
+/// or restart may reload nginx unless it has to.
 #[test]
-fn a_reload_of_nginx_costs_no_get_and_no_head() -> Result<()> {
+fn no_get_or_head_fails_during_a_reload_of_nginx() -> Result<()> {
     let host = Host::serving(BROKEN_RUNTIME)?;
     let traffic = Traffic::start(&host, "nginx")?;
     for _ in 0..5 {
@@ -265,11 +277,12 @@ fn a_reload_of_nginx_costs_no_get_and_no_head() -> Result<()> {
     let report = traffic.stop()?;
     let reads = report.count(|method, outcome| method != Method::Post && outcome != Outcome::Right);
     assert_eq!(reads, 0, "{report}");
-    // Nothing but the crossing.
+    // Only POSTs fail, on connections that nginx was closing.
     assert_eq!(report.failed(), report.of(Outcome::Reset), "{report}");
     verify(&host, "nginx", &report)
 }
 
-fn said(output: &Output) -> String {
+/// Everything that a command printed.
+fn printed(output: &Output) -> String {
     format!("{}{}", output.stdout, output.stderr)
 }

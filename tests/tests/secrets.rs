@@ -1,4 +1,4 @@
-//! No secret is anywhere but where it has to be. Everything that can go wrong with one goes wrong first.
+//! Secrets appear only where they have to be, even after everything that can go wrong with them has gone wrong.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::thread;
@@ -12,7 +12,7 @@ use links_tests::{Appliance, Collector, Tree, UNPACKED, eventually};
 
 const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
 const SOON: Duration = Duration::from_secs(30);
-/// One secret a line, for grep.
+/// A file with one secret per line, for grep.
 const LIST: &str = "/var/tmp/secrets";
 
 const LINKS_TOML: &str = "\
@@ -47,7 +47,7 @@ prefix = \"links\"
 ";
 
 #[test]
-fn no_secret_is_seen_whatever_goes_wrong() -> Result<()> {
+fn no_secret_leaks_whatever_goes_wrong() -> Result<()> {
     let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["redis-server"])?)?;
     let secrets = Secrets::new();
     secret_file(&appliance, LIST, &secrets.lines())?;
@@ -60,7 +60,7 @@ fn no_secret_is_seen_whatever_goes_wrong() -> Result<()> {
         secrets: &secrets,
     };
     lab.fill_vault()?;
-    credential(&appliance, "admin_token", &secrets.own)?;
+    credential(&appliance, "admin_token", &secrets.host)?;
     credential(&appliance, "turso_token", &secrets.turso)?;
     credential(
         &appliance,
@@ -72,24 +72,24 @@ fn no_secret_is_seen_whatever_goes_wrong() -> Result<()> {
     appliance.configure(LINKS_TOML, RUNTIME_TOML)?;
     lab.shortens()?;
 
-    let mut said = lab.in_every_trouble()?;
-    said.extend(lab.broken_configurations()?);
-    said.push(lab.crash()?);
-    said.push(text(&appliance.http_at(9464).get("/metrics")));
+    let mut texts = lab.texts_of_outages()?;
+    texts.extend(lab.texts_of_broken_configurations()?);
+    texts.push(lab.status_after_a_crash()?);
+    texts.push(text(&appliance.http_at(9464).get("/metrics")));
 
-    // What was said to clients and to people.
-    ensure!(said.len() > 50, "{} texts", said.len());
-    for text in &said {
+    // The answers to clients and the output of commands.
+    ensure!(texts.len() > 50, "only {} texts were collected", texts.len());
+    for text in &texts {
         secrets.are_not_in(text)?;
     }
-    // What was sent, this at least. Of its own headers the collector has to know.
+    // The exports, of which there is at least this one. Only the collector's own header may contain a secret: its key.
     let sent = Requests::FIRST;
     let secret = appliance.read("/run/links/secrets/otlp")?;
     let runtime = appliance.http_at(9465).header("links-otlp-secret", secret.trim());
     let runtime = runtime.header("content-type", "application/x-protobuf");
     let taken = runtime.post_bytes("/v1/metrics", sent.message())?;
     ensure!(taken.status == 200, "{taken}");
-    eventually("the collector has it", SOON, || {
+    eventually("the collector has received the export", SOON, || {
         let collected = collector.collected();
         Ok(collected.iter().any(|it| it.message == sent.message()).then_some(()))
     })?;
@@ -103,16 +103,20 @@ fn no_secret_is_seen_whatever_goes_wrong() -> Result<()> {
         others.remove("x-key");
         secrets.are_not_in(&format!("{others:?}"))?;
     }
-    lab.nothing_is_open()
+    lab.no_secret_is_exposed()
 }
 
-/// Each another one, which nobody can mistake for something else.
+/// A different random secret for each purpose, which cannot occur anywhere by accident.
 struct Secrets {
-    own: String,
+    /// The admin token in /etc/links/credentials.
+    host: String,
     turso: String,
     redis: String,
+    /// Vault's root token.
     root: String,
+    /// The token with which the instances read from Vault.
     reader: String,
+    /// The admin token in Vault.
     admin: String,
     headers: String,
     wrong: String,
@@ -123,7 +127,7 @@ impl Secrets {
         let random = RandomState::new();
         let secret = |name: &str| format!("{:016x}{:016x}", random.hash_one(name), random.hash_one((name, 2)));
         Self {
-            own: secret("own"),
+            host: secret("host"),
             turso: secret("turso"),
             redis: secret("redis"),
             root: secret("root"),
@@ -136,14 +140,14 @@ impl Secrets {
 
     fn all(&self) -> [(&'static str, &str); 8] {
         [
-            ("the admin token of this host", &self.own),
+            ("the admin token of this host", &self.host),
             ("the database's token", &self.turso),
             ("Redis's password", &self.redis),
             ("Vault's root token", &self.root),
             ("Vault's token", &self.reader),
             ("the admin token in Vault", &self.admin),
             ("the collector's header", &self.headers),
-            ("a token that somebody tried", &self.wrong),
+            ("the wrong token of a client", &self.wrong),
         ]
     }
 
@@ -177,17 +181,17 @@ impl Lab<'_> {
         self.appliance.http().bearer(token)
     }
 
-    /// As its user: with the right token, and so with every server's help.
+    /// Shortens with the token from Vault, which works only once every server does.
     fn shortens(&self) -> Result<()> {
-        eventually("it shortens", SOON, || {
+        eventually("links are shortened", SOON, || {
             let answer = self.site(&self.secrets.admin).post("/shorten", BODY)?;
             Ok((answer.status == 200).then_some(()))
         })
-        .with_context(|| self.appliance.instances_said().unwrap_or_default())
+        .with_context(|| self.appliance.instances_journal().unwrap_or_default())
     }
 
-    /// What is said while all is well, and while every server refuses the secret, is paused, and is gone.
-    fn in_every_trouble(&self) -> Result<Vec<String>> {
+    /// All texts while every server works, while every server refuses its secret, and while all are paused or stopped.
+    fn texts_of_outages(&self) -> Result<Vec<String>> {
         let Self {
             libsql, redis, vault, ..
         } = self;
@@ -196,36 +200,36 @@ impl Lab<'_> {
             "linksctl db copy --to sqlite:/var/tmp/copy.db --resume",
             "linksctl db copy --from sqlite:/var/tmp/copy.db --resume",
         ];
-        let mut said = self.everything_said(&copies)?;
+        let mut texts = self.texts(&copies)?;
 
-        libsql.takes("another")?;
+        libsql.set_token("another")?;
         vault.revoke(&self.secrets.reader)?;
         self.appliance.shell(&format!(
             "redis-cli --no-auth-warning -a \"$(sed -n 3p {LIST})\" config set requirepass another
              redis-cli --no-auth-warning -a another client kill type normal"
         ))?;
-        said.extend(self.everything_said(&copies)?);
+        texts.extend(self.texts(&copies)?);
 
         for server in servers {
             server.pause()?;
         }
-        said.extend(self.everything_said(&[])?);
+        texts.extend(self.texts(&[])?);
         for server in servers {
-            server.go_on()?;
+            server.resume()?;
             server.stop()?;
         }
-        said.extend(self.everything_said(&copies)?);
+        texts.extend(self.texts(&copies)?);
         for server in servers {
             server.start()?;
         }
-        vault.start_again()?;
+        vault.restart()?;
         self.fill_vault()?;
         self.shortens()?;
-        Ok(said)
+        Ok(texts)
     }
 
-    /// Every answer, and every word of a command; all at the same time, because some take long.
-    fn everything_said(&self, more: &[&str]) -> Result<Vec<String>> {
+    /// The answers to clients and the output of commands. Clients, commands and `more` run concurrently: some take long.
+    fn texts(&self, more: &[&str]) -> Result<Vec<String>> {
         let commands = [
             "linksctl check",
             "linksctl check --online",
@@ -250,26 +254,26 @@ impl Lab<'_> {
             ]
         };
         thread::scope(|scope| {
-            let tokens = [&self.secrets.admin, &self.secrets.own, &self.secrets.wrong];
+            let tokens = [&self.secrets.admin, &self.secrets.host, &self.secrets.wrong];
             let asking = tokens.map(|token| scope.spawn(move || ask(token)));
             let copying = scope.spawn(move || more.iter().map(|command| run(command)).collect::<Result<Vec<_>>>());
-            let mut said = commands
+            let mut texts = commands
                 .iter()
                 .map(|command| run(command))
                 .collect::<Result<Vec<_>>>()?;
             for asked in asking {
-                said.extend(asked.join().map_err(|_| anyhow!("a client panicked"))?);
+                texts.extend(asked.join().map_err(|_| anyhow!("a client panicked"))?);
             }
-            said.extend(copying.join().map_err(|_| anyhow!("a copy panicked"))??);
-            Ok(said)
+            texts.extend(copying.join().map_err(|_| anyhow!("a copy panicked"))??);
+            Ok(texts)
         })
     }
 
-    /// What is said to configurations with a secret where none may be.
-    fn broken_configurations(&self) -> Result<Vec<String>> {
+    /// The output of commands for configurations with a secret in the wrong place.
+    fn texts_of_broken_configurations(&self) -> Result<Vec<String>> {
         let path = "/etc/links/runtime.toml";
-        let mut said = vec![];
-        let [admin, turso] = [&self.secrets.own, &self.secrets.turso];
+        let mut texts = vec![];
+        let [admin, turso] = [&self.secrets.host, &self.secrets.turso];
         for broken in [
             RUNTIME_TOML.replace("url = \"credential:redis_url\"", "url = \"credential:turso_token\""),
             RUNTIME_TOML.replace("url = \"http://127.0.0.1:8080\"", "url = \"credential:turso_token\""),
@@ -277,10 +281,10 @@ impl Lab<'_> {
             RUNTIME_TOML.replace("type = \"redis\"", "type = \"credential:turso_token\""),
             RUNTIME_TOML.replace("mount = \"secret\"", "mount = \"credential:turso_token\""),
         ] {
-            // Only root reads it: what is looked for is what is said of it.
+            // Only root can read this file, so it may contain secrets. The output of the commands may not.
             self.appliance.write(path, broken)?;
             for command in ["linksctl check", "linksctl rollout --dry-run", "systemctl reload links"] {
-                said.push(self.appliance.run(command.split(' '))?.to_string());
+                texts.push(self.appliance.run(command.split(' '))?.to_string());
             }
         }
         for (name, wrong) in [
@@ -292,17 +296,18 @@ impl Lab<'_> {
             self.appliance.write(path, RUNTIME_TOML)?;
             credential(self.appliance, name, &wrong)?;
             for command in ["linksctl check", "linksctl check --online", "systemctl reload links"] {
-                said.push(self.appliance.run(command.split(' '))?.to_string());
+                texts.push(self.appliance.run(command.split(' '))?.to_string());
             }
             credential(self.appliance, name, right.trim_end())?;
         }
         self.appliance.configure(LINKS_TOML, RUNTIME_TOML)?;
         self.shortens()?;
-        Ok(said)
+        Ok(texts)
     }
 
-    /// A runtime that crashes leaves no picture of its memory; none of our processes may.
-    fn crash(&self) -> Result<String> {
+    /// Checks that no process of links may dump core, crashes a runtime, and checks that there is no core dump. Returns the
+    /// output of `linksctl status`.
+    fn status_after_a_crash(&self) -> Result<String> {
         let pid = self.appliance.main_pid("links@1")?;
         let agent = self.appliance.main_pid("links")?;
         let runtime = self.appliance.ok(["pgrep", "--parent", &pid.to_string()])?.stdout;
@@ -313,18 +318,18 @@ impl Lab<'_> {
             let core: Vec<_> = core.unwrap_or_default().split_whitespace().collect();
             ensure!(core == ["Max", "core", "file", "size", "0", "0", "bytes"], "{limits}");
         }
-        // Runtimes handle the first: WebAssembly may have been what went wrong.
+        // A runtime handles the first SIGSEGV, since WebAssembly code may have caused it.
         eventually("the runtime has ended", SOON, || {
             self.appliance.run(["kill", "-SEGV", &runtime])?;
             Ok((!self.appliance.exists(&format!("/proc/{runtime}"))?).then_some(()))
         })?;
-        eventually("another one runs", SOON, || {
+        eventually("another runtime runs", SOON, || {
             let another = self.appliance.main_pid("links@1")?;
             let runs = self.appliance.run(["pgrep", "--parent", &another.to_string()])?;
             Ok((runs.status == 0 && !runs.stdout.contains(&runtime)).then_some(()))
         })?;
         self.appliance.wait_for_rotation(2)?;
-        let journal = self.appliance.instances_said()?;
+        let journal = self.appliance.instances_journal()?;
         ensure!(
             journal.contains("SIGSEGV") || journal.contains("signal: 11"),
             "{journal}"
@@ -336,26 +341,26 @@ impl Lab<'_> {
         Ok(self.appliance.run(["linksctl", "status"])?.to_string())
     }
 
-    /// What is on the disk and in /proc, and who can read it.
-    fn nothing_is_open(&self) -> Result<()> {
+    /// Checks that nobody without the right to can read a secret on the disk, in the journal or in /proc.
+    fn no_secret_is_exposed(&self) -> Result<()> {
         let inside = |script: &str| Ok::<_, anyhow::Error>(self.appliance.shell(script)?.stdout);
         self.appliance.ok(["journalctl", "--sync"])?;
         let ours = "/etc/links /run/links /var/lib/links /var/cache/links /var/log /usr/lib/links \
                     /usr/share/doc/links-shortener /etc/nginx /etc/systemd /run/systemd";
-        // grep ends with 1 where it finds nothing, and with 2 where it could not look.
+        // grep exits with 1 if it finds nothing, and with 2 if it cannot read a file. xargs turns both into 123.
         let finds = |files: &str| {
             format!(
                 "{files} | xargs -0 --no-run-if-empty grep --files-with-matches --text --fixed-strings --file={LIST} || test $? = 1 -o $? = 123"
             )
         };
 
-        // It does find: what may hold secrets holds them, and is root's or the instances' alone.
+        // The search works: it finds the files that have to contain secrets.
         let holders = inside(&finds(&format!("find {ours} -xdev -type f -print0")))?;
         println!("files with secrets:\n{holders}");
         for part in ["/etc/links/credentials/turso_token", "/run/links/1/", "/run/links/2/"] {
             ensure!(
                 holders.contains(part),
-                "{part} should hold secrets, as should these:\n{holders}"
+                "{part} should contain a secret, but only these files do:\n{holders}"
             );
         }
         let journal = inside(&format!(
@@ -363,27 +368,30 @@ impl Lab<'_> {
              grep --text --fixed-strings --file={LIST} /var/tmp/journal || test $? = 1"
         ))?;
         let (lines, secret) = journal.split_once('\n').context("no count")?;
-        ensure!(lines.parse::<u32>()? > 100, "{lines} lines in the journal");
-        ensure!(secret.is_empty(), "in the journal:\n{secret}");
+        ensure!(lines.parse::<u32>()? > 100, "the journal has only {lines} lines");
+        ensure!(secret.is_empty(), "secrets in the journal:\n{secret}");
 
         let open = format!("find {ours} -xdev -type f -perm /077 -print0");
-        let looked = inside(&format!("{open} | tr -cd '\\0' | wc --bytes"))?;
-        ensure!(looked.trim().parse::<u32>()? > 20, "{looked} files were looked at");
+        let searched = inside(&format!("{open} | tr -cd '\\0' | wc --bytes"))?;
+        ensure!(
+            searched.trim().parse::<u32>()? > 20,
+            "only {searched} files were searched"
+        );
         let found = inside(&finds(&open))?;
         ensure!(found.is_empty(), "others can read the secrets in:\n{found}");
 
         self.appliance.unpack_tarball()?;
         let package = inside(&finds(&format!("find {UNPACKED} -type f -print0")))?;
-        ensure!(package.is_empty(), "in the package: {package}");
+        ensure!(package.is_empty(), "secrets in the package:\n{package}");
 
-        // Everybody can read command lines, and nobody others' environments; which hold some.
+        // Any user can read all command lines. Environments contain secrets, but only their own user and root can read them.
         let lines = inside(&format!(
             "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' >/var/tmp/lines; grep --count linksctl /var/tmp/lines; \
              grep --fixed-strings --file={LIST} /var/tmp/lines || test $? = 1"
         ))?;
-        let (ours, secret) = lines.split_once('\n').context("no count")?;
-        ensure!(ours.parse::<u32>()? >= 3, "{lines}");
-        ensure!(secret.is_empty(), "on command lines:\n{secret}");
+        let (count, secret) = lines.split_once('\n').context("no count")?;
+        ensure!(count.parse::<u32>()? >= 3, "{lines}");
+        ensure!(secret.is_empty(), "secrets on command lines:\n{secret}");
         let environments =
             "for file in /proc/[0-9]*/environ; do test -r $file && cat $file; done 2>/dev/null | tr '\\0' '\\n'";
         let seen_by = |user: &str| {
@@ -394,7 +402,7 @@ impl Lab<'_> {
         };
         for (user, sees) in [("root", true), ("nobody", false), ("www-data", false)] {
             let script = seen_by(user).replace("regid=nobody", "regid=nogroup");
-            let shell = ["bash", "-c", &script, "look", environments];
+            let shell = ["bash", "-c", &script, "search", environments];
             let count: u32 = self.appliance.ok(shell)?.stdout.trim().parse()?;
             ensure!((count > 0) == sees, "{user} sees {count} secrets in environments");
         }
@@ -404,7 +412,7 @@ impl Lab<'_> {
 
 const BODY: &str = r#"{"url":"https://example.com/"}"#;
 
-/// All of an answer.
+/// The whole answer, or why there is none.
 fn text(answer: &Result<Answer, Failure>) -> String {
     match answer {
         Ok(answer) => answer.to_string(),

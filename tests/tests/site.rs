@@ -1,5 +1,5 @@
-//! The nginx site: success means that links answers through nginx, and whatever fails leaves nginx and its other sites as
-//! they were.
+//! The nginx site. A change of it succeeds only if links answers through nginx; a failed change leaves nginx and its other
+//! sites as they were.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use serde_json::Value;
 
 const SITE: &str = "/etc/nginx/sites-available/links";
 const LINKS_TOML: &str = "/etc/links/links.toml";
-/// What certbot leaves in the site, but for the certificate.
+/// A line like those that certbot adds to the site, without a certificate.
 const CERTBOT: &str = "listen 8443; # managed by Certbot";
 
-/// One cause after the other, on a host whose nginx serves a site of its own all the time. dpkg fails while there is a
-/// cause, and succeeds once there is none.
+/// Goes through one obstacle after the other, on a host whose nginx keeps serving another site. dpkg fails as long as there
+/// is an obstacle, and succeeds once there is none.
 #[test]
-fn an_installation_succeeds_only_when_links_is_reached_through_nginx() -> Result<()> {
+fn an_installation_succeeds_only_if_links_is_reachable_through_nginx() -> Result<()> {
     let host = Host(Appliance::prepared(&Tree::with_nginx()?)?);
     host.write(
         "/etc/nginx/sites-enabled/own",
@@ -26,31 +26,31 @@ fn an_installation_succeeds_only_when_links_is_reached_through_nginx() -> Result
 
     host.occupy("127.0.0.1:7000")?;
     let install = host.apt_install_any(DEB)?;
-    host.names(
+    host.fails_with(
         &install,
         &["127.0.0.1:7000 is needed for nginx", "systemd (process 1)", "ss -ltnp"],
     )?;
-    host.nothing_was_written()?;
+    host.no_site_was_written()?;
     host.configuring_fails(&["127.0.0.1:7000 is needed for nginx", "dpkg --configure -a"])?;
     host.release("127.0.0.1:7000")?;
 
     host.occupy("0.0.0.0:80")?;
     host.configuring_fails(&["0.0.0.0:80 is needed for nginx", "ss -ltnp 'sport = :80'"])?;
-    host.nothing_was_written()?;
-    // The stranger and nginx go on whatever is restarted.
+    host.no_site_was_written()?;
+    // The port is taken, and still nginx can restart.
     host.ok(["systemctl", "restart", "nginx"])?;
     host.own_site_answers()?;
     host.release("0.0.0.0:80")?;
 
     host.write("/etc/nginx/conf.d/broken.conf", "no_such_directive on;\n")?;
     host.configuring_fails(&["no_such_directive", "nginx -t"])?;
-    host.nothing_was_written()?;
+    host.no_site_was_written()?;
     host.ok(["rm", "/etc/nginx/conf.d/broken.conf"])?;
 
     let endpoint = host.first_endpoint()?;
     host.occupy(endpoint)?;
     host.configuring_fails(&["instance 1 does not serve", &format!("{endpoint} is in use by another")])?;
-    host.nothing_was_written()?;
+    host.no_site_was_written()?;
     host.release(endpoint)?;
 
     host.ok(["systemctl", "stop", "nginx"])?;
@@ -62,13 +62,13 @@ fn an_installation_succeeds_only_when_links_is_reached_through_nginx() -> Result
     host.serves()?;
     host.own_site_answers()?;
     host.follow(&host.shorten("https://example.com/at-last")?)?;
-    // Once more changes nothing.
+    // Configuring again does no harm.
     host.ok(["linksctl", "configure"])?;
     host.serves()
 }
 
 #[test]
-fn a_site_that_somebody_has_edited_is_kept_until_it_is_given_up() -> Result<()> {
+fn an_edited_site_is_kept_until_it_is_replaced_by_force() -> Result<()> {
     let mut host = Host(Appliance::installed()?);
     let link = host.shorten("https://example.com/kept")?;
     host.shell(&format!(
@@ -76,7 +76,7 @@ fn a_site_that_somebody_has_edited_is_kept_until_it_is_given_up() -> Result<()> 
     ))?;
     host.reload_nginx()?;
     let edited = host.read(SITE)?;
-    ensure!(edited.contains("Certbot"), "the test edits the site");
+    ensure!(edited.contains("Certbot"), "sed has not edited the site");
     let kept = |host: &Host, when: &str| -> Result<()> {
         ensure!(host.read(SITE)? == edited, "the site was changed by {when}");
         let answer = host.http_at(8443).get(&format!("/{}", link.slug))?;
@@ -84,10 +84,10 @@ fn a_site_that_somebody_has_edited_is_kept_until_it_is_given_up() -> Result<()> 
         Ok(())
     };
 
-    let said = host.ok(["linksctl", "rollout"])?.stdout;
+    let output = host.ok(["linksctl", "rollout"])?.stdout;
     ensure!(
-        said.contains("edited by somebody else") && said.contains("--force"),
-        "{said}"
+        output.contains("edited by somebody else") && output.contains("--force"),
+        "{output}"
     );
     kept(&host, "a rollout")?;
     host.ok(["systemctl", "reload", "links"])?;
@@ -106,77 +106,89 @@ fn a_site_that_somebody_has_edited_is_kept_until_it_is_given_up() -> Result<()> 
     ensure!(status["nginx"]["edited"] == true && status["ok"] == true, "{status}");
 
     host.ok(["linksctl", "rollout", "--force"])?;
-    ensure!(!host.read(SITE)?.contains("Certbot"), "--force replaces it");
+    ensure!(!host.read(SITE)?.contains("Certbot"), "--force should replace the site");
     ensure!(
         host.read("/var/lib/links/site-replaced.conf")? == edited,
-        "and keeps a copy"
+        "--force should keep a copy of the edited site"
     );
     host.serves()?;
 
-    // What is to stay belongs elsewhere.
+    // The administrator's own directives belong in nginx.d, where they stay.
     host.write("/etc/links/nginx.d/own.conf", "location = /own/page { return 204; }\n")?;
     host.reload_nginx()?;
     host.ok(["linksctl", "scale", "2"])?;
     ensure!(
         host.http().get("/own/page")?.status == 204,
-        "the administrator's own directives are included"
+        "the administrator's own directives should be included"
     );
     host.write("/etc/links/nginx.d/own.conf", "no_such_directive on;\n")?;
     host.configure_listen("8080")?;
     let before = host.read(SITE)?;
     let refused = host.run(["linksctl", "rollout"])?;
-    host.names(&refused, &["no_such_directive", "/etc/links/nginx.d"])?;
-    ensure!(host.read(SITE)? == before, "nothing was written");
+    host.fails_with(&refused, &["no_such_directive", "/etc/links/nginx.d"])?;
+    ensure!(host.read(SITE)? == before, "a refused change should not write the site");
     host.ok(["rm", "/etc/links/nginx.d/own.conf"])?;
     host.ok(["linksctl", "rollout"])?;
-    ensure!(host.http_at(8080).get("/health")?.status == 200, "it listens elsewhere");
+    ensure!(
+        host.http_at(8080).get("/health")?.status == 200,
+        "links should answer on the new port"
+    );
 
-    // An edited site is no reason to stay installed, and neither is an nginx that takes no configuration.
+    // Neither an edited site nor a broken nginx configuration prevents the removal.
     host.shell(&format!("echo '# an edit' >>{SITE}"))?;
     host.write("/etc/nginx/conf.d/broken.conf", "no_such_directive on;\n")?;
     let removal = host.run(["apt-get", "--yes", "remove", "links-shortener"])?;
     ensure!(removal.status == 0, "{removal}");
-    ensure!(host.processes()?.is_empty(), "nothing of links runs");
-    ensure!(!host.exists("/etc/nginx/sites-enabled/links")?, "the site is disabled");
-    ensure!(host.read(SITE)?.ends_with("# an edit\n"), "and kept");
+    ensure!(host.processes()?.is_empty(), "no process of links should run");
+    ensure!(
+        !host.exists("/etc/nginx/sites-enabled/links")?,
+        "the site should be disabled"
+    );
+    ensure!(
+        host.read(SITE)?.ends_with("# an edit\n"),
+        "the edited site should be kept"
+    );
     Ok(())
 }
 
 #[test]
-fn a_change_of_the_site_that_fails_or_is_cut_off_leaves_the_old_one_or_the_new_one() -> Result<()> {
+fn a_change_that_fails_or_is_killed_leaves_the_old_site_or_the_new_one() -> Result<()> {
     let mut host = Host(Appliance::installed()?);
     let link = host.shorten("https://example.com/always")?;
     let before = host.read(SITE)?;
 
-    // nginx would find out only when it has already been told.
+    // nginx would notice that the port is taken only during the reload, after the site is written.
     host.occupy("0.0.0.0:8080")?;
     host.configure_listen("[80, 8080]")?;
-    // Twice: what is on the disk does not count as done.
+    // Twice, because a second attempt must not take the state on the disk for a completed change.
     for _ in 0..2 {
         let rollout = host.run(["linksctl", "rollout"])?;
-        host.names(&rollout, &["0.0.0.0:8080 is needed for nginx", "systemd (process 1)"])?;
-        ensure!(host.read(SITE)? == before, "nothing was written");
+        host.fails_with(&rollout, &["0.0.0.0:8080 is needed for nginx", "systemd (process 1)"])?;
+        ensure!(host.read(SITE)? == before, "a refused change should not write the site");
     }
     host.release("0.0.0.0:8080")?;
-    // `nginx -t` accepts this, and the running nginx, which has port 80 of all addresses, cannot listen there.
+    // `nginx -t` accepts this address, but the running nginx cannot bind it: it already has port 80 of all addresses.
     host.configure_listen("\"127.0.0.1:80\"")?;
     for _ in 0..2 {
         let rollout = host.run(["linksctl", "rollout"])?;
-        host.names(&rollout, &["bind() to 127.0.0.1:80 failed", "taken back"])?;
-        ensure!(host.read(SITE)? == before, "the site was taken back");
+        host.fails_with(&rollout, &["bind() to 127.0.0.1:80 failed", "taken back"])?;
+        ensure!(host.read(SITE)? == before, "the old site should be restored");
         host.follow(&link)?;
     }
     host.ok(["systemctl", "restart", "nginx"])?;
     host.follow(&link)?;
 
-    // No start of links succeeds while nobody reaches it; and then it does by itself.
+    // links does not start while nginx is stopped, and starts by itself once nginx runs again.
     host.configure_listen("80")?;
     host.ok(["systemctl", "stop", "nginx"])?;
     let start = host.run(["systemctl", "restart", "links"])?;
-    ensure!(start.status != 0, "links is not reached: {start}");
+    ensure!(
+        start.status != 0,
+        "links should not start while it is unreachable: {start}"
+    );
     let status = host.run(["linksctl", "status"])?;
     ensure!(
-        status.status == 1 && status.stdout.contains("not running, links is reached nowhere"),
+        status.status == 1 && status.stdout.contains("not running, links is not reachable"),
         "{status}"
     );
     host.ok(["systemctl", "start", "nginx"])?;
@@ -186,11 +198,11 @@ fn a_change_of_the_site_that_fails_or_is_cut_off_leaves_the_old_one_or_the_new_o
     })?;
     host.serves()?;
 
-    // Killed in the middle: what would have to be undone is on the disk, and the change is under way.
+    // linksctl is killed during a change, after it has saved to the disk how to undo it.
     let [old, new] = ["80", "[80, 8080]"];
     for round in 0..12 {
         if round == 4 {
-            // Whatever the rounds before have left: now there is certainly something to change.
+            // The earlier rounds may have left either site. From the old one there is certainly something to change.
             host.configure_listen(old)?;
             host.ok(["linksctl", "rollout"])?;
         }
@@ -203,11 +215,11 @@ fn a_change_of_the_site_that_fails_or_is_cut_off_leaves_the_old_one_or_the_new_o
         host.ok(["nginx", "-t", "-q"])?;
         host.follow(&link)?;
         if round == 4 {
-            // What was cut off is undone before nginx starts; then the start of links brings about what is wanted.
+            // The unfinished change is undone before nginx starts. Then the start of links applies the configuration.
             host.0.machine.kill_host()?;
             host.wait_for_rotation(2)?;
-            let said = host.journal("links-recover")?;
-            ensure!(said.contains("a change of the nginx site was cut off"), "{said}");
+            let journal = host.journal("links-recover")?;
+            ensure!(journal.contains("a change of the nginx site was cut off"), "{journal}");
         }
     }
     host.configure_listen(new)?;
@@ -215,21 +227,24 @@ fn a_change_of_the_site_that_fails_or_is_cut_off_leaves_the_old_one_or_the_new_o
     host.serves()?;
     ensure!(
         host.http_at(8080).get("/health")?.status == 200,
-        "the new site is in force"
+        "links should answer on the new port"
     );
 
-    // nginx as nginx.org packs it reads conf.d alone.
+    // The configuration of nginx.org's package includes only conf.d.
     host.shell("sed -i 's/include .*sites-enabled.*/#&/' /etc/nginx/nginx.conf")?;
     host.ok(["linksctl", "rollout"])?;
     host.serves()?;
     ensure!(
         host.exists("/etc/nginx/conf.d/links.conf")? && !host.exists("/etc/nginx/sites-enabled/links")?,
-        "the site is where nginx reads it"
+        "the site should be only where nginx reads it"
     );
     host.shell("sed -i 's/#\\(include .*sites-enabled.*\\)/\\1/' /etc/nginx/nginx.conf")?;
     host.ok(["linksctl", "rollout"])?;
     host.serves()?;
-    ensure!(!host.exists("/etc/nginx/conf.d/links.conf")?, "and nowhere else");
+    ensure!(
+        !host.exists("/etc/nginx/conf.d/links.conf")?,
+        "the site should no longer be in conf.d"
+    );
     Ok(())
 }
 
@@ -244,8 +259,8 @@ impl std::ops::Deref for Host {
 }
 
 impl Host {
-    /// A stranger listens there: systemd itself, or on a Unix socket a program that never accepts anybody. systemd would give
-    /// that up after a few connections.
+    /// Starts a foreign listener: systemd itself on a port, or a program that never accepts on a Unix socket, where
+    /// systemd would give up after a few connections.
     fn occupy(&self, address: &str) -> Result<()> {
         let unit = format!("--unit={}", unit(address));
         if address.starts_with('/') {
@@ -279,43 +294,46 @@ impl Host {
         self.write(LINKS_TOML, format!("[nginx]\nlisten = {listen}\n"))
     }
 
-    /// A failure that says all of this.
-    fn names(&self, output: &Output, expected: &[&str]) -> Result<()> {
-        ensure!(output.status != 0, "it should have failed: {output}");
-        let said = format!("{}{}", output.stdout, output.stderr);
+    /// Checks that a command has failed, that its output contains all of `expected`, and that the other site still answers.
+    fn fails_with(&self, output: &Output, expected: &[&str]) -> Result<()> {
+        ensure!(output.status != 0, "the command should have failed: {output}");
+        let printed = format!("{}{}", output.stdout, output.stderr);
         for expected in expected {
-            ensure!(said.contains(expected), "{expected:?} should be said: {said}");
+            ensure!(
+                printed.contains(expected),
+                "{expected:?} should be in the output: {printed}"
+            );
         }
         self.own_site_answers()
     }
 
     fn configuring_fails(&self, expected: &[&str]) -> Result<()> {
         let output = self.run(["dpkg", "--configure", "--pending"])?;
-        self.names(&output, expected)
+        self.fails_with(&output, expected)
     }
 
-    /// Where the host has one.
+    /// Checks the host's other site, if there is one and nginx runs.
     fn own_site_answers(&self) -> Result<()> {
         if self.exists("/etc/nginx/sites-enabled/own")? && self.run(["systemctl", "is-active", "nginx"])?.status == 0 {
             let answer = self.http_at(8081).get("/")?;
-            ensure!(answer.text() == "own", "the other site: {answer}");
+            ensure!(answer.text() == "own", "the other site does not answer: {answer}");
         }
         Ok(())
     }
 
-    fn nothing_was_written(&self) -> Result<()> {
+    fn no_site_was_written(&self) -> Result<()> {
         let sites = self
             .ok(["ls", "-A", "/etc/nginx/sites-enabled", "/etc/nginx/conf.d"])?
             .stdout;
         ensure!(!sites.contains("links"), "{sites}");
         ensure!(
             !self.exists(SITE)? && !self.exists("/etc/nginx/.links-candidate.conf")?,
-            "a file was left"
+            "a file of the site is left"
         );
         Ok(())
     }
 
-    /// In the words of `linksctl status --json`, and as a client sees it.
+    /// Checks that links is reachable, by `linksctl status --json` and as a client.
     fn serves(&self) -> Result<()> {
         let status = self.status()?;
         ensure!(status["ok"] == true, "{status}");

@@ -1,13 +1,13 @@
-//! Many rollouts and upgrades in a row under one load, and what they cost.
+//! Many rollouts and upgrades in a row under one load, and their effect on latency.
 //!
-//! In a test program of its own, so that nothing else takes the processor: latencies are measured.
+//! This is a test program of its own, so that no other test takes processor time while latencies are measured.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::{DEB, Host, RELEASED, RELEASED_DEB, Traffic};
 
-/// How much of it.
+/// The minimum number of requests, and the number of changes during them.
 struct Soak {
     requests: u64,
     rollouts: u32,
@@ -15,7 +15,7 @@ struct Soak {
 }
 
 #[test]
-fn a_hundred_thousand_requests_notice_nothing() -> Result<()> {
+fn a_hundred_thousand_requests_do_not_notice_rollouts_and_upgrades() -> Result<()> {
     Soak {
         requests: 100_000,
         rollouts: 6,
@@ -26,7 +26,7 @@ fn a_hundred_thousand_requests_notice_nothing() -> Result<()> {
 
 #[test]
 #[ignore = "takes half an hour: `make soak`"]
-fn a_million_requests_notice_nothing() -> Result<()> {
+fn a_million_requests_do_not_notice_rollouts_and_upgrades() -> Result<()> {
     Soak {
         requests: 1_000_000,
         rollouts: 100,
@@ -46,10 +46,10 @@ impl Soak {
         let mut upgrades = vec![];
         let changes = self.rollouts + self.upgrades;
         for number in 0..changes {
-            // As much at rest as in rollouts, evenly.
+            // Half of the requests run while nothing changes, spread evenly between the changes.
             traffic.wait_for(self.requests / u64::from(changes) / 2)?;
             let upgrade = (number + 1) * self.upgrades / changes > number * self.upgrades / changes;
-            let before = host.starts(2)?;
+            let before = host.invocation_ids(2)?;
             let begin = Instant::now();
             if upgrade {
                 let deb = debs[upgrades.len() % 2];
@@ -61,10 +61,10 @@ impl Soak {
                 rollouts.push(begin.elapsed());
             }
             host.wait_for_rotation(2)?;
-            let after = host.starts(2)?;
+            let after = host.invocation_ids(2)?;
             ensure!(
                 before.iter().all(|start| !after.contains(start)),
-                "each instance was restarted"
+                "each instance should have restarted"
             );
         }
         traffic.wait_for(self.requests.saturating_sub(traffic.asked()))?;
@@ -83,16 +83,16 @@ impl Soak {
         let p99 = |phase| {
             report
                 .latency(phase)
-                .context("no requests")
+                .with_context(|| format!("no requests in the phase {phase}"))
                 .map(|latency| latency.quantile(0.99))
         };
         let (rest, rollout) = (p99("rest")?, p99("rollout")?);
         println!(
-            "p99 during rollouts is {:.1} times that at rest",
+            "p99 during rollouts is {:.1} times the p99 at rest",
             rollout.as_secs_f64() / rest.as_secs_f64()
         );
 
-        // For comparison, what the same load makes of the plain way. Not held to anything.
+        // For comparison only: how many requests fail if both instances simply restart at once.
         let traffic = Traffic::start(&host, "plain")?;
         traffic.during("plain", || host.ok(["systemctl", "restart", "links@1", "links@2"]))?;
         let plain = traffic.stop()?;
@@ -108,10 +108,5 @@ fn seconds(times: &mut [Duration]) -> String {
     times.sort_unstable();
     let at = |index: usize| times.get(index).copied().unwrap_or_default().as_secs_f64();
     let (middle, last) = (times.len() / 2, times.len().saturating_sub(1));
-    format!(
-        "{} of them, median {:.1} s, longest {:.1} s",
-        times.len(),
-        at(middle),
-        at(last)
-    )
+    format!("{}, median {:.1} s, longest {:.1} s", times.len(), at(middle), at(last))
 }

@@ -1,5 +1,5 @@
-//! Remote providers by https, as everybody but a test has them: certificates of an authority that the host trusts, and one
-//! that it does not.
+//! Remote providers over HTTPS, as in production, with certificates of an authority that the host trusts and of one that it
+//! does not trust.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const NGINX: &str = include_str!("../lab/tls.conf");
 const TURSO: &str = "turso-s3cret";
 const READER: &str = "vault-s3cret";
 const ADMIN: &str = "4dmin-s3cret";
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 const DATABASE: &str =
     "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://localhost:8440\"\ntoken = \"credential:turso\"\n";
@@ -22,7 +22,7 @@ const VAULT: &str = "[[variables_provider]]\ntype = \"vault\"\nurl = \"https://l
 const COLLECTOR: &str = "[telemetry]\nendpoint = \"https://localhost:8442\"\n";
 
 #[test]
-fn providers_are_reached_by_tls() -> Result<()> {
+fn providers_over_tls_need_a_certificate_that_the_host_trusts() -> Result<()> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     appliance.write("/var/tmp/certificates.sh", CERTIFICATES)?;
@@ -37,10 +37,10 @@ fn providers_are_reached_by_tls() -> Result<()> {
     credential(&appliance, "vault", READER)?;
     let collector = Collector::start(&appliance.network(), 4318)?;
 
-    // linksctl and the agent are the same whatever the runtime is.
+    // linksctl and the agent do not depend on the runtime, so this part runs with Spin too.
     appliance.write("/etc/links/runtime.toml", format!("{DATABASE}{VAULT}"))?;
-    let asked = appliance.ok(["linksctl", "check", "--online"])?.stdout;
-    ensure!(asked.matches(" answers, after ").count() == 2, "{asked}");
+    let checked = appliance.ok(["linksctl", "check", "--online"])?.stdout;
+    ensure!(checked.matches(" answers, after ").count() == 2, "{checked}");
     let untrusted = DATABASE.replace("8440", "8443");
     appliance.write("/etc/links/runtime.toml", &untrusted)?;
     let refused = appliance.run(["linksctl", "check", "--online"])?;
@@ -49,12 +49,12 @@ fn providers_are_reached_by_tls() -> Result<()> {
         "{refused}"
     );
     appliance.configure(COLLECTOR, "")?;
-    eventually("metrics come by TLS", PATIENCE, || {
+    eventually("metrics arrive over TLS", TIMEOUT, || {
         Ok(collector.collected().into_iter().find(|it| it.path == "/v1/metrics"))
     })
     .with_context(|| appliance.journal("links").unwrap_or_default())?;
 
-    // Spin 4.0.2 trusts authorities of its own instead of the host's.
+    // Spin 4.0.2 has a built-in list of authorities and ignores the host's.
     if !appliance.artifacts.runtime()?.is_spin() {
         appliance.configure(COLLECTOR, &format!("{DATABASE}{VAULT}"))?;
         let body = serde_json::json!({ "url": "https://example.com/tls", "slug": "by-tls" });
@@ -65,17 +65,17 @@ fn providers_are_reached_by_tls() -> Result<()> {
         ensure!(made.status == 200, "{made}");
         let followed = appliance.site()?.get("/by-tls")?;
         ensure!(followed.status == 302, "{followed}");
-        eventually("traces come by TLS", PATIENCE, || {
+        eventually("traces arrive over TLS", TIMEOUT, || {
             Ok(collector.collected().into_iter().find(|it| it.path == "/v1/traces"))
         })?;
-        // Instances on a database that nobody can answer for are not ready, and the rollout is taken back.
+        // Instances whose database has an untrusted certificate do not become healthy, and the rollout is undone.
         appliance.write("/etc/links/runtime.toml", format!("{untrusted}{VAULT}"))?;
         let refused = appliance.run(["linksctl", "rollout"])?;
         ensure!(refused.status == 1, "{refused}");
         appliance.wait_for_rotation(2)?;
         ensure!(appliance.site()?.get("/by-tls")?.status == 302);
-        eventually("the journal names the certificate", PATIENCE, || {
-            Ok(appliance.instances_said()?.contains("certificate").then_some(()))
+        eventually("the journal names the certificate", TIMEOUT, || {
+            Ok(appliance.instances_journal()?.contains("certificate").then_some(()))
         })?;
     }
     Ok(())

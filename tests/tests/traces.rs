@@ -1,4 +1,4 @@
-//! What a request cost where, for a collector of the user's: one trace from the instance to the database.
+//! Traces for the user's collector: each request has one trace, from the instance to the database.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use links_tests::{Appliance, Collector, eventually};
 
 const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
 const TOKEN: &str = "turso-s3cret";
-/// Spans are sent in batches, every few seconds.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// Long enough for spans to arrive: they are sent in batches, every few seconds.
+const TIMEOUT: Duration = Duration::from_secs(40);
 
 #[test]
 fn a_trace_goes_from_the_request_to_the_database() -> Result<()> {
@@ -22,19 +22,19 @@ fn a_trace_goes_from_the_request_to_the_database() -> Result<()> {
     let local = "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n";
     let lab = Lab {
         collector: &collector,
-        // Spin 4.0.2 tells of no calls that components of WASI 0.3 make of a database.
-        calls: !appliance.artifacts.runtime()?.is_spin(),
+        // Spin 4.0.2 has no spans for the database calls of WASI 0.3 components.
+        has_database_spans: !appliance.artifacts.runtime()?.is_spin(),
         site: appliance.site()?,
     };
 
-    // Unset, nothing is sent: neither of what was before, nor of this.
-    lab.asks(1)?;
+    // Without an endpoint nothing is sent, neither now nor after one is configured.
+    lab.request(1)?;
     appliance.configure(&telemetry, local)?;
-    lab.asks(2)?;
-    lab.is_whole(2)?;
+    lab.request(2)?;
+    lab.is_complete(2)?;
     ensure!(
         lab.trace(1)?.is_empty(),
-        "spans of a time at which nothing was to be sent"
+        "spans from before the endpoint was configured were sent"
     );
 
     let _libsql = LibSql::start_in(&appliance, HRANA, TOKEN)?;
@@ -44,8 +44,8 @@ fn a_trace_goes_from_the_request_to_the_database() -> Result<()> {
         LibSql::URL
     );
     appliance.configure(&telemetry, &remote)?;
-    lab.asks(3)?;
-    lab.is_whole(3)?;
+    lab.request(3)?;
+    lab.is_complete(3)?;
     for collected in collector.collected() {
         let text = String::from_utf8_lossy(&collected.message).into_owned();
         ensure!(!text.contains(TOKEN), "{text}");
@@ -56,18 +56,18 @@ fn a_trace_goes_from_the_request_to_the_database() -> Result<()> {
     let parent = format!("00-{forged}-00f067aa0ba902b7-00");
     let client = lab.site.clone().header("traceparent", &parent);
     ensure!(client.get(&nowhere(4))?.status == 404);
-    lab.is_whole(4)?;
+    lab.is_complete(4)?;
     ensure!(lab.spans()?.iter().all(|span| span.trace != forged));
     Ok(())
 }
 
-/// A link that nobody has asked for: nginx keeps for a second that there is none.
+/// A link that does not exist. Each request needs its own, because nginx caches a 404 for a second.
 fn nowhere(number: u8) -> String {
     format!("/no-such-link-{number}")
 }
 
-/// As OpenTelemetry marks it.
-fn is_call_of_database(span: &Span) -> bool {
+/// Whether the span is a database call, which OpenTelemetry marks with `db.system`.
+fn is_database_call(span: &Span) -> bool {
     span.attributes
         .iter()
         .any(|(key, value)| key == "db.system" && value == "sqlite")
@@ -75,20 +75,20 @@ fn is_call_of_database(span: &Span) -> bool {
 
 struct Lab<'a> {
     collector: &'a Collector,
-    /// Whether the runtime tells of calls of the database.
-    calls: bool,
+    /// Whether the runtime has spans for database calls.
+    has_database_spans: bool,
     site: Client,
 }
 
 impl Lab<'_> {
-    /// Asks for a link that no cache knows.
-    fn asks(&self, number: u8) -> Result<()> {
+    /// Requests a link that is in no cache.
+    fn request(&self, number: u8) -> Result<()> {
         let answer = self.site.get(&nowhere(number))?;
         ensure!(answer.status == 404, "{answer}");
         Ok(())
     }
 
-    /// The spans that have arrived.
+    /// All spans that have arrived.
     fn spans(&self) -> Result<Vec<Span>> {
         let collected = self.collector.collected();
         let traces = collected.iter().filter(|it| it.path == "/v1/traces");
@@ -96,7 +96,7 @@ impl Lab<'_> {
         Ok(all.into_iter().flatten().collect())
     }
 
-    /// The spans of that request.
+    /// The spans of the trace of request `number`.
     fn trace(&self, number: u8) -> Result<Vec<Span>> {
         let spans = self.spans()?;
         let path = ("url.path".to_owned(), nowhere(number));
@@ -107,28 +107,29 @@ impl Lab<'_> {
         Ok(spans.into_iter().filter(|span| span.trace == id).collect())
     }
 
-    /// The request has no parent, the component's work from the request, and a call of the database is there.
-    fn is_whole(&self, number: u8) -> Result<()> {
+    /// Waits until the trace of request `number` is complete: a root span of the request, its child for the component, and a
+    /// database call.
+    fn is_complete(&self, number: u8) -> Result<()> {
         let mut last = vec![];
-        let found = eventually("the trace is whole", PATIENCE, || {
+        let found = eventually("the trace is complete", TIMEOUT, || {
             last = self.trace(number)?;
             let request = last.iter().find(|span| span.parent.is_empty());
             let component = last.iter().find(|span| span.name == "execute_wasm_component redirect");
-            let has_call = !self.calls || last.iter().any(is_call_of_database);
-            let hangs = request.is_some_and(|request| component.is_some_and(|it| it.parent == request.id));
-            Ok((hangs && has_call).then(|| last.clone()))
+            let has_call = !self.has_database_spans || last.iter().any(is_database_call);
+            let is_child = request.is_some_and(|request| component.is_some_and(|it| it.parent == request.id));
+            Ok((is_child && has_call).then(|| last.clone()))
         })
         .with_context(|| {
             let all = self.spans().unwrap_or_default();
             let all = all
                 .iter()
                 .map(|it| format!("{} {}: {} <- {}", it.trace, it.name, it.id, it.parent));
-            format!("of all spans:\n{}", all.collect::<Vec<_>>().join("\n"))
+            format!("all spans:\n{}", all.collect::<Vec<_>>().join("\n"))
         })?;
         for span in &found {
             println!("trace {number}: {} {} <- {}", span.name, span.id, span.parent);
             let known = span.parent.is_empty() || found.iter().any(|other| other.id == span.parent);
-            ensure!(known, "whose child is {span:?}? {found:#?}");
+            ensure!(known, "the parent of {span:?} is missing from {found:#?}");
             let [name, instance, version] = &span.service;
             ensure!(
                 name == "links" && ["1", "2"].contains(&&**instance) && !version.is_empty(),

@@ -1,5 +1,5 @@
-//! User `links` runs what strangers talk to. Whoever takes it over must not become root: root works in no directory that
-//! this user can write, and follows nothing that this user has put into one.
+//! User `links` runs the processes that strangers talk to. An attacker who takes it over must not become root: root works in
+//! no directory that this user can write, and follows nothing that this user has put there.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use links_tests::{Appliance, DATABASE, DEB, Host, Output, eventually};
 
 /// Directories in which root's programs open, create, rename, chown or delete: linksctl and the maintainer scripts, systemd
 /// and systemd-tmpfiles, nginx's master and logrotate.
-const ROOTS: [&str; 31] = [
+const ROOTS: [&str; 32] = [
     "/etc",
     "/etc/links",
     "/etc/links/credentials",
@@ -26,6 +26,7 @@ const ROOTS: [&str; 31] = [
     "/run/links/secrets",
     "/usr/bin",
     "/usr/lib/links",
+    "/usr/lib/links/bin",
     "/usr/lib/links/bundle",
     "/usr/lib/systemd/system",
     "/usr/lib/sysusers.d",
@@ -43,7 +44,7 @@ const ROOTS: [&str; 31] = [
     "/var/log/nginx",
 ];
 
-/// What user links may write, and only its own processes work in.
+/// Directories that user links may write. Only its own processes work in them.
 const OF_LINKS: [&str; 8] = [
     "/run/links/1",
     "/run/links/2",
@@ -55,12 +56,12 @@ const OF_LINKS: [&str; 8] = [
     "/var/lib/links/data",
 ];
 
-/// Everybody's, with the sticky bit.
+/// Directories that every user may write, which the sticky bit protects, and /proc.
 const OF_ALL: [&str; 6] = ["/dev/mqueue", "/dev/shm", "/run/lock", "/tmp", "/var/tmp", "/proc"];
 
 const JOURNAL: &str = "/var/lib/links/journal/clicks.log";
 const RUNS: &str = "/run/links/1/runs.json";
-/// Root's, to be left alone.
+/// A file that belongs to root. The attacks try to change or expose it.
 const TARGET: &str = "/root/target";
 
 #[test]
@@ -70,25 +71,31 @@ fn user_links_can_write_no_directory_that_root_works_in() -> Result<()> {
     for directory in ROOTS {
         ensure!(appliance.exists(directory)?, "{directory} is missing");
     }
-    // Asked of the kernel: rights by the owner, by a group and by an access control list count alike.
+    // find asks the kernel, so rights of the owner, of a group and of an access control list all count.
     let writable = as_links(&appliance, "find / -type d -writable -print 2>/dev/null || true")?.stdout;
     let writable: BTreeSet<_> = writable
         .lines()
-        .filter(|path| !OF_ALL.iter().any(|all| beneath(path, all)))
+        .filter(|path| !OF_ALL.iter().any(|all| is_beneath(path, all)))
         .collect();
     let roots: Vec<_> = ROOTS
         .iter()
         .filter(|directory| writable.contains(**directory))
         .collect();
-    ensure!(roots.is_empty(), "user links can write {roots:?}");
-    // A new one is either listed above as root's, or no root program works in it.
+    ensure!(
+        roots.is_empty(),
+        "user links can write directories in which root works: {roots:?}"
+    );
+    // A new directory has to be added to one of the lists above. No root program may work in those of `OF_LINKS`.
     let unknown: Vec<_> = writable
         .iter()
-        .filter(|path| !OF_LINKS.iter().any(|own| beneath(path, own)))
+        .filter(|path| !OF_LINKS.iter().any(|own| is_beneath(path, own)))
         .collect();
-    ensure!(unknown.is_empty(), "user links can also write {unknown:?}");
+    ensure!(
+        unknown.is_empty(),
+        "user links can write unlisted directories: {unknown:?}"
+    );
 
-    // What nginx's master has open for writing, it opens again by name at USR1.
+    // On SIGUSR1, nginx's master reopens by name every file that it has open for writing.
     let open = appliance
         .shell(
             "pid=$(cat /run/nginx.pid); for file in /proc/$pid/fd/*; do \
@@ -106,7 +113,7 @@ fn user_links_can_write_no_directory_that_root_works_in() -> Result<()> {
             "nginx's master opens {path}, whose directory user links can write"
         );
     }
-    // Whose name leads to a directory of root's, root can rely on.
+    // Only root may own these directories, or root could not rely on the names in them.
     let owners = appliance
         .shell(&format!("stat --format='%U %n' {}", ROOTS.join(" ")))?
         .stdout;
@@ -114,23 +121,23 @@ fn user_links_can_write_no_directory_that_root_works_in() -> Result<()> {
         .lines()
         .filter(|line| !line.starts_with("root ") && *line != "www-data /var/log/nginx")
         .collect();
-    ensure!(others.is_empty(), "not root's: {others:?}");
+    ensure!(others.is_empty(), "root does not own these directories: {others:?}");
     Ok(())
 }
 
-/// Each takes the place of a file, whose name is `$1`.
+/// Shell commands that put something else in the place of the file `$1`.
 const TRICKS: [(&str, &str); 4] = [
     ("a symbolic link", "ln --symbolic /root/target \"$1\""),
     ("a FIFO", "mkfifo \"$1\""),
     ("a hard link", "touch \"$1.other\"; ln \"$1.other\" \"$1\""),
     (
-        "a directory of links",
+        "a directory of symbolic links",
         "mkdir \"$1\"; ln --symbolic /root/target \"$1/links.db\"; ln --symbolic /root \"$1/x\"",
     ),
 ];
 
 #[test]
-fn an_attacker_with_the_rights_of_user_links_gets_nothing_of_root() -> Result<()> {
+fn an_attacker_with_the_rights_of_user_links_gains_nothing_from_root() -> Result<()> {
     let attack = Attack::on_the_released_version()?;
     let appliance = &attack.host.appliance;
     let link = appliance.shorten("https://example.com/counted")?;
@@ -140,21 +147,24 @@ fn an_attacker_with_the_rights_of_user_links_gets_nothing_of_root() -> Result<()
         appliance.follow(&link)
     };
     for (number, (what, trick)) in TRICKS.into_iter().enumerate() {
-        // Nothing that nginx has written is lost: it has the old file open, under whatever name.
+        // No click is lost when the journal is replaced, because nginx still has the old file open.
         follow()?;
-        eventually("nginx has written it down", Duration::from_secs(10), || {
+        eventually("nginx has logged the request", Duration::from_secs(10), || {
             let found = appliance.shell(&format!("grep --quiet {} {JOURNAL}", link.slug));
             Ok(found.ok().map(drop))
         })?;
         attack.replace(JOURNAL, trick)?;
         follow()?;
-        // The first time by dpkg, from the released version; then as dpkg would.
-        let said = match number {
+        // dpkg runs the first upgrade, from the released version. The later ones run the script as dpkg would.
+        let upgrade = match number {
             0 => appliance.apt_install_any(DEB)?,
             _ => appliance.run(["/var/lib/dpkg/info/links-shortener.postinst", "configure", "0.1.0"])?,
         };
-        ensure!(said.status == 0, "with {what} as journal: {said}");
-        ensure!(said.to_string().contains("clicks.log.unsafe-1"), "{what}: {said}");
+        ensure!(
+            upgrade.status == 0,
+            "the upgrade with {what} as journal failed: {upgrade}"
+        );
+        ensure!(upgrade.to_string().contains("clicks.log.unsafe-1"), "{what}: {upgrade}");
         attack.nothing_happened(&format!("the upgrade with {what} as journal"))?;
         let kind = appliance.ok(["stat", "--format=%F %h %G %a", JOURNAL])?.stdout;
         ensure!(
@@ -163,7 +173,7 @@ fn an_attacker_with_the_rights_of_user_links_gets_nothing_of_root() -> Result<()
         );
         appliance.wait_for_rotation(2)?;
         appliance.wait_until_counted(Duration::from_secs(60))?;
-        // As it was before the upgrade.
+        // Before the upgrade, the journal's directory belonged to links.
         appliance.shell(&format!("rm -rf {JOURNAL}.unsafe-1; chown links $(dirname {JOURNAL})"))?;
     }
     appliance.ok(["linksctl", "configure"])?;
@@ -175,14 +185,17 @@ fn an_attacker_with_the_rights_of_user_links_gets_nothing_of_root() -> Result<()
         let stats = appliance.ok(["linksctl", "stats", &link.slug, "--json"])?.stdout;
         let stats: serde_json::Value = serde_json::from_str(&stats)?;
         let counted = stats["clicks"].as_u64().unwrap_or(0) + stats["bots"].as_u64().unwrap_or(0);
-        ensure!(counted <= followed, "{counted} clicks of {followed}");
+        ensure!(
+            counted <= followed,
+            "{counted} clicks were counted, but only {followed} were made"
+        );
         Ok((counted == followed).then_some(()))
     })?;
 
-    attack.in_each_file_that_root_reads()?;
-    attack.during_each_command()?;
-    attack.with_the_database()?;
-    attack.purges_with_mount_points()
+    attack.replaces_each_file_that_root_reads()?;
+    attack.replaces_files_during_each_command()?;
+    attack.replaces_the_database()?;
+    attack.purges_across_a_mount_point()
 }
 
 struct Attack {
@@ -190,7 +203,7 @@ struct Attack {
 }
 
 impl Attack {
-    /// Whose journal belongs to the attacker.
+    /// Starts from the released version, in which user links owns the directory of the journal.
     fn on_the_released_version() -> Result<Self> {
         let attack = Self {
             host: Host::released(env!("CARGO_BIN_EXE_broken-runtime"))?,
@@ -221,7 +234,8 @@ impl Attack {
         Ok(())
     }
 
-    /// Root's file is root's, and says what it said; nothing was made where it is; nothing of root's became the attacker's.
+    /// Checks that root's file is unchanged, that nothing was created in root's directory, and that user links owns no file
+    /// outside its directories.
     fn nothing_happened(&self, during: &str) -> Result<()> {
         let state = self
             .host
@@ -251,7 +265,7 @@ impl Attack {
         Ok(())
     }
 
-    /// As /etc/logrotate.d/nginx does.
+    /// Rotates nginx's logs as /etc/logrotate.d/nginx does.
     fn rotates_logs(&self) -> Result<()> {
         self.host.shell("kill -USR1 $(cat /run/nginx.pid)")?;
         eventually("nginx has reopened the journal", Duration::from_secs(10), || {
@@ -261,7 +275,7 @@ impl Attack {
         self.nothing_happened("the rotation of logs")
     }
 
-    /// Each command ends by itself, whatever it makes of what it finds.
+    /// Runs commands, which may fail, but have to end by themselves and must not harm root.
     fn run_all(&self, commands: &[&str], what: &str) -> Result<Vec<Output>> {
         commands
             .iter()
@@ -277,7 +291,7 @@ impl Attack {
             .collect()
     }
 
-    fn in_each_file_that_root_reads(&self) -> Result<()> {
+    fn replaces_each_file_that_root_reads(&self) -> Result<()> {
         self.host
             .write("/etc/links/links.toml", "[rollout]\nmin_healthy = \"500ms\"\n")?;
         self.host.ok(["linksctl", "rollout"])?;
@@ -295,7 +309,7 @@ impl Attack {
                 self.run_all(&commands, &format!("{what} as {path}"))?;
                 self.put_back(path)?;
             }
-            // It gives sockets to the group of nginx's workers.
+            // A rollout gives the sockets to the group of nginx's workers.
             let socket = "/run/links/sockets/7.sock";
             self.replace(socket, trick)?;
             self.host.ok(["chgrp", "root", "/run/links/sockets"])?;
@@ -303,10 +317,10 @@ impl Attack {
             let group = self.host.ok(["stat", "--format=%G", "/run/links/sockets"])?.stdout;
             ensure!(
                 group == "www-data\n",
-                "with {what} as {socket} the directory has the group {group}"
+                "with {what} as {socket}, the group of the directory is {group}"
             );
             self.put_back(socket)?;
-            // It restarts an instance that does not say what it runs.
+            // A rollout restarts an instance that does not report what it runs.
             self.replace(RUNS, trick)?;
             self.run_all(&["linksctl rollout"], &format!("{what} as {RUNS}"))?;
             self.host.wait_for_rotation(2)?;
@@ -314,8 +328,8 @@ impl Attack {
         Ok(())
     }
 
-    /// All tricks at once, each in the place of another file.
-    fn during_each_command(&self) -> Result<()> {
+    /// Plays all tricks at once, each in the place of a different file.
+    fn replaces_files_during_each_command(&self) -> Result<()> {
         let places = [
             RUNS,
             "/run/links/2/runs.json",
@@ -341,7 +355,7 @@ impl Attack {
             for (place, (_, trick)) in places.into_iter().zip(TRICKS) {
                 self.replace(place, trick)?;
             }
-            self.run_all(&[command], "each trick in another place")?;
+            self.run_all(&[command], "each trick in a different place")?;
             for place in places {
                 self.put_back(place)?;
             }
@@ -351,7 +365,7 @@ impl Attack {
         Ok(())
     }
 
-    fn with_the_database(&self) -> Result<()> {
+    fn replaces_the_database(&self) -> Result<()> {
         let appliance = &self.host.appliance;
         appliance.ok(["linksctl", "scale", "3"])?;
         appliance.ok(["linksctl", "scale", "2"])?;
@@ -381,7 +395,7 @@ impl Attack {
                 as_links(appliance, "rm -rf /var/lib/links/data/copy.db*")?;
             }
         }
-        // What root reads as root, it reads to everybody.
+        // Otherwise a copy into a directory of root's would read the database with root's rights.
         let copied = appliance.run(["linksctl", "db", "copy", "--to", "sqlite:/root/x.db"])?;
         ensure!(
             copied.status == 1 && copied.stderr.contains("as user links"),
@@ -391,7 +405,7 @@ impl Attack {
         appliance.wait_for_rotation(2)
     }
 
-    fn purges_with_mount_points(&self) -> Result<()> {
+    fn purges_across_a_mount_point(&self) -> Result<()> {
         let appliance = &self.host.appliance;
         appliance.shell("mkdir /root/kept; touch /root/kept/file; systemctl stop links")?;
         appliance.wait_until_stopped()?;
@@ -414,18 +428,19 @@ impl Attack {
             !appliance
                 .shell("getent passwd links || echo gone")?
                 .stdout
-                .contains("links:")
+                .contains("links:"),
+            "user links still exists"
         );
         Ok(())
     }
 }
 
-fn beneath(path: &str, directory: &str) -> bool {
+fn is_beneath(path: &str, directory: &str) -> bool {
     path.strip_prefix(directory)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Outside of every sandbox, as a process that has escaped from one.
+/// A command of user links outside every sandbox, as if a process had escaped from its own.
 fn as_user(script: &str) -> [&str; 7] {
     [
         "setpriv",

@@ -1,5 +1,5 @@
-//! From the released version to this one and back, with the database, the journal, the snapshots and the configuration
-//! that it left.
+//! Upgrades from the released version to this one, and back, with the database, the journal, the snapshots and the
+//! configuration that the other version left.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -19,7 +19,7 @@ const CLICKS: u32 = 300;
 fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()> {
     let host = Host::released(BROKEN_RUNTIME)?;
     let this = host.releases.version();
-    // Both conffiles differ from the package's then: the first by what linksctl does, both by an administrator's hand.
+    // Now both conffiles differ from the package's: linksctl changes links.toml, and the administrator edits both.
     host.ok(["linksctl", "scale", "3"])?;
     host.shell(
         "echo '# edited' >>/etc/links/runtime.toml
@@ -56,17 +56,20 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
             let begin = Instant::now();
             let output = traffic.during(phase, || host.ok(command))?;
             println!("{}: {:.1} s", command.join(" "), begin.elapsed().as_secs_f64());
-            ensure!(!output.stdout.contains("Configuration file"), "dpkg asked: {output}");
+            ensure!(
+                !output.stdout.contains("Configuration file"),
+                "dpkg asked about a conffile: {output}"
+            );
             ensure!(host.package_state()? == "installed", "{output}");
             host.wait_for_rotation(3)?;
             let releases = host.releases(3)?;
-            let right = |release: &String| release.starts_with(&format!("{version}-"));
+            let is_expected = |release: &String| release.starts_with(&format!("{version}-"));
             ensure!(
-                releases.iter().all(right),
+                releases.iter().all(is_expected),
                 "{version} should run after {command:?}, not {releases:?}: {output}"
             );
             if version == next && host.is_on_sockets()? {
-                host.are_on_sockets_alone(3, "www-data")
+                host.serve_only_sockets(3, "www-data")
                     .with_context(|| format!("after {command:?}"))?;
             }
             ensure!(
@@ -77,15 +80,15 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
         Ok(())
     })?;
     traffic.finish(&host)?;
-    // The released version counts the last of them.
+    // The last step was a downgrade, so the released version counts the last clicks.
     crowd.is_counted_once(&host)
 }
 
-/// The site leads to sockets alone by then: before an instance goes back to its port, nginx has to look for it there.
+/// By the last step, the site leads to sockets only. Before an instance goes back to its port, nginx has to use that port.
 #[test]
 fn an_upgrade_that_fails_at_its_last_step_costs_no_request() -> Result<()> {
     let host = Host::released(BROKEN_RUNTIME)?;
-    // No link can take its place.
+    // A non-empty directory, which the symbolic link of that name cannot replace.
     let previous = "/var/lib/links/previous";
     host.ok(["mkdir", "--parents", &format!("{previous}/taken")])?;
     let traffic = Traffic::start(&host, "commit")?;
@@ -102,7 +105,7 @@ fn an_upgrade_that_fails_at_its_last_step_costs_no_request() -> Result<()> {
     host.wait_for_rotation(2)?;
     host.runs(host.releases.version())?;
     if host.is_on_sockets()? {
-        host.are_on_sockets_alone(2, "www-data")?;
+        host.serve_only_sockets(2, "www-data")?;
     }
     traffic.finish(&host)?;
     Ok(())
@@ -113,18 +116,18 @@ fn an_upgrade_of_a_stopped_service_leaves_it_stopped() -> Result<()> {
     let host = Host::released(BROKEN_RUNTIME)?;
     host.ok(["systemctl", "stop", "links"])?;
     host.wait_until_stopped()?;
-    let said = host.apt_install_any(DEB)?;
-    assert_eq!(said.status, 0, "{said}");
-    assert_eq!(host.processes()?, "", "{said}");
+    let upgrade = host.apt_install_any(DEB)?;
+    assert_eq!(upgrade.status, 0, "{upgrade}");
+    assert_eq!(host.processes()?, "", "{upgrade}");
     host.ok(["systemctl", "start", "links"])?;
     host.wait_for_rotation(2)?;
     host.runs(host.releases.version())
 }
 
 #[test]
-fn a_broken_package_stays_half_configured_until_a_sound_one_comes() -> Result<()> {
+fn a_broken_package_stays_half_configured_until_a_working_one_is_installed() -> Result<()> {
     let host = Host::released(BROKEN_RUNTIME)?;
-    host.gives_up_early()?;
+    host.shorten_start_timeout()?;
     let before = host.releases(2)?;
     let broken = host.deb(&host.releases.later(1), Some(Fault::Instance(2)))?;
     let traffic = Traffic::start(&host, "package")?;
@@ -137,7 +140,10 @@ fn a_broken_package_stays_half_configured_until_a_sound_one_comes() -> Result<()
     assert_eq!(host.releases(2)?, before);
 
     let again = traffic.during("upgrade", || host.run(["dpkg", "--configure", "--pending"]))?;
-    assert_ne!(again.status, 0, "the cause is still there: {again}");
+    assert_ne!(
+        again.status, 0,
+        "configuring should fail again while the package is broken: {again}"
+    );
     host.wait_for_rotation(2)?;
     assert_eq!(host.releases(2)?, before);
 
@@ -147,17 +153,17 @@ fn a_broken_package_stays_half_configured_until_a_sound_one_comes() -> Result<()
 }
 
 #[test]
-fn a_host_killed_in_an_upgrade_serves_the_old_or_the_new_release() -> Result<()> {
-    host_killed_in_an_upgrade(3)
+fn a_host_killed_during_an_upgrade_serves_the_old_or_the_new_release() -> Result<()> {
+    kill_the_host_during_upgrades(3)
 }
 
 #[test]
 #[ignore = "takes a quarter of an hour: `make soak`"]
-fn a_host_killed_in_an_upgrade_thirty_times() -> Result<()> {
-    host_killed_in_an_upgrade(30)
+fn a_host_killed_during_thirty_upgrades_serves_the_old_or_the_new_release() -> Result<()> {
+    kill_the_host_during_upgrades(30)
 }
 
-fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
+fn kill_the_host_during_upgrades(times: u64) -> Result<()> {
     let seed = Seed::of_environment()?;
     let mut host = Host::released(BROKEN_RUNTIME)?;
     let new = host.releases.version().to_owned();
@@ -168,7 +174,7 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
     host.apt_installs(debs[1], versions[1])?;
     let whole = begin.elapsed();
 
-    // What nginx had not written yet when it was killed is lost: a second's worth, and its clock is slow.
+    // nginx buffers its log for a second, so a kill loses that much. The extra half second allows for its coarse clock.
     let unwritten = Duration::from_millis(1500);
     let mut may_be_lost = 0;
     for number in 0..times {
@@ -188,7 +194,7 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
                 "install",
                 debs[to],
             ])?;
-            // A random moment is what is tested.
+            // These sleeps are not synchronisation: the random moment is what the test is about.
             if let Some(first) = moment.checked_sub(unwritten) {
                 thread::sleep(first);
                 early = crowd.answered();
@@ -200,7 +206,7 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
         })?;
         may_be_lost += crowd.answered() - early;
         eventually(
-            "it serves again",
+            "the host serves again",
             Duration::from_secs(30).saturating_sub(begin.elapsed()),
             || {
                 let answer = host.http().get("/no-such-link");
@@ -209,17 +215,17 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
         )
         .with_context(|| format!("killed {moment:?} after the start of the upgrade"))?;
         let serving = begin.elapsed();
-        // The kill cut requests short; what was acknowledged is there all the same.
+        // Requests that the kill interrupted may fail, but every acknowledged link has to exist.
         let report = traffic.stop()?;
         verify(&host, &label, &report)?;
         host.wait_for_rotation(2)?;
         let after_boot: BTreeSet<_> = host.releases(2)?.into_iter().collect();
-        let ours = |release: &String| {
+        let is_known = |release: &String| {
             versions
                 .iter()
                 .any(|version| release.starts_with(&format!("{version}-")))
         };
-        assert!(after_boot.iter().all(ours), "{after_boot:?}");
+        assert!(after_boot.iter().all(is_known), "{after_boot:?}");
 
         let configured = host.run(["dpkg", "--configure", "--pending"])?;
         host.wait_for_rotation(2)?;
@@ -229,22 +235,26 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
             moment.as_secs_f64(),
             serving.as_secs_f64()
         );
-        // dpkg may have been killed before it had unpacked all, and then wants the package again.
-        let wants_it_again = configured
+        // If dpkg was killed before it had unpacked everything, it asks for the package to be reinstalled.
+        let needs_reinstall = configured
             .stderr
             .contains("reinstall it before attempting configuration");
-        ensure!(configured.status == 0 || wants_it_again, "{configured}");
-        assert_eq!(after_configure.len(), 1, "no mixture: {after_configure:?}");
-        // Not from apt, which refuses to go on without an archive of the version that was there.
+        ensure!(configured.status == 0 || needs_reinstall, "{configured}");
+        assert_eq!(
+            after_configure.len(),
+            1,
+            "all instances should run one release: {after_configure:?}"
+        );
+        // dpkg instead of apt: apt refuses to continue without an archive of the version that was installed.
         host.ok(["dpkg", "--install", debs[to]])?;
         host.wait_for_rotation(2)?;
         host.runs(versions[to])?;
     }
 
-    // Each worker may have been answered without having got it, at each kill.
-    let unseen = times * Crowd::WORKERS as u64;
+    // At each kill, every worker may have one click that was counted although its answer never arrived.
+    let unanswered = times * Crowd::WORKERS as u64;
     let answered = crowd.answered();
-    let within = (answered - may_be_lost)..=(answered + unseen);
+    let within = (answered - may_be_lost)..=(answered + unanswered);
     let counted = crowd.settled(&host, |counted| within.contains(&counted.values().sum::<u64>()))?;
     println!(
         "{answered} answered, {may_be_lost} of them around a kill, counted {}",
@@ -252,14 +262,17 @@ fn host_killed_in_an_upgrade(times: u64) -> Result<()> {
     );
     for (slug, answers) in crowd.answers() {
         let count = counted.get(&slug).copied().unwrap_or_default();
-        ensure!(count <= answers + unseen, "{slug}: {answers} answered, {count} counted");
+        ensure!(
+            count <= answers + unanswered,
+            "{slug}: {answers} answered, {count} counted"
+        );
     }
     Ok(())
 }
 
 /// dpkg asks about a conffile only when the package's own differs from the one before.
 #[test]
-fn the_packages_have_the_same_conffiles() -> Result<()> {
+fn the_released_and_the_new_package_have_the_same_conffiles() -> Result<()> {
     let conffiles = |deb: &std::path::Path| -> Result<Vec<(String, Vec<u8>)>> {
         let directory = tempfile::tempdir()?;
         let mut unpack = Command::new("dpkg-deb");
@@ -278,7 +291,7 @@ fn the_packages_have_the_same_conffiles() -> Result<()> {
     for ((path, old), (_, new)) in old.iter().zip(&new) {
         ensure!(
             old == new,
-            "{path} differs from that of {RELEASED}: whoever edited it is asked by dpkg"
+            "{path} differs from that of {RELEASED}: dpkg will ask every administrator who has edited it"
         );
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The admin token from Vault: rotated, kept through outages, and what is told where something is wrong.
+//! The admin token from Vault: its rotation, its cache during outages, and the reports of problems.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ const PATH: &str = "links/admin_token";
 const SOON: Duration = Duration::from_secs(20);
 
 #[test]
-fn a_token_is_rotated_and_outlives_the_outages_of_vault() -> Result<()> {
-    // Longer than the first outage takes with either runtime.
+fn a_token_can_be_rotated_and_stays_valid_during_outages_of_vault() -> Result<()> {
+    // The stale period is longer than the first outage takes with either runtime.
     let lab = Lab::new("1s", "25s")?;
     let vault = lab.vault()?;
     lab.takes("one-s3cret")?;
@@ -24,7 +24,7 @@ fn a_token_is_rotated_and_outlives_the_outages_of_vault() -> Result<()> {
     let own = lab.token()?;
     ensure!(
         lab.shorten_with(&own)?.status == 401,
-        "the token of this host counts after Vault's"
+        "the token of this host should not be accepted while Vault has one"
     );
 
     vault.write(PATH, "two-s3cret")?;
@@ -33,34 +33,37 @@ fn a_token_is_rotated_and_outlives_the_outages_of_vault() -> Result<()> {
     lab.refuses("one-s3cret")?;
     let after = rotated.elapsed();
     println!("rotated after {after:.1?}");
-    ensure!(after < Duration::from_secs(5), "{after:.1?} with secrets_ttl = 1 s");
+    ensure!(
+        after < Duration::from_secs(5),
+        "the rotation took {after:.1?} with secrets_ttl = 1 s"
+    );
 
     vault.pause()?;
-    lab.goes_on(&link)?;
-    // Also an instance that has never seen Vault.
+    lab.works_without_vault(&link)?;
+    // An instance that starts during the outage works too.
     lab.ok(["systemctl", "restart", "links@1"])?;
     lab.wait_for_rotation(2)?;
-    lab.goes_on(&link)?;
-    vault.go_on()?;
+    lab.works_without_vault(&link)?;
+    vault.resume()?;
     vault.write(PATH, "three-s3cret")?;
     lab.takes("three-s3cret")?;
 
     vault.write(PATH, "two-s3cret")?;
     lab.takes("two-s3cret")?;
     vault.seal()?;
-    lab.goes_on(&link)?;
-    vault.start_again()?;
+    lab.works_without_vault(&link)?;
+    vault.restart()?;
     lab.fill(&vault, "four-s3cret")?;
     lab.takes("four-s3cret")?;
 
-    let asked = Instant::now();
+    let stopped = Instant::now();
     vault.stop()?;
-    let unavailable = eventually("the token is too old", 2 * SOON, || {
+    let unavailable = eventually("the token is no longer accepted", 2 * SOON, || {
         lab.follow(&link)?;
         let answer = lab.shorten_with("four-s3cret")?;
         Ok((answer.status != 200).then_some(answer))
     })?;
-    let kept = asked.elapsed();
+    let kept = stopped.elapsed();
     println!("kept for {kept:.1?}");
     ensure!(
         kept > Duration::from_secs(22),
@@ -71,43 +74,46 @@ fn a_token_is_rotated_and_outlives_the_outages_of_vault() -> Result<()> {
         "{unavailable}"
     );
     lab.follow(&link)?;
-    vault.start_again()?;
+    vault.restart()?;
     lab.fill(&vault, "five-s3cret")?;
     lab.takes("five-s3cret")?;
 
-    let said = lab.instances_said()?;
-    let outages = said
+    let journal = lab.instances_journal()?;
+    let outages = journal
         .matches("links: the provider of the variable admin_token does not answer: ")
         .count();
-    println!("told {outages} times");
-    ensure!((3..=8).contains(&outages), "three outages:\n{said}");
-    ensure!(!said.contains("s3cret"), "{said}");
+    println!("{outages} reports of outages");
+    ensure!(
+        (3..=8).contains(&outages),
+        "{outages} reports of three outages:\n{journal}"
+    );
+    ensure!(!journal.contains("s3cret"), "{journal}");
     Ok(())
 }
 
 #[test]
-fn what_is_wrong_with_vault_is_told() -> Result<()> {
+fn problems_with_vault_are_reported() -> Result<()> {
     let lab = Lab::new("1s", "0s")?;
     let vault = lab.vault()?;
     let is_spin = lab.artifacts.runtime()?.is_spin();
     lab.takes("one-s3cret")?;
     let link = lab.link("one-s3cret")?;
     let online = lab.ok(["linksctl", "check", "--online"])?;
-    ensure!(said(&online).contains("` answers, after "), "{online}");
+    ensure!(printed(&online).contains("` answers, after "), "{online}");
 
-    // Spin's own words end here; links-host says what Vault has answered.
+    // Spin reports no more than this. links-host also reports the answer of Vault.
     let provider = "links: the provider of the variable admin_token does not answer: \
                     admin_token: Failed to check Vault for config";
-    let wrong = |check: &str, told: &str| -> Result<()> {
-        lab.unavailable(&link, told)?;
+    let reports = |check: &str, journal: &str| -> Result<()> {
+        lab.unavailable(&link, journal)?;
         let checked = lab.run(["linksctl", "check", "--online"])?;
         ensure!(
-            checked.status == 78 && said(&checked).contains(check),
-            "{check:?} should be said: {checked}"
+            checked.status == 78 && printed(&checked).contains(check),
+            "`linksctl check --online` should print {check:?}: {checked}"
         );
         Ok(())
     };
-    let told = |by_host: &str| {
+    let in_journal = |by_host: &str| {
         if is_spin {
             provider.to_owned()
         } else {
@@ -115,41 +121,41 @@ fn what_is_wrong_with_vault_is_told() -> Result<()> {
         }
     };
     vault.revoke(READER)?;
-    wrong(
+    reports(
         "refuses the token; put a valid one into /etc/links/credentials/vault_token, mode 0600",
-        &told("HTTP 403: permission denied"),
+        &in_journal("HTTP 403: permission denied"),
     )
     .context("a revoked token")?;
     vault.token(READER)?;
     lab.takes("one-s3cret")?;
     vault.seal()?;
-    wrong("is sealed; unseal it", &told("HTTP 503: Vault is sealed")).context("sealed")?;
-    vault.start_again()?;
+    reports("is sealed; unseal it", &in_journal("HTTP 503: Vault is sealed")).context("sealed")?;
+    vault.restart()?;
     lab.fill(&vault, "one-s3cret")?;
     lab.takes("one-s3cret")?;
     vault.stop()?;
-    wrong("does not answer: ", provider).context("stopped")?;
-    vault.start_again()?;
+    reports("does not answer: ", provider).context("stopped")?;
+    vault.restart()?;
 
-    // A missing secret: the token of this host counts, where there is one.
+    // While Vault has no such secret, the token of this host is used, if there is one.
     let own = lab.token()?;
     vault.token(READER)?;
     lab.takes(&own)?;
     let online = lab.ok(["linksctl", "check", "--online"])?;
     let missing = "has no secret secret/data/links/admin_token";
     ensure!(
-        said(&online).contains(&format!(
-            "{missing}: the admin token of /etc/links/credentials counts then"
+        printed(&online).contains(&format!(
+            "{missing}: the admin token of /etc/links/credentials is used instead"
         )),
         "{online}"
     );
     lab.ok(["rm", "/etc/links/credentials/admin_token"])?;
     lab.apply("secret")?;
     let nobody = "links: nobody may use the API: no provider has a value of the variable admin_token";
-    wrong(missing, nobody).context("a missing secret")?;
+    reports(missing, nobody).context("a missing secret")?;
     lab.apply("elsewhere")?;
-    wrong(
-        "has nothing mounted at elsewhere/; mend `mount`",
+    reports(
+        "has nothing mounted at elsewhere/; correct `mount`",
         if is_spin { nobody } else { "no handler for route" },
     )
     .context("a wrong mount")?;
@@ -157,17 +163,17 @@ fn what_is_wrong_with_vault_is_told() -> Result<()> {
     lab.apply("secret")?;
     vault.write(PATH, "two-s3cret")?;
     lab.takes("two-s3cret")?;
-    let journal = lab.instances_said()?;
+    let journal = lab.instances_journal()?;
     ensure!(!journal.contains("s3cret"), "{journal}");
     Ok(())
 }
 
 #[test]
-fn the_token_for_vault_may_be_another_programs_file_or_a_variable() -> Result<()> {
+fn the_token_for_vault_can_come_from_another_programs_file_or_a_variable() -> Result<()> {
     let lab = Lab::new("1s", "0s")?;
     let vault = Vault::start_in(&lab, ROOT)?;
     lab.fill(&vault, "one-s3cret")?;
-    // As Vault Agent writes and renews it.
+    // Vault Agent writes and renews its token in a file like this one.
     let sink = "/run/vault-agent/token";
     secret_file(&lab, sink, READER)?;
     lab.ok(["ln", "--symbolic", sink, "/etc/links/credentials/vault_token"])?;
@@ -191,17 +197,17 @@ fn the_token_for_vault_may_be_another_programs_file_or_a_variable() -> Result<()
     lab.takes("two-s3cret")?;
     let online = lab.ok(["linksctl", "check", "--online"])?;
     ensure!(
-        said(&online).contains("is not tried: its token is VAULT_TOKEN"),
+        printed(&online).contains("is not tried: its token is VAULT_TOKEN"),
         "{online}"
     );
     let online = lab.shell("set -a; . /etc/vault.env; linksctl check --online")?;
-    ensure!(said(&online).contains("` answers, after "), "{online}");
-    // Instances without it do not start, and those that run stay.
+    ensure!(printed(&online).contains("` answers, after "), "{online}");
+    // Instances without the variable do not start, and the running ones keep serving.
     lab.write(drop_in, "[Service]\n")?;
     lab.ok(["systemctl", "daemon-reload"])?;
     let refused = lab.run(["linksctl", "restart"])?;
-    let why = "the variable `VAULT_TOKEN`, which the configuration asks for, is not set";
-    ensure!(refused.status == 1 && said(&refused).contains(why), "{refused}");
+    let reason = "the variable `VAULT_TOKEN`, which the configuration asks for, is not set";
+    ensure!(refused.status == 1 && printed(&refused).contains(reason), "{refused}");
     lab.answers_by(2, "two-s3cret", 200)?;
     let journal = lab.journal("links@*")?;
     ensure!(!journal.contains("s3cret"), "{journal}");
@@ -232,7 +238,7 @@ impl Lab {
         })
     }
 
-    /// Starts it, with the token "one-s3cret", and the appliance on it.
+    /// Starts Vault with the admin token "one-s3cret", and configures the appliance to use it.
     fn vault(&self) -> Result<Vault<'_>> {
         let vault = Vault::start_in(&self.appliance, ROOT)?;
         self.fill(&vault, "one-s3cret")?;
@@ -273,7 +279,7 @@ impl Lab {
         self.answers(token, 401)
     }
 
-    /// Through each instance, sooner or later.
+    /// Waits until each instance answers with `status` when it is asked to shorten with `token`.
     fn answers(&self, token: &str, status: u16) -> Result<()> {
         [1, 2]
             .into_iter()
@@ -289,9 +295,10 @@ impl Lab {
             last = Some(answer);
             Ok(right.then_some(()))
         })
-        .with_context(|| format!("{last:?}\n{}", self.instances_said().unwrap_or_default()))
+        .with_context(|| format!("{last:?}\n{}", self.instances_journal().unwrap_or_default()))
     }
 
+    /// Creates a link.
     fn link(&self, token: &str) -> Result<Link> {
         let answer = self.shorten_with(token)?;
         let shortened: serde_json::Value = answer.json()?;
@@ -302,10 +309,11 @@ impl Lab {
         })
     }
 
-    /// For longer than the token counts without Vault's being asked again.
-    fn goes_on(&self, link: &Link) -> Result<()> {
-        // Spin resolves every variable, those of Vault too, before the first outbound request of a Wasm instance
-        // (`prepare` in its crates/expressions): then nginx's cache is not asked within the component's three seconds either.
+    /// Checks redirects and tokens for longer than `secrets_ttl`, which is when the component asks Vault again.
+    fn works_without_vault(&self, link: &Link) -> Result<()> {
+        // Before the first outbound request of a Wasm instance, Spin resolves every variable, also those from Vault
+        // (`prepare` in its crates/expressions). The component's request to nginx's cache then takes its full timeout of
+        // three seconds, too.
         let limit = Duration::from_secs(if self.artifacts.runtime()?.is_spin() { 10 } else { 5 });
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(3) {
@@ -324,20 +332,22 @@ impl Lab {
         Ok(())
     }
 
-    /// Nobody may shorten, redirects go on, and the journal tells why.
-    fn unavailable(&self, link: &Link, why: &str) -> Result<()> {
-        let before = self.instances_said()?.len();
+    /// Checks that shortening is unavailable, that redirects still work, and that the journal reports `reason`.
+    fn unavailable(&self, link: &Link, reason: &str) -> Result<()> {
+        let before = self.instances_journal()?.len();
         self.answers("one-s3cret", 503)?;
         self.follow(link)?;
-        eventually(&format!("the journal tells: {why}"), SOON, || {
+        eventually(&format!("the journal contains {reason:?}"), SOON, || {
             self.shorten_with("one-s3cret")?;
-            let said = self.instances_said()?;
-            Ok(said.get(before..).is_some_and(|new| new.contains(why)).then_some(()))
+            let journal = self.instances_journal()?;
+            let new = journal.get(before..);
+            Ok(new.is_some_and(|new| new.contains(reason)).then_some(()))
         })
-        .with_context(|| self.instances_said().unwrap_or_default())
+        .with_context(|| self.instances_journal().unwrap_or_default())
     }
 }
 
-fn said(output: &links_tests::Output) -> String {
+/// Everything that a command printed.
+fn printed(output: &links_tests::Output) -> String {
     format!("{}{}", output.stdout, output.stderr)
 }

@@ -1,5 +1,5 @@
-//! SQLite's WAL-reset bug (<https://sqlite.org/wal.html#walresetbug>), with Debian's SQLite as one that has it, and the
-//! measure against it: connections of such an SQLite never checkpoint, and one with the fix does it for them.
+//! SQLite's WAL-reset bug (<https://sqlite.org/wal.html#walresetbug>), which Debian's SQLite has, and the workaround:
+//! connections of an affected SQLite never checkpoint, and a connection of a fixed SQLite checkpoints for them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -15,15 +15,16 @@ use std::time::{Duration, Instant};
 use links_store::checkpoints::checkpoints_safely;
 use rusqlite::Connection;
 
-/// An affected SQLite has lost something after ten.
+/// The maximum number of rounds. An affected SQLite has lost something after ten.
 const ROUNDS: u32 = 60;
-/// On a machine that is busy otherwise.
-const PATIENCE: Duration = Duration::from_secs(240);
-/// Pages that the checkpointer has mapped. Between its look at the state of the log and its look at how much of it is
-/// copied, SQLite unmaps them: the more there are, the longer the moment in which a commit may reset the log.
+/// The time limit for all rounds, which leaves room for a busy machine.
+const TIME_LIMIT: Duration = Duration::from_secs(240);
+/// The number of pages that the checkpointer has mapped. SQLite unmaps them after it has read the state of the log and before
+/// it reads how much of the log is copied. The more pages there are, the longer a commit can reset the log in between.
 const MAPPED_PAGES: u32 = 10_000;
-/// Rows of the commit that fills the log. Those of the commits after it fit into a log that is shorter.
+/// The number of rows in the commit that fills the log. The commits after it need much less of the log.
 const MANY_ROWS: u32 = 3_000;
+/// The line that ends the output of a batch of statements.
 const END: &str = "-- end --";
 
 /// A process of the `sqlite3` command, whose SQLite has the bug.
@@ -43,7 +44,7 @@ impl Shell {
             .stdout(errors.try_clone().unwrap())
             .stderr(errors)
             .spawn()
-            .expect("the command sqlite3, of Debian's package sqlite3");
+            .expect("running sqlite3, from Debian's package sqlite3");
         let input = child.stdin.take().unwrap();
         let mut shell = Self {
             child,
@@ -53,7 +54,7 @@ impl Shell {
         let version = shell.run("SELECT sqlite_version();").unwrap();
         assert!(
             !checkpoints_safely(&version),
-            "SQLite {version} of the command sqlite3 has the fix, so there is nothing to show with it"
+            "the command sqlite3 has SQLite {version}, which has the fix; the test needs one with the bug"
         );
         shell
     }
@@ -63,15 +64,12 @@ impl Shell {
         self.input.flush().unwrap();
     }
 
-    /// What the statements that were sent have given, or what went wrong.
+    /// The output of the statements that were sent, as an error if it contains one.
     fn answer(&mut self) -> Result<String, String> {
         let mut text = String::new();
         loop {
             let mut line = String::new();
-            assert!(
-                self.output.read_line(&mut line).unwrap() > 0,
-                "sqlite3 has ended: {text}"
-            );
+            assert!(self.output.read_line(&mut line).unwrap() > 0, "sqlite3 exited: {text}");
             if line.trim_end() == END {
                 break;
             }
@@ -92,27 +90,28 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have exited by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Who checkpoints.
+/// Which connections checkpoint.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
-    /// Everybody, as SQLite does by default.
+    /// All connections, including those of the affected SQLite, as is SQLite's default.
     Affected,
-    /// Connections of this process only, whose SQLite has the fix.
+    /// Only connections of this process, whose SQLite has the fix.
     Fixed,
 }
 
-/// Rows that were committed, and what became of them.
+/// The result of a race.
 #[derive(Debug)]
 struct Outcome {
+    /// The number of rows whose commit succeeded.
     acknowledged: u32,
     rounds: u32,
-    /// None: every row is there, and the file is sound.
+    /// What was lost or damaged. `None` if every row is there and the file passes its integrity check.
     loss: Option<String>,
 }
 
@@ -136,22 +135,23 @@ const MAP: &str = "PRAGMA mmap_size = 1073741824;";
 const READ_ALL: &str = "SELECT sum(length(x)) FROM pad;";
 const PASSIVE: &str = "PRAGMA wal_checkpoint(PASSIVE);";
 
-/// What checkpoints in the wrong moment, and can be told to while another process is told to commit.
+/// The connection that starts a checkpoint while another process commits.
 enum Checkpointer {
     Affected(Shell),
     Fixed(Connection),
 }
 
 impl Checkpointer {
+    /// Reads all pages, so that they are mapped.
     fn map(&mut self) {
         match self {
-            // Where the file is damaged already, the next look at it says so.
+            // An error means that the file is already damaged, which the next check finds.
             Self::Affected(shell) => drop(shell.run(READ_ALL)),
             Self::Fixed(connection) => connection.query_row(READ_ALL, [], |_| Ok(())).unwrap(),
         }
     }
 
-    /// Checkpoints while `commit` runs.
+    /// Starts a checkpoint, runs `commit` at the same time, and waits for both.
     fn checkpoint(&mut self, commit: impl FnOnce()) {
         match self {
             Self::Affected(shell) => {
@@ -167,8 +167,8 @@ impl Checkpointer {
     }
 }
 
-/// Commits a lot, sees it copied into the database, and commits a little at the moment in which another process begins the
-/// next checkpoint; over and over, until something is lost.
+/// Makes a large commit, has it checkpointed, and makes a small commit just when another connection starts the next
+/// checkpoint. Repeats this until something is lost or the limits are reached.
 fn race(by: By) -> Outcome {
     let directory = tempfile::tempdir().unwrap();
     let path = new_database(directory.path());
@@ -199,16 +199,16 @@ fn race(by: By) -> Outcome {
         rounds: 0,
         loss: None,
     };
-    while outcome.rounds < ROUNDS && begun.elapsed() < PATIENCE && outcome.loss.is_none() {
+    while outcome.rounds < ROUNDS && begun.elapsed() < TIME_LIMIT && outcome.loss.is_none() {
         outcome.rounds += 1;
         checkpointer.map();
         let mut lost = insert(&mut writer, &mut outcome, MANY_ROWS).err();
         if by == By::Fixed {
-            // What the affected one does by itself after such a commit.
+            // An affected SQLite would checkpoint by itself after such a large commit.
             fixed.query_row(PASSIVE, [], |_| Ok(())).unwrap();
         }
         checkpointer.checkpoint(|| {
-            // Another moment in each round.
+            // A different delay in each round, to hit the critical moment.
             std::thread::sleep(Duration::from_micros(u64::from(outcome.rounds % 16) * 150));
             lost = lost.take().or(insert(&mut writer, &mut outcome, 1).err());
         });
@@ -220,7 +220,7 @@ fn race(by: By) -> Outcome {
             outcome.loss = damage(&path, outcome.acknowledged);
         }
     }
-    // What was lost in the log shows when the log is reset once more.
+    // A loss in the log shows only after the log has been reset once more.
     let last = insert(&mut writer, &mut outcome, MANY_ROWS).err();
     outcome.loss = outcome.loss.or(last).or_else(|| damage(&path, outcome.acknowledged));
     outcome
@@ -237,15 +237,16 @@ fn insert(writer: &mut Shell, outcome: &mut Outcome, rows: u32) -> Result<(), St
     Ok(())
 }
 
+/// What is missing or broken in the database, if anything.
 fn damage(path: &Path, acknowledged: u32) -> Option<String> {
-    let look = || -> rusqlite::Result<_> {
+    let check = || -> rusqlite::Result<_> {
         let database = Connection::open(path)?;
         database.execute_batch("PRAGMA wal_autocheckpoint = 0")?;
         let rows: u32 = database.query_row("SELECT count(*) FROM t NOT INDEXED", [], |row| row.get(0))?;
         let verdict: String = database.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
         Ok((rows, verdict))
     };
-    match look() {
+    match check() {
         Err(error) => Some(error.to_string()),
         Ok((rows, verdict)) if rows != acknowledged || verdict != "ok" => {
             Some(format!("{rows} of {acknowledged} rows, {verdict}"))
@@ -262,7 +263,7 @@ fn checkpoints_by_an_affected_sqlite_lose_commits() {
 }
 
 #[test]
-fn with_checkpoints_by_a_fixed_sqlite_only_nothing_is_lost() {
+fn checkpoints_by_a_fixed_sqlite_alone_lose_nothing() {
     assert!(checkpoints_safely(rusqlite::version()), "{}", rusqlite::version());
     let outcome = race(By::Fixed);
     assert_eq!(outcome.loss, None, "{outcome:?}");

@@ -12,16 +12,16 @@ use crate::{settings, token};
 /// What a client wants to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Create a link, which the operator may have opened to everybody.
+    /// Create a link. The operator may allow this to everybody.
     Create,
-    /// See, change or remove links, and see their statistics.
+    /// Read, change or remove links, and read their statistics.
     Manage,
 }
 
-/// Lets the request through if its sender may do this, and returns the settings that the answer depends on.
+/// Checks that the sender may do this, and returns the settings that the answer depends on.
 ///
 /// # Errors
-/// 401 or 503, see [`Access::check`]; 500 or 503, see [`settings::current`].
+/// Fails with 401 or 503 as [`Access::check`] does, or with 500 or 503 as [`settings::current`] does.
 pub async fn authenticate(request: &FetchedRequest, action: Action) -> Result<Rc<Settings>, Problem> {
     let settings = settings::current().await?;
     let access = match (action, settings.creators) {

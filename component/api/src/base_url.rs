@@ -1,4 +1,4 @@
-//! Where the appliance is reached.
+//! The URL under which clients reach the appliance.
 
 use links_domain::origin::Origin;
 use links_platform::request::{FetchedRequest, header};
@@ -8,10 +8,10 @@ use links_web::settings::Settings;
 
 use crate::proof;
 
-/// What the operator has configured, or else the origin that the client has used.
+/// The origin that the operator has configured, or else the origin that the client used.
 ///
 /// # Errors
-/// 400 for a host that is none, 503 if the request claims to come through nginx and that cannot be checked.
+/// Fails with 400 if the host is invalid, or with 503 if the request claims to come through nginx and that cannot be checked.
 pub async fn of(request: &FetchedRequest, settings: &Settings) -> Result<Origin, Problem> {
     if let Some(public) = &settings.public {
         return Ok(public.clone());

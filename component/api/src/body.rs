@@ -1,4 +1,4 @@
-//! Bodies of requests.
+//! Request bodies.
 
 use std::time::Duration;
 
@@ -6,26 +6,29 @@ use links_platform::request::{BodyError, FetchedRequest, header, read_body};
 use links_web::body::{MediaType, check_length, too_large};
 use links_web::problem::Problem;
 
-/// How long a client may take to send the body. nginx has received it whole before it sends it on.
-const LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take to send the body. nginx forwards a request only when it has received the whole body.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Checks the declared type and length of a body.
 ///
 /// # Errors
-/// 415 or 413
+/// Fails with 415 for another media type, or with 413 if the body is too long.
 pub fn check(request: &FetchedRequest, media_type: MediaType, most: usize) -> Result<(), Problem> {
     media_type.check(header(request, "content-type"))?;
     check_length(header(request, "content-length"), most)
 }
 
-/// Reads the body, of which no more than `most` bytes are ever held.
+/// Reads the body. No more than `most` bytes of it are held in memory.
 ///
 /// # Errors
-/// 413, 400 or 408
+/// Fails with 413 if the body is too long, 400 if it ends early, or 408 if it takes too long.
 pub async fn read(request: FetchedRequest, most: usize) -> Result<Vec<u8>, Problem> {
-    read_body(request, most, LIMIT).await.map_err(|error| match error {
+    read_body(request, most, TIMEOUT).await.map_err(|error| match error {
         BodyError::TooLarge => too_large(most),
         BodyError::EndedEarly => Problem::new(400, "The body ended early. Send it again."),
-        BodyError::TimedOut => Problem::new(408, format!("The body must arrive within {} seconds.", LIMIT.as_secs())),
+        BodyError::TimedOut => Problem::new(
+            408,
+            format!("The body must arrive within {} seconds.", TIMEOUT.as_secs()),
+        ),
     })
 }

@@ -1,4 +1,4 @@
-//! `/internal/clicks`: the agent's batches of clicks, and how far the database has them.
+//! `/internal/clicks`, where the agent sends batches of clicks and reads how far a journal has been counted.
 
 use links_domain::clicks::{MAX_BODY, Position};
 use links_platform::clock;
@@ -11,8 +11,8 @@ use links_web::{json, queries};
 
 use crate::body;
 
-/// Adds a batch, unless it was added before or counts clicks for a link that has a deleted link's slug. In any case the answer
-/// is the position up to which the journal is counted.
+/// Adds a batch, unless it was added before or its sender does not know of the latest slug reuse. In either case the answer is
+/// the position up to which the journal has been counted.
 pub async fn add(request: FetchedRequest) -> Result<Reply, Problem> {
     body::check(&request, MediaType::Json, MAX_BODY)?;
     let heeded = queries::heeded_reuses(request.uri().query())?;

@@ -35,7 +35,7 @@ async fn create(request: FetchedRequest) -> Result<Reply, Problem> {
         && !link_cache::remove(slug).await
     {
         return Err(Problem::unavailable(
-            "The cache of links does not answer, and may redirect this slug as an earlier link did, without counting. Try \
+            "The link cache does not answer, and may still redirect this slug as an earlier link did, without counting. Try \
              again, or leave out max_clicks.",
         ));
     }
@@ -53,7 +53,7 @@ async fn create(request: FetchedRequest) -> Result<Reply, Problem> {
 
 async fn with_slug(slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Result<Slug, Problem> {
     let store = Store::default();
-    // Twice: the link that had the slug may be deleted between the insert and the look at it.
+    // Two attempts, because the link that has the slug may be deleted between the insert and the lookup.
     for _ in 0..2 {
         if let Some(slug) = insert(&store, slug, link, id, now).await? {
             return Ok(slug);
@@ -63,33 +63,35 @@ async fn with_slug(slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Resu
             return Ok(slug.clone());
         }
     }
-    Err(Problem::unavailable("The slug is being changed by others. Try again."))
+    Err(Problem::unavailable(
+        "Other requests are changing this slug at the moment. Try again.",
+    ))
 }
 
 async fn with_generated_slug(link: &NewLink, id: RequestId, now: i64) -> Result<Slug, Problem> {
     let store = Store::default();
     for attempt in 0..MAX_ATTEMPTS {
         let slug = random::with_generator(|generator| Slug::generate(generator, attempt));
-        let slug = slug.ok_or_else(|| Problem::new(500, "The server cannot make a slug. Send one of your own."))?;
+        let slug = slug.ok_or_else(|| Problem::new(500, "The server cannot generate a slug. Send your own slug."))?;
         if let Some(slug) = slug
             && let Some(slug) = insert(&store, &slug, link, id, now).await?
         {
             return Ok(slug);
         }
     }
-    log::line("no free slug", format!("{MAX_ATTEMPTS} generated ones were taken"));
+    log::line("no free slug", format!("{MAX_ATTEMPTS} generated slugs were taken"));
     Err(Problem::unavailable(
-        "No free slug was found. Try again, or send one of your own.",
+        "No free slug was found. Try again, or send your own slug.",
     ))
 }
 
-/// The slug under which the link is there now: the one given, or the one that nginx's earlier attempt at this request got.
-/// `None`: the slug is taken.
+/// Inserts the link and returns its slug: the given one, or the one that nginx's earlier attempt at this request got. Returns
+/// `None` if the slug is taken.
 async fn insert(store: &Store, slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Result<Option<Slug>, Problem> {
     match store.insert(slug, link, id, now).await? {
         Some((slug, stored)) if link.is_stored_as(&slug, &stored) => Ok(Some(slug)),
         None => Ok(None),
-        // An earlier attempt at this request has created the link, and it was changed since.
+        // An earlier attempt at this request created the link, and the link has been changed since.
         Some(_) => {
             let inserted = store.insert(slug, link, request_id::new()?, now).await?;
             Ok(inserted.map(|(slug, _)| slug))

@@ -1,4 +1,4 @@
-//! nginx's cache in front of the instances of this machine, where a change must be visible before it is acknowledged.
+//! The cache of the nginx in front of this machine's instances. A change must be visible there before it is acknowledged.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -17,11 +17,11 @@ use links_web::reply::Reply;
 
 use crate::proof;
 
-/// How long a change waits until it is visible. nginx answers in a millisecond, or in half a second while another client asks
-/// for the same slug; and a second has to pass where nginx has an older answer.
-const LIMIT: Duration = Duration::from_secs(3);
+/// How long a change waits until it is visible. nginx answers within a millisecond, or within half a second while another
+/// client requests the same slug. If nginx has an older answer, a second must pass before the answer can be replaced.
+const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Between two attempts at replacing an answer.
+/// The pause between two attempts to replace an answer.
 const PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy)]
@@ -34,12 +34,12 @@ thread_local! {
     static EDGE: Cell<Cached<Option<Edge>>> = const { Cell::new(Cached::Unread) };
 }
 
-/// The edge may still show what was there before the change; the log says why.
+/// nginx may still have the answer from before the change. The reason has been logged.
 struct Stale;
 
-/// `Some(None)`: there is no cache in front. `None`: the variables cannot be read.
+/// The cache in front: `Some(None)` if there is none, `None` if the variables cannot be read.
 async fn edge() -> Option<Option<Edge>> {
-    variables::read_once(&EDGE, "nginx is not asked about its cache", read).await
+    variables::read_once(&EDGE, "the cache of nginx is not updated", read).await
 }
 
 async fn read() -> Result<Option<Edge>, String> {
@@ -52,8 +52,8 @@ async fn read() -> Result<Option<Edge>, String> {
     Ok(Some(Edge { port, lifetime }))
 }
 
-/// The reply to a request for an unknown path, which nginx may keep: for the same path it sends one request at a time, and
-/// others would wait for each answer.
+/// The reply to a request for an unknown path. nginx may cache it: nginx forwards one request for a path at a time, so without
+/// the cache the other requests for that path would wait for each other.
 pub async fn lasting(problem: Problem) -> Reply {
     let reply = Reply::from(problem);
     match edge().await.flatten() {
@@ -62,8 +62,8 @@ pub async fn lasting(problem: Problem) -> Reply {
     }
 }
 
-/// Waits until whoever asks this machine's nginx for the link gets what is in the database now, and adds
-/// `links-edge: stale` to the reply if nginx may still give the old answer.
+/// Waits until this machine's nginx answers with the new state of the link. Adds `links-edge: stale` to the reply if nginx may
+/// still give the old answer.
 pub async fn show(reply: Reply, slug: &Slug, change: Change<'_>) -> Reply {
     match purge(slug, change).await {
         Ok(()) => reply,
@@ -75,7 +75,7 @@ async fn purge(slug: &Slug, change: Change<'_>) -> Result<(), Stale> {
     let Some(Edge { port, .. }) = edge().await.ok_or(Stale)? else {
         return Ok(());
     };
-    let outcome = clock::within(LIMIT, purge_and_wait(port, slug, change)).await;
+    let outcome = clock::within(TIMEOUT, purge_and_wait(port, slug, change)).await;
     outcome
         .unwrap_or_else(|| Err("no answer in time".to_owned()))
         .map_err(|error| {
@@ -97,8 +97,8 @@ async fn purge_and_wait(port: u16, slug: &Slug, change: Change<'_>) -> Result<()
             Remedy::Forget => {
                 let query = proof::of_proxy().await;
                 let query = query.and_then(|proof| purge_query::sign(&proof, slug, clock::now()));
-                let query =
-                    query.ok_or("it redirects as an earlier link did, and without proxy_secret nginx keeps that")?;
+                let query = query
+                    .ok_or("nginx redirects as an earlier link did, and only proxy_secret can make it forget that")?;
                 drop(send(&Method::GET, port, slug, &format!("?{query}")).await?);
             }
             Remedy::Wait => {}
@@ -115,10 +115,11 @@ async fn peek(port: u16, slug: &Slug) -> Result<CacheStatus, String> {
     let response = send(&Method::HEAD, port, slug, "").await?;
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     let status = CacheStatus::of(response.status().as_u16(), header(HEADER), header("location"));
-    status.ok_or_else(|| format!("port {port} is not answered by the nginx of links"))
+    status.ok_or_else(|| format!("port {port} does not belong to the nginx site of links"))
 }
 
-/// `HEAD` reports what nginx has, `GET` makes it fetch the answer anew. `query` is empty or begins with `?`.
+/// Sends a request to nginx: `HEAD` reports what its cache has, `GET` makes it fetch a new answer. `query` is empty or begins
+/// with `?`.
 async fn send(method: &Method, port: u16, slug: &Slug, query: &str) -> Result<Response, String> {
     let response = request(method, &format!("http://127.0.0.1:{port}/{slug}{query}")).await;
     response.map_err(|error| format!("127.0.0.1:{port}: {error}"))

@@ -1,7 +1,7 @@
-//! The component `api`: creates and manages links, reports statistics, and takes the agent's clicks.
+//! The component `api`, which creates and manages links, reports statistics, and receives the agent's clicks.
 //!
-//! This crate only moves values between the runtime and the crates that decide; no path here panics, because a trap would end
-//! all requests of an instance.
+//! This crate only passes values between the runtime and the crates that make the decisions. Nothing here panics, because a
+//! trap would end all requests of an instance.
 
 mod authentication;
 mod base_url;

@@ -40,8 +40,8 @@ pub async fn remove(request: &FetchedRequest, slug: &Slug) -> Result<Reply, Prob
     authenticate(request, Action::Manage).await?;
     let id = request_id::of(request).await?;
     let removed = Store::default().remove(slug, id, clock::now()).await;
-    // Whatever the database answers: an earlier attempt whose answer was lost may have removed the link, and the caches would
-    // go on redirecting.
+    // The caches are purged whatever the database answered. An earlier attempt whose answer was lost may have removed the link,
+    // and then the caches would keep redirecting.
     if link_cache::lifetime().await.is_some() {
         link_cache::remove(slug).await;
     }

@@ -1,5 +1,5 @@
-//! Whether a request comes from the agent, or through nginx. The two variables are read once by an instance, and only for
-//! requests that claim to.
+//! Whether a request comes from the agent or through nginx. An instance reads the two variables once, and only for a request
+//! that claims to come from one of them.
 
 use std::cell::Cell;
 
@@ -9,7 +9,7 @@ use links_platform::variables::{self, Cached};
 use links_web::problem::Problem;
 use links_web::proof::{AGENT_HEADER, PROXY_HEADER, Proof};
 
-use crate::settings::unreadable;
+use links_web::settings::unreadable;
 
 #[derive(Clone, Copy)]
 struct Proofs {
@@ -22,7 +22,7 @@ thread_local! {
 }
 
 async fn proofs() -> Option<Proofs> {
-    variables::read_once(&PROOFS, "nobody is taken for the agent or for nginx", read).await
+    variables::read_once(&PROOFS, "the agent and nginx are not recognised", read).await
 }
 
 async fn read() -> Result<Proofs, String> {
@@ -33,13 +33,15 @@ async fn read() -> Result<Proofs, String> {
     })
 }
 
-/// The proof of nginx, where it can be read.
+/// The proof that nginx gives; `None` if the variables cannot be read.
 pub async fn of_proxy() -> Option<Proof> {
     proofs().await.map(|proofs| proofs.proxy)
 }
 
+/// Whether the agent sent the request.
+///
 /// # Errors
-/// 503: it claims to, and the variables cannot be read.
+/// Fails with 503 if the request claims to come from the agent and the variables cannot be read.
 pub async fn is_from_agent(request: &Request) -> Result<bool, Problem> {
     match request.header(AGENT_HEADER) {
         Some(secret) => Ok(proofs().await.ok_or_else(unreadable)?.agent.is_given_by(&secret)),
@@ -47,8 +49,10 @@ pub async fn is_from_agent(request: &Request) -> Result<bool, Problem> {
     }
 }
 
+/// Whether the request came through nginx.
+///
 /// # Errors
-/// 503: it claims to, and the variables cannot be read.
+/// Fails with 503 if the request claims to come through nginx and the variables cannot be read.
 pub async fn is_through_nginx(request: &FetchedRequest) -> Result<bool, Problem> {
     match request.headers().get(PROXY_HEADER) {
         Some(secret) => Ok(proofs()

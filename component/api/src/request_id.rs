@@ -1,4 +1,4 @@
-//! Ids of requests.
+//! Request ids.
 
 use links_domain::request_id::RequestId;
 use links_platform::random;
@@ -8,11 +8,11 @@ use links_web::request_id::HEADER;
 
 use crate::proof;
 
-/// The id that nginx has given to this request, the same in each of nginx's attempts; or a new one for a request that came
-/// without nginx, the same in each attempt at the database.
+/// The id that nginx gave to this request, which is the same in each of nginx's attempts. A request that did not come through
+/// nginx gets a new id, which is the same in each attempt at the database.
 ///
 /// # Errors
-/// 503: there are no random numbers, or it cannot be checked whether the request came through nginx.
+/// Fails with 503 if there are no random numbers, or if it cannot be checked whether the request came through nginx.
 pub async fn of(request: &FetchedRequest) -> Result<RequestId, Problem> {
     let given = match proof::is_through_nginx(request).await? {
         true => request
@@ -24,11 +24,13 @@ pub async fn of(request: &FetchedRequest) -> Result<RequestId, Problem> {
     given.map_or_else(new, Ok)
 }
 
+/// A new random id.
+///
 /// # Errors
-/// 503: there are no random numbers.
+/// Fails with 503 if there are no random numbers.
 pub fn new() -> Result<RequestId, Problem> {
     let bytes = random::bytes();
     bytes
         .map(RequestId::new)
-        .ok_or_else(|| Problem::unavailable("The server cannot tell requests apart at the moment. Try again."))
+        .ok_or_else(|| Problem::unavailable("The server cannot generate a request id at the moment. Try again."))
 }

@@ -12,7 +12,7 @@ use links_web::reply::Reply;
 
 use crate::authentication::{Action, authenticate};
 
-/// `None`: of all links.
+/// Reports the statistics of one link, or of all links together for `None`.
 pub async fn report(request: &FetchedRequest, slug: Option<&Slug>) -> Result<Reply, Problem> {
     authenticate(request, Action::Manage).await?;
     let span = queries::span(request.uri().query(), clock::now())?;

@@ -1,4 +1,4 @@
-//! The variable `admin_token`. It is read by itself, because its provider may be another machine, which every reading asks.
+//! The variable `admin_token`. It is read apart from the others, because every read may be a request to another machine.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -9,21 +9,22 @@ use links_platform::circuit_breaker::{CircuitBreaker, Memory};
 use links_platform::{clock, local_store, log, random, variables};
 use links_web::bearer::Access;
 use links_web::problem::Problem;
-
-use crate::settings;
+use links_web::settings::unreadable;
 
 const NAME: &str = "admin_token";
 
-/// Its digest, in the key-value store "local".
+/// The key of the token's digest in the key-value store "local".
 const KEY: &str = "links:secret:admin_token";
 
-/// How long the token itself is kept where no lifetime is set. An instance lives a second longer than its last request, so
-/// this only matters to busy ones.
+/// How long the token itself is cached if digests are not. An instance lives only a second longer than its last request, so
+/// this matters only to busy instances.
 const KEEP: Duration = Duration::from_secs(5);
 
-/// How long the provider may take without a digest to go on with, and with one.
-const LIMIT: Duration = Duration::from_secs(5);
-const SHORT_LIMIT: Duration = Duration::from_secs(2);
+/// How long the provider may take if there is no digest to fall back on.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the provider may take if there is a digest to fall back on.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 thread_local! {
     static TOKEN: RefCell<Option<(Instant, Access)>> = const { RefCell::new(None) };
@@ -31,7 +32,7 @@ thread_local! {
     static OUTAGE: Memory = const { Memory::new(false) };
 }
 
-/// Whether the provider answers. Shared where digests are kept ([`settings`]).
+/// The circuit breaker of the provider. Instances share its state if digests are kept ([`crate::settings`]).
 pub const BREAKER: CircuitBreaker = CircuitBreaker {
     name: "the provider of the variable admin_token",
     outage_key: "links:outage:admin_token",
@@ -41,10 +42,11 @@ pub const BREAKER: CircuitBreaker = CircuitBreaker {
     memory: &OUTAGE,
 };
 
-/// Access by the token. `lifetime`: how long its digest is used; `None`: the provider is asked again each time.
+/// Access for those who have the token. `lifetime` is how long a digest of the token is used. With `None` no digest is kept,
+/// and an instance asks the provider again after `KEEP`.
 ///
 /// # Errors
-/// 503 if the provider does not give the token and there is no digest that is recent enough.
+/// Fails with 503 if the provider does not supply the token and there is no recent digest.
 pub async fn access(lifetime: Option<&Lifetime>) -> Result<Access, Problem> {
     match lifetime {
         None => by_token().await,
@@ -57,7 +59,7 @@ async fn by_token() -> Result<Access, Problem> {
     if let Some((_, access)) = kept.filter(|(since, _)| since.elapsed() < KEEP) {
         return Ok(access);
     }
-    let token = read(LIMIT).await.ok_or_else(settings::unreadable)?;
+    let token = read(TIMEOUT).await.ok_or_else(unreadable)?;
     let access = Access::token(&token);
     TOKEN.set(Some((Instant::now(), access.clone())));
     Ok(access)
@@ -68,7 +70,7 @@ async fn by_digest(lifetime: &Lifetime) -> Result<Access, Problem> {
     let age = |snapshot: &Snapshot| snapshot.age(now, lifetime);
     let mut snapshot = SNAPSHOT.with_borrow(|kept| *kept);
     if snapshot.is_none_or(|snapshot| age(&snapshot) != Age::Fresh) {
-        // Another instance may have asked meanwhile.
+        // Another instance may have asked the provider meanwhile.
         let shared = local_store::get(KEY).await;
         snapshot = shared.as_deref().and_then(Snapshot::decode).or(snapshot);
     }
@@ -82,9 +84,9 @@ async fn by_digest(lifetime: &Lifetime) -> Result<Access, Problem> {
     {
         return Ok(Access::digest(stale.digest));
     }
-    match (read(if stale.is_some() { SHORT_LIMIT } else { LIMIT }).await, stale) {
+    match (read(if stale.is_some() { SHORT_TIMEOUT } else { TIMEOUT }).await, stale) {
         (Some(token), _) => {
-            let salt = random::bytes().ok_or_else(settings::unreadable)?;
+            let salt = random::bytes().ok_or_else(unreadable)?;
             let snapshot = Snapshot {
                 digest: Access::digest_of(&token, salt),
                 asked_at: now,
@@ -93,7 +95,7 @@ async fn by_digest(lifetime: &Lifetime) -> Result<Access, Problem> {
             Ok(keep(snapshot))
         }
         (None, Some(stale)) => Ok(Access::digest(stale.digest)),
-        (None, None) => Err(settings::unreadable()),
+        (None, None) => Err(unreadable()),
     }
 }
 
@@ -102,10 +104,10 @@ fn keep(snapshot: Snapshot) -> Access {
     Access::digest(snapshot.digest)
 }
 
-/// `None`: the provider did not give the token, which is logged.
-async fn read(limit: Duration) -> Option<String> {
+/// Reads the token from the provider. A failure is logged.
+async fn read(timeout: Duration) -> Option<String> {
     let asked = Instant::now();
-    let answer = clock::within(limit, variables::get(NAME)).await;
+    let answer = clock::within(timeout, variables::get(NAME)).await;
     match answer.unwrap_or_else(|| Err(format!("{NAME}: no answer in time"))) {
         Ok(token) => {
             BREAKER.record_success(asked.elapsed()).await;

@@ -1,23 +1,23 @@
-//! How old what is kept may be. Two bounds: until the first it is used without a question, until the second while nobody
-//! answers the question.
+//! How old a kept value may be. There are two bounds: up to the first the value is used as it is, up to the second it is used
+//! only while its source does not answer.
 
-/// Instances on other machines have other clocks. Something from further ahead than this was written by a clock that is
-/// wrong: there is no telling how old it is.
+/// The largest tolerated difference between the clocks of two machines, in seconds. A value from further in the future was
+/// written by a wrong clock, so its age is unknown.
 const SKEW: i64 = 60;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Age {
-    /// As good as asked for now.
+    /// As good as a new answer.
     Fresh,
-    /// To be asked for again; good enough while there is no answer.
+    /// Has to be asked for again, but may be used while there is no answer.
     Stale,
-    /// As good as none.
+    /// Too old to be used.
     Gone,
 }
 
 impl Age {
-    /// The age of what was asked for at `asked_at`, both times in Unix seconds: fresh for less than `fresh` seconds,
-    /// usable for less than `usable` seconds.
+    /// The age of a value that was asked for at `asked_at`. It is fresh for less than `fresh` seconds and usable for less than
+    /// `usable` seconds. `asked_at` and `now` are in Unix seconds.
     pub fn of(asked_at: i64, now: i64, fresh: i64, usable: i64) -> Age {
         let age = now.saturating_sub(asked_at);
         if (0..fresh).contains(&age) {
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_the_future_is_never_fresh_and_not_trusted_far() {
+    fn values_from_the_future_are_never_fresh_and_usable_only_within_the_skew() {
         assert_eq!(Age::of(NOW + 1, NOW, 60, 900), Age::Stale);
         assert_eq!(Age::of(NOW + SKEW, NOW, 60, 900), Age::Stale);
         assert_eq!(Age::of(NOW + SKEW + 1, NOW, 60, 900), Age::Gone);

@@ -7,7 +7,7 @@ use crate::expiry::Expiry;
 use crate::origin::Origin;
 use crate::target::Target;
 
-/// A merge patch (RFC 7396) as a client sends it, not yet checked. An absent field stays as it is; null removes it.
+/// A merge patch (RFC 7396) as sent by a client, not yet checked. An absent field leaves the value as it is; null removes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeRequest {
@@ -17,11 +17,12 @@ pub struct ChangeRequest {
     pub expires_at: Option<Option<String>>,
 }
 
+/// Makes `Some(None)` of null, which serde would not tell from an absent field.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
-/// A change that may be made.
+/// A change that has passed the checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub target: Option<Target>,
@@ -30,7 +31,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// `base_url` is where the appliance is reached, `now` is in Unix seconds.
+    /// Checks a request. `base_url` is the appliance's own address, `now` is in Unix seconds.
     ///
     /// # Errors
     /// The URL or the expiry is refused, or the patch is empty.
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_named_stays() {
+    fn absent_fields_stay_as_they_are() {
         let change = check(r#"{"url":"https://example.com/a"}"#).unwrap();
         assert_eq!(change.target.unwrap().as_str(), "https://example.com/a");
         assert_eq!(change.expiry, None);
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_changes_are_refused() {
         for (body, hint) in [
             ("{}", "empty"),
             (r#"{"url":null}"#, "use DELETE"),

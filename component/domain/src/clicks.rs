@@ -1,6 +1,6 @@
-//! A batch of clicks: what the agent makes of a part of nginx's journal, and sends to `POST /internal/clicks`.
+//! Batches of clicks. The agent makes them from nginx's journal and sends them to `POST /internal/clicks`.
 //!
-//! Hours and days are whole ones since 1970 in UTC. The empty slug stands for all links together.
+//! Hours and days are numbered from 1970-01-01T00:00:00Z. The empty slug stands for all links together.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,49 +9,52 @@ use crate::slug::Slug;
 use crate::visit::Visit;
 use crate::visitors;
 
-/// Largest body, in bytes. Agents end a part at half of it ([`GOAL`]); what its last link brings has room in the rest.
+/// The maximum size of a body, in bytes. Agents end a part at half of it ([`GOAL`]), so the part's last link always fits.
 pub const MAX_BODY: usize = 2 * 1024 * 1024;
+
+/// The size at which agents end a part, in bytes.
 pub const GOAL: usize = MAX_BODY / 2;
 
-/// Longest name of a [`Detail`]: that of a host in DNS.
+/// The maximum length of a [`Detail`]'s name in bytes: that of a host name in DNS.
 pub const MAX_NAME: usize = 253;
 
-/// The name of a referrer that is not told by itself: one of many, or no host at all.
+/// Stands for the referrers that are not listed by name: too many others, or texts that are not host names.
 pub const OTHER: &str = "*";
 
-/// 16 bytes in hexadecimal: which journal. Another file is another journal.
+/// The length of a journal's name: 16 bytes in hexadecimal. Each file has a name of its own.
 const JOURNAL_LENGTH: usize = 32;
 
-/// No clock goes that far: the year 9999.
+/// 9999-12-31, as a day since 1970.
 const LAST_DAY: u32 = 2_932_896;
 
-/// What is counted in the whole range, as the database has it: no slug comes after it, by its bytes.
+/// Stands in the database for the last link of a range that is counted completely. It sorts after every slug.
 pub const WHOLE: &str = "~";
 
-/// The clicks of a range of the journal, or a part of them: those of some links, in the order of their slugs. The parts of a
-/// range come one after the other, so that much can be summed up before it is sent and no part holds up the database.
+/// The clicks in a range of the journal, or the part of them that belongs to some of the links, in the order of their slugs.
+/// The parts of a range are sent one after the other. So a range can sum up many clicks, and no part blocks the database for
+/// long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
     pub journal: String,
-    /// Position in the journal of the first byte that is counted here.
+    /// The position of the first byte that is counted.
     pub start: u64,
-    /// Position after the last one.
+    /// The position after the last byte that is counted.
     pub stop: u64,
-    /// The last link of the part before; none: this is the first part.
+    /// The last link of the previous part; `None` for the first part.
     pub after: Option<String>,
-    /// The last link of this part; none: this is the last part, with the sums of all links.
+    /// The last link of this part; `None` for the last part, which also has the sums of all links.
     pub through: Option<String>,
     pub clicks: Vec<Clicks>,
     pub visitors: Vec<Visitors>,
     pub details: Vec<Detail>,
 }
 
-/// Slug, hour, clicks, and clicks of bots, which are not among the others.
+/// Slug, hour, clicks without those of bots, clicks of bots.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Clicks(pub String, pub u32, pub u32, pub u32);
 
-/// Slug, day, and a word of the visitors' sketch with its bits.
+/// Slug, day, index of a word in the [`visitors::Sketch`], bits of that word.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Visitors(pub String, pub u32, pub u8, pub i64);
 
@@ -59,15 +62,15 @@ pub struct Visitors(pub String, pub u32, pub u8, pub i64);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detail(pub String, pub u32, pub Kind, pub String, pub u32);
 
-/// As the database has them, by number.
+/// What a [`Detail`] names. The database stores the numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub enum Kind {
-    /// The host that referred; empty where none is told, [`OTHER`] for the rest.
+    /// The host of the referrer; empty if none was sent, [`OTHER`] for the rest.
     Referrer = 1,
     /// The code of a [`Visit`].
     Visit = 2,
-    /// Two capital letters (ISO 3166-1).
+    /// The two capital letters of a country (ISO 3166-1).
     Country = 3,
 }
 
@@ -79,7 +82,7 @@ impl TryFrom<u8> for Kind {
             1 => Ok(Kind::Referrer),
             2 => Ok(Kind::Visit),
             3 => Ok(Kind::Country),
-            _ => Err(format!("there is no kind {number}")),
+            _ => Err(format!("unknown kind {number}")),
         }
     }
 }
@@ -91,7 +94,7 @@ impl From<Kind> for u8 {
 }
 
 impl Kind {
-    fn knows(self, name: &str) -> bool {
+    fn allows(self, name: &str) -> bool {
         match self {
             Kind::Referrer => name == OTHER || is_host(name),
             Kind::Visit => Visit::from_code(name).is_some(),
@@ -100,7 +103,7 @@ impl Kind {
     }
 }
 
-/// Whether this can be told as the host of a referrer. The empty one is: no referrer was sent.
+/// Whether this can be the host of a referrer. The empty text can: it means that no referrer was sent.
 pub fn is_host(name: &str) -> bool {
     name.len() <= MAX_NAME
         && name
@@ -109,10 +112,10 @@ pub fn is_host(name: &str) -> bool {
 }
 
 impl Batch {
-    /// Checks all that is not in the types: an accepted batch goes into the database as it is.
+    /// Checks everything that the types do not. An accepted batch goes into the database as it is.
     ///
     /// # Errors
-    /// The first fault.
+    /// The batch is invalid; the error names the first fault.
     pub fn check(&self) -> Result<(), Refused> {
         match self.fault() {
             Some(fault) => Err(Refused::new(format!("Invalid batch: {fault}."))),
@@ -122,16 +125,16 @@ impl Batch {
 
     fn fault(&self) -> Option<String> {
         if !is_journal_name(&self.journal) {
-            return Some(format!("there is no journal {:?}", self.journal));
+            return Some(format!("{:?} is not a journal name", self.journal));
         }
-        // The database's integers have 63 bits.
+        // The database's integers are signed.
         if self.start >= self.stop || i64::try_from(self.stop).is_err() {
-            return Some(format!("it cannot be from {} to {}", self.start, self.stop));
+            return Some(format!("the range from {} to {} is not valid", self.start, self.stop));
         }
         let is_slug = |slug: &str| slug.is_empty() || Slug::in_path(slug).is_some();
         let bounds = [&self.after, &self.through].into_iter().flatten();
         if let Some(bound) = bounds.into_iter().find(|bound| bound.is_empty() || !is_slug(bound)) {
-            return Some(format!("there is no link {bound:?}"));
+            return Some(format!("{bound:?} is not a slug"));
         }
         let clicks = self
             .clicks
@@ -143,15 +146,15 @@ impl Batch {
         let details = self
             .details
             .iter()
-            .find(|Detail(slug, day, kind, name, _)| !is_slug(slug) || *day > LAST_DAY || !kind.knows(name));
-        let fault = clicks.map(|entry| format!("{entry:?}"));
+            .find(|Detail(slug, day, kind, name, _)| !is_slug(slug) || *day > LAST_DAY || !kind.allows(name));
+        let fault = clicks.map(|entry| format!("{entry:?} is not valid"));
         fault
-            .or_else(|| visitors.map(|entry| format!("{entry:?}")))
-            .or_else(|| details.map(|entry| format!("{entry:?}")))
+            .or_else(|| visitors.map(|entry| format!("{entry:?} is not valid")))
+            .or_else(|| details.map(|entry| format!("{entry:?} is not valid")))
     }
 }
 
-/// Whether this names a journal: 32 lower-case hexadecimal digits.
+/// Whether this is a journal's name: 32 lower-case hexadecimal digits.
 pub fn is_journal_name(text: &str) -> bool {
     text.len() == JOURNAL_LENGTH
         && text
@@ -159,39 +162,40 @@ pub fn is_journal_name(text: &str) -> bool {
             .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
-/// What both questions about clicks are answered with: up to where the journal is counted, whoever sent the batches.
+/// The answer to `GET` and `POST /internal/clicks`: up to where the journal is counted, whoever sent the batches.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
-    /// None: nothing of it is. (Or else an answer without it would be one.)
+    /// The position up to which the journal is counted; `None` if nothing is. The key is required, so that no other JSON object
+    /// passes as an answer.
     #[serde(deserialize_with = "Option::deserialize")]
     pub position: Option<u64>,
-    /// What is counted of the range that begins there.
+    /// How much is counted of the range that begins at `position`.
     #[serde(deserialize_with = "Option::deserialize")]
     pub part: Option<Part>,
-    /// The batch was not taken because it does not heed these, and perhaps more.
+    /// The reuses that the batch did not take into account, which is why it was refused. There may be more of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reuses: Vec<Reuse>,
 }
 
-/// A slug whose link was deleted and that was given to a new link: number of the reuse, slug, and when, in Unix milliseconds.
-/// Clicks on the slug before that are not the new link's.
+/// A slug that was given to a new link after its old one was deleted: number of the reuse, slug, time in Unix milliseconds.
+/// Earlier clicks on the slug do not belong to the new link.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reuse(pub i64, pub String, pub u64);
 
-/// Most reuses in one answer.
+/// The maximum number of reuses in one answer.
 pub const MAX_REUSES: i64 = 250;
 
-/// Some parts of a range.
+/// How much of a range is counted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// Position after the range.
+    /// The position after the range.
     pub stop: u64,
     /// The last link that is counted.
     pub through: String,
 }
 
 impl Position {
-    /// As the database has it: where the latest batch starts and stops, and through which link it is counted.
+    /// The position from what the database stores: the start and stop of the latest batch, and the last link that is counted.
     pub fn of(start: u64, stop: u64, through: String) -> Position {
         match through.as_str() {
             WHOLE => Position {
@@ -206,7 +210,7 @@ impl Position {
         }
     }
 
-    /// After this batch.
+    /// The position once this batch is counted.
     pub fn after(batch: &Batch) -> Position {
         let through = batch.through.as_deref().unwrap_or(WHOLE);
         Position::of(batch.start, batch.stop, through.to_owned())
@@ -240,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_back_as_it_was() {
+    fn survives_a_round_trip() {
         let text = serde_json::to_string(&batch()).unwrap();
         assert_eq!(serde_json::from_str::<Batch>(&text).unwrap(), batch());
         assert_eq!(batch().check(), Ok(()));
@@ -260,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_database_must_not_see_is_refused() {
+    fn invalid_batches_are_refused() {
         let wrong: [fn(&mut Batch); 16] = [
             |batch| batch.after = Some(String::new()),
             |batch| batch.through = Some(WHOLE.into()),
@@ -286,9 +290,9 @@ mod tests {
         }
     }
 
-    /// An older release must not take a batch for what it is not.
+    /// An older release must not misread the batch of a newer one.
     #[test]
-    fn what_is_not_known_is_refused() {
+    fn unknown_fields_and_kinds_are_refused() {
         let text = serde_json::to_string(&batch()).unwrap();
         for other in [
             text.replace("\"start\"", "\"since\":1,\"start\""),
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_is_told_even_where_there_is_none() {
+    fn the_position_is_required_even_if_it_is_null() {
         let read = |text| {
             serde_json::from_str::<Position>(text)
                 .ok()

@@ -1,9 +1,9 @@
-//! Why a request cannot be served, without the terms of any protocol.
+//! The reasons why a request cannot be served, independent of any protocol.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// A value from a client that is not accepted. The sentence tells the client what to change; it holds no secret.
+/// A client's value that is not accepted. The reason says what the client has to change, and contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused(Cow<'static, str>);
 
@@ -27,6 +27,6 @@ impl fmt::Display for Refused {
     }
 }
 
-/// The database did not answer. The log says why; the client only learns that the fault is not its own.
+/// The database did not answer. The reason is in the log; the client only learns that the fault is not its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unavailable;

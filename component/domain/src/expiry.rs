@@ -3,23 +3,23 @@
 use crate::error::Refused;
 use crate::timestamp;
 
-/// Seconds since 1970-01-01T00:00:00Z. A link with this expiry works before that second and not from it on.
+/// The second from which a link no longer works, in Unix seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expiry(pub i64);
 
 impl Expiry {
-    /// Parses a date and time of RFC 3339; a fraction of a second is cut off. `now` is in Unix seconds.
+    /// Parses an RFC 3339 date and time; a fraction of a second is cut off. `now` is in Unix seconds.
     ///
     /// # Errors
-    /// It is none, or not in the future.
+    /// The text is not a date and time, or is not in the future.
     pub fn parse(text: &str, now: i64) -> Result<Expiry, Refused> {
         let expiry = timestamp::parse(text).map(Expiry).ok_or_else(|| {
-            Refused::new("The field expires_at must be a date and time of RFC 3339, like 2030-01-31T18:00:00Z.")
+            Refused::new("The field expires_at must be an RFC 3339 date and time like 2030-01-31T18:00:00Z.")
         })?;
         if expiry.is_over(now) {
             let now = Expiry(now).to_text();
             return Err(Refused::new(format!(
-                "The field expires_at must be in the future; here it is {now}."
+                "The field expires_at must be in the future; the server's time is {now}."
             )));
         }
         Ok(expiry)
@@ -29,7 +29,7 @@ impl Expiry {
         self.0 <= now
     }
 
-    /// RFC 3339 in UTC.
+    /// The time in RFC 3339, in UTC.
     pub fn to_text(self) -> String {
         timestamp::display(self.0)
     }
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_forms_with_an_example() {
+    fn a_refusal_of_another_form_has_an_example() {
         for text in [
             "",
             "tomorrow",
@@ -67,7 +67,7 @@ mod tests {
             "1798761600",
             "2027-02-30T00:00:00Z",
             "2030-01-31Q18:00:00Z",
-            // After the year 9999 in UTC: it could not be shown, nor sent back.
+            // After the year 9999 in UTC, so it could not be shown or sent back.
             "9999-12-31T23:59:59-23:59",
         ] {
             let refused = Expiry::parse(text, NOW).unwrap_err();
@@ -85,7 +85,7 @@ mod tests {
         ] {
             let refused = Expiry::parse(text, NOW).unwrap_err();
             assert!(
-                refused.reason().contains("here it is 2026-01-01T00:00:00Z"),
+                refused.reason().contains("time is 2026-01-01T00:00:00Z"),
                 "{text}: {}",
                 refused
             );

@@ -1,6 +1,6 @@
 //! Bytes as lower-case hexadecimal digits.
 
-/// Reads exactly `N` bytes.
+/// Decodes exactly `N` bytes.
 pub fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let (pairs, rest) = text.as_chunks::<2>();
     let pairs: &[[u8; 2]; N] = pairs.try_into().ok()?;
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_comes_back() {
+    fn every_byte_survives_a_round_trip() {
         let bytes: [u8; 256] = std::array::from_fn(|byte| byte.to_le_bytes()[0]);
         let text = encode(&bytes);
         assert!(text.starts_with("000102") && text.ends_with("fdfeff"), "{text}");
@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn another_length_or_another_digit_is_none() {
+    fn other_lengths_and_digits_are_refused() {
         for text in ["", "0", "000", "00000", "0g01", "0A01", " 001"] {
             assert_eq!(decode::<2>(text.as_bytes()), None, "{text:?}");
         }

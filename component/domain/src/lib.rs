@@ -1,8 +1,8 @@
-//! What the appliance is about: links, slugs, targets, clicks and statistics, as values.
+//! The subject of the appliance as plain values: links, slugs, targets, clicks and statistics.
 //!
-//! Nothing here does I/O, reads a clock or knows HTTP, so all of it is tested natively. A client's request for a link is
-//! a [`link::LinkRequest`]; [`link::NewLink::check`] turns it into a link that may be made, or into a
-//! [`error::Refused`] that says what to change. Following a link is decided by [`link::follow`].
+//! Nothing here does I/O, reads a clock or knows HTTP, so everything is tested natively. A client's request for a link is a
+//! [`link::LinkRequest`]; [`link::NewLink::check`] turns it into a link that may be created, or into a [`error::Refused`] that
+//! says what to change. [`link::follow`] decides what happens when a link is followed.
 
 pub mod age;
 pub mod change;

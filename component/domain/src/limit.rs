@@ -2,13 +2,15 @@
 
 use crate::error::Refused;
 
-/// The limit that a new link asks for, from 1 to [`MaxClicks::MOST`].
+/// The limit requested for a new link, from 1 to [`MaxClicks::MOST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxClicks(i64);
 
 impl MaxClicks {
     pub const MOST: i64 = 1_000_000_000;
 
+    /// Checks that the number is in range.
+    ///
     /// # Errors
     /// The number is out of range.
     pub fn parse(number: i64) -> Result<MaxClicks, Refused> {
@@ -29,8 +31,8 @@ impl MaxClicks {
 /// The limit of a stored link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
-    /// Clicks in all.
+    /// The number of clicks allowed in total.
     pub most: i64,
-    /// Clicks that are left.
+    /// The number of clicks left.
     pub left: i64,
 }

@@ -1,4 +1,4 @@
-//! A link: as it is requested, as it is stored, and what happens when it is followed.
+//! Links as they are requested, stored and followed.
 
 use serde::Deserialize;
 
@@ -10,7 +10,7 @@ use crate::purpose::Purpose;
 use crate::slug::Slug;
 use crate::target::Target;
 
-/// A link as a client asks for it, not yet checked.
+/// A link as requested by a client, not yet checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinkRequest {
@@ -20,19 +20,19 @@ pub struct LinkRequest {
     pub max_clicks: Option<i64>,
 }
 
-/// A link that may be made.
+/// A link that has passed the checks and may be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewLink {
-    /// `None`: one will be generated.
+    /// The requested slug; `None` if one is to be generated.
     pub slug: Option<Slug>,
     pub target: Target,
     pub expiry: Option<Expiry>,
-    /// `None`: no limit.
+    /// The limit; `None` for a link without one.
     pub max_clicks: Option<MaxClicks>,
 }
 
 impl NewLink {
-    /// `base_url` is where the appliance is reached, `now` is in Unix seconds.
+    /// Checks a request. `base_url` is the appliance's own address, `now` is in Unix seconds.
     ///
     /// # Errors
     /// The URL, the slug, the expiry or the limit is refused.
@@ -49,7 +49,7 @@ impl NewLink {
         })
     }
 
-    /// The link as it is once it is stored.
+    /// The link as it will be stored.
     pub fn as_stored(&self) -> Stored {
         Stored {
             url: self.target.as_str().to_owned(),
@@ -61,11 +61,11 @@ impl NewLink {
         }
     }
 
-    /// Whether the link that already has the wanted slug is the same, so that the client has what it asked for.
+    /// Checks that the link that already has the requested slug is the same, so that the client has what it asked for.
     ///
     /// # Errors
-    /// The other link has another URL, expiry or limit. An expired link keeps its slug: whoever has the old address must not
-    /// be led to a stranger's page.
+    /// The existing link has another URL, expiry or limit. An expired link keeps its slug, because whoever has the old address
+    /// must not be led to a stranger's page.
     pub fn agree_with(&self, stored: &Stored) -> Result<(), Refused> {
         if stored.url != self.target.as_str() {
             return Err(Refused::new(
@@ -92,7 +92,7 @@ impl NewLink {
         Ok(())
     }
 
-    /// Whether the link stored under this slug is this one: what was asked for before was the same.
+    /// Whether the link that is stored under this slug is the requested one, as after an earlier attempt at the same request.
     pub fn is_stored_as(&self, slug: &Slug, stored: &Stored) -> bool {
         self.slug.as_ref().is_none_or(|wanted| wanted == slug) && self.agree_with(stored).is_ok()
     }
@@ -103,15 +103,15 @@ impl NewLink {
 pub struct Stored {
     pub url: String,
     pub expiry: Option<Expiry>,
-    /// `None`: no limit.
+    /// The limit; `None` for a link without one.
     pub limit: Option<Limit>,
 }
 
-/// A stored link with what only its owner sees.
+/// A stored link with details that only its owner sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Details {
     pub stored: Stored,
-    /// In Unix seconds.
+    /// The time of creation, in Unix seconds.
     pub created_at: i64,
 }
 
@@ -121,26 +121,26 @@ impl Stored {
     }
 }
 
-/// What becomes of a request for a link.
+/// The outcome of following a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It leads to this URL, which is in its normal form and therefore ASCII.
+    /// The link leads to this URL, which is in its normal form and therefore ASCII.
     Redirect(String),
     /// There is no such link.
     NotFound,
-    /// The link expired then.
+    /// The link expired at this time.
     Expired(Expiry),
-    /// All clicks of a link with this limit are taken.
+    /// The link has reached its limit of `max_clicks`.
     UsedUp { max_clicks: i64 },
-    /// A link with a limit, requested by a program that follows nothing. It takes no click and is not told where the link
-    /// leads: otherwise a forged `user-agent`, or `HEAD`, would lead there without end.
+    /// A link with a limit was requested by a program that shows a preview. The request takes no click and does not learn the
+    /// target. Otherwise `HEAD` or a forged `user-agent` would get around the limit.
     Preview,
-    /// A link with a limit, requested by a browser in advance. What is refused is not kept for the person who follows the
-    /// link later, but requested again.
+    /// A link with a limit was requested by a browser in advance. Browsers do not keep a refused prefetch, so the link is
+    /// requested again when the person follows it.
     PrefetchRefused,
 }
 
-/// Follows a link without a limit, or one whose click the caller has taken; `now` is in Unix seconds.
+/// Follows a link that has no limit, or of which the caller has taken a click. `now` is in Unix seconds.
 pub fn follow(stored: Option<Stored>, now: i64) -> Outcome {
     let Some(Stored { url, expiry, limit }) = stored else {
         return Outcome::NotFound;
@@ -152,8 +152,8 @@ pub fn follow(stored: Option<Stored>, now: i64) -> Outcome {
     }
 }
 
-/// Follows a link with a limit according to the purpose of the request; `now` is in Unix seconds. The caller has taken the
-/// click of a request that is there to [`Purpose::Follow`]; no other request takes one.
+/// Follows a link with a limit according to the purpose of the request. The caller has taken a click for [`Purpose::Follow`];
+/// the other purposes take none. `now` is in Unix seconds.
 pub fn follow_limited(stored: Stored, purpose: Purpose, now: i64) -> Outcome {
     match (follow(Some(stored), now), purpose) {
         (Outcome::Redirect(_), Purpose::Preview) => Outcome::Preview,
@@ -221,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_link_again_is_agreed_with() {
+    fn agrees_with_the_same_link() {
         let link = request("https://Example.com", Some("x"), None).unwrap();
         assert_eq!(link.agree_with(&stored("https://example.com/", None)), Ok(()));
     }
 
     #[test]
-    fn another_link_is_a_conflict_that_says_what_differs() {
+    fn a_conflict_says_what_differs() {
         let link = request("https://example.com", Some("x"), Some("2026-01-01T00:00:10Z")).unwrap();
         for (other, hint) in [
             (stored("https://example.com/other", Some(NOW + 10)), "another URL"),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_link_is_the_same_in_all_that_was_asked_for() {
+    fn a_repeated_request_recognises_its_link() {
         let [x, y] = ["x", "y"].map(|text| Slug::custom(text).unwrap());
         let same = stored("https://example.com/", Some(NOW + 10));
         let expires_at = Some("2026-01-01T00:00:10Z");
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_was_used_is_still_the_same_and_one_with_another_limit_is_not() {
+    fn a_used_link_is_the_same_and_one_with_another_limit_is_not() {
         let link = limited(5).unwrap();
         let slug = Slug::custom("x").unwrap();
         for left in [5, 3, 0] {
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_no_click_is_not_told_where_a_limited_link_leads() {
+    fn only_a_click_reveals_the_target_of_a_limited_link() {
         for (purpose, outcome) in [
             (Purpose::Follow, Outcome::Redirect("https://example.com/".into())),
             (Purpose::Preview, Outcome::Preview),

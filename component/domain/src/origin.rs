@@ -1,4 +1,4 @@
-//! Where the appliance is reached: a scheme, a host, a port. Short URLs begin with it, and no link may lead back to it.
+//! The appliance's own address: a scheme, a host and a port. Short URLs begin with it, and no link may lead back to it.
 
 use std::fmt;
 
@@ -6,7 +6,8 @@ use url::Url;
 
 use crate::slug::Slug;
 
-/// The host in its normal form (lower case, international names in Punycode); no port where it is the scheme's own.
+/// An origin in its normal form: the host is in lower case, with international names in Punycode, and the scheme's default port
+/// is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     scheme: &'static str,
@@ -15,8 +16,8 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Parses `https://sho.rt` or `http://host:8080/`. `None` for anything else: with a path, a query or a user, for
-    /// example.
+    /// Parses `https://sho.rt` or `http://host:8080/`. Returns `None` for anything else, such as a URL with a path, a query or
+    /// a user name.
     pub fn parse(text: &str) -> Option<Origin> {
         let scheme = http_scheme(text)?;
         let url = Url::parse(text).ok()?;
@@ -39,9 +40,9 @@ impl Origin {
         format!("{self}/{slug}")
     }
 
-    /// Whether a URL leads to this host and port. Plain http and https count as one place where each is at its own
-    /// port, because the one redirects to the other; `host.` is `host`.
-    pub fn is_place_of(&self, url: &Url) -> bool {
+    /// Whether a URL leads to this host and port. http and https on their default ports count as the same, because one
+    /// redirects to the other. `host.` is the same as `host`.
+    pub fn is_origin_of(&self, url: &Url) -> bool {
         url.host_str()
             .is_some_and(|host| without_root_dot(host) == without_root_dot(&self.host))
             && public_port(url.port()) == public_port(self.port)
@@ -55,8 +56,8 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The scheme, if the text begins with `http://` or `https://`. The parser alone is too kind: `https:example.com`,
-/// `https:/example.com` and `https:\\example.com` are URLs to it, as they are to browsers.
+/// The scheme of a text that begins with `http://` or `https://`. The URL parser is more lenient: like browsers, it accepts
+/// `https:example.com`, `https:/example.com` and `https:\\example.com`.
 pub(crate) fn http_scheme(text: &str) -> Option<&'static str> {
     ["http", "https"].into_iter().find(|scheme| {
         text.get(..scheme.len())
@@ -65,7 +66,7 @@ pub(crate) fn http_scheme(text: &str) -> Option<&'static str> {
                 .get(scheme.len()..)
                 .and_then(|rest| rest.strip_prefix("://"))
                 .is_some_and(|rest| {
-                    // `https:///example.com` too.
+                    // The parser also accepts `https:///example.com`.
                     !rest.starts_with(['/', '\\'])
                 })
     })
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn is_only_scheme_host_and_port() {
+    fn accepts_only_scheme_host_and_port() {
         for text in [
             "",
             "sho.rt",
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_links_to_itself() {
+    fn recognises_links_to_itself() {
         let https = Origin::parse("https://sho.rt").unwrap();
         let other_port = Origin::parse("http://sho.rt:8080").unwrap();
         for (url, to_https, to_other_port) in [
@@ -143,8 +144,8 @@ mod tests {
             ("https://example.com/?u=https://sho.rt/", false, false),
         ] {
             let url = Url::parse(url).unwrap();
-            assert_eq!(https.is_place_of(&url), to_https, "{url}");
-            assert_eq!(other_port.is_place_of(&url), to_other_port, "{url}");
+            assert_eq!(https.is_origin_of(&url), to_https, "{url}");
+            assert_eq!(other_port.is_origin_of(&url), to_other_port, "{url}");
         }
     }
 

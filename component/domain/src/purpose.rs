@@ -1,28 +1,28 @@
-//! What a request for a link is for, which matters to links with a limited number of clicks.
+//! The purpose of a request for a link. It matters for links with a limited number of clicks.
 
 use crate::user_agent;
 
-/// Headers by which browsers say that nobody has asked for the page yet: `Sec-Purpose` (Fetch standard), and what came before
-/// it in Chrome, Safari and Firefox.
+/// The headers by which browsers announce that no person has asked for the page yet: `Sec-Purpose` (Fetch standard), and its
+/// predecessors in Chrome, Safari and Firefox.
 pub const PREFETCH_HEADERS: [&str; 4] = ["sec-purpose", "purpose", "x-purpose", "x-moz"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// A person follows the link.
     Follow,
-    /// `HEAD`, or a program that shows a preview: nobody follows the link.
+    /// A `HEAD` request, or a program that shows a preview: nobody follows the link.
     Preview,
-    /// A browser fetches the page in case the person goes there.
+    /// A browser fetches the page in case the person goes there later.
     Prefetch,
 }
 
 impl Purpose {
-    /// `header` is the first value of a header, by its name in lower case.
+    /// The purpose of a request. `header` returns the first value of a header, given its name in lower case.
     pub fn of(is_head: bool, header: impl Fn(&str) -> Option<Vec<u8>>) -> Purpose {
-        let says_prefetch = |name: &&str| header(name).is_some_and(|value| !value.trim_ascii().is_empty());
+        let is_set = |name: &&str| header(name).is_some_and(|value| !value.trim_ascii().is_empty());
         if is_head {
             Purpose::Preview
-        } else if PREFETCH_HEADERS.iter().any(says_prefetch) {
+        } else if PREFETCH_HEADERS.iter().any(is_set) {
             Purpose::Prefetch
         } else if user_agent::of_person(&header("user-agent").unwrap_or_default()).is_some() {
             Purpose::Follow
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_browser_that_is_there_for_a_person_follows() {
+    fn only_a_browser_used_by_a_person_follows() {
         let browser = ("user-agent", BROWSER);
         assert_eq!(purpose(false, &[browser]), Purpose::Follow);
         assert_eq!(purpose(false, &[browser, ("sec-purpose", "")]), Purpose::Follow);

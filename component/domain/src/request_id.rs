@@ -1,4 +1,4 @@
-//! The name that nginx gives to a request, the same in each attempt to have it served.
+//! The id that nginx gives a request. It is the same for every attempt to serve the request.
 
 use crate::hex;
 
@@ -7,12 +7,12 @@ use crate::hex;
 pub struct RequestId([u8; 16]);
 
 impl RequestId {
-    /// Reads nginx's form, 32 lower-case hexadecimal digits. Any other is as good as none.
+    /// Parses nginx's form, 32 lower-case hexadecimal digits. Anything else counts as no id.
     pub fn parse(header: &[u8]) -> Option<RequestId> {
         hex::decode(header).map(RequestId)
     }
 
-    /// For a request that came without nginx.
+    /// An id for a request that did not come through nginx.
     pub fn new(bytes: [u8; 16]) -> RequestId {
         RequestId(bytes)
     }
@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_none() {
+    fn everything_else_is_ignored() {
         let long = "0".repeat(100_000);
         for text in [
             "",

@@ -1,4 +1,4 @@
-//! A secret that is kept without being known: enough of it to tell whether somebody else has it.
+//! Secrets of which only a digest is kept. That is enough to check whether somebody else has the secret.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::age::Age;
 use crate::hex;
 use crate::variable::{Invalid, seconds};
 
-/// Begins the text form.
+/// The prefix of the text form, with its version.
 const FORM: &str = "secret1";
 
 pub const SALT_LENGTH: usize = 16;
@@ -17,19 +17,20 @@ pub const SALT_LENGTH: usize = 16;
 /// How long the digest of a secret is used, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetime {
-    /// Time between two questions to the provider: a new secret works within this time, and the old one stops.
+    /// How long a digest is used before the provider is asked again. A new secret works within this time, and the old one
+    /// stops.
     pub ttl: i64,
-    /// Additional time while the provider does not answer.
+    /// How much longer a digest is used while the provider does not answer.
     pub stale: i64,
 }
 
 impl Lifetime {
     pub const DEFAULT_STALE: i64 = 900;
 
-    /// `None`: secrets are asked for every time.
+    /// Parses the two variables. `None` means that the provider is asked every time.
     ///
     /// # Errors
-    /// One is not a number.
+    /// One of the values is not a number of seconds.
     pub fn parse(secrets_ttl: &str, secrets_stale: &str) -> Result<Option<Lifetime>, Invalid> {
         let ttl = seconds("secrets_ttl", secrets_ttl, 0)?;
         let stale = seconds("secrets_stale", secrets_stale, Self::DEFAULT_STALE)?;
@@ -37,8 +38,8 @@ impl Lifetime {
     }
 }
 
-/// SHA-256 of a random salt and the secret. A secret that can be guessed can be guessed from it: it is for tokens made by
-/// a machine, in a file that only the appliance can read.
+/// SHA-256 of a random salt and the secret. It does not protect a secret that can be guessed, so it is meant for machine-made
+/// tokens, in a file that only the appliance can read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Digest {
     salt: [u8; SALT_LENGTH],
@@ -53,12 +54,13 @@ impl fmt::Debug for Digest {
 
 impl Digest {
     pub fn of(secret: &[u8], salt: [u8; SALT_LENGTH]) -> Digest {
-        // The salt has one length, so no two pairs of salt and secret are the same bytes.
+        // The salt has a fixed length, so no two pairs of salt and secret are the same bytes.
         let hash = Sha256::new().chain_update(salt).chain_update(secret).finalize().into();
         Digest { salt, hash }
     }
 
-    /// A hash of the message that is keyed with this digest, which has one length.
+    /// A hash of the message, keyed with this digest. The key has a fixed length, so no two pairs of key and message are the
+    /// same bytes.
     pub fn sign(&self, message: &str) -> [u8; 32] {
         Sha256::new()
             .chain_update(self.hash)
@@ -67,16 +69,16 @@ impl Digest {
             .into()
     }
 
-    /// Whether it is of this secret, in a time that does not depend on how much of it is right.
+    /// Whether this is the digest of the secret. The time it takes does not depend on how much of the secret is right.
     pub fn is_of(&self, secret: &[u8]) -> bool {
         Digest::of(secret, self.salt).hash.ct_eq(&self.hash).into()
     }
 }
 
-/// What the provider said of a secret, and when.
+/// The provider's answer for a secret, and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshot {
-    /// `None`: no provider has it.
+    /// The digest; `None` if no provider has the secret.
     pub digest: Option<Digest>,
     /// When the provider was asked, in Unix seconds.
     pub asked_at: i64,
@@ -92,7 +94,7 @@ impl Snapshot {
         }
     }
 
-    /// What does not have the form in every part is none.
+    /// Reads the text form. `None` if any part of it is malformed.
     pub fn decode(bytes: &[u8]) -> Option<Snapshot> {
         let text = std::str::from_utf8(bytes).ok()?;
         let (asked_at, digest) = text.strip_prefix(FORM)?.strip_prefix(' ')?.split_once(' ')?;
@@ -110,7 +112,7 @@ impl Snapshot {
         })
     }
 
-    /// `now` in Unix seconds.
+    /// The age of the answer; `now` is in Unix seconds.
     pub fn age(&self, now: i64, lifetime: &Lifetime) -> Age {
         let usable = if lifetime.stale == 0 {
             0
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_knows_its_secret_and_no_other() {
+    fn a_digest_matches_only_its_secret() {
         let digest = Digest::of(b"s3cret", SALT);
         assert!(digest.is_of(b"s3cret"));
         for other in [&b"s3cre"[..], b"s3cret2", b"S3cret", b"", b"\x07s3cret"] {
@@ -153,7 +155,7 @@ mod tests {
 
     /// printf '\7\7\7\7\7\7\7\7\7\7\7\7\7\7\7\7s3cret' | sha256sum
     #[test]
-    fn the_form_is_the_one_that_other_releases_read() {
+    fn other_releases_can_read_the_form() {
         assert_eq!(
             snapshot().encode(),
             "secret1 1767225600 07070707070707070707070707070707 \
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_back_as_it_was_and_never_holds_the_secret() {
+    fn survives_a_round_trip_and_never_holds_the_secret() {
         for snapshot in [
             snapshot(),
             Snapshot {
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_is_none() {
+    fn other_texts_are_ignored() {
         let whole = snapshot().encode();
         for length in 0..whole.len() {
             assert_eq!(Snapshot::decode(&whole.as_bytes()[..length]), None, "{length} bytes");
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn outlives_its_time_only_while_the_provider_is_silent() {
+    fn outlives_its_ttl_only_while_the_provider_is_silent() {
         let lifetime = Lifetime { ttl: 30, stale: 900 };
         for (after, age) in [(29, Age::Fresh), (30, Age::Stale), (929, Age::Stale), (930, Age::Gone)] {
             assert_eq!(snapshot().age(NOW + after, &lifetime), age, "after {after} s");
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_kept_only_where_that_is_asked_for() {
+    fn secrets_are_kept_only_if_a_ttl_is_set() {
         assert_eq!(Lifetime::parse("", ""), Ok(None));
         assert_eq!(Lifetime::parse("0", "900"), Ok(None));
         assert_eq!(Lifetime::parse("30", ""), Ok(Some(Lifetime { ttl: 30, stale: 900 })));

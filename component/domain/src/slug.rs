@@ -9,24 +9,24 @@ use rand::{Rng, RngExt};
 
 use crate::error::Refused;
 
-/// Longest slug, in characters.
+/// The maximum length of a slug, in characters.
 pub const MAX_LENGTH: usize = 64;
 
-/// Length of a generated slug: 36^6 is about 2.2 billion.
+/// The initial length of a generated slug: 36^6 is about 2.2 billion.
 const GENERATED_LENGTH: usize = 6;
 
-/// Attempts for one request before a generated slug gets longer, and in all. Three misses in a row at one length mean
-/// that the space of that length fills up: with a thousandth of it taken that happens once in a billion
-/// requests.
+/// The number of attempts before a generated slug gets longer. Three collisions in a row mean that this length is filling up:
+/// with a thousandth of its slugs taken, that happens once in a billion requests.
 const ATTEMPTS_PER_LENGTH: usize = 3;
+
+/// The maximum number of attempts for one request.
 pub const MAX_ATTEMPTS: usize = 12;
 
-/// Longest remains of a text that follow a slug in a path, in bytes.
-const MAX_REMAINS: usize = 16;
+/// The maximum length of stray text after a slug in a path, in bytes.
+const MAX_STRAY: usize = 16;
 
-/// Words no link may take, in lower case; compared without regard to case. Paths that mean something here, that will,
-/// or that browsers, crawlers and certificate issuers ask for by themselves. Adding a word never hides a link that
-/// exists.
+/// Words that no new link may have as its slug, compared without regard to case: paths that have a meaning here or may get one,
+/// and paths that browsers, crawlers and certificate issuers request on their own. Adding a word never hides an existing link.
 const RESERVED: &[&str] = &[
     ".well-known",
     "_",
@@ -84,28 +84,28 @@ const RESERVED: &[&str] = &[
     "www",
 ];
 
-/// `[A-Za-z0-9_-]{1,64}`; upper and lower case are different slugs.
+/// A slug: `[A-Za-z0-9_-]{1,64}`, case-sensitive.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Slug(String);
 
 impl Slug {
-    /// A slug as it stands in a path: any that could have been stored, reserved today or not.
+    /// A slug in a path: any that may have been stored, whether or not it is reserved today.
     pub fn in_path(text: &str) -> Option<Slug> {
         has_shape(text).then(|| Slug(text.to_owned()))
     }
 
-    /// As [`as_sent`], of a path that may be percent-encoded.
+    /// Like the function [`as_sent`], for a path that may be percent-encoded.
     pub fn as_sent(text: &str) -> Option<Slug> {
         let decoded: Cow<'_, [u8]> = percent_decode_str(text).into();
         as_sent(&decoded).map(|slug| Slug(slug.to_owned()))
     }
 
-    /// A slug somebody asks for.
+    /// A slug that a client asks for.
     ///
     /// # Errors
-    /// It has another shape or is reserved.
+    /// The slug is malformed or reserved.
     pub fn custom(text: &str) -> Result<Slug, Refused> {
-        // Before the shape: `robots.txt` is refused for what it is, not for its dot.
+        // Checked before the shape, so that `robots.txt` is refused as a reserved word and not for its dot.
         if is_reserved(text) {
             return Err(Refused::new(format!(
                 "The slug {text:?} is reserved. Choose another one."
@@ -119,8 +119,8 @@ impl Slug {
         Ok(Slug(text.to_owned()))
     }
 
-    /// A random slug for the given attempt, counted from 0, of one request. `None` if a reserved word came out, which
-    /// is an attempt like one whose slug is taken.
+    /// A random slug for one of a request's attempts, counted from 0. `None` if the slug is a reserved word, which counts as an
+    /// attempt like a slug that is taken.
     pub fn generate(rng: &mut impl Rng, attempt: usize) -> Option<Slug> {
         let length = GENERATED_LENGTH + attempt / ATTEMPTS_PER_LENGTH;
         let text: String = iter::repeat_with(|| char::from_digit(rng.random_range(0..36), 36))
@@ -141,24 +141,24 @@ impl fmt::Display for Slug {
     }
 }
 
-/// The slug in a path as people send it, without its first `/` and with its escapes undone: a slug, or one followed by what is
-/// left of the text that the short URL stood in, such as `abc/`, `abc.`, `abc,"` or `abc>`. That is anything but letters and
-/// digits: with one of those it is another address, and not ours.
+/// The slug in a path as people send it. `path` has no leading `/` and no escapes. The slug may be followed by stray characters
+/// of the text that the short URL stood in, such as `abc/`, `abc.`, `abc,"` or `abc>`. Letters and digits are never stray: they
+/// make it another address.
 ///
-/// nginx has the same link under each of these paths, and the agent counts by this rule what nginx has answered.
+/// nginx serves the same link under all of these paths, and the agent counts clicks by the same rule.
 pub fn as_sent(path: &[u8]) -> Option<&str> {
     let length = path.iter().take_while(|byte| is_slug_byte(**byte)).count();
-    let (slug, remains) = path.split_at_checked(length)?;
-    if !(1..=MAX_LENGTH).contains(&length) || remains.len() > MAX_REMAINS {
+    let (slug, stray) = path.split_at_checked(length)?;
+    if !(1..=MAX_LENGTH).contains(&length) || stray.len() > MAX_STRAY {
         return None;
     }
-    let is_left_over = remains.is_empty()
-        || std::str::from_utf8(remains).is_ok_and(|text| !text.contains(char::is_alphanumeric)) && !is_of_path(slug);
-    is_left_over.then(|| std::str::from_utf8(slug).ok()).flatten()
+    let is_link = stray.is_empty()
+        || std::str::from_utf8(stray).is_ok_and(|text| !text.contains(char::is_alphanumeric)) && !is_own_path(slug);
+    is_link.then(|| std::str::from_utf8(slug).ok()).flatten()
 }
 
-/// What a path of ours begins with: `/shorten/` is no link, whatever follows.
-fn is_of_path(slug: &[u8]) -> bool {
+/// Whether one of our own paths begins with this: `/shorten/` is not a link, whatever follows.
+fn is_own_path(slug: &[u8]) -> bool {
     [&b"api"[..], b"health", b"internal", b"shorten"].contains(&slug)
 }
 
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_letters_digits_underscore_and_hyphen() {
+    fn accepts_letters_digits_underscore_and_hyphen() {
         let longest = "x".repeat(64);
         for text in ["a", "Z", "0", "-", "__", "My-Link_2", "shortened", longest.as_str()] {
             assert_eq!(Slug::custom(text).unwrap().as_str(), text);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_sentence_is_no_part_of_it() {
+    fn stray_text_after_a_slug_is_ignored() {
         let longest = "x".repeat(64);
         for (path, slug) in [
             ("abc", "abc"),
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn another_address_is_no_slug() {
+    fn other_addresses_are_not_slugs() {
         let too_long = "x".repeat(65);
         let far_too_long = format!("abc{}", ".".repeat(17));
         for path in [
@@ -283,7 +283,7 @@ mod tests {
             too_long.as_str(),
             far_too_long.as_str(),
         ] {
-            // A `%` that begins no escape stays what it is, and is no letter.
+            // A `%` that does not begin an escape is kept, and is not a letter.
             let wanted = (path == "abc%").then(|| "abc".to_owned());
             let found = Slug::as_sent(path).map(|slug| slug.to_string());
             assert_eq!(found, wanted, "{path:?}");
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_made_before_its_word_was_reserved_is_still_found() {
+    fn a_link_created_before_its_slug_was_reserved_is_still_found() {
         assert!(Slug::in_path("admin").is_some());
     }
 
@@ -334,7 +334,7 @@ mod tests {
             assert_eq!(Slug::custom(slug.as_str()).as_ref(), Ok(&slug));
             seen.insert(slug);
         }
-        assert!(seen.len() > 9_990, "{} different ones of 10,000", seen.len());
+        assert!(seen.len() > 9_990, "{} different slugs of 10,000", seen.len());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The statistics of a link, or of all: what is asked, and what is answered.
+//! The statistics of one link or of all links: the range that is asked for, and the report.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,17 +11,19 @@ use crate::visitors::Sketch;
 const HOUR: i64 = 3600;
 const HOURS_A_DAY: i64 = 24;
 
-/// The longest spans. Hours are not kept for longer.
+/// The longest span by hour. Hours are not kept for longer.
 pub const MOST_HOURS: i64 = 90 * HOURS_A_DAY;
+
+/// The longest span by day.
 pub const MOST_DAYS: i64 = 731;
 
-const USUAL_HOURS: i64 = 48;
-const USUAL_DAYS: i64 = 30;
+const DEFAULT_HOURS: i64 = 48;
+const DEFAULT_DAYS: i64 = 30;
 
-/// Longest list of referrers in a report; the rest is summed up, as in the database.
+/// The maximum number of referrers that a report names. The rest is summed up, as in the database.
 const MOST_REFERRERS: usize = 50;
 
-/// How many links the statistics of all links list.
+/// The maximum number of links that the statistics of all links list.
 pub const TOP: i64 = 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +42,7 @@ impl Granularity {
     }
 }
 
-/// Some hours or days, which are counted since 1970: from `start` to before `stop`.
+/// A range of hours or days, numbered since 1970, from `start` up to but not including `stop`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     pub granularity: Granularity,
@@ -49,26 +51,28 @@ pub struct Span {
 }
 
 impl Span {
-    /// The span from the hour or day of `from` to that of `to`, both included. Without `to` it ends now, without `from` it has the
-    /// usual length. All times are in Unix seconds.
+    /// The span from the hour or day of `from` to that of `to`, both included. Without `to` the span ends now; without `from`
+    /// it has the default length. All times are in Unix seconds.
     ///
     /// # Errors
-    /// The span is empty, too long, or outside of the years 0000 to 9999.
+    /// The span is empty, too long, or outside the years 0000 to 9999.
     pub fn new(from: Option<i64>, to: Option<i64>, granularity: Granularity, now: i64) -> Result<Span, Refused> {
-        let (most, usual) = match granularity {
-            Granularity::Hour => (MOST_HOURS, USUAL_HOURS),
-            Granularity::Day => (MOST_DAYS, USUAL_DAYS),
+        let (most, default) = match granularity {
+            Granularity::Hour => (MOST_HOURS, DEFAULT_HOURS),
+            Granularity::Day => (MOST_DAYS, DEFAULT_DAYS),
         };
-        let place = |moment: i64| moment.div_euclid(granularity.seconds());
-        let stop = place(to.unwrap_or(now)) + 1;
-        let start = from.map_or(stop - usual, place);
+        let bucket = |moment: i64| moment.div_euclid(granularity.seconds());
+        let stop = bucket(to.unwrap_or(now)) + 1;
+        let start = from.map_or(stop - default, bucket);
         if start >= stop {
             return Err(Refused::new("The range ends before it begins."));
         }
         if stop - start > most {
             return Err(Refused::new(match granularity {
-                Granularity::Hour => format!("The range has more than {most} hours. Ask by day, or for less."),
-                Granularity::Day => format!("The range has more than {most} days. Ask for less at once."),
+                Granularity::Hour => {
+                    format!("The range is longer than {most} hours. Ask for a shorter one, or by day.")
+                }
+                Granularity::Day => format!("The range is longer than {most} days. Ask for a shorter one."),
             }));
         }
         let span = Span {
@@ -76,7 +80,7 @@ impl Span {
             start,
             stop,
         };
-        if [start, stop].into_iter().any(|place| span.text_of(place).is_none()) {
+        if [start, stop].into_iter().any(|bucket| span.text_of(bucket).is_none()) {
             return Err(Refused::new(
                 "The range must begin in the year 0000 or later, and end before 9999-12-31.",
             ));
@@ -84,7 +88,7 @@ impl Span {
         Ok(span)
     }
 
-    /// The days that it touches, as the span.
+    /// The days that the span touches, from the first up to but not including the second.
     pub fn days(self) -> (i64, i64) {
         match self.granularity {
             Granularity::Day => (self.start, self.stop),
@@ -95,40 +99,41 @@ impl Span {
         }
     }
 
-    fn text_of(self, place: i64) -> Option<String> {
-        timestamp::to_text(place * self.granularity.seconds())
+    fn text_of(self, bucket: i64) -> Option<String> {
+        timestamp::to_text(bucket * self.granularity.seconds())
     }
 
-    /// [`Span::new`] takes only places that have a text.
-    fn moment(self, place: i64) -> String {
-        self.text_of(place).unwrap_or_default()
+    /// The start of an hour or a day. [`Span::new`] only accepts those that have a text.
+    fn moment(self, bucket: i64) -> String {
+        self.text_of(bucket).unwrap_or_default()
     }
 }
 
-/// The statistics as a client gets them.
+/// The statistics as a client gets them. Referrers, devices, browsers, systems and countries are those of all days that the
+/// range touches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// `None`: of all links.
+    /// The slug of the link; `None` for all links.
     pub slug: Option<String>,
-    /// The first moment of the range, and the first one after it.
+    /// The first moment of the range.
     pub from: String,
+    /// The first moment after the range.
     pub until: String,
     pub granularity: Granularity,
     pub clicks: u64,
-    /// Not among the clicks.
+    /// The clicks of bots, which are not included in `clicks`.
     pub bots: u64,
-    /// The sum of each day's, estimated. Who comes on two days is two. None where it is asked by the hour.
+    /// The estimated visitors of each day, added up: somebody who comes on two days counts twice. `None` in a report by hour.
     pub visitors: Option<u64>,
-    /// Every hour or day, also those without a click.
+    /// Every hour or day of the range, including those without a click.
     pub series: Vec<Bar>,
-    /// Of the days that the range touches; as are the following ones. The name is empty where no referrer was sent, and
-    /// "*" stands for the rest.
+    /// The hosts that referred. The name is empty where no referrer was sent, and "*" stands for the rest.
     pub referrers: Vec<Share>,
     pub devices: Vec<Share>,
     pub browsers: Vec<Share>,
     pub systems: Vec<Share>,
     pub countries: Vec<Share>,
-    /// The links with the most clicks, where all are asked for.
+    /// The links with the most clicks; only in a report about all links.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub links: Option<Vec<Link>>,
 }
@@ -155,14 +160,14 @@ pub struct Link {
     pub bots: u64,
 }
 
-/// What the database knows of a span.
+/// What the database has for a span.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Hour or day, clicks, bots.
+    /// Hour or day, clicks, clicks of bots.
     pub clicks: Vec<(i64, u64, u64)>,
     /// Day, and the sketch of its visitors.
     pub visitors: Vec<(i64, Sketch)>,
-    /// Kind, name, clicks; the most frequent first.
+    /// Kind, name, clicks; the most frequent come first.
     pub details: Vec<(i64, String, u64)>,
     pub links: Option<Vec<Link>>,
 }
@@ -171,16 +176,16 @@ impl Report {
     pub fn new(slug: Option<&str>, span: Span, found: Found) -> Report {
         let by_day = span.granularity == Granularity::Day;
         let mut series: Vec<Bar> = (span.start..span.stop)
-            .map(|place| Bar {
-                start: span.moment(place),
+            .map(|bucket| Bar {
+                start: span.moment(bucket),
                 clicks: 0,
                 bots: 0,
                 visitors: by_day.then_some(0),
             })
             .collect();
-        let index = |place: i64| usize::try_from(place.checked_sub(span.start)?).ok();
-        for (place, clicks, bots) in found.clicks {
-            if let Some(bar) = index(place).and_then(|index| series.get_mut(index)) {
+        let index = |bucket: i64| usize::try_from(bucket.checked_sub(span.start)?).ok();
+        for (bucket, clicks, bots) in found.clicks {
+            if let Some(bar) = index(bucket).and_then(|index| series.get_mut(index)) {
                 (bar.clicks, bar.bots) = (clicks, bots);
             }
         }
@@ -213,7 +218,7 @@ impl Report {
     }
 
     fn add(&mut self, kind: i64, name: &str, clicks: u64) {
-        // A kind that a later release has written.
+        // A later release may have written other kinds.
         let Some(kind) = u8::try_from(kind).ok().and_then(|kind| Kind::try_from(kind).ok()) else {
             return;
         };
@@ -240,7 +245,7 @@ impl Report {
             &mut self.countries,
         ];
         for list in lists {
-            // Names of the same count stay in their order.
+            // The sort is stable: names with the same count keep their order.
             list.sort_by_key(|share| std::cmp::Reverse(share.clicks));
         }
     }
@@ -274,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_question_it_is_the_last_thirty_days_with_today() {
+    fn the_default_span_is_the_last_thirty_days_including_today() {
         assert_eq!(
             Span::new(None, None, Granularity::Day, NOW),
             Ok(days(TODAY - 29, TODAY + 1))
@@ -284,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn every_range_has_a_text_for_its_ends() {
+    fn the_ends_of_the_latest_range_have_a_text() {
         let last = Span::new(None, timestamp::parse_day("9999-12-30"), Granularity::Day, NOW).unwrap();
         let report = Report::new(None, last, Found::default());
         assert_eq!(
@@ -301,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_has_every_day_and_sums_of_all() {
+    fn a_report_has_every_day_and_the_totals() {
         let mut sketch = Sketch::default();
         sketch.join(0, 1);
         sketch.join(2, 1 << 63);
@@ -337,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_list_of_referrers_is_cut_and_nothing_is_lost() {
+    fn surplus_referrers_are_summed_up() {
         let details = (0..200).map(|n| (1, format!("{n}.example"), 3)).collect();
         let found = Found {
             details,
@@ -349,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn by_the_hour_nobody_counts_visitors() {
+    fn a_report_by_hour_has_no_visitors() {
         let hours = Span::new(None, None, Granularity::Hour, NOW).unwrap();
         let report = Report::new(None, hours, Found::default());
         assert_eq!((report.visitors, report.series.len()), (None, 48));

@@ -7,7 +7,7 @@ use url::{ParseError, Url};
 use crate::error::Refused;
 use crate::origin::{Origin, http_scheme, without_root_dot};
 
-/// Longest URL, in bytes, as given and in its normal form.
+/// The maximum length of a URL in bytes, both as given and in its normal form.
 pub const MAX_BYTES: usize = 8192;
 
 /// An absolute http or https URL in the normal form of the WHATWG URL standard: ASCII, no default port, host in lower
@@ -16,9 +16,12 @@ pub const MAX_BYTES: usize = 8192;
 pub struct Target(Url);
 
 impl Target {
+    /// Parses and checks a URL. `base_url` is the appliance's own address: a link to it would be a redirect loop, or a chain of
+    /// redirects.
+    ///
     /// # Errors
-    /// See the cases below. `base_url` is where this appliance is reached: a link to it would be a redirect loop, or a chain
-    /// of redirects.
+    /// The URL is empty, too long, malformed, neither http nor https, or leads to `base_url`; or it contains white space,
+    /// control characters, a user name or a password.
     pub fn parse(text: &str, base_url: &Origin) -> Result<Target, Refused> {
         if text.is_empty() {
             return refuse("The url is empty.");
@@ -29,8 +32,8 @@ impl Target {
                 text.len()
             ));
         }
-        // The parser drops tabs and line ends wherever they are, and control characters around: what is stored would
-        // not be what was read by whoever checked it before.
+        // The parser drops tabs and line ends anywhere, and control characters at both ends. The stored URL would then differ
+        // from the one that somebody may have checked before.
         if let Some(c) = text.chars().find(|c| c.is_whitespace() || c.is_control()) {
             let c = c.escape_default();
             return refuse(format!(
@@ -53,9 +56,9 @@ impl Target {
                 "The url has {length} bytes when percent-encoded; at most {MAX_BYTES} are allowed."
             ));
         }
-        if base_url.is_place_of(&url) {
+        if base_url.is_origin_of(&url) {
             return refuse(format!(
-                "The url leads to {base_url} itself, which would be a redirect loop. Use the URL behind it."
+                "The url leads back to {base_url}, which would be a redirect loop. Use the final URL instead."
             ));
         }
         Ok(Target(url))
@@ -128,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_and_says_what_to_change() {
+    fn a_refusal_says_what_to_change() {
         for (text, hint) in [
             ("", "empty"),
             ("example.com", "begin with http"),
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_before_the_own_host_is_no_way_around() {
+    fn a_user_name_cannot_hide_a_link_to_the_own_host() {
         assert!(parse("https://sho.rt@example.com/").is_err());
         assert!(
             parse("https://example.com\\@sho.rt/").is_ok(),
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_the_length_of_input_and_of_normal_form() {
+    fn limits_the_length_of_the_input_and_of_the_normal_form() {
         let fitting = format!("https://example.com/{}", "a".repeat(MAX_BYTES - 20));
         assert_eq!(fitting.len(), MAX_BYTES);
         assert_eq!(parse(&fitting).as_ref(), Ok(&fitting));

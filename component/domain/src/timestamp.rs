@@ -1,5 +1,5 @@
-//! Times as texts of RFC 3339, and as seconds since 1970-01-01T00:00:00Z. All of them lie in the years 0000 to 9999 in UTC,
-//! so each has a text that can be sent back.
+//! Times as RFC 3339 texts, and as seconds since 1970-01-01T00:00:00Z. All of them lie in the years 0000 to 9999 in UTC, so
+//! each has a text that a client can send back.
 
 use std::ops::RangeInclusive;
 
@@ -8,8 +8,10 @@ use time::{Date, Month, OffsetDateTime, Time};
 /// From 0000-01-01T00:00:00Z to 9999-12-31T23:59:59Z.
 const ALL: RangeInclusive<i64> = -62_167_219_200..=253_402_300_799;
 
-/// A date and time, `2030-01-31T18:00:00+01:00`; a fraction of a second is cut off. time's own parser takes any byte between date
-/// and time; jiff's takes what only ISO 8601 allows, none of the last day and a half of 9999, and adds 290 KB to the component.
+/// Parses a date and time like `2030-01-31T18:00:00+01:00`; a fraction of a second is cut off.
+///
+/// The parser of the crate time accepts any byte between date and time. That of jiff accepts forms that only ISO 8601 allows,
+/// rejects the last day and a half of 9999, and adds 290 KB to the component.
 pub fn parse(text: &str) -> Option<i64> {
     let (date, rest) = text.as_bytes().split_at_checked(10)?;
     let (time, rest) = rest.split_at_checked(9)?;
@@ -19,7 +21,7 @@ pub fn parse(text: &str) -> Option<i64> {
     let time = Time::from_hms(
         two_digits(*h1, *h2)?,
         two_digits(*m1, *m2)?,
-        // A leap second counts as the one before it.
+        // A leap second counts as the second before it.
         two_digits(*s1, *s2).map(|second| if second == 60 { 59 } else { second })?,
     );
     let seconds = day_of(date)?.with_time(time.ok()?).assume_utc().unix_timestamp();
@@ -28,20 +30,20 @@ pub fn parse(text: &str) -> Option<i64> {
         [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
             let (hours, minutes) = (two_digits(*h1, *h2)?, two_digits(*m1, *m2)?);
             let offset = i64::from(hours) * 3600 + i64::from(minutes) * 60;
-            let is_one = hours < 24 && minutes < 60;
-            is_one.then_some(if *sign == b'-' { -offset } else { offset })?
+            let is_valid = hours < 24 && minutes < 60;
+            is_valid.then_some(if *sign == b'-' { -offset } else { offset })?
         }
         _ => return None,
     };
     Some(seconds - offset).filter(|seconds| ALL.contains(seconds))
 }
 
-/// The first second of a day, `2030-01-31`, in UTC.
+/// Parses a day like `2030-01-31` and returns its first second in UTC.
 pub fn parse_day(text: &str) -> Option<i64> {
     Some(day_of(text.as_bytes())?.midnight().assume_utc().unix_timestamp())
 }
 
-/// The text in UTC; `None` for a second that is in no year from 0000 to 9999.
+/// The text in UTC; `None` outside the years 0000 to 9999.
 pub fn to_text(seconds: i64) -> Option<String> {
     let moment = OffsetDateTime::from_unix_timestamp(seconds).ok();
     let moment = moment.filter(|_| ALL.contains(&seconds))?;
@@ -53,8 +55,8 @@ pub fn to_text(seconds: i64) -> Option<String> {
     ))
 }
 
-/// The text in UTC, or the number where there is none: only a number that was written into the database by hand, or by a
-/// release before 0.2.0, is outside of those years.
+/// The text in UTC, or the number itself outside the years 0000 to 9999. Such a number was written into the database by hand,
+/// or by a release before 0.2.0.
 pub fn display(seconds: i64) -> String {
     to_text(seconds).unwrap_or_else(|| format!("Unix time {seconds}"))
 }
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_can_be_sent_back() {
+    fn every_parsed_time_can_be_sent_back() {
         for (text, utc) in [
             ("9999-12-31T23:59:59Z", Some("9999-12-31T23:59:59Z")),
             ("0000-01-01T00:00:00Z", Some("0000-01-01T00:00:00Z")),

@@ -1,13 +1,13 @@
-//! Whether a `user-agent` is a person's browser, or a bot or another program. The statistics and the limits of links go by
-//! the same rule.
+//! Distinguishes the browsers of people from bots and other programs, by their `user-agent`. The statistics and the limits of
+//! links use the same rule.
 //!
-//! A table of our own: the libraries for it bring regular expressions by the thousand, and know fewer of today's bots than
-//! these few words do.
+//! The table is our own: libraries for this purpose bring thousands of regular expressions, and recognise fewer of today's bots
+//! than these few words do.
 
-/// No more than this of it is looked at, in bytes: what counts stands before.
+/// The maximum number of bytes that are examined. Everything that matters comes within them.
 pub const LONGEST: usize = 512;
 
-/// In the middle of what otherwise looks like a browser. An address (`+https://...`) is where a bot's owner explains it.
+/// Words of bots that otherwise look like a browser. A URL (`+https://...`) leads to a page about the bot.
 const BOTS: &[&str] = &[
     "bot",
     "crawl",
@@ -34,22 +34,23 @@ const BOTS: &[&str] = &[
     "selenium",
 ];
 
-/// Names that hold one of [`BOTS`] by chance: a maker of phones.
-const NO_BOTS: &[&str] = &["cubot"];
+/// Words that contain one of [`BOTS`] by chance. Cubot makes phones.
+const NOT_BOTS: &[&str] = &["cubot"];
 
-/// `(compatible; NAME ...)` is how bots introduce themselves, and these did, too.
+/// Browsers that introduced themselves with `(compatible; NAME ...)`, as bots do.
 const COMPATIBLE: &[&str] = &["msie", "konqueror"];
 
-/// The user agent of a person in lower case; `None`: a bot or another program, or nothing was sent.
+/// The user agent of a person's browser in lower case. `None` for a bot or another program, or if nothing was sent.
 pub fn of_person(agent: &[u8]) -> Option<String> {
     let agent = &agent[..agent.len().min(LONGEST)];
     let text = String::from_utf8_lossy(agent).to_ascii_lowercase();
-    // Every browser starts with one of these; curl, and an app that fetches a preview, do not.
+    // Every browser starts with one of these. curl and apps that fetch a preview do not.
     if !text.starts_with("mozilla/") && !text.starts_with("opera/") {
         return None;
     }
-    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    let is_bot = says(BOTS) && !says(NO_BOTS) || text.contains("(compatible;") && !says(COMPATIBLE);
+    let contains_any = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    let is_bot =
+        contains_any(BOTS) && !contains_any(NOT_BOTS) || text.contains("(compatible;") && !contains_any(COMPATIBLE);
     (!is_bot).then_some(text)
 }
 
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn browsers_are_people() {
+    fn browsers_belong_to_people() {
         for agent in [
             "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
             "Mozilla/5.0 (compatible; MSIE 10.0; Windows NT 6.2; Trident/6.0)",
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn previews_crawlers_and_programs_are_not() {
+    fn previews_crawlers_and_programs_do_not() {
         for agent in [
             "",
             "Slackbot-LinkExpanding 1.0 (+https://api.slack.com/robots)",

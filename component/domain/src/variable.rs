@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A variable with a value that is not understood. Never about a secret, so it may be shown.
+/// A variable whose value is invalid. None of these variables is a secret, so the message may be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     pub variable: &'static str,
@@ -18,7 +18,7 @@ impl fmt::Display for Invalid {
 /// Parses a duration in whole seconds; an empty text stands for `unset`.
 ///
 /// # Errors
-/// Not a number from 0 to 4,294,967,295.
+/// The text is not a number from 0 to 4,294,967,295.
 pub fn seconds(variable: &'static str, text: &str, unset: i64) -> Result<i64, Invalid> {
     match text.trim() {
         "" => Ok(unset),

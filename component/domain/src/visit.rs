@@ -1,6 +1,6 @@
-//! With what a link was followed, as far as it is counted: three letters, one for each of device, browser and system.
+//! The client that followed a link, as it is counted: three letters, for device, browser and system.
 
-/// What a `user-agent` says of whoever is no bot.
+/// What the `user-agent` of a person's browser says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Visit {
     pub device: Device,
@@ -19,14 +19,14 @@ macro_rules! coded {
         impl $kind {
             pub const ALL: &[$kind] = &[$($kind::$variant),*];
 
-            /// In the database: it never changes its meaning.
+            /// The code in the database. Its meaning never changes.
             pub fn code(self) -> char {
                 match self {
                     $($kind::$variant => $code,)*
                 }
             }
 
-            /// For people.
+            /// The name that people see.
             pub fn name(self) -> &'static str {
                 match self {
                     $($kind::$variant => $name,)*
@@ -55,7 +55,7 @@ coded! {
 }
 
 coded! {
-    /// The family of a browser; a page that is shown inside an app counts as that, whatever its engine.
+    /// The family of a browser. A page that is shown inside an app counts as [`Browser::App`], whatever its engine.
     Browser {
         Chrome = 'c', "Chrome";
         Safari = 's', "Safari";
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_leads_back() {
+    fn every_code_survives_a_round_trip() {
         let mut codes = HashSet::new();
         for device in Device::ALL {
             for browser in Browser::ALL {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_no_codes() {
+    fn other_texts_are_not_codes() {
         for code in ["", "d", "dc", "dcww", "dcx", "DCW", "düw"] {
             assert_eq!(Visit::from_code(code), None, "{code}");
         }

@@ -1,25 +1,25 @@
-//! How many different visitors there were, without keeping any of them.
+//! An estimate of how many different visitors there were. No visitor is stored.
 //!
-//! A visitor's hash sets one of 1,024 bits: one of 64 columns, in one of 16 rows, of which each is hit half as often as the
-//! one before (the bitmap of Flajolet and Martin, "Probabilistic Counting Algorithms for Data Base Applications",
-//! 1985). Bits of several batches are joined by OR, which a database can do. The number is the one that makes the bits
-//! most likely: off by 8 % or so for many visitors, and by less than one for a handful.
+//! A visitor's hash sets one of 1,024 bits in 16 rows of 64 columns. Each row is hit half as often as the one before (the
+//! bitmap of Flajolet and Martin, "Probabilistic Counting Algorithms for Data Base Applications", 1985). The bits of several
+//! batches are joined by OR, which a database can do. The estimate is the number of visitors that makes the bits most likely.
+//! It is off by about 8 % for many visitors, and by less than one for a handful.
 
-/// Rows, each a word of 64 bits.
+/// The number of rows, each a word of 64 bits.
 pub const WORDS: usize = 16;
 
 const COLUMNS: u32 = u64::BITS;
 
-/// The bits of some visitors.
+/// The bits that a number of visitors have set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sketch {
     words: [u64; WORDS],
 }
 
-/// Where a visitor with this hash, all of whose bits are alike random, sets its bit: word and bits.
+/// The index of the word and the bit in it that a visitor's hash sets. All bits of the hash must be equally random.
 pub fn place(hash: u64) -> (u8, u64) {
     let word = (hash.trailing_zeros() as usize).min(WORDS - 1);
-    // The highest six bits say which column. There are fewer than 256 words.
+    // The highest six bits select the column. The cast is exact, because there are fewer than 256 words.
     (word as u8, 1 << (hash >> 58))
 }
 
@@ -29,19 +29,19 @@ impl Sketch {
         self.join(word, bits);
     }
 
-    /// A word that there is none of is left out.
+    /// Sets bits of a word. A word that does not exist is ignored.
     pub fn join(&mut self, word: u8, bits: u64) {
-        if let Some(own) = self.words.get_mut(usize::from(word)) {
-            *own |= bits;
+        if let Some(joined) = self.words.get_mut(usize::from(word)) {
+            *joined |= bits;
         }
     }
 
-    /// The words with bits in them.
+    /// The words in which bits are set.
     pub fn words(&self) -> impl Iterator<Item = (u8, u64)> {
         (0..).zip(self.words).filter(|(_, bits)| *bits != 0)
     }
 
-    /// How many visitors there were, most likely.
+    /// The most likely number of visitors.
     pub fn estimate(&self) -> u64 {
         let rows: Vec<(f64, f64)> = self
             .words
@@ -49,7 +49,7 @@ impl Sketch {
             .enumerate()
             .map(|(row, word)| {
                 let set = f64::from(word.count_ones());
-                // The last row has what is left of the others.
+                // The last row gets all hashes that the others leave over.
                 let share = 0.5_f64.powi((row + 1).min(WORDS - 1) as i32);
                 (share / f64::from(COLUMNS), set)
             })
@@ -57,7 +57,7 @@ impl Sketch {
         if rows.iter().all(|(_, set)| *set == 0.0) {
             return 0;
         }
-        // The derivative of the logarithm of the likelihood: falls from above 0 to below it.
+        // The derivative of the log-likelihood, which falls from above 0 to below it.
         let slope = |visitors: f64| -> f64 {
             rows.iter()
                 .map(|(share, set)| {
@@ -66,7 +66,7 @@ impl Sketch {
                 })
                 .sum()
         };
-        // Where all bits are set it never does; no count is beyond this.
+        // If all bits are set, the slope stays above 0 and the upper bound is the estimate. No real count is that high.
         let (mut low, mut high) = (0.5_f64, 1e8_f64);
         for _ in 0..64 {
             let middle = (low * high).sqrt();
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_nobody_and_one_is_one() {
+    fn no_visitor_and_one_visitor_are_exact() {
         assert_eq!(Sketch::default().estimate(), 0);
         for seed in 0..100 {
             assert_eq!(sketch_of(1, seed).estimate(), 1, "seed {seed}");
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handful_is_all_but_exact() {
+    fn a_handful_is_nearly_exact() {
         for visitors in [2, 5, 10, 20] {
             for seed in 0..50 {
                 let estimate = sketch_of(visitors, seed).estimate();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn many_are_off_by_eight_percent_or_so() {
+    fn many_are_off_by_about_eight_percent() {
         const SEEDS: u64 = 60;
         for visitors in [100, 1000, 30_000] {
             let errors = (0..SEEDS).map(|seed| sketch_of(visitors, seed).estimate() as f64 / visitors as f64 - 1.0);
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_again_changes_nothing_and_parts_join_to_the_whole() {
+    fn returning_visitors_change_nothing_and_new_ones_add_up() {
         let mut whole = sketch_of(500, 1);
         let again = sketch_of(500, 1);
         let other = sketch_of(500, 2);

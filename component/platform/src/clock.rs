@@ -17,8 +17,8 @@ pub fn now_in_milliseconds() -> i64 {
         .map_or(0, |since| since.as_millis().try_into().unwrap_or(i64::MAX))
 }
 
-/// The outcome of `work`, or `None` if it takes longer than `limit`: `work` is then dropped, which cancels the call of the
-/// runtime that it waits for. The timer is polled second, so that work that is done at once never starts it.
+/// The outcome of `work`, or `None` if it takes longer than `limit`. `work` is then dropped, which cancels the runtime call
+/// that it waits for. The timer is polled second, so work that finishes at once never starts it.
 pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     match select(pin!(work), pin!(sleep(limit))).await {
         Either::Left((outcome, _)) => Some(outcome),

@@ -1,10 +1,10 @@
-//! The runtime as the components use it. This is the only crate that names the Spin SDK.
+//! The components' interface to the runtime. This is the only crate that names the Spin SDK.
 //!
-//! What needs the SDK has the feature `sdk`. The rest is pure and tested natively: the state of a
-//! [`circuit_breaker`], and what the messages and time limits of a [`database`] mean.
+//! Modules that need the SDK have the feature `sdk`. The rest is pure and tested natively: the state of a [`circuit_breaker`],
+//! and the meaning of the messages and time limits of a [`database`].
 //!
-//! An instance serves several requests at once and a trap would end them all. So nothing here panics, and no borrow of
-//! shared state lives across an `await`.
+//! An instance serves several requests at once, and a trap would end them all. So nothing here panics, and no borrow of shared
+//! state lives across an `await`.
 
 pub mod circuit_breaker;
 pub mod database;
@@ -28,7 +28,7 @@ pub mod response;
 #[cfg(feature = "sdk")]
 pub mod variables;
 
-// For what is used here, the two generations have the same names.
+// The two generations of the SDK have the same names for everything that is used here.
 #[cfg(feature = "wasi-0-3-0-rc-2026-03-15")]
 #[doc(hidden)]
 pub use spin_sdk_6 as sdk;
@@ -36,7 +36,7 @@ pub use spin_sdk_6 as sdk;
 #[doc(hidden)]
 pub use spin_sdk_7 as sdk;
 
-/// Exports a component that answers every request by `async fn answer(Request, &Method) -> Response`, with the types of
+/// Exports a component that answers every request with `async fn answer(Request, &Method) -> Response`, with the types of
 /// [`request`] and [`response`].
 #[cfg(feature = "sdk")]
 #[macro_export]

@@ -1,6 +1,6 @@
-//! What the instances of this machine leave for each other, in the key-value store "local". An instance lives for a second or
-//! two, and what it learns would be lost with it. All of it can be learnt again at a price, so no failure here is ever a
-//! caller's.
+//! What the instances of this machine leave for each other in the key-value store "local". An instance lives for a second or
+//! two, and what it has learnt would be lost with it. All of it can be learnt again at some cost, so callers never see a
+//! failure.
 
 use std::cell::Cell;
 
@@ -23,7 +23,7 @@ fn tolerate<T>(outcome: Result<T, String>) -> Option<T> {
     outcome
         .inspect_err(|error| {
             if !IS_FAILURE_LOGGED.replace(true) {
-                log::line("going on without the key-value store \"local\"", error);
+                log::line("continuing without the key-value store \"local\"", error);
             }
         })
         .ok()

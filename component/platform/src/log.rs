@@ -3,8 +3,8 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 
-/// Writes one line with a single call, because the other instances of the process write to the same stderr. Not `eprintln!`,
-/// which panics where stderr is closed; a failure cannot be reported anywhere.
+/// Writes one line with a single call, because the other instances of the process write to the same stderr. `eprintln!` would
+/// panic if stderr is closed. A failure is ignored, because there is nowhere to report it.
 pub fn line(what: &str, why: impl Display) {
     let why = why.to_string().replace(char::is_control, " ");
     let line = format!("links: {what}: {why}\n");

@@ -4,7 +4,8 @@ use crate::sdk::http::{EmptyBody, send};
 pub use crate::sdk::http::{Method, Response};
 use http::Request;
 
-/// A kept connection may have ended unnoticed, as after a reload of nginx: the second attempt makes a new one.
+/// The number of attempts. A kept connection may have been closed unnoticed, as after a reload of nginx; the second attempt
+/// opens a new one.
 const ATTEMPTS: u32 = 2;
 
 /// Sends a request without a body to an address that the manifest grants. It may be sent twice.

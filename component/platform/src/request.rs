@@ -1,4 +1,4 @@
-//! Requests as the runtime has them.
+//! Requests from the runtime.
 
 use std::time::Duration;
 
@@ -12,8 +12,7 @@ use crate::clock;
 /// A request whose headers and body have all been fetched from the runtime.
 pub type FetchedRequest = crate::sdk::http::Request;
 
-/// A request of which only the parts that are asked for are fetched. Fetching all headers is as much work as the rest of a
-/// redirect.
+/// A request whose parts are fetched one by one. Fetching all headers would cost as much as the rest of a redirect.
 pub struct Request(types::Request);
 
 impl Request {
@@ -36,7 +35,7 @@ impl Request {
         self.0.get_headers().get(name).into_iter().next()
     }
 
-    /// `None`: the runtime has an invalid request.
+    /// Fetches the whole request. `None` if it is invalid.
     pub fn fetch(self) -> Option<FetchedRequest> {
         FetchedRequest::from_request(self.0).ok()
     }
@@ -54,10 +53,10 @@ pub enum BodyError {
     TimedOut,
 }
 
-/// Reads the body, of which no more than `most` bytes are ever held.
+/// Reads the body. No more than `most` bytes of it are ever held.
 ///
 /// # Errors
-/// See [`BodyError`].
+/// The body is larger than `most` bytes, ended early, or did not arrive within `limit`.
 pub async fn read_body(request: FetchedRequest, most: usize, limit: Duration) -> Result<Vec<u8>, BodyError> {
     let body = Limited::new(request.into_body(), most).collect();
     match clock::within(limit, body).await {

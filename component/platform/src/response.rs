@@ -1,4 +1,4 @@
-//! Responses as the runtime takes them.
+//! Responses for the runtime.
 
 use std::borrow::Cow;
 
@@ -12,15 +12,16 @@ use bytes::Bytes;
 use crate::log;
 
 pub struct Response {
-    /// A valid one, from 100 to 999.
+    /// The status code, from 100 to 999.
     pub status: u16,
-    /// Names in lower case.
+    /// The headers, with their names in lower case.
     pub headers: Vec<(&'static str, Cow<'static, str>)>,
     pub body: Vec<u8>,
 }
 
 impl Response {
-    /// A response without a body, such as every redirect, is made without the stream that a body needs.
+    /// Converts the response for the runtime. One without a body, such as every redirect, is made without the stream that a
+    /// body needs.
     #[doc(hidden)]
     pub fn send(self, is_head: bool) -> Result<types::Response, ErrorCode> {
         let Response { status, headers, body } = self;
@@ -28,8 +29,8 @@ impl Response {
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value.into_owned().into_bytes()))
             .collect();
-        // Without it the runtime would not know that a redirect has no body, and send chunks; 204 never has one (RFC 9110,
-        // 8.6).
+        // Without a length the runtime would not know that a redirect has no body, and would send chunks. A 204 must not have
+        // one (RFC 9110, 8.6).
         if !is_head && status != 204 {
             fields.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
         }
@@ -40,12 +41,12 @@ impl Response {
             let (writer, contents, trailers) = BodyWriter::new();
             let response = types::Response::new(from_list(&fields)?, Some(contents), trailers);
             spawn(async move {
-                // A client that has gone does not want the rest.
+                // Sending only fails if the client is gone.
                 let _ = writer.send_http_body(&mut FullBody::new(Bytes::from(body))).await;
             });
             response
         };
-        // It only fails for an invalid status.
+        // This only fails for an invalid status.
         let _ = response.set_status_code(status);
         Ok(response)
     }
@@ -53,7 +54,7 @@ impl Response {
 
 fn from_list(fields: &[(String, Vec<u8>)]) -> Result<Fields, ErrorCode> {
     Fields::from_list(fields).map_err(|error| {
-        log::line("the runtime refuses a header of a response", format!("{error:?}"));
+        log::line("the runtime rejected a response header", format!("{error:?}"));
         ErrorCode::InternalError(None)
     })
 }

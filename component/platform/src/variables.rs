@@ -8,15 +8,17 @@ use crate::sdk::variables::{self, Error};
 
 use crate::{clock, log};
 
-/// Longest wait for variables that redirects depend on. linksctl gives them to the runtime directly; elsewhere a provider on
-/// another machine may be asked.
+/// How long to wait for variables that redirects depend on. linksctl passes them to the runtime directly; elsewhere a provider
+/// on another machine may be asked.
 const LIMIT: Duration = Duration::from_millis(250);
 
-/// Pause after a failure before the next attempt.
+/// The pause after a failure before the next attempt.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// Reads a variable.
+///
 /// # Errors
-/// The provider's message, which may name its address but not a value.
+/// The provider's message, which may contain its address but no value.
 pub async fn get(name: &str) -> Result<String, String> {
     variables::get(name).await.map_err(|error| match error {
         Error::InvalidName(message) | Error::Undefined(message) | Error::Provider(message) | Error::Other(message) => {
@@ -25,7 +27,7 @@ pub async fn get(name: &str) -> Result<String, String> {
     })
 }
 
-/// A value that is parsed from variables once in an instance: they only change with the runtime's process.
+/// A value that an instance parses from variables once. Variables only change when the runtime's process is restarted.
 #[derive(Clone, Copy)]
 pub enum Cached<T> {
     Unread,
@@ -41,11 +43,11 @@ pub fn cached<T: Copy>(cell: &'static LocalKey<Cell<Cached<T>>>) -> Option<T> {
     }
 }
 
-/// The cached value, or else what `read` returns. `None`: reading failed, now or a moment ago; the log says `without` what it
-/// goes on.
+/// The cached value, or else what `read` returns. `None` if reading failed, now or a moment ago. The log line of a failure
+/// begins with its `consequence`.
 pub async fn read_once<T: Copy>(
     cell: &'static LocalKey<Cell<Cached<T>>>,
-    without: &str,
+    consequence: &str,
     read: impl AsyncFnOnce() -> Result<T, String>,
 ) -> Option<T> {
     match cell.get() {
@@ -60,7 +62,7 @@ pub async fn read_once<T: Copy>(
             Some(value)
         }
         Err(error) => {
-            log::line(&format!("{without}: cannot read its variables"), error);
+            log::line(&format!("{consequence}: cannot read the variables"), error);
             cell.set(Cached::Failed(Instant::now()));
             None
         }

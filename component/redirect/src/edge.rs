@@ -1,4 +1,4 @@
-//! What nginx, the edge, may keep of the answers.
+//! Which answers nginx, the edge, may cache, and for how long.
 
 use std::cell::Cell;
 
@@ -18,9 +18,9 @@ thread_local! {
     static LIFETIME: Cell<Cached<Option<Lifetime>>> = const { Cell::new(Cached::Unread) };
 }
 
-/// How long nginx may keep redirects; `None`: it keeps nothing.
+/// How long nginx may cache redirects; `None` if nginx has no cache or the variables cannot be read.
 pub async fn lifetime() -> Option<Lifetime> {
-    let lifetime = variables::read_once(&LIFETIME, "redirects are not kept by nginx", read).await;
+    let lifetime = variables::read_once(&LIFETIME, "nginx does not cache redirects", read).await;
     lifetime.flatten()
 }
 
@@ -36,8 +36,8 @@ async fn read() -> Result<Option<Lifetime>, String> {
     Ok(Some(Lifetime::parse(&ttl, &stale).map_err(invalid)?))
 }
 
-/// The reply to a request for an unknown path, which nginx may keep: for the same path it sends one request at a time, and
-/// others would wait for each answer.
+/// The reply to a request for an unknown path. nginx may cache it: nginx forwards one request for a path at a time, so without
+/// the cache the other requests for that path would wait for each other.
 pub async fn lasting(problem: Problem) -> Reply {
     let reply = Reply::from(problem);
     match lifetime().await {
@@ -46,7 +46,7 @@ pub async fn lasting(problem: Problem) -> Reply {
     }
 }
 
-/// The reply that makes nginx forget a slug, if the query is signed by an instance.
+/// The reply that makes nginx forget a slug; `None` if no instance has signed the query.
 pub async fn forget(slug: &Slug, query: &str) -> Option<Reply> {
     if !purge_query::is_claimed(query) {
         return None;

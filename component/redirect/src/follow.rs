@@ -1,4 +1,4 @@
-//! `GET /:slug`, and `HEAD`.
+//! `GET` and `HEAD /:slug`.
 
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ pub async fn follow(slug: &Slug, request: &Request, is_head: bool) -> Result<Rep
     match find(slug).await? {
         Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head).await,
         found => match edge::lifetime().await {
-            // nginx does not keep answers to HEAD.
+            // nginx does not cache answers to HEAD.
             Some(lifetime) if !is_head && since.elapsed() < PROMPT => {
                 Ok(lifetime.follow(found, asked_at, clock::now()))
             }
@@ -32,7 +32,8 @@ pub async fn follow(slug: &Slug, request: &Request, is_head: bool) -> Result<Rep
     }
 }
 
-/// For a path other than the link's own. nginx must not keep the answer, because no change of the link would replace it.
+/// Follows a link requested by a path other than its own. nginx must not cache the answer, because a change of the link would
+/// not replace it.
 pub async fn follow_uncached(slug: &Slug, request: &Request, is_head: bool) -> Result<Reply, Problem> {
     match find(slug).await? {
         Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head).await,
@@ -40,7 +41,7 @@ pub async fn follow_uncached(slug: &Slug, request: &Request, is_head: bool) -> R
     }
 }
 
-/// Takes one click if somebody follows the link. If there was none to be taken, none is left.
+/// Takes one click if the request is meant to follow the link. If the database has no click to take, none is left.
 async fn follow_limited(slug: &Slug, mut link: Stored, request: &Request, is_head: bool) -> Result<Reply, Problem> {
     let purpose = Purpose::of(is_head, |name| request.header(name));
     if purpose == Purpose::Follow
@@ -54,16 +55,16 @@ async fn follow_limited(slug: &Slug, mut link: Stored, request: &Request, is_hea
     followed(link::follow_limited(link, purpose, clock::now()))
 }
 
-/// Finds a link in the cache of links, or else in the database.
+/// Finds a link in the link cache, or else in the database.
 async fn find(slug: &Slug) -> Result<Option<Stored>, Problem> {
     let Some(lifetime) = link_cache::lifetime().await else {
         return Ok(Store::default().find(slug).await?);
     };
-    let kept = link_cache::get(slug).await;
+    let cached = link_cache::get(slug).await;
     let asked_at = clock::now();
-    let age = kept.as_ref().map(|entry| entry.age(asked_at, &lifetime));
-    let was_kept = kept.is_some();
-    let stale = match (kept, age) {
+    let age = cached.as_ref().map(|entry| entry.age(asked_at, &lifetime));
+    let was_cached = cached.is_some();
+    let stale = match (cached, age) {
         (Some(entry), Some(Age::Fresh)) => return Ok(Some(entry.link)),
         (Some(entry), Some(Age::Stale)) => Some(entry.link),
         _ => None,
@@ -81,7 +82,7 @@ async fn find(slug: &Slug) -> Result<Option<Stored>, Problem> {
             Ok(Some(found))
         }
         (Ok(None), _) => {
-            if was_kept {
+            if was_cached {
                 link_cache::remove(slug).await;
             }
             Ok(None)

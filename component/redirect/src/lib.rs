@@ -1,8 +1,8 @@
-//! The component `redirect`: follows links, and answers `/health`.
+//! The component `redirect`, which follows links and answers `/health`.
 //!
-//! It is what the public reaches, so it has neither the admin token nor any access to the network. This crate only moves values
-//! between the runtime and the crates that decide; no path here panics, because a trap would end all requests of an
-//! instance.
+//! The public reaches this component, so it has neither the admin token nor access to the network. This crate only passes
+//! values between the runtime and the crates that make the decisions. Nothing here panics, because a trap would end all
+//! requests of an instance.
 
 mod edge;
 mod follow;
@@ -40,7 +40,8 @@ async fn reply(request: &Request, method: &Method) -> Result<Reply, Problem> {
     }
 }
 
-/// nginx keeps one answer for each link, under the link's own path.
+/// Follows a link requested by a path other than its own, such as `/abc.` at the end of a sentence. nginx caches one answer for
+/// each link, under the link's own path, so the reply makes nginx redirect there internally.
 async fn follow_as_sent(slug: &Slug, request: &Request, is_head: bool) -> Result<Reply, Problem> {
     match proxy::is_sender(request).await? {
         true => Ok(Reply::internal_redirect(slug)),
@@ -49,7 +50,7 @@ async fn follow_as_sent(slug: &Slug, request: &Request, is_head: bool) -> Result
 }
 
 async fn health() -> Result<Reply, Problem> {
-    // The variables are read first: with a cache of links, instances share what this finds out about the database.
+    // Reading the variables first matters: with a link cache, the instances share the state of the database's circuit breaker.
     link_cache::lifetime().await;
     let outcome = Store::with(Timeouts::PROBE).check().await;
     outcome

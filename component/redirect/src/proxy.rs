@@ -1,5 +1,5 @@
-//! Whether a request comes through nginx. The variable is read once by an instance, and only for requests that claim to: no
-//! redirect waits for it.
+//! Whether a request comes through nginx. An instance reads the variable once, and only for a request that claims to come
+//! through nginx, so no redirect waits for it.
 
 use std::cell::Cell;
 
@@ -12,16 +12,18 @@ thread_local! {
     static PROOF: Cell<Cached<Proof>> = const { Cell::new(Cached::Unread) };
 }
 
-/// nginx's proof, where it can be read.
+/// The proof that nginx gives; `None` if the variable cannot be read.
 pub async fn proof() -> Option<Proof> {
-    variables::read_once(&PROOF, "nobody is taken for nginx", async || {
+    variables::read_once(&PROOF, "requests through nginx are not recognised", async || {
         Ok(Proof::of(&variables::get("proxy_secret").await?))
     })
     .await
 }
 
+/// Whether nginx sent the request.
+///
 /// # Errors
-/// 503: it claims to, and the variable cannot be read.
+/// Fails with 503 if the request claims to come through nginx and the variable cannot be read.
 pub async fn is_sender(request: &Request) -> Result<bool, Problem> {
     match request.header(PROXY_HEADER) {
         Some(secret) => {

@@ -1,8 +1,8 @@
 -- Version 1 of the database: the links.
 --
--- Several processes may run this at once, and an older release keeps running on what a newer one left. So every
--- statement is whole by itself and may be repeated, and a later version (a file of its own) only adds. Statements are
--- separated by an empty line (links_store::schema::statements); what each means is the same on SQLite and on libSQL.
+-- Several processes may run this script at once, and an older release keeps running on the tables that a newer one has changed.
+-- Therefore every statement is complete by itself and may be repeated, and later versions (one file each) only add to the
+-- tables. An empty line ends a statement (links_store::schema::statements). SQLite and libSQL understand all of them alike.
 
 CREATE TABLE IF NOT EXISTS links (
     id INTEGER PRIMARY KEY,
@@ -20,5 +20,5 @@ CREATE TABLE IF NOT EXISTS schema_version (
     applied_at INTEGER NOT NULL
 ) STRICT;
 
--- Last, so that the version is there only when everything before it is.
+-- Last, so that the version is recorded only once everything before it is in place.
 INSERT INTO schema_version (version, applied_at) VALUES (1, unixepoch()) ON CONFLICT DO NOTHING;

@@ -1,31 +1,31 @@
--- Version 3 of the database: clicks, counted. A batch of them is one row of click_batches, whose trigger adds it to the
--- sums below: one statement, all of it or nothing.
+-- Version 3 of the database: click counts. A batch of clicks is inserted as one row of click_batches, and a trigger adds it to
+-- the sums below. That is one statement, so a batch is added completely or not at all.
 --
--- Hours and days are whole ones since 1970 in UTC. link_id 0 stands for all links together. Time comes first in each key:
--- what is counted now lies together, however many links there are, and a link's days are found one by one.
+-- Hours and days are numbered from 1970 in UTC. link_id 0 stands for all links together. Time comes first in each key, so that
+-- the rows of the current hour and day lie together however many links there are. A link's days are looked up one by one.
 
--- The latest batch of each journal. They follow each other without a gap: `start` is where the one before it stopped, or
--- it is a further part of the same range.
+-- The latest batch of each journal. Batches follow each other without a gap: `start` is where the previous batch stopped, or
+-- the batch is a further part of the same range.
 CREATE TABLE IF NOT EXISTS click_batches (
     journal TEXT NOT NULL,
     -- Positions in the journal.
     start INTEGER NOT NULL,
     stop INTEGER NOT NULL,
-    -- The last link, by the bytes of its slug, of which the clicks in the range are counted; "~": all are.
+    -- The last slug, in byte order, whose clicks in this range have been counted; "~" when all have been.
     through TEXT NOT NULL,
     -- Unix seconds.
     accepted_at INTEGER NOT NULL,
-    -- What is added (links_domain::clicks::Batch); empty once that is done.
+    -- The batch as JSON (links_domain::clicks::Batch); empty once it has been added.
     body TEXT NOT NULL,
     PRIMARY KEY (journal, start, through)
 ) STRICT, WITHOUT ROWID;
 
--- Kept for 90 days; the days have them, too.
+-- Kept for 90 days; click_days has the same clicks for ever.
 CREATE TABLE IF NOT EXISTS click_hours (
     hour INTEGER NOT NULL,
     link_id INTEGER NOT NULL,
     clicks INTEGER NOT NULL,
-    -- Apart: none of them is in `clicks`.
+    -- Not included in `clicks`.
     bots INTEGER NOT NULL,
     PRIMARY KEY (hour, link_id)
 ) STRICT, WITHOUT ROWID;
@@ -38,12 +38,13 @@ CREATE TABLE IF NOT EXISTS click_days (
     PRIMARY KEY (day, link_id)
 ) STRICT, WITHOUT ROWID;
 
--- Which hours and days there are.
+-- To list the hours and days that have rows.
 CREATE INDEX IF NOT EXISTS click_hours_of_all ON click_hours (hour) WHERE link_id = 0;
 
 CREATE INDEX IF NOT EXISTS click_days_of_all ON click_days (day) WHERE link_id = 0;
 
--- How many different visitors there were (links_domain::visitors): some of 16 words of 64 bits, joined by OR.
+-- Sketches that estimate the number of different visitors (links_domain::visitors). A sketch has up to 16 words of 64 bits;
+-- sketches are merged by OR.
 CREATE TABLE IF NOT EXISTS click_visitors (
     day INTEGER NOT NULL,
     link_id INTEGER NOT NULL,
@@ -52,7 +53,7 @@ CREATE TABLE IF NOT EXISTS click_visitors (
     PRIMARY KEY (day, link_id, word)
 ) STRICT, WITHOUT ROWID;
 
--- Where clicks came from and with what: `kind` and `name` are those of links_domain::clicks::Detail.
+-- Where clicks came from, and with which software: `kind` and `name` are those of links_domain::clicks::Detail.
 CREATE TABLE IF NOT EXISTS click_details (
     day INTEGER NOT NULL,
     link_id INTEGER NOT NULL,
@@ -62,8 +63,8 @@ CREATE TABLE IF NOT EXISTS click_details (
     PRIMARY KEY (day, link_id, kind, name)
 ) STRICT, WITHOUT ROWID;
 
--- Anybody can make up referrers (kind 1). Of more than 40 for a link and a day, the 20 with the most clicks stay and the
--- rest goes into "*".
+-- Anybody can make up referrers (kind 1). When a link has more than 40 of them on a day, the 20 with the most clicks stay and
+-- the others are merged into "*".
 CREATE TRIGGER IF NOT EXISTS click_details_few_referrers AFTER INSERT ON click_details
 WHEN NEW.kind = 1 AND NEW.name <> '*' AND 40 < (
     SELECT count(*) FROM click_details
@@ -85,7 +86,7 @@ BEGIN
     );
 END;
 
--- A link that is not there any more has no clicks: they are left out. The empty slug stands for all links.
+-- Clicks on a slug that has no link any more are left out. The empty slug stands for all links.
 CREATE TRIGGER IF NOT EXISTS click_batches_expand AFTER INSERT ON click_batches
 BEGIN
     INSERT INTO click_hours (hour, link_id, clicks, bots)
@@ -112,12 +113,12 @@ BEGIN
     WHERE journal = NEW.journal AND start = NEW.start AND through = NEW.through;
     DELETE FROM click_batches
     WHERE journal = NEW.journal AND (start <> NEW.start OR through <> NEW.through);
-    -- One hour at a time, so that no batch takes long.
+    -- Only one hour for each batch, so that no batch takes long.
     DELETE FROM click_hours
     WHERE hour = (SELECT min(hour) FROM click_hours) AND hour < NEW.accepted_at / 3600 - 90 * 24;
 END;
 
--- The next link may get the same id.
+-- Otherwise a later link with the same id would inherit the clicks.
 CREATE TRIGGER IF NOT EXISTS links_deleted_with_clicks AFTER DELETE ON links
 BEGIN
     DELETE FROM click_hours
@@ -130,5 +131,5 @@ BEGIN
     WHERE day IN (SELECT day FROM click_days WHERE link_id = 0) AND link_id = OLD.id;
 END;
 
--- Last, so that the version is there only when everything before it is.
+-- Last, so that the version is recorded only once everything before it is in place.
 INSERT INTO schema_version (version, applied_at) VALUES (3, unixepoch()) ON CONFLICT DO NOTHING;

@@ -1,15 +1,15 @@
 -- Version 5 of the database: nothing of a deleted link passes to a later one.
 --
--- Only additions: an older release goes on on these tables, and what is done here holds for what it does as well.
+-- This version only adds. An older release keeps working on these tables, and the triggers apply to its statements as well.
 
--- SQLite gives a new row the highest id in the table plus one, so the id of a deleted link could come back, and with it
--- whatever was still counted for it. The highest id that ever belonged to a deleted link:
+-- SQLite gives a new row the highest id in the table plus one, so a new link could get the id of a deleted one, and with it the
+-- clicks that are still counted for that id. This is the highest id that ever belonged to a deleted link.
 CREATE TABLE IF NOT EXISTS link_ids (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
     highest_deleted INTEGER NOT NULL
 ) STRICT;
 
--- Links that were deleted before this version may have left clicks behind. Each day is found by key, and its highest link.
+-- Links that were deleted before this version may have left clicks behind. Each day, and its highest link, is found by key.
 INSERT INTO link_ids (only_row, highest_deleted)
 WITH RECURSIVE days (day) AS (
     SELECT min(day) FROM click_days
@@ -24,15 +24,15 @@ BEGIN
     UPDATE link_ids SET highest_deleted = OLD.id WHERE highest_deleted < OLD.id;
 END;
 
--- The new id is the highest of all, so this happens once after the latest link was deleted, not for each new one.
+-- The replacement is the highest id of all, so this happens once after the latest link was deleted, not for every new link.
 CREATE TRIGGER IF NOT EXISTS links_made_with_a_new_id AFTER INSERT ON links
 WHEN NEW.id <= (SELECT highest_deleted FROM link_ids)
 BEGIN
     UPDATE links SET id = (SELECT highest_deleted + 1 FROM link_ids) WHERE id = NEW.id;
 END;
 
--- links_deleted_with_clicks (version 3) looks for a link's clicks in the hours and days that have a row of link 0, which
--- came only with the last part of a batch. Now each part brings the row, without clicks, before its own.
+-- links_deleted_with_clicks (version 3) looks for a link's clicks in the hours and days that have a row of link 0, but only the
+-- last part of a batch used to insert that row. Now every part first inserts it, with zero clicks.
 CREATE TRIGGER IF NOT EXISTS click_batches_calendar BEFORE INSERT ON click_batches
 BEGIN
     INSERT INTO click_hours (hour, link_id, clicks, bots)
@@ -49,7 +49,7 @@ BEGIN
     ON CONFLICT DO NOTHING;
 END;
 
--- The same for the parts that were added before this version.
+-- The same for parts that were added before this version.
 INSERT INTO click_hours (hour, link_id, clicks, bots)
 WITH RECURSIVE hours (hour) AS (
     SELECT min(hour) FROM click_hours
@@ -69,10 +69,10 @@ WITH RECURSIVE days (day) AS (
 SELECT day, 0, 0, 0 FROM days WHERE day IS NOT NULL
 ON CONFLICT DO NOTHING;
 
--- Deletions of the last minutes, by request: one that is repeated because its answer got lost finds what it did. To insert
--- a row is to delete the link: one statement, so that the link and the note of it are never there without each other.
+-- The requests of the last ten minutes that deleted a link. A request that is repeated because its answer was lost finds its
+-- own row. Inserting a row deletes the link by a trigger: that is one statement, so neither happens without the other.
 CREATE TABLE IF NOT EXISTS link_deletions (
-    -- 16 bytes, as in links.
+    -- 16 bytes, as in `links`.
     request_id BLOB PRIMARY KEY,
     slug TEXT NOT NULL,
     -- Unix seconds.
@@ -87,7 +87,7 @@ BEGIN
     DELETE FROM link_deletions WHERE deleted_at < NEW.deleted_at - 600;
 END;
 
--- Slugs of deleted links, for 30 days: one of them may be given to a new link while nginx's journal still holds clicks of
+-- The slugs of deleted links, kept for 30 days: a slug may be given to a new link while nginx's journal still holds clicks of
 -- the old one. Times are in Unix milliseconds.
 CREATE TABLE IF NOT EXISTS deleted_slugs (
     slug TEXT PRIMARY KEY,
@@ -96,8 +96,8 @@ CREATE TABLE IF NOT EXISTS deleted_slugs (
 
 CREATE INDEX IF NOT EXISTS deleted_slugs_by_time ON deleted_slugs (deleted_at);
 
--- Such slugs that were given to a new link. A click on the slug before `at` was a click on an older link. The number never
--- goes back: a row is removed only when a later one comes.
+-- Slugs of deleted links that were given to a new link. A click on the slug before `at` belongs to an older link. Numbers never
+-- repeat: an old row is removed only when a later one is inserted.
 CREATE TABLE IF NOT EXISTS slug_reuses (
     number INTEGER PRIMARY KEY,
     slug TEXT NOT NULL,
@@ -123,5 +123,5 @@ BEGIN
         AND at < CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER) - 30 * 86400000;
 END;
 
--- Last, so that the version is there only when everything before it is.
+-- Last, so that the version is recorded only once everything before it is in place.
 INSERT INTO schema_version (version, applied_at) VALUES (5, unixepoch()) ON CONFLICT DO NOTHING;

@@ -1,2 +1,2 @@
--- After how many pages in the write-ahead log a commit through this connection checkpoints it. 0: never.
+-- The number of pages in the write-ahead log at which a commit through this connection starts a checkpoint; 0 means never.
 PRAGMA wal_autocheckpoint

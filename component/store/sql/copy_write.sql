@@ -1,5 +1,6 @@
--- Links as a JSON array of objects, in one statement: all of them, or none if it fails. One that is there already stays as
--- it is. Each gets an id of its own here: the clicks, which refer to it, are not copied. A row comes back for each that is new.
+-- Inserts links from a JSON array of objects in one statement: all of them, or none if it fails. Existing links stay as they
+-- are. Every new link gets an id of this database: the clicks, which refer to ids, are not copied. Returns a row for each new
+-- link.
 INSERT INTO links (slug, url, created_at, expires_at, request_id, max_clicks, clicks_left, limited_until)
 SELECT
     json_extract(value, '$.slug'),

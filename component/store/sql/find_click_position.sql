@@ -1,2 +1,2 @@
--- Up to where a journal was counted: see click_batches.
+-- How far a journal has been counted; see click_batches.
 SELECT start, stop, through FROM click_batches WHERE journal = ?1

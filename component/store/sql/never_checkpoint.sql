@@ -1,2 +1,2 @@
--- Of this connection only; linksctl's agent checkpoints instead.
+-- Applies to this connection only; linksctl's agent checkpoints instead.
 PRAGMA wal_autocheckpoint = 0

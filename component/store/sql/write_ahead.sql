@@ -1,3 +1,3 @@
--- Readers and the one writer do not wait for each other. The mode stays in the file; a remote database refuses the
--- pragma.
+-- Lets readers and the one writer work without waiting for each other. The mode is stored in the file. A remote database
+-- refuses the pragma.
 PRAGMA journal_mode = WAL

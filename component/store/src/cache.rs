@@ -1,4 +1,4 @@
-//! Entries of the cache of links, a key-value store, so that a redirect need not ask the database each time.
+//! The entries of the link cache. It is a key-value store that spares redirects a query to the database.
 
 use links_domain::age::Age;
 use links_domain::expiry::Expiry;
@@ -6,15 +6,15 @@ use links_domain::link::Stored;
 use links_domain::slug::Slug;
 use links_domain::variable::{Invalid, seconds};
 
-/// Begins every entry: the name and version of its form. The store may be shared with other programs.
-const FORM: &str = "links1";
+/// The name and version of the format. Every entry starts with it, because other programs may share the store.
+const FORMAT: &str = "links1";
 
-/// How long entries are good for, in seconds.
+/// How long entries may be served, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetime {
-    /// A younger entry is served without asking the database: a change is seen everywhere within this time.
+    /// The age up to which an entry is served without a query to the database. A change is visible everywhere within this time.
     pub ttl: i64,
-    /// A younger entry is served while the database does not answer.
+    /// The age up to which an entry is served while the database does not answer.
     pub stale: i64,
 }
 
@@ -23,7 +23,7 @@ impl Lifetime {
     pub const DEFAULT_STALE: i64 = 86_400;
 
     /// # Errors
-    /// One is not a number.
+    /// Fails if one of the values is not a number.
     pub fn parse(cache_ttl: &str, cache_stale: &str) -> Result<Lifetime, Invalid> {
         Ok(Lifetime {
             ttl: seconds("cache_ttl", cache_ttl, Self::DEFAULT_TTL)?,
@@ -35,7 +35,7 @@ impl Lifetime {
 /// Whether the variable `link_cache` turns the cache on.
 ///
 /// # Errors
-/// Neither "on" nor "off".
+/// Fails if the value is neither "on" nor "off".
 pub fn is_on(link_cache: &str) -> Result<bool, Invalid> {
     match link_cache.trim() {
         "" | "off" => Ok(false),
@@ -47,33 +47,33 @@ pub fn is_on(link_cache: &str) -> Result<bool, Invalid> {
     }
 }
 
-/// The key of a link. Every kind of store accepts these characters in a key.
+/// The key of a link's entry. Every kind of store accepts these characters in a key.
 pub fn key(slug: &Slug) -> String {
     format!("links:redirect:{slug}")
 }
 
-/// A link as it was in the database. One with a limit is never kept: its clicks are counted there.
+/// A link as the database had it. A link with a click limit is never cached, because the database counts its clicks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub link: Stored,
-    /// When the database was asked, in Unix seconds: before it answered, so that no change in between is missed.
+    /// When the query was sent, in Unix seconds. The time of the answer would hide a change made in between.
     pub asked_at: i64,
 }
 
 impl Entry {
-    /// One line: form, time, expiry or `-`, and the URL, which has no space in it.
+    /// One line with the format, the time, the expiry or `-`, and the URL, which contains no space.
     pub fn encode(&self) -> String {
         let Entry { link, asked_at } = self;
         match link.expiry {
-            Some(Expiry(expiry)) => format!("{FORM} {asked_at} {expiry} {}", link.url),
-            None => format!("{FORM} {asked_at} - {}", link.url),
+            Some(Expiry(expiry)) => format!("{FORMAT} {asked_at} {expiry} {}", link.url),
+            None => format!("{FORMAT} {asked_at} - {}", link.url),
         }
     }
 
-    /// Reads it. What does not look like an entry in every part was written by another program and is none.
+    /// Reads an entry. Returns `None` for anything malformed: another program may have written it.
     pub fn decode(bytes: &[u8]) -> Option<Entry> {
         let text = std::str::from_utf8(bytes).ok()?;
-        let rest = text.strip_prefix(FORM)?.strip_prefix(' ')?;
+        let rest = text.strip_prefix(FORMAT)?.strip_prefix(' ')?;
         let mut parts = rest.splitn(3, ' ');
         let asked_at = parts.next()?.parse().ok()?;
         let expiry = match parts.next()? {
@@ -91,14 +91,14 @@ impl Entry {
         })
     }
 
-    /// Whether this says where the link leads; not whether the link has expired, which [`links_domain::link::follow`] judges.
-    /// `now` in Unix seconds.
+    /// Whether the entry may be served. Whether the link has expired is decided by [`links_domain::link::follow`]. `now` is in
+    /// Unix seconds.
     pub fn age(&self, now: i64, lifetime: &Lifetime) -> Age {
         Age::of(self.asked_at, now, lifetime.ttl, lifetime.stale)
     }
 }
 
-/// What can stand in a `location` as it is. The database holds only normal forms, which are that.
+/// Whether the text may be sent as a `location` header as it is. The database holds only normalized URLs, which may.
 fn is_url(text: &str) -> bool {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic()))
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_is_no_entry() {
+    fn anything_malformed_is_not_an_entry() {
         for text in [
             "",
             "links1",
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_without_a_host_is_none() {
+    fn an_entry_without_a_host_is_refused() {
         let whole = entry(None).encode();
         let url_begins = whole.find("https://").unwrap() + "https://".len();
         for length in 0..=url_begins {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_by_the_lifetime() {
+    fn an_entry_becomes_stale_and_then_gone() {
         let lifetime = Lifetime { ttl: 60, stale: 600 };
         let entry = entry(None);
         for (after, age) in [
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn lifetime_have_defaults_and_are_whole_seconds() {
+    fn lifetimes_have_defaults_and_are_whole_seconds() {
         assert_eq!(Lifetime::parse("", " "), Ok(Lifetime { ttl: 60, stale: 86_400 }));
         assert_eq!(Lifetime::parse("0", "5\n"), Ok(Lifetime { ttl: 0, stale: 5 }));
         assert_eq!(Lifetime::parse("1m", "5").unwrap_err().variable, "cache_ttl");
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn is_off_unless_it_is_on() {
+    fn the_cache_is_off_unless_it_is_turned_on() {
         assert_eq!(is_on(""), Ok(false));
         assert_eq!(is_on("off"), Ok(false));
         assert_eq!(is_on("on\n"), Ok(true));

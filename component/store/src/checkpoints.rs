@@ -2,30 +2,30 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The value of the variable `checkpoints` with which linksctl's agent checkpoints the database where the runtime's SQLite
-/// cannot do it safely.
+/// The value of the variable `checkpoints` that makes linksctl's agent checkpoint the database wherever the runtime's SQLite
+/// cannot do so safely.
 pub const BY_AGENT: &str = "agent";
 
-/// What `GET /internal/sqlite` answers.
+/// The answer to `GET /internal/sqlite`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Engine {
-    /// The version of the SQLite in the runtime.
+    /// The version of the runtime's SQLite.
     pub version: String,
-    /// Whether a commit through it may start a checkpoint.
+    /// Whether a commit by the runtime may start a checkpoint.
     pub checkpoints: bool,
 }
 
 impl Engine {
-    /// Whether this runtime may lose commits: it checkpoints, and its SQLite has the WAL-reset bug.
+    /// Whether this runtime may lose commits, because it checkpoints with a SQLite that has the WAL-reset bug.
     pub fn is_unsafe(&self) -> bool {
         self.checkpoints && !checkpoints_safely(&self.version)
     }
 }
 
-/// Whether checkpoints by this version of SQLite are safe beside other connections. In versions 3.7.0 to 3.51.2 a checkpoint
-/// that starts while another connection resets the write-ahead log can mark frames as copied that are not, and they are lost
-/// ("The WAL Reset Bug", <https://sqlite.org/wal.html#walresetbug>). The fix is in the checkpoint itself, so connections
-/// that never checkpoint do no harm in any version. Releases 3.44.6 and 3.50.7 have the fix too.
+/// Whether this version of SQLite can checkpoint safely while other connections are open. In versions 3.7.0 to 3.51.2 a
+/// checkpoint that starts while another connection resets the write-ahead log can mark frames as copied that were not. Those
+/// frames are lost ("The WAL Reset Bug", <https://sqlite.org/wal.html#walresetbug>). The fix is in the checkpoint itself, so a
+/// connection that never checkpoints does no harm in any version. Releases 3.44.6 and 3.50.7 have the fix too.
 pub fn checkpoints_safely(version: &str) -> bool {
     let mut numbers = version.split('.').map(str::parse::<u32>);
     let (Some(Ok(major)), Some(Ok(minor)), Some(Ok(patch))) = (numbers.next(), numbers.next(), numbers.next()) else {
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_version_is_safe_as_long_as_it_does_not_checkpoint() {
+    fn an_old_version_is_safe_while_it_does_not_checkpoint() {
         let engine = |version: &str, checkpoints| Engine {
             version: version.into(),
             checkpoints,

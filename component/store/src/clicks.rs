@@ -7,12 +7,12 @@ use crate::sql::{FIND_CLICK_POSITION, FIND_SLUG_REUSES, INSERT_CLICKS};
 use crate::store::Store;
 
 impl Store {
-    /// Adds the clicks of a batch; `body` is the batch as JSON, `now` in Unix seconds, `heeded` the number of the latest reuse
-    /// of a slug that the batch takes into account. False: the batch does not start where the journal's latest one ended, so
-    /// it was added before, or in part; or there are later reuses.
+    /// Adds the clicks of a batch. `body` is the batch as JSON, `now` is in Unix seconds, and `heeded` is the number of the
+    /// latest reuse of a slug that the batch takes into account. Returns false if the batch does not start where the journal's
+    /// latest batch ended, because some or all of it was added before, or if a slug was reused since `heeded`.
     ///
     /// # Errors
-    /// The database did not answer; so for all of them.
+    /// Fails if the database does not answer.
     pub async fn add_clicks(
         &self,
         batch: &Batch,
@@ -34,7 +34,10 @@ impl Store {
         Ok(!self.query(INSERT_CLICKS, &row, Mode::Write).await?.is_empty())
     }
 
-    /// The reuses of slugs after a number, at most [`MAX_REUSES`].
+    /// The reuses of slugs with a number above `after`, at most [`MAX_REUSES`] of them.
+    ///
+    /// # Errors
+    /// Fails if the database does not answer.
     pub async fn slug_reuses(&self, after: i64) -> Result<Vec<Reuse>, Unavailable> {
         let row = [Value::Integer(after), Value::Integer(MAX_REUSES)];
         let rows = self.query(FIND_SLUG_REUSES, &row, Mode::Read).await?;
@@ -42,7 +45,10 @@ impl Store {
         Ok(reuses.map(|(number, slug, at)| Reuse(number, slug, at)).collect())
     }
 
-    /// The position up to which the clicks of a journal were added.
+    /// The position up to which the clicks of a journal have been added.
+    ///
+    /// # Errors
+    /// Fails if the database does not answer.
     pub async fn click_position(&self, journal: &str) -> Result<Position, Unavailable> {
         let journal = [Value::Text(journal.to_owned())];
         let rows = self.query(FIND_CLICK_POSITION, &journal, Mode::Read).await?;

@@ -1,7 +1,7 @@
-//! The database of links and clicks, and the cache of links beside it. This is the only crate that contains SQL.
+//! The database of links and clicks, and the link cache. This is the only crate that contains SQL.
 //!
-//! The statements ([`sql`]), the schema ([`schema`]) and what follows from a version of SQLite ([`checkpoints`]) are for
-//! native programs too. What runs statements in a component has the feature `sdk`.
+//! Native programs share the statements ([`sql`]), the schema ([`schema`]) and the rules for checkpoints ([`checkpoints`]). The
+//! modules that run statements inside a component need the feature `sdk`.
 
 pub mod cache;
 pub mod checkpoints;

@@ -1,5 +1,5 @@
-//! The cache of links, in the key-value store "default". While it is off, no store is asked for anything. While the store does
-//! not answer, the cache is as good as empty, and never a reason for an error.
+//! The link cache, in the key-value store "default". While it is off, no store is used. While the store does not answer, the
+//! cache behaves as if it were empty; it never causes an error.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::place;
 
 #[derive(Clone, Copy)]
 struct Settings {
-    /// `None`: there is no cache.
+    /// How long entries are used; `None` if the cache is off.
     lifetime: Option<Lifetime>,
     is_database_remote: bool,
 }
@@ -37,13 +37,13 @@ const BREAKER: CircuitBreaker = CircuitBreaker {
     memory: &OUTAGE,
 };
 
-/// How long entries are used; `None`: there is no cache.
+/// How long entries are used; `None` if the cache is off or its variables cannot be read.
 pub async fn lifetime() -> Option<Lifetime> {
     let settings = variables::read_once(&SETTINGS, "redirects go without the cache", read).await;
     settings.and_then(|settings| settings.lifetime)
 }
 
-/// Whether the database is on another machine; `None`: the variables have not been read.
+/// Whether the database is on another machine; `None` if the variables have not been read.
 pub fn is_database_remote() -> Option<bool> {
     variables::cached(&SETTINGS).map(|settings| settings.is_database_remote)
 }
@@ -59,7 +59,7 @@ async fn read() -> Result<Settings, String> {
         false => None,
     };
     let is_database_remote = place::is_remote(&place).map_err(invalid)?;
-    // With a cache there is something to go on with while the database does not answer.
+    // Sharing pays only with a cache: without one there is no fallback while the database does not answer.
     database::BREAKER.share(lifetime.is_some());
     Ok(Settings {
         lifetime,
@@ -75,8 +75,8 @@ pub async fn get(slug: &Slug) -> Option<Entry> {
     Entry::decode(&entry)
 }
 
-/// Keeps a link as the database has it, asked at `asked_at` (Unix seconds). A link with a limit is not kept, nor any earlier
-/// link with its slug. False: the store does not answer, and may have an older entry.
+/// Caches a link as the database had it at `asked_at`, in Unix seconds. For a link with a click limit it removes any entry of
+/// the slug instead. Returns false if the store does not answer; it may then still have an older entry.
 pub async fn put(slug: &Slug, link: &Stored, asked_at: i64) -> bool {
     if link.limit.is_some() {
         return remove(slug).await;
@@ -88,7 +88,7 @@ pub async fn put(slug: &Slug, link: &Stored, asked_at: i64) -> bool {
         .is_some()
 }
 
-/// False: the store does not answer, and may still have the entry.
+/// Removes the entry of a link. Returns false if the store does not answer; it may then still have the entry.
 pub async fn remove(slug: &Slug) -> bool {
     request(async || kv::Store::Default.delete(&cache::key(slug)).await)
         .await

@@ -12,8 +12,10 @@ use crate::sql::{CHANGE_LINK, DELETE_LINK, FIND_LINK, INSERT_LINK, SHOW_LINK, TA
 use crate::store::Store;
 
 impl Store {
+    /// Finds the link that a redirect needs.
+    ///
     /// # Errors
-    /// The database did not answer; so for all of them.
+    /// Fails if the database does not answer.
     pub async fn find(&self, slug: &Slug) -> Result<Option<Stored>, Unavailable> {
         let mode = match link_cache::is_database_remote() {
             Some(false) => Mode::ReadAnyVersionInPlace,
@@ -26,11 +28,11 @@ impl Store {
         }))
     }
 
-    /// Inserts a link under a slug, and returns the slug and the link that this request has now: this one, or the one that an
-    /// earlier call with the same id has made. `None`: the slug is taken by another link. `now` in Unix seconds.
+    /// Inserts a link under a slug, and returns the slug and link of this request: the new link, or the link that an earlier
+    /// call with the same id inserted. Returns `None` if another link has the slug. `now` is in Unix seconds.
     ///
     /// # Errors
-    /// The database did not answer. The link may be there.
+    /// Fails if the database does not answer. The link may have been inserted.
     pub async fn insert(
         &self,
         slug: &Slug,
@@ -55,15 +57,19 @@ impl Store {
         }))
     }
 
+    /// Everything about a link.
+    ///
+    /// # Errors
+    /// Fails if the database does not answer.
     pub async fn details(&self, slug: &Slug) -> Result<Option<Details>, Unavailable> {
         let rows = self.query(SHOW_LINK, &[key(slug)], Mode::Read).await?;
         Ok(rows.into_iter().next().and_then(details))
     }
 
-    /// Changes a link and returns it as it is then; `None`: there is none.
+    /// Changes a link and returns the result; `None` if there is no such link.
     ///
     /// # Errors
-    /// The database did not answer. The link may have been changed.
+    /// Fails if the database does not answer. The link may have been changed.
     pub async fn change(&self, slug: &Slug, change: &Change) -> Result<Option<Details>, Unavailable> {
         let target = change.target.as_ref();
         let row = [
@@ -76,19 +82,22 @@ impl Store {
         Ok(rows.into_iter().next().and_then(details))
     }
 
-    /// Whether this request has removed the link, by this call or by an earlier one with the same id. False: there was none.
-    /// `now` in Unix seconds.
+    /// Removes a link. Returns whether this request removed it, by this call or by an earlier one with the same id. `now` is in
+    /// Unix seconds.
     ///
     /// # Errors
-    /// The database did not answer. The link may have been removed.
+    /// Fails if the database does not answer. The link may have been removed.
     pub async fn remove(&self, slug: &Slug, id: RequestId, now: i64) -> Result<bool, Unavailable> {
         let row = [key(slug), Value::Blob(id.as_bytes().to_vec()), Value::Integer(now)];
         Ok(!self.query(DELETE_LINK, &row, Mode::Write).await?.is_empty())
     }
 
-    /// Takes one click of a link with a limit, and returns where the link leads. `None`: no click is left, or the link has
-    /// expired. If the answer is lost, the click may be lost with it and another one is taken, but never more than there
-    /// are. `now` in Unix seconds.
+    /// Takes one click of a link with a limit and returns the link's URL; `None` if no click is left or the link has expired.
+    /// If the answer is lost, its click may be lost too and the retry takes another one. The limit is never exceeded. `now` is
+    /// in Unix seconds.
+    ///
+    /// # Errors
+    /// Fails if the database does not answer. A click may have been taken.
     pub async fn take_click(&self, slug: &Slug, now: i64) -> Result<Option<String>, Unavailable> {
         let click = [key(slug), Value::Integer(now)];
         let row = self.query(TAKE_CLICK, &click, Mode::Write).await?.into_iter().next();

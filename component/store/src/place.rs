@@ -5,7 +5,7 @@ use links_domain::variable::Invalid;
 /// Whether the variable `database_place` says that the database is on another machine.
 ///
 /// # Errors
-/// Neither "local" nor "remote".
+/// Fails if the value is neither "local" nor "remote".
 pub fn is_remote(database_place: &str) -> Result<bool, Invalid> {
     match database_place.trim() {
         "" | "local" => Ok(false),
@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_local_unless_it_is_remote() {
+    fn the_database_is_local_unless_it_is_remote() {
         assert_eq!(is_remote(""), Ok(false));
         assert_eq!(is_remote("local"), Ok(false));
         assert_eq!(is_remote("remote\n"), Ok(true));

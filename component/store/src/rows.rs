@@ -1,4 +1,4 @@
-//! Values of rows. The tables are STRICT, so the columns have the expected types.
+//! Conversions of rows and values. The tables are STRICT, so the columns have the expected types.
 
 use links_domain::expiry::Expiry;
 use links_domain::limit::Limit;
@@ -40,7 +40,7 @@ pub fn text(value: Value) -> Option<String> {
     }
 }
 
-/// The only value of the only row.
+/// The only value of the only row, as a count.
 pub fn single_count(rows: &[RowResult]) -> Option<u64> {
     let value = rows.first()?.get::<i64>(0)?;
     u64::try_from(value).ok()

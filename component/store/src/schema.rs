@@ -1,6 +1,6 @@
-//! The tables, and the scripts that bring them up to date.
+//! The migration scripts.
 
-/// The scripts that lead from each version of the tables to the next; version 0 has no tables.
+/// The scripts that lead from each version of the tables to the next. Version 0 has no tables.
 pub const SCHEMA: [&str; 5] = [
     include_str!("../sql/0001_links.sql"),
     include_str!("../sql/0002_request_ids.sql"),
@@ -9,8 +9,8 @@ pub const SCHEMA: [&str; 5] = [
     include_str!("../sql/0005_deleted_links.sql"),
 ];
 
-/// The statements of a script. One ends at a `;` that ends a line before an empty line or the end, so the body of a trigger,
-/// which has no empty line in it, stays whole.
+/// The statements of a script. A statement ends at a `;` followed by an empty line or the end of the script. The body of a
+/// trigger has no empty line, so it stays in one piece.
 pub fn statements(script: &str) -> impl Iterator<Item = &str> {
     script
         .split(";\n\n")
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_script_falls_into_its_statements() {
+    fn a_script_is_split_into_its_statements() {
         let script = "-- About; it\nCREATE TABLE a (b);\n\nCREATE TRIGGER t AFTER INSERT ON a BEGIN\n  SELECT 1;\n  SELECT 2;\nEND;\n";
         assert_eq!(
             statements(script).collect::<Vec<_>>(),

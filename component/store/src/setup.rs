@@ -1,4 +1,4 @@
-//! New connections, and the tables.
+//! The set-up of new connections, and migrations.
 
 use std::cell::Cell;
 
@@ -11,20 +11,20 @@ use crate::schema::{SCHEMA, statements};
 use crate::sql::{AUTOMATIC_CHECKPOINT, NEVER_CHECKPOINT, SCHEMA_VERSION, SQLITE_VERSION, WRITE_AHEAD};
 
 thread_local! {
-    /// Whether the agent checkpoints the write-ahead log; `None`: not known yet.
+    /// Whether the agent checkpoints the write-ahead log; `None` before the first connection.
     static AGENT_CHECKPOINTS: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
 pub struct Tables;
 
 impl Setup for Tables {
-    /// Turns off automatic checkpoints where the runtime's SQLite cannot do them safely and the agent does them instead.
-    /// Without an agent they stay on: nothing else would end the growth of the write-ahead log.
+    /// Turns off automatic checkpoints if the runtime's SQLite cannot do them safely and the agent does them instead. Without
+    /// an agent they stay on, because nothing else would stop the write-ahead log from growing.
     async fn connected(connection: &Connection) -> Result<(), String> {
         let agent_checkpoints = match AGENT_CHECKPOINTS.get() {
             Some(known) => known,
             None => {
-                // Where the variable cannot be read, a growing log is better than lost commits.
+                // If the variable cannot be read, a growing log is better than lost commits.
                 let wanted = variables::get("checkpoints").await.map_or(true, |who| who == BY_AGENT);
                 let known = wanted && !checkpoints_safely(&version(connection).await?);
                 AGENT_CHECKPOINTS.set(Some(known));
@@ -52,7 +52,7 @@ impl Setup for Tables {
 /// The SQLite behind a connection.
 ///
 /// # Errors
-/// The database's message.
+/// Fails with the database's message.
 pub async fn engine(connection: &Connection) -> Result<Engine, String> {
     let pages = connection.rows(AUTOMATIC_CHECKPOINT, &[]).await?;
     Ok(Engine {
@@ -65,11 +65,11 @@ async fn version(connection: &Connection) -> Result<String, String> {
     let rows = connection.rows(SQLITE_VERSION, &[]).await?;
     match rows.into_iter().next().and_then(|row| row.values.into_iter().next()) {
         Some(Value::Text(version)) => Ok(version),
-        _ => Err("sqlite_version() gave no text".to_owned()),
+        _ => Err("sqlite_version() did not return text".to_owned()),
     }
 }
 
-/// The version of the tables; 0 for none.
+/// The version of the tables; 0 if there are none.
 async fn schema_version(connection: &Connection) -> Result<usize, String> {
     match connection.rows(SCHEMA_VERSION, &[]).await {
         Ok(rows) => {
@@ -84,13 +84,13 @@ async fn schema_version(connection: &Connection) -> Result<usize, String> {
 async fn write_ahead(connection: &Connection) -> Result<(), String> {
     match connection.rows(WRITE_AHEAD, &[]).await {
         Err(error) if ErrorKind::of(&error) == ErrorKind::Busy => return Err(error),
-        Err(error) if !is_unsupported(&error) => log::line("going on without a write-ahead log", error),
+        Err(error) if !is_unsupported(&error) => log::line("continuing without a write-ahead log", error),
         _ => {}
     }
     Ok(())
 }
 
-/// Another process may be doing the same, so each statement may have been run before.
+/// Runs a script. Another process may be doing the same, so each statement may already have been run.
 async fn apply(connection: &Connection, script: &str) -> Result<(), String> {
     for statement in statements(script) {
         match connection.rows(statement, &[]).await {

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What `GET /internal/database` answers.
+/// The answer to `GET /internal/database`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseSize {
     pub links: u64,
-    /// Of the whole database; `None` where a server does not say.
+    /// The size of the whole database; `None` if the server does not report it.
     pub bytes: Option<u64>,
 }

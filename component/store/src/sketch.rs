@@ -1,8 +1,8 @@
-//! Sketches of visitors as the database has them.
+//! Sketches of visitors as the database stores them.
 
 use links_domain::visitors::Sketch;
 
-/// Reads a JSON array of pairs, each the number of a word and its bits as a signed integer. Any other text has no visitors.
+/// Reads a JSON array of pairs: the number of a word, and its bits as a signed integer. Any other text gives an empty sketch.
 pub fn parse(text: &str) -> Sketch {
     let words: Vec<(u8, i64)> = serde_json::from_str(text).unwrap_or_default();
     let mut sketch = Sketch::default();

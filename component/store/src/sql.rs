@@ -1,4 +1,4 @@
-//! The statements. Each file says what its parameters and columns are.
+//! The SQL statements. Each file explains its parameters and columns.
 
 pub const AUTOMATIC_CHECKPOINT: &str = include_str!("../sql/automatic_checkpoint.sql");
 pub const CHANGE_LINK: &str = include_str!("../sql/change_link.sql");
@@ -13,6 +13,7 @@ pub const FIND_CLICK_POSITION: &str = include_str!("../sql/find_click_position.s
 pub const FIND_LINK: &str = include_str!("../sql/find_link.sql");
 pub const FIND_LINK_ID: &str = include_str!("../sql/find_link_id.sql");
 pub const FIND_SLUG_REUSES: &str = include_str!("../sql/find_slug_reuses.sql");
+pub const HAS_TABLE: &str = include_str!("../sql/has_table.sql");
 pub const HEALTH: &str = include_str!("../sql/health.sql");
 pub const INSERT_CLICKS: &str = include_str!("../sql/insert_clicks.sql");
 pub const INSERT_LINK: &str = include_str!("../sql/insert_link.sql");

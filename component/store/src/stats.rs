@@ -12,14 +12,17 @@ impl Store {
     /// The id of a link in the tables of clicks.
     ///
     /// # Errors
-    /// The database did not answer; so for all of them.
+    /// Fails if the database does not answer.
     pub async fn find_id(&self, slug: &Slug) -> Result<Option<i64>, Unavailable> {
         let slug = [Value::Text(slug.as_str().to_owned())];
         let rows = self.query(FIND_LINK_ID, &slug, Mode::Read).await?;
         Ok(rows.first().and_then(|row| row.get::<i64>(0)))
     }
 
-    /// The clicks of the link with this id, or of [`ALL_LINKS`].
+    /// The statistics of the link with this id, or of [`ALL_LINKS`].
+    ///
+    /// # Errors
+    /// Fails if the database does not answer.
     pub async fn stats(&self, link: i64, span: Span) -> Result<Found, Unavailable> {
         let query =
             async |statement, values: [i64; 3]| self.query(statement, &values.map(Value::Integer), Mode::Read).await;

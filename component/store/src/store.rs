@@ -14,17 +14,17 @@ use crate::sql::{COUNT_LINKS, DATABASE_SIZE, HEALTH};
 /// The id that stands for all links in the tables of clicks.
 pub const ALL_LINKS: i64 = 0;
 
-/// The database for one request.
+/// The database, as one request uses it.
 ///
-/// Every statement is complete by itself, because requests share the connection of their instance and several processes
-/// share the database. Every statement may also be repeated: an insert whose answer was lost finds its own row by the
-/// request's id, and so does a deletion.
+/// Every statement is complete by itself, because the requests of an instance share its connection and several processes share
+/// the database. Every statement may also be repeated: an insert or a deletion whose answer was lost finds its own row by the
+/// id of the request.
 pub struct Store {
     pub(crate) database: Database<Tables>,
 }
 
 impl Default for Store {
-    /// With the time limits for a database on this machine or for one on another, as the variables have it.
+    /// A store with the timeouts for a local or a remote database, as the variables say.
     fn default() -> Store {
         Store::with(match link_cache::is_database_remote() {
             Some(true) => Timeouts::REMOTE,
@@ -40,19 +40,19 @@ impl Store {
         }
     }
 
-    /// Reads from the table of links; on a new database it creates the tables first.
+    /// Reads from the table of links. In a new database it first creates the tables.
     ///
     /// # Errors
-    /// The cause, fit for anybody to read.
+    /// Fails with a cause that may be shown to the public.
     pub async fn check(&self) -> Result<(), Cause> {
         let outcome = self.database.query(HEALTH, &[], Mode::Read).await;
         outcome.map(drop).map_err(|error| Cause::of(&error))
     }
 
-    /// Counts all links. This takes longest of all statements, so its failure says nothing about others.
+    /// Counts all links. No statement takes longer, so the circuit breaker ignores a failure of this one.
     ///
     /// # Errors
-    /// The database did not answer.
+    /// Fails if the database does not answer.
     pub async fn size(&self) -> Result<DatabaseSize, Unavailable> {
         let count = self.database.query_unrecorded(COUNT_LINKS, &[], Mode::Read).await;
         let links = count.map_err(|_| Unavailable)?;
@@ -63,14 +63,14 @@ impl Store {
         })
     }
 
-    /// The SQLite that runs the statements, asked over a connection as requests use it.
+    /// The SQLite behind the connections that requests use.
     ///
     /// # Errors
-    /// The database did not answer.
+    /// Fails if the database does not answer.
     pub async fn engine(&self) -> Result<Engine, Unavailable> {
         let engine = self.database.with_connection(setup::engine).await;
         engine.map_err(|error| {
-            log::line("cannot ask the database for its version", error);
+            log::line("cannot read the version of the database engine", error);
             Unavailable
         })
     }
@@ -81,7 +81,7 @@ impl Store {
         values: &[Value],
         mode: Mode,
     ) -> Result<Vec<RowResult>, Unavailable> {
-        // The circuit breaker has logged the message.
+        // The circuit breaker has already logged the error.
         let rows = self.database.query(statement, values, mode).await;
         rows.map_err(|_| Unavailable)
     }

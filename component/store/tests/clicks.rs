@@ -1,4 +1,4 @@
-//! The component's SQL files about clicks, against the SQLite that is used here, as the component uses them.
+//! The SQL files about clicks, run as the components run them, on the SQLite that this test is built with.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use links_domain::clicks::{Batch, Clicks, Detail, Kind, MAX_REUSES, OTHER, Position, Visitors, WHOLE};
@@ -14,7 +14,7 @@ const DAY: u32 = 20_454;
 const HOUR: u32 = DAY * 24 + 12;
 const NOW: i64 = HOUR as i64 * 3600 + 1800;
 
-/// With the links `a` (1), `b` (2) and so on.
+/// A database with the links `a` (id 1), `b` (id 2) and so on.
 fn new_database(links: usize) -> Connection {
     let connection = Connection::open_in_memory().unwrap();
     for statement in SCHEMA.into_iter().flat_map(statements) {
@@ -40,7 +40,7 @@ fn batch(start: u64, stop: u64) -> Batch {
     }
 }
 
-fn of_clicks(start: u64, stop: u64, clicks: &[(&str, u32, u32, u32)]) -> Batch {
+fn clicks_batch(start: u64, stop: u64, clicks: &[(&str, u32, u32, u32)]) -> Batch {
     let clicks = clicks.iter();
     Batch {
         clicks: clicks
@@ -50,7 +50,7 @@ fn of_clicks(start: u64, stop: u64, clicks: &[(&str, u32, u32, u32)]) -> Batch {
     }
 }
 
-fn of_details(start: u64, details: &[(&str, Kind, &str, u32)]) -> Batch {
+fn details_batch(start: u64, details: &[(&str, Kind, &str, u32)]) -> Batch {
     let details = details.iter();
     Batch {
         details: details
@@ -123,9 +123,8 @@ fn count(connection: &Connection, table: &str) -> i64 {
         .unwrap()
 }
 
-/// A process that ends between two statements leaves the rest to the next one.
 #[test]
-fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
+fn an_interrupted_script_is_finished_by_the_next_run() {
     for done in 0..=statements(SCHEMA[2]).count() {
         let connection = Connection::open_in_memory().unwrap();
         let earlier = SCHEMA[..2].iter().flat_map(|script| statements(script));
@@ -141,7 +140,7 @@ fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
                 [],
             )
             .unwrap();
-        assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 3, 0)])));
+        assert!(send(&connection, &clicks_batch(0, 10, &[("a", HOUR, 3, 0)])));
         assert_eq!(days(&connection, 1), [(DAY.into(), 3, 0)], "after {done} statements");
     }
 }
@@ -152,7 +151,7 @@ fn a_batch_is_added_to_hours_and_days() {
     let (hour, day) = (i64::from(HOUR), i64::from(DAY));
     assert!(send(
         &connection,
-        &of_clicks(
+        &clicks_batch(
             0,
             10,
             &[
@@ -165,25 +164,25 @@ fn a_batch_is_added_to_hours_and_days() {
     ));
     assert!(send(
         &connection,
-        &of_clicks(10, 20, &[("a", HOUR, 4, 0), ("", HOUR, 4, 0)])
+        &clicks_batch(10, 20, &[("a", HOUR, 4, 0), ("", HOUR, 4, 0)])
     ));
     assert_eq!(hours(&connection, 1), [(hour, 7, 1), (hour + 1, 2, 0)]);
     assert_eq!(days(&connection, 1), [(day, 9, 1)]);
     assert_eq!(days(&connection, 2), [(day + 1, 1, 0)]);
-    // A row for each day that anything was counted in, so that the clicks of a deleted link are found.
+    // Every day with clicks has a row of link 0, so that the clicks of a deleted link are found.
     assert_eq!(days(&connection, 0), [(day, 10, 1), (day + 1, 0, 0)]);
 }
 
 #[test]
 fn the_same_batch_again_changes_nothing() {
     let connection = new_database(1);
-    let first = of_clicks(0, 10, &[("a", HOUR, 3, 0)]);
+    let first = clicks_batch(0, 10, &[("a", HOUR, 3, 0)]);
     assert_eq!(position(&connection), None);
     assert!(send(&connection, &first));
     assert_eq!(position(&connection), Some(10));
     assert!(!send(&connection, &first));
-    assert!(send(&connection, &of_clicks(10, 30, &[("a", HOUR, 1, 0)])));
-    for again in [&first, &of_clicks(10, 30, &[("a", HOUR, 1, 0)])] {
+    assert!(send(&connection, &clicks_batch(10, 30, &[("a", HOUR, 1, 0)])));
+    for again in [&first, &clicks_batch(10, 30, &[("a", HOUR, 1, 0)])] {
         assert!(!send(&connection, again));
     }
     assert_eq!(
@@ -193,12 +192,12 @@ fn the_same_batch_again_changes_nothing() {
 }
 
 #[test]
-fn the_parts_of_a_range_are_taken_in_their_order_and_once() {
+fn the_parts_of_a_range_are_added_in_order_and_once() {
     let connection = new_database(3);
     let part = |after: Option<&str>, through: Option<&str>, slug: &str| Batch {
         after: after.map(str::to_owned),
         through: through.map(str::to_owned),
-        ..of_clicks(0, 10, &[(slug, HOUR, 1, 0)])
+        ..clicks_batch(0, 10, &[(slug, HOUR, 1, 0)])
     };
     let parts = [
         part(None, Some("a"), "a"),
@@ -206,13 +205,13 @@ fn the_parts_of_a_range_are_taken_in_their_order_and_once() {
         part(Some("b"), None, ""),
     ];
     for (done, next) in parts.iter().enumerate() {
-        // Nothing but the next part goes on there: none of the others, no other cut of the same range, no later range.
+        // Only the next part is accepted: none of the others, no other division of the same range, and no later range.
         let another = part(Some("0"), Some("c"), "c");
         let longer = Batch {
             stop: 20,
             ..next.clone()
         };
-        let later = of_clicks(10, 20, &[("a", HOUR, 1, 0)]);
+        let later = clicks_batch(10, 20, &[("a", HOUR, 1, 0)]);
         let others = parts
             .iter()
             .enumerate()
@@ -230,15 +229,15 @@ fn the_parts_of_a_range_are_taken_in_their_order_and_once() {
     assert_eq!(counted, [1, 1, 0, 1]);
 }
 
-/// An agent that was killed may cut the journal into other pieces than before.
+/// After a restart the agent may divide the journal differently.
 #[test]
-fn a_batch_that_overlaps_or_leaves_a_gap_is_not_taken() {
+fn a_batch_that_overlaps_or_leaves_a_gap_is_not_added() {
     let connection = new_database(1);
-    assert!(!send(&connection, &of_clicks(5, 10, &[("a", HOUR, 1, 0)])));
-    assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));
+    assert!(!send(&connection, &clicks_batch(5, 10, &[("a", HOUR, 1, 0)])));
+    assert!(send(&connection, &clicks_batch(0, 10, &[("a", HOUR, 1, 0)])));
     for (start, stop) in [(0, 20), (5, 15), (9, 10), (11, 20), (20, 30)] {
         assert!(
-            !send(&connection, &of_clicks(start, stop, &[("a", HOUR, 1, 0)])),
+            !send(&connection, &clicks_batch(start, stop, &[("a", HOUR, 1, 0)])),
             "{start} to {stop}"
         );
     }
@@ -249,22 +248,22 @@ fn a_batch_that_overlaps_or_leaves_a_gap_is_not_taken() {
 }
 
 #[test]
-fn journals_do_not_know_each_other() {
+fn journals_are_independent() {
     let connection = new_database(1);
-    assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));
+    assert!(send(&connection, &clicks_batch(0, 10, &[("a", HOUR, 1, 0)])));
     let other = Batch {
         journal: "f".repeat(32),
-        ..of_clicks(0, 10, &[("a", HOUR, 1, 0)])
+        ..clicks_batch(0, 10, &[("a", HOUR, 1, 0)])
     };
     assert!(send(&connection, &other));
     assert_eq!(days(&connection, 1), [(DAY.into(), 2, 0)]);
 }
 
 #[test]
-fn nothing_is_kept_of_batches_but_the_latest_position() {
+fn only_the_latest_position_of_batches_is_kept() {
     let connection = new_database(1);
     for start in 0..100 {
-        assert!(send(&connection, &of_clicks(start, start + 1, &[("a", HOUR, 1, 0)])));
+        assert!(send(&connection, &clicks_batch(start, start + 1, &[("a", HOUR, 1, 0)])));
     }
     assert_eq!(count(&connection, "click_batches"), 1);
     let body: String = connection
@@ -274,9 +273,9 @@ fn nothing_is_kept_of_batches_but_the_latest_position() {
 }
 
 #[test]
-fn a_batch_that_fails_leaves_nothing() {
+fn a_batch_that_fails_leaves_nothing_behind() {
     let connection = new_database(1);
-    // Not through the component, which refuses it before.
+    // The component would reject this batch earlier.
     let row = params![
         JOURNAL,
         0,
@@ -289,17 +288,17 @@ fn a_batch_that_fails_leaves_nothing() {
     ];
     assert!(connection.query_row(INSERT_CLICKS, row, |_| Ok(())).is_err());
     assert_eq!((position(&connection), count(&connection, "click_hours")), (None, 0));
-    assert!(send(&connection, &of_clicks(0, 10, &[("a", HOUR, 1, 0)])));
+    assert!(send(&connection, &clicks_batch(0, 10, &[("a", HOUR, 1, 0)])));
 }
 
 #[test]
-fn clicks_of_a_link_that_is_gone_go_with_it() {
+fn clicks_are_deleted_with_their_link() {
     let connection = new_database(2);
-    let clicks = of_clicks(0, 10, &[("a", HOUR, 3, 0), ("b", HOUR, 1, 0), ("", HOUR, 4, 0)]);
+    let clicks = clicks_batch(0, 10, &[("a", HOUR, 3, 0), ("b", HOUR, 1, 0), ("", HOUR, 4, 0)]);
     assert!(send(&connection, &clicks));
     assert!(send(
         &connection,
-        &of_details(10, &[("b", Kind::Referrer, "", 1), ("", Kind::Referrer, "", 4)])
+        &details_batch(10, &[("b", Kind::Referrer, "", 1), ("", Kind::Referrer, "", 4)])
     ));
     let visitors = Batch {
         visitors: vec![Visitors("b".into(), DAY, 0, 1)],
@@ -316,10 +315,10 @@ fn clicks_of_a_link_that_is_gone_go_with_it() {
     let id: i64 = connection
         .query_row("SELECT id FROM links WHERE slug = 'new'", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(id, 3, "no id comes back");
+    assert_eq!(id, 3, "an id is used only once");
     assert!(send(
         &connection,
-        &of_clicks(12, 20, &[("b", HOUR, 5, 0), ("a", HOUR, 1, 0)])
+        &clicks_batch(12, 20, &[("b", HOUR, 5, 0), ("a", HOUR, 1, 0)])
     ));
     for link in [2, 3] {
         assert_eq!((days(&connection, link), hours(&connection, link)), (vec![], vec![]));
@@ -330,17 +329,17 @@ fn clicks_of_a_link_that_is_gone_go_with_it() {
     assert_eq!(days(&connection, 0), [(DAY.into(), 4, 0)]);
 }
 
-/// Deletes `c` while a batch is under way whose first part has counted it, in an hour that nothing else was counted in.
-fn clicks_of_a_part_after_its_link_was_deleted(connection: &Connection) {
+/// Deletes `c` between two parts of a batch. The first part has counted clicks of `c` in an hour without other clicks.
+fn delete_a_link_between_two_parts(connection: &Connection) {
     let first = Batch {
         through: Some("c".into()),
         visitors: vec![Visitors("c".into(), DAY, 0, 1)],
         details: vec![Detail("c".into(), DAY, Kind::Referrer, "secret.example".into(), 7)],
-        ..of_clicks(0, 10, &[("c", HOUR, 7, 0)])
+        ..clicks_batch(0, 10, &[("c", HOUR, 7, 0)])
     };
     let last = Batch {
         after: Some("c".into()),
-        ..of_clicks(0, 10, &[("", HOUR, 7, 0)])
+        ..clicks_batch(0, 10, &[("", HOUR, 7, 0)])
     };
     assert!(send(connection, &first));
     connection.execute("DELETE FROM links WHERE slug = 'c'", []).unwrap();
@@ -350,7 +349,7 @@ fn clicks_of_a_part_after_its_link_was_deleted(connection: &Connection) {
 #[test]
 fn clicks_of_a_deleted_link_never_pass_to_another() {
     let connection = new_database(3);
-    clicks_of_a_part_after_its_link_was_deleted(&connection);
+    delete_a_link_between_two_parts(&connection);
     let link = "INSERT INTO links (slug, url, created_at) VALUES ('new', 'https://example.com/', 0)";
     connection.execute(link, []).unwrap();
     for table in ["click_hours", "click_days", "click_visitors", "click_details"] {
@@ -361,9 +360,8 @@ fn clicks_of_a_deleted_link_never_pass_to_another() {
     assert_eq!(days(&connection, 0), [(DAY.into(), 7, 0)]);
 }
 
-/// What version 4 has left behind is not adopted after an upgrade, and what was counted before it goes with its link.
 #[test]
-fn clicks_from_before_a_slug_was_reused_are_refused_until_the_sender_knows() {
+fn a_batch_is_refused_until_its_sender_knows_of_the_latest_slug_reuse() {
     let connection = new_database(2);
     let reuses = || -> Vec<(i64, String)> {
         let mut statement = connection.prepare(FIND_SLUG_REUSES).unwrap();
@@ -377,18 +375,18 @@ fn clicks_from_before_a_slug_was_reused_are_refused_until_the_sender_knows() {
     insert("new");
     connection.execute("DELETE FROM links WHERE slug = 'a'", []).unwrap();
     assert_eq!(reuses(), []);
-    let batch = of_clicks(0, 10, &[("a", HOUR, 1, 0)]);
+    let batch = clicks_batch(0, 10, &[("a", HOUR, 1, 0)]);
     assert!(send_heeding(&connection, &batch, NOW, Some(0)));
     insert("a");
     assert_eq!(reuses(), [(1, "a".to_owned())]);
-    let batch = of_clicks(10, 20, &[("b", HOUR, 1, 0)]);
+    let batch = clicks_batch(10, 20, &[("b", HOUR, 1, 0)]);
     assert!(!send_heeding(&connection, &batch, NOW, Some(0)));
     assert_eq!(position(&connection), Some(10));
     assert!(send_heeding(&connection, &batch, NOW, Some(1)));
-    // 0.1.0 knows nothing of it.
-    assert!(send_heeding(&connection, &of_clicks(20, 30, &[]), NOW, None));
+    // The agent of 0.1.0 does not know of reuses.
+    assert!(send_heeding(&connection, &clicks_batch(20, 30, &[]), NOW, None));
 
-    // Of what is too old, the latest stays: its number tells what was heeded.
+    // The latest reuse stays however old it is, because senders compare its number.
     connection.execute("UPDATE slug_reuses SET at = 1", []).unwrap();
     connection
         .execute("UPDATE deleted_slugs SET deleted_at = 1", [])
@@ -399,6 +397,7 @@ fn clicks_from_before_a_slug_was_reused_are_refused_until_the_sender_knows() {
     assert_eq!(reuses(), [(2, "b".to_owned())]);
 }
 
+/// New links do not inherit clicks that version 4 left behind. Clicks counted before the upgrade are deleted with their link.
 #[test]
 fn an_upgrade_separates_the_clicks_of_deleted_links_from_new_ones() {
     let connection = Connection::open_in_memory().unwrap();
@@ -410,16 +409,16 @@ fn an_upgrade_separates_the_clicks_of_deleted_links_from_new_ones() {
         connection.execute(link, [slug]).unwrap();
     };
     ["a", "b", "c"].into_iter().for_each(make);
-    // The statement of version 4 does not ask for it.
+    // INSERT_CLICKS needs this table, which version 4 does not have.
     connection
         .execute("CREATE TEMP TABLE slug_reuses (number INTEGER)", [])
         .unwrap();
-    clicks_of_a_part_after_its_link_was_deleted(&connection);
-    let under_way = Batch {
+    delete_a_link_between_two_parts(&connection);
+    let unfinished = Batch {
         through: Some("b".into()),
-        ..of_clicks(10, 20, &[("b", HOUR + 48, 5, 0)])
+        ..clicks_batch(10, 20, &[("b", HOUR + 48, 5, 0)])
     };
-    assert!(send(&connection, &under_way));
+    assert!(send(&connection, &unfinished));
     connection.execute("DROP TABLE temp.slug_reuses", []).unwrap();
     for statement in statements(SCHEMA[4]) {
         connection.execute(statement, []).unwrap();
@@ -435,12 +434,12 @@ fn an_upgrade_separates_the_clicks_of_deleted_links_from_new_ones() {
         assert_eq!((days, details(&connection, id)), (vec![], vec![]), "{slug}");
     }
     assert_eq!((days(&connection, 2), hours(&connection, 2)), (vec![], vec![]));
-    // Nothing that was counted for all is lost or counted twice.
+    // The sums of all links lose nothing and count nothing twice.
     assert_eq!(days(&connection, 0), [(DAY.into(), 7, 0), (i64::from(DAY) + 2, 0, 0)]);
 }
 
 #[test]
-fn visitors_are_joined() {
+fn sketches_of_visitors_are_merged() {
     let connection = new_database(1);
     for (start, bits) in [(0, 0b0101), (1, 0b0011), (2, i64::MIN)] {
         let visitors = Batch {
@@ -466,7 +465,7 @@ fn details_are_summed_and_the_most_frequent_come_first() {
             ("a", Kind::Referrer, "news.example", 3),
             ("a", Kind::Visit, "dcw", 5),
         ];
-        assert!(send(&connection, &of_details(start, &found)));
+        assert!(send(&connection, &details_batch(start, &found)));
     }
     assert_eq!(
         details(&connection, 1),
@@ -479,19 +478,19 @@ fn details_are_summed_and_the_most_frequent_come_first() {
 }
 
 #[test]
-fn of_many_referrers_the_most_frequent_stay_and_no_click_is_lost() {
+fn the_most_frequent_referrers_stay_and_no_click_is_lost() {
     let connection = new_database(1);
     let mut sent = 0;
     for start in 0..300_u64 {
         let made_up = [format!("{start}-a.example"), format!("{start}-b.example")];
         let mut found = vec![("a", Kind::Referrer, "real.example", 5)];
         found.extend(made_up.iter().map(|name| ("a", Kind::Referrer, name.as_str(), 1)));
-        // One that comes when there is no room left.
+        // This referrer first appears when the list is already full.
         if start > 200 {
             found.push(("a", Kind::Referrer, "late.example", 3));
         }
         sent += found.iter().map(|(.., clicks)| i64::from(*clicks)).sum::<i64>();
-        assert!(send(&connection, &of_details(start, &found)));
+        assert!(send(&connection, &details_batch(start, &found)));
     }
     let details = details(&connection, 1);
     assert!(details.len() <= 41, "{}", details.len());
@@ -502,15 +501,15 @@ fn of_many_referrers_the_most_frequent_stay_and_no_click_is_lost() {
 }
 
 #[test]
-fn hours_older_than_ninety_days_are_left_to_the_days() {
+fn hours_older_than_ninety_days_are_deleted_and_their_days_stay() {
     let connection = new_database(1);
     let old = HOUR - 90 * 24;
     assert!(send(
         &connection,
-        &of_clicks(0, 1, &[("a", old - 2, 1, 0), ("a", old - 1, 2, 1), ("a", old, 4, 0)])
+        &clicks_batch(0, 1, &[("a", old - 2, 1, 0), ("a", old - 1, 2, 1), ("a", old, 4, 0)])
     ));
-    assert!(send(&connection, &of_clicks(1, 2, &[("a", HOUR, 8, 0)])));
-    // Each batch takes one hour away.
+    assert!(send(&connection, &clicks_batch(1, 2, &[("a", HOUR, 8, 0)])));
+    // Every batch deletes one hour.
     assert!(send(&connection, &batch(2, 3)));
     let left: Vec<_> = bars(&connection, STATS_HOURS, 1, old - 5, HOUR + 1)
         .into_iter()
@@ -521,12 +520,12 @@ fn hours_older_than_ninety_days_are_left_to_the_days() {
     assert_eq!(days.iter().map(|(_, clicks, bots)| clicks + bots).sum::<i64>(), 16);
     let later = NOW + 3600;
     assert!(send_at(&connection, &batch(3, 4), later));
-    // That of the link, and that of all.
+    // The row of the link and the row of all links.
     assert_eq!(count(&connection, "click_hours"), 2);
 }
 
 #[test]
-fn the_links_with_the_most_clicks_are_told() {
+fn the_links_with_the_most_clicks_are_listed() {
     let connection = new_database(3);
     let clicks = [
         ("a", HOUR, 1, 0),
@@ -535,7 +534,7 @@ fn the_links_with_the_most_clicks_are_told() {
         ("c", HOUR, 3, 0),
         ("", HOUR, 10, 2),
     ];
-    assert!(send(&connection, &of_clicks(0, 1, &clicks)));
+    assert!(send(&connection, &clicks_batch(0, 1, &clicks)));
     let mut statement = connection.prepare(STATS_TOP).unwrap();
     let rows = statement.query_map(params![DAY, DAY + 2, 2], |row| {
         Ok((row.get(0)?, row.get(1)?, row.get(2)?))
@@ -544,7 +543,7 @@ fn the_links_with_the_most_clicks_are_told() {
     assert_eq!(top, [("b".into(), 6, 2), ("c".into(), 3, 0)]);
 }
 
-/// However many clicks and links there are, the statistics of one take a search for each of their days.
+/// The statistics of a link take one search for each day, however many clicks and links there are.
 #[test]
 fn statistics_of_a_link_search_and_never_scan() {
     let connection = new_database(1);
@@ -557,7 +556,7 @@ fn statistics_of_a_link_search_and_never_scan() {
         let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
         let steps = plan.query_map(params![1, 1, 2], |row| row.get::<_, String>("detail"));
         let steps: Vec<_> = steps.unwrap().map(Result::unwrap).collect();
-        // All that is gone through is the span itself.
+        // Only the span itself is scanned.
         let of_span = |step: &str| ["SCAN span", "SCAN CONSTANT ROW"].contains(&step);
         assert!(
             steps.iter().all(|step| !step.starts_with("SCAN") || of_span(step)),
@@ -568,9 +567,8 @@ fn statistics_of_a_link_search_and_never_scan() {
     }
 }
 
-/// What follows a batch, too, is found by keys.
 #[test]
-fn a_deleted_link_is_found_in_each_hour_and_day_by_keys() {
+fn clicks_of_a_deleted_link_are_found_by_key() {
     let connection = new_database(1);
     for (table, time, calendar) in [
         ("click_hours", "hour", "click_hours"),

@@ -1,4 +1,4 @@
-//! The component's SQL files, against the SQLite that is used here, as the component uses them.
+//! The SQL files, run as the components run them, on the SQLite that this test is built with.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Barrier;
@@ -13,19 +13,19 @@ use links_store::sql::{
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
-/// What releases of version 1 of the database run on any later one.
+/// The insert of releases for version 1 of the database. They run it on any later version as well.
 const INSERT_LINK_OF_1: &str = "INSERT INTO links (slug, url, created_at, expires_at) VALUES (?1, ?2, ?3, ?4)
     ON CONFLICT (slug) DO NOTHING RETURNING id";
 
-/// How they look a link up.
+/// The lookup of releases for version 1 of the database.
 const FIND_LINK_OF_1: &str = "SELECT url, expires_at FROM links WHERE slug = ?1";
 
 type Link = (String, Option<i64>);
 
-/// How often a link leads on, and how often from now.
+/// The maximum number of clicks, and the number of clicks left.
 type Limit = (Option<i64>, Option<i64>);
 
-/// Slug, URL and expiry, as an insert gives them back.
+/// Slug, URL and expiry, as an insert returns them.
 type Row = (String, String, Option<i64>);
 
 fn apply(connection: &Connection, script: &str) -> rusqlite::Result<()> {
@@ -55,7 +55,7 @@ fn rows(connection: &Connection) -> i64 {
         .unwrap()
 }
 
-/// For a request with the given id; the answer is the link it has now.
+/// Inserts a link for the request with this id, and returns the link that the request has now.
 fn insert_for(
     connection: &Connection,
     id: Option<[u8; 16]>,
@@ -69,7 +69,7 @@ fn insert_for(
         .optional()
 }
 
-/// For a request without an id.
+/// Inserts a link for a request without an id.
 fn insert(connection: &Connection, slug: &str, url: &str, expires_at: Option<i64>) -> rusqlite::Result<bool> {
     Ok(insert_for(connection, None, slug, url, expires_at)?.is_some())
 }
@@ -127,7 +127,7 @@ fn a_database_without_tables_is_recognised() {
 }
 
 #[test]
-fn the_schema_may_be_applied_again() {
+fn the_schema_may_be_applied_twice() {
     let connection = new_database();
     assert!(
         insert_for(&connection, Some([1; 16]), "kept", "https://example.com/", None)
@@ -148,9 +148,8 @@ fn each_script_leads_to_its_version() {
     }
 }
 
-/// A process that ends between two statements leaves the rest to the next one.
 #[test]
-fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
+fn an_interrupted_script_is_finished_by_the_next_run() {
     for (index, script) in SCHEMA.into_iter().enumerate() {
         for done in 0..statements(script).count() {
             let connection = Connection::open_in_memory().unwrap();
@@ -175,7 +174,7 @@ fn a_script_that_was_cut_off_is_finished_by_the_next_run() {
 }
 
 #[test]
-fn an_older_release_goes_on_while_the_database_is_changed_below_it() {
+fn an_older_release_keeps_working_during_a_migration() {
     let directory = tempfile::tempdir().unwrap();
     let [old, new] = [(); 2].map(|()| Connection::open(directory.path().join("links.db")).unwrap());
     apply(&old, SCHEMA[0]).unwrap();
@@ -184,7 +183,7 @@ fn an_older_release_goes_on_while_the_database_is_changed_below_it() {
     assert!(insert_as_1(&old, "after", "https://example.com/2"));
     assert!(
         insert_as_1(&old, "another", "https://example.com/2"),
-        "without an id nothing is a repeat"
+        "requests without an id are never repeats"
     );
     assert!(!insert_as_1(&old, "before", "https://example.com/3"));
     assert!(
@@ -200,7 +199,7 @@ fn an_older_release_goes_on_while_the_database_is_changed_below_it() {
     }
 }
 
-/// A release that meets a database from before its time (a backup that was put back) knows what is missing.
+/// A release may find an older database, for example a restored backup. It must notice what is missing.
 #[test]
 fn an_older_database_is_recognised() {
     let connection = Connection::open_in_memory().unwrap();
@@ -223,15 +222,15 @@ fn health_reads_an_empty_table_and_a_full_one() {
     assert!(health().is_err());
 }
 
-/// URL, end, most clicks, clicks left, and when it was made.
+/// URL, expiry, maximum number of clicks, clicks left, and time of creation.
 type Whole = (String, Option<i64>, Option<i64>, Option<i64>, i64);
 
 fn whole(row: &rusqlite::Row<'_>) -> rusqlite::Result<Whole> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
 }
 
-fn change(connection: &Connection, slug: &str, url: Option<&str>, end: Option<Option<i64>>) -> Option<Whole> {
-    let row = params![slug, url, end.is_some(), end.flatten()];
+fn change(connection: &Connection, slug: &str, url: Option<&str>, expiry: Option<Option<i64>>) -> Option<Whole> {
+    let row = params![slug, url, expiry.is_some(), expiry.flatten()];
     let changed = connection.query_row(CHANGE_LINK, row, whole).optional().unwrap();
     let shown = connection.query_row(SHOW_LINK, [slug], whole).optional().unwrap();
     assert_eq!(changed, shown);
@@ -239,13 +238,13 @@ fn change(connection: &Connection, slug: &str, url: Option<&str>, end: Option<Op
 }
 
 #[test]
-fn a_change_leaves_what_it_does_not_name() {
+fn a_change_keeps_what_it_does_not_name() {
     let connection = new_database();
     let no_id: Option<[u8; 16]> = None;
     for (slug, limit) in [("plain", None), ("limited", Some(3))] {
         let row = params![slug, "https://example.com/", 7, 50, no_id, limit];
         connection.query_row(INSERT_LINK, row, |_| Ok(())).unwrap();
-        let at = |url: &str, end| Some((url.to_owned(), end, limit, limit, 7));
+        let at = |url: &str, expiry| Some((url.to_owned(), expiry, limit, limit, 7));
         assert_eq!(
             change(&connection, slug, None, None),
             at("https://example.com/", Some(50))
@@ -262,7 +261,7 @@ fn a_change_leaves_what_it_does_not_name() {
             change(&connection, slug, Some("https://example.net/"), Some(None)),
             at("https://example.net/", None)
         );
-        // An older release still takes one with a limit for expired.
+        // An older release still takes a link with a limit for an expired one.
         let raw: Option<i64> = connection
             .query_row("SELECT expires_at FROM links WHERE slug = ?1", [slug], |row| row.get(0))
             .unwrap();
@@ -281,12 +280,12 @@ fn a_link_is_removed_once() {
 }
 
 #[test]
-fn a_deletion_that_is_repeated_finds_what_it_did_and_leaves_what_came_after() {
+fn a_repeated_deletion_succeeds_and_spares_a_newer_link() {
     let connection = new_database();
     insert(&connection, "a", "https://example.com/1", None).unwrap();
-    assert!(!remove_for(&connection, [1; 16], "b", 100), "there was none");
+    assert!(!remove_for(&connection, [1; 16], "b", 100), "there is no such link");
     assert!(remove_for(&connection, [1; 16], "a", 100));
-    assert!(remove_for(&connection, [1; 16], "a", 101), "its answer got lost");
+    assert!(remove_for(&connection, [1; 16], "a", 101), "the first answer was lost");
     insert(&connection, "a", "https://example.com/2", None).unwrap();
     assert!(remove_for(&connection, [1; 16], "a", 102));
     assert_eq!(find(&connection, "a"), Some(("https://example.com/2".into(), None)));
@@ -320,9 +319,9 @@ fn deletions_are_remembered_for_ten_minutes() {
     assert!(plan.contains("link_deletions_by_time"), "{plan}");
 }
 
-/// Whatever still holds on to the id of a deleted link does not get hold of another one.
+/// Rows that still refer to the id of a deleted link must not refer to a new one.
 #[test]
-fn the_id_of_a_deleted_link_never_comes_back() {
+fn the_id_of_a_deleted_link_is_never_reused() {
     let connection = new_database();
     for slug in ["a", "b", "c"] {
         insert(&connection, slug, "https://example.com/", None).unwrap();
@@ -330,7 +329,7 @@ fn the_id_of_a_deleted_link_never_comes_back() {
     let mut used = vec![1, 2, 3];
     assert!(remove_for(&connection, [1; 16], "c", 0));
     for slug in ["d", "e"] {
-        // With and without an id of a request, and as older releases do.
+        // These requests have no id. The statement of an older release and a request with an id follow.
         assert!(insert(&connection, slug, "https://example.com/", None).unwrap());
         used.push(id_of(&connection, slug));
     }
@@ -345,9 +344,9 @@ fn the_id_of_a_deleted_link_never_comes_back() {
     assert_eq!(used, [1, 2, 3, 4, 5, 6, 7]);
 }
 
-/// 0.1.0 goes on after a rollback, on a database that 0.2.0 has changed. These are its statements.
+/// After a rollback, 0.1.0 runs on a database that 0.2.0 has migrated. These are the statements of 0.1.0.
 #[test]
-fn release_0_1_0_serves_on_version_5() {
+fn release_0_1_0_works_on_version_5() {
     const INSERT: &str =
         "INSERT INTO links (slug, url, created_at, expires_at, request_id, max_clicks, clicks_left, limited_until)
         VALUES (?1, ?2, ?3, iif(?6 IS NULL, ?4, 0), ?5, ?6, ?6, iif(?6 IS NULL, NULL, ?4))
@@ -378,14 +377,14 @@ fn release_0_1_0_serves_on_version_5() {
     let delete = || connection.query_row(DELETE, ["a"], |_| Ok(())).optional().unwrap();
     assert_eq!((delete(), delete()), (Some(()), None));
     assert_eq!(make("b").as_deref(), Some("b"));
-    assert_eq!(id_of(&connection, "b"), 2, "the id of a deleted link");
-    // Its scripts are those up to version 4; it runs none of them here.
+    assert_eq!(id_of(&connection, "b"), 2, "the id of a deleted link is not reused");
+    // 0.1.0 has the scripts up to version 4, so it runs none of them here.
     assert_eq!(SCHEMA[..4].get(5..), None);
 }
 
-/// The link that the click is taken of is the one that leads on, though another one had the slug when it was looked up.
+/// The slug may pass to another link between the lookup and the click.
 #[test]
-fn a_click_leads_where_its_own_link_leads() {
+fn a_click_returns_the_url_of_the_link_it_was_taken_from() {
     let connection = new_database();
     insert_limited(&connection, "x", None, 1).unwrap();
     assert!(remove_for(&connection, [1; 16], "x", 0));
@@ -396,7 +395,7 @@ fn a_click_leads_where_its_own_link_leads() {
 }
 
 #[test]
-fn what_is_held_is_counted() {
+fn links_and_bytes_are_counted() {
     let connection = new_database();
     let number = |statement| connection.query_row(statement, [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(number(COUNT_LINKS), 0);
@@ -407,7 +406,7 @@ fn what_is_held_is_counted() {
 }
 
 #[test]
-fn the_first_insert_has_the_slug() {
+fn the_first_insert_gets_the_slug() {
     let connection = new_database();
     assert!(insert(&connection, "x", "https://example.com/", Some(5)).unwrap());
     assert!(!insert(&connection, "x", "https://example.org/", None).unwrap());
@@ -415,7 +414,7 @@ fn the_first_insert_has_the_slug() {
 }
 
 #[test]
-fn a_request_has_one_link_however_often_it_comes() {
+fn a_repeated_request_has_one_link() {
     let connection = new_database();
     let made = Some(("x".into(), "https://example.com/".into(), Some(5)));
     for slug in ["x", "y", "x"] {
@@ -426,7 +425,7 @@ fn a_request_has_one_link_however_often_it_comes() {
 }
 
 #[test]
-fn a_repeat_of_another_content_changes_nothing_and_is_told_what_there_is() {
+fn a_repeat_with_other_content_changes_nothing_and_returns_the_existing_link() {
     let connection = new_database();
     let first = insert_for(&connection, Some([1; 16]), "x", "https://example.com/", None).unwrap();
     insert_for(&connection, Some([2; 16]), "y", "https://example.net/", None).unwrap();
@@ -446,13 +445,13 @@ fn another_request_does_not_get_the_slug() {
         let link = insert_for(&connection, id, "x", "https://example.com/", None).unwrap();
         assert_eq!(link.is_some(), made, "{id:?}");
     }
-    // The second one's id is still free: its next attempt, with another slug, makes its link.
+    // The id of the second request is still free, so its next attempt with another slug succeeds.
     let link = insert_for(&connection, Some([2; 16]), "y", "https://example.com/", None).unwrap();
     assert_eq!(link.map(|(slug, ..)| slug).as_deref(), Some("y"));
 }
 
 #[test]
-fn requests_without_an_id_are_never_the_same() {
+fn requests_without_an_id_are_never_repeats() {
     let connection = new_database();
     assert!(insert(&connection, "a", "https://example.com/", None).unwrap());
     assert!(insert(&connection, "b", "https://example.com/", None).unwrap());
@@ -460,7 +459,7 @@ fn requests_without_an_id_are_never_the_same() {
 }
 
 #[test]
-fn case_makes_another_slug() {
+fn slugs_are_case_sensitive() {
     let connection = new_database();
     assert!(insert(&connection, "abc", "https://example.com/1", None).unwrap());
     assert!(insert(&connection, "ABC", "https://example.com/2", None).unwrap());
@@ -469,7 +468,7 @@ fn case_makes_another_slug() {
 }
 
 #[test]
-fn a_limit_is_taken_click_by_click() {
+fn a_limit_is_used_up_click_by_click() {
     let connection = new_database();
     insert_limited(&connection, "x", None, 2).unwrap();
     insert(&connection, "endless", "https://example.com/", None).unwrap();
@@ -491,7 +490,7 @@ fn no_click_is_taken_after_the_expiry() {
     assert_eq!(limit(&connection, "x"), (Some(5), Some(4)));
 }
 
-/// It would not count.
+/// An older release would not count the clicks.
 #[test]
 fn an_older_release_takes_a_link_with_a_limit_for_an_expired_one() {
     let connection = new_database();
@@ -503,7 +502,7 @@ fn an_older_release_takes_a_link_with_a_limit_for_an_expired_one() {
 }
 
 #[test]
-fn clicks_taken_at_once_are_never_more_than_there_are() {
+fn concurrent_clicks_never_exceed_the_limit() {
     const TAKERS: usize = 4;
     const CLICKS: i64 = 100;
     let directory = tempfile::tempdir().unwrap();
@@ -538,17 +537,17 @@ fn a_lookup_uses_the_index() {
     assert!(plan.starts_with("SEARCH links USING INDEX"), "{plan}");
 }
 
-/// Four processes start at once on a database that does not exist, and all of them race for the same slugs.
+/// Four writers start at the same time on a database that does not exist, and compete for the same slugs.
 #[test]
-fn writers_at_once_share_a_new_database() {
+fn concurrent_writers_share_a_new_database() {
     const WRITERS: usize = 4;
     const SLUGS: usize = 50;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("links.db");
     let start = Barrier::new(WRITERS);
     let deadline = Instant::now() + Duration::from_secs(60);
-    // As the component does: a database that is busy is asked again, for a limited time.
-    let patiently = |work: &dyn Fn() -> rusqlite::Result<bool>| loop {
+    // Like the component, this repeats a statement for a limited time while the database is busy.
+    let retrying = |work: &dyn Fn() -> rusqlite::Result<bool>| loop {
         match work() {
             Err(error) if ErrorKind::of(&error.to_string()) == ErrorKind::Busy && Instant::now() < deadline => {
                 thread::yield_now();
@@ -560,10 +559,10 @@ fn writers_at_once_share_a_new_database() {
         start.wait();
         let connection = Connection::open(&path).unwrap();
         connection.busy_timeout(Duration::from_secs(5)).unwrap();
-        patiently(&|| connection.query_row(WRITE_AHEAD, [], |row| Ok(row.get::<_, String>(0)? == "wal")));
-        patiently(&|| apply_all(&connection).map(|()| true));
+        retrying(&|| connection.query_row(WRITE_AHEAD, [], |row| Ok(row.get::<_, String>(0)? == "wal")));
+        retrying(&|| apply_all(&connection).map(|()| true));
         let url = format!("https://example.com/{writer}");
-        // One request that each of them is asked to serve.
+        // All writers serve this one request.
         let repeated = || {
             insert_for(
                 &connection,
@@ -573,9 +572,9 @@ fn writers_at_once_share_a_new_database() {
                 None,
             )
         };
-        patiently(&|| repeated().map(|link| link.is_some()));
+        retrying(&|| repeated().map(|link| link.is_some()));
         (0..SLUGS)
-            .filter(|slug| patiently(&|| insert(&connection, &slug.to_string(), &url, None)))
+            .filter(|slug| retrying(&|| insert(&connection, &slug.to_string(), &url, None)))
             .collect::<Vec<_>>()
     };
     let won: Vec<Vec<usize>> = thread::scope(|scope| {

@@ -1,14 +1,14 @@
-//! The scheme and host under which a client reached the appliance.
+//! The origin under which a client reached the appliance.
 
 use links_domain::origin::Origin;
 
 use crate::problem::Problem;
 
-/// The origin the client used, as nginx tells it in `x-forwarded-proto` and `x-forwarded-host`, else as `host`
-/// says.
+/// The origin that the client used: nginx sends it in `x-forwarded-proto` and `x-forwarded-host`; without nginx it is http and
+/// the header `host`.
 ///
 /// # Errors
-/// 400 if the host does not look like one: it would end up in every short URL.
+/// 400 if the scheme or the host is invalid, because both end up in every short URL.
 pub fn of_request(scheme: Option<&str>, host: Option<&str>) -> Result<Origin, Problem> {
     let scheme = scheme.unwrap_or("http").to_ascii_lowercase();
     if scheme != "http" && scheme != "https" {
@@ -19,14 +19,14 @@ pub fn of_request(scheme: Option<&str>, host: Option<&str>) -> Result<Origin, Pr
         .ok_or_else(|| {
             Problem::new(
                 400,
-                "The header host (or x-forwarded-host) must be one host name, with a port or without. Or set the \
-                 variable public_url on the server.",
+                "The header host (or x-forwarded-host) must be one host name with an optional port. Alternatively, \
+                 set the variable public_url on the server.",
             )
         })
 }
 
-/// What may stand in a Host header: a name, an IPv4 address or an IPv6 address in brackets, and a port. International
-/// names arrive in Punycode.
+/// Whether this may be a Host header: a name, an IPv4 address or an IPv6 address in brackets, with an optional port.
+/// International names arrive in Punycode.
 fn looks_like_host(text: &str) -> bool {
     text.len() <= 255
         && text
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forwarded_host_that_is_none_is_refused() {
+    fn an_invalid_forwarded_host_is_refused() {
         let long = "a".repeat(256);
         for host in [
             None,

@@ -1,4 +1,4 @@
-//! Bearer tokens (RFC 6750): who may use the API.
+//! Access to the API by bearer tokens (RFC 6750).
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use subtle::ConstantTimeEq;
 
 use crate::problem::Problem;
 
-/// A secret that does not show itself when it is printed.
+/// A token whose debug output does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
@@ -17,21 +17,22 @@ impl fmt::Debug for Token {
     }
 }
 
+/// Who may use the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
     /// Everybody.
     Open,
     /// Whoever sends this token.
     Token(Token),
-    /// Whoever sends the token of this digest.
+    /// Whoever sends the token with this digest.
     Digest(secret::Digest),
-    /// Nobody: a token is wanted, and none is configured.
+    /// Nobody: a token is required, but none is configured.
     Closed,
 }
 
 impl Access {
-    /// Whoever sends this token; an empty one stands for none. White space around it is dropped: a file often ends with a
-    /// line end, which no header can carry.
+    /// Access for whoever sends this token; an empty one counts as not configured. Surrounding white space is dropped, because
+    /// files often end with a line end, which no header can contain.
     pub fn token(text: &str) -> Access {
         match text.trim() {
             "" => Access::Closed,
@@ -39,7 +40,7 @@ impl Access {
         }
     }
 
-    /// As [`Access::token`], for its digest; `None` stands for no token.
+    /// Like [`Access::token`], for the token's digest; `None` counts as not configured.
     pub fn digest(digest: Option<secret::Digest>) -> Access {
         digest.map_or(Access::Closed, Access::Digest)
     }
@@ -55,7 +56,7 @@ impl Access {
     /// Decides by the `authorization` header.
     ///
     /// # Errors
-    /// 401 without the right token, 503 where no token is configured.
+    /// 401 without the right token, 503 if no token is configured.
     pub fn check(&self, authorization: Option<&[u8]>) -> Result<(), Problem> {
         match self {
             Access::Open => return Ok(()),
@@ -64,7 +65,7 @@ impl Access {
                 return Err(Problem::new(
                     503,
                     "No token is configured on this server, so nobody may do this. Its operator can set admin_token, or \
-                     let everybody shorten by shorten_access = \"open\".",
+                     let everybody create links with shorten_access = \"open\".",
                 ));
             }
         }
@@ -75,13 +76,13 @@ impl Access {
         if self.accepts(given) {
             return Ok(());
         }
-        Err(Problem::new(401, "The bearer token is not the right one.")
+        Err(Problem::new(401, "The bearer token is wrong.")
             .with_header("www-authenticate", "Bearer realm=\"links\", error=\"invalid_token\""))
     }
 
     fn accepts(&self, given: &[u8]) -> bool {
         match self {
-            // In constant time for tokens of one length; the length itself is no secret.
+            // Constant time for tokens of the same length. The length itself is not a secret.
             Access::Token(Token(token)) => given.ct_eq(token.as_bytes()).into(),
             Access::Digest(digest) => digest.is_of(given),
             Access::Open | Access::Closed => false,
@@ -89,7 +90,7 @@ impl Access {
     }
 }
 
-/// The token of `Bearer TOKEN`; the scheme's name has no case (RFC 9110, 11.1). A header need not be UTF-8.
+/// The token of `Bearer TOKEN`. The scheme is case-insensitive (RFC 9110, 11.1), and a header need not be UTF-8.
 fn bearer(header: &[u8]) -> Option<&[u8]> {
     let (scheme, rest) = header.split_at_checked("Bearer ".len())?;
     let token = rest.trim_ascii();
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn open_asks_nobody() {
+    fn open_access_needs_no_token() {
         assert_eq!(Access::Open.check(None), Ok(()));
     }
 

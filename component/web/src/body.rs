@@ -2,7 +2,7 @@
 
 use crate::problem::Problem;
 
-/// Largest body, in bytes: a URL of the greatest length with every byte escaped (`\u0061`), and room for the rest.
+/// The maximum size of a body, in bytes: a URL of the maximum length with every byte escaped (`\u0061`), and room for the rest.
 pub const MAX_BODY: usize = 64 * 1024;
 
 /// The media type of a body.
@@ -10,14 +10,16 @@ pub const MAX_BODY: usize = 64 * 1024;
 pub enum MediaType {
     /// `application/json`, in a `POST`.
     Json,
-    /// `application/merge-patch+json` (RFC 7396), in a `PATCH`; plain JSON is read the same way.
+    /// `application/merge-patch+json` (RFC 7396), in a `PATCH`. Plain JSON is accepted, too.
     MergePatch,
 }
 
 impl MediaType {
+    /// Checks the header `content-type`.
+    ///
     /// # Errors
-    /// 415 for another `content-type`. The body would be readable without it, but a page of another site cannot send it
-    /// without a preflight.
+    /// 415 for another type. The body would be readable anyway, but a page of another site cannot send this type without a
+    /// preflight.
     pub fn check(self, content_type: Option<&str>) -> Result<(), Problem> {
         let media_type = content_type.unwrap_or("").split(';').next().unwrap_or("").trim();
         let types = match self {
@@ -44,8 +46,10 @@ pub fn too_large(most: usize) -> Problem {
     Problem::new(413, format!("The body must be at most {most} bytes."))
 }
 
+/// Checks the header `content-length`. An invalid one is left to the runtime.
+///
 /// # Errors
-/// 413 if a `content-length` says that the body is larger than `most` bytes; one that is not a number is left to the runtime.
+/// 413 if the body is larger than `most` bytes.
 pub fn check_length(content_length: Option<&str>, most: usize) -> Result<(), Problem> {
     match content_length.and_then(|text| text.trim().parse::<u64>().ok()) {
         Some(length) if length > most as u64 => Err(too_large(most)),
@@ -102,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_declared_length_may_refuse_at_once() {
+    fn a_declared_length_is_checked() {
         let check = |length| check_length(length, 65_536);
         assert_eq!(check(Some("65536")), Ok(()));
         assert_eq!(check(Some("65537")).unwrap_err().status, 413);

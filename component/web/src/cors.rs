@@ -6,15 +6,16 @@ use crate::reply::{Headers, Reply};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cors {
-    /// None.
+    /// No page.
     Nobody,
-    /// Any: the token, where one is wanted, is the protection.
+    /// Any page. If a token is required, it is the protection.
     Anybody,
     Only(Origin),
 }
 
 impl Cors {
-    /// Headers for every response to `/shorten`, errors too: a page may only then read what was wrong.
+    /// The headers for every response to `/shorten`. Without them a page could not read what is wrong, so errors have them,
+    /// too.
     pub fn headers(&self, origin: Option<&str>) -> Headers {
         match self {
             Cors::Nobody => Vec::new(),
@@ -29,7 +30,7 @@ impl Cors {
         }
     }
 
-    /// The answer to `OPTIONS /shorten`. A page that is not allowed gets one as well, without the headers that allow.
+    /// The answer to `OPTIONS /shorten`. A page that is not allowed gets one without the headers that grant access.
     pub fn preflight(&self, origin: Option<&str>) -> Reply {
         let mut headers: Headers = vec![("allow", "POST, OPTIONS".into())];
         headers.extend(self.headers(origin));
@@ -45,7 +46,7 @@ impl Cors {
         match self {
             Cors::Nobody => false,
             Cors::Anybody => true,
-            // A browser sends the normal form (RFC 6454), so texts compare.
+            // A browser sends the normal form (RFC 6454), so the texts can be compared.
             Cors::Only(allowed) => origin.is_some_and(|origin| origin == allowed.to_string()),
         }
     }
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_star_allows_all_and_nothing_allows_none() {
+    fn a_star_allows_every_page_and_no_value_allows_none() {
         assert_eq!(
             Cors::Anybody.headers(Some("https://x.example")),
             vec![(ALLOW, "*".into())]

@@ -1,7 +1,7 @@
 //! How long nginx, the edge, may keep an answer.
 //!
-//! `X-Accel-Expires` names a point in time rather than a duration, so an answer that was slow to arrive is not kept longer for
-//! it. nginx takes whole seconds, and keeps an answer until the end of the second that is named.
+//! `X-Accel-Expires` names a point in time rather than a duration, so an answer that arrives late is not kept for longer. nginx
+//! takes whole seconds, and keeps an answer until the end of the given second.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use links_domain::variable::{Invalid, seconds};
 use crate::links::followed;
 use crate::reply::Reply;
 
-/// An answer that takes an instance longer than this is not kept: by the time it arrives, the edge may already have shown a
-/// change.
+/// An answer that takes an instance longer than this is not kept, because the edge may already have shown a change by the time
+/// the answer arrives.
 pub const PROMPT: Duration = Duration::from_millis(500);
 
-/// The port of 127.0.0.1 where nginx answers questions about its cache; `None`: there is no such cache.
+/// The port on 127.0.0.1 where instances ask nginx about its cache; `None` if there is no cache.
 ///
 /// # Errors
-/// Not a port.
+/// The value is not a port.
 pub fn port(edge_port: &str) -> Result<Option<u16>, Invalid> {
     match edge_port.trim() {
         "" => Ok(None),
@@ -36,9 +36,9 @@ pub fn port(edge_port: &str) -> Result<Option<u16>, Invalid> {
 /// How long redirects are kept, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetime {
-    /// A change made on another machine is visible within this time.
+    /// How long a redirect is kept. A change made on another machine is visible within this time.
     pub ttl: i64,
-    /// Additional time in which the old answer serves while no instance has a better one.
+    /// How much longer the old answer is served while no instance has a new one.
     pub stale: i64,
 }
 
@@ -46,8 +46,10 @@ impl Lifetime {
     pub const DEFAULT_TTL: i64 = 5;
     pub const DEFAULT_STALE: i64 = 600;
 
+    /// Parses the two variables.
+    ///
     /// # Errors
-    /// One is not a number.
+    /// One of the values is not a number of seconds.
     pub fn parse(edge_ttl: &str, edge_stale: &str) -> Result<Lifetime, Invalid> {
         Ok(Lifetime {
             ttl: seconds("edge_ttl", edge_ttl, Self::DEFAULT_TTL)?,
@@ -55,19 +57,19 @@ impl Lifetime {
         })
     }
 
-    /// Answers `GET /:slug` for a link whose clicks are not limited, and says how long that may be kept. The database was
-    /// asked at `asked_at`, before it answered, and it is `now`; both in Unix seconds.
+    /// Answers `GET /:slug` and sets how long nginx may keep the answer. The answer for a link with a limit is never kept.
+    /// `asked_at` is when the database was asked; it and `now` are in Unix seconds.
     pub fn follow(&self, stored: Option<Stored>, asked_at: i64, now: i64) -> Reply {
         let keep = match &stored {
             Some(Stored { limit: Some(_), .. }) => None,
             Some(Stored { expiry, .. }) if expiry.is_none_or(|expiry| !expiry.is_over(now)) => {
                 self.keep(*expiry, asked_at)
             }
-            // The link may be created at any moment; `purge` waits for the end of this second.
+            // The link may be created at any moment. `purge` then waits for the end of this second.
             _ => Some(Keep {
                 last: asked_at,
-                renewing: 0,
-                alone: 0,
+                revalidating: 0,
+                if_error: 0,
             }),
         };
         let reply = followed(link::follow(stored, now)).unwrap_or_else(Reply::from);
@@ -77,12 +79,13 @@ impl Lifetime {
         }
     }
 
-    /// Replaces what nginx has kept for a slug by an answer that ends with this second. `now` in Unix seconds.
+    /// An answer that replaces what nginx has kept for a slug and expires with this second. `now` is in Unix seconds.
     pub fn forget(&self, now: i64) -> Reply {
         self.follow(None, now, now)
     }
 
-    /// Keeps an answer that only changes with the program as long as a link without an expiry. `now` in Unix seconds.
+    /// Lets nginx keep an answer that only changes with the program for as long as a link without an expiry. `now` is in Unix
+    /// seconds.
     pub fn lasting(&self, reply: Reply, now: i64) -> Reply {
         match self.keep(None, now) {
             Some(keep) => keep.apply(reply),
@@ -90,40 +93,45 @@ impl Lifetime {
         }
     }
 
-    /// The last quarter of the ttl is for fetching a new answer while clients get this one. So nobody waits for the next answer
-    /// to a link that is in use, nor for another client's request for it, which nginx polls only ten times a second
+    /// During the last quarter of the ttl, nginx fetches a new answer while clients get the old one. So nobody waits for the
+    /// answer to a link that is in use, nor for another client's request to fetch it, which nginx polls only ten times a second
     /// (`proxy_cache_lock_timeout` in packaging/nginx/site.conf).
     fn keep(&self, expiry: Option<Expiry>, asked_at: i64) -> Option<Keep> {
         let end = expiry.map_or(i64::MAX, |Expiry(second)| second - 1);
-        let renewing = (self.ttl / 4).max(1).min(self.ttl - 1);
-        let last = asked_at.saturating_add(self.ttl - 1 - renewing).min(end);
+        let revalidating = (self.ttl / 4).max(1).min(self.ttl - 1);
+        let last = asked_at.saturating_add(self.ttl - 1 - revalidating).min(end);
         let left = end.saturating_sub(last);
         (self.ttl > 0).then(|| Keep {
             last,
-            renewing: renewing.min(left),
-            alone: (renewing + self.stale).min(left),
+            revalidating: revalidating.min(left),
+            if_error: (revalidating + self.stale).min(left),
         })
     }
 }
 
-/// What nginx is told. `renewing` and `alone` are seconds after `last`.
+/// How long nginx may keep an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Keep {
-    /// The last second, in Unix seconds, in which nginx answers without asking.
+    /// The last second in which nginx answers without asking an instance, in Unix seconds.
     last: i64,
-    /// How long it answers while a new answer is being fetched.
-    renewing: i64,
-    /// How long it answers while no instance has a new answer.
-    alone: i64,
+    /// How many seconds after `last` nginx may serve the old answer while it fetches a new one.
+    revalidating: i64,
+    /// How many seconds after `last` nginx may serve the old answer while no instance has a new one.
+    if_error: i64,
 }
 
 impl Keep {
-    /// nginx reads the directives about staleness (RFC 5861) only until it knows how long the answer is good for, so they must
-    /// come first. There must be no `no-store`, which nginx would obey; it sends that to clients itself and hides both headers.
+    /// Sets the headers for nginx. It reads the directives about staleness (RFC 5861) only until it knows the lifetime of the
+    /// answer, so they must come first. There must be no `no-store`, which nginx would obey. nginx hides both headers from
+    /// clients and sends them `no-store` itself.
     fn apply(self, mut reply: Reply) -> Reply {
-        let Keep { last, renewing, alone } = self;
+        let Keep {
+            last,
+            revalidating,
+            if_error,
+        } = self;
         reply.headers.retain(|(name, _)| *name != "cache-control");
-        let stale = format!("stale-while-revalidate={renewing}, stale-if-error={alone}");
+        let stale = format!("stale-while-revalidate={revalidating}, stale-if-error={if_error}");
         reply.headers.insert(0, ("x-accel-expires", format!("@{last}").into()));
         reply.headers.insert(0, ("cache-control", stale.into()));
         reply
@@ -148,27 +156,31 @@ mod tests {
         }
     }
 
-    /// The status, and what nginx is told.
+    /// The status of the answer, and how long nginx may keep it.
     fn directives(lifetime: Lifetime, stored: Option<Stored>, now: i64) -> (u16, Option<Keep>) {
         let reply = lifetime.follow(stored, NOW, now);
         let number = |text: &str| text.parse::<i64>().unwrap();
         let keep = reply.header("x-accel-expires").map(|expires| {
-            let (renewing, alone) = reply.header("cache-control").unwrap().split_once(", ").unwrap();
+            let (revalidating, if_error) = reply.header("cache-control").unwrap().split_once(", ").unwrap();
             Keep {
                 last: number(expires.strip_prefix('@').unwrap()),
-                renewing: number(renewing.strip_prefix("stale-while-revalidate=").unwrap()),
-                alone: number(alone.strip_prefix("stale-if-error=").unwrap()),
+                revalidating: number(revalidating.strip_prefix("stale-while-revalidate=").unwrap()),
+                if_error: number(if_error.strip_prefix("stale-if-error=").unwrap()),
             }
         });
         (reply.status, keep)
     }
 
-    fn keep(last: i64, renewing: i64, alone: i64) -> Option<Keep> {
-        Some(Keep { last, renewing, alone })
+    fn keep(last: i64, revalidating: i64, if_error: i64) -> Option<Keep> {
+        Some(Keep {
+            last,
+            revalidating,
+            if_error,
+        })
     }
 
     #[test]
-    fn a_redirect_is_kept_for_the_ttl_whose_last_part_is_for_a_new_one() {
+    fn a_redirect_is_kept_for_the_ttl_and_revalidated_in_its_last_quarter() {
         let redirect = |ttl| directives(Lifetime { ttl, stale: 600 }, Some(stored(None)), NOW);
         assert_eq!(redirect(60), (302, keep(NOW + 44, 15, 615)));
         assert_eq!(redirect(5), (302, keep(NOW + 3, 1, 601)));
@@ -178,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_outlives_the_expiry_not_even_while_nobody_answers() {
+    fn nothing_outlives_the_expiry_even_while_no_instance_answers() {
         for (expiry, wanted) in [
             (1, keep(NOW, 0, 0)),
             (4, keep(NOW + 3, 0, 0)),
@@ -192,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn that_there_is_no_link_counts_for_the_second_in_which_it_was_asked() {
+    fn a_missing_link_is_kept_for_the_second_in_which_the_database_was_asked() {
         assert_eq!(directives(LIFETIME, None, NOW + 9), (404, keep(NOW, 0, 0)));
         assert_eq!(
             directives(LIFETIME, Some(stored(Some(NOW))), NOW),
             (410, keep(NOW, 0, 0))
         );
-        // It ended while the database was being asked.
+        // The link expired while the database was being asked.
         assert_eq!(
             directives(LIFETIME, Some(stored(Some(NOW + 1))), NOW + 1),
             (410, keep(NOW, 0, 0))
@@ -216,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lasts_is_kept_like_a_link() {
+    fn a_lasting_answer_is_kept_like_a_link() {
         let link = LIFETIME.follow(Some(stored(None)), NOW, NOW);
         let lasting = LIFETIME.lasting(Reply::new(404, "text/plain", vec![]), NOW);
         for name in ["cache-control", "x-accel-expires"] {
@@ -228,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nginx_reads_comes_first_and_once() {
+    fn the_headers_for_nginx_come_first_and_once() {
         let lasting = LIFETIME.lasting(Reply::healthy(), NOW);
         let links = [None, Some(stored(None))].map(|link| LIFETIME.follow(link, NOW, NOW));
         for reply in links.into_iter().chain([lasting]) {
@@ -239,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nginx_forgets_ends_with_its_second() {
+    fn a_forgotten_answer_expires_with_its_second() {
         let reply = LIFETIME.forget(NOW);
         assert_eq!(reply.status, 404);
         assert_eq!(reply.header("x-accel-expires"), Some(format!("@{NOW}").as_str()));

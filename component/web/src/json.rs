@@ -10,7 +10,7 @@ use crate::problem::Problem;
 /// The body of `POST /shorten`.
 ///
 /// # Errors
-/// 400, see [`read`].
+/// 400, naming the field that is unknown, missing, duplicate or of the wrong type.
 pub fn link_request(body: &[u8]) -> Result<LinkRequest, Problem> {
     read(body, r#"{"url": "https://example.com/"}"#)
 }
@@ -18,7 +18,7 @@ pub fn link_request(body: &[u8]) -> Result<LinkRequest, Problem> {
 /// The body of `PATCH /api/v1/links/:slug`.
 ///
 /// # Errors
-/// 400, see [`read`].
+/// 400, naming the field that is unknown, duplicate or of the wrong type.
 pub fn change_request(body: &[u8]) -> Result<ChangeRequest, Problem> {
     read(body, r#"{"url": "https://example.com/", "expires_at": null}"#)
 }
@@ -26,7 +26,7 @@ pub fn change_request(body: &[u8]) -> Result<ChangeRequest, Problem> {
 /// The body of `POST /internal/clicks`.
 ///
 /// # Errors
-/// 400, with the fault.
+/// 400 with the first fault.
 pub fn batch(body: &[u8]) -> Result<Batch, Problem> {
     let batch: Batch =
         serde_json::from_slice(body).map_err(|error| Problem::new(400, format!("Invalid batch: {error}.")))?;
@@ -34,12 +34,12 @@ pub fn batch(body: &[u8]) -> Result<Batch, Problem> {
     Ok(batch)
 }
 
-/// Reads an object like `example`.
+/// Parses a JSON object like `example`.
 ///
 /// # Errors
-/// 400, naming the field that is unknown, missing, given twice or of another type.
+/// 400, naming the field that is unknown, missing, duplicate or of the wrong type.
 fn read<T: DeserializeOwned>(body: &[u8], example: &str) -> Result<T, Problem> {
-    // A derived type would also be read from an array, by position.
+    // serde would also read the fields from an array, by position.
     if matches!(body.trim_ascii_start().first(), Some(first) if *first != b'{') {
         return Err(Problem::new(
             400,
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_no_json() {
+    fn says_that_a_body_is_not_json() {
         for body in [
             "",
             " ",
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_is_an_error_like_others() {
+    fn deep_nesting_is_an_ordinary_error() {
         let deep = format!("{{\"url\":{}", "[".repeat(60_000));
         assert!(link_request(deep.as_bytes()).is_err());
     }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_is_none_is_refused() {
+    fn an_invalid_batch_is_refused() {
         let name = "0123456789abcdef0123456789abcdef";
         let body = |journal: &str, stop| {
             format!(

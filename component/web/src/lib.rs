@@ -1,8 +1,8 @@
-//! HTTP as the components speak it, as values: requests in, [`reply::Reply`]s out. Pure, so all of it is tested natively.
+//! The components' HTTP as plain values: requests in, [`reply::Reply`]s out. Everything is pure and tested natively.
 //!
-//! [`routes`] turns a method and a path into a route of one of the components. A refusal is a [`problem::Problem`]; the
-//! values of `links_domain` become replies in [`links`]. [`edge`] says for how long nginx may keep a redirect, and [`purge`]
-//! how a change becomes visible there.
+//! [`routes`] turns a method and a path into a route of one of the components. A refusal is a [`problem::Problem`]; [`links`]
+//! turns values of `links_domain` into replies. [`edge`] decides how long nginx may keep a redirect, and [`purge`] how a change
+//! becomes visible there.
 
 pub mod base_url;
 pub mod bearer;

@@ -1,4 +1,4 @@
-//! Links as replies.
+//! Replies about links.
 
 use links_domain::expiry::Expiry;
 use links_domain::link::{Details, Outcome, Stored};
@@ -13,7 +13,7 @@ use crate::reply::Reply;
 /// The answer to a request for a link: 302, or 200 with an explanation for a preview.
 ///
 /// # Errors
-/// 404 for an unknown link, 410 for one that has expired or is used up, 403 for a prefetch of one with a limit.
+/// 404 for an unknown link, 410 for one that has expired or is used up, 403 for a prefetch of a link with a limit.
 pub fn followed(outcome: Outcome) -> Result<Reply, Problem> {
     match outcome {
         Outcome::Redirect(url) => Ok(Reply::redirect(url)),
@@ -36,13 +36,10 @@ pub fn followed(outcome: Outcome) -> Result<Reply, Problem> {
 }
 
 pub fn not_found() -> Problem {
-    Problem::new(
-        404,
-        "There is no such link. Check the address: upper and lower case differ.",
-    )
+    Problem::new(404, "There is no such link. Check the address: it is case-sensitive.")
 }
 
-/// 200 for a link that exists now, created by this request or there before with the same content.
+/// 200 for a link that exists now, whether this request or an earlier one created it.
 pub fn created(slug: &Slug, base_url: &Origin) -> Reply {
     #[derive(Serialize)]
     struct Body<'a> {
@@ -55,7 +52,7 @@ pub fn created(slug: &Slug, base_url: &Origin) -> Reply {
     })
 }
 
-/// 200 with all that the owner of a link may see of it.
+/// 200 with everything that the owner of a link may see.
 pub fn details(slug: &Slug, details: &Details, base_url: &Origin) -> Reply {
     #[derive(Serialize)]
     struct Body<'a> {
@@ -89,7 +86,7 @@ mod tests {
     const NOW: i64 = 1_767_225_600;
 
     #[test]
-    fn its_owner_sees_all_of_it() {
+    fn the_owner_sees_every_detail() {
         let mut link = Details {
             stored: Stored {
                 url: "https://example.com/".into(),

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::reply::{Headers, Reply};
 
-/// One refusal. `detail` says what the client can change; it never holds a secret or a message from the database.
+/// A refusal. `detail` says what the client can change; it never contains a secret or a message of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     pub status: u16,
@@ -44,7 +44,7 @@ impl Problem {
         self
     }
 
-    /// 503, with the seconds after which another attempt makes sense.
+    /// 503, with the number of seconds after which another attempt makes sense.
     pub fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
         Problem::new(503, detail).with_header("retry-after", "2")
     }
@@ -52,11 +52,11 @@ impl Problem {
 
 impl From<Unavailable> for Problem {
     fn from(Unavailable: Unavailable) -> Problem {
-        Problem::unavailable("The database does not answer at the moment. Try again.")
+        Problem::unavailable("The database is not answering at the moment. Try again.")
     }
 }
 
-/// The body. `type` is left out, which means "about:blank": the status says all there is to say about the kind.
+/// The body. `type` is left out, which means "about:blank": the status already says what kind of problem it is.
 #[derive(Serialize)]
 struct Body<'a> {
     title: &'static str,

@@ -1,24 +1,24 @@
-//! Proof that a request comes from the agent, or through nginx: each sends a secret that is new at each boot.
+//! Proof that a request comes from the agent, or through nginx. Each of them sends a secret, which is new at every boot.
 
 use links_domain::hex;
 use links_domain::secret::{Digest, SALT_LENGTH};
 use subtle::ConstantTimeEq;
 
-/// Carries the agent's secret, which requests below `/internal/` need.
+/// The header with the agent's secret, which requests below `/internal/` need.
 pub const AGENT_HEADER: &str = "links-agent-secret";
 
-/// Carries nginx's secret, without which the headers that only nginx may set do not count.
+/// The header with nginx's secret. Without it, the headers that only nginx may set are ignored.
 pub const PROXY_HEADER: &str = "links-proxy-secret";
 
-/// The digest of a secret, so that it has one size and comparing it takes the same time whatever is sent.
+/// The digest of a secret. It has a fixed size, so comparing takes the same time whatever is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proof(Option<Digest>);
 
 impl Proof {
-    /// The proof that the value of a variable asks for. An empty one matches nothing.
+    /// The proof for the secret in a variable. An empty value matches nothing.
     pub fn of(variable: &str) -> Proof {
         let secret = variable.trim();
-        // Never stored, so it needs no salt.
+        // The digest is never stored, so it needs no salt.
         Proof((!secret.is_empty()).then(|| Digest::of(secret.as_bytes(), [0; SALT_LENGTH])))
     }
 
@@ -26,13 +26,13 @@ impl Proof {
         self.0.is_some_and(|digest| digest.is_of(header))
     }
 
-    /// A text that only those who have the secret can make of a message, and that does not give it away. `None`: there is
-    /// no secret.
+    /// A signature of the message that only holders of the secret can make, and that does not reveal the secret. `None` if
+    /// there is no secret.
     pub fn sign(&self, message: &str) -> Option<String> {
         Some(hex::encode(&self.0?.sign(message)))
     }
 
-    /// In a time that does not depend on how much of the signature is right.
+    /// Whether the signature is right. The time this takes does not depend on how much of the signature is right.
     pub fn has_signed(&self, message: &str, signature: &str) -> bool {
         self.sign(message)
             .is_some_and(|wanted| wanted.as_bytes().ct_eq(signature.as_bytes()).into())
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_is_of_one_secret_and_one_message() {
+    fn a_signature_belongs_to_one_secret_and_one_message() {
         let proof = Proof::of("s3cret");
         let signature = proof.sign("message").unwrap();
         assert!(proof.has_signed("message", &signature));

@@ -1,25 +1,26 @@
 //! How a change of a link becomes visible at the edge, nginx's cache.
 //!
-//! An outdated answer may be in the cache, or on its way there from any instance and arrive after a newer one. So an instance
-//! peeks at what nginx has, has it replaced, waits, and peeks again.
+//! An outdated answer may be in the cache, or on its way there from any instance and arrive after a newer one. So the instance
+//! that made the change peeks into the cache, has the answer replaced, waits, and peeks again.
 
 use std::time::Duration;
 
 use links_domain::link::Stored;
 
-/// Carries how nginx came by its answer, on the port that only instances ask; and, in an answer to a client, [`STALE`].
+/// The header with the cache status of nginx's answer, on the port for instances. In an answer to a client its value is
+/// [`STALE`].
 pub const HEADER: &str = "links-edge";
 
-/// The value of [`HEADER`] for a client whose change the edge may not show yet.
+/// The value of [`HEADER`] for a client whose change may not be visible at the edge yet.
 pub const STALE: &str = "stale";
 
-/// How long after a change an outdated answer may still arrive that was given in time (see [`crate::edge::PROMPT`]).
+/// How long after a change an outdated answer may still arrive and be kept (see [`crate::edge::PROMPT`]).
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// nginx reads the clock once for all events that arrived together, so its second may end a little later.
-const LATE: Duration = Duration::from_millis(50);
+/// How much later a second may end for nginx, which reads the clock once for all events that arrived together.
+const CLOCK_LAG: Duration = Duration::from_millis(50);
 
-/// What a change has made of a slug.
+/// What has happened to the link of a slug.
 #[derive(Debug, Clone, Copy)]
 pub enum Change<'a> {
     Created(&'a Stored),
@@ -30,11 +31,12 @@ pub enum Change<'a> {
 /// How nginx gets rid of an outdated answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
-    /// Fetch the slug past the cache: nginx keeps the new answer.
+    /// Fetch the link past the cache. nginx keeps the new answer.
     Fetch,
-    /// Have an instance answer that there is nothing (see [`crate::purge_query`]). The answer for a link with a limit is not
-    /// kept, so it would replace nothing, and fetching it would take a click.
+    /// Have an instance answer that there is no link (see [`crate::purge_query`]). nginx does not keep the answer for a link
+    /// with a limit, so fetching that would replace nothing and take a click.
     Forget,
+    /// Do nothing: the outdated answer expires by itself.
     Wait,
 }
 
@@ -43,7 +45,7 @@ impl Change<'_> {
     pub fn needs_nothing(&self, status: &CacheStatus) -> bool {
         match (self, status) {
             (_, CacheStatus::Miss) => true,
-            // Another client was quick. With a limit or an expiry it is an older link to the same URL.
+            // Another client was quick. For a new link with a limit or an expiry, this may be an older link to the same URL.
             (Change::Created(link), CacheStatus::Link(url)) => {
                 link.limit.is_none() && link.expiry.is_none() && *url == link.url
             }
@@ -60,10 +62,10 @@ impl Change<'_> {
         }
     }
 
-    /// How long to wait before the next peek; `now` in Unix milliseconds.
+    /// How long to wait before the next peek. `now` is in Unix milliseconds.
     pub fn pause(&self, status: &CacheStatus, now: i64) -> Duration {
         match (self, status) {
-            // "No such link" is only kept for the second in which the database said so.
+            // "No such link" is only kept for the second in which the database was asked.
             (Change::Created(_), CacheStatus::Miss | CacheStatus::NoLink | CacheStatus::Expired) => rest_of_second(now),
             _ => SETTLED,
         }
@@ -86,19 +88,19 @@ impl Change<'_> {
 /// What nginx has in its cache for a slug.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CacheStatus {
-    /// Nothing, and nothing was on its way there.
+    /// No answer, and none was on its way there.
     Miss,
     /// A redirect to this URL.
     Link(String),
-    /// An answer that there is no link, or no longer.
+    /// An answer that the link does not exist, or no longer exists.
     NoLink,
-    /// An answer that is no longer given.
+    /// An answer that is no longer served.
     Expired,
 }
 
 impl CacheStatus {
-    /// Of the answer to `HEAD /:slug` on nginx's port for instances, by its status, its header [`HEADER`] and its location.
-    /// `None`: this was not nginx, or nginx has no cache.
+    /// Reads the answer to `HEAD /:slug` on nginx's port for instances: its status, its header [`HEADER`] and its location.
+    /// `None` if the answer is not from nginx, or nginx has no cache.
     pub fn of(status: u16, header: Option<&str>, location: Option<&str>) -> Option<CacheStatus> {
         match (header?, status) {
             ("MISS", _) => Some(CacheStatus::Miss),
@@ -110,11 +112,11 @@ impl CacheStatus {
     }
 }
 
-/// The time until an answer "no such link" of this second, or of an earlier one, is given no more, whether nginx has it
-/// already or it is on its way there. `now` in Unix milliseconds.
+/// The time until nginx no longer serves a "no such link" of this second or an earlier one, even if that answer is still on its
+/// way. `now` is in Unix milliseconds.
 fn rest_of_second(now: i64) -> Duration {
     let rest = 1000 - now.rem_euclid(1000);
-    Duration::from_millis(rest.unsigned_abs()) + LATE
+    Duration::from_millis(rest.unsigned_abs()) + CLOCK_LAG
 }
 
 #[cfg(test)]
@@ -133,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_the_edge_has() {
+    fn reads_the_cache_status() {
         const TARGET: &str = "https://example.com/";
         let link = || CacheStatus::Link(TARGET.to_owned());
         for (status, header, wanted) in [
@@ -144,7 +146,7 @@ mod tests {
             (302, Some("STALE"), Some(link())),
             (404, Some("HIT"), Some(CacheStatus::NoLink)),
             (410, Some("HIT"), Some(CacheStatus::NoLink)),
-            // A new answer, which is not kept.
+            // This answer is new, and nginx has not kept it.
             (302, Some("EXPIRED"), Some(CacheStatus::Expired)),
             (302, Some("BYPASS"), None),
             (302, Some(""), None),
@@ -166,14 +168,14 @@ mod tests {
         }
     }
 
-    /// Whatever nginx has kept of a slug's earlier link.
+    /// Whatever nginx has kept for an earlier link with this slug.
     #[test]
     fn a_limited_link_never_leads_where_an_older_one_led() {
         let link = limited("https://example.com/");
         let older = CacheStatus::Link("https://example.org/".to_owned());
-        let same_place = CacheStatus::Link(link.url.clone());
+        let same_url = CacheStatus::Link(link.url.clone());
         for change in [Change::Created(&link), Change::Changed(&link)] {
-            for kept in [&older, &same_place] {
+            for kept in [&older, &same_url] {
                 assert!(
                     !change.needs_nothing(kept) && !change.is_visible(kept),
                     "{change:?} {kept:?}"
@@ -181,7 +183,7 @@ mod tests {
                 assert_eq!(change.remedy(kept), Remedy::Forget);
                 assert_eq!(change.pause(kept, 0), SETTLED);
             }
-            // To fetch it would take a click.
+            // Fetching the link would take a click.
             for other in [CacheStatus::Miss, CacheStatus::NoLink, CacheStatus::Expired] {
                 assert_eq!(change.remedy(&other), Remedy::Wait, "{change:?} {other:?}");
             }
@@ -204,7 +206,7 @@ mod tests {
         assert!(change.needs_nothing(&same) && change.is_visible(&same) && change.needs_nothing(&CacheStatus::Miss));
         assert!(!change.needs_nothing(&CacheStatus::NoLink) && !change.needs_nothing(&CacheStatus::Expired));
         assert_eq!(change.pause(&CacheStatus::NoLink, 300), rest_of_second(300));
-        // The older one may have had no end.
+        // The older link may have had no expiry.
         let ends = stored(Some(1_767_225_600));
         assert!(!Change::Created(&ends).needs_nothing(&same));
     }

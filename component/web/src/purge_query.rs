@@ -1,5 +1,5 @@
-//! The query by which an instance has nginx forget a slug (see [`crate::purge::Remedy::Forget`]): it asks nginx for the slug
-//! with this query, and the instance that nginx asks in turn answers that there is nothing.
+//! The query by which an instance makes nginx forget a slug (see [`crate::purge::Remedy::Forget`]). It requests the slug from
+//! nginx with this query. nginx passes the request to an instance, which answers that there is no such link.
 
 use links_domain::slug::Slug;
 
@@ -10,14 +10,14 @@ const VALID: u64 = 10;
 
 const PARAMETER: &str = "links-forget=";
 
-/// The query for a slug, signed with nginx's secret, which only nginx and the instances have. `None`: there is no secret.
-/// `now` in Unix seconds.
+/// The query for a slug, signed with nginx's secret, which only nginx and the instances have. `None` if there is no secret.
+/// `now` is in Unix seconds.
 pub fn sign(proof: &Proof, slug: &Slug, now: i64) -> Option<String> {
     let signature = proof.sign(&format!("{slug} {now}"))?;
     Some(format!("{PARAMETER}{now}.{signature}"))
 }
 
-/// Whether a query claims to be one: then [`is_valid`] is worth asking.
+/// Whether a query claims to be one of these, so that it has to be checked by [`is_valid`].
 pub fn is_claimed(query: &str) -> bool {
     query.starts_with(PARAMETER)
 }
@@ -38,7 +38,7 @@ mod tests {
     const NOW: i64 = 1_767_225_600;
 
     #[test]
-    fn only_an_instance_has_a_slug_forgotten() {
+    fn only_an_instance_can_make_nginx_forget_a_slug() {
         let proof = Proof::of("s3cret");
         let [abc, other] = ["abc", "abd"].map(|slug| Slug::in_path(slug).unwrap());
         let query = sign(&proof, &abc, NOW).unwrap();

@@ -1,4 +1,4 @@
-//! Parameters in the query of a URL.
+//! Query parameters.
 
 use links_domain::clicks::is_journal_name;
 use links_domain::stats::{Granularity, Span};
@@ -7,10 +7,10 @@ use url::form_urlencoded;
 
 use crate::problem::Problem;
 
-/// `?from=&to=&granularity=`, each of which may be missing. `now` is in Unix seconds.
+/// Parses `?from=&to=&granularity=`, each of which may be missing. `now` is in Unix seconds.
 ///
 /// # Errors
-/// 400
+/// 400 for an unknown parameter, an invalid value or an invalid range.
 pub fn span(query: Option<&str>, now: i64) -> Result<Span, Problem> {
     let (mut from, mut to, mut granularity) = (None, None, Granularity::Day);
     for (name, value) in form_urlencoded::parse(query.unwrap_or("").as_bytes()) {
@@ -45,10 +45,10 @@ fn moment(name: &'static str, value: &str) -> Result<i64, Problem> {
     })
 }
 
-/// The journal of `GET /internal/clicks?journal=ID`.
+/// The journal's name in `GET /internal/clicks?journal=NAME`.
 ///
 /// # Errors
-/// 400
+/// 400 for any other query.
 pub fn journal_of(query: Option<&str>) -> Result<String, Problem> {
     let journal = query
         .and_then(|query| query.strip_prefix("journal="))
@@ -56,16 +56,16 @@ pub fn journal_of(query: Option<&str>) -> Result<String, Problem> {
     journal.map(str::to_owned).ok_or_else(|| {
         Problem::new(
             400,
-            "Ask with ?journal= and the journal's name, 32 lower-case hexadecimal digits.",
+            "The query must be journal= and the journal's name, 32 lower-case hexadecimal digits.",
         )
     })
 }
 
-/// The number in `POST /internal/clicks?reuses=NUMBER`: the latest reuse of a slug that the batch takes into account. `None`:
+/// The number in `POST /internal/clicks?reuses=NUMBER`: the latest reuse of a slug that the batch takes into account. `None` if
 /// its sender knows of none.
 ///
 /// # Errors
-/// 400
+/// 400 for any other query.
 pub fn heeded_reuses(query: Option<&str>) -> Result<Option<i64>, Problem> {
     let Some(query) = query else { return Ok(None) };
     let number = query
@@ -74,7 +74,7 @@ pub fn heeded_reuses(query: Option<&str>) -> Result<Option<i64>, Problem> {
         .filter(|number| *number >= 0);
     number
         .map(Some)
-        .ok_or_else(|| Problem::new(400, "Unknown parameter; expected reuses= and a number."))
+        .ok_or_else(|| Problem::new(400, "The query must be reuses= and a number."))
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_are_in_it() {
+    fn both_ends_are_included() {
         assert_eq!(span("from=2026-01-30&to=2026-01-31"), Ok(days(TODAY - 1, TODAY + 1)));
         assert_eq!(
             span("from=2026-01-31T23:30:00%2B01:00&to=2026-01-31T23:59:59Z"),
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_range_that_cannot_be_reported_is_refused() {
-        for (query, says) in [
+        for (query, hint) in [
             ("from=yesterday", "from must be"),
             ("to=2026-02-30", "to must be"),
             ("granularity=week", "hour"),
@@ -121,7 +121,7 @@ mod tests {
             ("from=2020-01-01", "731 days"),
             ("from=2025-10-01&granularity=hour", "2160 hours"),
             ("from=9999-12-30&to=0001-01-01", "ends before"),
-            // Their range would have an end, or a beginning, that no text of RFC 3339 names.
+            // One end of these ranges would have no RFC 3339 text.
             ("to=9999-12-31", "before 9999-12-31"),
             ("to=9999-12-31T23:30:00Z&granularity=hour", "before 9999-12-31"),
             ("to=0000-01-01", "year 0000"),
@@ -129,12 +129,12 @@ mod tests {
         ] {
             let problem = span(query).unwrap_err();
             assert_eq!(problem.status, 400, "{query}");
-            assert!(problem.detail.contains(says), "{query}: {}", problem.detail);
+            assert!(problem.detail.contains(hint), "{query}: {}", problem.detail);
         }
     }
 
     #[test]
-    fn without_a_query_a_span_is_the_usual_one() {
+    fn without_a_query_the_span_is_the_default() {
         assert_eq!(super::span(None, NOW), Ok(days(TODAY - 29, TODAY + 1)));
     }
 

@@ -16,19 +16,19 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// A response with a body. It must not be cached: links change, and errors pass.
+    /// A response with a body. It must not be cached, because links change and errors are temporary.
     pub fn new(status: u16, content_type: &'static str, body: Vec<u8>) -> Self {
         let headers = vec![
             ("content-type", content_type.into()),
             ("cache-control", "no-store".into()),
-            // A browser takes it for what it says it is (Fetch standard).
+            // Keeps browsers from guessing another type (Fetch standard).
             ("x-content-type-options", "nosniff".into()),
         ];
         Reply { status, headers, body }
     }
 
-    /// 302 to `url`, which is in its normal form and therefore ASCII. `no-store`: a browser that kept the redirect
-    /// would go on to the old place after the link was changed, had expired or was deleted.
+    /// 302 to `url`, which is in its normal form and therefore ASCII. The redirect has `no-store`, because a browser that kept
+    /// it would still go to the old target after the link had changed, expired or been deleted.
     pub fn redirect(url: String) -> Self {
         let headers = vec![("location", url.into()), ("cache-control", "no-store".into())];
         Reply {
@@ -45,8 +45,8 @@ impl Reply {
         Reply::new(200, "application/json", serde_json::to_vec(value).unwrap_or_default())
     }
 
-    /// Has nginx answer as for this link (`X-Accel-Redirect`), from its cache or by asking again. There is no other header: nginx
-    /// would add it to that answer.
+    /// Makes nginx answer as for this link (`X-Accel-Redirect`), from its cache or by asking an instance. There is no other
+    /// header, because nginx would add it to that answer.
     pub fn internal_redirect(slug: &Slug) -> Self {
         Reply {
             status: 200,
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn no_browser_guesses_what_a_body_is() {
+    fn no_browser_guesses_the_type_of_a_body() {
         for reply in [Reply::healthy(), Reply::json(&["abc"])] {
             assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
         }
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn healthy_is_the_two_letters_that_probes_look_for() {
+    fn healthy_is_the_text_that_probes_look_for() {
         assert_eq!((Reply::healthy().status, Reply::healthy().body), (200, b"ok".to_vec()));
     }
 }

@@ -1,4 +1,4 @@
-//! The name that nginx gives to a request.
+//! The id that nginx gives a request.
 
-/// Carries it. nginx replaces a client's own; without nginx's proof it does not count.
+/// The header with the id. nginx replaces a client's own; without nginx's proof the header is ignored.
 pub const HEADER: &str = "x-request-id";

@@ -5,14 +5,15 @@ use links_domain::secret;
 use links_domain::variable::Invalid;
 
 use crate::cors::Cors;
+use crate::problem::Problem;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub creators: Creators,
-    /// What short URLs begin with; `None`: the scheme and host of the request.
+    /// The origin that short URLs begin with; `None` for that of the request.
     pub public: Option<Origin>,
     pub cors: Cors,
-    /// How long secrets are kept; `None`: not at all.
+    /// How long secrets are kept; `None` if they are not kept.
     pub secrets: Option<secret::Lifetime>,
 }
 
@@ -20,11 +21,11 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Creators {
     Everybody,
-    /// Whoever has the token `admin_token`. That variable is read separately: its provider may be another machine.
+    /// Whoever has the token in the variable `admin_token`. It is read separately, because its provider may be another machine.
     TokenHolders,
 }
 
-/// The values as the runtime gives them; empty means unset. None of them is a secret.
+/// The values as the runtime provides them. An empty value is unset. None of them is a secret.
 #[derive(Clone, Default)]
 pub struct Variables {
     pub public_url: String,
@@ -35,7 +36,7 @@ pub struct Variables {
 }
 
 impl Variables {
-    /// Parsed separately, so that a page can read which other variable is wrong.
+    /// Parses `allowed_origin`, separately so that a page can read an error about another variable.
     ///
     /// # Errors
     /// `allowed_origin` is not an origin.
@@ -52,9 +53,10 @@ impl Variables {
 }
 
 impl Settings {
+    /// Parses all variables. A typing error must not open anything, or send people elsewhere.
+    ///
     /// # Errors
-    /// The first variable whose value is not understood: a typing error must not open anything or send people
-    /// elsewhere.
+    /// The first variable whose value is invalid.
     pub fn parse(variables: &Variables) -> Result<Settings, Invalid> {
         let creators = match variables.shorten_access.trim() {
             "" | "token" => Creators::TokenHolders,
@@ -70,7 +72,7 @@ impl Settings {
             "" => None,
             text => Some(Origin::parse(text).ok_or(Invalid {
                 variable: "public_url",
-                wanted: "http:// or https:// with a host, a port if need be, and nothing after it",
+                wanted: "http:// or https:// with a host, an optional port, and nothing after it",
             })?),
         };
         Ok(Settings {
@@ -80,6 +82,11 @@ impl Settings {
             secrets: secret::Lifetime::parse(&variables.secrets_ttl, &variables.secrets_stale)?,
         })
     }
+}
+
+/// The answer while a provider of variables does not respond.
+pub fn unreadable() -> Problem {
+    Problem::unavailable("The server cannot read its configuration at the moment. Try again.")
 }
 
 #[cfg(test)]
@@ -126,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_read_an_answer_is_known_while_other_variables_are_wrong() {
+    fn cors_is_known_while_other_variables_are_wrong() {
         let variables = Variables {
             shorten_access: "Open!".into(),
             allowed_origin: "https://app.example".into(),

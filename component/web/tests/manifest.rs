@@ -1,4 +1,4 @@
-//! spin.toml against the code: what it repeats must agree, and what it grants must be what is used.
+//! Compares spin.toml with the code: values in both must agree, and spin.toml must grant exactly what is used.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use links_domain::secret;
@@ -50,7 +50,7 @@ fn keys(table: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn has_the_version_of_the_workspace() {
+fn the_version_is_that_of_the_workspace() {
     assert_eq!(
         manifest()["application"]["version"].as_str(),
         Some(env!("CARGO_PKG_VERSION"))
@@ -115,7 +115,7 @@ fn the_api_gets_all_variables_and_the_edge_of_its_machine() {
     assert_eq!(keys(&manifest["variables"]), API_VARIABLES);
 }
 
-/// Exactly these variables, each under its own name.
+/// The component gets exactly these variables, each under its own name.
 #[track_caller]
 fn assert_gets(component: &Value, names: &[&str]) {
     assert_eq!(keys(&component["variables"]), names);
@@ -125,7 +125,7 @@ fn assert_gets(component: &Value, names: &[&str]) {
     }
 }
 
-/// The texts are what an empty value means.
+/// A default means the same as an empty value.
 #[test]
 fn the_defaults_are_those_of_the_code() {
     let manifest = manifest();

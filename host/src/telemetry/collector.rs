@@ -1,4 +1,4 @@
-//! The way to a collector: OTLP over HTTP as the exporters send it, or the same message over gRPC.
+//! Sends telemetry to a collector: OTLP over HTTP as the exporters produce it, or the same message over gRPC.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -15,16 +15,16 @@ use tokio::runtime::Handle;
 use super::settings::{Protocol, Signal};
 use crate::http_client::{Client, Version};
 
-/// How long one export may take. OTLP's own default.
+/// How long an export may take. The default of OTLP.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest answer, in bytes.
-const MOST_BYTES: usize = 1 << 20;
-/// A message of gRPC begins with a flag and its length.
-const FRAME: usize = 5;
-/// What is shorter than this in a header is no secret, but may be a part of every other word.
+/// The maximum size of a response, in bytes.
+const MAX_RESPONSE: usize = 1 << 20;
+/// The size in bytes of the prefix of a gRPC message: the compression flag and the length.
+const PREFIX: usize = 5;
+/// The minimum length in bytes of a secret. Shorter header values are not secret, and occur in ordinary words.
 const SHORTEST_SECRET: usize = 4;
 
-/// Sends what an exporter gives it. The exporters have threads of their own; what goes over the network runs on ours.
+/// The HTTP client of an exporter. Exporters run on their own threads, but the network work runs on this process's executor.
 #[derive(Debug)]
 pub struct Collector(std::sync::Arc<Inner>);
 
@@ -35,7 +35,7 @@ struct Inner {
     protocol: Protocol,
     plain: Client,
     tls: Client,
-    /// Whether it was told that nothing arrives.
+    /// Whether the current failure was logged.
     failing: AtomicBool,
 }
 
@@ -78,10 +78,10 @@ impl Inner {
             Ok(answer) => Some(format!("HTTP {}", answer.status())),
             Err(error) => Some(format!("{error:#}")),
         };
-        // Once for each time that it begins: the exporters say nothing.
+        // Log each failure once, when it begins: the exporters log nothing.
         match problem {
             Some(problem) if !self.failing.swap(true, Relaxed) => {
-                // A server may quote what it was sent.
+                // A server may quote the request in its error.
                 let problem = secrets.iter().fold(problem, |text, secret| text.replace(secret, "***"));
                 tracing::warn!("telemetry ({:?}) does not arrive at {host}: {problem}", self.signal);
             }
@@ -104,18 +104,18 @@ impl Inner {
             Protocol::Grpc => framed(request, self.signal.service())?,
         };
         let (head, body) = client.send(request.map(Full::new)).await?.into_parts();
-        let body = Limited::new(body, MOST_BYTES).collect().await;
-        let body = body.map_err(|error| anyhow::anyhow!("the answer breaks off: {error}"))?;
+        let body = Limited::new(body, MAX_RESPONSE).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("the response breaks off: {error}"))?;
         if self.protocol == Protocol::Http {
             return Ok(Response::from_parts(head, body.to_bytes()));
         }
         ensure!(head.status.is_success(), "HTTP {}", head.status);
-        // A failure may come without a body, and then its status is in the head.
+        // An error without a body has its status in the headers instead of the trailers.
         let trailers = body.trailers().cloned().unwrap_or_else(|| head.headers.clone());
         check(&trailers)?;
         let message = body.to_bytes();
-        let message = if message.len() > FRAME {
-            message.slice(FRAME..)
+        let message = if message.len() > PREFIX {
+            message.slice(PREFIX..)
         } else {
             Bytes::new()
         };
@@ -123,7 +123,7 @@ impl Inner {
     }
 }
 
-/// Host and port, without a name and password.
+/// The host and port of a URI, without user name and password.
 fn host(uri: &Uri) -> String {
     let host = uri.host().unwrap_or_default();
     match uri.port() {
@@ -132,12 +132,12 @@ fn host(uri: &Uri) -> String {
     }
 }
 
-/// The values of headers that may hold some, and their words: `Bearer TOKEN`.
+/// The values of all headers that may be secret, and the words in them, as in `Bearer TOKEN`. The longest comes first.
 fn secrets(headers: &HeaderMap) -> Vec<String> {
-    let open = [CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, USER_AGENT];
+    let public = [CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, USER_AGENT];
     let mut secrets: Vec<String> = headers
         .iter()
-        .filter(|(name, _)| !open.contains(name))
+        .filter(|(name, _)| !public.contains(name))
         .filter_map(|(_, value)| value.to_str().ok())
         .flat_map(|value| std::iter::once(value).chain(value.split(' ')))
         .filter(|secret| secret.len() >= SHORTEST_SECRET)
@@ -147,7 +147,7 @@ fn secrets(headers: &HeaderMap) -> Vec<String> {
     secrets
 }
 
-/// The exporter's request, which holds the same message, as gRPC has it.
+/// Converts an exporter's HTTP request to gRPC. The message is the same.
 fn framed(request: Request<Bytes>, service: &'static str) -> Result<Request<Bytes>> {
     let (mut head, message) = request.into_parts();
     let mut uri = head.uri.into_parts();
@@ -157,15 +157,17 @@ fn framed(request: Request<Bytes>, service: &'static str) -> Result<Request<Byte
     head.headers
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     head.headers.insert(TE, HeaderValue::from_static("trailers"));
-    let mut body = BytesMut::with_capacity(FRAME + message.len());
+    let mut body = BytesMut::with_capacity(PREFIX + message.len());
     body.put_u8(0);
-    body.put_u32(u32::try_from(message.len()).context("too much at a time")?);
+    body.put_u32(u32::try_from(message.len()).context("the message is too large")?);
     body.put(message);
     Ok(Request::from_parts(head, body.freeze()))
 }
 
+/// Checks the status of gRPC.
+///
 /// # Errors
-/// A status that is not OK.
+/// The status is missing, or is not OK.
 fn check(trailers: &HeaderMap) -> Result<()> {
     let text = |name| {
         trailers
@@ -175,13 +177,13 @@ fn check(trailers: &HeaderMap) -> Result<()> {
     };
     match text("grpc-status") {
         "0" => Ok(()),
-        "" => bail!("it does not speak gRPC"),
+        "" => bail!("the server does not speak gRPC"),
         status => bail!("gRPC status {status}: {}", text("grpc-message")),
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a request that is not as expected fails the test")]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use super::*;
 
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_holds_no_secret() {
+    fn what_is_logged_contains_no_secret() {
         assert_eq!(
             host(&"http://user:s3cret@collector:4317/v1/traces".parse().unwrap()),
             "collector:4317"
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_of_grpc_decides() {
+    fn only_grpc_status_0_is_success() {
         let trailers = |pairs: &[(&'static str, &'static str)]| {
             pairs
                 .iter()

@@ -1,4 +1,4 @@
-//! What components write, as log records beside this process's own output: one record for each line.
+//! Exports the output of components as log records, one per line, besides writing it to the output of this process.
 
 use std::io;
 use std::pin::Pin;
@@ -15,24 +15,24 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use crate::output;
 
-/// A longer line becomes several records, in bytes.
-const LONGEST: usize = 8 << 10;
-/// What a component may write at a time, in bytes: a part of what the queue holds.
-const AT_A_TIME: usize = 64 << 10;
+/// The maximum size of a record, in bytes. A longer line becomes several records.
+const MAX_LINE: usize = 8 << 10;
+/// How many bytes a component may write at once: a fraction of what the output queue holds.
+const MAX_WRITE: usize = 64 << 10;
 
-/// Takes lines.
+/// A destination of lines.
 trait Sink: Clone + Send + Sync + Unpin + 'static {
     fn line(&self, line: &[u8], stream: Stream);
 }
 
-/// The log records of one component.
+/// Emits the log records of a component.
 #[derive(Clone, Debug)]
 pub struct Logs {
     pub(super) logger: SdkLogger,
     pub(super) component: String,
 }
 
-/// Takes what a component writes to a stream: for this process's own one, and for log records if there are some.
+/// The output stream of a component. It writes to the same stream of this process, and to `logs` if there are any.
 pub fn output(logs: Option<&Logs>, stream: Stream) -> impl StdoutStream + use<> {
     Output {
         sink: logs.cloned(),
@@ -54,7 +54,7 @@ impl Sink for Logs {
         record.set_timestamp(SystemTime::now());
         record.set_body(String::from_utf8_lossy(line).into_owned().into());
         record.add_attribute("component_id", self.component.clone());
-        // OpenTelemetry's semantic conventions, "General logs attributes".
+        // From OpenTelemetry's semantic conventions, "General logs attributes".
         record.add_attribute("log.iostream", stream.name());
         self.logger.emit(record);
     }
@@ -116,17 +116,17 @@ impl<S: Sink> StdoutStream for Output<S> {
     }
 }
 
-/// Puts lines together: `eprintln!` writes each of its parts by itself.
+/// Assembles lines, because `eprintln!` writes each of its parts separately.
 struct Writer<S: Sink> {
     output: Output<S>,
-    /// What has no end yet.
+    /// The line so far.
     line: Vec<u8>,
 }
 
 impl<S: Sink> Writer<S> {
     fn take(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let room = LONGEST - self.line.len();
+            let room = MAX_LINE - self.line.len();
             let (part, ends) = match bytes.iter().take(room).position(|byte| *byte == b'\n') {
                 Some(end) => (end + 1, true),
                 None => (room.min(bytes.len()), room <= bytes.len()),
@@ -167,7 +167,7 @@ impl<S: Sink> OutputStream for Writer<S> {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(AT_A_TIME)
+        Ok(MAX_WRITE)
     }
 }
 
@@ -193,7 +193,7 @@ impl<S: Sink> AsyncWrite for Writer<S> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a lock that is poisoned is a failed test")]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use std::sync::{Arc, Mutex};
 
@@ -224,16 +224,16 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_a_line_however_it_was_written() {
+    fn each_line_is_a_record_however_it_was_written() {
         assert_eq!(lines(&["links: ", "no", " answer", "\n"]), ["links: no answer"]);
         assert_eq!(lines(&["one\r\ntwo\n\n", "three"]), ["one", "two", "three"]);
         assert_eq!(lines(&["", "\n", " \n"]), [""; 0]);
     }
 
     #[test]
-    fn a_line_without_end_is_cut() {
-        let long = "x".repeat(2 * LONGEST + 1);
+    fn an_overlong_line_is_split() {
+        let long = "x".repeat(2 * MAX_LINE + 1);
         let lengths: Vec<_> = lines(&[&long, "\n"]).iter().map(String::len).collect();
-        assert_eq!(lengths, [LONGEST, LONGEST, 1]);
+        assert_eq!(lengths, [MAX_LINE, MAX_LINE, 1]);
     }
 }

@@ -1,5 +1,5 @@
-//! Traces, metrics and logs by OTLP, under the names that Spin 4 gives them. Without the variables that ask for them there is
-//! neither an exporter nor anything to do for a request.
+//! Traces, metrics and logs by OTLP, named as in Spin 4. Unless environment variables enable them, there is no exporter, and
+//! requests cause no extra work.
 
 mod collector;
 mod logs;
@@ -33,12 +33,12 @@ use self::collector::Collector;
 pub use self::logs::{Logs, Stream, output};
 use self::settings::{Protocol, Settings, Signal};
 pub use self::statement::without_values;
-use crate::listen::Peer;
+use crate::serve::listen::Peer;
 
-/// How long the last spans and numbers may take at the end.
+/// How long the last export may take at shutdown.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// What is exported.
+/// The providers of the exported signals.
 #[derive(Debug, Default)]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
@@ -47,10 +47,10 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// As the environment asks.
+    /// Prepares the exports that the environment variables enable.
     ///
     /// # Errors
-    /// Variables that cannot be followed.
+    /// A variable has an unsupported value.
     pub fn from_environment() -> Result<Self> {
         Self::new(&Settings::read(|name| std::env::var(name).ok())?)
     }
@@ -58,7 +58,7 @@ impl Telemetry {
     fn new(settings: &Settings) -> Result<Self> {
         let mut telemetry = Self::default();
         if let Some(protocol) = settings.traces {
-            let exporter = over(SpanExporter::builder().with_http(), Signal::Traces, protocol).build();
+            let exporter = with_collector(SpanExporter::builder().with_http(), Signal::Traces, protocol).build();
             let exporter = exporter.context("Preparing the export of traces")?;
             let provider = SdkTracerProvider::builder()
                 .with_resource(resource())
@@ -66,7 +66,7 @@ impl Telemetry {
             telemetry.traces = Some(provider.build());
         }
         if let Some(protocol) = settings.metrics {
-            let exporter = over(MetricExporter::builder().with_http(), Signal::Metrics, protocol).build();
+            let exporter = with_collector(MetricExporter::builder().with_http(), Signal::Metrics, protocol).build();
             let exporter = exporter.context("Preparing the export of metrics")?;
             let provider = SdkMeterProvider::builder()
                 .with_resource(resource())
@@ -74,7 +74,7 @@ impl Telemetry {
             telemetry.metrics = Some(provider.build());
         }
         if let Some(protocol) = settings.logs {
-            let exporter = over(LogExporter::builder().with_http(), Signal::Logs, protocol).build();
+            let exporter = with_collector(LogExporter::builder().with_http(), Signal::Logs, protocol).build();
             let exporter = exporter.context("Preparing the export of logs")?;
             let provider = SdkLoggerProvider::builder()
                 .with_resource(resource())
@@ -88,7 +88,7 @@ impl Telemetry {
         self.traces.as_ref().map(|provider| Tracer(provider.tracer("spin")))
     }
 
-    /// For the requests of one component.
+    /// The request counter of a component.
     pub fn requests(&self, application: &str, component: &str) -> Option<Requests> {
         let attributes = [
             KeyValue::new("trigger_type", "http"),
@@ -99,10 +99,10 @@ impl Telemetry {
         Some(Requests { count, attributes })
     }
 
-    /// For the instances of one component.
+    /// The metrics of a component's instances.
     pub fn instances(&self, component: &str) -> Option<Arc<Instances>> {
         let meter = self.meter()?;
-        // A unit is an attribute there: so Spin has it.
+        // As in Spin, the unit is an attribute.
         let attributes = |unit: &'static str| {
             [
                 KeyValue::new("component_id", component.to_owned()),
@@ -118,7 +118,7 @@ impl Telemetry {
         }))
     }
 
-    /// For what a component writes.
+    /// The log exporter of a component's output.
     pub fn logs(&self, component: &str) -> Option<Logs> {
         let logger = self.logs.as_ref()?.logger("spin");
         let component = component.to_owned();
@@ -129,7 +129,7 @@ impl Telemetry {
         self.metrics.as_ref().map(|provider| provider.meter("spin"))
     }
 
-    /// Exports what is left; gives up after a second. Not on a thread of the runtime, which has to go on meanwhile.
+    /// Exports what is left, within a second. Must not be called on a thread of the async runtime, which does the sending.
     pub fn flush(self) {
         let (done, is_done) = mpsc::channel();
         let mut jobs: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
@@ -147,7 +147,7 @@ impl Telemetry {
             let done = done.clone();
             std::thread::spawn(move || {
                 job();
-                // Nobody waits any more: then it was too late.
+                // The receiver is gone after the time limit.
                 let _ = done.send(());
             });
         }
@@ -157,21 +157,21 @@ impl Telemetry {
                 .recv_timeout(end.saturating_duration_since(std::time::Instant::now()))
                 .is_err()
             {
-                tracing::warn!("the last telemetry was not taken within {FLUSH:?}");
+                tracing::warn!("the last telemetry could not be exported within {FLUSH:?}");
                 return;
             }
         }
     }
 }
 
-/// An exporter that our own client sends for.
-fn over<B: WithExportConfig + WithHttpConfig>(builder: B, signal: Signal, protocol: Protocol) -> B {
+/// Configures an exporter to send through [`Collector`].
+fn with_collector<B: WithExportConfig + WithHttpConfig>(builder: B, signal: Signal, protocol: Protocol) -> B {
     builder
         .with_protocol(OtlpProtocol::HttpBinary)
         .with_http_client(Collector::new(Handle::current(), signal, protocol))
 }
 
-/// Who we are; the environment may say otherwise.
+/// The identity of this process. Environment variables may override it.
 fn resource() -> Resource {
     let resource = Resource::builder_empty()
         .with_attributes([
@@ -200,7 +200,7 @@ impl Requests {
     }
 }
 
-/// What the instances of a component have used, recorded at their ends.
+/// The resource usage of a component's instances, recorded when each instance ends.
 #[derive(Debug)]
 pub struct Instances {
     cpu_time: Histogram<f64>,
@@ -211,7 +211,7 @@ pub struct Instances {
 }
 
 impl Instances {
-    /// Memory is in bytes.
+    /// Records the usage of an instance. Memory is in bytes.
     pub fn record(&self, cpu_time: Duration, memory_used: u64, memory_used_on_init: u64) {
         self.cpu_time.record(cpu_time.as_secs_f64(), &self.seconds);
         self.memory_used_on_init.record(memory_used_on_init, &self.bytes);
@@ -219,12 +219,12 @@ impl Instances {
     }
 }
 
-/// Begins spans.
+/// Starts spans.
 #[derive(Clone, Debug)]
 pub struct Tracer(SdkTracer);
 
 impl Tracer {
-    /// A request; a trusted peer's is part of the trace that its `traceparent` names.
+    /// Starts the span of a request. If the peer is trusted, the span joins the trace that `traceparent` names.
     pub fn request<B>(&self, request: &Request<B>, peer: &Peer) -> Span {
         let mut parent = Trace::new();
         if peer.is_trusted {
@@ -234,7 +234,7 @@ impl Tracer {
         let mut attributes = vec![
             KeyValue::new("http.request.method", request.method().to_string()),
             KeyValue::new("url.scheme", "http"),
-            // Not its query, which may hold anything.
+            // Without the query, which may contain anything.
             KeyValue::new("url.path", request.uri().path().to_owned()),
             KeyValue::new("network.protocol.name", "http"),
         ];
@@ -267,7 +267,7 @@ impl Tracer {
     }
 }
 
-/// Something that takes time. It ends when this is dropped.
+/// A span of a trace. Dropping its last clone ends it.
 #[derive(Clone, Debug)]
 pub struct Span {
     trace: Trace,
@@ -275,30 +275,30 @@ pub struct Span {
 }
 
 impl Span {
-    /// Whether it was chosen to be exported.
+    /// Whether the span was sampled.
     pub fn is_recording(&self) -> bool {
         self.trace.span().is_recording()
     }
 
-    /// The component's part of a request.
+    /// Starts the span of the component's work on a request.
     pub fn execution(&self, component: &str) -> Self {
         let name = format!("execute_wasm_component {component}");
         self.tracer.span(&self.trace, name, SpanKind::Internal, Vec::new())
     }
 
-    /// Something that the runtime does for the component.
+    /// Starts the span of a host call.
     pub fn call(&self, name: String, attributes: Vec<KeyValue>) -> Self {
         self.tracer.span(&self.trace, name, SpanKind::Client, attributes)
     }
 
-    /// Where a request goes.
+    /// Records the route of a request.
     pub fn matched(&self, method: &Method, route: &str) {
         let span = self.trace.span();
         span.set_attribute(KeyValue::new("http.route", route.to_owned()));
         span.update_name(format!("{method} {route}"));
     }
 
-    /// How a request was answered.
+    /// Records the status of the response.
     pub fn answered(&self, status: u16) {
         let span = self.trace.span();
         span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
@@ -317,10 +317,10 @@ impl Span {
     }
 }
 
-/// Does `work` within a span, if there is one.
+/// Runs `work`, and ends `span` with its result.
 ///
 /// # Errors
-/// Those of `work`.
+/// `work` fails.
 pub async fn within<T, E: std::fmt::Display>(
     span: Option<Span>,
     work: impl Future<Output = Result<T, E>>,

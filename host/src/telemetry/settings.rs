@@ -1,9 +1,9 @@
-//! Which signals are exported, and how: from OpenTelemetry's own environment variables, read as Spin 4 reads them. What is
-//! not decided here (endpoints, headers, samplers, intervals) the crates of OpenTelemetry read themselves.
+//! Which signals are exported, and by which protocol, from OpenTelemetry's environment variables, interpreted as by Spin 4.
+//! The OpenTelemetry crates read the other variables themselves (endpoints, headers, samplers, intervals).
 
 use anyhow::{Result, bail};
 
-/// OTLP's ways over the network.
+/// The transport of OTLP.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Protocol {
     Http,
@@ -26,7 +26,7 @@ impl Signal {
         }
     }
 
-    /// gRPC's path for it.
+    /// The path of the gRPC method that takes the signal.
     pub fn service(self) -> &'static str {
         match self {
             Self::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -36,7 +36,7 @@ impl Signal {
     }
 }
 
-/// What is exported; none: that signal is not.
+/// The protocol of each signal, or `None` if the signal is not exported.
 #[derive(Debug, Default, PartialEq)]
 pub struct Settings {
     pub traces: Option<Protocol>,
@@ -45,13 +45,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// `variable` gives an environment variable.
+    /// Reads the settings. `variable` returns the value of an environment variable.
     ///
     /// # Errors
-    /// The protocol http/json, which Spin refuses as well.
+    /// The protocol is http/json, which Spin refuses, too.
     pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
-        // Any value, as in Spin: also "false".
+        // Any value disables the export, even "false", as in Spin.
         if is_set("OTEL_SDK_DISABLED") {
             return Ok(Self::default());
         }
@@ -64,9 +64,9 @@ impl Settings {
             Ok(Some(match protocol.as_deref() {
                 Some("grpc") => Protocol::Grpc,
                 None | Some("" | "http/protobuf") => Protocol::Http,
-                Some("http/json") => bail!("the OTLP protocol http/json is not supported: use http/protobuf or grpc"),
+                Some("http/json") => bail!("the OTLP protocol http/json is not supported; use http/protobuf or grpc"),
                 Some(other) => {
-                    tracing::warn!("{other:?} is no OTLP protocol: http/protobuf is used");
+                    tracing::warn!("{other:?} is not an OTLP protocol; using http/protobuf");
                     Protocol::Http
                 }
             }))
@@ -81,10 +81,7 @@ impl Settings {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    reason = "an environment that is not read as expected fails the test"
-)]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use super::*;
 
@@ -96,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_exported_unless_asked() {
+    fn nothing_is_exported_by_default() {
         for variables in [
             &[][..],
             &[("OTEL_EXPORTER_OTLP_ENDPOINT", "")],
@@ -112,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_asked_for_together_or_alone() {
+    fn signals_are_enabled_together_or_one_by_one() {
         let all = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c")]).unwrap();
         let http = Some(Protocol::Http);
         assert_eq!((all.traces, all.metrics, all.logs), (http, http, http));
@@ -126,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signals_own_protocol_comes_first() {
+    fn the_protocol_of_a_signal_overrides_the_common_one() {
         let settings = read(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),

@@ -1,16 +1,16 @@
-//! SQL as it may be shown: without the values in it.
+//! Redacts SQL for traces: removes the values.
 
-/// The longest text, in characters.
-const MOST: usize = 500;
+/// The maximum length of the text, in characters.
+const MAX_CHARS: usize = 500;
 
-/// The statement on one line, with `?` for every literal and without comments.
+/// The statement on one line, with `?` in place of every literal, and without comments.
 pub fn without_values(sql: &str) -> String {
-    let mut shown = String::with_capacity(sql.len().min(MOST));
+    let mut shown = String::with_capacity(sql.len().min(MAX_CHARS));
     let mut rest = sql.trim();
     while let Some(first) = rest.chars().next() {
         let (length, text) = token(rest, first);
         match text {
-            Text::AsItIs => shown.push_str(&rest[..length]),
+            Text::Verbatim => shown.push_str(&rest[..length]),
             Text::Value => shown.push('?'),
             Text::Space => {
                 if !shown.ends_with(' ') && !shown.is_empty() {
@@ -19,8 +19,8 @@ pub fn without_values(sql: &str) -> String {
             }
         }
         rest = &rest[length..];
-        if shown.chars().count() >= MOST {
-            return shown.chars().take(MOST).chain(['…']).collect();
+        if shown.chars().count() >= MAX_CHARS {
+            return shown.chars().take(MAX_CHARS).chain(['…']).collect();
         }
     }
     shown.truncate(shown.trim_end().len());
@@ -28,12 +28,12 @@ pub fn without_values(sql: &str) -> String {
 }
 
 enum Text {
-    AsItIs,
+    Verbatim,
     Value,
     Space,
 }
 
-/// How many bytes the next token has, and what it is.
+/// The length in bytes of the next token, and how to show it.
 fn token(rest: &str, first: char) -> (usize, Text) {
     let until = |found: Option<usize>, end: usize| found.map_or(rest.len(), |at| at + end);
     let while_true = |test: fn(char) -> bool| rest.find(|c| !test(c)).unwrap_or(rest.len());
@@ -42,28 +42,28 @@ fn token(rest: &str, first: char) -> (usize, Text) {
         _ if rest.starts_with("--") => (until(rest.find('\n'), 1), Text::Space),
         _ if rest.starts_with("/*") => (until(rest.find("*/"), 2), Text::Space),
         '\'' => (quoted(rest, '\''), Text::Value),
-        '"' | '`' => (quoted(rest, first), Text::AsItIs),
-        '[' => (until(rest.find(']'), 1), Text::AsItIs),
+        '"' | '`' => (quoted(rest, first), Text::Verbatim),
+        '[' => (until(rest.find(']'), 1), Text::Verbatim),
         'x' | 'X' if rest[1..].starts_with('\'') => (1 + quoted(&rest[1..], '\''), Text::Value),
-        // Also 0x1f, 1e9 and 1.5; a sign stays.
+        // Includes 0x1f, 1e9 and 1.5. A sign is kept.
         '0'..='9' => (while_true(|c| c.is_alphanumeric() || c == '.' || c == '_'), Text::Value),
         '?' | ':' | '@' | '$' | '#' => (
             first.len_utf8()
                 + rest[first.len_utf8()..]
                     .find(|c| !is_word(c))
                     .unwrap_or(rest.len() - first.len_utf8()),
-            Text::AsItIs,
+            Text::Verbatim,
         ),
         _ if is_word(first) => (
             while_true(|c| c.is_alphanumeric() || c == '_' || c == '$'),
-            Text::AsItIs,
+            Text::Verbatim,
         ),
         _ if first.is_whitespace() => (while_true(char::is_whitespace), Text::Space),
-        _ => (first.len_utf8(), Text::AsItIs),
+        _ => (first.len_utf8(), Text::Verbatim),
     }
 }
 
-/// The length of a text in quotes, in which a doubled quote is one of its characters.
+/// The length in bytes of a quoted text. A doubled quote stands for the quote itself.
 fn quoted(text: &str, quote: char) -> usize {
     let mut end = quote.len_utf8();
     while let Some(found) = text[end..].find(quote) {
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn literals_are_left_out_and_names_are_not() {
+    fn literals_are_removed_and_names_are_kept() {
         for (sql, shown) in [
             (
                 "SELECT target FROM links WHERE slug = ?1",
@@ -110,8 +110,8 @@ mod tests {
     }
 
     #[test]
-    fn a_long_statement_is_cut() {
+    fn a_long_statement_is_truncated() {
         let shown = without_values(&"ä, ".repeat(1000));
-        assert_eq!(shown.chars().count(), MOST + 1);
+        assert_eq!(shown.chars().count(), MAX_CHARS + 1);
     }
 }

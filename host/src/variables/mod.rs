@@ -1,4 +1,4 @@
-//! Variables: templates, the providers that give values, and the interface `spin:variables`.
+//! Application variables: templates and the providers of their values.
 
 mod vault;
 
@@ -10,20 +10,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use opentelemetry::KeyValue;
-use wasmtime::component::{Accessor, HasSelf};
 
-use crate::bindings::variables::{self, Error};
-use crate::context::{Context, calling_span};
-use crate::telemetry::within;
+use crate::bindings::variables::Error;
 
-/// A variable that spin.toml declares. Without a default, a provider must have it.
+/// A variable declared in spin.toml. Without a default, a provider must have its value.
 #[derive(Debug)]
 pub struct Declared {
     pub default: Option<String>,
 }
 
-/// Text with `{{ name }}` in it.
+/// A text with `{{ name }}` placeholders.
 #[derive(Debug, PartialEq)]
 pub struct Template(Vec<Part>);
 
@@ -35,13 +31,13 @@ enum Part {
 
 impl Template {
     /// # Errors
-    /// A `{{` that is not closed.
+    /// A `{{` is not closed.
     pub fn parse(text: &str) -> Result<Self> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("{{") {
             let Some((name, after)) = after.split_once("}}") else {
-                bail!("{text:?} has a {{{{ without its }}}}");
+                bail!("{text:?} has a {{{{ without a matching }}}}");
             };
             if !before.is_empty() {
                 parts.push(Part::Text(before.to_owned()));
@@ -55,7 +51,7 @@ impl Template {
         Ok(Self(parts))
     }
 
-    /// The variables in it.
+    /// The names of the variables in the template.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|part| match part {
             Part::Text(_) => None,
@@ -64,34 +60,34 @@ impl Template {
     }
 }
 
-/// Spin's rule for the names of variables: lower-case letters, digits and single underscores between them.
+/// Checks a variable name by Spin's rule: lower-case letters, digits and single underscores between them, a letter first.
 ///
 /// # Errors
-/// Says which part of the rule is broken.
+/// The name is invalid. The error states which part of the rule it breaks.
 pub fn check_name(name: &str) -> Result<()> {
     let odd = name
         .chars()
         .find(|c| !(c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_'));
-    let fault = if let Some(odd) = odd {
+    let problem = if let Some(odd) = odd {
         format!("{odd:?} is not a lower-case letter, a digit or an underscore")
     } else if !name.starts_with(|c: char| c.is_ascii_lowercase()) {
         "it must start with a letter".to_owned()
     } else if name.ends_with('_') || name.contains("__") {
-        "underscores stand one at a time between other characters".to_owned()
+        "an underscore must stand alone between other characters".to_owned()
     } else {
         return Ok(());
     };
-    bail!("{name:?} is no name for a variable: {fault}")
+    bail!("{name:?} is not a valid variable name: {problem}")
 }
 
-/// Where values come from. The first provider that has a variable decides.
+/// A source of values. If several providers have a variable, the first one wins.
 pub enum Provider {
     Static(HashMap<String, String>),
     Environment(Environment),
     Vault(Box<Vault>),
 }
 
-/// Without values, which may be secrets.
+/// Omits the values, which may be secrets.
 impl std::fmt::Debug for Provider {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -102,7 +98,7 @@ impl std::fmt::Debug for Provider {
     }
 }
 
-/// The environment variables PREFIX_NAME, and after them those of a file.
+/// The environment variables `PREFIX_NAME`, with those of a dotenv file as a fallback.
 pub struct Environment {
     pub prefix: String,
     pub file: HashMap<String, String>,
@@ -111,10 +107,10 @@ pub struct Environment {
 impl Environment {
     pub const DEFAULT_PREFIX: &str = "SPIN_VARIABLE";
 
-    /// `dotenv` need not exist, as in Spin.
+    /// As in Spin, the file `dotenv` may be missing.
     ///
     /// # Errors
-    /// A dotenv file that cannot be read or does not parse.
+    /// The dotenv file exists but cannot be read or parsed.
     pub fn load(prefix: Option<String>, dotenv: Option<PathBuf>) -> Result<Self> {
         let mut file = HashMap::new();
         if let Some(path) = dotenv {
@@ -155,7 +151,7 @@ impl Provider {
         }
     }
 
-    /// Whether the provider has the variable, as far as can be told without asking over the network.
+    /// Whether the provider may have the variable. Network providers always may, because they are not queried here.
     fn may_have(&self, name: &str) -> bool {
         match self {
             Self::Static(values) => values.contains_key(name),
@@ -174,7 +170,7 @@ pub struct Variables {
 
 impl Variables {
     /// # Errors
-    /// A required variable that no provider has.
+    /// No provider has the value of a required variable.
     pub fn new(declared: BTreeMap<String, Declared>, providers: Vec<Provider>) -> Result<Self> {
         let missing: Vec<&str> = declared
             .iter()
@@ -185,7 +181,7 @@ impl Variables {
             .collect();
         ensure!(
             missing.is_empty(),
-            "no value for required variables: {}; give them in a [[variables_provider]] of the runtime configuration, or in \
+            "no value for required variables: {}; set them in a [[variables_provider]] of the runtime configuration or in \
              the environment as {}_NAME",
             missing.join(", "),
             Environment::DEFAULT_PREFIX
@@ -193,10 +189,10 @@ impl Variables {
         Ok(Self { declared, providers })
     }
 
-    /// The text, with values for its variables.
+    /// Replaces the variables in a template with their values.
     ///
     /// # Errors
-    /// A provider fails, or none has one of them.
+    /// A provider fails, or a variable has no value.
     pub async fn fill_in(&self, template: &Template) -> Result<String, Error> {
         let mut text = String::new();
         for part in &template.0 {
@@ -225,7 +221,7 @@ impl Variables {
     }
 }
 
-/// What one component sees of them.
+/// The variables of one component.
 #[derive(Debug)]
 pub struct ComponentVariables {
     pub component: String,
@@ -234,7 +230,7 @@ pub struct ComponentVariables {
 }
 
 impl ComponentVariables {
-    async fn get(&self, name: &str) -> Result<String, Error> {
+    pub async fn get(&self, name: &str) -> Result<String, Error> {
         check_name(name).map_err(|error| Error::InvalidName(error.to_string()))?;
         let undefined = || Error::Undefined(format!("no variable for {:?}.{name:?}", self.component));
         let template = self.templates.get(name).ok_or_else(undefined)?;
@@ -242,27 +238,8 @@ impl ComponentVariables {
     }
 }
 
-impl variables::Host for Context {
-    fn convert_error(&mut self, error: Error) -> wasmtime::Result<Error> {
-        Ok(error)
-    }
-}
-
-impl<T: Send> variables::HostWithStore<T> for HasSelf<Context> {
-    async fn get(accessor: &Accessor<T, Self>, name: String) -> Result<String, Error> {
-        let (component, span) = accessor.with(|mut access| (access.get().component.clone(), calling_span(&mut access)));
-        let span = span.map(|span| {
-            span.call(
-                "spin_variables.get".to_owned(),
-                vec![KeyValue::new("key", name.clone())],
-            )
-        });
-        within(span, component.variables.get(&name)).await
-    }
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a value that does not come is a failed test")]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use super::*;
 
@@ -310,7 +287,7 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "SPIN_VARIABLE_A=1\n").unwrap();
         assert!(Environment::load(None, Some(file.clone())).is_ok());
-        // Not a directory: the kernel refuses this to root as well, as it refuses a file without permission to others.
+        // Not a directory. Unlike a missing permission, this fails for root as well.
         let error = Environment::load(None, Some(file.join("x"))).err().unwrap();
         assert!(format!("{error:#}").contains("file/x"), "{error:#}");
     }
@@ -328,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_provider_decides_and_the_default_is_last() {
+    fn the_first_provider_wins_and_the_default_comes_last() {
         let providers = vec![provider(&[("a", "one")]), provider(&[("a", "two"), ("b", "two")])];
         let variables = Variables::new(
             declared(&[("a", Some("d")), ("b", Some("d")), ("c", Some("d"))]),
@@ -342,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn required_variables_are_asked_for_at_the_start() {
+    fn missing_required_variables_are_reported_at_the_start() {
         assert!(Variables::new(declared(&[("token", None)]), vec![provider(&[("token", "t")])]).is_ok());
         let error = Variables::new(declared(&[("token", None)]), vec![provider(&[])])
             .unwrap_err()
@@ -372,13 +349,13 @@ mod tests {
     }
 
     #[test]
-    fn an_open_brace_is_an_error() {
+    fn an_unclosed_placeholder_is_an_error() {
         assert!(Template::parse("{{ a }} {{ b").is_err());
         assert_eq!(Template::parse("{{ a }}").unwrap().names().collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]
-    fn a_dotenv_file_gives_what_the_environment_lacks() {
+    fn a_dotenv_file_is_a_fallback_for_the_environment() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".env");
         std::fs::write(&path, "LINKS_TEST_ONLY_IN_FILE=\"from file\"\n").unwrap();

@@ -1,5 +1,5 @@
-//! Variables from HashiCorp Vault or OpenBao: one secret of the key-value engine, version 2, for each variable, in its
-//! field `value`. Asked at every read, as in Spin: a changed secret is seen at once.
+//! Variables from HashiCorp Vault or OpenBao. Each variable is a secret of the key-value engine, version 2, with its value in
+//! the field `value`. As in Spin, every read queries the server, so a changed secret takes effect immediately.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -14,25 +14,25 @@ use url::Url;
 
 use crate::http_client::{self, Client, Version, below};
 
-/// How long the server may take.
+/// How long the server may take to respond.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How large a secret may be, in bytes. Vault's own limit for a request is 32 MiB.
-const MOST_BYTES: usize = 32 << 20;
+/// The maximum size of a response, in bytes. Vault limits requests to 32 MiB by default.
+const MAX_RESPONSE_BYTES: usize = 32 << 20;
 
-/// A server, and where on it the secrets are.
+/// A Vault server and the path of the secrets on it.
 pub struct Vault {
     url: Url,
     token: HeaderValue,
-    /// MOUNT/data/[PREFIX/]
-    place: String,
+    /// `MOUNT/data/` or `MOUNT/data/PREFIX/`.
+    path: String,
     client: Client,
-    /// Whether it was already told that there is nothing at all at this place.
-    told: AtomicBool,
+    /// Whether a missing mount was already logged.
+    warned: AtomicBool,
 }
 
 impl std::fmt::Debug for Vault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self}, {}", self.place)
+        write!(f, "{self}, {}", self.path)
     }
 }
 
@@ -43,7 +43,7 @@ impl std::fmt::Display for Vault {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct SecretResponse {
     data: Data,
 }
 
@@ -59,37 +59,40 @@ struct Secret {
 
 impl Vault {
     /// # Errors
-    /// Names what cannot be used, without the token.
+    /// An argument is invalid. The error does not contain the token.
     pub fn new(url: &str, token: &str, mount: &str, prefix: Option<&str>) -> Result<Self> {
-        let url = http_client::server_url(url, &["https", "http"], "the token goes into token")?;
-        ensure!(token.trim() == token, "token begins or ends with a space or a new line");
-        let mut token =
-            HeaderValue::try_from(token).map_err(|_| anyhow!("token holds what no HTTP header may hold"))?;
+        let url = http_client::server_url(url, &["https", "http"], "put the token into `token`")?;
+        ensure!(
+            token.trim() == token,
+            "token starts or ends with a space or a line break"
+        );
+        let mut token = HeaderValue::try_from(token)
+            .map_err(|_| anyhow!("token contains a character that is not allowed in an HTTP header"))?;
         token.set_sensitive(true);
         let mount = mount.trim_matches('/');
         ensure!(!mount.is_empty(), "mount is empty");
-        let mut place = format!("{mount}/data/");
+        let mut path = format!("{mount}/data/");
         if let Some(prefix) = prefix {
-            place.push_str(prefix.trim_matches('/'));
-            place.push('/');
+            path.push_str(prefix.trim_matches('/'));
+            path.push('/');
         }
-        // What is wrong with it shows here, and not at the first read.
-        Request::get(below(&url, &format!("v1/{place}x")))
+        // Building a request reports an invalid path now rather than at the first read.
+        Request::get(below(&url, &format!("v1/{path}x")))
             .body(())
-            .context("mount or prefix holds what no path may hold")?;
+            .context("mount or prefix contains a character that is not allowed in a URL")?;
         Ok(Self {
             client: Client::new(&url, Version::Http1),
             url,
             token,
-            place,
-            told: AtomicBool::new(false),
+            path,
+            warned: AtomicBool::new(false),
         })
     }
 
-    /// None where Vault has no such secret: then the next provider is asked.
+    /// Returns none if Vault has no such secret, so that the next provider is tried.
     ///
     /// # Errors
-    /// Everything else that is not a value, with Vault's own words; never the token, never a value.
+    /// The request fails or the response holds no value. The error contains Vault's message, but never the token or a value.
     pub async fn get(&self, name: &str) -> Result<Option<String>> {
         let read = tokio::time::timeout(TIMEOUT, self.read(name));
         let read = read
@@ -99,28 +102,28 @@ impl Vault {
     }
 
     async fn read(&self, name: &str) -> Result<Option<String>> {
-        let path = format!("{}{name}", self.place);
+        let path = format!("{}{name}", self.path);
         let url = below(&self.url, &format!("v1/{path}"));
         let mut response = self.ask(url.as_str()).await?;
-        // A standby node that does not forward requests names the active one.
+        // A standby node that does not forward requests redirects to the active one.
         if response.status() == StatusCode::TEMPORARY_REDIRECT {
-            let active = self.active(&url.to_string(), response.headers())?;
+            let active = self.redirect_target(&url.to_string(), response.headers())?;
             response = self.ask(active.as_str()).await?;
         }
         match response.status() {
             StatusCode::OK => {
-                let body = http_client::read(response.into_body(), MOST_BYTES).await?;
-                // The parser's own words may quote the secret.
-                let answer: Answer = serde_json::from_slice(&body)
-                    .map_err(|_| anyhow!("the secret {path} has no field \"value\" that is a text"))?;
-                self.told.store(false, Relaxed);
-                Ok(Some(answer.data.data.value))
+                let body = http_client::read(response.into_body(), MAX_RESPONSE_BYTES).await?;
+                // The parser's message may quote the secret.
+                let secret: SecretResponse = serde_json::from_slice(&body)
+                    .map_err(|_| anyhow!("the secret {path} has no field \"value\" that is a string"))?;
+                self.warned.store(false, Relaxed);
+                Ok(Some(secret.data.data.value))
             }
             StatusCode::NOT_FOUND => {
-                let body = http_client::read(response.into_body(), MOST_BYTES).await?;
-                // A secret that is missing is told without a word, a mount that is missing with some.
+                let body = http_client::read(response.into_body(), MAX_RESPONSE_BYTES).await?;
+                // Vault sends no error message for a missing secret, but one for a missing mount.
                 if let Some(problem) = errors(&body)
-                    && !self.told.swap(true, Relaxed)
+                    && !self.warned.swap(true, Relaxed)
                 {
                     tracing::warn!("{self}: {path}: {problem}");
                 }
@@ -138,13 +141,13 @@ impl Vault {
         self.client.send(request).await
     }
 
-    /// Where a redirect leads. The token does not go there with less protection.
-    fn active(&self, asked: &str, headers: &HeaderMap) -> Result<Url> {
+    /// The target of a redirect. Its scheme must be the configured one, so that the token is not sent unencrypted.
+    fn redirect_target(&self, requested: &str, headers: &HeaderMap) -> Result<Url> {
         let location = headers.get(LOCATION).and_then(|location| location.to_str().ok());
         let location = location.context("HTTP 307 without a Location")?;
-        let active = Url::parse(asked)?
+        let active = Url::parse(requested)?
             .join(location)
-            .context("HTTP 307 with a bad Location")?;
+            .context("HTTP 307 with an invalid Location")?;
         ensure!(
             active.scheme() == self.url.scheme(),
             "HTTP 307 from {} to {}",
@@ -155,7 +158,7 @@ impl Vault {
     }
 }
 
-/// What Vault says in an answer that is no success; none where it says nothing.
+/// The error messages in an unsuccessful response, or none if there are none.
 fn errors(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Errors {
@@ -166,14 +169,14 @@ fn errors(body: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a secret that is not read as expected fails the test")]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
 
-    /// What `get("admin_token")` makes of this answer, and what was asked.
+    /// The result of `get("admin_token")` for this response, and the request.
     async fn get(prefix: Option<&str>, status: u16, body: &str) -> (Result<Option<String>>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -209,7 +212,7 @@ mod tests {
         );
     }
 
-    /// What `get("admin_token")` makes of a standby node that redirects there.
+    /// The result of `get("admin_token")` from a standby node that redirects to `location`.
     async fn redirected(location: impl Fn(&str) -> String) -> Result<Option<String>> {
         let (standby, active) = (
             TcpListener::bind("127.0.0.1:0").await.unwrap(),
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_standby_node_names_the_active_one() {
+    async fn a_standby_nodes_redirect_is_followed() {
         let value = redirected(|active| format!("{active}/v1/kv/data/admin_token")).await;
         assert_eq!(value.unwrap().as_deref(), Some("v4lue"));
         let refused = redirected(|active| active.replace("http:", "https:")).await;
@@ -244,16 +247,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_missing_is_left_to_the_next_provider() {
+    async fn a_missing_secret_is_left_to_the_next_provider() {
         assert_eq!(get(None, 404, r#"{"errors":[]}"#).await.0.unwrap(), None);
-        // A deleted version.
+        // The latest version was deleted.
         let deleted = r#"{"data":{"data":null,"metadata":{"deletion_time":"2026-01-01T00:00:00Z"}}}"#;
         assert_eq!(get(None, 404, deleted).await.0.unwrap(), None);
     }
 
     #[tokio::test]
-    async fn refusals_are_told_in_vaults_words() {
-        for (status, body, told) in [
+    async fn errors_contain_vaults_message() {
+        for (status, body, expected) in [
             (
                 403,
                 r#"{"errors":["permission denied"]}"#,
@@ -268,12 +271,12 @@ mod tests {
                 error.starts_with("Failed to check Vault for config: Vault at http://127.0.0.1:"),
                 "{error}"
             );
-            assert!(error.ends_with(told), "{error}");
+            assert!(error.ends_with(expected), "{error}");
         }
     }
 
     #[tokio::test]
-    async fn a_value_that_is_no_text_is_not_quoted() {
+    async fn a_value_that_is_not_a_string_is_not_quoted() {
         for body in [
             r#"{"data":{"data":{"value":{"pin":7531}}}}"#,
             r#"{"data":{"data":{"pin":"7531"}}}"#,

@@ -1,4 +1,4 @@
-//! The least that a component can answer a redirect with: what the runtime itself costs, for `make bench`.
+//! The smallest component that answers with a redirect. `make bench` uses it to measure the cost of the runtime itself.
 
 #[cfg(feature = "wasi-0-3-0-rc-2026-03-15")]
 extern crate spin_sdk_6 as spin_sdk;

@@ -1,5 +1,5 @@
-//! A runtime that fails in the way that the file `fault` beside it names; `real`, also beside it, is the one that it is a
-//! broken edition of, and says what version it is. See `Fault` for what each means.
+//! A runtime that fails in the way named by the file `fault` beside it. The file `real` beside it is the working runtime,
+//! which answers for the version and serves where the fault allows it. See `Fault` for the meaning of each fault.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -29,7 +29,7 @@ fn main() -> Result<ExitCode> {
         .context("--listen is missing")?;
     match Fault::of_name(&fault) {
         Some(Fault::Exits) => {
-            eprintln!("broken-runtime: this is what it says last");
+            eprintln!("broken-runtime: this is its last log line");
             Ok(ExitCode::from(3))
         }
         Some(Fault::Hangs) => loop {
@@ -44,22 +44,22 @@ fn main() -> Result<ExitCode> {
         Some(Fault::Sick) => {
             let listener = bind(listen)?;
             loop {
-                // The prober that hung up asks again.
+                // An error only means that the health probe hung up. It will ask again.
                 drop(listener.accept().and_then(answer));
             }
         }
         Some(Fault::Instance(number))
             if listen.ends_with(&format!(":{}", 7000 + number)) || listen.ends_with(&format!("/{number}.sock")) =>
         {
-            bail!("not on {listen}")
+            bail!("this instance must not serve on {listen}")
         }
         Some(Fault::Instance(_)) => become_real(&beside("real"), &arguments),
         Some(Fault::DiesYoung) => {
-            // Alarms outlive an exec.
+            // An alarm survives exec.
             alarm::set(1);
             become_real(&beside("real"), &arguments)
         }
-        _ => bail!("the fault {fault:?} is none of the runtime's"),
+        _ => bail!("{fault:?} is not a fault of the runtime"),
     }
 }
 
@@ -68,7 +68,7 @@ fn become_real(real: &Path, arguments: &[OsString]) -> Result<ExitCode> {
     Err(error).with_context(|| format!("Starting {}", real.display()))
 }
 
-/// As `--listen` names it.
+/// A listener on the address in `--listen`.
 enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
@@ -94,7 +94,7 @@ trait Stream: Read + Write {}
 
 impl<T: Read + Write> Stream for T {}
 
-/// The listener is fine, what it serves is not.
+/// Reports the runtime healthy, and answers everything else with 500.
 fn answer(mut stream: Box<dyn Stream>) -> io::Result<()> {
     let mut request = [0; 1024];
     let length = stream.read(&mut request)?;

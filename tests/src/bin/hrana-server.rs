@@ -1,8 +1,8 @@
-//! A libSQL server for tests: Hrana 3 over HTTP before a SQLite file. One stream is one SQLite connection; a baton names it
-//! and changes with each answer. No registry has the real server.
+//! A libSQL server for tests: Hrana 3 over HTTP in front of a SQLite file. The real server is in no package registry.
 //!
-//! It says where it listens in its first line. `PUT /test/delay` with a number of milliseconds makes answers slow from then
-//! on; `PUT /test/token` exchanges the token; `GET /test/streams` counts what is open. SIGSTOP does the rest.
+//! Each stream is a SQLite connection. The client names a stream by a baton, which changes with each answer. The first line
+//! of output names the address. `PUT /test/delay` sets the delay of every answer in milliseconds, `PUT /test/token` replaces
+//! the token, and `GET /test/streams` returns the number of open streams. To simulate a hanging server, send SIGSTOP.
 //!
 //! <https://github.com/tursodatabase/libsql/blob/main/docs/HRANA_3_SPEC.md>
 
@@ -34,15 +34,15 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::net::TcpListener;
 
-/// How long a statement waits for another one's lock.
+/// How long a statement waits for a lock that another one holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest request, in bytes.
-const MOST_BYTES: usize = 64 << 20;
+/// The maximum size of a request, in bytes.
+const MAX_BYTES: usize = 64 << 20;
 
-/// A libSQL server (Hrana 3 over HTTP) before a SQLite file, for tests
+/// A libSQL server (Hrana 3 over HTTP) in front of a SQLite file, for tests
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Address and port; port 0 takes a free one
+    /// Address and port; port 0 picks a free one
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
 
@@ -50,15 +50,15 @@ struct Cli {
     #[arg(long, value_name = "FILE")]
     database: PathBuf,
 
-    /// The bearer token that is asked for; without it none
+    /// The bearer token that clients must send; by default they need none
     #[arg(long, env = "HRANA_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
 
-    /// How long every answer takes at least, in milliseconds
+    /// The minimum time that every answer takes, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0)]
     delay: u64,
 
-    /// How long a stream may be unused, in milliseconds
+    /// How long a stream may be idle, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 10_000)]
     stream_expiry: u64,
 }
@@ -86,7 +86,7 @@ async fn serve(cli: Cli) -> Result<()> {
     let first = open(&server.database)?;
     first
         .pragma_update(None, "journal_mode", "wal")
-        .context("Turning the write-ahead log on")?;
+        .context("Turning on the write-ahead log")?;
     let listener = TcpListener::bind(cli.listen).await.context("Listening")?;
     println!("listening on {}", listener.local_addr()?);
     std::io::stdout().flush()?;
@@ -116,7 +116,7 @@ fn open(database: &Path) -> Result<Connection> {
 struct Server {
     database: PathBuf,
     expiry: Duration,
-    /// For batons that nobody can guess.
+    /// The key for unguessable batons.
     secret: RandomState,
     state: Mutex<State>,
 }
@@ -124,7 +124,7 @@ struct Server {
 struct State {
     delay: Duration,
     token: Option<String>,
-    /// By their batons; one that works on a request is not here.
+    /// The streams by baton. A stream that is serving a request is not in here.
     streams: HashMap<String, Stream>,
     number: u64,
 }
@@ -135,7 +135,7 @@ struct Stream {
     used: Instant,
 }
 
-/// What is answered instead of a result.
+/// An error response.
 struct Refusal(StatusCode, String);
 
 type Reply = Response<Full<Bytes>>;
@@ -157,7 +157,7 @@ impl Server {
             (&Method::POST, "/v3/cursor") => self.cursor(request).await,
             _ => Err(Refusal(
                 StatusCode::NOT_FOUND,
-                error_json("there is nothing", "NOT_FOUND"),
+                error_json("no such resource", "NOT_FOUND"),
             )),
         };
         result.unwrap_or_else(|Refusal(status, text)| reply(status, "application/json", text))
@@ -171,13 +171,15 @@ impl Server {
         if path == "/test/token" {
             state.token = Some(text);
         } else {
-            let delay = text.parse().map_err(|_| bad_request("milliseconds are expected"))?;
+            let delay = text
+                .parse()
+                .map_err(|_| bad_request("expected a number of milliseconds"))?;
             state.delay = Duration::from_millis(delay);
         }
         Ok(reply(StatusCode::NO_CONTENT, "text/plain", ""))
     }
 
-    /// Lets in who has the token, after the delay.
+    /// Waits for the delay, checks the token, and returns the body.
     async fn admit(&self, request: Request<Incoming>) -> Result<Bytes, Refusal> {
         let (delay, token) = {
             let state = self.state();
@@ -194,7 +196,7 @@ impl Server {
         read(request).await
     }
 
-    /// The stream with that baton, or a new one.
+    /// The stream with this baton, or a new one.
     fn stream(&self, baton: Option<&str>) -> Result<Stream, Refusal> {
         let mut state = self.state();
         state.streams.retain(|_, stream| stream.used.elapsed() < self.expiry);
@@ -217,7 +219,7 @@ impl Server {
         }
     }
 
-    /// Keeps the stream for its next request, which must have this baton.
+    /// Stores the stream for its next request, and returns the baton that this request must have.
     fn keep(&self, mut stream: Stream) -> String {
         let mut state = self.state();
         state.number += 1;
@@ -278,7 +280,7 @@ impl Server {
 }
 
 async fn read(request: Request<Incoming>) -> Result<Bytes, Refusal> {
-    let body = Limited::new(request.into_body(), MOST_BYTES).collect().await;
+    let body = Limited::new(request.into_body(), MAX_BYTES).collect().await;
     Ok(body.map_err(|error| bad_request(&error.to_string()))?.to_bytes())
 }
 
@@ -297,7 +299,7 @@ fn error_json(message: &str, code: &str) -> String {
     serde_json::json!({ "message": message, "code": code }).to_string()
 }
 
-/// These types always have a JSON.
+/// Serializes a protocol type, which cannot fail.
 fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
@@ -394,7 +396,7 @@ impl Stream {
                 let sql = self.sql.get(&id).cloned();
                 sql.ok_or_else(|| problem(&format!("SQL text {id} not found"), "SQL_NOT_FOUND"))
             }
-            _ => Err(problem("either sql or sql_id is expected", "BAD_REQUEST")),
+            _ => Err(problem("expected either sql or sql_id", "BAD_REQUEST")),
         }
     }
 
@@ -410,8 +412,8 @@ impl Stream {
         })
     }
 
-    /// Runs the steps whose conditions hold, in order.
-    fn batch(&self, batch: &Batch, tell: &mut dyn FnMut(CursorEntry)) {
+    /// Runs the steps whose conditions hold, in order, and passes each entry of the result to `emit`.
+    fn batch(&self, batch: &Batch, emit: &mut dyn FnMut(CursorEntry)) {
         let mut outcomes: Vec<Option<bool>> = Vec::new();
         for (step, at) in batch.steps.iter().zip(0_u32..) {
             let runs = step
@@ -426,11 +428,11 @@ impl Stream {
             let mut rows = Vec::new();
             let done = self.step(&step.stmt, &mut |cols| head = Some(cols), &mut |row| rows.push(row));
             if let Some(cols) = head {
-                tell(CursorEntry::StepBegin(StepBeginEntry { step: at, cols }));
-                rows.into_iter().for_each(|row| tell(CursorEntry::Row { row }));
+                emit(CursorEntry::StepBegin(StepBeginEntry { step: at, cols }));
+                rows.into_iter().for_each(|row| emit(CursorEntry::Row { row }));
             }
             outcomes.push(Some(done.is_ok()));
-            tell(match done {
+            emit(match done {
                 Ok((affected_row_count, last_insert_rowid)) => CursorEntry::StepEnd(StepEndEntry {
                     affected_row_count,
                     last_insert_rowid: Some(last_insert_rowid),
@@ -453,15 +455,15 @@ impl Stream {
         }
     }
 
-    /// Runs a statement; how many rows it has changed, and the row id of the last one inserted.
+    /// Runs a statement. Returns the number of rows that it changed, and the row ID of the last insert.
     fn step(
         &self,
         stmt: &Stmt,
         head: &mut dyn FnMut(Vec<Col>),
-        tell: &mut dyn FnMut(Row),
+        emit: &mut dyn FnMut(Row),
     ) -> Result<(u64, i64), Error> {
         let sql = self.text(stmt.sql.as_deref(), stmt.sql_id)?;
-        // As the real server does it.
+        // The real server refuses this statement too.
         let words: String = sql
             .split_whitespace()
             .take(3)
@@ -506,7 +508,7 @@ impl Stream {
             for at in 0..count {
                 values.push(value(row.get_ref(at).map_err(|error| sqlite(&error))?));
             }
-            tell(Row { values });
+            emit(Row { values });
         }
         let affected = if changes { self.connection.changes() } else { 0 };
         Ok((affected, self.connection.last_insert_rowid()))
@@ -558,7 +560,7 @@ fn problem(message: &str, code: &str) -> Error {
     }
 }
 
-/// SQLite's words, and the name of its code.
+/// SQLite's message, with the name of its error code.
 fn sqlite(error: &rusqlite::Error) -> Error {
     let code = match error {
         rusqlite::Error::MultipleStatement => {

@@ -1,24 +1,25 @@
-//! Clients at work: they shorten, follow what they were promised, ask for what does not exist, and check every answer.
+//! Load on an appliance. Workers shorten URLs, follow the links they got, request slugs that do not exist, and check every
+//! answer.
 //!
 //! # What counts as a failed request
-//! Every request whose answer is not exactly the right one: 200 with a slug for a `POST`; 302 with the link's URL for a
-//! `GET` or `HEAD` of an acknowledged link; 404 for one of a slug that nobody has. A refused connection, a reset, an end
-//! before the answer's, and no answer within the client's deadline are failures too.
+//! A request fails unless its answer is exactly the right one: 200 with a slug for a `POST`, 302 with the link's URL for a
+//! `GET` or `HEAD` of an acknowledged link, and 404 for a slug that does not exist. A refused connection, a reset, a
+//! truncated answer, and no answer within the client's deadline are failures too.
 //!
-//! One thing is none, because HTTP says what a client does then. A server may close a kept connection between two
-//! requests:
-//! * where the close is seen before a byte of the next request is sent, that request goes over a new connection
-//!   (counted as [`Report::closes`]);
-//! * where the two cross, so that a connection *that served a request before* ends without a single byte of answer, a
-//!   `GET` or `HEAD` is sent once more, over a new connection (RFC 9110, 9.2.2; RFC 9112, 9.3.1; counted as
-//!   [`Report::retries`]). What becomes of that second try counts.
+//! There is one exception, which HTTP defines. A server may close a kept connection between two requests:
+//! * If the client sees the close before it sends the next request, it sends that request over a new connection (counted
+//!   as [`Report::closes`]).
+//! * If the two cross, a connection *that has served a request before* ends without a single byte of an answer. The client
+//!   then sends a `GET` or `HEAD` once more, over a new connection (RFC 9110, 9.2.2; RFC 9112, 9.3.1; counted as
+//!   [`Report::retries`]). The outcome of that second try counts.
 //!
-//! A `POST` is never sent twice: it is not idempotent, and the client cannot know whether it was carried out. On a fresh
-//! connection nothing is, and a timeout never leads to a second try.
+//! A `POST` is never sent twice: it is not idempotent, and the client cannot know whether it was carried out. A request that
+//! failed on a fresh connection or by a timeout is never sent again either.
 
-mod ask;
-mod line;
+mod mix;
 mod report;
+mod request;
+mod session;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,58 +28,31 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, anyhow};
 
-use crate::eventually;
 use crate::http::Client;
-use ask::Ask;
-use line::Line;
+use crate::process::eventually;
+pub use mix::{Connections, Link, Mix};
 pub use report::{Example, Latency, Method, Outcome, Report};
+use request::Request;
+use session::Session;
 
-/// The phase that a load begins in.
+/// The phase in which a load begins.
 const FIRST_PHASE: &str = "rest";
 
-/// A link that was acknowledged with 200.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
-    pub slug: String,
-    pub url: String,
-}
-
-/// Whether a worker connects for each request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Connections {
-    /// Each request says `Connection: close`.
-    Fresh,
-    KeptAlive,
-    /// Every other worker the one, every other the other.
-    Both,
-}
-
-/// What the workers ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mix {
-    /// `POST` only.
-    Writes,
-    /// `GET` and `HEAD` of links that there were before: those of [`Load::knowing`].
-    Known,
-    /// Of 20 requests 5 are `POST`, 8 `GET` and 5 `HEAD` of acknowledged links, 2 ask for slugs that do not exist.
-    Usual,
-}
-
-/// What is to be done: `workers` threads, the n-th through the n-th client, round and round.
+/// The plan of a load. Worker n uses client n, starting again from the first client when there are more workers.
 #[derive(Clone, Debug)]
 pub struct Load {
     clients: Vec<Client>,
     workers: usize,
     connections: Connections,
     mix: Mix,
-    /// Requests per second of all workers together; as fast as they are answered without one.
+    /// The rate of all workers together, in requests per second. Without one, each worker sends as soon as it has an answer.
     rate: Option<u32>,
     label: String,
     known: Arc<[Link]>,
 }
 
 impl Load {
-    /// One worker through each client, which only writes. The clients carry the token, where one is needed.
+    /// A load with one worker per client, which only writes. The clients carry the token if one is needed.
     pub fn through(clients: impl Into<Vec<Client>>) -> Self {
         let clients = clients.into();
         let workers = clients.len();
@@ -93,14 +67,15 @@ impl Load {
         }
     }
 
-    /// Links to follow from the first request on.
+    /// Sets the links that [`Mix::Known`] follows.
     #[must_use]
     pub fn knowing(mut self, links: &[Link]) -> Self {
         self.known = links.into();
         self
     }
 
-    /// Tells this load's URLs from another's: `https://load.example/LABEL/WORKER/NUMBER`, both from 0.
+    /// Sets the label that distinguishes the URLs of this load from those of others:
+    /// `https://load.example/LABEL/WORKER/NUMBER`, with both numbers counted from 0.
     #[must_use]
     pub fn label(mut self, label: &str) -> Self {
         label.clone_into(&mut self.label);
@@ -125,15 +100,15 @@ impl Load {
         self
     }
 
-    /// Bounds the requests per second. The latency of a request then counts from the moment at which it was due: one
-    /// that is late because the worker still waited for the one before it was late for its user.
+    /// Limits the requests per second. The latency of a request then counts from the moment when it was due, because a real
+    /// user would also have waited while the worker was busy with the request before it.
     #[must_use]
     pub fn rate(mut self, per_second: u32) -> Self {
         self.rate = Some(per_second);
         self
     }
 
-    /// Starts the workers; they go on until [`Running::stop`].
+    /// Starts the workers, which run until [`Running::stop`].
     pub fn start(&self) -> Running {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
@@ -143,7 +118,7 @@ impl Load {
             phases: Mutex::new(vec![FIRST_PHASE.to_owned()]),
             phase: AtomicUsize::new(0),
             begin: Instant::now(),
-            begin_of_day: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            begin_since_1970: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
         });
         let workers = (0..self.workers)
             .zip(self.clients.iter().cycle())
@@ -159,7 +134,7 @@ impl Load {
                 let urls = format!("https://load.example/{}/{number}", self.label);
                 thread::spawn(move || {
                     let mut worker = Worker {
-                        line: Line::open(client, connections)?,
+                        session: Session::open(client, connections)?,
                         mix,
                         known,
                         urls,
@@ -175,10 +150,10 @@ impl Load {
         Running { shared, workers }
     }
 
-    /// Runs the workers for that long.
+    /// Runs the workers for this long.
     ///
     /// # Errors
-    /// As [`Running::stop`].
+    /// Fails as [`Running::stop`] does.
     pub fn run(&self, duration: Duration) -> Result<Report> {
         let running = self.start();
         thread::sleep(duration);
@@ -186,21 +161,21 @@ impl Load {
     }
 }
 
-/// What the workers of one load have in common.
+/// The state that the workers of one load share.
 #[derive(Debug)]
 struct Shared {
     stop: AtomicBool,
-    /// Requests that have come to an end.
+    /// The number of requests that have ended.
     asked: AtomicU64,
     acknowledged: AtomicUsize,
     failed: AtomicU64,
-    /// Every phase so far.
+    /// The names of all phases so far.
     phases: Mutex<Vec<String>>,
-    /// Index of the phase that the load is in.
+    /// The index of the current phase.
     phase: AtomicUsize,
     begin: Instant,
-    /// When that was, since 1970.
-    begin_of_day: Duration,
+    /// The time of `begin`, since 1970.
+    begin_since_1970: Duration,
 }
 
 impl Shared {
@@ -209,7 +184,7 @@ impl Shared {
     }
 }
 
-/// Workers at work. Dropped, they stop after their current request.
+/// A load in progress. When it is dropped, the workers stop after their current request.
 #[derive(Debug)]
 pub struct Running {
     shared: Arc<Shared>,
@@ -217,23 +192,22 @@ pub struct Running {
 }
 
 impl Running {
-    /// Requests that have come to an end, good or bad.
+    /// The number of requests that have ended, well or badly.
     pub fn asked(&self) -> u64 {
         self.shared.asked.load(Ordering::Relaxed)
     }
 
-    /// Links acknowledged so far.
+    /// The number of links acknowledged so far.
     pub fn acknowledged(&self) -> usize {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Requests so far that ended in anything but the right answer.
+    /// The number of requests so far that got anything but the right answer.
     pub fn failed(&self) -> u64 {
         self.shared.failed.load(Ordering::Relaxed)
     }
 
-    /// From here on latencies count for the phase of that name, which may be one that there was before. The load begins
-    /// at "rest".
+    /// Makes latencies count towards the phase `name` from here on; a phase can be resumed. A load begins in the phase "rest".
     pub fn phase(&self, name: &str) {
         let mut phases = self.shared.phases.lock().unwrap_or_else(PoisonError::into_inner);
         let known = phases.iter().position(|phase| phase == name);
@@ -244,20 +218,20 @@ impl Running {
         self.shared.phase.store(index, Ordering::Relaxed);
     }
 
-    /// Waits until that many requests have come to an end since the start.
+    /// Waits until this many requests have ended since the start.
     ///
     /// # Errors
-    /// Not within `deadline`.
+    /// Fails if this takes longer than `deadline`.
     pub fn wait_for(&self, requests: u64, deadline: Duration) -> Result<()> {
-        eventually(&format!("{requests} requests"), deadline, || {
+        eventually(&format!("{requests} requests have ended"), deadline, || {
             Ok((self.asked() >= requests).then_some(()))
         })
     }
 
-    /// Lets every worker finish its request, and adds up.
+    /// Lets every worker finish its current request, and returns the merged report.
     ///
     /// # Errors
-    /// A worker could not enter the machine's network.
+    /// Fails if a worker could not enter the machine's network.
     pub fn stop(mut self) -> Result<Report> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut total = Report::default();
@@ -277,7 +251,7 @@ impl Drop for Running {
 }
 
 struct Worker {
-    line: Line,
+    session: Session,
     mix: Mix,
     known: Arc<[Link]>,
     urls: String,
@@ -287,7 +261,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Asks until it is told to stop; with a pace, one request each.
+    /// Sends requests until the load is stopped: one per `pace`, or one after the other without it.
     fn work(&mut self, pace: Option<Duration>) {
         let mut due = Instant::now();
         while !self.shared.stop.load(Ordering::Relaxed) {
@@ -298,21 +272,21 @@ impl Worker {
                 }
                 None => due = Instant::now(),
             }
-            self.ask(due);
+            self.send(due);
         }
-        self.report.closes = self.line.closes;
-        self.report.retries = self.line.retries;
+        self.report.closes = self.session.closes;
+        self.report.retries = self.session.retries;
     }
 
-    fn ask(&mut self, due: Instant) {
+    fn send(&mut self, due: Instant) {
         let phase = self.shared.phase.load(Ordering::Relaxed);
-        let ask = self.next();
+        let request = self.next();
         self.sent += 1;
-        let answer = self.line.send(&ask);
+        let answer = self.session.send(&request);
         let end = Instant::now();
         let checked = match &answer {
-            Ok(reply) => ask.check(reply),
-            Err((failure, on)) => Err((Outcome::of(failure), format!("{ask}: {failure}, {on}"))),
+            Ok(reply) => request.check(reply),
+            Err((failure, on)) => Err((Outcome::of(failure), format!("{request}: {failure}, {on}"))),
         };
         self.report.sample(phase, end.duration_since(due));
         let outcome = match checked {
@@ -325,59 +299,59 @@ impl Worker {
             }
             Err((outcome, what)) => {
                 self.shared.failed.fetch_add(1, Ordering::Relaxed);
-                self.example(end, ask.method(), outcome, what);
+                self.example(end, request.method(), outcome, what);
                 outcome
             }
         };
-        let count = self.report.outcomes.entry((ask.method(), outcome)).or_default();
+        let count = self.report.outcomes.entry((request.method(), outcome)).or_default();
         *count += 1;
         self.shared.asked.fetch_add(1, Ordering::Relaxed);
         if outcome == Outcome::Refused {
-            // Nobody listens: asking again at once would only take the processor from whoever is to.
+            // Nothing listens. Trying again at once would only take processor time from the server that is starting.
             thread::sleep(Duration::from_millis(10));
         }
     }
 
     fn example(&mut self, end: Instant, method: Method, outcome: Outcome, what: String) {
         let so_far = self.report.outcomes.get(&(method, outcome)).copied().unwrap_or(0);
-        if so_far >= report::EXAMPLES as u64 {
+        if so_far >= report::MAX_EXAMPLES as u64 {
             return;
         }
         let at = end.duration_since(self.shared.begin);
         self.report.examples.push(Example {
             at,
-            time: self.shared.begin_of_day + at,
+            time: self.shared.begin_since_1970 + at,
             method,
             outcome,
             what,
         });
     }
 
-    fn next(&self) -> Ask {
-        let place = match self.mix {
+    fn next(&self) -> Request {
+        let turn = match self.mix {
             Mix::Writes => 0,
             Mix::Known => self.sent % 2 + 1,
             Mix::Usual => self.sent % 20,
         };
-        let method = match place {
-            place if place % 4 == 0 => {
+        let method = match turn {
+            turn if turn % 4 == 0 => {
                 let url = format!("{}/{}", self.urls, self.sent);
-                return Ask::Shorten { url };
+                return Request::Shorten { url };
             }
-            place if place % 4 == 2 || place == 13 => Method::Head,
+            turn if turn % 4 == 2 || turn == 13 => Method::Head,
             _ => Method::Get,
         };
         match self.link() {
-            Some(Link { slug, url }) if !matches!(place, 3 | 13) => Ask::Follow { method, slug, url },
+            Some(Link { slug, url }) if !matches!(turn, 3 | 13) => Request::Follow { method, slug, url },
             _ => {
-                // A hyphen stands in no slug that was generated.
+                // Generated slugs contain no hyphen.
                 let slug = format!("no-such-link-{}", self.sent);
-                Ask::Unknown { method, slug }
+                Request::Unknown { method, slug }
             }
         }
     }
 
-    /// The newest one every other time, whatever the method, else any: a large prime wanders through all of them.
+    /// Picks the newest link every other time, whatever the method, and otherwise any link: the large prime visits them all.
     fn link(&self) -> Option<Link> {
         let links = match self.mix {
             Mix::Known => &*self.known,
@@ -390,27 +364,27 @@ impl Worker {
     }
 }
 
-/// An acknowledged link that does not lead where it should.
+/// An acknowledged link that does not redirect to its URL.
 #[derive(Clone, Debug)]
 pub struct Lost {
     pub link: Link,
-    /// The answer in short, or the failure.
+    /// The status and location of the answer, or the failure.
     pub found: String,
 }
 
-/// Reads every link through `client`, over eight connections, and returns those that do not redirect to their URL.
+/// Requests every link through `client`, over eight connections, and returns the links that do not redirect to their URL.
 ///
 /// # Errors
-/// A reader could not enter the machine's network.
+/// Fails if a reader could not enter the machine's network.
 pub fn verify_all(client: &Client, links: &[Link]) -> Result<Vec<Lost>> {
     let next = AtomicUsize::new(0);
     let reader = || -> Result<Vec<Lost>> {
-        let mut line = Line::open(client.clone(), Connections::KeptAlive)?;
+        let mut session = Session::open(client.clone(), Connections::KeptAlive)?;
         let mut lost = Vec::new();
         while let Some(link) = links.get(next.fetch_add(1, Ordering::Relaxed)) {
             let Link { slug, url } = link.clone();
             let method = Method::Get;
-            let found = match line.send(&Ask::Follow { method, slug, url }) {
+            let found = match session.send(&Request::Follow { method, slug, url }) {
                 Ok(reply) if reply.status == 302 && reply.location == link.url => continue,
                 Ok(reply) => format!("{} {}", reply.status, reply.location),
                 Err((failure, on)) => format!("{failure}, {on}"),

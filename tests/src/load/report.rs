@@ -1,14 +1,14 @@
-//! What became of the requests, and how long they took.
+//! The outcomes of the requests, and how long they took.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use super::Link;
-use crate::http::Failure;
+use super::mix::Link;
+use crate::failure::Failure;
 
-/// Failures of one kind that are told in full.
-pub(super) const EXAMPLES: usize = 5;
+/// The maximum number of failures of one kind that a report describes in full.
+pub(super) const MAX_EXAMPLES: usize = 5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Method {
@@ -27,19 +27,19 @@ impl fmt::Display for Method {
     }
 }
 
-/// What became of a request.
+/// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     Right,
     Refused,
-    /// The connection was reset, or ended before the answer did.
+    /// The connection was reset, or ended before the answer was complete.
     Reset,
     TimedOut,
-    /// An answer with a status that it should not have.
+    /// The answer has an unexpected status.
     Status(u16),
-    /// The right status with another location, or without the slug.
+    /// The answer has the right status but the wrong location, or no slug.
     Answer,
-    /// No HTTP, or a failure of the machine's network.
+    /// The answer is not HTTP, or the machine's network failed.
     Other,
 }
 
@@ -57,13 +57,13 @@ impl Outcome {
 /// A request that failed.
 #[derive(Clone, Debug)]
 pub struct Example {
-    /// Its end, since the start of the load.
+    /// When the request ended, since the start of the load.
     pub at: Duration,
-    /// Its end, since 1970: as `journalctl --output=short-unix` prints it.
+    /// When the request ended, since 1970, as `journalctl --output=short-unix` prints it.
     pub time: Duration,
     pub method: Method,
     pub outcome: Outcome,
-    /// All else that is known about it.
+    /// The request, the answer or failure, and the kind of connection.
     pub what: String,
 }
 
@@ -75,11 +75,11 @@ impl fmt::Display for Example {
     }
 }
 
-/// How long the requests of one phase took.
+/// The latencies of one phase.
 #[derive(Clone, Debug)]
 pub struct Latency {
     pub phase: String,
-    /// Microseconds, in order.
+    /// Latencies in microseconds, in ascending order.
     sorted: Vec<u32>,
 }
 
@@ -88,7 +88,7 @@ impl Latency {
         self.sorted.len()
     }
 
-    /// The time within which that share of the requests was answered: 0.5 for the median, 1.0 for the slowest.
+    /// The time within which this share of the requests was answered: 0.5 for the median, 1.0 for the slowest.
     pub fn quantile(&self, share: f64) -> Duration {
         let rank = (self.sorted.len() as f64 * share).ceil() as usize;
         let micros = self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0);
@@ -109,26 +109,26 @@ impl fmt::Display for Latency {
     }
 }
 
-/// What the workers saw.
+/// The results of all workers.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     pub(super) outcomes: BTreeMap<(Method, Outcome), u64>,
-    /// The first failures of each kind.
+    /// The first failures of each kind, in order of time.
     pub examples: Vec<Example>,
-    /// Kept connections that the server was seen to have closed before a request was sent.
+    /// The number of kept connections that the server had closed before the next request was sent.
     pub closes: u64,
-    /// `GET` and `HEAD` requests sent again because a kept connection ended without a byte of answer.
+    /// The number of `GET` and `HEAD` requests sent again because a kept connection ended without a byte of an answer.
     pub retries: u64,
     pub acknowledged: Vec<Link>,
     pub elapsed: Duration,
-    /// One per phase in which there were requests.
+    /// The latencies of each phase that had requests.
     pub latencies: Vec<Latency>,
-    /// Microseconds, per index of the phase.
+    /// Latencies in microseconds, by the index of the phase.
     samples: Vec<Vec<u32>>,
 }
 
 impl Report {
-    /// Requests that match.
+    /// The number of requests that match.
     pub fn count(&self, matching: impl Fn(Method, Outcome) -> bool) -> u64 {
         let matching = self
             .outcomes
@@ -137,7 +137,7 @@ impl Report {
         matching.map(|(_, count)| count).sum()
     }
 
-    /// Requests that came to that end.
+    /// The number of requests with this outcome.
     pub fn of(&self, outcome: Outcome) -> u64 {
         self.count(|_, found| found == outcome)
     }
@@ -146,17 +146,17 @@ impl Report {
         self.count(|_, _| true)
     }
 
-    /// Requests that ended in anything but the right answer.
+    /// The number of requests that got anything but the right answer.
     pub fn failed(&self) -> u64 {
         self.count(|_, outcome| outcome != Outcome::Right)
     }
 
-    /// Answers that blame the server.
+    /// The number of answers with a 5xx status.
     pub fn server_errors(&self) -> u64 {
         self.count(|_, outcome| matches!(outcome, Outcome::Status(500..)))
     }
 
-    /// The latencies of a phase.
+    /// The latencies of a phase, if it had requests.
     pub fn latency(&self, phase: &str) -> Option<&Latency> {
         self.latencies.iter().find(|latency| latency.phase == phase)
     }
@@ -182,7 +182,7 @@ impl Report {
         self.samples[phase].push(micros);
     }
 
-    /// What can be said only of all workers together.
+    /// Computes what needs the results of all workers: the latencies and the first failures.
     pub(super) fn finish(&mut self, phases: &[String]) {
         let samples = std::mem::take(&mut self.samples);
         self.latencies = phases
@@ -198,11 +198,11 @@ impl Report {
             })
             .collect();
         self.examples.sort_by_key(|example| example.at);
-        let mut told = BTreeMap::<_, usize>::new();
+        let mut kept = BTreeMap::<_, usize>::new();
         self.examples.retain(|example| {
-            let told = told.entry((example.method, example.outcome)).or_default();
-            *told += 1;
-            *told <= EXAMPLES
+            let count = kept.entry((example.method, example.outcome)).or_default();
+            *count += 1;
+            *count <= MAX_EXAMPLES
         });
     }
 }

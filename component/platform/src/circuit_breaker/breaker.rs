@@ -6,32 +6,33 @@ use super::state::{Outage, SharedState, decode_end, encode_end};
 use crate::{clock, local_store, log};
 
 pub struct CircuitBreaker {
-    /// In log lines: "NAME does not answer".
+    /// The service's name in log lines: "NAME does not answer".
     pub name: &'static str,
-    /// In the key-value store "local": the latest outage, and its end.
+    /// The key of the latest outage in the key-value store "local".
     pub outage_key: &'static str,
+    /// The key of an outage's end in the key-value store "local".
     pub end_key: &'static str,
-    /// Between two attempts while the service does not answer.
+    /// The pause between two attempts while the service does not answer.
     pub pause: Duration,
-    /// How often, at most, a success costs a look at what other instances know. Zero: each time, for a service that is rarely
-    /// asked.
+    /// The minimum time between two reads of the shared state by successful requests. Zero, for a service that is rarely asked,
+    /// means that each of them reads it.
     pub peek_interval: Duration,
     pub memory: &'static LocalKey<Memory>,
 }
 
-/// What this instance knows of a service.
+/// What this instance knows about a service.
 pub struct Memory {
     outage: Cell<Option<Outage>>,
     /// Whether instances share what they know.
     is_shared: Cell<bool>,
-    /// Whether the shared state was read.
+    /// Whether the shared state has been read.
     has_peeked: Cell<bool>,
-    /// When the shared state was read last, in Unix milliseconds.
+    /// When the shared state was last read, in Unix milliseconds.
     peeked_at: Cell<i64>,
 }
 
 impl Memory {
-    /// `is_shared`: see [`CircuitBreaker::share`].
+    /// A memory without an outage. For `is_shared` see [`CircuitBreaker::share`].
     pub const fn new(is_shared: bool) -> Memory {
         Memory {
             outage: Cell::new(None),
@@ -43,14 +44,14 @@ impl Memory {
 }
 
 impl CircuitBreaker {
-    /// Whether instances share what they know from now on. It pays where there is something to go on with during an outage;
-    /// otherwise no store is asked for anything.
+    /// Sets whether instances share what they know. Sharing pays if callers have a fallback during an outage. Without it, no
+    /// store is asked for anything.
     pub fn share(&self, is_shared: bool) {
         self.memory.with(|memory| memory.is_shared.set(is_shared));
     }
 
-    /// Whether the service did not answer a moment ago and should be left alone. If not, the caller is the one who tries:
-    /// for others the breaker is then open for another pause.
+    /// Whether the service failed a moment ago and should be left alone. If not, the caller has to try it, and the breaker
+    /// stays open to others for another pause.
     pub async fn is_open(&self) -> bool {
         let Some(outage) = self.outage().await else {
             return false;
@@ -61,7 +62,7 @@ impl CircuitBreaker {
         }
         let outage = outage.record_attempt(now);
         self.remember(Some(outage));
-        // Another instance may have found that the service answers, and logged it.
+        // Another instance may already have found that the service answers, and logged it.
         if self.is_shared()
             && self
                 .shared_state()
@@ -75,16 +76,17 @@ impl CircuitBreaker {
         false
     }
 
-    /// The service answered, `took` after it was asked. Even if this instance knows of no outage it sometimes looks whether
-    /// others do: whoever found out may be gone, and the next outage would be taken for a part of that one.
+    /// Records that the service answered, `took` after it was asked. Even an instance that knows of no outage reads the shared
+    /// state now and then. The instance that found an outage may be gone, and the next outage would then be taken for a part of
+    /// that one.
     pub async fn record_success(&self, took: Duration) {
         let known = self.memory.with(|memory| memory.outage.take());
         if known.is_none() && !(self.is_shared() && self.is_time_to_peek()) {
             return;
         }
         let ended = if self.is_shared() {
-            // A request that was sent before the latest failed attempt proves nothing. If the outage is over already, another
-            // instance has found out first, and logged it.
+            // A request that was sent before the latest failed attempt proves nothing. If the outage is already over, another
+            // instance found out first and logged it.
             let asked = clock::now_in_milliseconds().saturating_sub(milliseconds(took));
             match self.shared_state().await {
                 Some(SharedState::Open(outage)) if known.is_some() || outage.tried <= asked => {
@@ -103,12 +105,12 @@ impl CircuitBreaker {
         }
     }
 
-    /// The service failed, `took` after it was asked. This is logged once per outage.
+    /// Records that the service failed, `took` after it was asked. This is logged once per outage.
     pub async fn record_failure(&self, why: &str, took: Duration) {
         let now = clock::now_in_milliseconds();
         let known = self.memory.with(|memory| memory.outage.get());
         let known = known.filter(|outage| outage.lasts(now));
-        // Before the first await, so that other requests of this instance that fail now see it.
+        // Done before the first await, so that other requests of this instance that fail now see the outage.
         self.remember(Some(
             known.map_or_else(|| Outage::begin(now), |outage| outage.record_attempt(now)),
         ));
@@ -144,7 +146,7 @@ impl CircuitBreaker {
             self.memory
                 .with(|memory| memory.peeked_at.set(clock::now_in_milliseconds()));
             let state = self.shared_state().await;
-            // Requests that came at the same time have looked, too, and may know more by now.
+            // Concurrent requests have read the shared state, too, and may know more by now.
             if !self.memory.with(|memory| memory.has_peeked.replace(true))
                 && let Some(SharedState::Open(outage)) = state
             {

@@ -1,8 +1,8 @@
 //! Circuit breakers for services that a component can do without for a while.
 //!
-//! While a breaker is open, callers use what they have and only one of them in a pause tries again. The operator reads one
-//! line in the log when an outage begins and one when it ends. Instances live for a second or two, so they share what they know
-//! in the key-value store "local" where that pays.
+//! While a breaker is open, callers use what they have, and only one of them per pause tries the service again. The log has one
+//! line when an outage begins and one when it ends. Instances live for a second or two, so they share what they know in the
+//! key-value store "local" where that pays.
 
 pub mod state;
 

@@ -1,19 +1,19 @@
-//! The state of a circuit breaker, in an instance and as instances share it.
+//! The state of a circuit breaker: what an instance knows, and what instances share.
 
 use std::time::Duration;
 
-/// Begins the text form; other releases read it.
+/// The prefix of the text form, with its version. Other releases read the form.
 const FORM: &str = "outage1";
 
-/// A failure after this many milliseconds without an attempt is a new outage.
+/// How long an outage lasts after the latest attempt, in milliseconds. A later failure is a new outage.
 const MEMORY: i64 = 60_000;
 
-/// An outage of a service that did not answer. Times are in Unix milliseconds.
+/// An outage of a service. Times are in Unix milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outage {
-    /// The first failure.
+    /// The time of the first failure.
     pub since: i64,
-    /// The latest attempt.
+    /// The time of the latest attempt.
     pub tried: i64,
 }
 
@@ -32,7 +32,8 @@ impl Outage {
         (0..pause).contains(&now.saturating_sub(self.tried))
     }
 
-    /// Whether a failure now belongs to this outage. A time ahead of `now` was written before the clock was set back.
+    /// Whether a failure now belongs to this outage. If the latest attempt is ahead of `now`, the clock was set back since, and
+    /// the failure does not.
     pub fn lasts(self, now: i64) -> bool {
         (0..MEMORY).contains(&now.saturating_sub(self.tried))
     }
@@ -63,8 +64,8 @@ pub fn decode_end(bytes: &[u8]) -> Option<i64> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
 }
 
-/// What the instances of a machine share, under two keys: the latest outage, and the end of one. Instances write at the same
-/// time; with one key, an instance that is still trying would overwrite the end that another one has found.
+/// What the instances of a machine share under two keys: the latest outage, and the end of an outage. Instances write
+/// concurrently. With a single key, an instance that is still trying would overwrite the end that another one has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SharedState {
     Open(Outage),
@@ -73,7 +74,7 @@ pub enum SharedState {
 }
 
 impl SharedState {
-    /// From the values of the two keys. An end ahead of `now` was written before the clock was set back.
+    /// Combines the values of the two keys. An end ahead of `now` was written before the clock was set back, and is ignored.
     pub fn new(outage: Outage, ended: Option<i64>, now: i64) -> SharedState {
         match ended {
             Some(at) if (outage.since..=now).contains(&at) => SharedState::Closed(at),
@@ -81,7 +82,7 @@ impl SharedState {
         }
     }
 
-    /// The outage that a failure now belongs to; `None`: it begins another one. `known` is the outage that the instance itself
+    /// The outage that a failure now belongs to; `None` if it begins a new one. `known` is the outage that the instance itself
     /// knows of.
     pub fn outage(self, known: Option<Outage>, now: i64) -> Option<Outage> {
         match self {
@@ -91,7 +92,7 @@ impl SharedState {
         }
     }
 
-    /// Whether a request of the time `asked` may have failed because of an outage that is over.
+    /// Whether a request sent at `asked` may have failed because of an outage that is over.
     pub fn explains(self, asked: i64) -> bool {
         matches!(self, SharedState::Closed(at) if asked <= at)
     }
@@ -115,50 +116,50 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_back_does_not_stretch_it() {
+    fn a_clock_that_was_set_back_does_not_prolong_an_outage() {
         let outage = Outage::begin(NOW);
         assert!(!outage.is_open(NOW - 1, PAUSE) && !outage.lasts(NOW - 1));
         assert_eq!(outage.seconds(NOW - 5000), 0);
     }
 
     #[test]
-    fn a_failure_long_after_the_last_one_is_another_outage() {
+    fn a_failure_long_after_the_last_one_is_a_new_outage() {
         let outage = Outage::begin(NOW).record_attempt(NOW + 50_000);
         assert!(outage.lasts(NOW + 50_000 + MEMORY - 1));
         assert!(!outage.lasts(NOW + 50_000 + MEMORY));
     }
 
     #[test]
-    fn what_was_asked_before_the_end_is_no_new_outage() {
+    fn a_request_sent_before_the_end_is_not_a_new_outage() {
         let ended = SharedState::Closed(NOW);
         assert!(ended.explains(NOW) && !ended.explains(NOW + 1));
         assert!(!SharedState::Open(Outage::begin(NOW)).explains(NOW));
     }
 
     #[test]
-    fn a_failure_belongs_to_what_lasts() {
+    fn a_failure_belongs_to_the_outage_that_lasts() {
         let (first, second) = (Outage::begin(NOW), Outage::begin(NOW + 10));
         let now = NOW + 20;
         assert_eq!(SharedState::Open(first).outage(None, now), Some(first));
         assert_eq!(SharedState::Open(first).outage(Some(second), now), Some(first));
-        // Nobody has tried for long.
+        // The latest attempt was too long ago.
         assert_eq!(
             SharedState::Open(first).outage(Some(second), now + MEMORY),
             Some(second)
         );
-        // What began after the end is another one.
+        // An outage that began after the end is a new one.
         assert_eq!(SharedState::Closed(NOW + 5).outage(Some(first), now), None);
         assert_eq!(SharedState::Closed(NOW + 5).outage(Some(second), now), Some(second));
         assert_eq!(SharedState::Closed(NOW + 5).outage(None, now), None);
     }
 
     #[test]
-    fn an_end_ends_what_began_before_it_whoever_writes_last() {
+    fn an_end_closes_earlier_outages_whoever_writes_last() {
         let outage = Outage::begin(NOW);
         let ended = Some(NOW + 10);
         assert_eq!(SharedState::new(outage, None, NOW), SharedState::Open(outage));
         assert_eq!(SharedState::new(outage, ended, NOW + 10), SharedState::Closed(NOW + 10));
-        // An instance that did not know of the end has tried once more.
+        // An instance that did not know of the end tried once more.
         let tried = outage.record_attempt(NOW + 20);
         assert_eq!(SharedState::new(tried, ended, NOW + 20), SharedState::Closed(NOW + 10));
         let next = Outage::begin(NOW + 11);
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_back_as_it_was() {
+    fn survives_a_round_trip() {
         let outage = Outage::begin(NOW).record_attempt(NOW + 1);
         assert_eq!(Outage::decode(outage.encode().as_bytes()), Some(outage));
         assert_eq!(decode_end(encode_end(NOW).as_bytes()), Some(NOW));

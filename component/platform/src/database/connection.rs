@@ -1,7 +1,7 @@
 //! A connection to the database, and the two ways in which the runtime runs a statement on it.
 //!
-//! The SDK reads rows from a stream: the task is suspended until they arrive, and other requests of the instance go on. For a
-//! row of a local file, which takes some microseconds to read, suspending and resuming are most of what a redirect costs. The
+//! The SDK reads rows from a stream: the task is suspended until they arrive, and the instance's other requests continue. A row
+//! of a local file takes a few microseconds to read, so suspending and resuming would be most of the cost of a redirect. The
 //! interface's synchronous `execute` returns the rows directly, and nothing else runs in the instance meanwhile. The SDK does
 //! not wrap it, so the generated binding is called.
 
@@ -11,6 +11,8 @@ use crate::sdk::sqlite::{Error, RowResult, Value};
 pub struct Connection(sqlite::Connection);
 
 impl Connection {
+    /// Opens the database "default".
+    ///
     /// # Errors
     /// The runtime's message.
     pub async fn open() -> Result<Connection, String> {
@@ -18,7 +20,7 @@ impl Connection {
         opened.map(Connection).map_err(message)
     }
 
-    /// All rows of a statement. They are read to the end, because only then is the statement done and its error known.
+    /// All rows of a statement. They are read to the end, because a statement may still fail until then.
     ///
     /// # Errors
     /// The database's message.
@@ -29,7 +31,7 @@ impl Connection {
         end.await.map(|()| rows).map_err(message)
     }
 
-    /// The row of a statement that returns at most one. Once it has arrived, there is no need to wait for the end.
+    /// The row of a statement that returns at most one. Once the row has arrived, there is no need to wait for the end.
     ///
     /// # Errors
     /// The database's message.
@@ -42,7 +44,7 @@ impl Connection {
         }
     }
 
-    /// All rows of a quick statement that waits for no lock, from a local file. No time limit can end it.
+    /// All rows of a quick statement that waits for no lock, from a local file. No time limit can interrupt it.
     ///
     /// # Errors
     /// The database's message.

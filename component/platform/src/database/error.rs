@@ -1,8 +1,8 @@
-//! What the messages of a database mean. Neither Spin's interface nor the remote protocol hands on SQLite's result code.
+//! The meaning of a database's messages. Neither Spin's interface nor the remote protocol passes on SQLite's result code.
 
 use std::fmt;
 
-/// Whether `ALTER TABLE ... ADD COLUMN`, which has no `IF NOT EXISTS`, failed because the column is there.
+/// Whether `ALTER TABLE ... ADD COLUMN`, which has no `IF NOT EXISTS`, failed because the column exists.
 pub fn is_duplicate_column(message: &str) -> bool {
     message.to_ascii_lowercase().contains("duplicate column name")
 }
@@ -13,10 +13,10 @@ pub fn is_unsupported(message: &str) -> bool {
     message.contains("unsupported statement") || message.contains("not allowed")
 }
 
-/// What an error means for the statement that met it.
+/// What an error means for the statement that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// Another connection writes: the same statement works a moment later.
+    /// Another connection is writing. The same statement works a moment later.
     Busy,
     /// The tables are missing or older than this release; the database may have been replaced after this connection was opened.
     NoSchema,
@@ -41,10 +41,10 @@ impl ErrorKind {
     }
 }
 
-/// The message for a statement that did not end in time.
+/// The message for a statement that did not finish in time.
 pub const NO_ANSWER: &str = "no answer in time";
 
-/// The cause of an error, fit for anybody: a database's own message may hold what is nobody's business.
+/// The cause of an error, in words that anybody may see. The database's own message may contain confidential details.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     NoAnswer,
@@ -83,7 +83,7 @@ impl fmt::Display for Cause {
             Cause::Refused => "it refuses the token",
             Cause::Busy => "it is locked by others",
             Cause::Full => "it is full",
-            Cause::Other => "it reports an error, which is in the log",
+            Cause::Other => "it reports an error; see the log",
         })
     }
 }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_column_that_is_there_was_added_before() {
+    fn a_duplicate_column_is_recognised() {
         assert!(is_duplicate_column("duplicate column name: request_id"));
         assert!(is_duplicate_column("SQLite error: Duplicate column name: request_id"));
         assert!(!is_duplicate_column("no such table: links") && !is_duplicate_column("database is locked"));
@@ -108,7 +108,7 @@ mod tests {
         assert!(!is_unsupported("database is locked") && !is_unsupported("disk I/O error"));
     }
 
-    /// Those of libSQL as Spin 4.0.2 hands them on, the others SQLite's own.
+    /// The messages of libSQL are as Spin 4.0.2 passes them on; the others are SQLite's own.
     #[test]
     fn a_cause_does_not_repeat_the_message() {
         for (message, cause) in [
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_have_a_meaning() {
+    fn each_message_has_its_kind() {
         for (message, kind) in [
             ("database is locked", ErrorKind::Busy),
             ("Error code 5: The database file is locked", ErrorKind::Busy),

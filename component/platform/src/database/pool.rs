@@ -1,7 +1,7 @@
 //! An instance's connections, and the retries of statements on them.
 //!
-//! Every statement must be complete by itself, because requests share the connections of their instance, and repeatable,
-//! because it is tried again when its answer was lost.
+//! Every statement must be complete by itself, because requests share the connections of their instance. It must also be
+//! repeatable, because it is tried again if its answer is lost.
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
@@ -17,27 +17,28 @@ use super::timeouts::{READ_LIMIT, SOON, Timeouts};
 use crate::circuit_breaker::{CircuitBreaker, Memory};
 use crate::clock;
 
-/// Pause before a busy database is asked again; doubled each time, up to [`LONGEST_PAUSE`].
+/// The pause before a busy database is asked again. It is doubled each time, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 type Connections = RefCell<Vec<Rc<Connection>>>;
 
 thread_local! {
-    /// Opening a connection for every request costs more than the request. Requests take a share of one and never hold the
-    /// cell itself across an await.
+    /// Connections for statements that read. Opening one for every request would cost more than the request. Requests share a
+    /// connection by its `Rc`, and never borrow the cell across an await.
     static READING: Connections = const { RefCell::new(Vec::new()) };
-    /// For statements that run in place, alone: another one on the same connection might wait for its task to take rows,
-    /// which it cannot while this one waits for the connection.
+    /// Connections for statements that run in place, and for no others. A statement on the same connection might be waiting for
+    /// its task to take rows, which cannot happen while the one in place waits for the connection.
     static IN_PLACE: Connections = const { RefCell::new(Vec::new()) };
-    /// A write may wait for the locks of others, and whatever shares its connection waits with it.
+    /// Connections for statements that write. A write may wait for the locks of others, and everything on its connection waits
+    /// with it.
     static WRITING: Connections = const { RefCell::new(Vec::new()) };
     /// Whether the tables are known to be those of this release.
     static IS_MIGRATED: Cell<bool> = const { Cell::new(false) };
     static OUTAGE: Memory = const { Memory::new(false) };
 }
 
-/// Whether the database answers. It is shared by those who have a fallback ([`CircuitBreaker::share`]).
+/// Whether the database answers. Instances whose requests have a fallback share this ([`CircuitBreaker::share`]).
 pub const BREAKER: CircuitBreaker = CircuitBreaker {
     name: "the database",
     outage_key: "links:outage:database",
@@ -50,14 +51,14 @@ pub const BREAKER: CircuitBreaker = CircuitBreaker {
 /// What a statement needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// To read one row from tables of any version. Without a look at the version the row arrives a round trip earlier; where
-    /// the tables are too old, the database's error says so.
+    /// Reads one row from tables of any version. Not checking the version saves a round trip. If the tables are too old, the
+    /// database's error says so.
     ReadAnyVersion,
-    /// The same from a local file, without suspending the task (see [`Connection::rows_in_place`]).
+    /// Reads rows from tables of any version in a local file, without suspending the task (see [`Connection::rows_in_place`]).
     ReadAnyVersionInPlace,
-    /// To read from the tables of this release.
+    /// Reads from the tables of this release.
     Read,
-    /// To write to the tables of this release.
+    /// Writes to the tables of this release.
     Write,
 }
 
@@ -75,7 +76,7 @@ impl Mode {
     }
 }
 
-/// What the owner of the tables does with connections.
+/// How the owner of the tables prepares connections.
 #[expect(async_fn_in_trait, reason = "nothing here is sent between threads")]
 pub trait Setup {
     /// Prepares a new connection.
@@ -85,7 +86,7 @@ pub trait Setup {
     async fn connected(connection: &Connection) -> Result<(), String>;
 
     /// Makes sure that the tables are those of this release. Another process may be doing the same, and a time limit may
-    /// cut it off at any statement; the next request that needs the tables runs it again.
+    /// interrupt this at any statement. The next request that needs the tables then runs it again.
     ///
     /// # Errors
     /// The database's message.
@@ -108,7 +109,7 @@ impl<S: Setup> Database<S> {
         }
     }
 
-    /// The rows of one statement. The [`BREAKER`] records whether they came.
+    /// The rows of a statement. The [`BREAKER`] records whether the database answered.
     ///
     /// # Errors
     /// The database's message.
@@ -123,7 +124,8 @@ impl<S: Setup> Database<S> {
         outcome
     }
 
-    /// The rows of a statement whose failure proves nothing about others, because it takes long.
+    /// Like [`Database::query`], but the [`BREAKER`] records nothing. This is for slow statements, whose failure proves nothing
+    /// about others.
     ///
     /// # Errors
     /// The database's message.
@@ -191,7 +193,7 @@ impl<S: Setup> Database<S> {
         }
     }
 
-    /// Runs `work` with a connection as it is used for [`Mode::Write`], without a look at the tables.
+    /// Runs `work` with a connection for [`Mode::Write`], without checking the version of the tables.
     ///
     /// # Errors
     /// The database's message.
@@ -214,7 +216,7 @@ impl<S: Setup> Database<S> {
     }
 }
 
-/// A connection that nobody uses now, or a share of one where there are as many as there may be.
+/// A connection that is not in use, or a shared one if `most` are kept.
 fn kept(connections: &'static LocalKey<Connections>, most: usize) -> Option<Rc<Connection>> {
     connections.with_borrow(|kept| {
         let free = kept.iter().find(|connection| Rc::strong_count(connection) == 1);
@@ -222,7 +224,7 @@ fn kept(connections: &'static LocalKey<Connections>, most: usize) -> Option<Rc<C
     })
 }
 
-/// Drops the kept connections, which may be what is broken. Requests that have a share of one find out for themselves.
+/// Drops the kept connections, because they may be broken. Requests that still use one find out by themselves.
 fn disconnect() {
     drop(READING.take());
     drop(IN_PLACE.take());
@@ -230,7 +232,7 @@ fn disconnect() {
     IS_MIGRATED.set(false);
 }
 
-/// Opens a connection and keeps it unless `most` are kept: of two requests that open one at once, one may be too many.
+/// Opens a connection. It is kept unless `most` are kept already, which happens if two requests open one at the same time.
 async fn connect<S: Setup>(connections: &'static LocalKey<Connections>, most: usize) -> Result<Rc<Connection>, String> {
     let connection = Connection::open().await?;
     S::connected(&connection).await?;

@@ -2,30 +2,31 @@
 
 use std::time::Duration;
 
-/// A database that takes longer than this is as good as down for callers with a fallback.
+/// The limit for callers with a fallback. For them, a database that takes longer is as good as down.
 pub const SOON: Duration = Duration::from_secs(1);
 
-/// For a statement that reads: readers wait for no lock.
+/// The limit for a statement that only reads. Readers do not wait for locks.
 pub const READ_LIMIT: Duration = Duration::from_millis(4500);
 
 /// Both runtimes let an instance serve this many requests concurrently by default.
 const REQUESTS_AT_A_TIME: usize = 16;
 
+/// The time limits of a request, and the connections for requests of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For one statement.
+    /// The limit for one statement.
     pub statement: Duration,
-    /// After this long no statement is tried again.
+    /// The time after which no statement is tried again.
     pub retries: Duration,
-    /// For the whole request.
+    /// The limit for the whole request.
     pub request: Duration,
-    /// How many connections of an instance are kept for such requests. The statements on one connection run one after the
-    /// other, which costs nothing on a local database and a round trip each on a remote one.
+    /// The maximum number of connections that an instance keeps for such requests. Statements on the same connection run one
+    /// after the other, which costs nothing on a local database and a round trip each on a remote one.
     pub connections: usize,
 }
 
 impl Timeouts {
-    /// A local database waits up to 5 s for a lock before it reports that it is busy.
+    /// For a local database, which waits up to 5 s for a lock before it reports that it is busy.
     pub const LOCAL: Timeouts = Timeouts {
         statement: Duration::from_secs(6),
         retries: Duration::from_secs(8),
@@ -33,7 +34,7 @@ impl Timeouts {
         connections: 1,
     };
 
-    /// A database on another machine waits for its own locks; one that hangs would never answer.
+    /// For a database on another machine. It waits for locks by itself, and might never answer if it hangs.
     pub const REMOTE: Timeouts = Timeouts {
         statement: READ_LIMIT,
         retries: Duration::from_secs(6),
@@ -57,7 +58,7 @@ impl Timeouts {
         connections: 1,
     };
 
-    /// For counting all rows, which takes longer the more there are.
+    /// For counting all rows, which takes longer the more rows there are.
     pub const COUNT: Timeouts = Timeouts {
         statement: Duration::from_secs(14),
         retries: Duration::from_secs(6),

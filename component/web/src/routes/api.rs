@@ -1,4 +1,4 @@
-//! Routes of the API.
+//! The routes of the API.
 
 use links_domain::slug::Slug;
 
@@ -22,18 +22,19 @@ pub enum Route {
     Stats(Slug),
     /// `GET` or `HEAD /api/v1/stats`
     StatsOfAll,
-    /// `POST /internal/clicks`, for the agent, as all below `/internal/`
+    /// `POST /internal/clicks`, which like everything below `/internal/` is for the agent
     AddClicks,
     /// `GET` or `HEAD /internal/clicks`
     ClickPosition,
     /// `GET` or `HEAD /internal/database`
     DatabaseSize,
-    /// `GET` or `HEAD /internal/sqlite`: which SQLite the runtime has
+    /// `GET` or `HEAD /internal/sqlite`, the SQLite that the runtime has
     Engine,
 }
 
 impl Route {
-    /// `path` is as it came, without the query. For a path below `/internal/` the caller asks for the agent's proof first.
+    /// Finds the route. `path` is as the client sent it, without the query. For a path below `/internal/` the caller has to
+    /// check the agent's proof first.
     ///
     /// # Errors
     /// 404, or 405 with `allow`.
@@ -58,12 +59,12 @@ impl Route {
     }
 }
 
-/// Whether a path is the agent's. Without the agent's proof each of these is an unknown path.
+/// Whether a path is for the agent. Without the agent's proof, each of these is an unknown path.
 pub fn is_internal(path: &str) -> bool {
     path.strip_prefix('/').unwrap_or(path).starts_with("internal/")
 }
 
-/// Below `/api/v1/links/`.
+/// The route for `/api/v1/links/` followed by `rest`.
 fn of_link(method: &str, rest: &str) -> Result<Route, Problem> {
     let slug = |text| Slug::in_path(text).ok_or_else(not_found);
     if let Some(text) = rest.strip_suffix("/stats") {
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_methods_and_names_those_that_work() {
+    fn refuses_other_methods_and_names_the_allowed_ones() {
         for (method, path, allow) in [
             ("GET", "/shorten", "POST, OPTIONS"),
             ("DELETE", "/shorten", "POST, OPTIONS"),
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_no_other_path() {
+    fn other_paths_are_not_found() {
         for path in [
             "",
             "/",

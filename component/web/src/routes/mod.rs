@@ -1,4 +1,4 @@
-//! Which method and path means what, for each component.
+//! The meaning of methods and paths, for each component.
 //!
 //! The manifest (component/spin.toml) routes `/shorten`, `/api/...` and `/internal/...` to the API and the rest to the
 //! redirects.
@@ -8,7 +8,7 @@ pub mod redirect;
 
 use crate::problem::Problem;
 
-/// Allows `GET` and `HEAD`.
+/// Allows only `GET` and `HEAD`.
 fn read_only(method: &str) -> Result<(), Problem> {
     match method {
         "GET" | "HEAD" => Ok(()),

@@ -1,4 +1,4 @@
-//! Routes of the redirects.
+//! The routes of the redirect component.
 
 use links_domain::slug::Slug;
 
@@ -12,12 +12,12 @@ pub enum Route {
     Health,
     /// `GET` or `HEAD /:slug`
     Follow(Slug),
-    /// The same with what is left of a sentence after the slug, or otherwise not as a short URL has it: `/abc.`
+    /// The same for a path that is not a short URL's own, such as `/abc.` at the end of a sentence.
     FollowAsSent(Slug),
 }
 
 impl Route {
-    /// `path` is as it came, without the query.
+    /// Finds the route. `path` is as the client sent it, without the query.
     ///
     /// # Errors
     /// 404, or 405 with `allow`.
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_methods_and_names_those_that_work() {
+    fn refuses_other_methods_and_names_the_allowed_ones() {
         for (method, path) in [
             ("POST", "/health"),
             ("POST", "/abc"),
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_no_other_path() {
+    fn other_paths_are_not_found() {
         let long = format!("/{}", "a".repeat(65));
         for path in [
             "",

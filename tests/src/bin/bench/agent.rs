@@ -1,4 +1,4 @@
-//! What the agent takes while the appliance serves: of a processor, and of memory.
+//! How much processor time and memory the agent uses while the appliance serves.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ const SECONDS: u64 = 30;
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     requests_per_second: f64,
-    /// Of one processor.
+    /// The share of one processor, in percent.
     cpu_percent: f64,
-    /// The same, at 10,000 requests per second.
+    /// The same share, scaled to 10,000 requests per second.
     cpu_percent_of_10_000: f64,
     resident_mib: f64,
 }
 
-/// Through nginx, with somebody who asks for the metrics once a second.
+/// Measures the agent under load through nginx, with one scrape of the metrics per second.
 ///
 /// # Errors
-/// The lab does not work here, or an answer was an error.
+/// Fails if the lab does not work here, or if an answer is an error.
 pub fn measure() -> Result<Figures> {
     let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["wrk"])?)?;
     appliance.wait_for_rotation(2)?;
@@ -40,7 +40,7 @@ pub fn measure() -> Result<Figures> {
     let output = appliance.shell(&load)?;
     let load = Wrk::parse(&output.stdout)?;
     appliance.wait_until_counted(Duration::from_secs(60))?;
-    // USER_HZ is 100 on every architecture that Debian has (proc(5), sysconf(3)).
+    // USER_HZ is 100 on every architecture that Debian supports (proc(5), sysconf(3)).
     let cpu_percent = (ticks(&stat()?)? - before) / SECONDS as f64;
     let status = appliance.read(&format!("/proc/{pid}/status"))?;
     let resident = crate::resident_kib(&status).context("/proc has no VmRSS of the agent")?;
@@ -55,8 +55,8 @@ pub fn measure() -> Result<Figures> {
 impl Figures {
     pub fn print(&self) {
         println!(
-            "\nagent: {:.1} % of a processor, {:.1} MiB resident, at {:.0} redirects/s through nginx and a scrape per second; \
-             {:.1} % for 10,000 redirects/s",
+            "\nagent: {:.1} % of a processor, {:.1} MiB resident, at {:.0} redirects/s through nginx and one scrape per second; \
+             {:.1} % at 10,000 redirects/s",
             self.cpu_percent, self.resident_mib, self.requests_per_second, self.cpu_percent_of_10_000
         );
     }

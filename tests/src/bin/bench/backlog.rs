@@ -1,7 +1,7 @@
-//! How fast what has piled up in nginx's journal is counted, and what that takes.
+//! How fast a backlog in nginx's journal is counted, and what that costs.
 //!
-//! `BACKLOG=LINES,LINKS,HOURS` has other numbers than the usual ones: so many clicks on so many links, popular by a Zipf
-//! distribution with exponent 1.1, in so many hours.
+//! `BACKLOG=LINES,LINKS,HOURS` overrides the size of the backlog: the number of clicks, the number of links, and the hours
+//! over which the clicks are spread. The links' popularity follows a Zipf distribution with exponent 1.1.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -18,12 +18,12 @@ use serde::Serialize;
 use crate::edge::{fill, slug};
 use crate::{Up, median, ticks};
 
-const USUAL: Backlog = Backlog {
+const DEFAULT: Backlog = Backlog {
     lines: 10_000_000,
     links: 100_000,
     hours: 3,
 };
-/// What clients say of themselves; the last one is a bot.
+/// User agents. The last one is a bot.
 const AGENTS: [&str; 8] = [
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Safari/537.36",
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:132.0) Gecko/20100101 Firefox/132.0",
@@ -42,9 +42,9 @@ const REFERRERS: [&str; 6] = [
     "https://search.example/",
     "https://mail.example/inbox",
 ];
-/// Clients.
+/// The number of different client addresses.
 const ADDRESSES: u64 = 1 << 18;
-/// For counting them all.
+/// How long counting the whole backlog may take.
 const DEADLINE: Duration = Duration::from_secs(1800);
 
 #[derive(Clone, Copy, Debug)]
@@ -55,13 +55,13 @@ struct Backlog {
 }
 
 impl Backlog {
-    fn wanted() -> Result<Self> {
+    fn from_environment() -> Result<Self> {
         let Ok(text) = std::env::var("BACKLOG") else {
-            return Ok(USUAL);
+            return Ok(DEFAULT);
         };
         let numbers: Vec<_> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
         let [lines, links, hours] = numbers[..] else {
-            anyhow::bail!("BACKLOG={text} is not LINES,LINKS,HOURS");
+            anyhow::bail!("BACKLOG={text} does not have the form LINES,LINKS,HOURS");
         };
         Ok(Self {
             lines,
@@ -77,23 +77,24 @@ pub struct Figures {
     links: u32,
     hours: u64,
     lines_per_second: f64,
-    /// Of one processor, for all of it.
+    /// Processor time of the agent, for the whole backlog.
     agent_seconds: f64,
-    /// Of the runtimes, which have the database.
+    /// Processor time of the runtimes, which write to the database.
     instances_seconds: f64,
     agent_peak_mib: f64,
-    /// Of the database, for the links and for their clicks.
+    /// The size of the database with the links, before any click.
     links_mib: f64,
+    /// How much larger the database is after counting.
     clicks_mib: f64,
-    /// For the statistics of the link with the most clicks.
+    /// How long the statistics of the most popular link take.
     stats_ms: f64,
 }
 
 /// # Errors
-/// The appliance does not start, or has not counted what is there.
+/// Fails if the appliance does not start, or does not count every click.
 pub fn measure(linksctl: &Path, bundle: &Path) -> Result<Figures> {
-    let backlog = Backlog::wanted()?;
-    // On the disk that the build is on: a line has 200 bytes.
+    let backlog = Backlog::from_environment()?;
+    // On the disk of the build, because a line has about 200 bytes.
     let scratch = tempfile::tempdir_in("target").context("Making a temporary directory")?;
     let root = scratch.path().canonicalize()?.join("root");
     let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()?));
@@ -122,8 +123,11 @@ pub fn measure(linksctl: &Path, bundle: &Path) -> Result<Figures> {
         if value("links_journal_lag_bytes") == Some(0) && value("links_journal_lines_total") >= Some(backlog.lines) {
             break begun.elapsed();
         }
-        ensure!(begun.elapsed() < DEADLINE, "the journal is not counted:\n{page}");
-        // Ten looks a second take nothing away.
+        ensure!(
+            begun.elapsed() < DEADLINE,
+            "the journal is not counted in time; the metrics:\n{page}"
+        );
+        // Polling ten times a second costs next to nothing.
         thread::sleep(Duration::from_millis(100));
     };
     let agent = processes(&[root.to_string_lossy().as_ref(), "agent"])?;
@@ -167,13 +171,13 @@ pub fn measure(linksctl: &Path, bundle: &Path) -> Result<Figures> {
     })
 }
 
-/// Of the file, when nobody has it open and its log is gone.
+/// The size of a database that nobody has open, after its write-ahead log is emptied.
 fn mib(database: &Path) -> Result<f64> {
     Connection::open(database)?.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
     Ok(fs::metadata(database)?.len() as f64 / f64::from(1 << 20))
 }
 
-/// Those with all these words on their command lines.
+/// The PIDs of the processes whose command lines contain all of `words`.
 fn processes(words: &[&str]) -> Result<Vec<u32>> {
     let mut found = vec![];
     for entry in fs::read_dir("/proc")? {
@@ -190,7 +194,7 @@ fn processes(words: &[&str]) -> Result<Vec<u32>> {
     Ok(found)
 }
 
-/// The median of twenty, in milliseconds.
+/// How long the statistics of the most popular link take in milliseconds, the median of twenty requests.
 fn stats(up: &Up) -> Result<f64> {
     let address: SocketAddr = up.instance.parse()?;
     let path = format!("/api/v1/links/{}/stats", slug(1));
@@ -208,7 +212,7 @@ fn stats(up: &Up) -> Result<f64> {
     Ok(median(times))
 }
 
-/// The journal, as nginx would have gone on with it.
+/// Appends the backlog to the journal, in nginx's format.
 fn write(backlog: &Backlog, path: &Path) -> Result<()> {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut cumulative = Vec::with_capacity(backlog.links as usize);
@@ -242,7 +246,7 @@ fn write(backlog: &Backlog, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Xorshift (Marsaglia, "Xorshift RNGs"): the same row in every run.
+/// Xorshift (Marsaglia, "Xorshift RNGs"), with the same sequence in every run.
 struct Random(u64);
 
 impl Random {
@@ -253,7 +257,7 @@ impl Random {
         self.0
     }
 
-    /// From 0 to 1.
+    /// A number from 0 to 1.
     fn share(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
@@ -262,8 +266,8 @@ impl Random {
 impl Figures {
     pub fn print(&self) {
         println!(
-            "\nbacklog: {:.0} lines/s; {} clicks on {} links in {} hours took {:.1} s of a processor in the agent and {:.1} s \
-             in the instances; the agent took {:.1} MiB at most\n\
+            "\nbacklog: {:.0} lines/s; {} clicks on {} links in {} hours took {:.1} s of processor time in the agent and \
+             {:.1} s in the instances; the agent used at most {:.1} MiB\n\
              database: {:.0} MiB for the links, {:.0} MiB for their clicks; the statistics of a link take {:.1} ms",
             self.lines_per_second,
             self.lines,

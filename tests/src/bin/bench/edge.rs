@@ -1,4 +1,4 @@
-//! The whole appliance with nginx in front, beside what bounds it: nginx's own `return 302` and a component that does
+//! The whole appliance behind nginx, compared with what limits it: nginx's own `return 302`, and a component that does
 //! nothing, on the same runtime behind the same nginx.
 
 use std::path::Path;
@@ -15,35 +15,35 @@ use crate::load::{Wrk, wrk};
 use crate::{CREATE, ROUNDS, SECONDS_PER_ROUND, median};
 
 const LINKS: u32 = 1_000_000;
-/// That are asked for by a Zipf distribution.
+/// The number of links that the Zipf distribution covers.
 const POPULAR: u32 = 100_000;
-/// Enough that both of nginx's workers have some in each round.
+/// Enough connections that each of nginx's workers gets some in every round.
 const CONNECTIONS: u32 = 64;
 pub const GENERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/links.lua");
 const HELLO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/hello/spin.toml");
-/// What the components in the package were built with.
+/// The versions with which the components in the package were built.
 const VERSIONS: &str = "/usr/lib/links/bundle/components/versions.json";
 pub const SITE: &str = "/etc/nginx/sites-enabled/links";
 
-/// How long the popular links are asked for before that is measured, in seconds: until nginx has those that it would have.
+/// How long the popular links are requested before each measurement, in seconds. nginx's cache has filled by then.
 const WARM_UP: u32 = 20;
 
-/// A machine that others share is not equally fast for long. So what is compared with nginx's own answers takes turns with
-/// them, several times in a round.
+/// How many times per round the subjects that are compared with nginx's own answers take turns with it. They alternate
+/// because the speed of a shared machine varies over time.
 const TURNS: usize = 3;
 const SECONDS_PER_TURN: u32 = 3;
 
-/// Clicks of very many links wait for others for a minute.
+/// How long counting may take. The clicks of very many links are held back for a minute, to be counted together.
 const COUNTED_WITHIN: Duration = Duration::from_secs(180);
 
-/// nginx's ports of the bench.
+/// The ports of the bench in nginx.
 const BARE: u16 = 8301;
 pub const NO_CACHE: u16 = 8302;
-const HELLO_BEHIND: u16 = 8303;
-/// Of the two instances of hello world.
-const HELLOS: [u16; 2] = [7901, 7902];
+const HELLO_NGINX_PORT: u16 = 8303;
+/// The ports of the two instances of hello world.
+const HELLO_PORTS: [u16; 2] = [7901, 7902];
 
-/// What is asked for.
+/// The links that are requested.
 #[derive(Clone, Copy)]
 enum Load {
     One,
@@ -52,17 +52,18 @@ enum Load {
     Create,
 }
 
-/// What is measured.
+/// One row of the table.
 struct Subject {
     name: &'static str,
     port: u16,
     load: Load,
-    /// Whether the links themselves answer there.
-    leads: bool,
+    /// Whether this port serves the links themselves, so that `check` can verify the `Location`.
+    serves_links: bool,
     when: When,
 }
 
-/// In a round. What leaves many clicks to be counted comes last: whoever comes after it has a part of that work.
+/// When a subject is measured in a round. A subject with many clicks left to count comes last, because the counting would
+/// slow down the subject after it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     First,
@@ -70,12 +71,12 @@ enum When {
     Last,
 }
 
-const fn subject(name: &'static str, port: u16, load: Load, leads: bool, when: When) -> Subject {
+const fn subject(name: &'static str, port: u16, load: Load, serves_links: bool, when: When) -> Subject {
     Subject {
         name,
         port,
         load,
-        leads,
+        serves_links,
         when,
     }
 }
@@ -86,31 +87,32 @@ const HELLO_BEHIND_NGINX: &str = "hello world behind nginx";
 const AN_INSTANCE: &str = "an instance, any of 1,000,000";
 const HELLO_INSTANCE: &str = "hello world, an instance";
 
-/// In the order of the table.
+/// The subjects, in the order of the table.
 const SUBJECTS: [Subject; 10] = [
     subject(LIMIT, BARE, Load::One, false, When::InTurns),
     subject("cached, one link", 80, Load::One, true, When::InTurns),
     subject("cached, Zipf 1.1 of 100,000", 80, Load::Zipf, true, When::InTurns),
     subject("cached, any of 1,000,000", 80, Load::Uniform, true, When::Last),
     subject(UNCACHED, NO_CACHE, Load::Uniform, true, When::First),
-    subject(HELLO_BEHIND_NGINX, HELLO_BEHIND, Load::Uniform, false, When::First),
+    subject(HELLO_BEHIND_NGINX, HELLO_NGINX_PORT, Load::Uniform, false, When::First),
     subject("no cache, one link", NO_CACHE, Load::One, true, When::First),
     subject(AN_INSTANCE, 7001, Load::Uniform, true, When::First),
-    subject(HELLO_INSTANCE, HELLOS[0], Load::Uniform, false, When::First),
+    subject(HELLO_INSTANCE, HELLO_PORTS[0], Load::Uniform, false, When::First),
     subject("creates through nginx", 80, Load::Create, true, When::First),
 ];
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     rows: Vec<Row>,
-    /// Another shortener, on this machine.
+    /// Another shortener on this machine.
     peer: Option<Row>,
-    /// The uncached path, of hello world on the same way.
+    /// The throughput of the uncached path behind nginx, as a share of hello world's behind nginx.
     of_hello_behind_nginx: f64,
+    /// The same ratio for requests straight to an instance.
     of_hello_at_an_instance: f64,
 }
 
-/// Medians of all runs, and of the quotients of each round.
+/// The medians of all runs, and the medians of each round's ratios.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     name: String,
@@ -119,11 +121,11 @@ struct Row {
     p99_ms: f64,
     of_limit: f64,
     of_no_cache: f64,
-    /// One a round, or one a turn.
+    /// All runs: one per round, or one per turn.
     runs: Vec<Wrk>,
 }
 
-/// All runs of each subject, as many in each round.
+/// The runs of each subject. Each round adds the same number of them.
 struct Runs(Vec<Vec<Wrk>>);
 
 impl Runs {
@@ -147,7 +149,7 @@ impl Runs {
     }
 }
 
-/// Of the medians of each round.
+/// The median over all rounds of the ratio of each round's medians.
 fn quotient(some: &[Wrk], others: &[Wrk]) -> f64 {
     let by_round = |runs: &[Wrk]| {
         let rounds = runs.chunks((runs.len() / ROUNDS).max(1));
@@ -157,10 +159,10 @@ fn quotient(some: &[Wrk], others: &[Wrk]) -> f64 {
     crate::quotient(&by_round(some), &by_round(others))
 }
 
-/// `peer`: the URL of a redirect of another shortener, which is measured in the same rounds.
+/// Measures all subjects, and in the same rounds `peer`, the URL of a redirect of another shortener.
 ///
 /// # Errors
-/// The lab does not work here, or an answer is not the expected one.
+/// Fails if the lab does not work here, or if an answer is not the expected one.
 pub fn measure(peer: Option<&str>) -> Result<Figures> {
     let bench = Bench::new()?;
     if let Some(url) = peer {
@@ -201,7 +203,7 @@ struct Bench {
 impl Bench {
     fn new() -> Result<Self> {
         let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["wrk"])?)?;
-        // wrk knows no Unix sockets: with this, the instances open their ports as well.
+        // wrk cannot use Unix sockets. With this file, the instances open their ports too.
         appliance.shell("touch /run/links/site-not-loaded && linksctl restart")?;
         appliance.wait_for_rotation(2)?;
         appliance.inside(|| fill(&Connection::open(DATABASE)?, LINKS))?;
@@ -211,7 +213,7 @@ impl Bench {
         appliance.copy_in(Path::new(GENERATOR), "/var/tmp/links.lua")?;
         appliance.copy_in(Path::new(CREATE), "/var/tmp/create.lua")?;
         let runtime = runtime(&appliance)?;
-        for port in HELLOS {
+        for port in HELLO_PORTS {
             let start = format!(
                 "systemd-run --quiet --unit=hello-{port} --setenv=HOME=/var/tmp/hello --setenv=XDG_CACHE_HOME=/var/tmp/hello \
                  {runtime} up --from /var/tmp/hello/spin.toml \
@@ -222,7 +224,7 @@ impl Bench {
         let site = appliance.read(SITE)?;
         appliance.write("/etc/nginx/sites-enabled/zz-bench", sites(&site)?)?;
         appliance.reload_nginx()?;
-        for port in HELLOS {
+        for port in HELLO_PORTS {
             let hello = appliance.http_at(port);
             eventually("hello world answers", Duration::from_secs(60), || {
                 Ok(hello.get("/hello").is_ok().then_some(()))
@@ -232,14 +234,14 @@ impl Bench {
         Ok(Self { appliance, token })
     }
 
-    /// Every way leads where it should.
+    /// Checks that every subject answers with the right redirect.
     fn check(&self) -> Result<()> {
         for subject in &SUBJECTS {
             let client: Client = self.appliance.http_at(subject.port);
             for link in [1, 2, POPULAR, LINKS] {
                 let answer = client.get(&format!("/{}", slug(link)))?;
                 ensure!(
-                    answer.status == 302 && (!subject.leads || answer.header("location") == target(link)),
+                    answer.status == 302 && (!subject.serves_links || answer.header("location") == target(link)),
                     "{}: {answer}",
                     subject.name
                 );
@@ -248,21 +250,21 @@ impl Bench {
         Ok(())
     }
 
-    /// For who looks for the reason of a failure: how often nginx answered with what, and what the instances complain of.
-    fn what_is_said(&self) -> String {
+    /// Hints about a failure: nginx's counts by status, and the last log lines of the instances.
+    fn failure_hints(&self) -> String {
         let page = self.appliance.http_at(9464).get("/metrics").map(|page| page.text());
         let page = page.unwrap_or_else(|failure| failure.to_string());
         let statuses = page
             .lines()
             .filter(|line| line.starts_with("links_http_requests_total"));
-        let said = self.appliance.instances_said();
-        let said = said.unwrap_or_else(|error| format!("{error:#}"));
-        let last: Vec<_> = said.lines().rev().take(20).collect();
+        let journal = self.appliance.instances_journal();
+        let journal = journal.unwrap_or_else(|error| format!("{error:#}"));
+        let last: Vec<_> = journal.lines().rev().take(20).collect();
         let last = last.into_iter().rev();
         statuses.chain(last).map(|line| format!("{line}\n")).collect()
     }
 
-    /// Each subject of this time once.
+    /// Runs every subject of this part of the round once.
     fn run_all(&self, when: When, seconds: u32, round: usize, runs: &mut Runs) -> Result<()> {
         let subjects = SUBJECTS.iter().zip(&mut runs.0);
         for (subject, runs) in subjects.filter(|(subject, _)| subject.when == when) {
@@ -286,11 +288,11 @@ impl Bench {
             .appliance
             .shell(&command)
             .and_then(|output| Wrk::parse(&output.stdout));
-        result.with_context(|| format!("{}\n{}", subject.name, self.what_is_said()))
+        result.with_context(|| format!("{}\n{}", subject.name, self.failure_hints()))
     }
 }
 
-/// The build of hello world for the runtime of the package.
+/// The path of the build of hello world that fits the runtime in the package.
 fn hello_wasm(appliance: &Appliance) -> Result<String> {
     let versions: serde_json::Value = serde_json::from_str(&appliance.read(VERSIONS)?)?;
     let version = versions["redirect"]["wasi:http"].as_str();
@@ -298,7 +300,7 @@ fn hello_wasm(appliance: &Appliance) -> Result<String> {
     Ok(format!("target/components/wasi-{version}/hello.wasm"))
 }
 
-/// The program that the instances run.
+/// The path of the runtime that the instances run.
 fn runtime(appliance: &Appliance) -> Result<String> {
     let release = appliance
         .ok(["readlink", "--canonicalize", "/var/lib/links/instances/1"])?
@@ -312,7 +314,7 @@ fn runtime(appliance: &Appliance) -> Result<String> {
     Ok(format!("{release}/{path}"))
 }
 
-/// As in bench/links.lua: different for links up to 268,435,398, and in no order.
+/// The slug of a link, as bench/links.lua computes it. Slugs are unique for links up to 268,435,398, and unordered.
 pub fn slug(link: u32) -> String {
     format!("{:07x}", u64::from(link) * 16_777_619 % 268_435_399)
 }
@@ -321,10 +323,10 @@ fn target(link: u32) -> String {
     format!("https://example.com/{link}")
 }
 
-/// Links 1 to `links`, in tables that are there.
+/// Inserts the links 1 to `links` into the existing tables.
 ///
 /// # Errors
-/// The database does not take them.
+/// Fails if the database refuses them, or if some of them exist already.
 pub fn fill(database: &Connection, links: u32) -> Result<()> {
     database.busy_timeout(Duration::from_secs(60))?;
     database.pragma_update(None, "cache_size", -1_000_000)?;
@@ -334,12 +336,12 @@ pub fn fill(database: &Connection, links: u32) -> Result<()> {
          SELECT printf('%07x', n * 16777619 % 268435399), 'https://example.com/' || n, 0 FROM numbers",
         [links],
     )?;
-    ensure!(changed == links as usize, "{changed} links were new");
+    ensure!(changed == links as usize, "only {changed} links were new");
     database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
     Ok(())
 }
 
-/// nginx's sites of the bench, made of the appliance's own: the same without a cache, and the same before hello world.
+/// The nginx sites of the bench, derived from the appliance's site: one without a cache, and one in front of hello world.
 pub fn sites(site: &str) -> Result<String> {
     let public = site.find("\nserver {\n").context("the site has no server")?;
     let end = public + site[public..].find("\n}\n").context("the server has no end")? + 3;
@@ -358,10 +360,10 @@ pub fn sites(site: &str) -> Result<String> {
         )
     };
     let uncached = |port| replaced(&moved(port)?, "proxy_cache links_edge;", "proxy_cache off;");
-    // Also while a flag is missing.
-    let hello = replaced(&uncached(HELLO_BEHIND)?, "http://$links_pool", "http://bench_hello")?;
+    // The site passes requests to `links_all`, and to `$links_pool` while a readiness flag is missing.
+    let hello = replaced(&uncached(HELLO_NGINX_PORT)?, "http://$links_pool", "http://bench_hello")?;
     let hello = replaced(&hello, "http://links_all/", "http://bench_hello/")?;
-    let [one, two] = HELLOS;
+    let [one, two] = HELLO_PORTS;
     Ok(format!(
         "server {{ listen 127.0.0.1:{BARE}; access_log off; return 302 https://example.com/hello; }}\n\
          upstream bench_hello {{ server 127.0.0.1:{one}; server 127.0.0.1:{two}; keepalive 64; keepalive_timeout 1s; }}\n\
@@ -370,7 +372,7 @@ pub fn sites(site: &str) -> Result<String> {
     ))
 }
 
-/// A redirect of another shortener, of whatever kind.
+/// Checks that the URL of another shortener redirects.
 fn redirects(url: &str) -> Result<()> {
     let output = Command::new("curl")
         .args(["--silent", "--head", "--request", "GET", url])
@@ -381,7 +383,7 @@ fn redirects(url: &str) -> Result<()> {
         .any(|status| head.lines().next().is_some_and(|line| line.contains(status)));
     ensure!(
         is_redirect && head.contains("\nlocation: "),
-        "PEER={url} is no redirect:\n{head}"
+        "PEER={url} does not redirect:\n{head}"
     );
     Ok(())
 }
@@ -399,13 +401,13 @@ impl Figures {
             );
         }
         println!(
-            "\nof hello world: {:.2} behind nginx without a cache, {:.2} at an instance",
+            "\nrelative to hello world: {:.2} behind nginx without a cache, {:.2} at an instance",
             self.of_hello_behind_nginx, self.of_hello_at_an_instance
         );
         println!(
-            "\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, the first three rows {TURNS} times {SECONDS_PER_TURN} s a round in turns after {WARM_UP} s \
-             of Zipf;\nshares are medians of those in each round, the limit is the first row; {CONNECTIONS} connections, two \
-             instances, the journal on,\neach round when all clicks before it are counted"
+            "\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s; the first three rows take turns, {TURNS} times {SECONDS_PER_TURN} s a round, \
+             after {WARM_UP} s of Zipf;\nratios are medians of each round's, and the limit is the first row; {CONNECTIONS} connections, two \
+             instances, the journal on;\neach round begins when all earlier clicks are counted"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What a redirect and a new link cost when there are many links.
+//! How much slower redirects and new links become when there are many links.
 
 use std::path::Path;
 
@@ -11,26 +11,27 @@ use crate::load::wrk;
 use crate::{CREATE, Up, median, quotient};
 
 const SIZES: [u32; 3] = [1_000, 100_000, 10_000_000];
-/// Short ones, since each is compared with what was measured beside it.
+/// Many short rounds, because each result is compared with those of the same round.
 const ROUNDS: usize = 9;
 const SECONDS_PER_ROUND: u32 = 3;
 const GENERATOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/links.lua");
 
-/// One instance, medians of the rounds.
+/// The medians over all rounds, for one instance.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     links: u32,
     lookups_per_second: f64,
     creates_per_second: f64,
-    /// Of one beside one among the fewest links, in the same round.
+    /// The time of a redirect, relative to one with the fewest links in the same round.
     lookup_cost: f64,
+    /// The time of a new link, relative to one with the fewest links in the same round.
     create_cost: f64,
 }
 
 /// # Errors
-/// The appliance does not start, or an answer is not the expected one.
+/// Fails if the appliance does not start, or if an answer is not the expected one.
 pub fn measure(linksctl: &Path, bundle: &Path) -> Result<Vec<Figures>> {
-    // On the disk that the build is on: ten million links need a gigabyte.
+    // On the disk of the build, because ten million links need a gigabyte.
     let scratch = tempfile::tempdir_in("target").context("Making a temporary directory")?;
     let mut sizes = vec![];
     for links in SIZES {
@@ -80,7 +81,7 @@ pub fn print(all: &[Figures]) {
         );
     }
     println!(
-        "\nof random links, one instance, no nginx, medians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s; the cost of one beside the \
-         first row's,\nmedian of those in each round"
+        "\nrandom links, one instance, no nginx, medians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s; cost: the time of one request \
+         relative\nto the first row's, median of the rounds"
     );
 }

@@ -1,11 +1,11 @@
-//! wrk, and what it says.
+//! Runs wrk and parses its output.
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-/// What came of one run.
+/// The results of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Wrk {
     pub per_second: f64,
@@ -15,17 +15,17 @@ pub struct Wrk {
 
 impl Wrk {
     /// # Errors
-    /// Requests failed, or the text is not that of `wrk --latency`.
+    /// Fails if requests failed, or if the text is not the output of `wrk --latency`.
     pub fn parse(text: &str) -> Result<Self> {
         ensure!(
             !text.contains("Non-2xx or 3xx responses") && !text.contains("Socket errors"),
-            "wrk saw failures:\n{text}"
+            "wrk reports failed requests:\n{text}"
         );
         let after = |prefix: &str| {
             let found = text.lines().find_map(|line| line.trim_start().strip_prefix(prefix));
             found
                 .map(str::trim)
-                .with_context(|| format!("wrk gave no {prefix}\n{text}"))
+                .with_context(|| format!("the output of wrk has no {prefix}\n{text}"))
         };
         Ok(Self {
             per_second: after("Requests/sec:")?.parse()?,
@@ -35,7 +35,7 @@ impl Wrk {
     }
 }
 
-/// As wrk writes times: "9.27us", "1.25ms", "1.02s", "1.10m".
+/// Parses a time in wrk's format: "9.27us", "1.25ms", "1.02s", "1.10m".
 fn milliseconds(text: &str) -> Result<f64> {
     let unit = text.trim_start_matches(|digit: char| digit.is_ascii_digit() || digit == '.');
     let number: f64 = text.trim_end_matches(unit).parse()?;
@@ -45,14 +45,14 @@ fn milliseconds(text: &str) -> Result<f64> {
             "ms" => 1.0,
             "s" => 1_000.0,
             "m" => 60_000.0,
-            _ => anyhow::bail!("wrk gave the time {text}"),
+            _ => anyhow::bail!("unknown unit in the time {text} of wrk"),
         })
 }
 
-/// One thread, for that many seconds.
+/// Runs wrk with one thread for this many seconds.
 ///
 /// # Errors
-/// It cannot be started, or an answer was an error.
+/// Fails if wrk cannot be started, or if an answer is an error.
 pub fn wrk(seconds: u32, connections: u32, arguments: &[&str]) -> Result<Wrk> {
     let output = Command::new("wrk")
         .args([
@@ -73,7 +73,7 @@ pub fn wrk(seconds: u32, connections: u32, arguments: &[&str]) -> Result<Wrk> {
 mod tests {
     use super::*;
 
-    const SAID: &str = "Running 4s test @ http://127.0.0.1:7001/bench
+    const OUTPUT: &str = "Running 4s test @ http://127.0.0.1:7001/bench
   1 threads and 32 connections
   Thread Stats   Avg      Stdev     Max   +/- Stdev
     Latency     1.92ms  508.41us  12.03ms   85.31%
@@ -89,22 +89,22 @@ Transfer/sec:      2.33MB
 ";
 
     #[test]
-    fn what_wrk_says_is_understood() {
+    fn the_output_of_wrk_is_parsed() {
         let expected = Wrk {
             per_second: 16702.66,
             p50_ms: 1.8,
             p99_ms: 0.87,
         };
-        assert_eq!(Wrk::parse(SAID).unwrap(), expected);
+        assert_eq!(Wrk::parse(OUTPUT).unwrap(), expected);
     }
 
     #[test]
-    fn a_failure_is_none_of_the_figures() {
+    fn failed_requests_are_an_error() {
         for failed in [
             "Non-2xx or 3xx responses: 1",
             "Socket errors: connect 0, read 1, write 0, timeout 0",
         ] {
-            assert!(Wrk::parse(&format!("{SAID}  {failed}\n")).is_err());
+            assert!(Wrk::parse(&format!("{OUTPUT}  {failed}\n")).is_err());
         }
         assert!(Wrk::parse("").is_err());
     }

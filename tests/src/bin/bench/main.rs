@@ -1,9 +1,11 @@
-//! `make bench`: how fast one instance redirects and shortens on this machine, how fast it starts, what it takes.
+//! `make bench` measures the appliance on this machine: how fast one instance redirects, shortens and starts, and how much
+//! memory it uses.
 //!
-//! Every runtime that can be had is measured in the same run, in alternating rounds: links-host, and Spin where `$SPIN`
-//! names its binary. Then what a remote database costs and what many links, how fast a backlog of clicks is counted, how
-//! fast nginx answers from its cache, beside another shortener where `$PEER` is the URL of one of its redirects, what
-//! clients notice of rollouts, what the agent takes, and what all of it takes of memory. Fails where an answer is not the expected one.
+//! All runtimes are measured in the same run, in alternating rounds: links-host, and Spin if `$SPIN` names its binary.
+//! Further sections measure the cost of a remote database and of many links, how fast a backlog of clicks is counted, how
+//! fast nginx answers from its cache, what clients notice of rollouts, and how much the agent and the whole appliance use.
+//! If `$PEER` is the URL of a redirect of another shortener, that one is measured beside nginx. An unexpected answer ends
+//! the run with an error.
 
 mod agent;
 mod backlog;
@@ -30,32 +32,29 @@ const ROUNDS: usize = 5;
 const SECONDS_PER_ROUND: u32 = 4;
 const CREATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/create.lua");
 
-/// What can be asked for by name; without a name all of it is measured.
+/// The sections that the command line can name. Without names, all of them are measured.
 const SECTIONS: [&str; 8] = [
     "runtimes", "remote", "growth", "backlog", "edge", "rollouts", "agent", "memory",
 ];
-/// These need a machine of the lab.
+/// The sections that need a machine of the lab.
 const IN_THE_LAB: [&str; 4] = ["edge", "rollouts", "agent", "memory"];
 
 fn main() -> Result<()> {
     let names: Vec<_> = std::env::args().skip(1).collect();
     if let Some(unknown) = names.iter().find(|name| !SECTIONS.contains(&name.as_str())) {
-        bail!(
-            "there is nothing called {unknown} to measure; these are: {}",
-            SECTIONS.join(", ")
-        );
+        bail!("unknown section {unknown}; the sections are: {}", SECTIONS.join(", "));
     }
     let is_root = nix::unistd::geteuid().is_root();
     let wanted = |section: &str| {
         let is_wanted = names.is_empty() || names.iter().any(|name| name == section);
         if is_wanted && !is_root && IN_THE_LAB.contains(&section) {
-            println!("\n{section}: not measured, the lab needs root");
+            println!("\n{section}: not measured, because the lab needs root");
         }
         is_wanted && (is_root || !IN_THE_LAB.contains(&section))
     };
     let linksctl = Path::new("target/dist/linksctl")
         .canonicalize()
-        .context("Looking for linksctl (`make deb`)")?;
+        .context("Looking for linksctl (`make deb` builds it)")?;
     let scratch = tempfile::tempdir().context("Making a temporary directory")?;
     let mut subjects = vec![Subject::pack(
         &linksctl,
@@ -106,7 +105,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What `target/bench.json` holds; none: not measured.
+/// The contents of `target/bench.json`. A section that was not measured is `None`.
 #[derive(Default, Serialize)]
 struct Results {
     runtimes: Option<Vec<Figures>>,
@@ -119,7 +118,7 @@ struct Results {
     memory: Option<memory::Figures>,
 }
 
-/// Of one instance each, without nginx.
+/// Measures one instance of each runtime, without nginx.
 fn runtimes(mut subjects: Vec<Subject>) -> Result<Vec<Figures>> {
     for subject in &mut subjects {
         for start in [Start::Cold, Start::Warm] {
@@ -139,16 +138,18 @@ fn runtimes(mut subjects: Vec<Subject>) -> Result<Vec<Figures>> {
     Ok(subjects.into_iter().map(Subject::result).collect())
 }
 
-/// Of a process, by its /proc/PID/status (proc(5)).
+/// The resident memory of a process, by its /proc/PID/status (proc(5)).
 fn resident_kib(status: &str) -> Option<u64> {
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     resident.split_whitespace().next()?.parse().ok()
 }
 
-/// Of processor time, in user and in kernel mode, in hundredths of a second: USER_HZ is 100 on every architecture that
-/// Debian has (proc(5), /proc/pid/stat; sysconf(3)).
+/// The processor time of a process in user and kernel mode, in hundredths of a second. USER_HZ is 100 on every architecture
+/// that Debian supports (proc(5), /proc/pid/stat; sysconf(3)).
 fn ticks(stat: &str) -> Result<f64> {
-    let (_, after_name) = stat.rsplit_once(')').context("this is no /proc/PID/stat")?;
+    let (_, after_name) = stat
+        .rsplit_once(')')
+        .context("this is not the format of /proc/PID/stat")?;
     let fields: Vec<_> = after_name.split_whitespace().collect();
     let field = |number: usize| -> Result<f64> { Ok(fields.get(number).context("stat is too short")?.parse()?) };
     Ok(field(11)? + field(12)?)
@@ -159,32 +160,33 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Of values that belong together, the median of their quotients.
+/// The median of the quotients of corresponding values.
 fn quotient(some: &[f64], others: &[f64]) -> f64 {
     median(some.iter().zip(others).map(|(one, other)| one / other).collect())
 }
 
 #[derive(Clone, Copy)]
 enum Start {
-    /// The components are compiled first.
+    /// The components have to be compiled first.
     Cold,
-    /// Compiled components are in the cache.
+    /// The compiled components are in the cache.
     Warm,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
 struct Figures {
     runtime: String,
-    /// From the start of the runtime to READY.
+    /// The time from the start of the runtime to READY, with an empty compilation cache.
     cold_start_ms: u64,
+    /// The time from the start of the runtime to READY, with the compiled components in the cache.
     warm_start_ms: u64,
-    /// Of one instance's runtime, after its start.
+    /// The resident memory of one instance's runtime after its start.
     idle_resident_kib: u64,
     redirects_per_second: f64,
     creates_per_second: f64,
 }
 
-/// One runtime under test.
+/// A runtime under test.
 struct Subject {
     linksctl: PathBuf,
     bundle: PathBuf,
@@ -245,23 +247,23 @@ impl Subject {
     }
 }
 
-/// A running appliance.
+/// A running `linksctl up`.
 struct Up {
     process: Process,
     root: PathBuf,
     instance: String,
     token: String,
-    /// Of the slower instance.
+    /// The start time of the slower instance.
     ready_ms: u64,
 }
 
 impl Up {
     fn start(linksctl: &Path, root: &Path, bundle: &Path) -> Result<Self> {
-        // wrk knows no Unix sockets: with this, the instances open their ports as well.
+        // wrk cannot use Unix sockets. With this file, the instances open their ports too.
         fs::create_dir_all(root.join("run/links"))?;
         fs::write(root.join("run/links/site-not-loaded"), b"")?;
         let child = Command::new("sh")
-            // One stream: what supervisors say and what `up` says, in order.
+            // One stream keeps the output of `up` and that of the supervisors in order.
             .args(["-c", "exec \"$0\" \"$@\" 2>&1"])
             .arg(linksctl)
             .arg("--root")
@@ -288,10 +290,10 @@ impl Up {
             }
             seen.push(line);
         }
-        // What it says later is for nobody, but a pipe that is full would stop it.
+        // Nobody needs the later output, but a full pipe would block the process.
         std::thread::spawn(move || lines.for_each(drop));
         let Some(token) = token else {
-            anyhow::bail!("linksctl up did not come up:\n{}", seen.join("\n"));
+            anyhow::bail!("linksctl up did not start the appliance:\n{}", seen.join("\n"));
         };
         let status = Command::new(linksctl)
             .arg("--root")
@@ -305,7 +307,7 @@ impl Up {
         Ok(Self {
             process,
             root: root.to_owned(),
-            instance: instance.context("linksctl status gives no address")?.to_owned(),
+            instance: instance.context("linksctl status shows no TCP address")?.to_owned(),
             token,
             ready_ms,
         })
@@ -350,7 +352,8 @@ impl Up {
         Ok((redirects, creates))
     }
 
-    /// Of the process that listens for instance 1, and its parent where that is a runtime too.
+    /// The resident memory of the runtime of instance 1. That is the process that listens, and also its parent where the
+    /// runtime consists of two processes.
     fn resident_kib(&self) -> Result<u64> {
         let marker = self
             .root
@@ -375,7 +378,7 @@ impl Up {
     }
 }
 
-/// `linksctl up`, which does not outlive this.
+/// The process of `linksctl up`. It is stopped when dropped.
 struct Process(Child);
 
 impl Process {
@@ -390,7 +393,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Where it was to be seen that it works, `stop` was called.
+        // Callers that need to know whether this works have called `stop` already.
         let _ = self.stop();
     }
 }

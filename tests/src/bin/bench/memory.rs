@@ -1,5 +1,5 @@
-//! What the appliance takes of memory on a small machine: after its installation, and after many different links were
-//! followed.
+//! How much memory the appliance uses on a small machine: after its installation, and after redirects of many different
+//! links.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,21 +12,21 @@ use serde::Serialize;
 use crate::edge::{self, fill};
 use crate::load::Wrk;
 
-/// Of the machine, in bytes.
+/// The memory of the machine, in bytes.
 const MEMORY: u64 = 512 << 20;
 const LINKS: u32 = 1_000_000;
-/// Of each of the two instances.
-const REDIRECTS: f64 = 1_000_000.0;
+/// The number of redirects for each of the two instances.
+const REDIRECTS_PER_INSTANCE: f64 = 1_000_000.0;
 const CONNECTIONS: u32 = 64;
 const SECONDS_PER_RUN: u32 = 10;
-/// The redirects have to be done by then.
-const RUNS: u32 = 180;
-/// The runtimes, as processes are named.
+/// The maximum number of runs for the redirects.
+const MAX_RUNS: u32 = 180;
+/// The process names of the runtimes.
 const RUNTIMES: [&str; 2] = ["links-host", "spin"];
-/// Longer than an instance keeps what it does not use.
-const SETTLES: Duration = Duration::from_secs(5);
+/// Longer than an instance keeps unused memory.
+const SETTLING_TIME: Duration = Duration::from_secs(5);
 
-/// In MiB; none where the figure is only shown.
+/// Limits in MiB. A figure without one is only printed.
 struct Limits {
     instance_pss: Option<f64>,
     instance_rss: Option<f64>,
@@ -44,37 +44,38 @@ const AFTER_REDIRECTS: Limits = Limits {
     appliance_pss: None,
 };
 
-/// In MiB.
+/// Memory in MiB.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     after_installation: Snapshot,
     after_redirects: Snapshot,
     redirects: f64,
-    /// Of the whole machine, page cache and wrk included.
+    /// The highest usage of the whole machine, page cache and wrk included.
     machine_at_most: f64,
-    /// For want of memory.
+    /// The number of processes that the kernel killed for lack of memory.
     killed_processes: u64,
 }
 
 #[derive(Clone, Debug, Serialize, PartialEq)]
 struct Snapshot {
-    /// Of the larger instance: the runtime, without its supervisor.
+    /// The PSS of the larger instance's runtime, without its supervisor.
     instance_pss: f64,
+    /// The RSS of the larger instance's runtime, without its supervisor.
     instance_rss: f64,
-    /// Of all processes, nginx included.
+    /// The PSS of all processes together, nginx included.
     appliance_pss: f64,
 }
 
 /// # Errors
-/// The lab does not work here, or an answer was an error.
+/// Fails if the lab does not work here, or if an answer is an error.
 pub fn measure() -> Result<Figures> {
     let tree = Tree::with_nginx_and(&["wrk"])?;
     let appliance = Appliance::prepared_on(|| Machine::boot_with_memory(&tree, MEMORY))?;
     appliance.apt_install()?;
     appliance.ok(["systemctl", "start", "links"])?;
     appliance.wait_for_rotation(2)?;
-    // What was needed for the start only is given back by the clock.
-    std::thread::sleep(SETTLES);
+    // After a fixed time, instances free what only their start needed. There is no event to wait for.
+    std::thread::sleep(SETTLING_TIME);
     let after_installation = snapshot(&appliance)?;
     appliance.inside(|| fill(&Connection::open(DATABASE)?, LINKS))?;
     appliance.copy_in(Path::new(edge::GENERATOR), "/var/tmp/links.lua")?;
@@ -82,20 +83,23 @@ pub fn measure() -> Result<Figures> {
     appliance.write("/etc/nginx/sites-enabled/zz-bench", edge::sites(&site)?)?;
     appliance.reload_nginx()?;
     let mut redirects = 0.0;
-    for run in 0..RUNS {
+    for run in 0..MAX_RUNS {
         let command = format!(
             "wrk --latency -t1 -c{CONNECTIONS} -d{SECONDS_PER_RUN}s -s /var/tmp/links.lua http://127.0.0.1:{}/ -- uniform {LINKS} {run}",
             edge::NO_CACHE
         );
         let load = Wrk::parse(&appliance.shell(&command)?.stdout)?;
         redirects += load.per_second * f64::from(SECONDS_PER_RUN);
-        if redirects >= 2.0 * REDIRECTS {
+        if redirects >= 2.0 * REDIRECTS_PER_INSTANCE {
             break;
         }
     }
-    ensure!(redirects >= 2.0 * REDIRECTS, "only {redirects} redirects in time");
-    // What an instance frees after a while it frees by the clock: there is nothing to wait for.
-    std::thread::sleep(SETTLES);
+    ensure!(
+        redirects >= 2.0 * REDIRECTS_PER_INSTANCE,
+        "only {redirects} redirects within the maximum number of runs"
+    );
+    // The same is true of memory that they have not used for a while.
+    std::thread::sleep(SETTLING_TIME);
     let after_redirects = snapshot(&appliance)?;
     let (most, killed_processes) = appliance.memory_usage()?;
     Ok(Figures {
@@ -112,7 +116,7 @@ fn snapshot(appliance: &Appliance) -> Result<Snapshot> {
     let script = format!(
         "for process in /proc/[0-9]*; do
             name=$(cat $process/comm 2>/dev/null) || continue
-            case $name in {names}|linksctl|nginx) ;; *) continue ;; esac
+            case $name in {names}|linksctl|links-run|links-agent|nginx) ;; *) continue ;; esac
             awk -v name=$name '/^Rss:/ {{ rss = $2 }} /^Pss:/ {{ pss = $2 }} END {{ print name, pss, rss }}' $process/smaps_rollup
         done"
     );
@@ -120,7 +124,7 @@ fn snapshot(appliance: &Appliance) -> Result<Snapshot> {
 }
 
 impl Snapshot {
-    /// From lines of a name, PSS and RSS in KiB (proc(5), smaps_rollup).
+    /// Parses lines with a name, a PSS and an RSS, both in KiB (proc(5), smaps_rollup).
     fn parse(text: &str) -> Result<Self> {
         let mut all = Self {
             instance_pss: 0.0,
@@ -130,12 +134,13 @@ impl Snapshot {
         for line in text.lines() {
             let words: Vec<_> = line.split_whitespace().collect();
             let [name, pss, rss] = words[..] else {
-                anyhow::bail!("a process without figures: {line:?}");
+                anyhow::bail!("the figures of a process are missing: {line:?}");
             };
-            let mib = |kib: &str| Ok::<_, anyhow::Error>(kib.parse::<f64>().context("no number of KiB")? / 1024.0);
+            let mib =
+                |kib: &str| Ok::<_, anyhow::Error>(kib.parse::<f64>().context("Parsing a number of KiB")? / 1024.0);
             let (pss, rss) = (mib(pss)?, mib(rss)?);
             all.appliance_pss += pss;
-            // Of the two processes of Spin, the one that serves is the larger.
+            // Spin runs as two processes; the larger one serves.
             if RUNTIMES.contains(&name) {
                 all.instance_pss = all.instance_pss.max(pss);
                 all.instance_rss = all.instance_rss.max(rss);
@@ -159,26 +164,26 @@ impl Figures {
         ] {
             println!(
                 "{name:<34} {:>18} {:>18} {:>18}",
-                beside(snapshot.instance_pss, limits.instance_pss),
-                beside(snapshot.instance_rss, limits.instance_rss),
-                beside(snapshot.appliance_pss, limits.appliance_pss)
+                with_limit(snapshot.instance_pss, limits.instance_pss),
+                with_limit(snapshot.instance_rss, limits.instance_rss),
+                with_limit(snapshot.appliance_pss, limits.appliance_pss)
             );
         }
         println!(
-            "{:<34} {:>18}; {} processes ended for want of memory",
+            "{:<34} {:>18}; {} processes killed for lack of memory",
             "the machine at most",
-            beside(self.machine_at_most, Some(MEMORY as f64 / f64::from(1 << 20))),
+            with_limit(self.machine_at_most, Some(MEMORY as f64 / f64::from(1 << 20))),
             self.killed_processes
         );
         println!(
-            "\nthe larger of two instances; of {LINKS} links each asked for about as often as any; the appliance: instances,\n\
-             supervisors, agent and nginx; the machine: all that runs in it, and its page cache, which the kernel gives up as needed"
+            "\ninstance: the larger of two; redirects: of {LINKS} links, each about equally often; appliance: the instances,\n\
+             supervisors, agent and nginx; machine: all of its processes, and its page cache, which the kernel frees as needed"
         );
     }
 }
 
-/// A figure and its limit.
-fn beside(figure: f64, limit: Option<f64>) -> String {
+/// Formats a figure with its limit, and marks it if it is over the limit.
+fn with_limit(figure: f64, limit: Option<f64>) -> String {
     match limit {
         Some(limit) if figure > limit => format!("OVER {figure:.1} ({limit})"),
         Some(limit) => format!("{figure:.1} ({limit})"),
@@ -193,13 +198,13 @@ mod tests {
 
     #[test]
     fn a_figure_over_its_limit_stands_out() {
-        assert_eq!(beside(29.96, Some(30.0)), "30.0 (30)");
-        assert_eq!(beside(30.1, Some(30.0)), "OVER 30.1 (30)");
-        assert_eq!(beside(30.1, None), "30.1");
+        assert_eq!(with_limit(29.96, Some(30.0)), "30.0 (30)");
+        assert_eq!(with_limit(30.1, Some(30.0)), "OVER 30.1 (30)");
+        assert_eq!(with_limit(30.1, None), "30.1");
     }
 
     #[test]
-    fn processes_are_added_up() {
+    fn processes_are_summed_up() {
         let text = "nginx 1024 2048\nlinks-host 2048 4096\nlinks-host 3072 8192\nlinksctl 1024 1024\n";
         let expected = Snapshot {
             instance_pss: 3.0,

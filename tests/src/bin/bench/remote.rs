@@ -1,5 +1,5 @@
-//! What a database on another machine costs a redirect, with the cache of redirects and without it: a libSQL server that
-//! takes 25 ms for each answer, as one does that is some hundred kilometres away.
+//! How fast redirects are with a database on another machine, with and without the redirect cache. The libSQL server takes
+//! 25 ms for each answer, like one that is a few hundred kilometres away.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use links_tests::local::{Place, ask};
+use links_tests::local::{TestDir, ask};
 use rusqlite::Connection;
 use serde::Serialize;
 
@@ -18,36 +18,36 @@ use crate::{SECONDS_PER_ROUND, Up};
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const ROUND_TRIP: Duration = Duration::from_millis(25);
 const LINKS: u32 = 200_000;
-/// That are asked for again and again; the others are asked for once.
+/// The number of links that are requested again and again. The other links are requested once.
 const HOT: u32 = 1_000;
 const TOKEN: &str = "bench-token";
 const FOLLOW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/follow.lua");
 
-/// Of one runtime.
+/// The figures of one runtime.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     runtime: String,
-    /// Links that the cache knows.
+    /// Links that are in the cache.
     cached: Wrk,
-    /// Links that it does not know yet.
+    /// Links that are not in the cache yet.
     missed: Wrk,
-    /// It is turned off.
+    /// Links while the cache is off.
     uncached: Wrk,
 }
 
 /// # Errors
-/// The server or the appliance does not start, or an answer is not the expected one.
+/// Fails if the server or the appliance does not start, or if an answer is not the expected one.
 pub fn measure(linksctl: &Path, runtime: &str, bundle: &Path) -> Result<Figures> {
-    let place = Place::new()?;
+    let dir = TestDir::new()?;
     let program = std::env::current_exe()?.with_file_name("hrana-server");
-    let (_server, address) = place.hrana(&program.to_string_lossy(), ANY, TOKEN)?;
+    let (_server, address) = dir.hrana(&program.to_string_lossy(), ANY, TOKEN)?;
     let slow = ask(address, "PUT", "/test/delay", &[], &ROUND_TRIP.as_millis().to_string())?;
     ensure!(slow.status == 204, "{slow:?}");
     let up = |cache: bool| {
-        let root = place.path(if cache { "cached" } else { "uncached" });
+        let root = dir.path(if cache { "cached" } else { "uncached" });
         configure(&root, address, cache)?;
         let up = Up::start(linksctl, &root, bundle)?;
-        fill(&place)?;
+        fill(&dir)?;
         Ok::<_, anyhow::Error>(up)
     };
     let on = up(true)?;
@@ -81,22 +81,25 @@ fn configure(root: &Path, server: SocketAddr, cache: bool) -> Result<()> {
     Ok(())
 }
 
-/// These links in turn.
+/// Requests these links in turn.
 fn follow(up: &Up, seconds: u32, links: Range<u32>) -> Result<Wrk> {
     let url = format!("http://{}", up.instance);
     let (first, count) = (links.start.to_string(), links.len().to_string());
     wrk(seconds, 32, &["-s", FOLLOW, &url, "--", &first, &count])
 }
 
-/// The links; they may be there already. The tables are, since an instance is ready.
-fn fill(place: &Place) -> Result<()> {
-    let changed = Connection::open(place.path("links.db"))?.execute(
+/// Inserts the links unless they exist. The tables exist, because the instance is ready.
+fn fill(dir: &TestDir) -> Result<()> {
+    let changed = Connection::open(dir.path("links.db"))?.execute(
         "WITH RECURSIVE numbers(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?1)
          INSERT INTO links (slug, url, created_at)
          SELECT 'bench' || n, 'https://example.com/' || n, 0 FROM numbers WHERE true ON CONFLICT DO NOTHING",
         [LINKS],
     )?;
-    ensure!(changed == 0 || changed == LINKS as usize, "{changed} links were new");
+    ensure!(
+        changed == 0 || changed == LINKS as usize,
+        "only {changed} links were new"
+    );
     Ok(())
 }
 
@@ -122,5 +125,5 @@ pub fn print(all: &[Figures]) {
             );
         }
     }
-    println!("\n{HOT} links in turn, or each once; 32 connections, one instance, no nginx");
+    println!("\n{HOT} links in turn, or (not yet cached) each link once; 32 connections, one instance, no nginx");
 }

@@ -1,4 +1,4 @@
-//! What clients notice of rollouts: the tests' mixed load on the whole appliance, with nginx and systemd, on a machine of
+//! What clients notice of rollouts: the tests' standard load on the whole appliance, with nginx and systemd, on a machine of
 //! the lab.
 
 use std::time::Instant;
@@ -9,19 +9,19 @@ use links_tests::{Appliance, Traffic};
 use serde::Serialize;
 
 const ROUNDS: usize = 6;
-/// Before each rollout, so that about as many requests are answered at rest as in rollouts.
-const AT_REST: u64 = 6_000;
+/// The requests before each rollout. They make about as many requests at rest as during rollouts.
+const REQUESTS_AT_REST: u64 = 6_000;
 
-/// Two instances are restarted one after the other, and then both at once, the plain way.
+/// The figures of rolling restarts of two instances, and of a plain restart of both at once.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
-    /// For both instances, median.
+    /// The median time for a rollout of both instances.
     rollout_seconds: f64,
     requests: u64,
     failed: u64,
     at_rest: Milliseconds,
     in_rollouts: Milliseconds,
-    /// Of a `systemctl restart` of both instances.
+    /// Failed requests in a `systemctl restart` of both instances.
     failed_in_plain_restart: u64,
 }
 
@@ -45,14 +45,14 @@ impl Milliseconds {
 }
 
 /// # Errors
-/// The lab does not work here, or a rollout failed. Failed requests are a figure.
+/// Fails if the lab does not work here, or if a rollout fails. Failed requests are not errors but figures.
 pub fn measure() -> Result<Figures> {
     let appliance = Appliance::installed()?;
     appliance.wait_for_rotation(2)?;
     let traffic = Traffic::start(&appliance, "bench")?;
     let mut seconds = vec![];
     for _ in 0..ROUNDS {
-        traffic.wait_for(AT_REST)?;
+        traffic.wait_for(REQUESTS_AT_REST)?;
         let begin = Instant::now();
         traffic.during("rollout", || appliance.ok(["linksctl", "restart"]))?;
         seconds.push(begin.elapsed().as_secs_f64());

@@ -1,0 +1,13 @@
+//! Serving: connections, requests, and the component instances that handle them.
+
+pub mod component;
+pub mod engine;
+pub mod instances;
+pub mod listen;
+mod pace;
+pub mod precompiled;
+pub mod range;
+pub mod respond;
+pub mod route;
+pub mod server;
+pub mod stop;

@@ -1,0 +1,338 @@
+//! A database with its connection pool, and the session behind a component's handle.
+
+use std::sync::Mutex as StdMutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, oneshot};
+use tokio::task::spawn_blocking;
+
+use super::connection::{Connection, Identity, counts_changes, identity, io};
+use super::queue::Queue;
+use super::rules::Rules;
+use crate::bindings::sqlite::{Error, Value};
+use crate::storage::answer::Answer;
+use crate::storage::place::Place;
+
+/// The maximum number of idle connections of a database: one for each thread that runs quick reads, one for group commit and
+/// one for a transaction.
+fn max_pooled() -> usize {
+    static MAX_POOLED: LazyLock<usize> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(2, usize::from) + 2);
+    *MAX_POOLED
+}
+
+/// How long a writer waits while the write lock does not change hands.
+pub const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A database that components may open.
+pub struct Database {
+    pub place: Place,
+    allow_attach_file: bool,
+    pool: StdMutex<Pool>,
+    /// Held by the only writer in this process.
+    pub write_lock: Arc<Mutex<()>>,
+    /// How often the write lock was granted. It distinguishes a slow queue from a stuck one.
+    pub lock_grants: AtomicU64,
+    /// The number of callers that wait for the write lock, not counting the changes in the queue.
+    pub lock_waiters: AtomicU64,
+    pub queue: Queue<Change>,
+    pub rules: Rules,
+}
+
+/// The idle connections.
+#[derive(Default)]
+pub struct Pool {
+    pub connections: Vec<Connection>,
+    /// The identity of the file that the connections have opened.
+    pub identity: Option<Identity>,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Database")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connection")
+    }
+}
+
+impl Database {
+    pub fn new(place: Place, allow_attach_file: bool) -> Arc<Self> {
+        Self::with_rules(place, allow_attach_file, Rules::default())
+    }
+
+    /// A database whose latest changes may be lost at a power failure, because no change waits for the disk.
+    pub fn relaxed(place: Place) -> Arc<Self> {
+        let rules = Rules {
+            sync: Box::new(|_| Ok(())),
+            ..Rules::default()
+        };
+        Self::with_rules(place, false, rules)
+    }
+
+    pub fn with_rules(place: Place, allow_attach_file: bool, rules: Rules) -> Arc<Self> {
+        Arc::new(Self {
+            place,
+            allow_attach_file,
+            pool: StdMutex::default(),
+            write_lock: Arc::default(),
+            lock_grants: AtomicU64::new(0),
+            lock_waiters: AtomicU64::new(0),
+            queue: Queue::default(),
+            rules,
+        })
+    }
+
+    /// Creates the directory of the file and opens the database once, so that a problem is reported at startup.
+    ///
+    /// # Errors
+    /// The database cannot be used. The error names the file.
+    pub fn prepare(&self) -> Result<()> {
+        let Place::File(path) = &self.place else { return Ok(()) };
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).with_context(|| format!("Creating the directory {}", dir.display()))?;
+        }
+        let next = "the file and its directory must be readable and writable for this user";
+        let connection = Connection::open(&self.place, self.allow_attach_file)
+            .with_context(|| format!("Opening the database {}: {next}", path.display()))?;
+        let readonly = connection
+            .check()
+            .with_context(|| format!("Reading the database {}: {next}", path.display()))?;
+        if readonly {
+            tracing::warn!(
+                "the database {} is read-only, so writing to it will fail; {next}",
+                path.display()
+            );
+        } else if let Err(error) = connection.empty_log() {
+            // The previous process may have exited because it could not make its commits durable (group.rs).
+            if error != locked() {
+                return Err(anyhow::anyhow!("{error}"))
+                    .with_context(|| format!("Emptying the write-ahead log of the database {}", path.display()));
+            }
+            tracing::debug!("{self:?}: the write-ahead log is in use by another process and was not emptied");
+        }
+        self.pool().identity = connection.identity();
+        self.give_back(connection);
+        Ok(())
+    }
+
+    /// Whether the pool belongs to the file that is there now. If the file was replaced, the pool is emptied.
+    pub fn is_current(&self) -> bool {
+        let identity = identity(&self.place);
+        let mut pool = self.pool();
+        let is_current = identity.is_some() && pool.identity == identity;
+        if !is_current {
+            pool.connections.clear();
+        }
+        is_current
+    }
+
+    /// Takes a connection from the pool, or opens one.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub async fn connection(self: &Arc<Self>) -> Result<Connection, Error> {
+        let unused = self.pool().connections.pop();
+        match unused {
+            Some(connection) => Ok(connection),
+            None => {
+                let database = self.clone();
+                on_blocking_pool(move || database.new_connection()).await?
+            }
+        }
+    }
+
+    /// Like [`Self::connection`], for threads that may block.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn connection_now(&self) -> Result<Connection, Error> {
+        let unused = self.pool().connections.pop();
+        unused.map_or_else(|| self.new_connection(), Ok)
+    }
+
+    fn new_connection(&self) -> Result<Connection, Error> {
+        Connection::open(&self.place, self.allow_attach_file).map_err(|error| io(&error))
+    }
+
+    pub fn give_back(&self, mut connection: Connection) {
+        // An in-memory database belongs to one handle and ends with it.
+        if self.place != Place::Memory && connection.reset() {
+            let mut pool = self.pool();
+            if pool.connections.len() < max_pooled() && pool.identity == connection.identity() {
+                pool.connections.push(connection);
+            }
+        }
+    }
+
+    pub fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
+        // Nothing that can panic happens under this lock.
+        self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Waits for the write lock.
+    ///
+    /// # Errors
+    /// The lock has not changed hands for a while, because a component keeps a transaction open.
+    pub async fn acquire_write_lock(&self) -> Result<OwnedMutexGuard<()>, Error> {
+        loop {
+            let grants = self.lock_grants.load(Relaxed);
+            let counted = WaiterCount::new(&self.lock_waiters);
+            if let Ok(lock) = tokio::time::timeout(WRITER_TIMEOUT, self.write_lock.clone().lock_owned()).await {
+                drop(counted);
+                self.lock_grants.fetch_add(1, Relaxed);
+                return Ok(lock);
+            }
+            if self.lock_grants.load(Relaxed) == grants {
+                return Err(locked());
+            }
+        }
+    }
+}
+
+/// Counts one waiter until dropped.
+struct WaiterCount<'a>(&'a AtomicU64);
+
+impl<'a> WaiterCount<'a> {
+    fn new(waiters: &'a AtomicU64) -> Self {
+        waiters.fetch_add(1, Relaxed);
+        Self(waiters)
+    }
+}
+
+impl Drop for WaiterCount<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The error for a lock that is not free in time. Components know SQLite's wording.
+pub fn locked() -> Error {
+    Error::Io("database is locked".to_owned())
+}
+
+/// The state of a component's handle.
+#[derive(Debug)]
+pub struct Session {
+    pub database: Arc<Database>,
+    /// The connection during a statement. Between statements it is kept only if it is in a transaction, was changed by a
+    /// statement, or is an in-memory database.
+    pub connection: Option<StdMutex<Connection>>,
+    /// The write lock, held from the first write of a transaction to its end.
+    pub write_lock: Option<OwnedMutexGuard<()>>,
+    pub written: StdMutex<Written>,
+}
+
+/// Values that SQLite keeps for each connection, kept here for each handle. The SQL function changes() returns the value of
+/// the connection, so it is reliable only within a transaction.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    /// The number of rows that the last INSERT, UPDATE or DELETE changed.
+    pub changes: u64,
+    /// The row id of the last INSERT, or 0 before the first one.
+    pub last_insert_rowid: i64,
+}
+
+/// A statement that changes rows outside of a transaction.
+#[derive(Debug)]
+pub struct Change {
+    /// The session, shared with other changes of this handle. Other statements wait until it is released.
+    pub session: OwnedRwLockReadGuard<Session>,
+    pub sql: String,
+    pub parameters: Vec<Value>,
+    pub answer: oneshot::Sender<Result<Answer, Error>>,
+}
+
+impl Session {
+    /// Locks the connection. Never blocks, because a statement has exclusive use of the session.
+    pub fn connection(&self) -> Result<std::sync::MutexGuard<'_, Connection>, Error> {
+        let connection = self.connection.as_ref().ok_or(Error::InvalidConnection)?;
+        // A panic leaves no statement half done, because statements end when dropped.
+        Ok(connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    pub fn written(&self) -> std::sync::MutexGuard<'_, Written> {
+        // Nothing that can panic happens under this lock.
+        self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Runs a statement that may change the database, with the handle's row id and change count in place.
+    pub fn write<T>(&self, connection: &Connection, sql: &str, run: impl FnOnce() -> T) -> T {
+        connection.set_last_insert_rowid(self.written().last_insert_rowid);
+        // A statement that does not compile leaves SQLite's count unchanged.
+        let counts = counts_changes(sql) && connection.classify(sql).is_ok();
+        let result = run();
+        let mut written = self.written();
+        written.last_insert_rowid = connection.last_insert_rowid();
+        if counts {
+            written.changes = connection.changes();
+        }
+        result
+    }
+
+    /// Cleans up after a statement.
+    pub fn finish_statement(&mut self) -> Result<(), Error> {
+        let mut connection = self.connection()?;
+        let finished = connection.finish_statement();
+        let in_transaction = connection.in_transaction();
+        drop(connection);
+        if !in_transaction {
+            self.write_lock = None;
+        }
+        self.release();
+        finished
+    }
+
+    /// Returns the connection to the pool, unless this handle must keep it.
+    pub fn release(&mut self) {
+        let must_keep =
+            self.database.place == Place::Memory || !self.connection().is_ok_and(|connection| connection.is_clean());
+        if !must_keep && let Some(connection) = self.connection.take() {
+            self.database.give_back(
+                connection
+                    .into_inner()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner),
+            );
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        let connection = connection
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_clean = connection.is_clean();
+        let (database, write_lock) = (self.database.clone(), self.write_lock.take());
+        let end = move || {
+            database.give_back(connection);
+            drop(write_lock);
+        };
+        // Rolling back or closing an unclean connection may write to the disk.
+        if is_clean {
+            end();
+        } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(end);
+        } else {
+            end();
+        }
+    }
+}
+
+/// Runs `work` on a thread that may block.
+pub async fn on_blocking_pool<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Io(format!("internal runtime error: {error}")))
+}

@@ -1,0 +1,114 @@
+//! Health probes of an instance.
+
+use std::time::Duration;
+
+use crate::endpoint::Endpoint;
+use crate::http::Request;
+
+/// The component answers this one after it has read from its database.
+const READY_PATH: &str = "/health";
+/// The listener of the runtime (Spin and links-host) answers this one, without the component.
+const ALIVE_PATH: &str = "/.well-known/spin/health";
+/// The maximum number of bytes that are read of a response, to quote its first line.
+const QUOTE_BYTES: usize = 512;
+
+/// A health probe of one instance.
+#[derive(Debug)]
+pub struct Probe {
+    endpoint: Endpoint,
+    timeout: Duration,
+}
+
+impl Probe {
+    /// `timeout` applies to each request as a whole.
+    pub fn new(endpoint: Endpoint, timeout: Duration) -> Self {
+        Self { endpoint, timeout }
+    }
+
+    /// Checks that the component serves and can read its database.
+    ///
+    /// # Errors
+    /// The reason why it does not.
+    pub fn ready(&self) -> Result<(), String> {
+        self.get(READY_PATH)
+    }
+
+    /// Checks that the runtime's listener answers, whatever the state of the component and its database.
+    ///
+    /// # Errors
+    /// The reason why it does not.
+    pub fn alive(&self) -> Result<(), String> {
+        self.get(ALIVE_PATH)
+    }
+
+    fn get(&self, path: &str) -> Result<(), String> {
+        let request = Request {
+            limit: QUOTE_BYTES,
+            ..Request::get(path)
+        };
+        let response = self
+            .endpoint
+            .send(&request, self.timeout)
+            .map_err(|error| error.to_string())?;
+        if response.status == 200 {
+            return Ok(());
+        }
+        let first_line = response.body.lines().next().unwrap_or_default();
+        Err(format!(
+            "{path} answered {} {}{}{first_line}",
+            response.status,
+            response.reason,
+            if first_line.is_empty() { "" } else { ": " }
+        ))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpListener};
+
+    use super::*;
+
+    fn answering(response: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            stream.write_all(response.as_bytes()).unwrap();
+        });
+        address
+    }
+
+    fn probe(address: SocketAddr) -> Probe {
+        Probe::new(Endpoint::Tcp(address), Duration::from_secs(5))
+    }
+
+    #[test]
+    fn only_200_is_ready() {
+        let ok = answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
+        assert_eq!(probe(ok).ready(), Ok(()));
+        let moved = answering("HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        assert!(probe(moved).ready().unwrap_err().contains("302"));
+    }
+
+    #[test]
+    fn the_error_quotes_the_first_line_of_the_response() {
+        let unhealthy = answering(
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 15\r\nconnection: close\r\n\r\nno database\nxyz",
+        );
+        let error = probe(unhealthy).ready().unwrap_err();
+        assert!(error.contains("503") && error.ends_with("no database"), "{error}");
+    }
+
+    #[test]
+    fn a_closed_port_is_neither_ready_nor_alive() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        assert!(probe(address).ready().is_err());
+        assert!(probe(address).alive().is_err());
+    }
+}

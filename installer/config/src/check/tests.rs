@@ -1,0 +1,219 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed unwrap is a failed test"
+)]
+
+use super::{Source, check, load};
+use crate::finding::Finding;
+use crate::testing::Files;
+use links_base::layout::Layout;
+
+const TOKEN: &str = "dGhpcyBpcyBhIHRva2Vu";
+const LIBSQL: &str =
+    "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"https://x.example\"\ntoken = \"credential:turso\"";
+
+/// A host with an empty configuration and an admin token.
+fn host() -> Files {
+    Files::default()
+        .with("/etc/links/links.toml", "", 0o644)
+        .with("/etc/links/runtime.toml", "", 0o644)
+        .with("/etc/links/credentials/admin_token", &format!("{TOKEN}\n"), 0o600)
+}
+
+fn found(files: &Files) -> Vec<String> {
+    check(&Layout::new("/"), files)
+        .findings
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+#[test]
+fn a_fresh_host_is_fine() {
+    assert_eq!(found(&host()), [""; 0]);
+    let loaded = load(&Layout::new("/"), &Source::of_host(&Layout::new("/")), &host()).unwrap();
+    assert_eq!(loaded.credentials.get("admin_token"), Some(TOKEN));
+    assert_eq!(format!("{:?}", loaded.credentials), "{\"admin_token\": [secret]}");
+}
+
+#[test]
+fn each_problem_has_its_message() {
+    let token = "/etc/links/credentials/admin_token";
+    let turso = "/etc/links/credentials/turso";
+    let runtime = "/etc/links/runtime.toml";
+    let open = "shorten.access = \"open\"";
+    let vault = "[[variables_provider]]\ntype = \"vault\"\nurl = \"https://v.example\"\ntoken = \"credential:turso\"\nmount = \"m\"";
+    for (files, messages) in [
+        (
+            host().without("/etc/links/links.toml"),
+            vec!["/etc/links/links.toml: cannot be read: entity not found"],
+        ),
+        (
+            host().without(runtime),
+            vec!["/etc/links/runtime.toml: cannot be read: entity not found"],
+        ),
+        (
+            host().with_bytes("/etc/links/links.toml", b"\xff", 0o644),
+            vec!["/etc/links/links.toml: is not UTF-8 text"],
+        ),
+        (
+            host().without(token),
+            vec![
+                "/etc/links/credentials/admin_token: is missing, so nobody can create links; run `linksctl token --rotate` to create one",
+            ],
+        ),
+        (
+            host().with(token, "\n", 0o600),
+            vec!["/etc/links/credentials/admin_token: is empty"],
+        ),
+        (
+            host().with(token, "one\ntwo\n", 0o600),
+            vec!["/etc/links/credentials/admin_token: has more than one line"],
+        ),
+        (
+            host().with_bytes(token, b"\xfe\xff", 0o600),
+            vec!["/etc/links/credentials/admin_token: is not UTF-8 text"],
+        ),
+        (
+            host().with(token, "0123456789abcdef!", 0o600),
+            vec![
+                "/etc/links/credentials/admin_token: holds a character that no bearer token may have; use letters, digits and -._~+/=",
+            ],
+        ),
+        (
+            host().with(token, "short", 0o600),
+            vec![
+                "/etc/links/credentials/admin_token: warning: is short: fewer than 16 characters can be guessed; run `linksctl token --rotate` to create a better one",
+            ],
+        ),
+        (
+            host().with(token, TOKEN, 0o640),
+            vec![
+                "/etc/links/credentials/admin_token: is accessible to users other than root: its mode is 0640; run `chmod 600 /etc/links/credentials/admin_token`",
+            ],
+        ),
+        (
+            host().with(token, TOKEN, 0o604),
+            vec![
+                "/etc/links/credentials/admin_token: is accessible to users other than root: its mode is 0604; run `chmod 600 /etc/links/credentials/admin_token`",
+            ],
+        ),
+        (
+            host().with(runtime, LIBSQL, 0o644),
+            vec![
+                "/etc/links/runtime.toml:4:9: the credential `turso` is missing; put it into /etc/links/credentials/turso, mode 0600",
+            ],
+        ),
+        (
+            host().with(runtime, LIBSQL, 0o644).with(turso, "", 0o600),
+            vec!["/etc/links/credentials/turso: is empty"],
+        ),
+        (host().with(runtime, LIBSQL, 0o644).with(turso, "t", 0o600), vec![]),
+        (
+            host().with(
+                "/etc/links/links.toml",
+                "telemetry.headers = \"credential:turso\"",
+                0o644,
+            ),
+            vec![
+                "/etc/links/links.toml:1:21: the credential `turso` is missing; put it into /etc/links/credentials/turso, mode 0600",
+            ],
+        ),
+        (
+            host()
+                .with(
+                    "/etc/links/links.toml",
+                    "telemetry.headers = \"credential:turso\"",
+                    0o644,
+                )
+                .with(turso, "s3cret", 0o600),
+            vec![
+                "/etc/links/credentials/turso: does not hold headers for `telemetry.headers`; write NAME=VALUE, separated by commas, with special characters percent-encoded: %2C for a comma",
+            ],
+        ),
+        // The runtime would print the text that is not a URL.
+        (
+            host()
+                .with(runtime, &LIBSQL.replace("https://x.example", "credential:turso"), 0o644)
+                .with(turso, "a-token", 0o600),
+            vec![
+                "/etc/links/credentials/turso: does not hold a URL for `sqlite_database.default`; write the whole URL, starting with https: or http:",
+            ],
+        ),
+        (
+            host().with("/etc/links/credentials/notes", "a\nb\n", 0o600),
+            vec!["/etc/links/credentials/notes: warning: has more than one line, but nothing uses it"],
+        ),
+        (
+            host().with("/etc/links/credentials/.admin_token.swp", "a\nb\n", 0o600),
+            vec![],
+        ),
+        // Without the file, Vault may supply the admin token, or links.toml does not ask for one.
+        (
+            host()
+                .without(token)
+                .with(runtime, vault, 0o644)
+                .with(turso, "t", 0o600),
+            vec![],
+        ),
+        (
+            host().without(token).with("/etc/links/links.toml", open, 0o644),
+            vec![
+                "/etc/links/links.toml:1:18: warning: `shorten.access` is \"open\": anyone who can reach nginx can create links; write \"token\" to ask for the admin token",
+            ],
+        ),
+    ] {
+        assert_eq!(found(&files), messages);
+    }
+}
+
+#[test]
+fn all_files_are_checked_at_once() {
+    let files = host()
+        .with("/etc/links/links.toml", "instances = 0\nports = 1", 0o644)
+        .with("/etc/links/runtime.toml", "[sqlite]", 0o644)
+        .with("/etc/links/credentials/admin_token", "", 0o666);
+    let found = found(&files);
+    let expected = [
+        "/etc/links/links.toml:1:13: ",
+        "/etc/links/links.toml:2:1: ",
+        "/etc/links/runtime.toml:1:2: ",
+        "/etc/links/credentials/admin_token: is empty",
+        "/etc/links/credentials/admin_token: is accessible",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (message, expected) in found.iter().zip(expected) {
+        assert!(message.starts_with(expected), "{message}");
+    }
+}
+
+#[test]
+fn unreadable_credentials_are_a_warning() {
+    let files = host()
+        .with("/etc/links/runtime.toml", LIBSQL, 0o644)
+        .locked("/etc/links/credentials");
+    assert_eq!(
+        found(&files),
+        ["/etc/links/credentials: warning: not checked: only root may read it; run this as root to check it too"]
+    );
+    let layout = Layout::new("/");
+    let findings = load(&layout, &Source::of_host(&layout), &files).unwrap_err();
+    assert!(findings.iter().any(Finding::is_error));
+}
+
+#[test]
+fn a_service_reads_the_credentials_from_systemd() {
+    let files = host()
+        .without("/etc/links/credentials/admin_token")
+        .with("/run/credentials/links@1.service/links_admin_token", TOKEN, 0o440)
+        .with("/run/credentials/links@1.service/other", "x", 0o440);
+    let layout = Layout::new("/");
+    let source = Source::new(&layout, Some("/run/credentials/links@1.service".into()));
+    let loaded = load(&layout, &source, &files).unwrap();
+    assert_eq!(loaded.credentials.get("admin_token"), Some(TOKEN));
+    assert_eq!(loaded.credentials.names().collect::<Vec<_>>(), ["admin_token"]);
+    assert_eq!(Source::new(&layout, None), Source::of_host(&layout));
+    assert_eq!(Source::new(&layout, Some("".into())), Source::of_host(&layout));
+}

@@ -1,0 +1,534 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed unwrap is a failed test"
+)]
+
+use std::time::Duration;
+
+use super::{Access, Config, Enabled, Listen, Protocol, read};
+use crate::finding::Severity;
+use crate::runtime::Reference;
+
+const SHIPPED: &str = include_str!("../../../../packaging/links.toml");
+
+/// The text with every commented-out key enabled. Prose has a blank after its `#`, keys have none.
+fn uncommented(text: &str) -> String {
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(key) if key.starts_with(|first: char| first.is_ascii_lowercase()) => format!("{key}\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+/// The findings in a `links.toml` with this text.
+fn found(text: &str) -> Vec<String> {
+    let (config, findings) = read(text, "links.toml");
+    let has_errors = findings.iter().any(|finding| finding.severity == Severity::Error);
+    assert_eq!(config.is_none(), has_errors, "{text}");
+    findings.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_shipped_file_means_the_defaults() {
+    assert_eq!(Config::parse(SHIPPED, "links.toml").unwrap(), Config::default());
+    assert_eq!(Config::parse("", "links.toml").unwrap(), Config::default());
+}
+
+#[test]
+fn the_shipped_file_shows_every_key_with_its_default() {
+    let text = uncommented(SHIPPED);
+    let mut expected = Config {
+        public_url: Some("https://s.example.org".to_owned()),
+        ..Config::default()
+    };
+    expected.shorten.allowed_origin = Some("https://app.example.org".to_owned());
+    expected.nginx.cache_ttl = Some(Duration::from_secs(5));
+    expected.clicks.countries = Some("/var/lib/GeoIP/GeoLite2-Country.mmdb".into());
+    expected.telemetry.endpoint = Some("http://127.0.0.1:4318".to_owned());
+    let (line, _) = text
+        .lines()
+        .zip(1..)
+        .find(|(line, _)| line.starts_with("headers = "))
+        .map(|(line, number)| (number, line))
+        .unwrap();
+    expected.telemetry.headers = Some(Reference {
+        credential: "otlp_headers".to_owned(),
+        line,
+        column: 11,
+    });
+    assert_eq!(Config::parse(&text, "links.toml").unwrap(), expected);
+
+    let shown: toml::Table = toml::from_str(&text).unwrap();
+    let serde_json::Value::Object(known) = serde_json::to_value(&expected).unwrap() else {
+        panic!("a configuration is a table");
+    };
+    for (key, value) in &known {
+        assert!(shown.contains_key(key), "`{key}` is not in the shipped file");
+        for inner in value.as_object().into_iter().flat_map(serde_json::Map::keys) {
+            assert!(
+                shown[key].get(inner).is_some(),
+                "`{key}.{inner}` is not in the shipped file"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = r#"
+        instances = 16
+        base_port = 0x2328
+        public_url = "HTTPS://S.Example.org:443/"
+        shorten = { access = "open", allowed_origin = "http://localhost:5173" }
+        health.start_timeout = "10m"
+        health.interval = "100ms"
+        health.timeout = "10s"
+        drain.timeout = "0s"
+        rollout.min_healthy = "90s"
+        cache = { enabled = true, ttl = "1s", stale = "0s" }
+        secrets = { ttl = "1h", stale = "24h" }
+        metrics = { listen = "[::1]:9000", otlp_listen = "127.0.0.2:9001" }
+        [telemetry]
+        endpoint = "HTTPS://Otel.example/x/"
+        protocol = "http/protobuf"
+        headers = "credential:otlp"
+        traces = false
+        metrics = false
+        logs = true
+        sampling = 0.125
+        [nginx]
+        manage = false
+        listen = [8080, "127.0.0.1:8081", "[::]:8080"]
+        server_name = ["s.example.org", "*.example.net", "xn--bcher-kva.example"]
+        replace_default_site = false
+        cache_ttl = "1h"
+        cache_stale = "0s"
+    "#;
+    let config = Config::parse(text, "links.toml").unwrap();
+    assert_eq!((config.instances, config.base_port), (16, 9000));
+    assert_eq!(config.public_url.as_deref(), Some("https://s.example.org"));
+    assert_eq!(config.shorten.access, Access::Open);
+    assert_eq!(config.shorten.allowed_origin.as_deref(), Some("http://localhost:5173"));
+    assert_eq!(config.health.start_timeout, Duration::from_secs(600));
+    assert_eq!(config.health.interval, Duration::from_millis(100));
+    assert_eq!(config.health.timeout, Duration::from_secs(10));
+    assert_eq!(config.drain.timeout, Duration::ZERO);
+    assert_eq!(config.rollout.min_healthy, Duration::from_secs(90));
+    let seconds = |duration: Duration| duration.as_secs();
+    assert_eq!(config.cache.enabled, Enabled::Yes);
+    assert_eq!((seconds(config.cache.ttl), seconds(config.cache.stale)), (1, 0));
+    assert_eq!(
+        (seconds(config.secrets.ttl), seconds(config.secrets.stale)),
+        (3_600, 86_400)
+    );
+    assert_eq!(config.metrics.listen, "[::1]:9000".parse().ok());
+    assert_eq!(config.metrics.otlp_listen.to_string(), "127.0.0.2:9001");
+    let telemetry = &config.telemetry;
+    assert_eq!(telemetry.endpoint.as_deref(), Some("https://otel.example/x"));
+    assert_eq!(telemetry.protocol, Protocol::Http);
+    assert_eq!(
+        telemetry
+            .headers
+            .as_ref()
+            .map(|reference| reference.credential.as_str()),
+        Some("otlp")
+    );
+    assert_eq!(
+        (telemetry.traces, telemetry.metrics, telemetry.logs),
+        (false, false, true)
+    );
+    assert_eq!(telemetry.sampling.to_string(), "0.125");
+    assert!(!config.nginx.manage && !config.nginx.replace_default_site);
+    assert_eq!(
+        (config.nginx.cache_ttl.map(seconds), seconds(config.nginx.cache_stale)),
+        (Some(3_600), 0)
+    );
+    let listen: Vec<_> = config.nginx.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["8080", "127.0.0.1:8081", "[::]:8080"]);
+    assert_eq!(config.nginx.listen[0], Listen::Port(8080));
+    assert_eq!(
+        config.nginx.server_name,
+        ["s.example.org", "*.example.net", "xn--bcher-kva.example"]
+    );
+}
+
+#[test]
+fn nginx_caches_redirects_in_a_managed_site_for_at_least_a_second() {
+    for (text, port) in [
+        ("", Some(7000)),
+        ("base_port = 9000", Some(9000)),
+        ("nginx.manage = false", None),
+        ("nginx.cache_ttl = \"0s\"", None),
+        ("nginx.cache_ttl = \"999ms\"", None),
+        ("nginx.cache_ttl = \"1s\"", Some(7000)),
+        // Without a cache, base_port is free for the site.
+        ("nginx = { cache_ttl = \"0s\", listen = 7000 }", None),
+    ] {
+        assert_eq!(Config::parse(text, "links.toml").unwrap().edge_port(), port, "{text}");
+    }
+}
+
+#[test]
+fn redirects_from_a_local_database_are_cached_for_longer() {
+    for (text, of_a_file, of_a_server) in [("", 300, 5), ("nginx.cache_ttl = \"7s\"", 7, 7)] {
+        let config = Config::parse(text, "links.toml").unwrap();
+        assert_eq!(config.edge_ttl(false).as_secs(), of_a_file, "{text}");
+        assert_eq!(config.edge_ttl(true).as_secs(), of_a_server, "{text}");
+    }
+}
+
+#[test]
+fn international_hosts_are_converted_to_ascii() {
+    let config = Config::parse("public_url = \"https://bücher.example:8443\"", "links.toml").unwrap();
+    assert_eq!(config.public_url.as_deref(), Some("https://xn--bcher-kva.example:8443"));
+}
+
+#[test]
+fn each_mistake_gets_one_finding_with_its_position() {
+    for (text, message) in [
+        // Unknown keys, in every table.
+        (
+            "instnaces = 2",
+            "1:1: unknown key `instnaces`; did you mean `instances`?",
+        ),
+        (
+            "\n\n  Base_Port = 1",
+            "3:3: unknown key `Base_Port`; did you mean `base_port`?",
+        ),
+        (
+            "port = 1",
+            "1:1: unknown key `port`; valid keys: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `nginx`",
+        ),
+        (
+            "[shorten]\nacess = \"token\"",
+            "2:1: unknown key `acess` in [shorten]; did you mean `access`?",
+        ),
+        (
+            "[health]\nstart = \"1s\"",
+            "2:1: unknown key `start` in [health]; did you mean `start_timeout`?",
+        ),
+        (
+            "[drain]\ntime_out = \"1s\"",
+            "2:1: unknown key `time_out` in [drain]; did you mean `timeout`?",
+        ),
+        (
+            "[rollout]\nmin-healthy = \"1s\"",
+            "2:1: unknown key `min-healthy` in [rollout]; did you mean `min_healthy`?",
+        ),
+        (
+            "nginx.listne = 80",
+            "1:7: unknown key `listne` in [nginx]; did you mean `listen`?",
+        ),
+        (
+            "[ngnix]\nlisten = 80",
+            "1:2: unknown key `ngnix`; did you mean `nginx`?",
+        ),
+        (
+            "[telemetry]\nendpoints = \"http://x\"",
+            "2:1: unknown key `endpoints` in [telemetry]; did you mean `endpoint`?",
+        ),
+        (
+            "[metrics]\nlistem = \"off\"",
+            "2:1: unknown key `listem` in [metrics]; did you mean `listen`?",
+        ),
+        // Telemetry and metrics.
+        (
+            "telemetry.endpoint = \"collector:4318\"",
+            "1:22: `telemetry.endpoint` cannot have the scheme `collector`; write it as http://HOST or https://HOST",
+        ),
+        (
+            "telemetry.endpoint = \"http://key@collector:4318\"",
+            "1:22: `telemetry.endpoint` must not name a user; put credentials for the collector into `headers`",
+        ),
+        (
+            "telemetry.endpoint = \"http://collector:4318/?key=1\"",
+            "1:22: `telemetry.endpoint` must end after the path",
+        ),
+        (
+            "[telemetry]\nendpoint = \"http://collector:4317/x\"\nprotocol = \"grpc\"",
+            "2:12: `telemetry.endpoint` must end after the host and the port: gRPC has paths of its own",
+        ),
+        (
+            "telemetry.protocol = \"http/json\"",
+            "1:22: `telemetry.protocol` must be one of `http/protobuf`, `grpc`, found \"http/json\"",
+        ),
+        (
+            "telemetry.headers = \"authorization=Bearer x\"",
+            "1:21: `telemetry.headers` must be a credential, not the secret itself: everybody on this host can read this file; put the secret into /etc/links/credentials/NAME, mode 0600, and write \"credential:NAME\"",
+        ),
+        (
+            "telemetry.headers = \"credential:../x\"",
+            "1:21: `telemetry.headers` names no credential: \"../x\" is not a valid credential name; use letters, digits, `_`, `-` and `.`",
+        ),
+        (
+            "telemetry.sampling = 1.5",
+            "1:22: `telemetry.sampling` must be from 0.0 to 1.0",
+        ),
+        (
+            "telemetry.sampling = nan",
+            "1:22: `telemetry.sampling` must be from 0.0 to 1.0",
+        ),
+        (
+            "telemetry.sampling = \"1\"",
+            "1:22: `telemetry.sampling` must be a number, found a string",
+        ),
+        (
+            "clicks.countries = \"GeoLite2-Country.mmdb\"",
+            "1:20: `clicks.countries` must be an absolute path; write \"/var/lib/GeoIP/GeoLite2-Country.mmdb\"",
+        ),
+        (
+            "metrics.listen = \"9464\"",
+            "1:18: `metrics.listen` must be ADDRESS:PORT, found \"9464\"; write \"127.0.0.1:9464\" or \"off\"",
+        ),
+        (
+            "metrics.listen = \"10.0.0.1:9464\"",
+            "1:18: warning: `metrics.listen` is not a loopback address: anyone who can reach it can read the metrics, and links.service blocks connections from other hosts; protect it by a password in nginx, or run `systemctl edit links` and set IPAddressAllow=",
+        ),
+        (
+            "metrics.otlp_listen = \"0.0.0.0:9465\"",
+            "1:23: `metrics.otlp_listen` must be a loopback address; write \"127.0.0.1:PORT\"",
+        ),
+        (
+            "metrics.otlp_listen = \"127.0.0.1:7002\"",
+            "1:23: `metrics.otlp_listen` 127.0.0.1:7002 takes the port of instance 2; choose another port",
+        ),
+        (
+            "[metrics]\nlisten = \"127.0.0.1:9465\"",
+            "1:1: `metrics.listen` and `metrics.otlp_listen` share port 9465; choose another port for one of them",
+        ),
+        (
+            "metrics.listen = \"127.0.0.1:7000\"",
+            "1:18: `metrics.listen` 127.0.0.1:7000 takes the port of nginx's cache (base_port itself); choose another port",
+        ),
+        (
+            "nginx.listen = 7000",
+            "1:16: `nginx.listen` 7000 takes 127.0.0.1:7000 from nginx's cache (base_port itself); change `base_port` or the nginx port",
+        ),
+        (
+            "nginx.cache_ttl = \"2h\"",
+            "1:19: `nginx.cache_ttl` must be from 0s to 1h, found 2h",
+        ),
+        (
+            "nginx.cache_stale = \"25h\"",
+            "1:21: `nginx.cache_stale` must be from 0s to 24h, found 25h",
+        ),
+        // Wrong types.
+        (
+            "instances = \"2\"",
+            "1:13: `instances` must be an integer, found a string",
+        ),
+        ("instances = 2.0", "1:13: `instances` must be an integer, found a float"),
+        (
+            "public_url = 1",
+            "1:14: `public_url` must be a string, found an integer",
+        ),
+        ("drain = 30", "1:9: `drain` must be a table, found an integer"),
+        (
+            "[drain]\ntimeout = 30",
+            "2:11: `drain.timeout` must be a duration, found an integer; write a string with a unit, such as \"30s\"",
+        ),
+        (
+            "[nginx]\nmanage = \"true\"",
+            "2:10: `nginx.manage` must be a boolean, found a string; write `true` or `false`, without quotes",
+        ),
+        (
+            "[nginx]\nlisten = true",
+            "2:10: `nginx.listen` must be a port or ADDRESS:PORT, found a boolean",
+        ),
+        (
+            "[nginx]\nserver_name = [\"a\", 1]",
+            "2:21: `nginx.server_name` must be a string, found an integer",
+        ),
+        ("[[nginx]]\nlisten = 80", "1:1: `nginx` must be a table, found an array"),
+        // Ranges.
+        ("instances = 0", "1:13: `instances` must be from 1 to 16, found 0"),
+        ("instances = 17", "1:13: `instances` must be from 1 to 16, found 17"),
+        ("instances = -1", "1:13: `instances` must be from 1 to 16, found -1"),
+        (
+            "base_port = 1022",
+            "1:13: `base_port` must be from 1023 to 65534, found 1022",
+        ),
+        (
+            "base_port = 99999999999999999999",
+            "1:13: `base_port` must be from 1023 to 65534, found 99999999999999999999",
+        ),
+        (
+            "base_port = 65534",
+            "1:13: `base_port` 65534 leaves no port for instance 2: the last port is 65535; write 65533 or less",
+        ),
+        (
+            "[health]\nstart_timeout = \"999ms\"",
+            "2:17: `health.start_timeout` must be from 1s to 10m, found 999ms",
+        ),
+        (
+            "[health]\ninterval = \"2m\"",
+            "2:12: `health.interval` must be from 100ms to 1m, found 2m",
+        ),
+        (
+            "[health]\ntimeout = \"5\"",
+            "2:11: `health.timeout` needs a unit: `ms`, `s`, `m` or `h`, such as \"5s\"",
+        ),
+        (
+            "[drain]\ntimeout = \"24h\"",
+            "2:11: `drain.timeout` must be from 0s to 1h, found 24h",
+        ),
+        (
+            "[rollout]\nmin_healthy = \"1d\"",
+            "2:15: `rollout.min_healthy` has the unknown unit `d`: use `ms`, `s`, `m` or `h`",
+        ),
+        (
+            "[nginx]\nlisten = 0",
+            "2:10: `nginx.listen` must be from 1 to 65535, found 0",
+        ),
+        (
+            "[nginx]\nlisten = [80, \"10.0.0.1:0\"]",
+            "2:15: `nginx.listen` must name a port from 1 to 65535, found 0; write 80, \"127.0.0.1:8080\" or \"[::]:80\"",
+        ),
+        ("[nginx]\nlisten = []", "2:10: `nginx.listen` must not be empty"),
+        (
+            "[nginx]\nlisten = [80, \"0.0.0.0:80\"]",
+            "2:10: `nginx.listen` names 0.0.0.0:80 twice",
+        ),
+        // Words and formats.
+        (
+            "[shorten]\naccess = \"opne\"",
+            "2:10: `shorten.access` must be one of `token`, `open`, found \"opne\"; did you mean `open`?",
+        ),
+        (
+            "[shorten]\naccess = \"Everyone\"",
+            "2:10: `shorten.access` must be one of `token`, `open`, found \"Everyone\"",
+        ),
+        (
+            "public_url = \"s.example.org\"",
+            "1:14: `public_url` must be a URL: relative URL without a base; write it as https://HOST or http://HOST",
+        ),
+        (
+            "public_url = \"ftp://s.example.org\"",
+            "1:14: `public_url` cannot have the scheme `ftp`; write it as https://HOST or http://HOST",
+        ),
+        (
+            "public_url = \"https://s.example.org/l\"",
+            "1:14: `public_url` must end after the host and the port, without a path",
+        ),
+        (
+            "public_url = \"https://s.example.org?a\"",
+            "1:14: `public_url` must end after the host and the port, without a path",
+        ),
+        (
+            "public_url = \"https://me@s.example.org\"",
+            "1:14: `public_url` must not name a user",
+        ),
+        (
+            "public_url = \"https://me:pw@s.example.org\"",
+            "1:14: `public_url` must not hold a password",
+        ),
+        (
+            "[shorten]\nallowed_origin = \"*\"",
+            "2:18: `shorten.allowed_origin` must be a URL: relative URL without a base; write it as https://HOST or http://HOST",
+        ),
+        (
+            "[nginx]\nserver_name = \"a; return 200\"",
+            "2:15: `nginx.server_name` must be a host name, found \"a; return 200\"; write several as an array, and an international name in its xn-- form",
+        ),
+        (
+            "[nginx]\nserver_name = \"\"",
+            "2:15: `nginx.server_name` must be a host name, found \"\"; write several as an array, and an international name in its xn-- form",
+        ),
+        (
+            "[nginx]\nlisten = \"80 ssl\"",
+            "2:10: `nginx.listen` must be a port or ADDRESS:PORT, found \"80 ssl\"; write 80, \"127.0.0.1:8080\" or \"[::]:80\"",
+        ),
+        // nginx listens on an instance's port.
+        (
+            "nginx.listen = 7002\nbase_port = 7000",
+            "1:16: `nginx.listen` 7002 takes 127.0.0.1:7002 from instance 2; change `base_port` or the nginx port",
+        ),
+        (
+            "base_port = 7000\nnginx.listen = \"127.0.0.1:7001\"",
+            "2:16: `nginx.listen` 127.0.0.1:7001 takes 127.0.0.1:7001 from instance 1; change `base_port` or the nginx port",
+        ),
+        // Not an error.
+        (
+            "[shorten]\naccess = \"open\"",
+            "2:10: warning: `shorten.access` is \"open\": anyone who can reach nginx can create links; write \"token\" to ask for the admin token",
+        ),
+    ] {
+        assert_eq!(found(text), [format!("links.toml:{message}")], "{text}");
+    }
+}
+
+#[test]
+fn nginx_may_use_other_ports_and_addresses() {
+    for text in [
+        "nginx.listen = 6999",
+        "nginx.listen = 7003",
+        "nginx.listen = \"192.0.2.1:7000\"",
+        "nginx.listen = \"[::]:7001\"",
+        "nginx.listen = \"192.0.2.1:7001\"",
+        "nginx = { listen = 7001, manage = false }",
+    ] {
+        assert_eq!(found(text), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn a_syntax_error_names_its_line() {
+    for (text, place) in [
+        ("instances = 2\nbase_port =\n", "links.toml:2:12: not TOML: "),
+        ("[health\ninterval = \"1s\"", "links.toml:1:8: not TOML: "),
+        ("instances = 2\ninstances = 3", "links.toml:2:1: not TOML: "),
+        ("é = \"ü\" x", "links.toml:1:"),
+    ] {
+        let found = found(text);
+        assert!(found.len() == 1 && found[0].starts_with(place), "{found:?}");
+        assert!(!found[0].contains('\n'), "{found:?}");
+    }
+}
+
+#[test]
+fn columns_count_characters() {
+    assert_eq!(
+        found("shorten = { access = \"token\", \"ä\" = 1, b = 2 }"),
+        [
+            "links.toml:1:31: unknown key `ä` in [shorten]; valid keys: `access`, `allowed_origin`",
+            "links.toml:1:40: unknown key `b` in [shorten]; valid keys: `access`, `allowed_origin`",
+        ]
+    );
+}
+
+#[test]
+fn all_findings_are_reported_in_the_order_of_the_text() {
+    let text = "
+instances = 99
+colour = \"red\"
+
+[nginx]
+listen = \"everywhere\"
+manage = 1
+
+[health]
+interval = \"never\"
+";
+    let places: Vec<_> = read(text, "links.toml")
+        .1
+        .iter()
+        .map(|finding| (finding.line.unwrap(), finding.column.unwrap()))
+        .collect();
+    assert_eq!(places, [(2, 13), (3, 1), (6, 10), (7, 10), (10, 12)]);
+}
+
+/// An interrupted copy may leave such a file. It is either valid or has errors, and never causes a panic.
+#[test]
+fn a_file_cut_off_anywhere_is_handled() {
+    let text = uncommented(SHIPPED);
+    for (end, _) in text.char_indices() {
+        let (config, findings) = read(&text[..end], "links.toml");
+        assert_eq!(
+            config.is_none(),
+            findings.iter().any(|finding| finding.severity == Severity::Error),
+            "{end}"
+        );
+    }
+}

@@ -1,0 +1,74 @@
+//! links-db: does the database work for linksctl, which opens no database itself.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use links_base::layout::Layout;
+use links_base::{log, privileges};
+use links_config::arguments::CopyArgs;
+use links_config::load::{self, load_as_kept};
+use links_db::{connectivity, copy, database};
+
+#[derive(Debug, Parser)]
+#[command(name = "links-db", version, about = "Work on the databases of links, for linksctl")]
+struct Cli {
+    /// Work on the tree under DIR instead of /
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Copy the links from one database to another, and compare them
+    Copy(CopyArgs),
+    /// Ask every server that runtime.toml names, and print the results as JSON
+    AskServers,
+    /// Print the version of the tables, or nothing if there are none
+    SchemaVersion { database: PathBuf },
+    /// Write a copy of the database
+    BackUp { database: PathBuf, target: PathBuf },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("linksctl: {error:#}");
+            load::exit_code(&error).into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let layout = Layout::new(std::path::absolute(cli.root)?);
+    match cli.command {
+        Command::Copy(args) => copy::run(&layout, &args)?,
+        Command::AskServers => {
+            let asked = connectivity::ask_all(&load_as_kept(&layout)?, &layout);
+            println!("{}", serde_json::to_string(&asked)?);
+        }
+        Command::SchemaVersion { database } => {
+            give_up_root(&layout)?;
+            if let Some(version) = database::schema_version(&database)? {
+                println!("{version}");
+            }
+        }
+        Command::BackUp { database, target } => {
+            give_up_root(&layout)?;
+            database::back_up(&database, &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Becomes user links, who owns the directory of the database and could replace the file with anything.
+fn give_up_root(layout: &Layout) -> anyhow::Result<()> {
+    match privileges::are_roots(layout) {
+        true => privileges::give_up(),
+        false => Ok(()),
+    }
+}

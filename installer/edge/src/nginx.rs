@@ -1,0 +1,632 @@
+//! Renders the nginx site from the templates in packaging/nginx/.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use data_encoding::HEXLOWER;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value};
+use minijinja::{Environment, UndefinedBehavior};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::peers::Peers;
+use links_base::endpoint::Endpoint;
+use links_base::layout::{self, Layout};
+use links_config::links::{Config, Listen};
+
+/// The path at which each server of the site identifies itself, to this host only.
+pub const WHICH_SITE: &str = "/internal/site";
+/// The start of the answer at [`WHICH_SITE`], before the site's fingerprint.
+const IDENTITY: &str = "links-site ";
+
+const SITE: &str = include_str!("../../../packaging/nginx/site.conf");
+const UP: &str = include_str!("../../../packaging/nginx/up.conf");
+
+/// The values for the template packaging/nginx/site.conf.
+#[derive(Serialize)]
+struct Site {
+    identity: String,
+    which_site: &'static str,
+    include_dir: PathBuf,
+    instances: Vec<Instance>,
+    listen: Vec<String>,
+    default_server: bool,
+    server_name: Vec<String>,
+    ready_dir: PathBuf,
+    keepalive_flag: &'static str,
+    journal: PathBuf,
+    /// A pattern for the files that set the header by which nginx proves itself to the instances. It is a pattern because nginx
+    /// has to start without any such file, too.
+    proxy_secret: PathBuf,
+    edge: Option<Edge>,
+}
+
+/// The values for the cache of redirects.
+#[derive(Serialize)]
+struct Edge {
+    /// The address at which the instances look up (HEAD) and renew (GET) cached answers.
+    listen: SocketAddr,
+    directory: PathBuf,
+    /// How long an answer can be of use, including the time it may be served stale.
+    seconds: u64,
+    cache_size: CacheSize,
+}
+
+#[derive(Serialize)]
+struct Instance {
+    number: u16,
+    endpoints: Vec<Server>,
+}
+
+/// An endpoint of an instance.
+#[derive(Serialize)]
+struct Server {
+    address: String,
+    /// Whether the endpoint is a TCP port, on which any program can listen while the instance does not.
+    is_port: bool,
+}
+
+impl Server {
+    fn new(endpoint: &Endpoint) -> Self {
+        Self {
+            address: endpoint.to_string(),
+            is_port: matches!(endpoint, Endpoint::Tcp(_)),
+        }
+    }
+}
+
+/// The values for the template packaging/nginx/up.conf.
+#[derive(Serialize)]
+struct Standalone<'a> {
+    directory: &'a Path,
+    site: &'a Path,
+    user: Option<&'a str>,
+}
+
+/// The facts about the host that the site depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct HostFacts {
+    /// Whether the kernel has IPv6. If so, a port without an address is listened on over IPv6 too.
+    pub ipv6: bool,
+    /// Whether the site answers for host names that no other site has. Only one site per address may.
+    pub default_server: bool,
+    pub cache_size: CacheSize,
+}
+
+/// The limits of nginx's cache of redirects.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CacheSize {
+    pub mebibytes: u64,
+    /// The maximum number of cached files that each worker keeps open.
+    pub open_files: u64,
+}
+
+impl CacheSize {
+    /// Safe limits for a host of unknown size.
+    pub const MODEST: Self = Self {
+        mebibytes: 64,
+        open_files: 100,
+    };
+}
+
+/// Renders the site's file.
+///
+/// # Errors
+/// The template is broken, which the tests rule out.
+pub fn site(config: &Config, layout: &Layout, facts: HostFacts, peers: &Peers) -> anyhow::Result<String> {
+    let instances: Vec<_> = peers
+        .iter()
+        .map(|(number, endpoints)| Instance {
+            number: *number,
+            endpoints: endpoints.iter().map(Server::new).collect(),
+        })
+        .collect();
+    let mut listen: Vec<_> = config
+        .nginx
+        .listen
+        .iter()
+        .flat_map(|listen| listens(*listen, facts.ipv6))
+        .collect();
+    // With IPv6, `[80, "[::]:80"]` names the same address twice.
+    let mut seen = BTreeSet::new();
+    listen.retain(|address| seen.insert(address.clone()));
+    let site = Site {
+        identity: IDENTITY.to_owned(),
+        which_site: WHICH_SITE,
+        include_dir: layout.nginx_include_dir(),
+        instances,
+        listen,
+        default_server: facts.default_server,
+        server_name: server_names(config),
+        ready_dir: layout.ready_dir(),
+        keepalive_flag: layout::KEEPALIVE_FLAG,
+        journal: layout.journal(),
+        proxy_secret: layout.secrets_dir().join("proxy*.conf"),
+        edge: config.edge_port().map(|port| Edge {
+            listen: layout::edge_address(port),
+            directory: layout.edge_cache_dir(),
+            seconds: (config.longest_edge_ttl() + config.nginx.cache_stale).as_secs(),
+            cache_size: facts.cache_size,
+        }),
+    };
+    let anonymous = render(SITE, &site).context("Rendering the nginx site")?;
+    let identity = format!("{IDENTITY}{}", fingerprint(&anonymous));
+    render(SITE, &Site { identity, ..site }).context("Rendering the nginx site")
+}
+
+/// The fingerprint of a site, computed from its text without the fingerprint.
+fn fingerprint(anonymous: &str) -> String {
+    HEXLOWER.encode(&Sha256::digest(anonymous)[..12])
+}
+
+/// The answer of this site's servers at [`WHICH_SITE`]. `None` for a site that 0.1.0 or somebody else wrote.
+pub fn identity(site: &str) -> Option<&str> {
+    let (_, rest) = site.split_once(&format!("\"{IDENTITY}"))?;
+    let fingerprint = rest.split('\\').next()?;
+    let start = site.len() - rest.len() - IDENTITY.len();
+    site.get(start..start + IDENTITY.len() + fingerprint.len())
+}
+
+/// Whether linksctl wrote exactly this text.
+pub fn is_authentic(site: &str) -> bool {
+    identity(site).is_some_and(|identity| {
+        let anonymous = site.replace(identity, IDENTITY);
+        identity.strip_prefix(IDENTITY) == Some(fingerprint(&anonymous).as_str())
+    })
+}
+
+/// The main file of an nginx that runs only this site, with its files in `directory`. `user` is for one that root starts.
+///
+/// # Errors
+/// As [`site`].
+pub fn standalone(directory: &Path, site: &Path, user: Option<&str>) -> anyhow::Result<String> {
+    render(UP, &Standalone { directory, site, user }).context("Rendering the configuration of nginx")
+}
+
+/// The host names of the site: the public URL's host, unless links.toml sets others.
+pub fn server_names(config: &Config) -> Vec<String> {
+    let host = || {
+        Some(
+            url::Url::parse(config.public_url.as_ref()?)
+                .ok()?
+                .host_str()?
+                .to_owned(),
+        )
+    };
+    match config.nginx.server_name.as_slice() {
+        [any] if any == "_" => vec![host().unwrap_or_else(|| any.clone())],
+        named => named.to_vec(),
+    }
+}
+
+/// The addresses on which the site listens for clients.
+pub fn addresses(config: &Config, ipv6: bool) -> Vec<SocketAddr> {
+    let mut addresses = vec![];
+    for listen in &config.nginx.listen {
+        let both = match listen {
+            Listen::Port(port) if ipv6 => Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port))),
+            _ => None,
+        };
+        for address in [Some(listen.address()), both].into_iter().flatten() {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+    }
+    addresses
+}
+
+/// The arguments of `listen` for one entry of links.toml. nginx reads a lone port as IPv4 only.
+fn listens(listen: Listen, ipv6: bool) -> Vec<String> {
+    let mut listens = vec![listen.to_string()];
+    if let Listen::Port(port) = listen
+        && ipv6
+    {
+        listens.push(format!("[::]:{port}"));
+    }
+    listens
+}
+
+pub fn render(template: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_syntax(SyntaxConfig::builder().keep_trailing_newline(true).build()?);
+    environment.render_str(template, Value::from(Serde(values)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    fn site_of(instances: u16, facts: HostFacts) -> String {
+        let config = Config {
+            instances,
+            ..Config::default()
+        };
+        site(&config, &Layout::new("/"), facts, &on_ports(instances)).unwrap()
+    }
+
+    fn on_ports(instances: u16) -> Peers {
+        let tcp = |instance| (instance, BTreeSet::from([Endpoint::tcp(7000, instance)]));
+        (1..=instances).map(tcp).collect()
+    }
+
+    fn on_sockets(instances: u16) -> Peers {
+        let layout = Layout::new("/");
+        let socket = |instance| (instance, BTreeSet::from([Endpoint::socket(&layout, instance)]));
+        (1..=instances).map(socket).collect()
+    }
+
+    const PLAIN: HostFacts = HostFacts {
+        ipv6: false,
+        default_server: false,
+        cache_size: CacheSize::MODEST,
+    };
+
+    /// The lines between the one that starts with `opening` and the next `}`.
+    fn block<'a>(site: &'a str, opening: &str) -> Vec<&'a str> {
+        let lines = site.lines().skip_while(|line| !line.starts_with(opening));
+        lines.skip(1).take_while(|line| *line != "}").map(str::trim).collect()
+    }
+
+    #[test]
+    fn each_missing_flag_has_a_pool_and_each_pool_tries_the_instances_twice() {
+        let site = site_of(2, PLAIN);
+        assert_eq!(
+            block(&site, "upstream links_all"),
+            [
+                "server 127.0.0.1:7001 max_fails=0;",
+                "server 127.0.0.1:7002 max_fails=0;",
+                "server 127.0.0.1:7001 max_fails=0 backup;",
+                "server 127.0.0.1:7002 max_fails=0 backup;",
+                "keepalive 64;",
+                "keepalive_timeout 1s;"
+            ]
+        );
+        assert_eq!(
+            block(&site, "upstream links_without_1")[..3],
+            [
+                "server 127.0.0.1:7002 max_fails=0;",
+                "server 127.0.0.1:7002 max_fails=0 backup;",
+                "keepalive 64;",
+            ]
+        );
+        assert_eq!(
+            block(&site, "map $links_missing "),
+            [
+                "default links_all;",
+                "\"~^/1(/keepalive)?$\" links_without_1;",
+                "\"~^/2(/keepalive)?$\" links_without_2;"
+            ]
+        );
+        assert!(site.contains("    if (-e /run/links/ready/1/2/../keepalive) { break; }\n"));
+        assert!(site.contains(r#"if (!-e /run/links/ready/2) { set $links_missing "${links_missing}/2"; }"#));
+        assert!(site.contains(
+            r#"if (!-e /run/links/ready/../keepalive) { set $links_missing "${links_missing}/keepalive"; }"#
+        ));
+    }
+
+    #[test]
+    fn without_its_flag_an_instance_is_retried_on_its_socket_but_not_on_its_port() {
+        let pool = |peers: &Peers| {
+            let site = site(&Config::default(), &Layout::new("/"), PLAIN, peers).unwrap();
+            let servers = block(&site, "upstream links_without_1").into_iter();
+            let servers = servers.filter_map(|line| line.strip_prefix("server ")?.split(" max_fails=0").next());
+            servers.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let [one, two] = [1, 2].map(|instance| format!("unix:/run/links/sockets/{instance}.sock"));
+        assert_eq!(pool(&on_sockets(2)), [two.clone(), one.clone(), two.clone()]);
+        assert_eq!(pool(&on_ports(2)), ["127.0.0.1:7002", "127.0.0.1:7002"]);
+        let mut both = on_sockets(2);
+        for (instance, endpoints) in on_ports(2) {
+            both.entry(instance).or_default().extend(endpoints);
+        }
+        let port = "127.0.0.1:7002".to_owned();
+        assert_eq!(pool(&both), [two.clone(), port.clone(), one, two, port]);
+    }
+
+    /// The directives of the location that starts with `opening`, and those at the server level around it.
+    fn location<'a>(site: &'a str, opening: &str) -> (Vec<&'a str>, Vec<&'a str>) {
+        let around = site.lines().skip_while(|line| *line != "server {").skip(1);
+        let around = around.filter(|line| line.starts_with("    ") && !line.starts_with("     "));
+        let inside = site
+            .lines()
+            .map(str::trim)
+            .skip_while(|line| !line.starts_with(opening));
+        let inside = inside.skip(1).take_while(|line| *line != "}");
+        (inside.collect(), around.map(str::trim).collect())
+    }
+
+    #[test]
+    fn only_creating_a_link_is_retried_after_the_request_was_sent() {
+        let site = site_of(2, PLAIN);
+        let (create, all) = location(&site, "location = /shorten {");
+        let retried = "proxy_next_upstream error timeout non_idempotent;";
+        assert!(create.contains(&retried), "{create:?}");
+        let (other, _) = location(&site, "location / {");
+        assert!(!other.contains(&retried), "{other:?}");
+        assert!(all.contains(&"proxy_next_upstream error timeout;"), "{site}");
+        // During a keep-alive drain, the create route's twin takes its place.
+        let (announcing, _) = location(&site, "location @links_create_and_close {");
+        assert!(announcing.contains(&retried), "{announcing:?}");
+        assert_eq!(site.matches("non_idempotent").count(), 2);
+    }
+
+    #[test]
+    fn during_a_keep_alive_drain_every_route_closes_its_connections() {
+        let site = site_of(2, PLAIN);
+        for (route, twin) in [
+            ("location = /shorten {", "@links_create_and_close"),
+            ("location @links_api {", "@links_api_and_close"),
+            ("location @links_by_flags {", "@links_and_close"),
+        ] {
+            let (inside, _) = location(&site, route);
+            assert_eq!(inside[0], format!("error_page 418 = {twin};"));
+            assert_eq!(inside[1], "if ($links_closing) { return 418; }");
+            let (twin, _) = location(&site, &format!("location {twin} {{"));
+            assert_eq!(twin[0], "keepalive_timeout 0;");
+            // Apart from that, the twin proxies exactly like its route.
+            assert_eq!(twin[1..], inside[2..]);
+        }
+        // Every other location leads to one of these.
+        for (route, first, second) in [
+            ("location /api/ {", "@links_api", "return 418;"),
+            ("location = /health {", "@links_api", "return 418;"),
+            ("location / {", "@links_by_flags", "if ($links_missing) { return 418; }"),
+        ] {
+            let (inside, _) = location(&site, route);
+            assert_eq!(inside[..2], [&format!("error_page 418 = {first};"), second], "{route}");
+        }
+    }
+
+    /// The path sent to an instance has to be the cache key, or the answer would be cached for another path.
+    #[test]
+    fn the_path_sent_to_an_instance_is_the_cache_key() {
+        let site = site_of(2, PLAIN);
+        let mut caching = 0;
+        for block in site.split("    location ").skip(1) {
+            let block = block.split("\n    }").next().unwrap();
+            if block.contains("proxy_cache links_edge;") {
+                caching += 1;
+                let sends_the_key = block.contains("proxy_pass http://links_all/;")
+                    || block.contains("rewrite ^ $uri break;\n        proxy_pass http://$links_pool;");
+                assert!(sends_the_key, "{block}");
+            }
+        }
+        assert_eq!(caching, 3, "{site}");
+        let edge = server(&site, "127.0.0.1:7000");
+        assert!(edge.contains("    proxy_cache links_edge;\n"), "{edge}");
+        assert!(
+            edge.contains("        rewrite ^ $uri break;\n        proxy_pass http://$links_pool;\n"),
+            "{edge}"
+        );
+    }
+
+    /// A `proxy_set_header` inside a location would drop all inherited ones, among them the request id.
+    #[test]
+    fn every_location_sends_the_request_id() {
+        let site = site_of(2, PLAIN);
+        let headers = |line: &&str| line.trim().starts_with("proxy_set_header ");
+        let (_, all) = location(&site, "location /");
+        assert!(all.contains(&"proxy_set_header X-Request-Id $request_id;"), "{site}");
+        assert_eq!(
+            site.lines().filter(headers).count(),
+            all.iter().copied().filter(headers).count()
+        );
+    }
+
+    #[test]
+    fn both_servers_prove_themselves_and_drop_trace_headers() {
+        let site = site_of(2, PLAIN);
+        for listen in ["80", "127.0.0.1:7000"] {
+            let server = server(&site, listen);
+            for line in [
+                "include /run/links/secrets/proxy*.conf;",
+                r#"proxy_set_header traceparent "";"#,
+                r#"proxy_set_header tracestate "";"#,
+                r#"proxy_set_header baggage "";"#,
+            ] {
+                assert_eq!(
+                    server.matches(&format!("\n    {line}\n")).count(),
+                    1,
+                    "{line}: {server}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_journal_has_the_fields_that_the_agent_reads() {
+        let site = site_of(2, PLAIN);
+        let format = site
+            .split("log_format links_l1 ")
+            .nth(1)
+            .unwrap()
+            .split(';')
+            .next()
+            .unwrap();
+        let fields = format.replace("'\n    '", "");
+        assert_eq!(
+            fields.trim_matches('\'').split("\\t").collect::<Vec<_>>(),
+            [
+                "l1",
+                "$msec",
+                "$status",
+                "$request_time",
+                "$upstream_response_time",
+                "$upstream_cache_status",
+                "$request_method",
+                "$uri",
+                "$remote_addr",
+                "$http_referer",
+                "$links_user_agent"
+            ]
+        );
+        let (_, all) = location(&site, "location /");
+        let log = "access_log /var/lib/links/journal/clicks.log links_l1 buffer=512k flush=1s;";
+        assert!(all.contains(&log), "{site}");
+    }
+
+    /// The server that listens on `listen`.
+    fn server<'a>(site: &'a str, listen: &str) -> &'a str {
+        let line = format!("    listen {listen};\n");
+        let servers = site.split("\nserver {\n").skip(1);
+        servers.filter(|server| server.starts_with(&line)).last().unwrap()
+    }
+
+    #[test]
+    fn redirects_are_cached_in_memory_and_only_the_instances_can_renew_them() {
+        let site = site_of(2, PLAIN);
+        let path =
+            "\nproxy_cache_path /run/links/edge levels=2 keys_zone=links_edge:2048k max_size=64m\n    inactive=900s ";
+        assert!(site.contains(path), "{site}");
+        let (public, edge) = (server(&site, "80"), server(&site, "127.0.0.1:7000"));
+        let bypass = "    proxy_cache_bypass $links_renew;\n";
+        assert!(
+            !public.contains("proxy_cache_bypass") && edge.contains(bypass),
+            "{site}"
+        );
+        for server in [public, edge] {
+            assert!(server.contains("    proxy_cache links_edge;\n"), "{server}");
+            assert!(server.contains("    proxy_cache_key $uri;\n"), "{server}");
+            // Both servers have the same retries and pools.
+            assert!(server.contains("    proxy_next_upstream error timeout;\n"), "{server}");
+            assert!(server.contains(r#"if (!-e /run/links/ready/2) {"#), "{server}");
+        }
+        assert!(edge.contains("    access_log off;\n"), "{edge}");
+        // If nginx cannot cache an answer, it fetches one without the cache, even during a keep-alive drain.
+        for opening in [
+            "location / {",
+            "location @links_by_flags {",
+            "location @links_and_close {",
+        ] {
+            let (inside, all) = location(&site, opening);
+            assert!(inside.contains(&"error_page 500 = @links_not_kept;"), "{inside:?}");
+            assert!(all.contains(&"recursive_error_pages on;"), "{all:?}");
+        }
+        let (inside, _) = location(&site, "location @links_not_kept {");
+        assert_eq!(inside, ["rewrite ^ $uri break;", "proxy_pass http://$links_pool;"]);
+    }
+
+    #[test]
+    fn with_a_ttl_of_zero_there_is_no_cache() {
+        let mut config = Config::default();
+        config.nginx.cache_ttl = Some(std::time::Duration::ZERO);
+        let site = site(&config, &Layout::new("/"), PLAIN, &on_ports(config.instances)).unwrap();
+        assert!(!site.contains("cache ") && !site.contains("127.0.0.1:7000"), "{site}");
+        assert!(site.contains("access_log "), "{site}");
+    }
+
+    #[test]
+    fn one_instance_has_one_pool() {
+        let site = site_of(1, PLAIN);
+        assert_eq!(site.matches("\nupstream ").count(), 1);
+        assert_eq!(block(&site, "map $links_missing "), ["default links_all;"]);
+    }
+
+    #[test]
+    fn sixteen_instances_have_seventeen_pools() {
+        let site = site_of(16, PLAIN);
+        assert_eq!(site.matches("\nupstream ").count(), 17);
+        // "/1/6" is two missing flags, "/16" is one: they must not be mistaken for each other.
+        assert!(
+            site.contains("    \"~^/16(/keepalive)?$\" links_without_16;\n"),
+            "{site}"
+        );
+    }
+
+    #[test]
+    fn a_lone_port_is_listened_on_over_ipv6_if_the_host_has_it() {
+        let with = HostFacts {
+            ipv6: true,
+            default_server: true,
+            ..PLAIN
+        };
+        let site = site_of(2, with);
+        assert!(
+            site.contains("    listen 80 default_server;\n    listen [::]:80 default_server;\n"),
+            "{site}"
+        );
+        assert!(site_of(2, PLAIN).contains("    listen 80;\n    server_name _;\n"));
+    }
+
+    #[test]
+    fn the_site_answers_to_the_public_host_unless_names_are_given() {
+        let mut config = Config {
+            public_url: Some("https://s.example.org".into()),
+            ..Config::default()
+        };
+        assert_eq!(server_names(&config), ["s.example.org"]);
+        config.nginx.server_name = vec!["a.example".into(), "b.example".into()];
+        assert_eq!(server_names(&config), ["a.example", "b.example"]);
+        assert_eq!(server_names(&Config::default()), ["_"]);
+    }
+
+    #[test]
+    fn a_site_is_recognised_by_its_text() {
+        let site = site_of(2, PLAIN);
+        let identity = identity(&site).unwrap();
+        assert_eq!(identity.len(), "links-site ".len() + 24);
+        assert!(site.contains(&format!("return 200 \"{identity}\\n\";")), "{site}");
+        assert!(is_authentic(&site));
+        let other = site_of(3, PLAIN);
+        assert_ne!(super::identity(&other), Some(identity));
+        let edited = [
+            site.replace("1m", "2m"),
+            site.clone() + "\n",
+            site.replace("links-site ", "links-site 0"),
+        ];
+        assert!(!edited.iter().any(|edited| is_authentic(edited)));
+        assert!(!is_authentic("") && !is_authentic("server { listen 80; }"));
+    }
+
+    #[test]
+    fn the_public_server_includes_the_administrator_s_directives() {
+        let site = site_of(2, PLAIN);
+        let include = "    include /etc/links/nginx.d/*.conf;\n";
+        assert!(server(&site, "80").contains(include), "{site}");
+        assert_eq!(site.matches(include).count(), 1);
+    }
+
+    #[test]
+    fn only_this_host_can_ask_which_site_a_server_is() {
+        let site = site_of(2, PLAIN);
+        for listen in ["80", "127.0.0.1:7000"] {
+            let server = server(&site, listen);
+            let location = server.split("location = /internal/site {").nth(1).unwrap();
+            let location = location.split("\n    }").next().unwrap();
+            assert!(
+                location.contains("if ($links_local = \"\") { return 404; }"),
+                "{location}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_named_twice_is_listened_on_once() {
+        let mut config = Config::default();
+        let of = |config: &Config, ipv6| {
+            let addresses = addresses(config, ipv6);
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&config, true), ["0.0.0.0:80", "[::]:80"]);
+        assert_eq!(of(&config, false), ["0.0.0.0:80"]);
+        config.nginx.listen = vec![Listen::Port(80), Listen::Address("[::]:80".parse().unwrap())];
+        assert_eq!(of(&config, true), ["0.0.0.0:80", "[::]:80"]);
+    }
+
+    #[test]
+    fn standalone_names_its_user_only_for_root() {
+        let text = standalone(Path::new("/d"), Path::new("/d/site"), None).unwrap();
+        assert!(!text.contains("user ") && text.contains("include /d/site;"), "{text}");
+        assert!(
+            standalone(Path::new("/d"), Path::new("/d/site"), Some("root"))
+                .unwrap()
+                .contains("\nuser root;\n")
+        );
+    }
+}

@@ -1,0 +1,641 @@
+//! Decides which files to change for the site, from what was found and what is wanted. It does no I/O.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, ensure};
+
+use super::conf::{Conf, Overrides};
+use super::record::{Change, State, digest};
+use super::released;
+use crate::nginx;
+use links_base::layout::Layout;
+use links_config::links::Config;
+
+/// The current state of the files that matter to the site.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Whether the directory sites-available exists.
+    pub has_sites: bool,
+    /// The site in sites-available.
+    pub available: State,
+    /// The site's entry in sites-enabled.
+    pub enabled: State,
+    /// The site in conf.d.
+    pub conf_d: State,
+    /// The entry of Debian's default site in sites-enabled.
+    pub default: State,
+    /// Whether the default site has the contents that its package installed.
+    pub default_is_pristine: bool,
+    /// Whether the default site is in sites-available.
+    pub default_is_available: bool,
+    /// The file that keeps the link target of the default site while links has disabled that site.
+    pub parked: State,
+    /// The SHA-256 of the site that links wrote last.
+    pub written: Option<String>,
+}
+
+/// A site that nginx reads, or will read after the changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The path at which nginx reads it.
+    pub path: PathBuf,
+    pub text: String,
+    /// Whether somebody else has edited it.
+    pub edited: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The changes, in an order in which nginx accepts the configuration after each: sites that make way come first.
+    pub changes: Vec<Change>,
+    /// The site after the changes. `None` if it is removed.
+    pub site: Option<Site>,
+    pub notices: Vec<String>,
+}
+
+impl Plan {
+    fn add(&mut self, path: PathBuf, before: &State, after: State) {
+        if *before != after {
+            self.changes.push(Change {
+                path,
+                before: before.clone(),
+                after,
+            });
+        }
+    }
+
+    /// Disables Debian's default site if nobody has changed it and links.toml does not forbid it.
+    fn make_way(&mut self, found: &Found, layout: &Layout, config: &Config) {
+        if let State::Link(target) = &found.default
+            && config.nginx.replace_default_site
+            && found.default_is_pristine
+        {
+            let target = State::File(target.to_string_lossy().into_owned());
+            self.add(layout.parked_default_site(), &found.parked, target);
+            self.add(layout.nginx_default_site_enabled(), &found.default, State::Absent);
+        }
+    }
+
+    /// The files that nginx would read after the changes instead of those it reads now. `candidate` has the site's new text.
+    pub fn overrides(&self, candidate: &Path) -> Overrides {
+        let mut overrides: Overrides = self
+            .changes
+            .iter()
+            .map(|change| match &change.after {
+                State::Absent => (change.path.clone(), None),
+                // The site is the only file among these that nginx reads, and it is overridden below.
+                State::File(_) => (change.path.clone(), Some(change.path.clone())),
+                State::Link(target) => {
+                    let directory = change.path.parent().unwrap_or(Path::new("/"));
+                    (change.path.clone(), Some(directory.join(target)))
+                }
+            })
+            .collect();
+        if let Some(site) = &self.site {
+            overrides.insert(site.path.clone(), Some(candidate.to_owned()));
+        }
+        overrides
+    }
+}
+
+/// The directory for the site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Debian's: sites-available, with a link in sites-enabled that enables the site.
+    Sites,
+    /// nginx's own: conf.d.
+    ConfD,
+}
+
+fn place(found: &Found, conf: &Conf, layout: &Layout) -> anyhow::Result<Place> {
+    if found.has_sites && conf.includes(&layout.nginx_site_enabled()) {
+        return Ok(Place::Sites);
+    }
+    ensure!(
+        conf.includes(&layout.nginx_conf_d_site()),
+        "nginx would not read the links site: {} includes neither {} nor {}. Add `include {};` to its http block",
+        conf.main().display(),
+        layout.nginx_site_enabled().display(),
+        layout.nginx_conf_d_site().display(),
+        layout.nginx_conf_d_site().with_file_name("*.conf").display()
+    );
+    Ok(Place::ConfD)
+}
+
+/// Whether any version of links wrote exactly this text.
+fn is_ours(text: &str, found: &Found, layout: &Layout) -> bool {
+    found.written.as_ref() == Some(&digest(text)) || nginx::is_authentic(text) || released::is_unedited(text, layout)
+}
+
+/// The text of a site that links did not write, empty for a symbolic link. `None` if the path is absent or links wrote it.
+fn foreign<'a>(state: &'a State, found: &Found, layout: &Layout) -> Option<&'a str> {
+    match state {
+        State::Absent => None,
+        State::File(text) => (!is_ours(text, found, layout)).then_some(text),
+        State::Link(_) => Some(""),
+    }
+}
+
+fn is_link_to_available(state: &State, layout: &Layout) -> bool {
+    let available = layout.nginx_site_available();
+    let State::Link(target) = state else { return false };
+    // An administrator may have written a relative link.
+    *target == available || target == Path::new("../sites-available/links")
+}
+
+/// The current site in that place, whether or not it is enabled.
+fn site_in(place: Place, found: &Found, layout: &Layout) -> Option<Site> {
+    let site = |path, state: &State, edited| {
+        let text = match state {
+            State::Absent => return None,
+            State::File(text) => text.clone(),
+            State::Link(_) => String::new(),
+        };
+        Some(Site { path, text, edited })
+    };
+    let is_edited = |state| foreign(state, found, layout).is_some();
+    match place {
+        Place::ConfD => site(layout.nginx_conf_d_site(), &found.conf_d, is_edited(&found.conf_d)),
+        Place::Sites => match &found.enabled {
+            State::Absent => site(
+                layout.nginx_site_enabled(),
+                &found.available,
+                is_edited(&found.available),
+            ),
+            link if is_link_to_available(link, layout) => site(
+                layout.nginx_site_enabled(),
+                &found.available,
+                is_edited(&found.available),
+            ),
+            other => site(layout.nginx_site_enabled(), other, true),
+        },
+    }
+}
+
+/// The site that nginx would read at its next start, in either place.
+pub fn in_force(found: &Found, layout: &Layout) -> Option<Site> {
+    match &found.enabled {
+        State::Absent => site_in(Place::ConfD, found, layout),
+        _ => site_in(Place::Sites, found, layout),
+    }
+}
+
+/// Plans the installation of the site. `render` gives its text, depending on whether it is the default server. With `force`, a
+/// site that somebody else has edited is replaced as well.
+///
+/// # Errors
+/// nginx reads none of the usual directories, or no request would reach the site.
+pub fn install(
+    found: &Found,
+    conf: &Conf,
+    layout: &Layout,
+    config: &Config,
+    force: bool,
+    render: impl FnOnce(bool) -> anyhow::Result<String>,
+) -> anyhow::Result<Plan> {
+    let place = place(found, conf, layout)?;
+    let mut plan = Plan::default();
+    let (file, was, read_at) = match place {
+        Place::Sites => (
+            layout.nginx_site_available(),
+            &found.available,
+            layout.nginx_site_enabled(),
+        ),
+        Place::ConfD => (layout.nginx_conf_d_site(), &found.conf_d, layout.nginx_conf_d_site()),
+    };
+    let link = State::Link(layout.nginx_site_available());
+
+    if let Some(site) = site_in(place, found, layout).filter(|site| site.edited && !force) {
+        plan.notices.push(format!(
+            "{} was edited by somebody else, so it stays as it is, and changes in links.toml do not reach it. \
+             `linksctl rollout --force` replaces it; put your own directives into {}/*.conf",
+            file.display(),
+            layout.nginx_include_dir().display()
+        ));
+        if place == Place::Sites && found.enabled == State::Absent {
+            plan.make_way(found, layout, config);
+            plan.add(read_at, &found.enabled, link);
+        }
+        plan.site = Some(site);
+        return Ok(plan);
+    }
+
+    // Remove a site of ours that is in the other place, where nginx either does not read it or would read a second one.
+    match place {
+        Place::Sites => {
+            plan.make_way(found, layout, config);
+            if foreign(&found.conf_d, found, layout).is_none() {
+                plan.add(layout.nginx_conf_d_site(), &found.conf_d, State::Absent);
+            }
+        }
+        Place::ConfD => {
+            if foreign(&found.available, found, layout).is_none() {
+                plan.add(layout.nginx_site_enabled(), &found.enabled, State::Absent);
+                plan.add(layout.nginx_site_available(), &found.available, State::Absent);
+            }
+        }
+    }
+    let default = layout.nginx_default_site_enabled();
+    let makes_way = plan.changes.iter().any(|change| change.path == default);
+    let other = other_default_server(conf, layout, config, makes_way);
+    if let Some(other) = &other
+        && nginx::server_names(config) == ["_"]
+    {
+        bail!(
+            "no request would reach links: {} answers for every host name that no other site has. Set public_url, or \
+             server_name in [nginx], in links.toml",
+            other.display()
+        );
+    }
+    let text = render(other.is_none())?;
+    if let State::File(old) = was
+        && foreign(was, found, layout).is_some()
+    {
+        let kept = layout.replaced_site();
+        plan.notices
+            .push(format!("the former {} is now {}", file.display(), kept.display()));
+        plan.add(kept, &State::Absent, State::File(old.clone()));
+    }
+    plan.add(file, was, State::File(text.clone()));
+    if place == Place::Sites && !is_link_to_available(&found.enabled, layout) {
+        plan.add(read_at.clone(), &found.enabled, link);
+    }
+    plan.site = Some(Site {
+        path: read_at,
+        text,
+        edited: false,
+    });
+    Ok(plan)
+}
+
+/// The file of another server that answers for unknown host names on an address of the site.
+fn other_default_server(conf: &Conf, layout: &Layout, config: &Config, default_makes_way: bool) -> Option<PathBuf> {
+    let (enabled, conf_d) = (layout.nginx_site_enabled(), layout.nginx_conf_d_site());
+    let default = layout.nginx_default_site_enabled();
+    let mut except = vec![enabled.as_path(), conf_d.as_path()];
+    except.extend(default_makes_way.then_some(default.as_path()));
+    let addresses = nginx::addresses(config, true);
+    let listens = conf.listens(&except).into_iter();
+    listens
+        .filter(|listen| listen.default_server && addresses.contains(&listen.address))
+        .map(|listen| listen.file)
+        .next()
+}
+
+/// Plans the removal of the site. Debian's default site is enabled again if links had disabled it.
+pub fn remove(found: &Found, layout: &Layout) -> Plan {
+    let mut plan = Plan::default();
+    plan.add(layout.nginx_site_enabled(), &found.enabled, State::Absent);
+    match foreign(&found.available, found, layout) {
+        None => plan.add(layout.nginx_site_available(), &found.available, State::Absent),
+        // nginx does not read it there, and the next installation finds it.
+        Some(_) => plan.notices.push(format!(
+            "{} was edited by somebody else, so it is disabled but stays",
+            layout.nginx_site_available().display()
+        )),
+    }
+    if foreign(&found.conf_d, found, layout).is_some() {
+        let kept = layout.replaced_site();
+        plan.notices.push(format!(
+            "{} was edited by somebody else, so it was moved to {}",
+            layout.nginx_conf_d_site().display(),
+            kept.display()
+        ));
+        plan.add(kept, &State::Absent, found.conf_d.clone());
+    }
+    plan.add(layout.nginx_conf_d_site(), &found.conf_d, State::Absent);
+    if let State::File(target) = &found.parked {
+        // The administrator may have put something else there, or removed the default site for good.
+        if found.default == State::Absent && found.default_is_available {
+            let target = State::Link(target.into());
+            plan.add(layout.nginx_default_site_enabled(), &found.default, target);
+        }
+        plan.add(layout.parked_default_site(), &found.parked, State::Absent);
+    }
+    plan
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+    use links_config::links::Listen;
+
+    const DEFAULT: &str = "server { listen 80 default_server; listen [::]:80 default_server; }";
+
+    fn layout() -> Layout {
+        Layout::new("/")
+    }
+
+    fn file(text: &str) -> State {
+        State::File(text.to_owned())
+    }
+
+    fn link(target: &str) -> State {
+        State::Link(target.into())
+    }
+
+    /// Debian's nginx after its installation, without links.
+    fn fresh() -> Found {
+        Found {
+            has_sites: true,
+            available: State::Absent,
+            enabled: State::Absent,
+            conf_d: State::Absent,
+            default: link("/etc/nginx/sites-available/default"),
+            default_is_pristine: true,
+            default_is_available: true,
+            parked: State::Absent,
+            written: None,
+        }
+    }
+
+    /// After the first installation, which wrote `text`.
+    fn installed(text: &str) -> Found {
+        Found {
+            available: file(text),
+            enabled: link("/etc/nginx/sites-available/links"),
+            default: State::Absent,
+            parked: file("/etc/nginx/sites-available/default"),
+            written: Some(digest(text)),
+            ..fresh()
+        }
+    }
+
+    fn edited() -> Found {
+        Found {
+            available: file("listen 443 ssl; # managed by Certbot"),
+            ..installed("old")
+        }
+    }
+
+    fn conf(includes: &str, others: &[(&str, &str)]) -> Conf {
+        let main = [("/etc/nginx/nginx.conf", format!("http {{ {includes} }}"))];
+        let others = others.iter().map(|(path, text)| (*path, (*text).to_owned()));
+        let files = main.into_iter().chain(others);
+        let dump: String = files
+            .map(|(path, text)| format!("# configuration file {path}:\n{text}\n"))
+            .collect();
+        Conf::read(&dump).unwrap()
+    }
+
+    fn debian() -> Conf {
+        let includes = "include /etc/nginx/conf.d/*.conf; include /etc/nginx/sites-enabled/*;";
+        conf(includes, &[("/etc/nginx/sites-enabled/default", DEFAULT)])
+    }
+
+    fn nginx_org() -> Conf {
+        conf(
+            "include /etc/nginx/conf.d/*.conf;",
+            &[(
+                "/etc/nginx/conf.d/default.conf",
+                "server { listen 80; server_name localhost; }",
+            )],
+        )
+    }
+
+    /// Renders the site as the word `default`, or `other` if another server answers for unknown names.
+    fn to_default(is_default: bool) -> anyhow::Result<String> {
+        Ok(if is_default { "default" } else { "other" }.to_owned())
+    }
+
+    fn plan(found: &Found, conf: &Conf, force: bool) -> Plan {
+        install(found, conf, &layout(), &Config::default(), force, to_default).unwrap()
+    }
+
+    /// The plan's changes in order, one line each.
+    fn list(plan: &Plan) -> Vec<String> {
+        let changes = plan.changes.iter().map(|change| {
+            let path = change.path.display().to_string();
+            match &change.after {
+                State::Absent => format!("- {path}"),
+                State::File(text) => format!("{path} = {text}"),
+                State::Link(target) => format!("{path} -> {}", target.display()),
+            }
+        });
+        changes.collect()
+    }
+
+    const PARKED: &str = "/var/lib/links/nginx-default-site = /etc/nginx/sites-available/default";
+
+    #[test]
+    fn the_first_installation_replaces_debian_s_default_site() {
+        let plan = plan(&fresh(), &debian(), false);
+        assert_eq!(
+            list(&plan),
+            [
+                PARKED,
+                "- /etc/nginx/sites-enabled/default",
+                "/etc/nginx/sites-available/links = default",
+                "/etc/nginx/sites-enabled/links -> /etc/nginx/sites-available/links",
+            ]
+        );
+        let site = plan.site.clone().unwrap();
+        assert_eq!(
+            (site.path.as_path(), site.edited),
+            (Path::new("/etc/nginx/sites-enabled/links"), false)
+        );
+        let candidate = debian().with(&plan.overrides(Path::new("/c")));
+        assert!(
+            candidate.contains("\"/c\"") && !candidate.contains("default"),
+            "{candidate}"
+        );
+    }
+
+    #[test]
+    fn the_same_text_changes_nothing_and_a_new_text_only_the_file() {
+        assert_eq!(
+            list(&plan(&installed("default"), &debian_without_default(), false)),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            list(&plan(&installed("old"), &debian_without_default(), false)),
+            ["/etc/nginx/sites-available/links = default"]
+        );
+        let relative = Found {
+            enabled: link("../sites-available/links"),
+            ..installed("default")
+        };
+        assert_eq!(
+            list(&plan(&relative, &debian_without_default(), false)),
+            Vec::<String>::new()
+        );
+    }
+
+    fn debian_without_default() -> Conf {
+        conf(
+            "include /etc/nginx/conf.d/*.conf; include /etc/nginx/sites-enabled/*;",
+            &[],
+        )
+    }
+
+    #[test]
+    fn an_edited_site_stays_unless_forced() {
+        let conf = debian_without_default();
+        let kept = plan(&edited(), &conf, false);
+        assert_eq!(list(&kept), Vec::<String>::new());
+        assert!(kept.site.unwrap().edited);
+        assert!(kept.notices[0].contains("edited by somebody else") && kept.notices[0].contains("--force"));
+
+        let forced = plan(&edited(), &conf, true);
+        assert_eq!(
+            list(&forced),
+            [
+                "/var/lib/links/site-replaced.conf = listen 443 ssl; # managed by Certbot",
+                "/etc/nginx/sites-available/links = default",
+            ]
+        );
+        for other in [file("own"), link("/srv/own")] {
+            let own = Found {
+                enabled: other,
+                ..installed("old")
+            };
+            assert_eq!(list(&plan(&own, &conf, false)), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn an_edited_site_that_a_removal_disabled_is_enabled_again() {
+        let found = Found {
+            available: file("certbot's"),
+            ..fresh()
+        };
+        assert_eq!(
+            list(&plan(&found, &debian(), false)),
+            [
+                PARKED,
+                "- /etc/nginx/sites-enabled/default",
+                "/etc/nginx/sites-enabled/links -> /etc/nginx/sites-available/links",
+            ]
+        );
+    }
+
+    #[test]
+    fn if_nginx_does_not_read_sites_enabled_the_site_goes_to_conf_d() {
+        let found = Found {
+            has_sites: false,
+            default: State::Absent,
+            ..fresh()
+        };
+        assert_eq!(
+            list(&plan(&found, &nginx_org(), false)),
+            ["/etc/nginx/conf.d/links.conf = default"]
+        );
+        // The directories exist, but nginx does not read them. A site of ours that stayed there could take effect by surprise.
+        let moved = Found {
+            has_sites: true,
+            default: State::Absent,
+            ..installed("old")
+        };
+        assert_eq!(
+            list(&plan(&moved, &nginx_org(), false)),
+            [
+                "- /etc/nginx/sites-enabled/links",
+                "- /etc/nginx/sites-available/links",
+                "/etc/nginx/conf.d/links.conf = default",
+            ]
+        );
+        let back = Found {
+            conf_d: file("old"),
+            ..fresh()
+        };
+        let back = Found {
+            written: Some(digest("old")),
+            ..back
+        };
+        assert!(list(&plan(&back, &debian(), false)).contains(&"- /etc/nginx/conf.d/links.conf".to_owned()));
+    }
+
+    #[test]
+    fn if_nginx_reads_no_usual_directory_nothing_is_written() {
+        let conf = conf("include /srv/own/*.conf;", &[]);
+        let error = install(&fresh(), &conf, &layout(), &Config::default(), false, to_default).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("include /etc/nginx/conf.d/*.conf;"), "{text}");
+    }
+
+    #[test]
+    fn only_a_file_that_nginx_reads_can_be_the_default_server() {
+        let found = installed("default");
+        let default_server = "server { listen 80 default_server; }";
+        let mut named = Config {
+            public_url: Some("https://s.example.org".into()),
+            ..Config::default()
+        };
+        let to = |conf: &Conf, config: &Config| {
+            install(&found, conf, &layout(), config, false, to_default).map(|plan| plan.site.unwrap().text)
+        };
+        // A backup beside the configuration is not part of it, and so not in the dump.
+        assert_eq!(to(&debian_without_default(), &named).unwrap(), "default");
+        let elsewhere = conf(
+            "include /etc/nginx/conf.d/*.conf; include /etc/nginx/sites-enabled/*; server { listen 80 default_server; }",
+            &[],
+        );
+        assert_eq!(to(&elsewhere, &named).unwrap(), "other");
+        let error = to(&elsewhere, &Config::default()).unwrap_err().to_string();
+        assert!(
+            error.contains("/etc/nginx/nginx.conf answers for every host name"),
+            "{error}"
+        );
+
+        let other = conf(
+            "include /etc/nginx/sites-enabled/*;",
+            &[("/etc/nginx/sites-enabled/own", default_server)],
+        );
+        named.nginx.listen = vec![Listen::Port(8080)];
+        assert_eq!(to(&other, &named).unwrap(), "default", "it is on another port");
+    }
+
+    #[test]
+    fn a_default_site_that_somebody_changed_stays() {
+        let changed = Found {
+            default_is_pristine: false,
+            ..fresh()
+        };
+        let error = install(&changed, &debian(), &layout(), &Config::default(), false, to_default).unwrap_err();
+        assert!(error.to_string().contains("sites-enabled/default answers"), "{error}");
+    }
+
+    #[test]
+    fn a_removal_restores_debian_s_default_site() {
+        assert_eq!(
+            list(&remove(&installed("default"), &layout())),
+            [
+                "- /etc/nginx/sites-enabled/links",
+                "- /etc/nginx/sites-available/links",
+                "/etc/nginx/sites-enabled/default -> /etc/nginx/sites-available/default",
+                "- /var/lib/links/nginx-default-site",
+            ]
+        );
+        let nothing = remove(&fresh(), &layout());
+        assert_eq!(list(&nothing), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_removal_keeps_what_somebody_else_has_written() {
+        let plan = remove(&edited(), &layout());
+        assert_eq!(list(&plan)[0], "- /etc/nginx/sites-enabled/links");
+        assert!(!list(&plan).contains(&"- /etc/nginx/sites-available/links".to_owned()));
+        assert!(plan.notices[0].contains("stays"), "{:?}", plan.notices);
+        let conf_d = Found {
+            conf_d: file("certbot's"),
+            ..fresh()
+        };
+        assert_eq!(
+            list(&remove(&conf_d, &layout())),
+            [
+                "/var/lib/links/site-replaced.conf = certbot's",
+                "- /etc/nginx/conf.d/links.conf"
+            ]
+        );
+        let own_default = Found {
+            default: file("own"),
+            ..installed("default")
+        };
+        assert!(
+            !list(&remove(&own_default, &layout()))
+                .iter()
+                .any(|line| line.contains("enabled/default"))
+        );
+    }
+}

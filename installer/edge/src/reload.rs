@@ -1,0 +1,276 @@
+//! nginx as a running program: its processes, and how it takes a new configuration without closing a connection in use.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, anyhow, bail};
+use nix::unistd::{SysconfVar, sysconf};
+
+use links_base::layout::Layout;
+use links_base::services::Services;
+use links_base::{connections, files};
+use links_config::links::Config;
+
+pub const UNIT: &str = "nginx.service";
+/// How long a reload may take, besides reading the configuration. nginx needs about a tenth of a second, or 2.5 seconds if it
+/// cannot listen on an address, because it tries five times.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a keep-alive drain waits for clients to learn that their connection ends with its next answer. A client that is
+/// idle for longer may find its connection closed, as after any `keepalive_timeout`.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time between two checks. Nothing announces that a worker or a connection has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// Debian's error log, used if nginx.conf does not set another.
+const ERROR_LOG: &str = "/var/log/nginx/error.log";
+
+/// Makes nginx read its configuration, which takes `read_time`. If nginx refuses it, the error quotes `error_log`. Returns
+/// false if the host's policy forbids the reload.
+///
+/// # Errors
+/// The reload failed, and nginx goes on with its old configuration.
+pub fn reload(
+    layout: &Layout,
+    config: Option<&Config>,
+    services: Services,
+    read_time: Duration,
+    error_log: Option<&str>,
+) -> anyhow::Result<bool> {
+    let _drain = config.map(|config| KeepAliveDrain::make(layout, config)).transpose()?;
+    let log = LogEnd::of(Path::new(error_log.unwrap_or(ERROR_LOG)));
+    let old = workers(layout)?;
+    let reloaded = services.act("reload", UNIT).and_then(|reloaded| {
+        if reloaded {
+            wait_until_retired(&old, RELOAD_TIMEOUT + 3 * read_time)?;
+        }
+        Ok(reloaded)
+    });
+    reloaded.map_err(|error| match log.emergencies().as_str() {
+        "" => error,
+        emergencies => anyhow!("{error:#}\nnginx reports:\n{emergencies}{}", advice(emergencies)),
+    })
+}
+
+/// A hint for a failed bind(): while nginx holds port 80 of all addresses, it cannot also listen on 127.0.0.1:80, nor the other
+/// way round.
+fn advice(emergencies: &str) -> &'static str {
+    match emergencies.contains("bind()") {
+        true => {
+            "\nIf nginx itself holds that port on another address, only a restart can change that: `systemctl stop links \
+             nginx`, `linksctl rollout`, `systemctl start nginx links`"
+        }
+        false => "",
+    }
+}
+
+/// A mark at the current end of a log file.
+struct LogEnd<'a> {
+    path: &'a Path,
+    length: u64,
+}
+
+impl<'a> LogEnd<'a> {
+    fn of(path: &'a Path) -> Self {
+        Self {
+            path,
+            length: fs::metadata(path).map(|found| found.len()).unwrap_or(0),
+        }
+    }
+
+    /// The `[emerg]` lines that nginx has written since, without repetitions. Empty if the log cannot be read.
+    fn emergencies(&self) -> String {
+        let read = || -> io::Result<String> {
+            let mut file = fs::File::open(self.path)?;
+            file.seek(SeekFrom::Start(self.length))?;
+            let mut text = String::new();
+            file.take(64 * 1024).read_to_string(&mut text)?;
+            Ok(text)
+        };
+        let text = read().unwrap_or_default();
+        let mut lines: Vec<_> = text.lines().filter(|line| line.contains("[emerg]")).collect();
+        // nginx writes the same line for each attempt.
+        lines.dedup_by_key(|line| line.split_once("[emerg]").map(|(_, what)| what.to_owned()));
+        lines.join("\n")
+    }
+}
+
+/// A guard that keeps the keep-alive flag away while it lives. Without the flag, nginx ends each connection with its next
+/// answer.
+struct KeepAliveDrain<'a>(&'a Layout);
+
+impl<'a> KeepAliveDrain<'a> {
+    /// Removes the flag and waits until every current connection has ended, or for [`DRAIN_TIMEOUT`].
+    fn make(layout: &'a Layout, config: &Config) -> anyhow::Result<Self> {
+        let drain = Self(layout);
+        let path = layout.keepalive_flag();
+        files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))?;
+        let ports: Vec<_> = config
+            .nginx
+            .listen
+            .iter()
+            .map(|listen| listen.address().port())
+            .collect();
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        let before = clients(&ports);
+        while Instant::now() < deadline && !clients(&ports).is_disjoint(&before) {
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        Ok(drain)
+    }
+}
+
+impl Drop for KeepAliveDrain<'_> {
+    fn drop(&mut self) {
+        // Without the flag, clients need a connection per request until the next change.
+        if let Err(error) = keep_connections(self.0) {
+            links_base::log::error!("{error:#}");
+        }
+    }
+}
+
+/// Makes nginx keep connections alive again, even after an interrupted change. The caller must hold the right to change the
+/// site.
+///
+/// # Errors
+/// The flag cannot be created.
+pub fn keep_connections(layout: &Layout) -> anyhow::Result<()> {
+    let path = layout.keepalive_flag();
+    fs::write(&path, b"").with_context(|| format!("Creating {}", path.display()))
+}
+
+/// The clients' connections to these ports. Empty if they cannot be read, which is no reason to fail a reload.
+fn clients(ports: &[u16]) -> BTreeSet<String> {
+    let found = connections::tables().and_then(|tables| {
+        let each = tables.iter().map(|table| connections::clients(table, ports));
+        each.collect::<Result<Vec<_>, _>>()
+    });
+    match found {
+        Ok(clients) => clients.into_iter().flatten().collect(),
+        Err(error) => {
+            links_base::log::error!("reading the connections of nginx: {error}");
+            BTreeSet::new()
+        }
+    }
+}
+
+/// The process id of nginx's master. `None` while nginx does not run.
+pub fn master(layout: &Layout) -> Option<u32> {
+    // `nginx -t` leaves an empty file behind. After a crash, the file may name another process.
+    let pid = fs::read_to_string(layout.nginx_pid()).ok()?.trim().parse().ok()?;
+    title(pid).starts_with("nginx: master process").then_some(pid)
+}
+
+fn title(pid: u32) -> String {
+    let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&title).into_owned()
+}
+
+/// The workers that accept connections: children of the master that are not shutting down.
+fn workers(layout: &Layout) -> anyhow::Result<Vec<u32>> {
+    let Some(master) = master(layout) else {
+        return Ok(vec![]);
+    };
+    // The master has a single thread, so this file lists all its children.
+    let path = PathBuf::from(format!("/proc/{master}/task/{master}/children"));
+    let children = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        children => children.with_context(|| format!("Reading {}", path.display()))?,
+    };
+    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    Ok(children.filter(|pid| accepts(*pid)).collect())
+}
+
+/// Whether the process is a worker that accepts connections. nginx marks a worker that only finishes its requests in its title.
+fn accepts(pid: u32) -> bool {
+    let title = title(pid);
+    title.starts_with("nginx: worker process") && !title.contains("shutting down")
+}
+
+/// Waits until none of the old workers accepts connections, so that the next request gets the new site. `systemctl reload
+/// nginx` returns earlier, when the master has the signal.
+fn wait_until_retired(workers: &[u32], timeout: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + timeout;
+    while workers.iter().any(|pid| accepts(*pid)) {
+        if Instant::now() >= deadline {
+            bail!(
+                "nginx did not take its new configuration: its old workers still accept connections {} s after the reload",
+                timeout.as_secs()
+            );
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    Ok(())
+}
+
+/// When nginx took its current configuration, by the start of its oldest worker. `None` while nginx does not run.
+pub fn running_since(layout: &Layout) -> Option<SystemTime> {
+    let pids = workers(layout).ok()?;
+    let ticks = pids
+        .into_iter()
+        .filter_map(|pid| started(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?));
+    let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+    let booted = booted(&fs::read_to_string("/proc/stat").ok()?)?;
+    let since_boot = Duration::from_millis(ticks.min()? * 1000 / per_second.max(1));
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(booted) + since_boot)
+}
+
+/// When a process started, in clock ticks after the boot: the 22nd field (proc_pid_stat(5)). The second field is in parentheses
+/// and may contain blanks.
+fn started(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// When the host booted, in seconds since 1970 (proc_stat(5)).
+fn booted(stat: &str) -> Option<u64> {
+    stat.lines()
+        .find_map(|line| line.strip_prefix("btime "))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+    use links_base::layout::temporary;
+
+    #[test]
+    fn only_a_process_of_nginx_is_its_master() {
+        let (root, layout) = temporary(&[]);
+        fs::create_dir_all(root.path().join("run")).unwrap();
+        assert_eq!(master(&layout), None);
+        for text in ["", "\n", "no number\n", &format!("{}\n", std::process::id())] {
+            fs::write(layout.nginx_pid(), text).unwrap();
+            assert_eq!(master(&layout), None, "{text:?}");
+        }
+        assert_eq!(workers(&layout).unwrap(), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn the_start_of_a_process_is_parsed() {
+        let stat = "7 (nginx: (x) y) S 1 7 7 0 -1 4194624 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 2 3\n";
+        assert_eq!(started(stat), Some(4711));
+        assert_eq!(booted("cpu 1 2\nbtime 1700000000\n"), Some(1_700_000_000));
+        assert!(started(&fs::read_to_string("/proc/self/stat").unwrap()).is_some());
+    }
+
+    #[test]
+    fn only_new_emergencies_of_the_log_are_quoted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("error.log");
+        assert_eq!(LogEnd::of(&path).emergencies(), "");
+        fs::write(&path, "1 [emerg] 1#1: old\n").unwrap();
+        let end = LogEnd::of(&path);
+        let new =
+            "2 [emerg] 1#1: bind() failed\n2 [error] other\n3 [emerg] 1#1: bind() failed\n3 [emerg] 1#1: giving up\n";
+        fs::write(&path, format!("1 [emerg] 1#1: old\n{new}")).unwrap();
+        assert_eq!(
+            end.emergencies(),
+            "2 [emerg] 1#1: bind() failed\n3 [emerg] 1#1: giving up"
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! Checks that links answers through nginx on every address, by sending requests and not by reading files.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::conf::Conf;
+use super::plan::Site;
+use crate::nginx;
+use links_base::endpoint::Endpoint;
+use links_base::http::{Request, Response};
+use links_base::layout;
+use links_config::links::Config;
+
+const HEALTH: &str = "/health";
+/// How long one answer may take. It leaves nginx time for a second attempt when an instance is just leaving the rotation.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The time between two attempts. Nothing announces that nginx has an instance again.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The maximum length of the body that is read, and so of what an error quotes.
+const QUOTE_BYTES: usize = 512;
+
+/// The kernel's table of IPv6 addresses (proc_net(5)). It is empty if IPv6 is switched off.
+const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";
+
+/// What is expected to answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// The site that nginx has to run. `None` if another program's configuration leads to links.
+    pub site: Option<&'a Site>,
+    /// Whether an instance has to answer as well.
+    pub health: bool,
+}
+
+/// One address of the site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Address {
+    listen: SocketAddr,
+    /// Whether the instances ask nginx about its cache on this address. Otherwise it is for clients.
+    is_edge: bool,
+}
+
+/// Checks every address of the site, and returns what is wrong with each.
+pub fn ask(config: &Config, conf: Option<&Conf>, expected: Expected) -> Vec<(SocketAddr, Result<(), String>)> {
+    let public = nginx::addresses(config, has_ipv6()).into_iter();
+    let public = public.map(|listen| Address { listen, is_edge: false });
+    let edge = config.edge_port().map(|port| Address {
+        listen: layout::edge_address(port),
+        is_edge: true,
+    });
+    let others = others(conf, expected.site);
+    let host = host(config);
+    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
+    public
+        .chain(edge)
+        .filter_map(|address| {
+            let to = reached_at(address.listen, &others, &own)?;
+            Some((address.listen, ask_one(address, to, &host, expected)))
+        })
+        .collect()
+}
+
+/// Waits until every address answers as expected.
+///
+/// # Errors
+/// An address still does not answer as expected after `timeout`. The error says what is wrong with the first such address.
+pub fn wait(config: &Config, conf: Option<&Conf>, expected: Expected, timeout: Duration) -> Result<(), String> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let wrong = ask(config, conf, expected)
+            .into_iter()
+            .find_map(|(address, answer)| Some(format!("on {address} {}", answer.err()?)));
+        match wrong {
+            None => return Ok(()),
+            Some(wrong) if Instant::now() >= deadline => return Err(wrong),
+            Some(_) => std::thread::sleep(POLL_INTERVAL),
+        }
+    }
+}
+
+fn ask_one(address: Address, to: SocketAddr, host: &str, expected: Expected) -> Result<(), String> {
+    let identity = expected
+        .site
+        .filter(|site| !site.edited)
+        .and_then(|site| nginx::identity(&site.text));
+    if let Some(identity) = identity {
+        let answer = get(to, host, nginx::WHICH_SITE)?;
+        if answer.status != 200 || answer.body.trim_end() != identity {
+            return Err(match answer.body.starts_with("links-site ") {
+                true => "nginx still runs an earlier links site".to_owned(),
+                false => format!("a server other than the links site answers ({})", answer.status),
+            });
+        }
+    }
+    // If the edge address has identified itself, it is the same nginx in front of the same instances.
+    if !expected.health || (address.is_edge && identity.is_some()) {
+        return Ok(());
+    }
+    let answer = get(to, host, HEALTH)?;
+    let is_edited = expected.site.is_none_or(|site| site.edited);
+    if answer.status == 200 || (is_edited && redirects_to_https(&answer)) {
+        return Ok(());
+    }
+    let line = answer.body.lines().next().unwrap_or_default();
+    Err(format!(
+        "GET {HEALTH} returned {}{}{}",
+        answer.status,
+        if line.is_empty() || line.starts_with('<') {
+            ""
+        } else {
+            ": "
+        },
+        if line.starts_with('<') { "" } else { line }
+    ))
+}
+
+/// Whether the answer redirects to HTTPS, as certbot sets it up for requests without TLS.
+fn redirects_to_https(response: &Response) -> bool {
+    matches!(response.status, 301 | 302 | 307 | 308)
+        && response
+            .location
+            .as_ref()
+            .is_some_and(|location| location.starts_with("https://"))
+}
+
+fn get(address: SocketAddr, host: &str, path: &str) -> Result<Response, String> {
+    let request = Request {
+        host,
+        limit: QUOTE_BYTES,
+        ..Request::get(path)
+    };
+    let response = Endpoint::Tcp(address).send(&request, TIMEOUT);
+    response.map_err(|error| format!("nothing answers ({error})"))
+}
+
+/// The addresses on which other servers of nginx listen.
+fn others(conf: Option<&Conf>, site: Option<&Site>) -> Vec<SocketAddr> {
+    let (Some(conf), Some(site)) = (conf, site) else {
+        return vec![];
+    };
+    let listens = conf.listens(&[&site.path]);
+    listens.into_iter().map(|listen| listen.address).collect()
+}
+
+/// An address of this host that reaches a socket on `listen` and that no other server of the same nginx listens on. `own` are
+/// this host's IPv6 addresses. `None` if the host has no such address.
+fn reached_at(listen: SocketAddr, others: &[SocketAddr], own: &[Ipv6Addr]) -> Option<SocketAddr> {
+    if !listen.ip().is_unspecified() {
+        return Some(listen);
+    }
+    let of = |ip: IpAddr| SocketAddr::new(ip, listen.port());
+    let is_free = |address: &SocketAddr| !others.contains(address);
+    match listen.ip() {
+        IpAddr::V6(_) => own.iter().map(|ip| of((*ip).into())).find(is_free),
+        // All of 127.0.0.0/8 is this host.
+        IpAddr::V4(_) => (1..=254)
+            .map(|last| of(Ipv4Addr::new(127, 0, 0, last).into()))
+            .find(is_free),
+    }
+}
+
+/// The host's IPv6 addresses, loopback first. Link-local ones are left out, because they need the name of an interface.
+fn ipv6_addresses(table: &str) -> Vec<Ipv6Addr> {
+    let addresses = table.lines().filter_map(|line| {
+        let digits = line.split_whitespace().next().filter(|digits| digits.len() == 32)?;
+        Some(Ipv6Addr::from(u128::from_str_radix(digits, 16).ok()?))
+    });
+    let mut addresses: Vec<_> = addresses.filter(|address| !address.is_unicast_link_local()).collect();
+    addresses.sort_by_key(|address| !address.is_loopback());
+    addresses
+}
+
+/// A host name for which nginx picks our server.
+fn host(config: &Config) -> String {
+    let names = nginx::server_names(config);
+    let name = names.first().map_or("_", String::as_str);
+    // nginx's forms: `*.example.org`, `.example.org`, `www.example.*`.
+    match (name.strip_prefix("*."), name.strip_prefix('.'), name.strip_suffix(".*")) {
+        (Some(domain), ..) => format!("links.{domain}"),
+        (_, Some(domain), _) => domain.to_owned(),
+        (.., Some(name)) => format!("{name}.invalid"),
+        _ => name.to_owned(),
+    }
+}
+
+/// Whether the kernel has IPv6.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/net/if_inet6").exists()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+    use links_config::links::Listen;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_wildcard_is_reached_on_an_address_without_another_server() {
+        let others = [address("127.0.0.1:80"), address("127.0.0.2:81"), address("[::1]:81")];
+        let table = "20010db8000000000000000000000001 02 40 00 80     eth0\n\
+                     fe80000000000000000000000000abcd 02 40 20 80     eth0\n\
+                     00000000000000000000000000000001 01 80 10 80       lo\n";
+        let own = ipv6_addresses(table);
+        for (listen, expected) in [
+            ("0.0.0.0:80", "127.0.0.2:80"),
+            ("0.0.0.0:81", "127.0.0.1:81"),
+            ("[::]:80", "[::1]:80"),
+            ("[::]:81", "[2001:db8::1]:81"),
+            ("192.0.2.1:80", "192.0.2.1:80"),
+        ] {
+            assert_eq!(reached_at(address(listen), &others, &own), Some(address(expected)));
+        }
+        assert_eq!(reached_at(address("[::]:80"), &[], &ipv6_addresses("")), None);
+    }
+
+    #[test]
+    fn the_host_is_one_that_the_site_answers_to() {
+        let mut config = Config::default();
+        assert_eq!(host(&config), "_");
+        for (name, expected) in [
+            ("s.example.org", "s.example.org"),
+            ("*.example.org", "links.example.org"),
+            (".example.org", "example.org"),
+            ("www.example.*", "www.example.invalid"),
+        ] {
+            config.nginx.server_name = vec![name.to_owned()];
+            assert_eq!(host(&config), expected);
+        }
+    }
+
+    /// Starts a server with a fixed answer for each path, and returns a configuration that listens on its address.
+    fn server(answers: &'static [(&'static str, &'static str)]) -> Config {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::default();
+        config.nginx.listen = vec![Listen::Address(listener.local_addr().unwrap())];
+        config.nginx.cache_ttl = Some(Duration::ZERO);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut request = [0; 2048];
+                let length = stream.read(&mut request).unwrap();
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let path = request.split(' ').nth(1).unwrap_or_default();
+                let answer = answers
+                    .iter()
+                    .find(|(of, _)| *of == path)
+                    .map_or("404 Not Found\r\n\r\n", |(_, answer)| answer);
+                let _ = stream.write_all(format!("HTTP/1.1 {answer}").as_bytes());
+            }
+        });
+        config
+    }
+
+    const OURS: (&str, &str) = ("/internal/site", "200 OK\r\ncontent-length: 14\r\n\r\nlinks-site abc");
+    const HEALTHY: (&str, &str) = ("/health", "200 OK\r\ncontent-length: 0\r\n\r\n");
+
+    fn site(edited: bool) -> Site {
+        Site {
+            path: "/etc/nginx/sites-enabled/links".into(),
+            text: "        return 200 \"links-site abc\\n\";\n".to_owned(),
+            edited,
+        }
+    }
+
+    fn found(config: &Config, site: &Site, health: bool) -> Result<(), String> {
+        let expected = Expected {
+            site: Some(site),
+            health,
+        };
+        wait(config, None, expected, Duration::ZERO)
+    }
+
+    #[test]
+    fn only_our_site_with_an_instance_behind_it_serves() {
+        assert_eq!(found(&server(&[OURS, HEALTHY]), &site(false), true), Ok(()));
+        assert_eq!(found(&server(&[OURS]), &site(false), false), Ok(()));
+        let error = found(
+            &server(&[OURS, ("/health", "502 Bad Gateway\r\n\r\n<html>")]),
+            &site(false),
+            true,
+        )
+        .unwrap_err();
+        assert!(error.ends_with("GET /health returned 502"), "{error}");
+        // Another program may have a page at /health, too.
+        let error = found(&server(&[HEALTHY]), &site(false), true).unwrap_err();
+        assert!(
+            error.contains("a server other than the links site answers (404)"),
+            "{error}"
+        );
+        let earlier = &[
+            ("/internal/site", "200 OK\r\ncontent-length: 14\r\n\r\nlinks-site abd"),
+            HEALTHY,
+        ];
+        let error = found(&server(earlier), &site(false), true).unwrap_err();
+        assert!(error.contains("earlier links site"), "{error}");
+    }
+
+    #[test]
+    fn an_edited_site_may_redirect_to_https() {
+        const MOVED: (&str, &str) = ("/health", "301 Moved\r\nlocation: https://s.example.org/health\r\n\r\n");
+        assert_eq!(found(&server(&[MOVED]), &site(true), true), Ok(()));
+        assert_eq!(found(&server(&[HEALTHY]), &site(true), true), Ok(()));
+        assert!(found(&server(&[OURS, MOVED]), &site(false), true).is_err());
+    }
+
+    #[test]
+    fn an_address_where_nothing_listens_is_reported() {
+        let mut config = Config::default();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        config.nginx.listen = vec![Listen::Address(taken)];
+        let error = found(&config, &site(false), true).unwrap_err();
+        assert!(error.starts_with(&format!("on {taken} nothing answers")), "{error}");
+    }
+}

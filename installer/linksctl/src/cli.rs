@@ -1,0 +1,414 @@
+//! The command line of `linksctl`. Declarations only: their doc comments are the help and the man page.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::install;
+use links_config::arguments::CopyArgs;
+use links_rollout::{self as rollout, Force, Mode, Style};
+
+/// Install, run and manage the links URL shortener
+///
+/// The configuration is in /etc/links/links.toml (instances, ports, public URL, nginx) and in /etc/links/runtime.toml
+/// (databases, key-value stores and variables of the runtime). Secrets are files in /etc/links/credentials.
+#[derive(Debug, Parser)]
+#[command(name = "linksctl", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit status: 0 success; 1 failure; 2 wrong usage; 77 root required; 78 wrong configuration; 130 interrupted."
+)]
+pub struct Cli {
+    /// Use the directory tree under DIR instead of /
+    #[arg(long, global = true, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
+    pub root: PathBuf,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one instance: start its runtime, report readiness to systemd, drain on SIGTERM
+    ///
+    /// links@N.service runs this command.
+    Run(RunArgs),
+
+    /// Run the agent: watch the instances, serve metrics, count clicks
+    ///
+    /// links.service runs this command.
+    Agent,
+
+    /// Run nginx and the instances under --root in the foreground, without systemd
+    Up(UpArgs),
+
+    /// Check links.toml, runtime.toml and the credentials, and list every error
+    ///
+    /// With --online it also connects to the servers that runtime.toml names (libSQL, Redis, Vault), as the runtime does.
+    Check(CheckArgs),
+
+    /// Show the instances, the release, the database and the addresses
+    Status(StatusArgs),
+
+    /// Show click statistics for one link, or for all links
+    ///
+    /// A click is counted a few seconds after it happens. Clicks of bots are counted separately. Days and hours are in UTC.
+    Stats(StatsArgs),
+
+    /// Show the versions of linksctl, the release and the runtime
+    Version(VersionArgs),
+
+    /// Work on the database
+    Db(DbArgs),
+
+    /// Print the admin token, which the API requires
+    Token(TokenArgs),
+
+    /// Install from the unpacked tarball on a host with systemd but without apt
+    Install(InstallArgs),
+
+    /// Remove what `install` installed; the data stays unless --purge is given
+    Uninstall(UninstallArgs),
+
+    /// Apply links.toml, runtime.toml, the credentials and a release without a failed request
+    ///
+    /// Instances that run another release or another configuration are updated one at a time: each is drained and restarted,
+    /// and must stay healthy for rollout.min_healthy before the next one follows. If an instance fails, all instances return
+    /// to what they ran before, and the command fails. `systemctl reload links` runs this command.
+    Rollout(RolloutArgs),
+
+    /// Roll out the release that ran before the current one
+    Rollback(RollbackArgs),
+
+    /// List the releases on this host, which instances run them, and the target of `rollback`
+    Releases(ReleasesArgs),
+
+    /// Restart every instance, one at a time
+    Restart(RestartArgs),
+
+    /// Change the number of instances, also in links.toml
+    Scale(ScaleArgs),
+
+    /// Bring the host in line with links.toml, runtime.toml and the installed release
+    ///
+    /// Imports the release, rolls it out, and writes the nginx site. The package's postinst runs this command. Running it
+    /// again is harmless.
+    Configure(ConfigureArgs),
+
+    /// Give an instance its credentials if systemd has not delivered them (run before the instance starts)
+    #[command(hide = true)]
+    DeliverCredentials(RunArgs),
+
+    /// Take over directories that earlier versions gave to user links (run before systemd-tmpfiles, which fails on files
+    /// that the user may have put there)
+    #[command(hide = true)]
+    Prepare,
+
+    /// Undo a rollout that was interrupted (run at boot, before the first instance)
+    #[command(hide = true)]
+    Recover,
+
+    /// Stop links and remove it from systemd and nginx (run by the package's prerm)
+    #[command(hide = true)]
+    Deconfigure(DeconfigureArgs),
+
+    /// Make nginx look for the instances on their ports too (run by the package's prerm before a downgrade to 0.1.0)
+    #[command(hide = true)]
+    PrepareDowngrade,
+
+    /// Make nginx look for the instances only where they listen (run by the package's postinst if the downgrade failed)
+    #[command(hide = true)]
+    AbortDowngrade,
+
+    /// Stop the instances if links.service is being stopped (run by links.service when it ends)
+    #[command(hide = true)]
+    StopInstances,
+
+    /// Write the man page to standard output
+    #[command(hide = true)]
+    Man {
+        /// The date in the page's footer
+        date: String,
+    },
+
+    /// Write the completions for a shell to standard output
+    #[command(hide = true)]
+    Completions { shell: CompletionShell },
+}
+
+impl Command {
+    /// Whether the command only prints, so that it can end at once when nobody reads its output.
+    pub fn only_prints(&self) -> bool {
+        match self {
+            Self::Check(_)
+            | Self::Stats(_)
+            | Self::Status(_)
+            | Self::Version(_)
+            | Self::Releases(_)
+            | Self::Man { .. }
+            | Self::Completions { .. } => true,
+            Self::Token(args) => !args.rotate,
+            _ => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CompletionShell {
+    Bash,
+    Zsh,
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The number of the instance, from 1
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub instance: u16,
+}
+
+#[derive(Args, Debug)]
+pub struct UpArgs {
+    /// The bundle, unpacked tarball or tarball to run (default: the release installed under --root)
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub bundle: Option<PathBuf>,
+
+    /// The address and port for nginx (default: 127.0.0.1 and a free port)
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+
+    /// Show what would be started, without starting it
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// Also connect to every server that runtime.toml names, for at most five seconds
+    #[arg(long)]
+    pub online: bool,
+
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DbArgs {
+    #[command(subcommand)]
+    pub command: DbCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DbCommand {
+    /// Copy the links from one database to another while links serves, and compare them
+    ///
+    /// A database is sqlite:PATH or libsql:URL. The default of --from or --to is the database in runtime.toml. Existing links
+    /// are never changed, and click counts are not copied. To move to another database: copy the links, put the new database
+    /// into runtime.toml, run `systemctl reload links`, and copy again with --resume and --from the old database to add the
+    /// links that were created in between.
+    Copy(CopyArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct StatsArgs {
+    /// The slug of a link (default: all links)
+    pub slug: Option<String>,
+
+    /// The first day (2030-01-31) or time (2030-01-31T18:00:00Z) (default: 30 days ago, with --by hour 48 hours)
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+
+    /// The last day or time (default: now)
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+
+    /// The size of a time bucket
+    #[arg(long, value_name = "PERIOD")]
+    pub by: Option<StatsBy>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatsBy {
+    /// One hour; these counts are kept for 90 days
+    Hour,
+    Day,
+}
+
+#[derive(Args, Debug)]
+pub struct VersionArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct TokenArgs {
+    /// Replace the token with a new one first; it takes effect with the next `linksctl rollout`
+    #[arg(long)]
+    pub rotate: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct RolloutArgs {
+    /// An ID from `linksctl releases`, or the path of a bundle, an unpacked tarball or a tarball (default: the current
+    /// release)
+    #[arg(long, value_name = "ID|PATH", value_hint = ValueHint::AnyPath)]
+    pub release: Option<String>,
+
+    /// Restart all instances, even without a change, and replace an nginx site that somebody has edited
+    #[arg(long)]
+    pub force: bool,
+
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show what would be done, without doing it
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Leave the work to a rollout that is already running (used by links.service)
+    #[arg(long, hide = true)]
+    pub from_systemd: bool,
+}
+
+impl From<RolloutArgs> for rollout::Request {
+    fn from(args: RolloutArgs) -> Self {
+        Self {
+            release: args.release,
+            force: Force {
+                restart: args.force,
+                site: args.force,
+            },
+            style: style(args.json),
+            mode: match (args.dry_run, args.from_systemd) {
+                (true, _) => Mode::DryRun,
+                (false, true) => Mode::AtStart,
+                (false, false) => Mode::Apply,
+            },
+        }
+    }
+}
+
+/// How a rollout reports what it does.
+pub fn style(json: bool) -> Style {
+    if json { Style::Json } else { Style::Text }
+}
+
+#[derive(Args, Debug)]
+pub struct RollbackArgs {
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct RestartArgs {
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ReleasesArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ScaleArgs {
+    /// The number of instances, from 1 to 16
+    #[arg(value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub instances: u16,
+
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct InstallArgs {
+    /// Do not start the service
+    #[arg(long)]
+    pub no_start: bool,
+
+    /// Show what would be done, without doing it
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct UninstallArgs {
+    /// Also remove the links, the configuration and the credentials
+    #[arg(long)]
+    pub purge: bool,
+
+    /// Show what would be done, without doing it
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ConfigureArgs {
+    /// Replace an nginx site that somebody has edited
+    #[arg(long)]
+    pub force: bool,
+
+    /// Show what would be done, without doing it
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl From<ConfigureArgs> for install::How {
+    fn from(args: ConfigureArgs) -> Self {
+        Self {
+            start: true,
+            force: args.force,
+            dry_run: args.dry_run,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct DeconfigureArgs {
+    /// Show what would be done, without doing it
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCRIPTS: [&str; 2] = [
+        include_str!("../../../packaging/deb/postinst"),
+        include_str!("../../../packaging/deb/prerm"),
+    ];
+
+    #[test]
+    fn the_package_scripts_call_linksctl_correctly() {
+        let lines = SCRIPTS.iter().flat_map(|text| text.lines()).map(str::trim);
+        let calls: Vec<_> = lines.filter(|line| line.starts_with("linksctl ")).collect();
+        assert!(
+            calls.contains(&"linksctl configure") && calls.contains(&"linksctl deconfigure"),
+            "{calls:?}"
+        );
+        for call in calls {
+            if let Err(error) = Cli::try_parse_from(call.split(' ')) {
+                unreachable!("{call}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! linksctl: the command that installs, runs and manages the appliance.
+
+mod check;
+mod cli;
+mod delivery;
+mod install;
+mod manual;
+mod stats;
+mod status;
+mod token;
+mod up;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Command, DbArgs, DbCommand};
+use links_base::layout::Layout;
+use links_base::services::{self, OnBehalfOf};
+use links_base::{log, programs};
+use links_config::load;
+use links_edge::peers::Stage;
+use links_rollout::{self as rollout, Failure};
+use nix::sys::signal::{SigHandler, Signal, signal};
+
+/// The exit status of a program that SIGINT ended, as shells report it.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            log::error!("linksctl: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let layout = Layout::new(std::path::absolute(cli.root)?);
+    if cli.command.only_prints() {
+        end_on_broken_pipe()?;
+    }
+    match cli.command {
+        Command::Run(args) => return Err(become_program(programs::RUN, &layout, [args.instance.to_string()])),
+        Command::Agent => return Err(become_program(programs::AGENT, &layout, [])),
+        Command::Up(args) => up::run(&layout, &args)?,
+        Command::Check(args) => return Ok(check::run(&layout, args.json, args.online)?.into()),
+        Command::Status(args) => return status::show(&layout, args.json),
+        Command::Stats(args) => stats::show(&layout, &args)?,
+        Command::Version(args) => status::version(&layout, args.json)?,
+        Command::Db(DbArgs {
+            command: DbCommand::Copy(args),
+        }) => {
+            let arguments = ["copy".to_owned()].into_iter().chain(args.to_arguments());
+            return Err(become_program(programs::DATABASE, &layout, arguments));
+        }
+        Command::Token(args) => token::show(&layout, args.rotate)?,
+        Command::Install(args) => install::payload::install(&layout, args.no_start, args.dry_run)?,
+        Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,
+        Command::Rollout(args) => rollout::rollout(&layout, &args.into())?,
+        Command::Rollback(args) => rollout::rollback(&layout, cli::style(args.json))?,
+        Command::Releases(args) => rollout::list(&layout, args.json)?,
+        Command::Restart(args) => rollout::restart(&layout, cli::style(args.json))?,
+        Command::Scale(args) => rollout::scale(&layout, args.instances, cli::style(args.json))?,
+        Command::Recover => rollout::recover(&layout)?,
+        Command::DeliverCredentials(args) => delivery::deliver(&layout, args.instance)?,
+        Command::Prepare => install::prepare(&layout)?,
+        Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), args.into())?,
+        Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
+        Command::PrepareDowngrade => rollout::change_stage(&layout, Stage::Transition)?,
+        Command::AbortDowngrade => rollout::change_stage(&layout, Stage::Final)?,
+        Command::StopInstances => services::stop_instances()?,
+        Command::Man { date } => std::io::stdout().write_all(&manual::man_page(&date)?)?,
+        Command::Completions { shell } => std::io::stdout().write_all(&manual::completions(shell)?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Replaces this process with the program. Returns only if that fails.
+fn become_program(name: &str, layout: &Layout, arguments: impl IntoIterator<Item = String>) -> anyhow::Error {
+    let root = [OsString::from("--root"), layout.root().into()];
+    programs::become_program(name, root.into_iter().chain(arguments.into_iter().map(OsString::from)))
+}
+
+/// Makes `linksctl status | head -1` end silently, as other programs do. Rust's default is to panic.
+fn end_on_broken_pipe() -> anyhow::Result<()> {
+    // SAFETY: the default action runs no code of ours.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    Ok(())
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref() {
+        Some(Failure::Interrupted(_)) => ExitCode::from(INTERRUPTED),
+        _ => load::exit_code(error).into(),
+    }
+}

@@ -1,0 +1,45 @@
+//! What links-pack accepts. The doc comments are the help.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueHint};
+
+/// Build the bundle and write the .deb and the tarball
+#[derive(Debug, Parser)]
+#[command(name = "links-pack", version)]
+pub struct Args {
+    /// The application manifest; its components are taken from the paths it names
+    #[arg(long, value_name = "FILE", default_value = "component/spin.toml", value_hint = ValueHint::FilePath)]
+    pub from: PathBuf,
+
+    /// The default runtime configuration to ship
+    #[arg(long, value_name = "FILE", default_value = "runtime.toml", value_hint = ValueHint::FilePath)]
+    pub runtime_config: PathBuf,
+
+    /// The runtime: the path of a Spin 4 or links-host binary, or `links-host` for the one beside links-pack
+    ///
+    /// Without this option the runtime is the first of: $SPIN; `spin` on PATH; the pinned Spin release, downloaded, checked by
+    /// SHA-256 and kept in the user's cache directory; and, with a notice, the links-host beside links-pack.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub runtime: Option<PathBuf>,
+
+    /// Download nothing
+    #[arg(long)]
+    pub offline: bool,
+
+    /// The directory for the two packages
+    #[arg(long, value_name = "DIR", default_value = "target/packages", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+
+    /// The version of the release; by default the version of links-pack
+    #[arg(long, value_name = "VERSION")]
+    pub release_version: Option<String>,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show what would be packed, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}

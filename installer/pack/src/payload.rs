@@ -1,0 +1,546 @@
+//! The files that both packages install, as one table with the path, mode and source of each.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use data_encoding::HEXLOWER;
+use md5::Md5;
+use sha2::{Digest, Sha256};
+
+use super::archive::{Content, Member};
+use super::bundle;
+use super::identity::Identity;
+use links_base::layout::{self, Layout};
+use links_base::programs;
+use links_release::payload::{LIST_FORMAT, List, Listed, ListedFile};
+
+/// The program that people run.
+pub const LINKSCTL: &str = "linksctl";
+/// The programs that linksctl runs.
+pub const HELPERS: [&str; 3] = [programs::AGENT, programs::DATABASE, programs::RUN];
+
+/// One file of the payload. The directories follow from the paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The path below `/`, without a leading slash.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    pub source: Source,
+    /// Whether people edit the file. dpkg and `install` keep an existing one.
+    pub conffile: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file of the repository that is compiled into this program, as its path and text.
+    Repository(&'static str, &'static str),
+    /// A document that is generated while packing.
+    Made(Document),
+    /// A file on the machine that packs.
+    File(PathBuf),
+    /// A file in the bundle, as its path there and what it is made from, in words.
+    Bundle(String, String),
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Repository(path, _) => f.write_str(path),
+            Self::Made(document) => write!(f, "{document}, generated while packing"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Bundle(_, origin) => f.write_str(origin),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Document {
+    ManPage,
+    BashCompletion,
+    ZshCompletion,
+    Changelog,
+}
+
+impl std::fmt::Display for Document {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ManPage => "manual page",
+            Self::BashCompletion => "completions for bash",
+            Self::ZshCompletion => "completions for zsh",
+            Self::Changelog => "CHANGELOG.md in Debian's format",
+        })
+    }
+}
+
+macro_rules! repository {
+    ($path:literal) => {
+        Source::Repository($path, include_str!(concat!("../../../", $path)))
+    };
+}
+
+/// The whole payload, sorted by path. `programs` is the directory in which the programs were built.
+pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path) -> Vec<Entry> {
+    let layout = Layout::new("");
+    let at = |path: PathBuf| path.to_string_lossy().into_owned();
+    let file = |path: &str, mode, source| Entry {
+        path: path.to_owned(),
+        mode,
+        source,
+        conffile: false,
+    };
+    let conffile = |path: PathBuf, source| Entry {
+        path: at(path),
+        mode: 0o644,
+        source,
+        conffile: true,
+    };
+    let doc = format!("usr/share/doc/{}", layout::PACKAGE);
+    let mut entries = vec![
+        conffile(layout.links_toml(), repository!("packaging/links.toml")),
+        conffile(layout.runtime_toml(), Source::File(runtime_config.to_owned())),
+        conffile(layout.needrestart(), repository!("packaging/needrestart/links.conf")),
+        file("usr/bin/linksctl", 0o755, Source::File(programs.join(LINKSCTL))),
+        file(
+            "usr/lib/systemd/system/links.service",
+            0o644,
+            repository!("systemd/links.service"),
+        ),
+        file(
+            "usr/lib/systemd/system/links@.service",
+            0o644,
+            repository!("systemd/links@.service"),
+        ),
+        file(
+            "usr/lib/systemd/system/links-recover.service",
+            0o644,
+            repository!("systemd/links-recover.service"),
+        ),
+        file(
+            "usr/lib/systemd/system/nginx.service.d/10-links.conf",
+            0o644,
+            repository!("systemd/nginx.service.d/10-links.conf"),
+        ),
+        file(
+            &at(layout.sysusers()),
+            0o644,
+            repository!("packaging/sysusers.d/links.conf"),
+        ),
+        file(
+            &at(layout.tmpfiles()),
+            0o644,
+            repository!("packaging/tmpfiles.d/links.conf"),
+        ),
+        file(
+            "usr/share/man/man1/linksctl.1.gz",
+            0o644,
+            Source::Made(Document::ManPage),
+        ),
+        file(
+            "usr/share/bash-completion/completions/linksctl",
+            0o644,
+            Source::Made(Document::BashCompletion),
+        ),
+        file(
+            "usr/share/zsh/vendor-completions/_linksctl",
+            0o644,
+            Source::Made(Document::ZshCompletion),
+        ),
+        file(&format!("{doc}/changelog.gz"), 0o644, Source::Made(Document::Changelog)),
+        file(
+            &format!("{doc}/copyright"),
+            0o644,
+            repository!("packaging/deb/copyright"),
+        ),
+        file(
+            &format!("{doc}/grafana-dashboard.json"),
+            0o644,
+            repository!("packaging/observability/grafana-dashboard.json"),
+        ),
+        file(
+            &format!("{doc}/links.rules.yml"),
+            0o644,
+            repository!("packaging/observability/links.rules.yml"),
+        ),
+        file(
+            &format!("usr/share/lintian/overrides/{}", layout::PACKAGE),
+            0o644,
+            repository!("packaging/deb/lintian-overrides"),
+        ),
+    ];
+    entries.extend(HELPERS.map(|name| {
+        file(
+            &format!("usr/lib/links/bin/{name}"),
+            0o755,
+            Source::File(programs.join(name)),
+        )
+    }));
+    entries.extend(bundle.iter().map(|planned| {
+        let path = at(layout.bundle().join(&planned.path));
+        let mode = if planned.executable { 0o755 } else { 0o644 };
+        file(
+            &path,
+            mode,
+            Source::Bundle(planned.path.clone(), planned.origin.clone()),
+        )
+    }));
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    entries
+}
+
+/// An entry with its content, or a directory above an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    pub path: String,
+    pub mode: u32,
+    pub conffile: bool,
+    pub content: Content,
+    /// `None` for a directory.
+    pub digests: Option<Digests>,
+}
+
+impl Item {
+    /// The item as a member of an archive.
+    pub fn member(&self) -> Member {
+        Member {
+            path: self.path.clone(),
+            mode: self.mode,
+            content: self.content.clone(),
+        }
+    }
+}
+
+/// The digests of a file in lower-case hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digests {
+    pub sha256: String,
+    pub md5: String,
+}
+
+impl Digests {
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self {
+            sha256: HEXLOWER.encode(&Sha256::digest(bytes)),
+            md5: HEXLOWER.encode(&Md5::digest(bytes)),
+        }
+    }
+
+    fn of_file(path: &Path) -> std::io::Result<(Self, u64)> {
+        let mut file = File::open(path)?;
+        let (mut sha256, mut md5, mut size) = (Sha256::new(), Md5::new(), 0);
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let read = file.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            sha256.update(&buffer[..read]);
+            md5.update(&buffer[..read]);
+            size += read as u64;
+        }
+        let digests = Self {
+            sha256: HEXLOWER.encode(&sha256.finalize()),
+            md5: HEXLOWER.encode(&md5.finalize()),
+        };
+        Ok((digests, size))
+    }
+}
+
+/// Loads the content of every entry and adds the directories above them with mode 0755.
+///
+/// # Errors
+/// Fails if a file cannot be read or a document cannot be generated.
+pub fn load(
+    entries: &[Entry],
+    bundle: &Path,
+    make: impl Fn(Document) -> anyhow::Result<Vec<u8>>,
+) -> anyhow::Result<Vec<Item>> {
+    let mut items: Vec<Item> = directories(entries).into_iter().map(directory).collect();
+    for entry in entries {
+        let (content, digests) = match &entry.source {
+            Source::Repository(_, text) => in_memory(Cow::Borrowed(text.as_bytes())),
+            Source::Made(document) => in_memory(Cow::Owned(make(*document)?)),
+            Source::File(path) => on_disk(path)?,
+            Source::Bundle(path, _) => on_disk(&bundle.join(path))?,
+        };
+        items.push(Item {
+            path: entry.path.clone(),
+            mode: entry.mode,
+            conffile: entry.conffile,
+            content,
+            digests: Some(digests),
+        });
+    }
+    items.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(items)
+}
+
+fn in_memory(bytes: Cow<'static, [u8]>) -> (Content, Digests) {
+    let digests = Digests::of_bytes(&bytes);
+    (Content::Bytes(bytes), digests)
+}
+
+fn on_disk(path: &Path) -> anyhow::Result<(Content, Digests)> {
+    let (digests, size) = Digests::of_file(path).with_context(|| format!("Reading {}", path.display()))?;
+    let path = path.to_owned();
+    Ok((Content::File { path, size }, digests))
+}
+
+/// Every directory above an entry. The first is the top directory, with an empty path.
+fn directories(entries: &[Entry]) -> BTreeSet<String> {
+    entries
+        .iter()
+        .flat_map(|entry| Path::new(&entry.path).ancestors().skip(1))
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect()
+}
+
+fn directory(path: String) -> Item {
+    Item {
+        path,
+        mode: 0o755,
+        conffile: false,
+        content: Content::Directory,
+        digests: None,
+    }
+}
+
+/// The table of contents in the tarball.
+pub fn list(identity: &Identity, items: &[Item]) -> List {
+    let entries = items
+        .iter()
+        .filter(|item| !item.path.is_empty())
+        .map(|item| Listed {
+            path: item.path.clone(),
+            mode: format!("{:04o}", item.mode),
+            file: item.digests.as_ref().map(|digests| ListedFile {
+                size: item.content.size(),
+                sha256: digests.sha256.clone(),
+                conffile: item.conffile,
+            }),
+        })
+        .collect();
+    List {
+        format: LIST_FORMAT,
+        version: identity.version.clone(),
+        arch: identity.arch.debian().to_owned(),
+        entries,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::super::identity::Arch;
+    use super::*;
+
+    fn planned(path: &str, executable: bool) -> bundle::Planned {
+        bundle::Planned {
+            path: path.to_owned(),
+            executable,
+            origin: "somewhere".to_owned(),
+        }
+    }
+
+    fn entries() -> Vec<Entry> {
+        table(
+            &[planned("spin.toml", false), planned("runtime/spin", true)],
+            Path::new("/build"),
+            Path::new("runtime.toml"),
+        )
+    }
+
+    fn load_all(dir: &Path) -> Vec<Item> {
+        std::fs::create_dir_all(dir.join("runtime")).unwrap();
+        for (path, text) in [
+            ("spin.toml", "app"),
+            ("runtime/spin", "binary"),
+            ("linksctl", "ctl"),
+            ("links-agent", "agent"),
+            ("links-db", "db"),
+            ("links-run", "run"),
+            ("r", "rt"),
+        ] {
+            std::fs::write(dir.join(path), text).unwrap();
+        }
+        let entries = table(
+            &[planned("spin.toml", false), planned("runtime/spin", true)],
+            dir,
+            &dir.join("r"),
+        );
+        load(&entries, dir, |document| Ok(document.to_string().into_bytes())).unwrap()
+    }
+
+    #[test]
+    fn programs_are_executable_and_nothing_else_is() {
+        let executable: Vec<_> = entries()
+            .into_iter()
+            .filter(|entry| entry.mode & 0o111 != 0)
+            .map(|entry| entry.path)
+            .collect();
+        assert_eq!(
+            executable,
+            [
+                "usr/bin/linksctl",
+                "usr/lib/links/bin/links-agent",
+                "usr/lib/links/bin/links-db",
+                "usr/lib/links/bin/links-run",
+                "usr/lib/links/bundle/runtime/spin"
+            ]
+        );
+    }
+
+    #[test]
+    fn configuration_is_a_conffile_and_nothing_else_is() {
+        let conffiles: Vec<_> = entries()
+            .into_iter()
+            .filter(|entry| entry.conffile)
+            .map(|entry| entry.path)
+            .collect();
+        assert_eq!(
+            conffiles,
+            [
+                "etc/links/links.toml",
+                "etc/links/runtime.toml",
+                "etc/needrestart/conf.d/links.conf"
+            ]
+        );
+        assert!(
+            entries()
+                .iter()
+                .all(|entry| entry.conffile == entry.path.starts_with("etc/"))
+        );
+    }
+
+    #[test]
+    fn the_table_is_sorted_and_names_each_path_once() {
+        let paths: Vec<_> = entries().into_iter().map(|entry| entry.path).collect();
+        assert!(paths.is_sorted_by(|a, b| a < b), "{paths:?}");
+    }
+
+    #[test]
+    fn loading_adds_the_directories_and_the_digests() {
+        let dir = tempfile::tempdir().unwrap();
+        let items = load_all(dir.path());
+        let find = |path: &str| items.iter().find(|item| item.path == path).unwrap();
+        assert_eq!(items[0].path, "");
+        assert_eq!(find("usr/lib/links/bundle/runtime").content, Content::Directory);
+        assert_eq!(find("etc/links").mode, 0o755);
+        // printf binary | sha256sum; printf binary | md5sum
+        let spin = find("usr/lib/links/bundle/runtime/spin");
+        let digests = spin.digests.as_ref().unwrap();
+        assert_eq!(digests, &Digests::of_bytes(b"binary"));
+        assert_eq!(digests.md5, "9d7183f16acce70658f686ae7f1a4d20");
+        assert_eq!(spin.content.size(), 6);
+    }
+
+    #[test]
+    fn the_list_has_everything_that_install_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let items = load_all(dir.path());
+        let list = list(&Identity::new("1.0.0", Arch::Amd64).unwrap(), &items);
+        let back: List = serde_json::from_slice(&serde_json::to_vec(&list).unwrap()).unwrap();
+        assert_eq!(back, list);
+        let find = |path: &str| list.entries.iter().find(|entry| entry.path == path).unwrap();
+        assert_eq!(find("usr/bin/linksctl").mode, "0755");
+        assert!(find("etc/links/links.toml").file.as_ref().unwrap().conffile);
+        assert!(find("usr/bin").file.is_none());
+        let made: BTreeSet<_> = items
+            .iter()
+            .filter(|item| !item.path.is_empty())
+            .map(|item| &item.path)
+            .collect();
+        assert_eq!(made, list.entries.iter().map(|entry| &entry.path).collect());
+    }
+
+    /// While the package's own conffile stays the same, dpkg does not ask about an edited one. New keys get defaults and are
+    /// documented elsewhere.
+    #[test]
+    fn conffiles_are_those_of_version_0_1_0() {
+        let of_0_1_0 = [
+            (
+                "etc/links/links.toml",
+                "b7e4b8c2949cb2772049abd5100e46ee0ecccd2dba3ee144fc5af332854fdf07",
+            ),
+            (
+                "etc/links/runtime.toml",
+                "57467b4f25ae698958ebd2a815ebc2f33fd52e5f1a6af38c18b0592e7b728661",
+            ),
+            (
+                "etc/needrestart/conf.d/links.conf",
+                "ed67797ec732756468bdd34a75f3d03c07be1f7d6b35058e8b1b5c5cb1ebbf30",
+            ),
+        ];
+        let conffiles: Vec<_> = table(&[], Path::new(""), Path::new("../../runtime.toml"))
+            .into_iter()
+            .filter(|entry| entry.conffile)
+            .map(|entry| {
+                let bytes = match entry.source {
+                    Source::Repository(_, text) => text.as_bytes().to_vec(),
+                    Source::File(path) => std::fs::read(path).unwrap(),
+                    Source::Made(_) | Source::Bundle(..) => vec![],
+                };
+                (entry.path, Digests::of_bytes(&bytes).sha256)
+            })
+            .collect();
+        let conffiles: Vec<_> = conffiles
+            .iter()
+            .map(|(path, sha256)| (path.as_str(), sha256.as_str()))
+            .collect();
+        assert_eq!(conffiles, of_0_1_0);
+    }
+
+    /// tmpfiles.d, sysusers.d and the maintainer scripts repeat paths that layout.rs defines.
+    #[test]
+    fn packaging_files_agree_with_the_layout() {
+        let tmpfiles = include_str!("../../../packaging/tmpfiles.d/links.conf");
+        let layout = Layout::new("/");
+        for dir in [
+            layout.credentials_dir(),
+            layout.state_dir(),
+            layout.data_dir(),
+            layout.releases_dir(),
+            layout.instances_dir(),
+            layout.journal_dir(),
+            layout.agent_dir(),
+            layout.cache_dir(),
+            layout.run_dir(),
+            layout.ready_dir(),
+            layout.metrics_dir(),
+            layout.fallback_credentials_base(),
+        ] {
+            let line = format!("d {} ", dir.display());
+            assert!(tmpfiles.lines().any(|found| found.starts_with(&line)), "{line}");
+        }
+        let journal = format!("f {} 0660 - {} -", layout.journal().display(), layout::USER);
+        assert!(tmpfiles.lines().any(|line| line == journal), "{journal}");
+        let keepalive = format!("f {} 0644 root root -", layout.keepalive_flag().display());
+        assert!(tmpfiles.lines().any(|line| line == keepalive), "{keepalive}");
+        let sysusers = include_str!("../../../packaging/sysusers.d/links.conf");
+        assert!(
+            sysusers
+                .lines()
+                .any(|line| line.starts_with(&format!("u {} - ", layout::USER)))
+        );
+        let postrm = include_str!("../../../packaging/deb/postrm");
+        for path in [
+            layout.config_dir(),
+            layout.state_dir(),
+            layout.cache_dir(),
+            layout.run_dir(),
+            layout.nginx_site_available(),
+            layout.nginx_site_enabled(),
+            layout.service_wants_dir(),
+            layout.instances_network(),
+            layout.agent_network(),
+        ] {
+            let path = path.display().to_string();
+            assert!(postrm.split_whitespace().any(|word| word == path), "{path}");
+        }
+        assert!(postrm.contains(&format!(".target.wants/{}\n", layout::SERVICE)));
+    }
+}

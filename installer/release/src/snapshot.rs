@@ -1,0 +1,190 @@
+//! Snapshots of the configuration as it was applied. A rollback needs them after the files in /etc/links have changed.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use links_base::files;
+use links_base::layout::Layout;
+use links_config::credentials::{Source, is_name};
+use links_config::load::load_as_kept;
+
+const STAGING_PREFIX: &str = ".taking-";
+
+/// The configuration of an instance: the layout and the digest of its snapshot. Without a snapshot (`linksctl up`), the
+/// layout of the edited files, and no digest.
+pub fn of_instance(layout: &Layout, instance: u16) -> (Layout, Option<String>) {
+    match fs::canonicalize(layout.instance_config(instance)) {
+        Ok(directory) => {
+            let digest = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+            (layout.with_config_dir(directory), digest)
+        }
+        Err(_) => (layout.clone(), None),
+    }
+}
+
+/// The digest of the configuration, which is also the name of its snapshot.
+///
+/// # Errors
+/// The configuration is invalid.
+pub fn digest(layout: &Layout) -> anyhow::Result<String> {
+    Ok(load_as_kept(layout)?.digest(layout)?)
+}
+
+/// Takes a snapshot of the configuration, atomically, and returns its digest, which is its name. Two configurations that no
+/// instance can distinguish share one snapshot.
+///
+/// # Errors
+/// The configuration is invalid, or the snapshot cannot be written.
+pub fn take(layout: &Layout) -> anyhow::Result<String> {
+    // Validate the original first, so that errors name the files that people edit.
+    load_as_kept(layout)?;
+    let applied = layout.applied_dir();
+    fs::create_dir_all(&applied).with_context(|| format!("Making {}", applied.display()))?;
+    files::remove_leftovers(&applied, STAGING_PREFIX)?;
+    let staging = tempfile::Builder::new()
+        .prefix(STAGING_PREFIX)
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir_in(&applied)
+        .with_context(|| format!("Making a directory in {}", applied.display()))?;
+    // The instances' user must be able to read it, whatever the umask.
+    fs::set_permissions(staging.path(), Permissions::from_mode(0o755))?;
+    let copy = layout.with_config_dir(staging.path().to_owned());
+    copy_files(layout, &copy).with_context(|| format!("Copying the configuration to {}", applied.display()))?;
+    // Compute the digest of the copy, because the original may be changing right now.
+    let digest = digest(&copy)?;
+    let directory = applied.join(&digest);
+    if !directory.exists() {
+        fs::rename(staging.path(), &directory).with_context(|| format!("Making {}", directory.display()))?;
+        // The directory was renamed, so there is nothing to clean up.
+        let _ = staging.keep();
+        files::sync_directory(&applied)?;
+    }
+    Ok(digest)
+}
+
+fn copy_files(from: &Layout, to: &Layout) -> anyhow::Result<()> {
+    for (source, target) in [
+        (from.links_toml(), to.links_toml()),
+        (from.runtime_toml(), to.runtime_toml()),
+    ] {
+        copy_file(&source, &target, 0o644)?;
+    }
+    let target = to.credentials_dir();
+    fs::create_dir(&target)?;
+    fs::set_permissions(&target, Permissions::from_mode(0o700))?;
+    let source = Source::of_host(from).directory;
+    let names = files::list(&source).with_context(|| format!("Reading {}", source.display()))?;
+    for name in names.iter().filter(|name| is_name(name)) {
+        let path = source.join(name);
+        if path.is_file() {
+            copy_file(&path, &target.join(name), 0o600)?;
+        }
+    }
+    files::sync_directory(&target)?;
+    files::sync_directory(&to.config_dir())?;
+    Ok(())
+}
+
+fn copy_file(source: &Path, target: &Path, mode: u32) -> anyhow::Result<()> {
+    let mut open = File::open(source).with_context(|| format!("Opening {}", source.display()))?;
+    files::replace_from(target, &mut open, mode)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
+mod tests {
+    use super::*;
+    use links_base::layout::temporary;
+    use links_config::admin_token;
+
+    fn layout() -> (tempfile::TempDir, Layout) {
+        let (root, layout) = temporary(&[Layout::config_dir]);
+        fs::write(layout.links_toml(), "# nothing\n").unwrap();
+        fs::write(layout.runtime_toml(), include_str!("../../../runtime.toml")).unwrap();
+        admin_token::make(&layout).unwrap();
+        (root, layout)
+    }
+
+    #[test]
+    fn a_snapshot_is_complete_and_its_secrets_are_private() {
+        let (_root, layout) = layout();
+        fs::write(layout.credentials_dir().join(".half-written"), "x").unwrap();
+        let digest = take(&layout).unwrap();
+        let copy = layout.with_config_dir(layout.applied_dir().join(&digest));
+        assert_eq!(super::digest(&copy).unwrap(), digest);
+        assert_eq!(admin_token::read(&copy).unwrap(), admin_token::read(&layout).unwrap());
+        assert_eq!(files::list(&copy.credentials_dir()).unwrap(), ["admin_token"]);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&copy.config_dir()), 0o755);
+        assert_eq!(mode(&copy.links_toml()), 0o644);
+        assert_eq!(mode(&copy.credentials_dir()), 0o700);
+        assert_eq!(mode(&copy.credential("admin_token")), 0o600);
+    }
+
+    #[test]
+    fn a_credential_may_be_a_link_to_another_programs_file() {
+        let (root, layout) = layout();
+        let sink = root.path().join("sink");
+        fs::write(&sink, "hvs.first\n").unwrap();
+        std::os::unix::fs::symlink(&sink, layout.credential("vault_token")).unwrap();
+        let runtime = "[[variables_provider]]\ntype = \"vault\"\nurl = \"http://127.0.0.1:8200\"\ntoken = \"credential:vault_token\"\nmount = \"secret\"\n";
+        fs::write(layout.runtime_toml(), runtime).unwrap();
+        let first = take(&layout).unwrap();
+        fs::write(&sink, "hvs.second\n").unwrap();
+        let second = take(&layout).unwrap();
+        assert_ne!(first, second, "a new secret makes no new snapshot");
+        for (digest, token) in [(first, "hvs.first\n"), (second, "hvs.second\n")] {
+            let copy = layout.with_config_dir(layout.applied_dir().join(digest));
+            let kept = copy.credential("vault_token");
+            assert_eq!(fs::read_to_string(&kept).unwrap(), token);
+            assert!(fs::symlink_metadata(kept).unwrap().is_file());
+        }
+    }
+
+    #[test]
+    fn a_change_that_no_instance_notices_makes_no_new_snapshot() {
+        let (_root, layout) = layout();
+        let first = take(&layout).unwrap();
+        fs::write(layout.links_toml(), "instances = 3 # and a comment\n").unwrap();
+        assert_eq!(take(&layout).unwrap(), first);
+        fs::write(layout.links_toml(), "[drain]\ntimeout = \"1s\"\n").unwrap();
+        assert_ne!(take(&layout).unwrap(), first);
+        assert_eq!(files::list(&layout.applied_dir()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn the_error_about_an_invalid_configuration_names_the_edited_file() {
+        let (_root, layout) = layout();
+        fs::write(layout.links_toml(), "instnaces = 3\n").unwrap();
+        let error = take(&layout).unwrap_err().to_string();
+        let named = format!("{}:1:1", layout.links_toml().display());
+        assert!(error.contains(&named), "{error}");
+        assert!(!layout.applied_dir().exists());
+    }
+
+    #[test]
+    fn leftovers_of_an_interrupted_snapshot_are_removed() {
+        let (_root, layout) = layout();
+        fs::create_dir_all(layout.applied_dir().join(".taking-abc")).unwrap();
+        let digest = take(&layout).unwrap();
+        assert_eq!(files::list(&layout.applied_dir()).unwrap(), [digest]);
+    }
+
+    #[test]
+    fn an_instance_without_a_snapshot_uses_the_edited_files() {
+        let (_root, layout) = layout();
+        assert_eq!(of_instance(&layout, 1), (layout.clone(), None));
+        let digest = take(&layout).unwrap();
+        fs::create_dir_all(layout.instances_dir()).unwrap();
+        files::replace_link(&layout.instance_config(1), &Path::new("../applied").join(&digest)).unwrap();
+        let (own, named) = of_instance(&layout, 1);
+        assert_eq!(named, Some(digest));
+        assert!(
+            own.links_toml()
+                .starts_with(layout.applied_dir().canonicalize().unwrap())
+        );
+    }
+}

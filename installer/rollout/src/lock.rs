@@ -1,0 +1,132 @@
+//! The lock that lets only one rollout run at a time.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use nix::fcntl::Flock;
+
+use links_base::layout::Layout;
+use links_base::{files, log};
+
+/// The time between two attempts at a lock that is held: flock() has no timeout.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The lock, which is held until it is dropped or the process ends for whatever reason.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+/// What to do if another process holds the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockWait {
+    /// Fail at once.
+    None,
+    /// Fail after waiting this long.
+    Until(Duration),
+}
+
+impl Lock {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// Another process holds the lock, which the error names, or the file cannot be created.
+    pub fn take(layout: &Layout, wait: LockWait) -> anyhow::Result<Self> {
+        if let Some(lock) = Self::try_take(layout)? {
+            return Ok(lock);
+        }
+        let LockWait::Until(time) = wait else {
+            bail!("a rollout is under way already, by process {}", holder(layout));
+        };
+        log::notice!(
+            "waiting for the rollout that is under way, by process {}",
+            holder(layout)
+        );
+        let deadline = Instant::now() + time;
+        while Instant::now() < deadline {
+            std::thread::sleep(POLL_INTERVAL);
+            if let Some(lock) = Self::try_take(layout)? {
+                return Ok(lock);
+            }
+        }
+        bail!(
+            "a rollout is still under way after {} s, by process {}",
+            time.as_secs(),
+            holder(layout)
+        )
+    }
+
+    /// Takes the lock. `None` if another process holds it.
+    ///
+    /// # Errors
+    /// The file cannot be created.
+    pub fn try_take(layout: &Layout) -> anyhow::Result<Option<Self>> {
+        let command: Vec<_> = std::env::args().collect();
+        let holder = format!("{} (`{}`)", std::process::id(), command.join(" "));
+        let file = files::lock(&layout.rollout_lock(), 0o644, &holder)?;
+        Ok(file.map(|file| Self { _file: file }))
+    }
+}
+
+/// A description of the process that holds the lock, which that process writes into the file.
+fn holder(layout: &Layout) -> String {
+    fs::read_to_string(layout.rollout_lock()).unwrap_or_default()
+}
+
+/// A description of the process that holds the lock, if any. This needs no privileges and does not touch the lock, because the
+/// kernel lists all locks by inode (proc_locks(5)).
+pub fn held_by(layout: &Layout) -> Option<String> {
+    let file = fs::metadata(layout.rollout_lock()).ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let device = (nix::sys::stat::major(file.dev()), nix::sys::stat::minor(file.dev()));
+    let inode = format!("{:02x}:{:02x}:{}", device.0, device.1, file.ino());
+    locks
+        .lines()
+        .any(|line| line.contains(" FLOCK ") && line.split_whitespace().any(|word| word == inode))
+        .then(|| holder(layout))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+    use links_base::layout::temporary;
+
+    fn layout() -> (tempfile::TempDir, Layout) {
+        temporary(&[Layout::run_dir])
+    }
+
+    #[test]
+    fn a_second_rollout_learns_who_holds_the_lock() {
+        let (_root, layout) = layout();
+        assert_eq!(held_by(&layout), None);
+        let first = Lock::take(&layout, LockWait::None).unwrap();
+        let error = Lock::take(&layout, LockWait::None).unwrap_err().to_string();
+        assert!(error.contains(&format!("by process {}", std::process::id())), "{error}");
+        let error = Lock::take(&layout, LockWait::Until(Duration::ZERO)).unwrap_err();
+        assert!(error.to_string().contains("still under way"), "{error}");
+        drop(first);
+        assert!(Lock::try_take(&layout).unwrap().is_some());
+    }
+
+    #[test]
+    fn anybody_can_see_whether_it_is_held() {
+        let (_root, layout) = layout();
+        let lock = Lock::take(&layout, LockWait::None).unwrap();
+        let holder = held_by(&layout).unwrap();
+        assert!(holder.starts_with(&std::process::id().to_string()), "{holder}");
+        drop(lock);
+        assert_eq!(held_by(&layout), None);
+    }
+
+    #[test]
+    fn a_waiting_rollout_gets_the_lock_once_it_is_released() {
+        let (_root, layout) = layout();
+        let lock = Lock::take(&layout, LockWait::None).unwrap();
+        let releaser = std::thread::spawn(move || drop(lock));
+        assert!(Lock::take(&layout, LockWait::Until(Duration::from_secs(10))).is_ok());
+        releaser.join().unwrap();
+    }
+}
