@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::layout::{self, Layout};
-use crate::{exec, files};
+use crate::{exec, files, programs};
 
 /// Debian's way for an administrator to forbid starts from maintainer scripts (invoke-rc.d's specification,
 /// /usr/share/doc/init-system-helpers/README.policy-rc.d.gz).
@@ -264,10 +264,11 @@ impl<'a> JournalPosition<'a> {
         })
     }
 
-    /// The last lines that the unit has logged since this position. Waits a moment for the line with which linksctl reports
+    /// The last lines that the unit has logged since this position. Waits a moment for the line with which links-run reports
     /// why it ended, because a process's last lines may reach the journal after its end does.
     fn lines_after(&self) -> anyhow::Result<String> {
         let deadline = Instant::now() + JOURNAL_TIMEOUT;
+        let reason = format!("{}: ", programs::RUN);
         loop {
             await_journal()?;
             let after = self.cursor.as_ref().map(|cursor| format!("--after-cursor={cursor}"));
@@ -275,7 +276,7 @@ impl<'a> JournalPosition<'a> {
                 .into_iter()
                 .chain(after.as_deref());
             let output = exec::finish("journalctl", arguments)?.stdout;
-            if output.lines().any(|line| line.starts_with("linksctl: ")) || Instant::now() >= deadline {
+            if output.lines().any(|line| line.starts_with(&reason)) || Instant::now() >= deadline {
                 return Ok(exec::tail(&output, 12));
             }
             std::thread::sleep(JOURNAL_INTERVAL);
