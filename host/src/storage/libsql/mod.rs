@@ -26,7 +26,7 @@ use self::protocol::{Entry, Head, Lines};
 use crate::bindings::sqlite::{Error, RowResult, Value};
 use crate::http_client::{self, Client, Version, below, causes};
 use crate::storage::answer::{AbortOnDrop, Answer, MAX_RESULT_BYTES, ROWS_AHEAD, RowStream, Rows, size, too_large};
-use crate::storage::words::starts_with;
+use crate::storage::statement::{begins_transaction, ends_transaction, is_rollback};
 
 /// How much of a result is read before the rest is streamed, in bytes.
 const AT_ONCE_BYTES: usize = 256 << 10;
@@ -151,20 +151,14 @@ impl Transaction {
     /// The state after `sql` has succeeded. Releasing an outermost savepoint also ends a transaction in SQLite, but here it
     /// counts as open, which is the safe assumption.
     fn after(self, sql: &str) -> Self {
-        if starts_with(sql, &["BEGIN", "SAVEPOINT"]) {
+        if begins_transaction(sql) {
             Self::Open
-        } else if starts_with(sql, &["COMMIT", "END"]) || is_rollback(sql) {
+        } else if ends_transaction(sql) {
             Self::None
         } else {
             self
         }
     }
-}
-
-/// Whether a statement rolls back the whole transaction, not just to a savepoint.
-fn is_rollback(sql: &str) -> bool {
-    let to = |word: &str| word.trim_end_matches(';').eq_ignore_ascii_case("TO");
-    starts_with(sql, &["ROLLBACK"]) && !sql.split_whitespace().any(to)
 }
 
 impl Connection {

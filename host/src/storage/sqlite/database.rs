@@ -9,12 +9,14 @@ use anyhow::{Context as _, Result};
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::connection::{Connection, Identity, counts_changes, identity, io};
+use super::connection::Connection;
+use super::error::{io, locked};
 use super::queue::Queue;
 use super::rules::Rules;
 use crate::bindings::sqlite::{Error, Value};
 use crate::storage::answer::Answer;
-use crate::storage::place::Place;
+use crate::storage::place::{Identity, Place};
+use crate::storage::statement::counts_changes;
 
 /// The maximum number of idle connections of a database: one for each thread that runs quick reads, one for group commit and
 /// one for a transaction.
@@ -55,12 +57,6 @@ impl std::fmt::Debug for Database {
         f.debug_struct("Database")
             .field("place", &self.place)
             .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Connection")
     }
 }
 
@@ -126,7 +122,7 @@ impl Database {
 
     /// Whether the pool belongs to the file that is there now. If the file was replaced, the pool is emptied.
     pub fn is_current(&self) -> bool {
-        let identity = identity(&self.place);
+        let identity = self.place.identity();
         let mut pool = self.pool();
         let is_current = identity.is_some() && pool.identity == identity;
         if !is_current {
@@ -212,11 +208,6 @@ impl Drop for WaiterCount<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
-}
-
-/// The error for a lock that is not free in time. Components know SQLite's wording.
-pub fn locked() -> Error {
-    Error::Io("database is locked".to_owned())
 }
 
 /// The state of a component's handle.

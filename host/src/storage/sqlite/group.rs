@@ -20,8 +20,10 @@ use std::time::Instant;
 use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::connection::{Connection, Table};
-use super::database::{Change, Database, Session, WRITER_TIMEOUT, locked};
+use super::connection::Connection;
+use super::database::{Change, Database, Session, WRITER_TIMEOUT};
+use super::error::locked;
+use super::rows::Table;
 use crate::bindings::sqlite::{Error, Value};
 use crate::storage::answer::{Answer, broken, size};
 

@@ -6,12 +6,13 @@ use std::sync::Mutex as StdMutex;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::connection::{Attempt, Kind, is_change};
+use super::connection::{Attempt, Kind};
 use super::database::{Database, Session, on_blocking_pool};
 use super::group;
 use crate::bindings::sqlite::{Error, Value};
 use crate::storage::answer::{Answer, ROWS_AHEAD, RowStream, Rows, broken};
 use crate::storage::place::Place;
+use crate::storage::statement::is_change;
 
 impl Database {
     /// Opens a handle for a component.

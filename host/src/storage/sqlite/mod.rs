@@ -11,10 +11,16 @@
 
 mod connection;
 mod database;
+mod error;
 mod group;
 mod handle;
+mod interrupt;
+mod lock_wait;
+mod policy;
 mod queue;
+mod rows;
 mod rules;
+mod wal;
 
 use rusqlite::ffi;
 
