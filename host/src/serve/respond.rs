@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderValue, RETRY_AFTER};
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
@@ -102,15 +103,16 @@ impl App {
     }
 
     async fn route(&self, request: Request<Incoming>, peer: Peer, span: Option<&Span>) -> Response<ResponseBody> {
-        let path = request.uri().path();
+        // This clone shares the memory of the request, and outlives its URI.
+        let path = request.uri().path_and_query().cloned();
+        let path = path.as_ref().map_or("", PathAndQuery::path);
         if let Some(page) = path.strip_prefix(WELL_KNOWN) {
             return match page {
                 "health" => fixed(StatusCode::OK, "OK"),
                 _ => fixed(StatusCode::NOT_FOUND, ""),
             };
         }
-        let path = path.to_owned();
-        let Some((matched, target)) = self.router.find(&path) else {
+        let Some((matched, target)) = self.router.find(path) else {
             return fixed(StatusCode::NOT_FOUND, "");
         };
         if let Some(span) = span {
@@ -123,15 +125,21 @@ impl App {
             requests.count();
         }
         let Some(span) = span else {
-            return self.call(request, target, None).await;
+            return self.call(request, target, path, None).await;
         };
         let span = span.execution(&target.id);
-        let response = self.call(request, target, Some(span.clone())).await;
+        let response = self.call(request, target, path, Some(span.clone())).await;
         span.end();
         response
     }
 
-    async fn call(&self, request: Request<Incoming>, target: &Target, span: Option<Span>) -> Response<ResponseBody> {
+    async fn call(
+        &self,
+        request: Request<Incoming>,
+        target: &Target,
+        path: &str,
+        span: Option<Span>,
+    ) -> Response<ResponseBody> {
         let request = match receive(request, self.client_timeout).await {
             Ok(request) => request,
             Err(Error::ConnectionReadTimeout) => return fixed(StatusCode::REQUEST_TIMEOUT, ""),
@@ -145,14 +153,13 @@ impl App {
             permit: permit.clone(),
             span: span.clone(),
         };
-        let (method, path) = (request.method().clone(), request.uri().path_and_query().cloned());
+        let method = request.method().clone();
         let response = match target.handler.handle(data, request).await {
             Ok(response) => self.finish(response, method == Method::HEAD, permit).await,
             Err(error) => Err(error),
         };
         response.unwrap_or_else(|error| {
-            let (id, path) = (&target.id, path.as_ref().map_or("/", |path| path.path()));
-            tracing::error!("component {id}: {method} {path}: {error:#}");
+            tracing::error!("component {}: {method} {path}: {error:#}", target.id);
             if let Some(span) = span {
                 span.failed("the component failed");
             }
