@@ -1,7 +1,8 @@
 //! A request in the form that components expect: with an absolute URI, and with Spin's headers.
 
+use bytes::Bytes;
 use http::header::{HOST, HeaderName, HeaderValue};
-use http::uri::{Authority, Scheme};
+use http::uri::{Authority, Parts, Scheme};
 use http::{Request, Uri};
 
 use super::route::{Match, Route};
@@ -13,6 +14,11 @@ const BASE_PATH: HeaderName = HeaderName::from_static("spin-base-path");
 const RAW_COMPONENT_ROUTE: HeaderName = HeaderName::from_static("spin-raw-component-route");
 const COMPONENT_ROUTE: HeaderName = HeaderName::from_static("spin-component-route");
 const CLIENT_ADDR: HeaderName = HeaderName::from_static("spin-client-addr");
+
+/// How many headers every request gets.
+const HEADERS: usize = 7;
+/// How the URL of every request begins.
+const SCHEME: &[u8] = b"http://";
 
 /// The route of a component, as header values.
 pub struct RouteHeaders {
@@ -40,21 +46,18 @@ pub fn prepare<B>(
     route: &RouteHeaders,
     peer: HeaderValue,
 ) -> Option<Request<B>> {
-    let authority = authority(&request)?;
     let mut uri = std::mem::take(request.uri_mut()).into_parts();
-    let path_and_query = uri
-        .path_and_query
-        .as_ref()
-        .map_or("/", |path_and_query| path_and_query.as_str());
-    let full_url = format!("http://{authority}{path_and_query}");
+    let url = FullUrl::new(request.headers().get(HOST), &uri)?;
+    let path_info = url.path_info(&matched.rest)?;
     uri.scheme = Some(Scheme::HTTP);
-    uri.authority = Some(authority);
+    uri.authority = Some(url.authority);
     *request.uri_mut() = Uri::from_parts(uri).ok()?;
 
     // These replace any headers of the same name from the client. Both a path and a header value may contain non-ASCII bytes.
     let headers = request.headers_mut();
-    headers.insert(PATH_INFO, HeaderValue::from_bytes(matched.rest.as_bytes()).ok()?);
-    headers.insert(FULL_URL, HeaderValue::from_bytes(full_url.as_bytes()).ok()?);
+    headers.reserve(HEADERS + matched.parameters.len());
+    headers.insert(PATH_INFO, path_info);
+    headers.insert(FULL_URL, HeaderValue::from_maybe_shared(url.text).ok()?);
     headers.insert(MATCHED_ROUTE, route.raw.clone());
     headers.insert(BASE_PATH, HeaderValue::from_static("/"));
     headers.insert(RAW_COMPONENT_ROUTE, route.raw.clone());
@@ -70,16 +73,46 @@ pub fn prepare<B>(
     Some(request)
 }
 
-/// The requested host. `None` if the URI and the Host header contradict each other.
-fn authority<B>(request: &Request<B>) -> Option<Authority> {
-    let host = match request.headers().get(HOST) {
-        Some(host) => Some(Authority::from_maybe_shared(host.clone()).ok()?),
-        None => None,
-    };
-    match (host, request.uri().authority()) {
-        (Some(host), None) => Some(host),
-        (Some(host), Some(authority)) => (host == *authority).then_some(host),
-        (None, authority) => authority.cloned(),
+/// The absolute URL of a request. The parts of the request that are taken from it share its memory.
+struct FullUrl {
+    text: Bytes,
+    authority: Authority,
+    /// Where the path ends in `text`.
+    path_end: usize,
+}
+
+impl FullUrl {
+    /// `None` if no host is requested, or if the URI and the Host header contradict each other.
+    fn new(host: Option<&HeaderValue>, uri: &Parts) -> Option<Self> {
+        let in_uri = uri.authority.as_ref();
+        let authority = match (host, in_uri) {
+            (Some(host), _) => host.as_bytes(),
+            (None, Some(authority)) => authority.as_str().as_bytes(),
+            (None, None) => return None,
+        };
+        let (path, path_and_query) = uri
+            .path_and_query
+            .as_ref()
+            .map_or(("/", "/"), |path| (path.path(), path.as_str()));
+        let text = [SCHEME, authority, path_and_query.as_bytes()].concat();
+        let text = Bytes::from(text);
+        let path_start = SCHEME.len() + authority.len();
+        let authority = Authority::from_maybe_shared(text.slice(SCHEME.len()..path_start)).ok()?;
+        in_uri.is_none_or(|in_uri| *in_uri == authority).then_some(Self {
+            text,
+            authority,
+            path_end: path_start + path.len(),
+        })
+    }
+
+    /// The part of the path that a wildcard matched, which usually is the end of the path.
+    fn path_info(&self, rest: &str) -> Option<HeaderValue> {
+        let path = self.text.slice(..self.path_end);
+        if path.ends_with(rest.as_bytes()) {
+            HeaderValue::from_maybe_shared(path.slice(path.len() - rest.len()..)).ok()
+        } else {
+            HeaderValue::from_bytes(rest.as_bytes()).ok()
+        }
     }
 }
 
@@ -137,6 +170,9 @@ mod tests {
             ("/...", "/\u{e4}", "/\u{e4}"),
             ("/abc/...", "/abc", ""),
             ("/abc", "/abc/", ""),
+            ("/...", "http://sho.rt", "/"),
+            ("/...", "http://sho.rt?x", "/"),
+            ("/...", "*", "/*"),
         ] {
             let request = prepared(route, path, Some(b"sho.rt")).unwrap();
             assert_eq!(
