@@ -26,7 +26,7 @@ const QUICK_BYTES: usize = 256 << 10;
 /// The number of instructions of SQLite's virtual machine between two calls of the progress handler.
 const PROGRESS_EVERY: i32 = 1_000;
 const CACHED_STATEMENTS: usize = 64;
-/// The page cache of a connection, in KiB as a negative number (PRAGMA cache_size). Together with `max_pooled` it bounds the
+/// The page cache of a connection, in KiB as a negative number (PRAGMA cache_size). Together with the size of the pool it bounds the
 /// memory of a database of any size. A memory map of the file would avoid copying pages, but each connection would have its
 /// own: 65 MiB each with a million links.
 const CACHE_SIZE: i64 = -2_000;

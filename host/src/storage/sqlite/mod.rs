@@ -17,10 +17,12 @@ mod handle;
 mod interrupt;
 mod lock_wait;
 mod policy;
+mod pool;
 mod queue;
 mod rows;
 mod rules;
 mod wal;
+mod write_lock;
 
 use rusqlite::ffi;
 
