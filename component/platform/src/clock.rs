@@ -18,9 +18,14 @@ pub fn now_in_milliseconds() -> i64 {
 }
 
 /// The outcome of `work`, or `None` if it takes longer than `limit`. `work` is then dropped, which cancels the runtime call
-/// that it waits for. The timer is polled second, so work that finishes at once never starts it.
+/// that it waits for.
 pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-    match select(pin!(work), pin!(sleep(limit))).await {
+    before(sleep(limit), work).await
+}
+
+/// The outcome of `work`, or `None` if `end` comes first. `end` is polled second, so work that finishes at once never starts it.
+pub async fn before<T>(end: impl Future<Output = ()>, work: impl Future<Output = T>) -> Option<T> {
+    match select(pin!(work), pin!(end)).await {
         Either::Left((outcome, _)) => Some(outcome),
         Either::Right(((), _)) => None,
     }

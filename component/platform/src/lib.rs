@@ -1,13 +1,14 @@
 //! The components' interface to the runtime. This is the only crate that names the Spin SDK.
 //!
 //! Modules that need the SDK have the feature `sdk`. The rest is pure and tested natively: the state of a [`circuit_breaker`],
-//! and the meaning of the messages and time limits of a [`database`].
+//! the times of a request ([`stopwatch`]), and the meaning of the messages and time limits of a [`database`].
 //!
 //! An instance serves several requests at once, and a trap would end them all. So nothing here panics, and no borrow of shared
 //! state lives across an `await`.
 
 pub mod circuit_breaker;
 pub mod database;
+pub mod stopwatch;
 
 #[cfg(feature = "sdk")]
 pub mod clock;

@@ -25,10 +25,12 @@ impl Response {
     #[doc(hidden)]
     pub fn send(self, is_head: bool) -> Result<types::Response, ErrorCode> {
         let Response { status, headers, body } = self;
-        let mut fields: Vec<_> = headers
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.into_owned().into_bytes()))
-            .collect();
+        let mut fields = Vec::with_capacity(headers.len() + 1);
+        fields.extend(
+            headers
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value.into_owned().into_bytes())),
+        );
         // Without a length the runtime would not know that a redirect has no body, and would send chunks. A 204 must not have
         // one (RFC 9110, 8.6).
         if !is_head && status != 204 {

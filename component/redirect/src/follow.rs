@@ -1,15 +1,13 @@
 //! `GET` and `HEAD /:slug`.
 
-use std::time::Instant;
-
 use links_domain::age::Age;
 use links_domain::link::{self, Stored};
 use links_domain::purpose::Purpose;
 use links_domain::slug::Slug;
-use links_platform::clock;
 use links_platform::database::BREAKER;
 use links_platform::database::timeouts::Timeouts;
 use links_platform::request::Request;
+use links_platform::stopwatch::Stopwatch;
 use links_store::{Store, link_cache};
 use links_web::edge::PROMPT;
 use links_web::links::followed;
@@ -19,49 +17,61 @@ use links_web::reply::Reply;
 use crate::edge;
 
 pub async fn follow(slug: &Slug, request: &Request, is_head: bool) -> Result<Reply, Problem> {
-    let (asked_at, since) = (clock::now(), Instant::now());
-    match find(slug).await? {
-        Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head).await,
-        found => match edge::lifetime().await {
-            // nginx does not cache answers to HEAD.
-            Some(lifetime) if !is_head && since.elapsed() < PROMPT => {
-                Ok(lifetime.follow(found, asked_at, clock::now()))
+    let stopwatch = Stopwatch::start();
+    match find(slug, &stopwatch).await? {
+        Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head, &stopwatch).await,
+        found => {
+            let lifetime = edge::lifetime().await;
+            let elapsed = stopwatch.elapsed();
+            let now = stopwatch.at(elapsed);
+            match lifetime {
+                // nginx does not cache answers to HEAD.
+                Some(lifetime) if !is_head && elapsed < PROMPT => {
+                    Ok(lifetime.follow(found, stopwatch.started_at(), now))
+                }
+                _ => followed(link::follow(found, now)),
             }
-            _ => followed(link::follow(found, clock::now())),
-        },
+        }
     }
 }
 
 /// Follows a link requested by a path other than its own. nginx must not cache the answer, because a change of the link would
 /// not replace it.
 pub async fn follow_uncached(slug: &Slug, request: &Request, is_head: bool) -> Result<Reply, Problem> {
-    match find(slug).await? {
-        Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head).await,
-        found => followed(link::follow(found, clock::now())),
+    let stopwatch = Stopwatch::start();
+    match find(slug, &stopwatch).await? {
+        Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head, &stopwatch).await,
+        found => followed(link::follow(found, stopwatch.now())),
     }
 }
 
 /// Takes one click if the request is meant to follow the link. If the database has no click to take, none is left.
-async fn follow_limited(slug: &Slug, mut link: Stored, request: &Request, is_head: bool) -> Result<Reply, Problem> {
+async fn follow_limited(
+    slug: &Slug,
+    mut link: Stored,
+    request: &Request,
+    is_head: bool,
+    stopwatch: &Stopwatch,
+) -> Result<Reply, Problem> {
     let purpose = Purpose::of(is_head, |name| request.header(name));
     if purpose == Purpose::Follow
         && let Some(limit) = link.limit.as_mut().filter(|limit| limit.left > 0)
     {
-        match Store::default().take_click(slug, clock::now()).await? {
+        match Store::default().take_click(slug, stopwatch.now()).await? {
             Some(url) => link.url = url,
             None => limit.left = 0,
         }
     }
-    followed(link::follow_limited(link, purpose, clock::now()))
+    followed(link::follow_limited(link, purpose, stopwatch.now()))
 }
 
 /// Finds a link in the link cache, or else in the database.
-async fn find(slug: &Slug) -> Result<Option<Stored>, Problem> {
+async fn find(slug: &Slug, stopwatch: &Stopwatch) -> Result<Option<Stored>, Problem> {
     let Some(lifetime) = link_cache::lifetime().await else {
-        return Ok(Store::default().find(slug).await?);
+        return Ok(Store::since(stopwatch.since()).find(slug).await?);
     };
     let cached = link_cache::get(slug).await;
-    let asked_at = clock::now();
+    let asked_at = stopwatch.now();
     let age = cached.as_ref().map(|entry| entry.age(asked_at, &lifetime));
     let was_cached = cached.is_some();
     let stale = match (cached, age) {

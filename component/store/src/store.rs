@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use links_domain::error::Unavailable;
 use links_platform::database::error::Cause;
 use links_platform::database::timeouts::Timeouts;
@@ -24,19 +26,28 @@ pub struct Store {
 }
 
 impl Default for Store {
-    /// A store with the timeouts for a local or a remote database, as the variables say.
+    /// A store for a request that begins now.
     fn default() -> Store {
-        Store::with(match link_cache::is_database_remote() {
-            Some(true) => Timeouts::REMOTE,
-            Some(false) | None => Timeouts::LOCAL,
-        })
+        Store::since(Instant::now())
     }
 }
 
 impl Store {
+    /// A store for a request that began at `since`, with the timeouts for a local or a remote database, as the variables say.
+    pub fn since(since: Instant) -> Store {
+        let timeouts = match link_cache::is_database_remote() {
+            Some(true) => Timeouts::REMOTE,
+            Some(false) | None => Timeouts::LOCAL,
+        };
+        Store {
+            database: Database::new(timeouts, since),
+        }
+    }
+
+    /// A store for a request that begins now, with timeouts of its own.
     pub fn with(timeouts: Timeouts) -> Store {
         Store {
-            database: Database::new(timeouts),
+            database: Database::new(timeouts, Instant::now()),
         }
     }
 

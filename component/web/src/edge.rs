@@ -124,17 +124,18 @@ impl Keep {
     /// Sets the headers for nginx. It reads the directives about staleness (RFC 5861) only until it knows the lifetime of the
     /// answer, so they must come first. There must be no `no-store`, which nginx would obey. nginx hides both headers from
     /// clients and sends them `no-store` itself.
-    fn apply(self, mut reply: Reply) -> Reply {
+    fn apply(self, reply: Reply) -> Reply {
         let Keep {
             last,
             revalidating,
             if_error,
         } = self;
-        reply.headers.retain(|(name, _)| *name != "cache-control");
         let stale = format!("stale-while-revalidate={revalidating}, stale-if-error={if_error}");
-        reply.headers.insert(0, ("x-accel-expires", format!("@{last}").into()));
-        reply.headers.insert(0, ("cache-control", stale.into()));
-        reply
+        let mut headers = Vec::with_capacity(reply.headers.len() + 2);
+        headers.push(("cache-control", stale.into()));
+        headers.push(("x-accel-expires", format!("@{last}").into()));
+        headers.extend(reply.headers.into_iter().filter(|(name, _)| *name != "cache-control"));
+        Reply { headers, ..reply }
     }
 }
 

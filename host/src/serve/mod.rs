@@ -1,5 +1,6 @@
 //! Serving: connections, requests, and the component instances that handle them.
 
+mod body;
 pub mod component;
 pub mod engine;
 pub mod instances;
@@ -7,6 +8,7 @@ pub mod listen;
 mod pace;
 pub mod precompiled;
 pub mod range;
+mod request;
 pub mod respond;
 pub mod route;
 pub mod server;

@@ -4,6 +4,7 @@
 //! Slashes at either end are ignored. If several routes match, the first segment in which they differ decides: a literal
 //! precedes a parameter, and a parameter precedes `...`. So the longest prefix wins.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use anyhow::{Result, bail};
@@ -30,7 +31,7 @@ enum Segment {
 pub struct Match<'a> {
     pub route: &'a Route,
     /// The part that `...` matched, with its leading slash. Empty for an exact route.
-    pub rest: String,
+    pub rest: Cow<'a, str>,
     /// The name and value of each parameter.
     pub parameters: Vec<(&'a str, &'a str)>,
 }
@@ -76,34 +77,29 @@ impl Route {
 
     fn matches<'a>(&'a self, path: &'a str) -> Option<Match<'a>> {
         let mut parameters = Vec::new();
-        let mut parts = split(path);
+        let trimmed = path.trim_matches('/');
+        // The segments that are not matched yet, if any.
+        let mut left = (!trimmed.is_empty()).then_some(trimmed);
         for segment in &self.segments {
-            match (segment, parts.next()?) {
-                (Segment::Literal(literal), part) if literal == part => {}
-                (Segment::Parameter(name), part) if !part.is_empty() => parameters.push((name.as_str(), part)),
+            let path = left?;
+            let (part, after) = path
+                .split_once('/')
+                .map_or((path, None), |(part, after)| (part, Some(after)));
+            match segment {
+                Segment::Literal(literal) if literal == part => {}
+                Segment::Parameter(name) if !part.is_empty() => parameters.push((name.as_str(), part)),
                 _ => return None,
             }
+            left = after;
         }
-        let rest: Vec<&str> = parts.collect();
-        if !self.wildcard {
-            return rest.is_empty().then(|| Match {
-                route: self,
-                rest: String::new(),
-                parameters,
-            });
-        }
-        // Like Spin, keep a trailing slash, and add a leading slash unless the rest is empty.
-        let mut text = String::new();
-        for part in rest {
-            text.push('/');
-            text.push_str(part);
-        }
-        if path.ends_with('/') {
-            text.push('/');
-        }
+        let rest = match left {
+            _ if self.wildcard => rest(path, left),
+            Some(_) => return None,
+            None => Cow::Borrowed(""),
+        };
         Some(Match {
             route: self,
-            rest: text,
+            rest,
             parameters,
         })
     }
@@ -121,6 +117,20 @@ impl Route {
             .map(|at| rank(self, at).cmp(&rank(other, at)))
             .find(|order| order.is_ne())
             .unwrap_or(Ordering::Equal)
+    }
+}
+
+/// The last segments of a path, `left`, with the slash before them. Like Spin, keeps a slash at the end of the path, but only
+/// one.
+fn rest<'a>(path: &'a str, left: Option<&str>) -> Cow<'a, str> {
+    let end = path.trim_end_matches('/').len();
+    let path = &path[..path.len().min(end + 1)];
+    let start = end - left.map_or(0, str::len);
+    match (left, start.checked_sub(1)) {
+        (None, _) => Cow::Borrowed(&path[end..]),
+        (Some(_), Some(slash)) => Cow::Borrowed(&path[slash..]),
+        // Only the path of `OPTIONS *` does not start with a slash.
+        (Some(_), None) => Cow::Owned(format!("/{path}")),
     }
 }
 
@@ -224,11 +234,22 @@ mod tests {
             ("/foo/bar", "/bar"),
             ("/foo/bar/", "/bar/"),
             ("/foo/bar/baz", "/bar/baz"),
+            ("//foo//bar//", "//bar/"),
+            ("/foo///", "/"),
         ] {
             let router = router(&["/foo/..."]);
             assert_eq!(router.find(path).unwrap().0.rest, rest, "{path}");
         }
-        assert_eq!(router(&["/..."]).find("/").unwrap().0.rest, "/");
+        for (path, rest) in [
+            ("/", "/"),
+            ("//", "/"),
+            ("/foo", "/foo"),
+            ("//foo/", "/foo/"),
+            ("*", "/*"),
+            ("", ""),
+        ] {
+            assert_eq!(router(&["/..."]).find(path).unwrap().0.rest, rest, "{path}");
+        }
         assert_eq!(router(&["/foo"]).find("/foo").unwrap().0.rest, "");
     }
 

@@ -6,4 +6,4 @@ pub mod key_value;
 pub mod libsql;
 pub mod place;
 pub mod sqlite;
-pub mod words;
+pub mod statement;

@@ -3,37 +3,36 @@
 
 mod collector;
 mod logs;
+mod metrics;
 mod settings;
 mod statement;
+mod traces;
 
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use http::{Method, Request};
+use opentelemetry::KeyValue;
 use opentelemetry::logs::LoggerProvider as _;
-use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider as _};
-use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry::trace::{SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _};
-use opentelemetry::{Context as Trace, KeyValue};
-use opentelemetry_http::HeaderExtractor;
+use opentelemetry::metrics::{Meter, MeterProvider as _};
+use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{
     LogExporter, MetricExporter, Protocol as OtlpProtocol, SpanExporter, WithExportConfig, WithHttpConfig,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::Handle;
 
 use self::collector::Collector;
 pub use self::logs::{Logs, Stream, output};
+pub use self::metrics::{Instances, Requests};
 use self::settings::{Protocol, Settings, Signal};
 pub use self::statement::without_values;
-use crate::serve::listen::Peer;
+pub use self::traces::{Span, Tracer, within};
 
 /// How long the last export may take at shutdown.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -90,32 +89,12 @@ impl Telemetry {
 
     /// The request counter of a component.
     pub fn requests(&self, application: &str, component: &str) -> Option<Requests> {
-        let attributes = [
-            KeyValue::new("trigger_type", "http"),
-            KeyValue::new("app_id", application.to_owned()),
-            KeyValue::new("component_id", component.to_owned()),
-        ];
-        let count = self.meter()?.u64_counter("spin.request_count").build();
-        Some(Requests { count, attributes })
+        Some(Requests::new(&self.meter()?, application, component))
     }
 
     /// The metrics of a component's instances.
     pub fn instances(&self, component: &str) -> Option<Arc<Instances>> {
-        let meter = self.meter()?;
-        // As in Spin, the unit is an attribute.
-        let attributes = |unit: &'static str| {
-            [
-                KeyValue::new("component_id", component.to_owned()),
-                KeyValue::new("unit", unit),
-            ]
-        };
-        Some(Arc::new(Instances {
-            cpu_time: meter.f64_histogram("spin.component_cpu_time").build(),
-            memory_used: meter.u64_histogram("spin.component_memory_used").build(),
-            memory_used_on_init: meter.u64_histogram("spin.component_memory_used_on_init").build(),
-            seconds: attributes("s"),
-            bytes: attributes("By"),
-        }))
+        Some(Arc::new(Instances::new(&self.meter()?, component)))
     }
 
     /// The log exporter of a component's output.
@@ -185,152 +164,4 @@ fn resource() -> Resource {
         _ => resource,
     }
     .build()
-}
-
-/// Counts the requests of a component.
-#[derive(Debug)]
-pub struct Requests {
-    count: Counter<u64>,
-    attributes: [KeyValue; 3],
-}
-
-impl Requests {
-    pub fn count(&self) {
-        self.count.add(1, &self.attributes);
-    }
-}
-
-/// The resource usage of a component's instances, recorded when each instance ends.
-#[derive(Debug)]
-pub struct Instances {
-    cpu_time: Histogram<f64>,
-    memory_used: Histogram<u64>,
-    memory_used_on_init: Histogram<u64>,
-    seconds: [KeyValue; 2],
-    bytes: [KeyValue; 2],
-}
-
-impl Instances {
-    /// Records the usage of an instance. Memory is in bytes.
-    pub fn record(&self, cpu_time: Duration, memory_used: u64, memory_used_on_init: u64) {
-        self.cpu_time.record(cpu_time.as_secs_f64(), &self.seconds);
-        self.memory_used_on_init.record(memory_used_on_init, &self.bytes);
-        self.memory_used.record(memory_used, &self.bytes);
-    }
-}
-
-/// Starts spans.
-#[derive(Clone, Debug)]
-pub struct Tracer(SdkTracer);
-
-impl Tracer {
-    /// Starts the span of a request. If the peer is trusted, the span joins the trace that `traceparent` names.
-    pub fn request<B>(&self, request: &Request<B>, peer: &Peer) -> Span {
-        let mut parent = Trace::new();
-        if peer.is_trusted {
-            let headers = HeaderExtractor(request.headers());
-            parent = TraceContextPropagator::new().extract_with_context(&parent, &headers);
-        }
-        let mut attributes = vec![
-            KeyValue::new("http.request.method", request.method().to_string()),
-            KeyValue::new("url.scheme", "http"),
-            // Without the query, which may contain anything.
-            KeyValue::new("url.path", request.uri().path().to_owned()),
-            KeyValue::new("network.protocol.name", "http"),
-        ];
-        if let Some((address, port)) = peer.address.to_str().ok().and_then(|peer| peer.rsplit_once(':')) {
-            attributes.push(KeyValue::new(
-                "network.peer.address",
-                address.trim_matches(['[', ']']).to_owned(),
-            ));
-            if let Ok(port) = port.parse::<i64>() {
-                attributes.push(KeyValue::new("network.peer.port", port));
-            }
-        }
-        if let Some(client) = request
-            .headers()
-            .get("x-forwarded-for")
-            .and_then(|value| value.to_str().ok())
-        {
-            attributes.push(KeyValue::new("client.address", client.to_owned()));
-        }
-        self.span(&parent, request.method().to_string(), SpanKind::Server, attributes)
-    }
-
-    fn span(&self, parent: &Trace, name: String, kind: SpanKind, attributes: Vec<KeyValue>) -> Span {
-        let builder = SpanBuilder::from_name(name).with_kind(kind).with_attributes(attributes);
-        let span = self.0.build_with_context(builder, parent);
-        Span {
-            trace: parent.with_span(span),
-            tracer: self.clone(),
-        }
-    }
-}
-
-/// A span of a trace. Dropping its last clone ends it.
-#[derive(Clone, Debug)]
-pub struct Span {
-    trace: Trace,
-    tracer: Tracer,
-}
-
-impl Span {
-    /// Whether the span was sampled.
-    pub fn is_recording(&self) -> bool {
-        self.trace.span().is_recording()
-    }
-
-    /// Starts the span of the component's work on a request.
-    pub fn execution(&self, component: &str) -> Self {
-        let name = format!("execute_wasm_component {component}");
-        self.tracer.span(&self.trace, name, SpanKind::Internal, Vec::new())
-    }
-
-    /// Starts the span of a host call.
-    pub fn call(&self, name: String, attributes: Vec<KeyValue>) -> Self {
-        self.tracer.span(&self.trace, name, SpanKind::Client, attributes)
-    }
-
-    /// Records the route of a request.
-    pub fn matched(&self, method: &Method, route: &str) {
-        let span = self.trace.span();
-        span.set_attribute(KeyValue::new("http.route", route.to_owned()));
-        span.update_name(format!("{method} {route}"));
-    }
-
-    /// Records the status of the response.
-    pub fn answered(&self, status: u16) {
-        let span = self.trace.span();
-        span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status)));
-        if status >= 500 {
-            span.set_attribute(KeyValue::new("error.type", status.to_string()));
-            span.set_status(Status::error(""));
-        }
-    }
-
-    pub fn failed(&self, problem: impl std::fmt::Display) {
-        self.trace.span().set_status(Status::error(problem.to_string()));
-    }
-
-    pub fn end(&self) {
-        self.trace.span().end();
-    }
-}
-
-/// Runs `work`, and ends `span` with its result.
-///
-/// # Errors
-/// `work` fails.
-pub async fn within<T, E: std::fmt::Display>(
-    span: Option<Span>,
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    let result = work.await;
-    if let Some(span) = span {
-        if let Err(error) = &result {
-            span.failed(error);
-        }
-        span.end();
-    }
-    result
 }

@@ -76,6 +76,11 @@ impl CircuitBreaker {
         false
     }
 
+    /// Whether a success would be recorded. If no outage is known and instances share nothing, it says nothing new.
+    pub fn expects_success(&self) -> bool {
+        self.is_shared() || self.memory.with(|memory| memory.outage.get().is_some())
+    }
+
     /// Records that the service answered, `took` after it was asked. Even an instance that knows of no outage reads the shared
     /// state now and then. The instance that found an outage may be gone, and the next outage would then be taken for a part of
     /// that one.

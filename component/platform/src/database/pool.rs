@@ -101,9 +101,10 @@ pub struct Database<S> {
 }
 
 impl<S: Setup> Database<S> {
-    pub fn new(timeouts: Timeouts) -> Self {
+    /// The database for a request that began at `since`.
+    pub fn new(timeouts: Timeouts, since: Instant) -> Self {
         Database {
-            since: Instant::now(),
+            since,
             timeouts,
             setup: PhantomData,
         }
@@ -115,11 +116,15 @@ impl<S: Setup> Database<S> {
     /// The database's message.
     pub async fn query(&self, statement: &str, values: &[Value], mode: Mode) -> Result<Vec<RowResult>, String> {
         let outcome = self.query_unrecorded(statement, values, mode).await;
-        let took = self.since.elapsed();
         match &outcome {
-            Ok(_) if took < SOON => BREAKER.record_success(took).await,
-            Ok(_) => {}
-            Err(error) => BREAKER.record_failure(error, took).await,
+            Ok(_) if !BREAKER.expects_success() => {}
+            Ok(_) => {
+                let took = self.since.elapsed();
+                if took < SOON {
+                    BREAKER.record_success(took).await;
+                }
+            }
+            Err(error) => BREAKER.record_failure(error, self.since.elapsed()).await,
         }
         outcome
     }
@@ -161,13 +166,16 @@ impl<S: Setup> Database<S> {
                     Mode::Read | Mode::Write => connection.rows(statement, values).await,
                 }
             };
-            let left = request.saturating_sub(self.since.elapsed());
             let limit = if mode.takes_any_version() {
                 limit.min(READ_LIMIT)
             } else {
                 limit
             };
-            let error = match clock::within(limit.min(left), work).await {
+            let end = async {
+                let left = request.saturating_sub(self.since.elapsed());
+                clock::sleep(limit.min(left)).await;
+            };
+            let error = match clock::before(end, work).await {
                 Some(Ok(rows)) => return Ok(rows),
                 Some(Err(error)) => error,
                 None => {

@@ -1,11 +1,15 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic fails the test")]
 
-use std::sync::Mutex as StdMutex;
+use std::sync::{Arc, Mutex as StdMutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::*;
+use super::stream::DRAIN_TIMEOUT;
+use super::{Connection, Server};
+use crate::bindings::sqlite::{Error, RowResult, Value};
+use crate::storage::answer::Rows;
 
 /// The path and body of each request that the server has received.
 type Requests = Arc<StdMutex<Vec<(String, serde_json::Value)>>>;
@@ -233,56 +237,6 @@ async fn no_error_contains_the_token() {
         let error = format!("{:?}", Server::new(url, token.to_owned()).unwrap_err());
         assert!(!error.contains("t0k"), "{error}");
     }
-}
-
-#[test]
-fn urls_of_the_libsql_crate_are_supported() {
-    let shown = |url| Server::new(url, String::new()).unwrap().to_string();
-    assert_eq!(
-        shown("libsql://name-org.turso.io"),
-        "libSQL at https://name-org.turso.io"
-    );
-    assert_eq!(shown("http://127.0.0.1:8080/"), "libSQL at http://127.0.0.1:8080");
-    assert!(Server::new("ws://db", String::new()).is_err());
-}
-
-#[test]
-fn transactions_are_tracked_by_the_first_word() {
-    use Transaction::{None, Open};
-    for (before, sql, after) in [
-        (None, "BEGIN", Open),
-        (None, " -- x\n begin immediate", Open),
-        (None, "SAVEPOINT a", Open),
-        (None, "INSERT INTO t VALUES ('BEGIN')", None),
-        (Open, "INSERT INTO t VALUES (1)", Open),
-        (Open, "RELEASE a", Open),
-        (Open, "ROLLBACK TO a", Open),
-        (Open, "ROLLBACK TRANSACTION TO SAVEPOINT a", Open),
-        (Open, "COMMIT", None),
-        (Open, "END TRANSACTION", None),
-        (Open, "rollback;", None),
-    ] {
-        assert_eq!(before.after(sql), after, "{sql}");
-    }
-}
-
-#[test]
-fn the_token_stays_with_the_configured_server() {
-    let may = |url: &str, configured: &str| may_have_token(&Url::parse(url).unwrap(), &Url::parse(configured).unwrap());
-    let configured = "https://db.example.org";
-    assert!(may("https://db.example.org:8443/x", configured));
-    assert!(may("https://eu-1.db.example.org", configured));
-    for elsewhere in [
-        "https://evil.example",
-        "https://example.org",
-        "https://evil-db.example.org",
-        "http://db.example.org",
-        "https://10.0.0.1",
-    ] {
-        assert!(!may(elsewhere, configured), "{elsewhere}");
-    }
-    assert!(may("http://127.0.0.1:8080", "http://127.0.0.1"));
-    assert!(!may("http://1.127.0.0.1.example", "http://127.0.0.1"));
 }
 
 #[tokio::test]

@@ -1,53 +1,29 @@
-//! A database with its connection pool, and the session behind a component's handle.
+//! A database, and the session behind a component's handle.
 
-use std::sync::Mutex as StdMutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result};
-use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockReadGuard, oneshot};
+use tokio::sync::{OwnedRwLockReadGuard, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::connection::{Connection, Identity, counts_changes, identity, io};
+use super::connection::Connection;
+use super::error::{io, locked};
+use super::pool::Pool;
 use super::queue::Queue;
 use super::rules::Rules;
+use super::write_lock::{WriteGuard, WriteLock};
 use crate::bindings::sqlite::{Error, Value};
 use crate::storage::answer::Answer;
 use crate::storage::place::Place;
-
-/// The maximum number of idle connections of a database: one for each thread that runs quick reads, one for group commit and
-/// one for a transaction.
-fn max_pooled() -> usize {
-    static MAX_POOLED: LazyLock<usize> =
-        LazyLock::new(|| std::thread::available_parallelism().map_or(2, usize::from) + 2);
-    *MAX_POOLED
-}
-
-/// How long a writer waits while the write lock does not change hands.
-pub const WRITER_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::storage::statement::counts_changes;
 
 /// A database that components may open.
 pub struct Database {
     pub place: Place,
-    allow_attach_file: bool,
-    pool: StdMutex<Pool>,
-    /// Held by the only writer in this process.
-    pub write_lock: Arc<Mutex<()>>,
-    /// How often the write lock was granted. It distinguishes a slow queue from a stuck one.
-    pub lock_grants: AtomicU64,
-    /// The number of callers that wait for the write lock, not counting the changes in the queue.
-    pub lock_waiters: AtomicU64,
+    pub pool: Pool,
+    pub write_lock: WriteLock,
     pub queue: Queue<Change>,
     pub rules: Rules,
-}
-
-/// The idle connections.
-#[derive(Default)]
-pub struct Pool {
-    pub connections: Vec<Connection>,
-    /// The identity of the file that the connections have opened.
-    pub identity: Option<Identity>,
 }
 
 impl std::fmt::Debug for Database {
@@ -55,12 +31,6 @@ impl std::fmt::Debug for Database {
         f.debug_struct("Database")
             .field("place", &self.place)
             .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Connection")
     }
 }
 
@@ -80,12 +50,9 @@ impl Database {
 
     pub fn with_rules(place: Place, allow_attach_file: bool, rules: Rules) -> Arc<Self> {
         Arc::new(Self {
+            pool: Pool::new(place.clone(), allow_attach_file),
             place,
-            allow_attach_file,
-            pool: StdMutex::default(),
-            write_lock: Arc::default(),
-            lock_grants: AtomicU64::new(0),
-            lock_waiters: AtomicU64::new(0),
+            write_lock: WriteLock::default(),
             queue: Queue::default(),
             rules,
         })
@@ -101,7 +68,9 @@ impl Database {
             std::fs::create_dir_all(dir).with_context(|| format!("Creating the directory {}", dir.display()))?;
         }
         let next = "the file and its directory must be readable and writable for this user";
-        let connection = Connection::open(&self.place, self.allow_attach_file)
+        let connection = self
+            .pool
+            .open()
             .with_context(|| format!("Opening the database {}: {next}", path.display()))?;
         let readonly = connection
             .check()
@@ -119,104 +88,23 @@ impl Database {
             }
             tracing::debug!("{self:?}: the write-ahead log is in use by another process and was not emptied");
         }
-        self.pool().identity = connection.identity();
-        self.give_back(connection);
+        self.pool.adopt(connection);
         Ok(())
     }
 
-    /// Whether the pool belongs to the file that is there now. If the file was replaced, the pool is emptied.
-    pub fn is_current(&self) -> bool {
-        let identity = identity(&self.place);
-        let mut pool = self.pool();
-        let is_current = identity.is_some() && pool.identity == identity;
-        if !is_current {
-            pool.connections.clear();
-        }
-        is_current
-    }
-
-    /// Takes a connection from the pool, or opens one.
+    /// Takes a connection from the pool, or opens one without blocking.
     ///
     /// # Errors
     /// The file cannot be opened.
     pub async fn connection(self: &Arc<Self>) -> Result<Connection, Error> {
-        let unused = self.pool().connections.pop();
-        match unused {
+        match self.pool.take_idle() {
             Some(connection) => Ok(connection),
             None => {
                 let database = self.clone();
-                on_blocking_pool(move || database.new_connection()).await?
+                on_blocking_pool(move || database.pool.open().map_err(|error| io(&error))).await?
             }
         }
     }
-
-    /// Like [`Self::connection`], for threads that may block.
-    ///
-    /// # Errors
-    /// The file cannot be opened.
-    pub fn connection_now(&self) -> Result<Connection, Error> {
-        let unused = self.pool().connections.pop();
-        unused.map_or_else(|| self.new_connection(), Ok)
-    }
-
-    fn new_connection(&self) -> Result<Connection, Error> {
-        Connection::open(&self.place, self.allow_attach_file).map_err(|error| io(&error))
-    }
-
-    pub fn give_back(&self, mut connection: Connection) {
-        // An in-memory database belongs to one handle and ends with it.
-        if self.place != Place::Memory && connection.reset() {
-            let mut pool = self.pool();
-            if pool.connections.len() < max_pooled() && pool.identity == connection.identity() {
-                pool.connections.push(connection);
-            }
-        }
-    }
-
-    pub fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
-        // Nothing that can panic happens under this lock.
-        self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Waits for the write lock.
-    ///
-    /// # Errors
-    /// The lock has not changed hands for a while, because a component keeps a transaction open.
-    pub async fn acquire_write_lock(&self) -> Result<OwnedMutexGuard<()>, Error> {
-        loop {
-            let grants = self.lock_grants.load(Relaxed);
-            let counted = WaiterCount::new(&self.lock_waiters);
-            if let Ok(lock) = tokio::time::timeout(WRITER_TIMEOUT, self.write_lock.clone().lock_owned()).await {
-                drop(counted);
-                self.lock_grants.fetch_add(1, Relaxed);
-                return Ok(lock);
-            }
-            if self.lock_grants.load(Relaxed) == grants {
-                return Err(locked());
-            }
-        }
-    }
-}
-
-/// Counts one waiter until dropped.
-struct WaiterCount<'a>(&'a AtomicU64);
-
-impl<'a> WaiterCount<'a> {
-    fn new(waiters: &'a AtomicU64) -> Self {
-        waiters.fetch_add(1, Relaxed);
-        Self(waiters)
-    }
-}
-
-impl Drop for WaiterCount<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// The error for a lock that is not free in time. Components know SQLite's wording.
-pub fn locked() -> Error {
-    Error::Io("database is locked".to_owned())
 }
 
 /// The state of a component's handle.
@@ -225,10 +113,10 @@ pub struct Session {
     pub database: Arc<Database>,
     /// The connection during a statement. Between statements it is kept only if it is in a transaction, was changed by a
     /// statement, or is an in-memory database.
-    pub connection: Option<StdMutex<Connection>>,
+    pub connection: Option<Mutex<Connection>>,
     /// The write lock, held from the first write of a transaction to its end.
-    pub write_lock: Option<OwnedMutexGuard<()>>,
-    pub written: StdMutex<Written>,
+    pub write_lock: Option<WriteGuard>,
+    pub written: Mutex<Written>,
 }
 
 /// Values that SQLite keeps for each connection, kept here for each handle. The SQL function changes() returns the value of
@@ -296,7 +184,7 @@ impl Session {
         let must_keep =
             self.database.place == Place::Memory || !self.connection().is_ok_and(|connection| connection.is_clean());
         if !must_keep && let Some(connection) = self.connection.take() {
-            self.database.give_back(
+            self.database.pool.give_back(
                 connection
                     .into_inner()
                     .unwrap_or_else(std::sync::PoisonError::into_inner),
@@ -316,7 +204,7 @@ impl Drop for Session {
         let is_clean = connection.is_clean();
         let (database, write_lock) = (self.database.clone(), self.write_lock.take());
         let end = move || {
-            database.give_back(connection);
+            database.pool.give_back(connection);
             drop(write_lock);
         };
         // Rolling back or closing an unclean connection may write to the disk.

@@ -17,11 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, oneshot};
+use tokio::sync::{OwnedRwLockReadGuard, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::connection::{Connection, Table};
-use super::database::{Change, Database, Session, WRITER_TIMEOUT, locked};
+use super::connection::Connection;
+use super::database::{Change, Database, Session};
+use super::error::locked;
+use super::rows::Table;
+use super::write_lock::{WRITER_TIMEOUT, WriteGuard};
 use crate::bindings::sqlite::{Error, Value};
 use crate::storage::answer::{Answer, broken, size};
 
@@ -63,11 +66,11 @@ pub async fn change(
         tokio::spawn(lead(database.clone()));
     }
     loop {
-        let grants = database.lock_grants.load(Relaxed);
+        let grants = database.write_lock.grants();
         match tokio::time::timeout(WRITER_TIMEOUT, &mut answer).await {
             Ok(answer) => return answer.map_err(|_| broken())?,
             // A change that has started cannot be withdrawn, so wait for it however long it takes.
-            Err(_) if database.lock_grants.load(Relaxed) == grants && follower.withdraw() => return Err(locked()),
+            Err(_) if database.write_lock.grants() == grants && follower.withdraw() => return Err(locked()),
             Err(_) => {}
         }
     }
@@ -89,7 +92,7 @@ impl Drop for Follower {
 /// Runs as the leader until no change waits.
 async fn lead(database: Arc<Database>) {
     loop {
-        let write_lock = database.write_lock.clone().lock_owned().await;
+        let write_lock = database.write_lock.wait().await;
         let database = database.clone();
         match spawn_blocking(move || run_groups(&database, write_lock)).await {
             Ok(true) => {}
@@ -102,13 +105,13 @@ async fn lead(database: Arc<Database>) {
 }
 
 /// Runs groups until the queue is empty or others wait for the write lock. Returns true in the latter case.
-fn run_groups(database: &Database, write_lock: OwnedMutexGuard<()>) -> bool {
+fn run_groups(database: &Database, write_lock: WriteGuard) -> bool {
     let mut largest = 0;
     let mut others_wait = false;
     while !others_wait && let Some(first) = database.queue.pop_or_step_down() {
         largest = largest.max(run_group(database, first));
-        database.lock_grants.fetch_add(1, Relaxed);
-        others_wait = database.lock_waiters.load(Relaxed) > 0;
+        database.write_lock.count_grant();
+        others_wait = database.write_lock.waiters() > 0;
     }
     drop(write_lock);
     if largest >= LARGE {
@@ -129,7 +132,7 @@ fn return_memory() {
 
 /// Runs a group that starts with `first`. Returns the size of the group in bytes.
 fn run_group(database: &Database, first: Change) -> usize {
-    let connection = match database.connection_now() {
+    let connection = match database.pool.take() {
         Ok(connection) => connection,
         Err(error) => {
             // Sending fails if the caller has gone.
@@ -151,7 +154,7 @@ fn run_group(database: &Database, first: Change) -> usize {
         }
     }
     let synced = sync(database, &connection, &group);
-    database.give_back(connection);
+    database.pool.give_back(connection);
     for done in group {
         done.answer(&synced);
     }
@@ -170,7 +173,7 @@ fn sync(database: &Database, connection: &Connection, group: &[Done]) -> Result<
 fn repair(database: &Database, connection: &Connection, error: &Error) {
     tracing::error!("{database:?}: syncing the write-ahead log failed: {error}");
     // The file descriptors of pooled connections would report the same error again.
-    database.pool().connections.clear();
+    database.pool.clear();
     for _ in 0..REPAIR_ATTEMPTS {
         match (database.rules.repair)(connection) {
             Ok(()) => {

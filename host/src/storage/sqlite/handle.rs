@@ -6,12 +6,13 @@ use std::sync::Mutex as StdMutex;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::connection::{Attempt, Kind, is_change};
+use super::connection::{Attempt, Kind};
 use super::database::{Database, Session, on_blocking_pool};
 use super::group;
 use crate::bindings::sqlite::{Error, Value};
 use crate::storage::answer::{Answer, ROWS_AHEAD, RowStream, Rows, broken};
 use crate::storage::place::Place;
+use crate::storage::statement::is_change;
 
 impl Database {
     /// Opens a handle for a component.
@@ -27,10 +28,9 @@ impl Database {
         };
         if self.place == Place::Memory {
             session.connection = Some(StdMutex::new(self.connection().await?));
-        } else if !self.is_current() {
+        } else if !self.pool.is_current() {
             let connection = self.connection().await?;
-            self.pool().identity = connection.identity();
-            self.give_back(connection);
+            self.pool.adopt(connection);
         }
         Ok(Handle(Arc::new(RwLock::new(session))))
     }
@@ -121,7 +121,7 @@ async fn with_write_lock(mut session: Owned) -> Result<Owned, Error> {
     // Many sessions may wait, and waiting needs no connection.
     session.release();
     let database = session.database.clone();
-    let write_lock = database.acquire_write_lock().await?;
+    let write_lock = database.write_lock.acquire().await?;
     let mut session = with_connection(session).await?;
     session.write_lock = Some(write_lock);
     Ok(session)

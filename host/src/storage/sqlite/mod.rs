@@ -11,10 +11,18 @@
 
 mod connection;
 mod database;
+mod error;
 mod group;
 mod handle;
+mod interrupt;
+mod lock_wait;
+mod policy;
+mod pool;
 mod queue;
+mod rows;
 mod rules;
+mod wal;
+mod write_lock;
 
 use rusqlite::ffi;
 

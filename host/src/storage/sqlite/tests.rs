@@ -8,9 +8,9 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::connection::Connection;
-use super::database::WRITER_TIMEOUT;
 use super::power::{self, Disk};
 use super::rules::Rules;
+use super::write_lock::WRITER_TIMEOUT;
 use super::{Database, Handle};
 use crate::bindings::sqlite::{Error, RowResult, Value};
 use crate::storage::answer::{Answer, Rows};
@@ -53,7 +53,7 @@ async fn until(happened: impl Fn() -> bool) {
 
 /// The number of idle connections.
 fn idle(database: &Database) -> usize {
-    database.pool().connections.len()
+    database.pool.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +156,7 @@ async fn waiters_for_the_write_lock_hold_no_connection() {
             }
         });
     }
-    until(|| database.lock_waiters.load(Relaxed) == 20).await;
+    until(|| database.write_lock.waiters() == 20).await;
     assert!(idle(&database) > 0, "the waiters hold all connections");
     run(&holder, "COMMIT").await.unwrap();
     waiting.join_all().await;
@@ -689,7 +689,7 @@ async fn only_plain_changes_in_wal_mode_are_grouped() {
     assert_eq!(level[0].values, [Value::Integer(0)], "the guest's own setting stays");
     drop(handle);
     until(|| Arc::strong_count(&database) == 1).await;
-    database.pool().connections.clear();
+    database.pool.clear();
     let handle = database.open().await.unwrap();
     run(&handle, "PRAGMA journal_mode = DELETE").await.unwrap();
     drop(handle);

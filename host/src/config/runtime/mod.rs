@@ -1,14 +1,14 @@
-//! The runtime configuration in Spin's file format. Unknown keys are errors.
+//! The runtime configuration: its file and the command line, with Spin's defaults.
 
-use std::collections::{BTreeMap, HashMap};
+mod file;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
 
-use super::toml_error;
+use self::file::{Env, File, KeyValue, Libsql, Redis, Spin, Sqlite, Static, StoreFile, VariablesProvider, VaultServer};
 use crate::storage::key_value::redis;
 use crate::storage::libsql;
 use crate::storage::place::Place;
@@ -58,7 +58,8 @@ pub fn load(flags: &Flags<'_>) -> Result<Config> {
             let shown = path.display().to_string();
             let text =
                 std::fs::read_to_string(path).with_context(|| format!("Reading the runtime configuration {shown}"))?;
-            let file = parse(&text).with_context(|| format!("The runtime configuration {shown} cannot be used"))?;
+            let file =
+                file::parse(&text).with_context(|| format!("The runtime configuration {shown} cannot be used"))?;
             (shown, file)
         }
     };
@@ -158,152 +159,6 @@ fn place(path: Option<PathBuf>, base: &Path) -> Result<Place> {
         Some(path) => Place::File(std::path::absolute(base.join(path))?),
         None => Place::Memory,
     })
-}
-
-/// # Errors
-/// A key, a type or a value is not supported.
-fn parse(text: &str) -> Result<File> {
-    toml_error::from_str(text)
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    state_dir: Option<String>,
-    log_dir: Option<String>,
-    max_instance_memory: Option<usize>,
-    #[serde(default)]
-    sqlite_database: BTreeMap<String, Sqlite>,
-    #[serde(default)]
-    key_value_store: BTreeMap<String, KeyValue>,
-    #[serde(default, alias = "config_provider")]
-    variables_provider: Vec<VariablesProvider>,
-}
-
-enum Sqlite {
-    Spin(Spin),
-    Libsql(Libsql),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Spin {
-    path: Option<PathBuf>,
-    #[serde(default)]
-    allow_attach_file: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Libsql {
-    url: String,
-    token: String,
-}
-
-enum KeyValue {
-    Spin(StoreFile),
-    Redis(Redis),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StoreFile {
-    path: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Redis {
-    url: String,
-}
-
-enum VariablesProvider {
-    Static(Static),
-    Env(Env),
-    Vault(VaultServer),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Static {
-    values: HashMap<String, String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Env {
-    prefix: Option<String>,
-    dotenv_path: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VaultServer {
-    url: String,
-    token: String,
-    mount: String,
-    prefix: Option<String>,
-}
-
-impl<'de> Deserialize<'de> for Sqlite {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (kind, keys) = typed(deserializer, "SQLite databases", &["spin", "libsql"])?;
-        match kind {
-            "spin" => keys.try_into().map(Self::Spin),
-            _ => keys.try_into().map(Self::Libsql),
-        }
-        .map_err(D::Error::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyValue {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (kind, keys) = typed(deserializer, "key-value stores", &["spin", "redis"])?;
-        match kind {
-            "spin" => keys.try_into().map(Self::Spin),
-            _ => keys.try_into().map(Self::Redis),
-        }
-        .map_err(D::Error::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for VariablesProvider {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (kind, keys) = typed(deserializer, "variable providers", &["static", "env", "vault"])?;
-        match kind {
-            "static" => keys.try_into().map(Self::Static),
-            "env" => keys.try_into().map(Self::Env),
-            _ => keys.try_into().map(Self::Vault),
-        }
-        .map_err(D::Error::custom)
-    }
-}
-
-/// Deserializes a table and removes its `type`, which must be one of `known`.
-///
-/// The type is checked before the other keys, so that an unsupported provider is reported as such and not for its keys.
-fn typed<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    what: &str,
-    known: &'static [&'static str],
-) -> Result<(&'static str, toml::Table), D::Error> {
-    let mut keys = toml::Table::deserialize(deserializer)?;
-    let kind = match keys.remove("type") {
-        Some(toml::Value::String(kind)) => kind,
-        Some(_) => return Err(D::Error::custom("type must be a string")),
-        None => return Err(D::Error::missing_field("type")),
-    };
-    match known.iter().find(|known| **known == kind) {
-        Some(known) => Ok((known, keys)),
-        None => Err(D::Error::custom(format!(
-            "links-host supports no {what} of type {kind:?}, only {}; choose one of these or run on Spin",
-            known
-                .iter()
-                .map(|known| format!("{known:?}"))
-                .collect::<Vec<_>>()
-                .join(" and ")
-        ))),
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,66 @@
+//! Metrics of components: their requests, and what their instances use.
+
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter};
+
+/// Counts the requests of a component.
+#[derive(Debug)]
+pub struct Requests {
+    count: Counter<u64>,
+    attributes: [KeyValue; 3],
+}
+
+impl Requests {
+    pub(super) fn new(meter: &Meter, application: &str, component: &str) -> Self {
+        Self {
+            count: meter.u64_counter("spin.request_count").build(),
+            attributes: [
+                KeyValue::new("trigger_type", "http"),
+                KeyValue::new("app_id", application.to_owned()),
+                KeyValue::new("component_id", component.to_owned()),
+            ],
+        }
+    }
+
+    pub fn count(&self) {
+        self.count.add(1, &self.attributes);
+    }
+}
+
+/// The resource usage of a component's instances, recorded when each instance ends.
+#[derive(Debug)]
+pub struct Instances {
+    cpu_time: Histogram<f64>,
+    memory_used: Histogram<u64>,
+    memory_used_on_init: Histogram<u64>,
+    seconds: [KeyValue; 2],
+    bytes: [KeyValue; 2],
+}
+
+impl Instances {
+    pub(super) fn new(meter: &Meter, component: &str) -> Self {
+        // As in Spin, the unit is an attribute.
+        let attributes = |unit: &'static str| {
+            [
+                KeyValue::new("component_id", component.to_owned()),
+                KeyValue::new("unit", unit),
+            ]
+        };
+        Self {
+            cpu_time: meter.f64_histogram("spin.component_cpu_time").build(),
+            memory_used: meter.u64_histogram("spin.component_memory_used").build(),
+            memory_used_on_init: meter.u64_histogram("spin.component_memory_used_on_init").build(),
+            seconds: attributes("s"),
+            bytes: attributes("By"),
+        }
+    }
+
+    /// Records the usage of an instance. Memory is in bytes.
+    pub fn record(&self, cpu_time: Duration, memory_used: u64, memory_used_on_init: u64) {
+        self.cpu_time.record(cpu_time.as_secs_f64(), &self.seconds);
+        self.memory_used_on_init.record(memory_used_on_init, &self.bytes);
+        self.memory_used.record(memory_used, &self.bytes);
+    }
+}
