@@ -478,7 +478,6 @@ mod tests {
         database: BTreeMap<u32, Account>,
         now: Duration,
         can_have_holes: bool,
-        steps: u32,
     }
 
     /// What the database has counted of a journal. It accepts two clicks at a time.
@@ -680,7 +679,6 @@ mod tests {
         let mut actions = vec![];
         for step in 0..600 {
             each_step(step, world);
-            world.steps = step;
             let action = process.pipeline.action();
             actions.push(action);
             let fault = faults.iter().find(|(at, _)| *at == step).map(|(_, fault)| *fault);
