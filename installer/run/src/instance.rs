@@ -19,8 +19,7 @@ use links_release::{Release, Store, Version, snapshot};
 
 use crate::machine::Times;
 
-/// An instance whose runtime can be started.
-#[derive(Debug)]
+/// An instance whose runtime can be started. The command has secrets in its environment, so it is never printed.
 pub struct Instance {
     /// Starts the runtime.
     pub command: Command,
