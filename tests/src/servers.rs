@@ -257,18 +257,6 @@ impl<'a> Vault<'a> {
         .map(drop)
     }
 
-    /// Deletes the first five versions of the secret `secret/PATH`.
-    ///
-    /// # Errors
-    /// Fails if OpenBao refuses the request.
-    pub fn delete(&self, path: &str) -> Result<()> {
-        self.ask(
-            &format!("/v1/secret/delete/{path}"),
-            &json!({ "versions": [1, 2, 3, 4, 5] }),
-        )
-        .map(drop)
-    }
-
     /// Creates a token that may read everything, until [`Self::revoke`].
     ///
     /// # Errors

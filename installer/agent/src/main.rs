@@ -15,6 +15,7 @@ mod observability;
 mod otlp;
 mod scrape;
 mod server;
+mod service;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,5 @@
-//! The agent's HTTP server, on a thread of its own. It serves `GET /metrics` and receives the instances' exports.
+//! The agent's HTTP server, on a thread of its own. It serves `GET /metrics` and receives the instances' exports, which
+//! [`super::service`] answers.
 //!
 //! Every user of the machine can reach both. Everyone may read the metrics page: it contains counts (requests by route and
 //! status, total clicks, bytes of the database), versions and release IDs, but no links, addresses or secrets. Exports need
@@ -7,70 +8,48 @@
 //!
 //! The unit limits the agent's memory, so everything that a client can make the agent hold is bounded: [`MAX_CONNECTIONS`]
 //! request heads of [`MAX_HEAD`] bytes, and [`BODY_BUDGET`] for all bodies together, compressed and decompressed.
+//!
+//! [`BODY_BUDGET`]: super::service::BODY_BUDGET
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::clicks::Progress;
-use super::counters::Counters;
-use super::database::Observer;
-use super::exposition::{CONTENT_TYPE as PAGE, Exposition};
-use super::forward::{Queue, forward};
-use super::otlp::{MAX_BODY, Refusal, decompress, exports};
-use super::scrape::{self, Received};
+use super::service::{Role, Service};
 use links_base::layout::Layout;
 use links_base::log;
-use links_base::secrets::{OTLP_HEADER, Secret};
-use links_config::telemetry::Target;
 
 /// The maximum number of concurrent connections on one address.
 const MAX_CONNECTIONS: usize = 256;
 /// The maximum size of a request without its body, in bytes.
 const MAX_HEAD: usize = 16 << 10;
-/// The maximum total size of all bodies in memory, in bytes. 16 instances send a few kilobytes each.
-const BODY_BUDGET: usize = 8 << 20;
 /// How long a connection may stay open without an authorized request. Then it is closed to make room for others.
 const STRANGER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the head of a request may take, including the time that a kept-alive connection is idle. This is longer than the
 /// intervals of Prometheus and of the runtimes.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long the body of a request may take.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval between two saves of the counters. If the agent is killed, cumulative metrics that it has not saved are sent
 /// again.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
-const PROTOBUF: &str = "application/x-protobuf";
 
 /// The addresses to serve on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
     pub metrics: BTreeSet<SocketAddr>,
     pub otlp: BTreeSet<SocketAddr>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Role {
-    Metrics,
-    Otlp,
 }
 
 /// The server's thread.
@@ -92,10 +71,10 @@ impl Server {
             .enable_time()
             .build()
             .context("Starting the metrics server")?;
-        let shared = Arc::new(Shared::new(layout, clicks));
+        let service = Arc::new(Service::new(layout, clicks));
         let thread = std::thread::Builder::new()
             .name("metrics".to_owned())
-            .spawn(move || runtime.block_on(serve(&shared, wanted)))
+            .spawn(move || runtime.block_on(serve(&service, wanted)))
             .context("Starting the metrics server")?;
         Ok(Self { addresses, thread })
     }
@@ -118,28 +97,11 @@ impl Server {
     }
 }
 
-#[derive(Debug)]
-struct Shared {
-    layout: Layout,
-    clicks: Arc<Mutex<Progress>>,
-    counters: Mutex<Counters>,
-    received: Mutex<Received>,
-    queue: Queue,
-    database: Observer,
-    /// The bytes of [`BODY_BUDGET`] that are free.
-    budget: Arc<Semaphore>,
-}
-
-/// Locks a mutex and ignores poisoning: no panic leaves these values half updated.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Serves until the sender of `wanted` is dropped.
-async fn serve(shared: &Arc<Shared>, mut wanted: watch::Receiver<Addresses>) {
-    let forwarding = Arc::clone(shared);
-    tokio::spawn(async move { forward(&forwarding.queue).await });
-    let saving = Arc::clone(shared);
+async fn serve(service: &Arc<Service>, mut wanted: watch::Receiver<Addresses>) {
+    let forwarding = Arc::clone(service);
+    tokio::spawn(async move { forwarding.forward().await });
+    let saving = Arc::clone(service);
     tokio::spawn(async move {
         loop {
             sleep(SAVE_INTERVAL).await;
@@ -172,7 +134,7 @@ async fn serve(shared: &Arc<Shared>, mut wanted: watch::Receiver<Addresses>) {
                         log::notice!("metrics: http://{address}/metrics");
                     }
                     errors.remove(&endpoint);
-                    open.insert(endpoint, tokio::spawn(accept(listener, role, Arc::clone(shared))));
+                    open.insert(endpoint, tokio::spawn(accept(listener, role, Arc::clone(service))));
                 }
                 Err(error) => {
                     let text = explain(role, address, &error);
@@ -183,7 +145,7 @@ async fn serve(shared: &Arc<Shared>, mut wanted: watch::Receiver<Addresses>) {
             }
         }
     }
-    shared.save_counters();
+    service.save_counters();
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -207,7 +169,7 @@ fn explain(role: Role, address: SocketAddr, error: &io::Error) -> String {
     format!("listening on {address} ({key} of links.toml): {error}")
 }
 
-async fn accept(listener: tokio::net::TcpListener, role: Role, shared: Arc<Shared>) {
+async fn accept(listener: tokio::net::TcpListener, role: Role, service: Arc<Service>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
@@ -218,17 +180,17 @@ async fn accept(listener: tokio::net::TcpListener, role: Role, shared: Arc<Share
             sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let shared = Arc::clone(&shared);
+        let service = Arc::clone(&service);
         tokio::spawn(async move {
             let _permit = permit;
             let is_authorized = AtomicBool::new(false);
-            let service = service_fn(|request| answer(request, role, &shared, &is_authorized));
+            let answer = service_fn(|request| service.answer(request, role, &is_authorized));
             let mut builder = hyper::server::conn::http1::Builder::new();
             let connection = builder
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(MAX_HEAD)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(TokioIo::new(stream), answer);
             let mut connection = pin!(connection);
             // An error means that the client has gone or sent no valid request; either way there is nothing to do.
             if timeout(STRANGER_TIMEOUT, connection.as_mut()).await.is_err() && is_authorized.load(Ordering::Relaxed) {
@@ -238,188 +200,12 @@ async fn accept(listener: tokio::net::TcpListener, role: Role, shared: Arc<Share
     }
 }
 
-type Answer = Response<Full<Bytes>>;
-
-async fn answer(
-    request: Request<Incoming>,
-    role: Role,
-    shared: &Shared,
-    is_authorized: &AtomicBool,
-) -> Result<Answer, Infallible> {
-    if role == Role::Otlp && !shared.is_from_an_instance(&request) {
-        locked(&shared.received).rejected += 1;
-        // The body stays unread, so the connection cannot be reused.
-        return Ok(closing(plain(
-            StatusCode::UNAUTHORIZED,
-            "only links' own instances may send metrics here, with the secret of this boot",
-        )));
-    }
-    is_authorized.store(true, Ordering::Relaxed);
-    Ok(match (role, request.uri().path()) {
-        (Role::Metrics, "/metrics") => match *request.method() {
-            Method::GET | Method::HEAD => with(StatusCode::OK, PAGE, shared.page()),
-            _ => not_allowed("GET, HEAD"),
-        },
-        (Role::Otlp, "/v1/metrics") => match *request.method() {
-            Method::POST => match shared.receive(request).await {
-                // An empty ExportMetricsServiceResponse is encoded as zero bytes.
-                Ok(()) => with(StatusCode::OK, PROTOBUF, Bytes::new()),
-                Err(Refusal(status, why)) => {
-                    locked(&shared.received).rejected += 1;
-                    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-                    let mut refusal = closing(plain(status, &why));
-                    if status == StatusCode::TOO_MANY_REQUESTS {
-                        // OTLP specification, "OTLP/HTTP Throttling".
-                        refusal.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-                    }
-                    refusal
-                }
-            },
-            _ => not_allowed("POST"),
-        },
-        (Role::Metrics, _) => plain(StatusCode::NOT_FOUND, "the metrics are at /metrics"),
-        (Role::Otlp, _) => plain(StatusCode::NOT_FOUND, "exports are accepted at /v1/metrics only"),
-    })
-}
-
-fn with(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    answer
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    answer
-}
-
-fn plain(status: StatusCode, text: &str) -> Answer {
-    with(status, "text/plain; charset=utf-8", format!("{text}\n"))
-}
-
-fn closing(mut answer: Answer) -> Answer {
-    answer
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("close"));
-    answer
-}
-
-fn not_allowed(methods: &'static str) -> Answer {
-    let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, methods);
-    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
-    answer
-}
-
-impl Shared {
-    fn new(layout: Layout, clicks: Arc<Mutex<Progress>>) -> Self {
-        Self {
-            clicks,
-            counters: Mutex::new(Counters::load(&layout)),
-            received: Mutex::default(),
-            queue: Queue::default(),
-            database: Observer::start(layout.clone()),
-            budget: Arc::new(Semaphore::new(BODY_BUDGET)),
-            layout,
-        }
-    }
-
-    /// Whether the request carries the instances' secret. The file is read each time, because root creates it at boot or when
-    /// it is missing. Without the file no request is accepted.
-    fn is_from_an_instance(&self, request: &Request<Incoming>) -> bool {
-        let Some(sent) = request.headers().get(OTLP_HEADER) else {
-            return false;
-        };
-        Secret::read(&self.layout.otlp_secret()).is_ok_and(|secret| secret.matches(sent.as_bytes()))
-    }
-
-    fn page(&self) -> String {
-        let mut page = Exposition::default();
-        scrape::host(&mut page, &self.layout);
-        scrape::database(&mut page, self.database.facts());
-        {
-            let clicks = locked(&self.clicks);
-            scrape::http(&mut page, &clicks);
-            scrape::clicks(&mut page, &clicks, SystemTime::now());
-        }
-        scrape::runtimes(&mut page, &locked(&self.counters));
-        scrape::otlp(&mut page, &locked(&self.received), self.queue.counts());
-        page.text()
-    }
-
-    async fn receive(&self, request: Request<Incoming>) -> Result<(), Refusal> {
-        let header = |name| {
-            request
-                .headers()
-                .get(name)
-                .and_then(|value: &HeaderValue| value.to_str().ok())
-        };
-        let kind = header(CONTENT_TYPE).unwrap_or_default();
-        if kind.split(';').next().map(str::trim) != Some(PROTOBUF) {
-            return Err(Refusal(
-                415,
-                format!("Content-Type {kind:?} is not supported; expected {PROTOBUF}"),
-            ));
-        }
-        let encoding = header(CONTENT_ENCODING).map(str::to_ascii_lowercase);
-        let announced = header(CONTENT_LENGTH).and_then(|length| length.parse().ok());
-        let length = announced.unwrap_or(MAX_BODY);
-        if length > MAX_BODY {
-            return Err(Refusal::too_large());
-        }
-        let decompressed_length = if encoding.is_some() { MAX_BODY } else { 0 };
-        // Held until the message is counted.
-        let _reserved = u32::try_from(length + decompressed_length)
-            .ok()
-            .and_then(|bytes| Arc::clone(&self.budget).try_acquire_many_owned(bytes).ok())
-            .ok_or_else(|| Refusal(429, "too many exports at once; retry later".to_owned()))?;
-        let body = Limited::new(request.into_body(), MAX_BODY).collect();
-        let body = match timeout(BODY_TIMEOUT, body).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Refusal::too_large()),
-            Ok(Err(error)) => return Err(Refusal(400, error.to_string())),
-            Err(_) => return Err(Refusal(408, format!("the body did not arrive within {BODY_TIMEOUT:?}"))),
-        };
-        let message = decompress(body.into(), encoding.as_deref())?;
-        let exports = exports(&message)?;
-        let Some(first) = exports.first().map(|export| export.instance) else {
-            return Ok(());
-        };
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        let mut counters = locked(&self.counters);
-        for export in &exports {
-            locked(&self.received).requests[usize::from(export.instance - 1)] += 1;
-            for point in &export.points {
-                counters.take(export.instance, point, now);
-            }
-        }
-        drop(counters);
-        // A message comes from one runtime. If it mixed several, it would go to the collector of the first.
-        self.queue.push(first, message.into(), self.target(first));
-        Ok(())
-    }
-
-    /// The instance's collector, from a file that its supervisor keeps while the instance runs.
-    fn target(&self, instance: u16) -> Option<Target> {
-        let bytes = std::fs::read(self.layout.instance_forward(instance)).ok()?;
-        serde_json::from_slice(&bytes).ok()
-    }
-
-    fn save_counters(&self) {
-        let changes = locked(&self.counters).take_changes();
-        if let Some(changes) = changes
-            && let Err(error) = Counters::save(&self.layout, &changes)
-        {
-            log::error!("saving the instances' counters: {error:#}");
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use std::time::Instant;
 
+    use hyper::Request;
     use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
     use opentelemetry_proto::tonic::common::v1::any_value::Value;
     use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
@@ -427,7 +213,10 @@ mod tests {
     use opentelemetry_proto::tonic::resource::v1::Resource;
     use prost::Message as _;
 
+    use super::super::otlp::MAX_BODY;
+    use super::super::service::{BODY_BUDGET, PROTOBUF};
     use super::*;
+    use links_base::secrets::OTLP_HEADER;
     use links_release::runtime::free_address;
 
     const SECRET: &str = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2";

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use super::archive::{Content, Member};
 use super::identity::Identity;
-use super::payload::Item;
+use super::item::Item;
 
 const TEMPLATE: &str = include_str!("../../../packaging/deb/control");
 const SCRIPTS: [(&str, &str); 3] = [
@@ -125,7 +125,7 @@ fn conffiles(items: &[Item]) -> String {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::super::identity::Arch;
-    use super::super::payload::Digests;
+    use super::super::item::Digests;
     use super::*;
 
     fn items() -> Vec<Item> {

@@ -9,20 +9,21 @@ use anyhow::Context as _;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use crate::archive::{self, Content, Member};
+use crate::bundle::{self, Ingredients, Program};
+use crate::changelog::{self, Release};
+use crate::choice::{self, Choice, HostFacts, Wanted};
 use crate::cli::Args;
-use crate::{app, bundle, changelog, control, download, payload, source};
+use crate::identity::{Arch, Identity};
+use crate::item::{self, Item};
+use crate::libraries::Needs;
+use crate::payload::{self, Document, Entry, HELPERS, LINKSCTL};
+use crate::publish::{Published, publish};
+use crate::release::Release as SpinRelease;
+use crate::source::{self, Found};
+use crate::{app, control, download};
 use links_base::{exec, layout, log};
 use links_release::manifest::RuntimeKind;
-
-use crate::archive::{self, Content, Member};
-use crate::bundle::{Ingredients, Program};
-use crate::changelog::Release;
-use crate::download::Release as SpinRelease;
-use crate::identity::{Arch, Identity};
-use crate::libraries::Needs;
-use crate::payload::{Document, Entry, HELPERS, Item, LINKSCTL};
-use crate::publish::{Published, publish};
-use crate::source::{Choice, Found, HostFacts, Wanted};
 use links_release::payload::LIST_NAME;
 
 const TARBALL_README: &str = include_str!("../../../packaging/tarball/README");
@@ -73,7 +74,7 @@ impl Plan {
         let spin = SpinRelease::pinned(arch);
         let cache = download::cache_dir()?;
         let facts = HostFacts::gather(args.offline, spin.is_cached(&cache))?;
-        let choice = source::choose(&Wanted::new(args.runtime.as_deref()), &facts)?;
+        let choice = choice::choose(&Wanted::new(args.runtime.as_deref()), &facts)?;
         let plan = Self {
             out: args.out.clone(),
             programs: directory_of_this_program()?,
@@ -166,7 +167,7 @@ impl Plan {
         let manifest = bundle::build(&bundle, &ingredients, &found.executable)?;
         links_release::runtime::smoke(&bundle).context("Starting the bundle for a test")?;
 
-        let items = payload::load(&self.entries(&ingredients), &bundle, |document| self.document(document))?;
+        let items = item::load(&self.entries(&ingredients), &bundle, |document| self.document(document))?;
         let libraries = self.libraries(&bundle.join(&manifest.runtime.path))?;
         let deb = self.write_deb(&items, &libraries)?;
         let tarball = self.write_tarball(&items)?;
@@ -248,7 +249,7 @@ impl Plan {
     }
 
     fn write_tarball(&self, items: &[Item]) -> anyhow::Result<Published> {
-        let mut list = serde_json::to_vec_pretty(&payload::list(&self.identity, items))?;
+        let mut list = serde_json::to_vec_pretty(&item::list(&self.identity, items))?;
         list.push(b'\n');
         let added = [
             ("README", Cow::Borrowed(TARBALL_README.as_bytes())),

@@ -1,7 +1,11 @@
 //! links-run: the supervisor of one instance. `linksctl run N` executes it.
 
+mod flag;
+mod instance;
 mod machine;
 mod supervisor;
+mod traffic;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -26,20 +26,64 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     pub fn of(message: &str) -> ErrorKind {
-        let message = message.to_ascii_lowercase();
-        let contains = |text| message.contains(text);
-        if contains("locked") || contains("busy") {
+        let words = Words::of(message);
+        if words.include_any(&["locked", "busy"]) {
             ErrorKind::Busy
-        } else if ["no such table", "no such column", "has no column named"]
-            .into_iter()
-            .any(contains)
-        {
+        } else if words.include_any(&["no such table", "no such column", "has no column named"]) {
             ErrorKind::NoSchema
         } else {
             ErrorKind::Other
         }
     }
 }
+
+/// The words of a message in lower case, so that "author" is not taken for "auth", nor "blocked" for "locked". Everything but
+/// letters and digits separates words: `SQLITE_BUSY` and `status=401` have two each.
+struct Words(String);
+
+impl Words {
+    fn of(message: &str) -> Words {
+        let message = message.to_lowercase();
+        let words: Vec<_> = message
+            .split(|c: char| !c.is_alphanumeric())
+            .filter(|word| !word.is_empty())
+            .collect();
+        Words(format!(" {} ", words.join(" ")))
+    }
+
+    /// Whether one of these phrases is among the words.
+    fn include_any(&self, phrases: &[&str]) -> bool {
+        phrases.iter().any(|phrase| self.0.contains(&format!(" {phrase} ")))
+    }
+}
+
+/// What a message says if the server does not accept the token.
+const REFUSALS: &[&str] = &[
+    "auth",
+    "authenticate",
+    "authenticated",
+    "authentication",
+    "unauthenticated",
+    "authorization",
+    "authorized",
+    "unauthorized",
+    "jwt",
+    "forbidden",
+    "status 401",
+    "status 403",
+];
+
+/// What a message says if the database cannot be reached or opened.
+const FAILED_CONNECTIONS: &[&str] = &[
+    "connect",
+    "connected",
+    "connecting",
+    "connection",
+    "connections",
+    "disconnected",
+    "dns error",
+    "unable to open",
+];
 
 /// The message for a statement that did not finish in time.
 pub const NO_ANSWER: &str = "no answer in time";
@@ -57,17 +101,16 @@ pub enum Cause {
 
 impl Cause {
     pub fn of(message: &str) -> Cause {
-        let message = message.to_ascii_lowercase();
-        let contains_any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+        let words = Words::of(message);
         if message == NO_ANSWER {
             Cause::NoAnswer
-        } else if contains_any(&["auth", "jwt", "forbidden", "status=401", "status=403"]) {
+        } else if words.include_any(REFUSALS) {
             Cause::Refused
-        } else if contains_any(&["connect", "dns error", "unable to open"]) {
+        } else if words.include_any(FAILED_CONNECTIONS) {
             Cause::Unreachable
-        } else if ErrorKind::of(&message) == ErrorKind::Busy {
+        } else if ErrorKind::of(message) == ErrorKind::Busy {
             Cause::Busy
-        } else if contains_any(&["is full"]) {
+        } else if words.include_any(&["is full"]) {
             Cause::Full
         } else {
             Cause::Other
@@ -135,10 +178,18 @@ mod tests {
                 Cause::Refused,
             ),
             ("Hrana: `api error: `status=401 Unauthorized, body=``", Cause::Refused),
+            ("Hrana: `api error: `status=403, body=``", Cause::Refused),
+            ("AUTH_JWT_INVALID", Cause::Refused),
             ("database is locked", Cause::Busy),
             ("the database is full", Cause::Full),
             ("disk I/O error", Cause::Other),
             ("unrecognized token: \"x\"", Cause::Other),
+            // Parts of words mean nothing.
+            ("no such column: author", Cause::Other),
+            ("no such table: connectors", Cause::Other),
+            ("the request is blocked", Cause::Other),
+            ("it is fuller than before", Cause::Other),
+            ("status=4010", Cause::Other),
             ("", Cause::Other),
         ] {
             assert_eq!(Cause::of(message), cause, "{message}");
@@ -153,6 +204,8 @@ mod tests {
             ("Error code 5: The database file is locked", ErrorKind::Busy),
             ("SQLITE_BUSY: database is locked", ErrorKind::Busy),
             ("database table is locked: links", ErrorKind::Busy),
+            ("SQL read operations are blocked", ErrorKind::Other),
+            ("no such column: blocked", ErrorKind::NoSchema),
             ("no such table: links", ErrorKind::NoSchema),
             ("table links has no column named request_id", ErrorKind::NoSchema),
             ("no such column: request_id", ErrorKind::NoSchema),

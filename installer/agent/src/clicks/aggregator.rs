@@ -1,33 +1,27 @@
-//! Aggregates lines of the journal into a batch: sums by link, hour and day. All that remains of a client is the bit that it
+//! Aggregates lines of the journal: decides what each line adds to the sums. All that remains of a client is the bit that it
 //! sets in a day's sketch of visitors.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::hash::Hasher as _;
-use std::net::Ipv6Addr;
 
 use foldhash::HashMap;
-use links_domain::clicks::{Batch, Clicks, Detail, GOAL, Kind, OTHER, Reuse, Visitors};
+use links_domain::clicks::{Batch, Kind, Reuse};
 use links_domain::visit::Visit;
 use links_domain::visitors;
-use siphasher::sip::SipHasher13;
 
+use super::batch::SortedBatch;
 use super::client;
 use super::geoip::GeoIp;
 use super::line::{self, Line};
 use super::pipeline::Fill;
 use super::referrer;
+use super::salts::Salt;
+use super::sums::{Link, Sums};
+use super::visitor::{Sent, hash, visitor};
 use links_base::layout::Layout;
-
-/// The maximum number of referrers that a batch names for one link and day. The rest is summed up as [`OTHER`].
-const MAX_REFERRERS: usize = 20;
 
 /// The maximum number of cached clients, and of cached referrers. Busy sites see the same few; a flood of invented ones only
 /// empties the cache now and then.
 const MAX_CACHED: usize = 4096;
-
-/// The maximum number of sketch words that are remembered as sent.
-const MAX_SENT: usize = 400_000;
 
 /// The size at which the aggregate is full, in bytes as JSON. The larger a batch, the fewer entries are needed for the same
 /// number of clicks. In memory the aggregate takes up to three times as much.
@@ -35,18 +29,8 @@ const MAX_SIZE: usize = 16 * 1024 * 1024;
 /// The size from which it pays to wait for more clicks.
 const HEAVY_SIZE: usize = MAX_SIZE / 16;
 
-/// The maximum size of a [`Clicks`] entry as JSON without its strings, in bytes.
-const CLICKS_SIZE: usize = 30;
-/// The same for a [`Visitors`] entry.
-const VISITORS_SIZE: usize = 36;
-/// The same for a [`Detail`] entry.
-const DETAIL_SIZE: usize = 28;
-
 const DAY: u64 = 24 * 3600 * 1000;
 const HOUR: u64 = 3600 * 1000;
-
-/// The key of a day's visitor hash.
-pub type Salt = [u8; 16];
 
 /// What was done with a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,49 +44,6 @@ pub enum Taken {
 /// There is no salt yet for the day of a click.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NeedsSalt(pub u32);
-
-/// Interned strings, numbered in the order in which they first came.
-#[derive(Debug, Default)]
-struct Names {
-    numbers: HashMap<Box<[u8]>, u32>,
-    names: Vec<Box<[u8]>>,
-}
-
-impl Names {
-    fn number(&mut self, name: &[u8]) -> u32 {
-        if let Some(number) = self.numbers.get(name) {
-            return *number;
-        }
-        // A batch has room for far fewer than 2^32 names.
-        let number = self.names.len() as u32;
-        self.numbers.insert(name.into(), number);
-        self.names.push(name.into());
-        number
-    }
-
-    fn bytes(&self, number: u32) -> &[u8] {
-        self.names.get(number as usize).map_or(&[], |name| name)
-    }
-
-    /// The name as a string. Names are slugs, hosts and codes, which are ASCII.
-    fn name(&self, number: u32) -> String {
-        String::from_utf8_lossy(self.bytes(number)).into_owned()
-    }
-
-    fn clear(&mut self) {
-        self.numbers.clear();
-        self.names.clear();
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    clicks: u32,
-    bots: u32,
-}
-
-/// Link, day, kind, and number of the name.
-type DetailKey = (u32, u32, Kind, u32);
 
 /// What the `User-Agent` of a client means.
 #[derive(Clone, Copy, Debug)]
@@ -118,42 +59,14 @@ pub struct Aggregator {
     geoip: GeoIp,
     clients: HashMap<Box<[u8]>, Client>,
     hosts: HashMap<Box<[u8]>, Box<str>>,
-    links: Names,
-    names: Names,
-    clicks: HashMap<(u32, u32), Count>,
-    visitors: HashMap<(u32, u32, u8), u64>,
-    details: HashMap<DetailKey, u32>,
+    sums: Sums,
     /// When a slug was given to a new link, in Unix milliseconds, by slug; see [`Reuse`].
     reuses: HashMap<Box<[u8]>, u64>,
     /// The number of the latest reuse in `reuses`.
     heeded: i64,
-    /// The bits that the database already has, by the hash of slug, day and word. Most visitors of a busy link set no other
-    /// bit.
-    sent: HashMap<u64, u64>,
-    /// The approximate size of the aggregate as JSON, in bytes.
-    size: usize,
+    sent: Sent,
     /// The aggregate in its final order, once it is being sent.
     sorted_batch: Option<SortedBatch>,
-}
-
-/// The whole aggregate, sorted by slug, so that the contents of each part depend on the lines alone.
-#[derive(Debug)]
-struct SortedBatch {
-    /// The numbers of the links, in the order of their slugs.
-    links: Vec<u32>,
-    /// The clicks, by the link's index in `links`.
-    clicks: Vec<((u32, u32), Count)>,
-    /// The visitors, by the link's index in `links`.
-    visitors: Vec<((u32, u32, u8), u64)>,
-    /// The details, by the link's index in `links`.
-    details: Vec<(DetailKey, u32)>,
-}
-
-/// The entries of one link, from entries that are sorted by link.
-fn of_link<T>(all: &[T], link: u32, place: impl Fn(&T) -> u32) -> &[T] {
-    let start = all.partition_point(|entry| place(entry) < link);
-    let count = all[start..].partition_point(|entry| place(entry) == link);
-    &all[start..start + count]
 }
 
 impl Aggregator {
@@ -188,10 +101,10 @@ impl Aggregator {
     }
 
     pub fn fill(&self) -> Fill {
-        match self.size {
+        match self.sums.size() {
             MAX_SIZE.. => Fill::Full,
             HEAVY_SIZE.. => Fill::Heavy,
-            _ if self.clicks.is_empty() && self.sorted_batch.is_none() => Fill::Empty,
+            _ if self.sums.clicks.is_empty() && self.sorted_batch.is_none() => Fill::Empty,
             _ => Fill::Light,
         }
     }
@@ -214,50 +127,29 @@ impl Aggregator {
             Some(at) if line.at < *at => &[],
             _ => line.slug.as_bytes(),
         };
-        let slug_size = slug.len();
-        let link = self.links.number(slug);
-        let client = self.client(line.user_agent);
-        let count = self.clicks.entry((link, hour)).or_insert_with(|| {
-            self.size += slug_size + CLICKS_SIZE;
-            Count::default()
-        });
+        let link = self.sums.link(slug);
+        let client = client(&mut self.clients, line.user_agent);
+        let count = self.sums.count(link, hour);
         let Some(visit) = client.visit else {
             count.bots += 1;
             return Ok(Taken::Bot);
         };
         count.clicks += 1;
         let (word, bits) = visitors::place(visitor(&salt, line.address, client.hash));
-        if !self.is_sent(slug, day, word, bits) {
-            let words = self.visitors.entry((link, day, word)).or_insert_with(|| {
-                self.size += slug_size + VISITORS_SIZE;
-                0
-            });
-            *words |= bits;
+        if !self.sent.has(slug, day, word, bits) {
+            self.sums.add_visitor(link, day, word, bits);
         }
-        let host = self.host_number(line.referrer);
-        self.add_detail((link, day, Kind::Referrer, host), slug_size);
-        let visit = self.names.number(visit.code().as_bytes());
-        self.add_detail((link, day, Kind::Visit, visit), slug_size);
+        self.add_referrer(link, day, line.referrer);
+        self.sums.add_detail(link, day, Kind::Visit, visit.code().as_bytes());
         if let Some(country) = self.geoip.country(line.address) {
-            let country = self.names.number(&country);
-            self.add_detail((link, day, Kind::Country, country), slug_size);
+            self.sums.add_detail(link, day, Kind::Country, &country);
         }
         Ok(Taken::Click)
     }
 
-    fn is_sent(&self, slug: &[u8], day: u32, word: u8, bits: u64) -> bool {
-        let sent = self.sent.get(&word_of(slug, day, word));
-        sent.is_some_and(|sent| bits & !sent == 0)
-    }
-
     /// Notes that the database has this batch, so that its sketch bits are not sent again.
     pub fn sent(&mut self, batch: &Batch) {
-        if self.sent.len() >= MAX_SENT {
-            self.sent.clear();
-        }
-        for Visitors(slug, day, word, bits) in &batch.visitors {
-            *self.sent.entry(word_of(slug.as_bytes(), *day, *word)).or_default() |= bits.cast_unsigned();
-        }
+        self.sent.add(batch);
     }
 
     /// Takes these reuses into account for all lines that are added from now on.
@@ -282,38 +174,13 @@ impl Aggregator {
         self.heeded = 0;
     }
 
-    fn add_detail(&mut self, key: DetailKey, slug_size: usize) {
-        let count = self.details.entry(key).or_insert_with(|| {
-            let name = self.names.names.get(key.3 as usize).map_or(0, |name| name.len());
-            self.size += slug_size + name + DETAIL_SIZE;
-            0
-        });
-        *count += 1;
-    }
-
-    fn client(&mut self, user_agent: &[u8]) -> Client {
-        // An escape has four bytes, so this is all that `client` looks at.
-        let user_agent = &user_agent[..user_agent.len().min(4 * client::LONGEST)];
-        if let Some(client) = self.clients.get(user_agent) {
-            return *client;
-        }
-        let client = Client {
-            visit: client::visit(&line::unescaped(user_agent)),
-            hash: hash(user_agent),
-        };
-        if self.clients.len() >= MAX_CACHED {
-            self.clients.clear();
-        }
-        self.clients.insert(user_agent.into(), client);
-        client
-    }
-
-    fn host_number(&mut self, referrer: &[u8]) -> u32 {
+    fn add_referrer(&mut self, link: Link, day: u32, referrer: &[u8]) {
         if let Some(host) = self.hosts.get(referrer) {
-            return self.names.number(host.as_bytes());
+            self.sums.add_detail(link, day, Kind::Referrer, host.as_bytes());
+            return;
         }
         let host = referrer::host(&line::unescaped(referrer));
-        let number = self.names.number(host.as_bytes());
+        self.sums.add_detail(link, day, Kind::Referrer, host.as_bytes());
         // A long URL is rarely sent twice, so it is not cached.
         if referrer.len() <= client::LONGEST {
             if self.hosts.len() >= MAX_CACHED {
@@ -321,25 +188,19 @@ impl Aggregator {
             }
             self.hosts.insert(referrer.into(), host.into());
         }
-        number
     }
 
     /// Discards the aggregate.
     pub fn clear(&mut self) {
-        self.links.clear();
-        self.names.clear();
-        self.clicks.clear();
-        self.visitors.clear();
-        self.details.clear();
+        self.sums.clear();
         self.sorted_batch = None;
-        self.size = 0;
     }
 
     /// The next part of the aggregate, which begins after the link `after`. No line may be added any more.
     pub fn part(&mut self, journal: &str, start: u64, stop: u64, after: Option<&str>) -> Batch {
-        if self.sorted_batch.is_none() {
-            self.sorted_batch = Some(self.sort());
-        }
+        let sorted_batch = self
+            .sorted_batch
+            .get_or_insert_with(|| SortedBatch::new(&mut self.sums));
         let mut batch = Batch {
             journal: journal.to_owned(),
             start,
@@ -350,202 +211,36 @@ impl Aggregator {
             visitors: vec![],
             details: vec![],
         };
-        let Some(sorted_batch) = &self.sorted_batch else {
-            return batch;
-        };
-        let after = after.unwrap_or_default().as_bytes();
-        let done = sorted_batch
-            .links
-            .partition_point(|link| self.links.bytes(*link) <= after);
-        let mut size = 0;
-        for (place, link) in (0_u32..).zip(&sorted_batch.links).skip(done) {
-            let slug = self.links.name(*link);
-            if size >= GOAL {
-                return batch;
-            }
-            size += self.add(&mut batch, sorted_batch, place, &slug);
-            batch.through = Some(slug);
-        }
-        batch.through = None;
-        self.add_sums(&mut batch, sorted_batch);
+        sorted_batch.fill(&mut batch, &self.sent);
         batch
-    }
-
-    /// Sorts the aggregate.
-    fn sort(&mut self) -> SortedBatch {
-        // There are fewer than 2^32 numbers.
-        let mut links: Vec<_> = (0..self.links.names.len() as u32).collect();
-        links.sort_unstable_by_key(|link| self.links.bytes(*link));
-        let mut places = vec![0; links.len()];
-        for (place, link) in (0_u32..).zip(&links) {
-            if let Some(known) = places.get_mut(*link as usize) {
-                *known = place;
-            }
-        }
-        let place = |link: u32| places.get(link as usize).copied().unwrap_or(0);
-        let clicks = std::mem::take(&mut self.clicks).into_iter();
-        let mut clicks: Vec<_> = clicks
-            .map(|((link, hour), count)| ((place(link), hour), count))
-            .collect();
-        clicks.sort_unstable_by_key(|(key, _)| *key);
-        let visitors = std::mem::take(&mut self.visitors).into_iter();
-        let mut visitors: Vec<_> = visitors
-            .map(|((link, day, word), bits)| ((place(link), day, word), bits))
-            .collect();
-        visitors.sort_unstable();
-        let details = std::mem::take(&mut self.details).into_iter();
-        let mut details: Vec<_> = details
-            .map(|((link, day, kind, name), clicks)| ((place(link), day, kind, name), clicks))
-            .collect();
-        details.sort_unstable_by_key(|((place, day, kind, name), clicks)| {
-            (*place, *day, *kind, Reverse(*clicks), self.names.bytes(*name))
-        });
-        SortedBatch {
-            links,
-            clicks,
-            visitors,
-            details,
-        }
-    }
-
-    /// Adds the entries of one link, and returns their size as JSON, in bytes.
-    fn add(&self, batch: &mut Batch, sorted_batch: &SortedBatch, place: u32, slug: &str) -> usize {
-        let before = (batch.clicks.len(), batch.visitors.len(), batch.details.len());
-        for ((_, hour), count) in of_link(&sorted_batch.clicks, place, |entry| entry.0.0) {
-            batch
-                .clicks
-                .push(Clicks(slug.to_owned(), *hour, count.clicks, count.bots));
-        }
-        for ((_, day, word), bits) in of_link(&sorted_batch.visitors, place, |entry| entry.0.0) {
-            batch
-                .visitors
-                .push(Visitors(slug.to_owned(), *day, *word, bits.cast_signed()));
-        }
-        let details = of_link(&sorted_batch.details, place, |entry| entry.0.0);
-        let groups = details.chunk_by(|a, b| (a.0.1, a.0.2) == (b.0.1, b.0.2));
-        for group in groups {
-            let named = group.iter().map(|((.., name), clicks)| (*name, *clicks));
-            if let Some(((_, day, kind, _), _)) = group.first() {
-                self.add_group(batch, slug, (*day, *kind), named);
-            }
-        }
-        let names = batch.details[before.2..]
-            .iter()
-            .map(|detail| detail.3.len())
-            .sum::<usize>();
-        let added = (
-            batch.clicks.len() - before.0,
-            batch.visitors.len() - before.1,
-            batch.details.len() - before.2,
-        );
-        added.0 * (slug.len() + CLICKS_SIZE)
-            + added.1 * (slug.len() + VISITORS_SIZE)
-            + added.2 * (slug.len() + DETAIL_SIZE)
-            + names
-    }
-
-    /// Adds the details of one link, day and kind. `named` is sorted by frequency, the most frequent name first.
-    fn add_group(
-        &self,
-        batch: &mut Batch,
-        slug: &str,
-        (day, kind): (u32, Kind),
-        named: impl Iterator<Item = (u32, u32)>,
-    ) {
-        let most = match kind {
-            Kind::Referrer => MAX_REFERRERS,
-            Kind::Visit | Kind::Country => usize::MAX,
-        };
-        let mut rest = 0_u32;
-        for (index, (name, clicks)) in named.enumerate() {
-            if index < most {
-                let name = self.names.name(name);
-                batch.details.push(Detail(slug.to_owned(), day, kind, name, clicks));
-            } else {
-                rest = rest.saturating_add(clicks);
-            }
-        }
-        if rest > 0 {
-            batch
-                .details
-                .push(Detail(slug.to_owned(), day, kind, OTHER.to_owned(), rest));
-        }
-    }
-
-    /// Adds the sums of all links.
-    fn add_sums(&self, batch: &mut Batch, sorted_batch: &SortedBatch) {
-        let mut clicks = BTreeMap::<u32, Count>::new();
-        for ((_, hour), count) in &sorted_batch.clicks {
-            let all = clicks.entry(*hour).or_default();
-            all.clicks = all.clicks.saturating_add(count.clicks);
-            all.bots = all.bots.saturating_add(count.bots);
-        }
-        let clicks = clicks.into_iter();
-        batch
-            .clicks
-            .extend(clicks.map(|(hour, count)| Clicks(String::new(), hour, count.clicks, count.bots)));
-
-        let mut visitors = BTreeMap::<(u32, u8), u64>::new();
-        for ((_, day, word), bits) in &sorted_batch.visitors {
-            *visitors.entry((*day, *word)).or_default() |= bits;
-        }
-        let visitors = visitors.into_iter();
-        let visitors = visitors.filter(|((day, word), bits)| !self.is_sent(b"", *day, *word, *bits));
-        batch
-            .visitors
-            .extend(visitors.map(|((day, word), bits)| Visitors(String::new(), day, word, bits.cast_signed())));
-
-        let mut details = BTreeMap::<(u32, Kind), HashMap<u32, u32>>::new();
-        for ((_, day, kind, name), clicks) in &sorted_batch.details {
-            let all = details.entry((*day, *kind)).or_default().entry(*name).or_default();
-            *all = all.saturating_add(*clicks);
-        }
-        for (group, names) in details {
-            let mut names: Vec<_> = names.into_iter().collect();
-            names.sort_unstable_by_key(|(name, clicks)| (Reverse(*clicks), self.names.bytes(*name)));
-            self.add_group(batch, "", group, names.into_iter());
-        }
     }
 }
 
-/// A hash that identifies a word of a sketch by its link, day and number.
-fn word_of(slug: &[u8], day: u32, word: u8) -> u64 {
-    let mut hasher = SipHasher13::new();
-    hasher.write(slug);
-    hasher.write_u32(day);
-    hasher.write_u8(word);
-    hasher.finish()
-}
-
-/// A hash that is the same in every process.
-fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = SipHasher13::new();
-    hasher.write(bytes);
-    hasher.finish()
-}
-
-/// The hash of a visitor. The same address and the same client are the same visitor. Of an IPv6 address only the network (/64)
-/// counts, because devices keep changing the rest.
-fn visitor(salt: &Salt, address: &[u8], client: u64) -> u64 {
-    let mut hasher = SipHasher13::new_with_key(salt);
-    let v6 = address
-        .contains(&b':')
-        .then(|| std::str::from_utf8(address).ok()?.parse::<Ipv6Addr>().ok());
-    match v6.flatten() {
-        Some(v6) if v6.to_ipv4_mapped().is_none() => hasher.write(&v6.octets()[..8]),
-        Some(v6) => hasher.write(v6.to_string().trim_start_matches("::ffff:").as_bytes()),
-        None => hasher.write(address),
+/// What a `User-Agent` means, from the ones that are known or by parsing it.
+fn client(known: &mut HashMap<Box<[u8]>, Client>, user_agent: &[u8]) -> Client {
+    // An escape has four bytes, so this is all that `client` looks at.
+    let user_agent = &user_agent[..user_agent.len().min(4 * client::LONGEST)];
+    if let Some(client) = known.get(user_agent) {
+        return *client;
     }
-    hasher.write_u64(client);
-    hasher.finish()
+    let client = Client {
+        visit: client::visit(&line::unescaped(user_agent)),
+        hash: hash(user_agent),
+    };
+    if known.len() >= MAX_CACHED {
+        known.clear();
+    }
+    known.insert(user_agent.into(), client);
+    client
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use links_domain::clicks::MAX_BODY;
+    use links_domain::clicks::{Clicks, Detail, MAX_BODY, Visitors};
     use links_domain::visitors::Sketch;
 
+    use super::super::batch::MAX_REFERRERS;
     use super::*;
     use links_base::layout::temporary;
     use links_config::countries::testing::file;

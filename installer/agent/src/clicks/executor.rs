@@ -1,161 +1,50 @@
 //! Performs the pipeline's actions on the journal, the instances and the agent's own files.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::io;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use links_domain::clicks::Position;
-use rand::TryRng as _;
-use rand::rngs::SysRng;
 
-use super::aggregator::{Aggregator, NeedsSalt, Salt, Taken};
-use super::identity::{Collapse, Host, Record, Relation, Segment, legacy_name, random_name, relation};
-use super::line;
-use super::pipeline::{Action, Aggregated, Counted, End, Event, Fill};
+use super::aggregator::Aggregator;
+use super::identity::{Host, Record, legacy_name, random_name};
+use super::inode::Inode;
+use super::journal::{Found, OpenJournal};
+use super::pipeline::{Action, Counted, Event};
+use super::progress::Progress;
+use super::reader::Reader;
+use super::removal::{self, Removal};
+use super::report::{Report, Topic};
+use super::salts;
+use super::search::{Search, under_new_name};
 use super::sink::Sink;
-use super::source::{self, Inode, Mark, Source};
-use super::traffic::Traffic;
 use links_base::layout::{Layout, USER};
-use links_base::{files, log};
-
-/// The maximum number of lines that one action reads.
-const MAX_LINES: u32 = 100_000;
-
-/// The state of click counting, for metrics. A line that is read again after a fault counts once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    pub lines: u64,
-    /// How many of the lines are not in nginx's format.
-    pub malformed: u64,
-    /// The requests that the lines describe.
-    pub traffic: Traffic,
-    /// Clicks of people that the database has counted.
-    pub clicks: u64,
-    /// Clicks of bots that the database has counted.
-    pub bots: u64,
-    pub batches: u64,
-    /// Bytes of the journal that are not counted yet.
-    pub lag_bytes: u64,
-    /// The time of the first click that has been read but not counted yet, in milliseconds since 1970.
-    pub oldest: Option<u64>,
-    /// How many times another file replaced the journal.
-    pub replaced: u64,
-    /// How many times somebody emptied the journal.
-    pub emptied: u64,
-    /// Why clicks are not being counted, or another problem with them.
-    pub error: Option<String>,
-}
-
-/// The journal that is being read.
-#[derive(Debug)]
-struct Open {
-    source: Source,
-    /// The record as it was last saved, or will be with the next position.
-    record: Record,
-    /// The index of the segment that is being counted.
-    index: usize,
-    /// Whether 0.1.0 may have begun this journal without having saved a record. The database knows.
-    is_unsure: bool,
-    /// The position up to which the journal was read, and its mark there.
-    known: Option<(u64, Mark)>,
-    /// The position up to which the lines are included in [`Progress`].
-    reported: u64,
-    /// The offset up to which the database has counted the segment.
-    accepted: u64,
-    /// The database's own value for `accepted`. The database begins each name at 0.
-    database: u64,
-    /// The last link of the parts that were sent of the lines after `accepted`.
-    through: Option<String>,
-}
-
-impl Open {
-    fn segments(&self) -> &[Segment] {
-        self.record.journal.as_ref().map_or(&[], |journal| &journal.segments)
-    }
-
-    fn segment(&self) -> Option<&Segment> {
-        self.segments().get(self.index)
-    }
-
-    fn name(&self) -> &str {
-        self.segment().map_or("", |segment| &segment.name)
-    }
-
-    fn ends(&self) -> Option<u64> {
-        self.segment().and_then(|segment| segment.ends)
-    }
-
-    fn is_legacy(&self) -> bool {
-        self.record.journal.as_ref().is_some_and(|journal| journal.is_legacy)
-    }
-}
-
-/// A journal that was found.
-struct Found {
-    source: Source,
-    record: Record,
-    is_unsure: bool,
-    /// Whether the record has new names, which must be on the disk before they are used.
-    is_new: bool,
-}
-
-/// The outcome of removing counted blocks from the front of a journal.
-enum Removal {
-    /// The blocks were removed. The file continues as another journal.
-    Removed(Box<Found>),
-    /// There is no whole block to remove yet, or another name's lines are still in the file.
-    Nothing,
-    /// The file system does not support removing blocks.
-    Unsupported,
-}
-
-/// What an error is about. Each error is logged once per topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Topic {
-    Journal,
-    Database,
-    Saving,
-    Releasing,
-    Salts,
-    Countries,
-}
+use links_base::log;
 
 #[derive(Debug)]
 pub struct Executor<S> {
     layout: Layout,
     host: Host,
     sink: S,
-    open: Option<Open>,
+    open: Option<OpenJournal>,
     /// The last journal that was left, after it was replaced and read to its end.
     left: Option<Inode>,
     aggregator: Aggregator,
-    progress: Arc<Mutex<Progress>>,
-    errors: BTreeMap<Topic, String>,
+    report: Report,
     /// Whether an older version is being installed, which will count everything that follows.
     hands_over: bool,
 }
 
 impl<S: Sink> Executor<S> {
     pub fn new(layout: Layout, host: Host, sink: S, progress: Arc<Mutex<Progress>>) -> Self {
-        progress.lock().unwrap_or_else(PoisonError::into_inner).error = None;
-        let salts = fs::read(layout.visitor_salts()).ok();
-        // Salts that cannot be read are replaced by new ones. Then some of today's visitors count twice.
-        let salts = salts
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
         Self {
+            aggregator: Aggregator::new(salts::load(&layout)),
             layout,
             host,
             sink,
             open: None,
             left: None,
-            aggregator: Aggregator::new(salts),
-            progress,
-            errors: BTreeMap::new(),
+            report: Report::new(progress),
             hands_over: false,
         }
     }
@@ -179,7 +68,7 @@ impl<S: Sink> Executor<S> {
             Action::Locate => self.locate(),
             Action::Discard => {
                 self.aggregator.clear();
-                self.update(|progress| progress.oldest = None);
+                self.report.update(|progress| progress.oldest = None);
                 Event::Done
             }
             Action::Aggregate { from, until } => self.aggregate(from, until),
@@ -192,35 +81,10 @@ impl<S: Sink> Executor<S> {
         }
     }
 
-    fn update<T>(&self, change: impl FnOnce(&mut Progress) -> T) -> T {
-        change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Reports an error, and returns the event for the action that failed.
     fn fail(&mut self, topic: Topic, text: String) -> Event {
-        if self.errors.get(&topic) != Some(&text) {
-            log::error!("clicks: {text}");
-        }
-        self.update(|progress| progress.error = Some(text.clone()));
-        self.errors.insert(topic, text);
+        self.report.fail(topic, text);
         Event::Failed
-    }
-
-    /// Reports that the error of a topic is over.
-    fn resolve(&mut self, topic: Topic) {
-        if self.errors.remove(&topic).is_some() {
-            let text = match topic {
-                Topic::Journal => "the journal can be read",
-                Topic::Database => "the database takes them again",
-                Topic::Saving => "the position can be saved again",
-                Topic::Releasing => "counted lines can be released again",
-                Topic::Salts => "the salts can be saved again",
-                Topic::Countries => "countries are counted again",
-            };
-            log::notice!("clicks: {text}");
-            let left = self.errors.values().next().cloned();
-            self.update(|progress| progress.error = left);
-        }
     }
 
     fn open(&mut self, leave: bool) -> Event {
@@ -233,17 +97,21 @@ impl<S: Sink> Executor<S> {
         {
             self.left = Some(open.source.inode());
         }
-        match self.find() {
+        let search = Search {
+            layout: &self.layout,
+            host: &self.host,
+            report: &self.report,
+            left: self.left,
+        };
+        match search.find() {
             Ok(found) => {
-                self.resolve(Topic::Journal);
+                self.report.resolve(Topic::Journal);
                 self.adopt(found)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let path = self.layout.journal();
                 let text = format!("the journal {} does not exist yet; nginx creates it", path.display());
-                if self.errors.insert(Topic::Journal, text.clone()).as_ref() != Some(&text) {
-                    log::notice!("clicks: {text}");
-                }
+                self.report.wait(Topic::Journal, text);
                 Event::Failed
             }
             Err(error) => {
@@ -253,201 +121,14 @@ impl<S: Sink> Executor<S> {
         }
     }
 
-    /// Finds the journal to read, and its name; see [`super::identity`].
-    fn find(&self) -> io::Result<Found> {
-        let current = Source::open(&self.layout.journal());
-        let Some(record) = self.record()? else {
-            return self.fresh(current?, true);
-        };
-        let is_same = current.as_ref().is_ok_and(|source| source.inode() == record.inode());
-        let directory = self.layout.journal_dir();
-        if is_same {
-            return self.known_or_emptied(current?, record);
-        }
-        let is_unsure = record.journal.is_none();
-        if self.left.is_none() {
-            if let Some(mut former) = Source::find(&directory, record.inode()) {
-                let settled = settled(record.clone(), &mut former)?;
-                if former.continues(settled.position, &settled.mark)? {
-                    log::notice!("clicks: reading the rest of {}", former.path().display());
-                    return self.known(former, settled);
-                }
-            }
-            if let Some((copy, settled)) = self.copy(&directory, &record)? {
-                log::notice!(
-                    "clicks: {} is a copy of the journal that was counted up to byte {}; continuing from there",
-                    copy.path().display(),
-                    settled.position
-                );
-                return self.known(copy, settled);
-            }
-        }
-        // The next journal, which may have been replaced as well by now.
-        let before = self.left.unwrap_or(record.inode());
-        let source = match Source::following(&directory, before) {
-            Some(next) => next,
-            None => current?,
-        };
-        if source.inode() == record.inode() {
-            return self.known_or_emptied(source, record);
-        }
-        log::notice!("clicks: {} is a different file than before", source.path().display());
-        self.update(|progress| progress.replaced += 1);
-        self.fresh(source, is_unsure)
-    }
-
-    /// The recorded journal, in a file with the same inode. The file may have been emptied.
-    fn known_or_emptied(&self, mut source: Source, record: Record) -> io::Result<Found> {
-        let settled = settled(record, &mut source)?;
-        if source.continues(settled.position, &settled.mark)? {
-            return self.known(source, settled);
-        }
-        self.report_emptied(&source);
-        self.under_new_name(source, settled, 0)
-    }
-
-    /// Finds a copy of the recorded file that has taken its place.
-    fn copy(&self, directory: &Path, record: &Record) -> io::Result<Option<(Source, Record)>> {
-        if let Ok(mut source) = Source::open(&self.layout.journal()) {
-            let settled = settled(record.clone(), &mut source)?;
-            let is_copy = match settled.position {
-                // At position 0 any file would match.
-                0 => source.is_copy()?,
-                // It may have been copied before the position was saved.
-                position if source.size()? < position => source.is_copy()?,
-                position => source.continues(position, &settled.mark)?,
-            };
-            if is_copy {
-                return Ok(Some((source, settled)));
-            }
-        }
-        let renamed = Source::copy_of(directory, record.position, &record.mark);
-        Ok(renamed.map(|source| (source, record.clone())))
-    }
-
-    /// The recorded journal, in the recorded file or a copy of it.
-    fn known(&self, mut source: Source, record: Record) -> io::Result<Found> {
-        let is_of_0_1_0 = record.journal.is_none();
-        let (inode, device) = (source.inode(), source.device());
-        let relation = relation(&record, inode, device, &self.host);
-        let mut record = record.with_names(&self.host, device);
-        let origin = self.host.origin(device);
-        let Relation::Copied { since } = relation else {
-            return Ok(Found {
-                source,
-                record: record.at(inode, origin),
-                is_unsure: false,
-                is_new: false,
-            });
-        };
-        let counted = record.position.min(source.size()?);
-        if let Some(journal) = &mut record.journal
-            && let Some(last) = journal.segments.last_mut()
-        {
-            // The database does not know the name that 0.1.0 would use on this machine.
-            if is_of_0_1_0 {
-                last.begins = counted;
-            }
-        }
-        let begins = record.journal.as_ref().and_then(|journal| journal.segments.last());
-        let from = begins.map_or(counted, |last| last.begins.max(counted));
-        let boundary = source.boundary(from, since)?;
-        Ok(Found {
-            source,
-            record: record.split(boundary, random_name()?).at(inode, origin),
-            is_unsure: false,
-            is_new: true,
-        })
-    }
-
-    /// A journal without a record. If 0.1.0 may have begun it, the database is asked first.
-    fn fresh(&self, source: Source, is_unsure: bool) -> io::Result<Found> {
-        let (inode, device) = (source.inode(), source.device());
-        let record = Record {
-            inode: inode.number,
-            born: inode.born,
-            generation: 0,
-            position: 0,
-            mark: Mark::new(),
-            journal: None,
-        };
-        let mut record = record.with_names(&self.host, device);
-        if !is_unsure {
-            record = record.renamed(0, random_name()?, false);
-            record.generation = 0;
-        }
-        Ok(Found {
-            source,
-            record,
-            is_unsure,
-            is_new: !is_unsure,
-        })
-    }
-
-    /// The same file under a new name from `begins` on.
-    fn under_new_name(&self, source: Source, record: Record, begins: u64) -> io::Result<Found> {
-        let (inode, device) = (source.inode(), source.device());
-        let record = record.with_names(&self.host, device);
-        let is_legacy = begins == 0 && record.journal.as_ref().is_some_and(|journal| journal.is_legacy);
-        let name = match is_legacy {
-            true => legacy_name(&self.host.machine, inode, record.generation.saturating_add(1)),
-            false => random_name()?,
-        };
-        let record = record.renamed(begins, name, is_legacy);
-        Ok(Found {
-            source,
-            record: record.at(inode, self.host.origin(device)),
-            is_unsure: false,
-            is_new: true,
-        })
-    }
-
-    fn report_emptied(&self, source: &Source) {
-        log::error!(
-            "clicks: somebody has emptied {}; clicks that had not been read are lost",
-            source.path().display()
-        );
-        self.update(|progress| progress.emptied += 1);
-    }
-
-    /// Reads the record. Returns `None` if there is none, or if it cannot be parsed.
-    fn record(&self) -> io::Result<Option<Record>> {
-        let path = self.layout.journal_position();
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            // Continuing without the record would give the journal another name and count it again.
-            Err(error) => return Err(io::Error::other(format!("{}: {error}", path.display()))),
-        };
-        let record = serde_json::from_slice(&bytes);
-        Ok(record
-            .inspect_err(|error| log::error!("clicks: ignoring {}: {error}", path.display()))
-            .ok())
-    }
-
     /// Opens a journal that was found.
     fn adopt(&mut self, found: Found) -> Event {
-        let Found {
-            source,
-            record,
-            is_unsure,
-            is_new,
-        } = found;
-        let size = match source.size() {
+        let size = match found.source.size() {
             Ok(size) => size,
             Err(error) => return self.fail(Topic::Journal, format!("reading the journal: {error}")),
         };
-        let open = Open {
-            source,
-            index: 0,
-            is_unsure,
-            known: None,
-            reported: 0,
-            accepted: 0,
-            database: 0,
-            through: None,
-            record,
-        };
+        let is_new = found.is_new;
+        let open = OpenJournal::from(found);
         let ends = open.ends();
         let position = open.record.position.min(size);
         self.open = Some(open);
@@ -492,7 +173,7 @@ impl<S: Sink> Executor<S> {
             Ok(_) => 0,
             Err(error) => return self.fail(Topic::Journal, format!("reading the journal: {error}")),
         };
-        match self.under_new_name(open.source, open.record, begins) {
+        match under_new_name(&self.host, open.source, open.record, begins) {
             Ok(found) => self.adopt(found),
             Err(error) => self.fail(Topic::Journal, format!("naming the journal: {error}")),
         }
@@ -552,7 +233,7 @@ impl<S: Sink> Executor<S> {
 
     /// Starts over from the database's position.
     fn position(&mut self, found: Position) -> Event {
-        self.resolve(Topic::Database);
+        self.report.resolve(Topic::Database);
         let Some(open) = &mut self.open else {
             return Event::Failed;
         };
@@ -593,114 +274,27 @@ impl<S: Sink> Executor<S> {
 
     fn aggregate(&mut self, from: u64, until: Option<u64>) -> Event {
         match self.aggregator.refresh_countries(&self.layout) {
-            Some(Ok(())) => self.resolve(Topic::Countries),
+            Some(Ok(())) => self.report.resolve(Topic::Countries),
             // Clicks are counted without countries.
-            Some(Err(why)) => drop(self.fail(Topic::Countries, why)),
+            Some(Err(why)) => self.report.fail(Topic::Countries, why),
             None => {}
         }
-        match self.read(from, until) {
+        let Some(open) = &mut self.open else {
+            return self.fail(Topic::Journal, io_text(&io::ErrorKind::NotFound.into()));
+        };
+        let reader = Reader {
+            open,
+            aggregator: &mut self.aggregator,
+            report: &mut self.report,
+            layout: &self.layout,
+        };
+        match reader.read(from, until) {
             Ok(aggregated) => {
-                self.resolve(Topic::Journal);
+                self.report.resolve(Topic::Journal);
                 Event::Aggregated(aggregated)
             }
             Err(error) => self.fail(Topic::Journal, io_text(&error)),
         }
-    }
-
-    fn read(&mut self, from: u64, until: Option<u64>) -> io::Result<Aggregated> {
-        let open = self.open.as_mut().ok_or(io::ErrorKind::NotFound)?;
-        let size = open.source.size()?;
-        let is_known = match &open.known {
-            Some((position, mark)) if *position == from && size != from => open.source.continues(from, mark)?,
-            _ => size >= from,
-        };
-        if !is_known {
-            let fill = self.aggregator.fill();
-            if fill == Fill::Empty
-                && let Some(open) = &self.open
-            {
-                self.report_emptied(&open.source);
-            }
-            return Ok(Aggregated {
-                position: from,
-                size,
-                fill,
-                age: Duration::ZERO,
-                end: End::Truncated,
-            });
-        }
-        let mut progress = Progress::default();
-        let mut left = MAX_LINES;
-        let limit = open.ends().unwrap_or(u64::MAX);
-        let (aggregator, layout, reported) = (&mut self.aggregator, &self.layout, &mut open.reported);
-        let mut salts = Ok(());
-        let mut oldest = None;
-        let mut fault = None;
-        let reached = open.source.read_until(from, limit, |bytes, position| {
-            let line = line::parse(bytes).or_else(|| line::parse_torn(bytes));
-            let taken = match &line {
-                None => Ok(Taken::Other),
-                Some(line) => match aggregator.take(line) {
-                    Err(NeedsSalt(day)) => match new_salt() {
-                        Ok(salt) => {
-                            aggregator.set_salt(day, salt);
-                            salts = keep_salts(layout, aggregator.salts());
-                            aggregator.take(line)
-                        }
-                        Err(error) => {
-                            fault = Some(error);
-                            return false;
-                        }
-                    },
-                    taken => taken,
-                },
-            };
-            if oldest.is_none() && taken != Ok(Taken::Other) {
-                oldest = line.as_ref().map(|line| line.at);
-            }
-            if position > *reported {
-                *reported = position;
-                progress.lines += 1;
-                match &line {
-                    Some(line) => progress.traffic.take(line),
-                    None => progress.malformed += 1,
-                }
-            }
-            left -= 1;
-            left > 0 && until.map_or(aggregator.fill() != Fill::Full, |until| position < until)
-        })?;
-        if let Some(fault) = fault {
-            return Err(fault);
-        }
-        if reached.position != from || open.known.is_none() {
-            open.known = Some((reached.position, open.source.mark(reached.position)?));
-        }
-        let size = open.source.size()?.max(reached.position);
-        let accepted = open.accepted;
-        let end = match reached.end {
-            source::End::Enough => End::More,
-            source::End::Limit => End::Ended,
-            source::End::CaughtUp if open.source.is_replaced(&self.layout.journal()) => End::Replaced,
-            source::End::CaughtUp => End::CaughtUp,
-        };
-        match salts {
-            Ok(()) => self.resolve(Topic::Salts),
-            Err(error) => drop(self.fail(Topic::Salts, format!("{error:#}"))),
-        }
-        self.update(|all| {
-            all.lines += progress.lines;
-            all.malformed += progress.malformed;
-            all.traffic.add(&progress.traffic);
-            all.lag_bytes = size.saturating_sub(accepted);
-            all.oldest = all.oldest.or(oldest);
-        });
-        Ok(Aggregated {
-            position: reached.position,
-            size,
-            fill: self.aggregator.fill(),
-            age: oldest.map_or(Duration::ZERO, age),
-            end,
-        })
     }
 
     fn ship(&mut self, start: u64, stop: u64) -> Event {
@@ -723,7 +317,7 @@ impl<S: Sink> Executor<S> {
                 if found == Position::after(&batch) {
                     self.aggregator.sent(&batch);
                     if batch.through.is_some() {
-                        self.resolve(Topic::Database);
+                        self.report.resolve(Topic::Database);
                         if let Some(open) = &mut self.open {
                             open.through = batch.through;
                         }
@@ -733,7 +327,7 @@ impl<S: Sink> Executor<S> {
                     let sums = of_all.fold((0, 0), |sums, entry| {
                         (sums.0 + u64::from(entry.2), sums.1 + u64::from(entry.3))
                     });
-                    self.update(|progress| {
+                    self.report.update(|progress| {
                         progress.batches += 1;
                         progress.clicks += sums.0;
                         progress.bots += sums.1;
@@ -750,40 +344,23 @@ impl<S: Sink> Executor<S> {
     }
 
     fn save(&mut self, position: u64) -> Event {
-        match self.try_save(position) {
+        let open = self.open.as_mut().context("No journal is open");
+        match open.and_then(|open| open.save(position, &self.layout)) {
             Ok(()) => {
-                self.resolve(Topic::Saving);
+                self.report.resolve(Topic::Saving);
                 Event::Done
             }
             Err(error) => self.fail(Topic::Saving, format!("{error:#}")),
         }
     }
 
-    fn try_save(&mut self, position: u64) -> anyhow::Result<()> {
-        let open = self.open.as_mut().context("No journal is open")?;
-        open.record.mark = open.source.mark(position).context("Reading the journal")?;
-        open.record.position = position;
-        files::replace(
-            &self.layout.journal_position(),
-            &serde_json::to_vec(&open.record)?,
-            0o600,
-        )
-    }
-
     fn release(&mut self, position: u64) -> Event {
         let Some(open) = &mut self.open else {
             return Event::Failed;
         };
-        let released = open.source.make_writable().and_then(|()| open.source.release(position));
-        match released {
-            Ok(_) => {
-                // The lines of earlier segments are gone, so their names are not needed any more.
-                if let Some(journal) = &mut open.record.journal {
-                    let gone = open.index;
-                    journal.segments.drain(..gone);
-                    open.index = 0;
-                }
-                self.resolve(Topic::Releasing);
+        match removal::release(open, position) {
+            Ok(()) => {
+                self.report.resolve(Topic::Releasing);
                 Event::Done
             }
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
@@ -820,59 +397,28 @@ impl<S: Sink> Executor<S> {
     }
 
     fn collapse(&mut self, position: u64) -> Event {
-        match self.try_collapse(position) {
-            Ok(Removal::Removed(found)) => {
-                self.resolve(Topic::Releasing);
-                self.adopt(*found)
-            }
-            Ok(Removal::Nothing) => Event::Done,
-            Ok(Removal::Unsupported) => Event::Unsupported,
-            Err(error) => self.fail(Topic::Releasing, format!("removing counted lines: {error:#}")),
-        }
+        let outcome = self.try_collapse(position);
+        outcome.unwrap_or_else(|error| self.fail(Topic::Releasing, format!("removing counted lines: {error:#}")))
     }
 
-    fn try_collapse(&mut self, position: u64) -> anyhow::Result<Removal> {
+    fn try_collapse(&mut self, position: u64) -> anyhow::Result<Event> {
         let open = self.open.as_mut().context("No journal is open")?;
-        let length = open.source.removable(position)?;
-        if length == 0 || open.index > 0 || open.ends().is_some() {
-            return Ok(Removal::Nothing);
-        }
-        let data = open.source.release(position)?;
-        let name = match open.is_legacy() {
-            true => legacy_name(
-                &self.host.machine,
-                open.source.inode(),
-                open.record.generation.saturating_add(1),
-            ),
-            false => random_name()?,
+        let Some(length) = removal::begin(open, position, &self.host, &self.layout)? else {
+            return Ok(Event::Done);
         };
-        // After a power failure the record must not be ahead of the file.
-        open.source.sync()?;
-        if let Some(journal) = &mut open.record.journal {
-            journal.collapse = Some(Collapse { length, data, name });
-        }
-        self.try_save(position)?;
-        let open = self.open.as_mut().context("No journal is open")?;
-        let removed = open.source.remove(length).and_then(|()| open.source.sync());
-        let mut open = self.open.take().context("No journal is open")?;
-        // Whatever the result of the call was, the file shows what happened.
-        open.record = settled(open.record, &mut open.source)?;
-        let is_removed = open.record.position != position;
-        match removed {
-            Err(error) if !is_removed => {
-                self.open = Some(open);
-                self.try_save(position)?;
+        let open = self.open.take().context("No journal is open")?;
+        match removal::finish(open, length)? {
+            Removal::Done(found) => {
+                self.report.resolve(Topic::Releasing);
+                Ok(self.adopt(*found))
+            }
+            Removal::Failed(open, error) => {
+                self.open.insert(*open).save(position, &self.layout)?;
                 match error.kind() {
-                    io::ErrorKind::Unsupported => Ok(Removal::Unsupported),
+                    io::ErrorKind::Unsupported => Ok(Event::Unsupported),
                     _ => Err(error.into()),
                 }
             }
-            _ => Ok(Removal::Removed(Box::new(Found {
-                source: open.source,
-                record: open.record,
-                is_unsure: false,
-                is_new: true,
-            }))),
         }
     }
 
@@ -888,38 +434,6 @@ impl<S: Sink> Executor<S> {
     }
 }
 
-/// The record of a file, after a removal that was begun is resolved.
-fn settled(record: Record, source: &mut Source) -> io::Result<Record> {
-    if record.journal.as_ref().is_none_or(|journal| journal.collapse.is_none()) {
-        return Ok(record);
-    }
-    let data = source.first_data()?;
-    let mut failed = None;
-    let settled = record.settled(data, |position| {
-        source.mark(position).unwrap_or_else(|error| {
-            failed = Some(error);
-            Mark::new()
-        })
-    });
-    failed.map_or(Ok(settled), Err)
-}
-
 fn io_text(error: &io::Error) -> String {
     format!("reading the journal: {error}")
-}
-
-/// The age of an event, from its time in Unix milliseconds.
-fn age(at: u64) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.saturating_sub(Duration::from_millis(at))
-}
-
-fn new_salt() -> io::Result<Salt> {
-    let mut salt = Salt::default();
-    SysRng.try_fill_bytes(&mut salt).map_err(io::Error::other)?;
-    Ok(salt)
-}
-
-fn keep_salts(layout: &Layout, salts: &BTreeMap<u32, Salt>) -> anyhow::Result<()> {
-    files::replace(&layout.visitor_salts(), &serde_json::to_vec(salts)?, 0o600)
 }

@@ -54,7 +54,8 @@ use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::source::{Inode, Mark};
+use super::inode::Inode;
+use super::source::mark::Mark;
 use links_base::layout::Layout;
 
 /// The variable in which links.service passes the boot ID, because the unit's sandbox hides the kernel's file of it.

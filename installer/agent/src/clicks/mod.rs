@@ -1,20 +1,33 @@
 //! Carries clicks from nginx's journal into the database.
 //!
-//! [`pipeline`] decides what to do next, and [`executor`] does it. [`source`] reads the journal, [`identity`] names it, and
-//! [`mod@line`] parses its lines. [`aggregator`] sums them up into batches, with countries from [`geoip`]. [`sink`] sends the
-//! batches to an instance.
+//! [`pipeline`] decides what to do next, and [`executor`] does it. [`search`] finds the journal, [`identity`] names it, and
+//! [`source`] reads it. [`mod@line`] parses its lines, and [`reader`] hands them to the [`aggregator`], which adds them to the
+//! [`sums`], with countries from [`geoip`]. [`batch`] cuts the sums into batches, which [`sink`] sends to an instance.
+//! [`removal`] removes what is counted.
 
 mod aggregator;
+mod batch;
 mod client;
 mod executor;
 mod geoip;
 mod identity;
+mod inode;
+mod journal;
 pub(super) mod line;
+mod names;
 mod pipeline;
+mod progress;
+mod reader;
 mod referrer;
+mod removal;
+mod report;
+mod salts;
+mod search;
 mod sink;
 mod source;
+mod sums;
 mod traffic;
+mod visitor;
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -25,10 +38,10 @@ use anyhow::Context as _;
 
 use super::instances::Instances;
 use executor::Executor;
-pub use executor::Progress;
 use identity::Host;
 use links_base::layout::Layout;
 use pipeline::{Action, Pipeline};
+pub use progress::Progress;
 use sink::Sink;
 pub use traffic::Durations;
 

@@ -1,40 +1,21 @@
 //! Copies links from one database to another in parts, then compares them. Links that are created meanwhile are left to the
 //! next copy.
 
-use std::collections::HashMap;
 use std::fmt;
 
 use anyhow::{Context as _, bail, ensure};
 use links_platform::database::error::{ErrorKind, is_duplicate_column};
 use links_store::schema::{SCHEMA, statements};
-use links_store::sql::{
-    COPY_EXTENT as EXTENT, COPY_FIND as FIND, COPY_READ as READ, COPY_WRITE as WRITE, SCHEMA_VERSION as APPLIED,
-};
+use links_store::sql::{COPY_EXTENT as EXTENT, COPY_READ as READ, COPY_WRITE as WRITE, SCHEMA_VERSION as APPLIED};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
+use super::comparison::Comparison;
 use super::endpoint::Endpoint;
+use super::link::{Link, counted};
 use crate::libsql::Cell;
 
 /// The maximum number of links in a part, which is read and written by one statement each.
 const PART: i64 = 500;
-/// The maximum number of slugs that an error names.
-const NAMED: usize = 5;
-
-/// The columns that both databases must agree on. Each database has IDs of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Link {
-    slug: String,
-    url: String,
-    created_at: i64,
-    expires_at: Option<i64>,
-    /// The ID of the request that created the link, in hexadecimal.
-    request_id: Option<String>,
-    max_clicks: Option<i64>,
-    clicks_left: Option<i64>,
-    /// The expiry of a link with `max_clicks`, in Unix seconds.
-    limited_until: Option<i64>,
-}
 
 /// What to do with a target that already holds links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,28 +61,13 @@ impl fmt::Display for Occupied {
 
 impl std::error::Error for Occupied {}
 
-/// Links of the source differ in the target, or are missing there. The field is the message.
-#[derive(Debug)]
-pub struct Different(String);
-
-impl fmt::Display for Different {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Different {}
-
-/// `1 link`, `2 links`
-pub fn counted(links: u64) -> String {
-    format!("{links} link{}", if links == 1 { "" } else { "s" })
-}
-
 /// Copies the links that the target lacks, then compares all of them. `watch` is called with the phase, the number of links
 /// that are done, and the number of all links.
 ///
 /// # Errors
 /// The copy fails with [`Occupied`], with [`Different`], or because a database fails. The parts that were copied stay.
+///
+/// [`Different`]: super::comparison::Different
 pub fn copy(
     source: &mut dyn Endpoint,
     target: &mut dyn Endpoint,
@@ -144,7 +110,7 @@ pub fn copy(
         links: compared.links,
         added,
         target_links: extent(target)?.0,
-        checksum: compared.ours.to_string(),
+        checksum: compared.checksum(),
     })
 }
 
@@ -209,119 +175,12 @@ fn each_part(
                 bail!("a link without an id")
             };
             after = *id;
-            links.push(link(columns)?);
+            links.push(Link::of_row(columns)?);
         }
         if links.is_empty() {
             return Ok(());
         }
         work(&links)?;
-    }
-}
-
-/// Reads a link from a row. The table is STRICT, so each column has only the types that are handled here.
-fn link(columns: &[Cell]) -> anyhow::Result<Link> {
-    let [
-        Cell::Text(slug),
-        Cell::Text(url),
-        Cell::Integer(created_at),
-        expires_at,
-        request_id,
-        max_clicks,
-        clicks_left,
-        limited_until,
-    ] = columns
-    else {
-        bail!("a link has unexpected columns");
-    };
-    let number = |cell: &Cell| match cell {
-        Cell::Integer(number) => Some(*number),
-        _ => None,
-    };
-    Ok(Link {
-        slug: slug.clone(),
-        url: url.clone(),
-        created_at: *created_at,
-        expires_at: number(expires_at),
-        request_id: match request_id {
-            Cell::Text(id) => Some(id.clone()),
-            _ => None,
-        },
-        max_clicks: number(max_clicks),
-        clicks_left: number(clicks_left),
-        limited_until: number(limited_until),
-    })
-}
-
-/// Compares the links of the source with those that the target has for the same slugs.
-#[derive(Debug, Default)]
-struct Comparison {
-    links: u64,
-    found: u64,
-    ours: Sum,
-    theirs: Sum,
-    different: u64,
-    named: Vec<String>,
-}
-
-impl Comparison {
-    fn part(&mut self, links: &[Link], target: &mut dyn Endpoint) -> anyhow::Result<()> {
-        let slugs: Vec<_> = links.iter().map(|link| &link.slug).collect();
-        let mut there = HashMap::new();
-        for row in target.rows(FIND, &[Cell::Text(serde_json::to_string(&slugs)?)])? {
-            let link = link(&row)?;
-            there.insert(link.slug.clone(), link);
-        }
-        for own in links {
-            self.links += 1;
-            self.ours.add(own)?;
-            let other = there.get(&own.slug);
-            if let Some(other) = other {
-                self.found += 1;
-                self.theirs.add(other)?;
-            }
-            if other != Some(own) {
-                self.different += 1;
-                if self.named.len() < NAMED {
-                    self.named.push(own.slug.clone());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn verdict(&self) -> anyhow::Result<()> {
-        if self.different == 0 && self.found == self.links && self.ours == self.theirs {
-            return Ok(());
-        }
-        bail!(Different(format!(
-            "{} of {} differ between the two databases, or are missing in one: {}{}. The checksums are {} and {}. Existing \
-             links are never changed: decide for each of these which database is right",
-            self.different,
-            counted(self.links),
-            self.named.join(", "),
-            if self.different > NAMED as u64 { ", ..." } else { "" },
-            self.ours,
-            self.theirs
-        )))
-    }
-}
-
-/// A checksum that does not depend on the order of the links: the sum of the first 128 bits of each link's SHA-256.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sum(u128);
-
-impl Sum {
-    fn add(&mut self, link: &Link) -> anyhow::Result<()> {
-        let digest = Sha256::digest(serde_json::to_vec(link)?);
-        let (first, _) = digest.as_slice().split_first_chunk().context("a digest has 32 bytes")?;
-        self.0 = self.0.wrapping_add(u128::from_be_bytes(*first));
-        Ok(())
-    }
-}
-
-impl fmt::Display for Sum {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
     }
 }
 
@@ -585,33 +444,5 @@ mod tests {
                 "limited_until"
             ]
         );
-    }
-
-    #[test]
-    fn a_checksum_depends_on_everything_but_the_order() {
-        let link = |slug: &str| Link {
-            slug: slug.to_owned(),
-            url: "https://example.com/".to_owned(),
-            created_at: 1,
-            expires_at: None,
-            request_id: None,
-            max_clicks: None,
-            clicks_left: None,
-            limited_until: None,
-        };
-        let sum = |links: &[&Link]| {
-            let mut sum = Sum::default();
-            links.iter().for_each(|link| sum.add(link).unwrap());
-            sum
-        };
-        let (a, b) = (link("a"), link("b"));
-        assert_eq!(sum(&[&a, &b]), sum(&[&b, &a]));
-        let changed = Link {
-            expires_at: Some(0),
-            ..b.clone()
-        };
-        assert_ne!(sum(&[&a, &b]), sum(&[&a, &changed]));
-        assert_ne!(sum(&[&a, &b]), sum(&[&a]));
-        assert_eq!(sum(&[]).to_string(), "0".repeat(32));
     }
 }

@@ -1,7 +1,9 @@
 //! `linksctl db copy`: copies the links from one database to another. Each is an SQLite file or a libSQL server.
 
 pub mod choice;
+mod comparison;
 mod endpoint;
+mod link;
 mod links;
 
 use std::io::{self, Write as _};
@@ -11,7 +13,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use choice::Database;
-use links::{Copied, Different, Mode, Occupied, Phase, counted};
+use comparison::Different;
+use link::counted;
+use links::{Copied, Mode, Occupied, Phase};
 use links_base::layout::Layout;
 use links_base::privileges::{self, require_root};
 use links_config::arguments::CopyArgs;
