@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use async_trait::async_trait;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, TE, USER_AGENT};
 use http::{HeaderMap, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use opentelemetry_http::{HttpClient, HttpError};
 use tokio::runtime::Handle;
+use wasmtime_wasi::async_trait;
 
 use super::settings::{Protocol, Signal};
 use crate::http_client::{Client, Version};

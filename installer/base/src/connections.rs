@@ -2,68 +2,54 @@
 //! a server are still in use, which clients are connected, and which user owns a server.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::{fs, io};
+
+use procfs::net::{TcpNetEntries, TcpNetEntry, TcpState};
+use procfs::{FromReadSI as _, ProcError, current_system_info};
 
 use crate::layout;
 
-/// The kernel's numbers of the states (include/net/tcp_states.h).
-mod state {
-    pub const ESTABLISHED: u8 = 0x01;
-    pub const SYN_RECV: u8 = 0x03;
-    pub const FIN_WAIT1: u8 = 0x04;
-    pub const CLOSE_WAIT: u8 = 0x08;
-    pub const LAST_ACK: u8 = 0x09;
-    pub const LISTEN: u8 = 0x0A;
-    pub const CLOSING: u8 = 0x0B;
-}
-
-/// The current contents of the tables. A kernel without IPv6 has only one.
+/// The TCP sockets of this host. A kernel without IPv6 has only the table of IPv4.
 ///
 /// # Errors
-/// A table cannot be read.
-pub fn tables() -> Result<Vec<String>, String> {
-    let mut tables = vec![];
+/// A table cannot be read, or is not in the kernel's format.
+pub fn sockets() -> Result<Vec<TcpNetEntry>, String> {
+    let mut sockets = vec![];
     for path in layout::CONNECTION_TABLES {
-        match fs::read_to_string(path) {
-            Ok(table) => tables.push(table),
+        match fs::read(path) {
+            Ok(table) => sockets.extend(parse(&table)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => {}
             Err(error) => return Err(format!("{path}: {error}")),
         }
     }
-    Ok(tables)
+    Ok(sockets)
 }
 
-/// The number of connections in `table` whose server end is `server` and that are still in use: a request may be served on
-/// them, or a response is still being sent. Connections that both sides have finished do not count, nor does the listening
-/// socket.
-///
-/// # Errors
-/// A line is not in the kernel's format. The error quotes it.
-pub fn count(table: &str, server: SocketAddr) -> Result<usize, String> {
-    let names = names(server);
-    let mut count = 0;
-    for row in rows(table) {
-        let row = row?;
-        count += usize::from(names.iter().any(|name| name == row.local) && matters(row.state, row.unsent));
-    }
-    Ok(count)
+fn parse(table: &[u8]) -> Result<Vec<TcpNetEntry>, String> {
+    let parsed = TcpNetEntries::from_read(table, current_system_info());
+    parsed.map(|table| table.0).map_err(|error| {
+        let reason = match error {
+            ProcError::InternalError(error) => error.msg,
+            error => error.to_string(),
+        };
+        format!("the connection table has an unreadable line: {reason}")
+    })
 }
 
-/// The client addresses, as the kernel prints them, of all open connections to servers on one of `ports`.
-///
-/// # Errors
-/// Those of [`count`].
-pub fn clients(table: &str, ports: &[u16]) -> Result<BTreeSet<String>, String> {
-    let ports: Vec<_> = ports.iter().map(|port| format!(":{port:04X}")).collect();
-    let mut clients = BTreeSet::new();
-    for row in rows(table) {
-        let row = row?;
-        if row.state == state::ESTABLISHED && ports.iter().any(|port| row.local.ends_with(port)) {
-            clients.insert(row.remote.to_owned());
-        }
-    }
-    Ok(clients)
+/// The number of connections whose server end is `server` and that are still in use: a request may be served on them, or a
+/// response is still being sent. Connections that both sides have finished do not count, nor does the listening socket.
+pub fn count(sockets: &[TcpNetEntry], server: SocketAddr) -> usize {
+    let of_server = sockets.iter().filter(|socket| is_same(socket.local_address, server));
+    of_server.filter(|socket| is_in_use(socket)).count()
+}
+
+/// The client addresses of all open connections to servers on one of `ports`.
+pub fn clients(sockets: &[TcpNetEntry], ports: &[u16]) -> BTreeSet<SocketAddr> {
+    let open = sockets.iter().filter(|socket| socket.state == TcpState::Established);
+    open.filter(|socket| ports.contains(&socket.local_address.port()))
+        .map(|socket| socket.remote_address)
+        .collect()
 }
 
 /// A listening socket.
@@ -75,28 +61,16 @@ pub struct Listener {
     pub inode: u64,
 }
 
-/// The listening sockets in a table.
-///
-/// # Errors
-/// Those of [`count`].
-pub fn listeners(table: &str) -> Result<Vec<Listener>, String> {
-    let mut listeners = vec![];
-    for row in rows(table) {
-        let row = row?;
-        if row.state == state::LISTEN {
-            let read = || {
-                Some(Listener {
-                    address: address(row.local)?,
-                    uid: row.uid?.parse().ok()?,
-                    inode: row.inode?.parse().ok()?,
-                })
-            };
-            listeners.push(
-                read().ok_or_else(|| format!("the connection table has an unreadable listener at `{}`", row.local))?,
-            );
-        }
-    }
-    Ok(listeners)
+/// The listening sockets.
+pub fn listeners(sockets: &[TcpNetEntry]) -> Vec<Listener> {
+    let listening = sockets.iter().filter(|socket| socket.state == TcpState::Listen);
+    listening
+        .map(|socket| Listener {
+            address: socket.local_address,
+            uid: socket.uid,
+            inode: socket.inode,
+        })
+        .collect()
 }
 
 /// Checks that a connection to `server` reaches a process of the user `owner`. Every user of the machine can listen on a free
@@ -108,11 +82,10 @@ pub fn listeners(table: &str) -> Result<Vec<Listener>, String> {
 /// # Errors
 /// Nobody listens there, or another user does.
 pub fn require_owner(listeners: &[Listener], server: SocketAddr, owner: u32) -> Result<(), String> {
-    let is_server = |listener: &&Listener| {
-        let address = listener.address;
-        (address.ip().to_canonical(), address.port()) == (server.ip().to_canonical(), server.port())
-    };
-    let mut servers = listeners.iter().filter(is_server).peekable();
+    let mut servers = listeners
+        .iter()
+        .filter(|listener| is_same(listener.address, server))
+        .peekable();
     if servers.peek().is_none() {
         return Err(format!("nobody listens on {server}"));
     }
@@ -127,89 +100,25 @@ pub fn require_owner(listeners: &[Listener], server: SocketAddr, owner: u32) -> 
     }
 }
 
-struct Row<'a> {
-    local: &'a str,
-    remote: &'a str,
-    state: u8,
-    /// The number of bytes that the other side has not acknowledged.
-    unsent: u64,
-    uid: Option<&'a str>,
-    inode: Option<&'a str>,
-}
-
-fn rows(table: &str) -> impl Iterator<Item = Result<Row<'_>, String>> {
-    // The first line names the columns.
-    table.lines().skip(1).map(|line| {
-        let read = || {
-            let mut columns = line.split_ascii_whitespace().skip(1);
-            let (local, remote) = (columns.next()?, columns.next()?);
-            let state = u8::from_str_radix(columns.next()?, 16).ok()?;
-            let unsent = columns.next()?.split(':').next()?;
-            let unsent = u64::from_str_radix(unsent, 16).ok()?;
-            let (uid, inode) = (columns.nth(2), columns.nth(1));
-            Some(Row {
-                local,
-                remote,
-                state,
-                unsent,
-                uid,
-                inode,
-            })
-        };
-        read().ok_or_else(|| format!("the connection table has the unreadable line `{line}`"))
-    })
+/// Whether both are the same address. An IPv6 socket with an IPv4 client has the mapped form (RFC 4291, 2.5.5.2).
+fn is_same(a: SocketAddr, b: SocketAddr) -> bool {
+    (a.ip().to_canonical(), a.port()) == (b.ip().to_canonical(), b.port())
 }
 
 /// Whether a connection is still in use by its server.
-fn matters(state: u8, unsent: u64) -> bool {
-    match state {
+fn is_in_use(connection: &TcpNetEntry) -> bool {
+    match connection.state {
         // This includes connections that are not accepted yet, because the client may already have sent its request.
-        state::ESTABLISHED => true,
+        TcpState::Established => true,
         // The client may have finished the handshake, while its last packet waits for room in the accept queue.
-        state::SYN_RECV => true,
+        TcpState::SynRecv => true,
         // The client has stopped sending but may wait for the response. The server has not closed yet.
-        state::CLOSE_WAIT => true,
+        TcpState::CloseWait => true,
         // The server has closed, and the kernel is still sending. The FIN itself counts as one byte. If the server still holds
         // the socket and has unread data in it, its exit would discard the rest of the response.
-        state::FIN_WAIT1 | state::CLOSING | state::LAST_ACK => unsent > 1,
+        TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck => connection.tx_queue > 1,
         _ => false,
     }
-}
-
-/// The forms in which the kernel prints an address: words of four bytes, each a number in the machine's byte order. An IPv6
-/// socket with an IPv4 client has the mapped form (RFC 4291, 2.5.5.2).
-fn names(server: SocketAddr) -> Vec<String> {
-    let port = server.port();
-    match server.ip().to_canonical() {
-        IpAddr::V4(v4) => vec![
-            format!("{}:{port:04X}", words(&v4.octets())),
-            format!("{}:{port:04X}", words(&v4.to_ipv6_mapped().octets())),
-        ],
-        IpAddr::V6(v6) => vec![format!("{}:{port:04X}", words(&v6.octets()))],
-    }
-}
-
-fn words(address: &[u8]) -> String {
-    let (words, _) = address.as_chunks::<4>();
-    words
-        .iter()
-        .map(|word| format!("{:08X}", u32::from_ne_bytes(*word)))
-        .collect()
-}
-
-/// The reverse of [`names`].
-fn address(name: &str) -> Option<SocketAddr> {
-    let (words, port) = name.split_once(':')?;
-    let mut bytes = vec![];
-    for word in words.as_bytes().chunks(8) {
-        let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
-        bytes.extend(word.to_ne_bytes());
-    }
-    let ip = match <[u8; 4]>::try_from(bytes.as_slice()) {
-        Ok(v4) => IpAddr::from(v4),
-        Err(_) => IpAddr::from(<[u8; 16]>::try_from(bytes.as_slice()).ok()?),
-    };
-    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
 #[cfg(test)]
@@ -223,7 +132,11 @@ mod tests {
     /// The count for rows that hold the columns from the local address to the queues, as a little-endian kernel prints them.
     #[cfg(target_endian = "little")]
     fn counted(server: &str, rows: &[&str]) -> usize {
-        count(&table(rows), server.parse().unwrap()).unwrap()
+        count(&sockets_of(&table(rows)), server.parse().unwrap())
+    }
+
+    fn sockets_of(table: &str) -> Vec<TcpNetEntry> {
+        parse(table.as_bytes()).unwrap()
     }
 
     fn table(rows: &[&str]) -> String {
@@ -234,6 +147,7 @@ mod tests {
         table.join("\n")
     }
 
+    #[cfg(target_endian = "little")]
     #[test]
     fn clients_are_identified_by_their_addresses() {
         let table = table(&[
@@ -243,9 +157,12 @@ mod tests {
             "0100007F:D25A 0100007F:0050 01 00000000:00000000",
             "0100007F:01BB 0100007F:D25C 01 00000000:00000000",
         ]);
-        let found = |ports: &[u16]| clients(&table, ports).unwrap().into_iter().collect::<Vec<_>>();
-        assert_eq!(found(&[80]), ["0100007F:D25A"]);
-        assert_eq!(found(&[80, 443]), ["0100007F:D25A", "0100007F:D25C"]);
+        let found = |ports: &[u16]| {
+            let clients = clients(&sockets_of(&table), ports);
+            clients.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&[80]), ["127.0.0.1:53850"]);
+        assert_eq!(found(&[80, 443]), ["127.0.0.1:53850", "127.0.0.1:53852"]);
     }
 
     #[test]
@@ -253,11 +170,7 @@ mod tests {
         for listen in ["127.0.0.1:0", "[::1]:0"] {
             let listener = std::net::TcpListener::bind(listen).unwrap();
             let taken = listener.local_addr().unwrap();
-            let found: Vec<_> = tables()
-                .unwrap()
-                .iter()
-                .flat_map(|table| listeners(table).unwrap())
-                .collect();
+            let found = listeners(&sockets().unwrap());
             let own = nix::unistd::geteuid().as_raw();
             assert_eq!(require_owner(&found, taken, own), Ok(()));
             let refused = require_owner(&found, taken, own + 1).unwrap_err();
@@ -301,16 +214,13 @@ mod tests {
             (vec![row("0100007F:1B59", 990), row(mapped, 65534)], stranger),
         ] {
             let table = [vec![HEAD.to_owned()], rows].concat().join("\n");
-            let found = require_owner(&listeners(&table).unwrap(), "127.0.0.1:7001".parse().unwrap(), 990);
+            let found = require_owner(&listeners(&sockets_of(&table)), "127.0.0.1:7001".parse().unwrap(), 990);
             let refused = found.err().unwrap_or_default();
             let is_expected = refused.starts_with(expected) && refused.is_empty() == expected.is_empty();
             assert!(is_expected, "{refused:?} instead of {expected:?} with {table}");
         }
         let cut = format!("{HEAD}\n   0: 0100007F:1B59 00000000:0000 0A 00000000:00000000 00:00000000 00000000");
-        assert!(
-            listeners(&cut).unwrap_err().contains("unreadable listener"),
-            "without a user"
-        );
+        assert!(parse(cut.as_bytes()).unwrap_err().contains("uid"), "without a user");
     }
 
     #[test]
@@ -368,11 +278,17 @@ mod tests {
 
     #[test]
     fn an_unknown_format_is_an_error_and_not_an_empty_table() {
-        let server = "127.0.0.1:7001".parse().unwrap();
-        assert_eq!(count("", server), Ok(0));
-        assert_eq!(count(HEAD, server), Ok(0));
-        assert!(count("head\n0: 0100007F:1B59", server).unwrap_err().contains("1B59"));
-        let name = &names(server)[0];
-        assert!(count(&format!("head\n0: {name} x ZZ 0:0"), server).is_err());
+        for empty in ["", HEAD] {
+            assert_eq!(count(&sockets_of(empty), "127.0.0.1:7001".parse().unwrap()), 0);
+        }
+        assert!(parse(b"head\n0: 0100007F:1B59").is_err());
+        let row = table(&["0100007F:1B59 0100007F:D25A 01 00000000:00000000"]);
+        assert!(parse(row.as_bytes()).is_ok());
+        let error = parse(row.replace(" 01 ", " ZZ ").as_bytes()).unwrap_err();
+        assert!(
+            error.starts_with("the connection table has an unreadable line: "),
+            "{error}"
+        );
+        assert!(error.contains("ZZ"), "{error}");
     }
 }

@@ -95,9 +95,8 @@ impl Endpoint {
 }
 
 fn require_owner(server: SocketAddr, owner: Uid) -> io::Result<()> {
-    let owned = connections::tables().and_then(|tables| {
-        let each = tables.iter().map(|table| connections::listeners(table));
-        let listeners = each.collect::<Result<Vec<_>, _>>()?.concat();
+    let owned = connections::sockets().and_then(|sockets| {
+        let listeners = connections::listeners(&sockets);
         connections::require_owner(&listeners, server, owner.as_raw())
     });
     owned.map_err(io::Error::other)

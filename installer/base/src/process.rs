@@ -1,6 +1,5 @@
 //! Child processes: each is started in a process group of its own, watched, and terminated or killed.
 
-use std::fs;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus};
 
@@ -9,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+use procfs::process::all_processes;
 use signal_hook::iterator::Signals;
 
 /// A running program with all processes that it starts: Spin serves from a child process, nginx from workers.
@@ -92,26 +92,16 @@ impl Group {
     /// The resident memory of all processes in the group, in bytes. Shared memory counts once per process. `None` if no
     /// process of the group can be found.
     pub fn resident_bytes(self) -> Option<u64> {
-        let entries = fs::read_dir("/proc").ok()?;
-        entries
-            // A process may end while its status is read.
-            .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("status")).ok())
-            .filter_map(|status| resident(&status, self.0))
+        let processes = all_processes().ok()?;
+        processes
+            // A process may end while it is read.
+            .flatten()
+            .filter(|process| process.stat().is_ok_and(|stat| stat.pgrp == self.0.as_raw()))
+            // The stat has the memory too, but less exactly (proc_pid_stat(5)). A zombie has none.
+            .filter_map(|process| process.status().ok()?.vmrss)
+            .map(|kibibytes| kibibytes * 1024)
             .reduce(|sum, bytes| sum + bytes)
     }
-}
-
-/// The resident memory of one process in bytes, from its /proc/PID/status (proc(5)). `None` if it is in another group.
-fn resident(status: &str, group: Pid) -> Option<u64> {
-    let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.split_whitespace().next())
-    };
-    // The first number is the ID in our PID namespace; those of nested namespaces follow.
-    let own: i32 = field("NSpgid:")?.parse().ok()?;
-    let kilobytes: u64 = field("VmRSS:")?.parse().ok()?;
-    (own == group.as_raw()).then_some(kilobytes * 1024)
 }
 
 /// Makes this process the parent of all orphans of its children from now on. A supervisor that is killed cannot end the
@@ -143,19 +133,12 @@ pub fn end_orphans() -> anyhow::Result<()> {
 
 /// The children of this process, found in /proc.
 fn children() -> anyhow::Result<Vec<Pid>> {
-    let parent = format!("PPid:\t{}", std::process::id());
-    let mut found = vec![];
-    for entry in fs::read_dir("/proc").context("Listing processes")? {
-        let path = entry.context("Listing processes")?.path();
-        let id = path.file_name().and_then(|name| name.to_str()?.parse().ok());
-        // Some entries are not processes, and a process may have ended since it was listed.
-        if let (Some(id), Ok(status)) = (id, fs::read_to_string(path.join("status")))
-            && status.lines().any(|line| line == parent)
-        {
-            found.push(Pid::from_raw(id));
-        }
-    }
-    Ok(found)
+    let own = Pid::this().as_raw();
+    let processes = all_processes().context("Listing processes")?;
+    // A process may have ended since it was listed.
+    let stats = processes.flatten().filter_map(|process| process.stat().ok());
+    let children = stats.filter(|stat| stat.ppid == own);
+    Ok(children.map(|stat| Pid::from_raw(stat.pid)).collect())
 }
 
 /// Describes how a process ended: `exited with status 3`, `was killed by SIGKILL`.
@@ -193,11 +176,6 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_group_is_that_of_all_its_processes() {
-        let status = |group: i32| format!("Name:\tx\nNSpgid:\t{group}\t1\nVmRSS:\t    8 kB\nThreads:\t1\n");
-        assert_eq!(resident(&status(7), Pid::from_raw(7)), Some(8192));
-        assert_eq!(resident(&status(8), Pid::from_raw(7)), None);
-        assert_eq!(resident("Name:\tkthreadd\nNSpgid:\t7\n", Pid::from_raw(7)), None);
-
         end_of("sleep 60 & sleep 60", |process| {
             let bytes = process.group().resident_bytes().unwrap();
             assert!((10_000..100_000_000).contains(&bytes), "{bytes}");

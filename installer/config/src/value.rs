@@ -58,13 +58,19 @@ pub fn text(value: &Value<'_>) -> Result<String, Problem> {
     }
 }
 
-/// A string such as `"30s"` within a range.
+/// A string such as `"30s"` or `"1m30s"` within a range.
 pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value<'_>) -> Result<Duration, Problem> {
     move |value| {
         let DeValue::String(text) = value.get_ref() else {
             return Err(expected("a duration", value).help("write a string with a unit, such as \"30s\""));
         };
-        let duration = duration::parse(text).map_err(|problem| Problem::new(problem.to_string()))?;
+        let duration = humantime::parse_duration(text).map_err(|error| {
+            let text = text.escape_debug();
+            Problem::new(format!(
+                "must be a duration such as \"30s\" or \"1m30s\", found \"{text}\""
+            ))
+            .help(error.to_string())
+        })?;
         if range.contains(&duration) {
             return Ok(duration);
         }

@@ -1,8 +1,7 @@
 //! How much memory and how many open files nginx may use for its cache of redirects.
 
-use std::fs;
-
 use nix::sys::statvfs::statvfs;
+use procfs::process::{LimitValue, Process};
 
 use super::conf::Conf;
 use super::reload::{self, master};
@@ -78,7 +77,7 @@ fn raised(layout: &Layout, wanted: u64) -> u64 {
     let Some(pid) = master(layout) else {
         return wanted;
     };
-    let now = || limits(&fs::read_to_string(format!("/proc/{pid}/limits")).ok()?);
+    let now = || limits(pid);
     if let Some((soft, hard)) = now()
         && soft < wanted.min(hard)
     {
@@ -89,16 +88,15 @@ fn raised(layout: &Layout, wanted: u64) -> u64 {
     now().map_or(wanted, |(soft, _)| soft)
 }
 
-/// The soft and the hard limit of open files (proc_pid_limits(5)).
-fn limits(of_process: &str) -> Option<(u64, u64)> {
-    let line = of_process
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))?;
-    let mut numbers = line.split_whitespace().map_while(|word| match word {
-        "unlimited" => Some(u64::MAX),
-        number => number.parse().ok(),
-    });
-    Some((numbers.next()?, numbers.next()?))
+/// The soft and the hard limit of open files.
+fn limits(pid: u32) -> Option<(u64, u64)> {
+    let limits = Process::new(pid.cast_signed()).ok()?.limits().ok()?;
+    let number = |limit| match limit {
+        LimitValue::Unlimited => u64::MAX,
+        LimitValue::Value(number) => number,
+    };
+    let files = limits.max_open_files;
+    Some((number(files.soft_limit), number(files.hard_limit)))
 }
 
 #[cfg(test)]
@@ -130,13 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_parsed() {
-        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
-                    Max processes             95693                95693                processes \n\
-                    Max open files            1024                 524288               files     \n";
-        assert_eq!(limits(text), Some((1024, 524_288)));
-        assert_eq!(limits(&text.replace("524288", "unlimited")), Some((1024, u64::MAX)));
-        let (soft, hard) = limits(&fs::read_to_string("/proc/self/limits").unwrap()).unwrap();
-        assert!(0 < soft && soft <= hard);
+    fn the_limits_of_this_process_are_read() {
+        let (soft, hard) = limits(std::process::id()).unwrap();
+        let own = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        assert_eq!(
+            (soft, hard),
+            (own.current.unwrap_or(u64::MAX), own.maximum.unwrap_or(u64::MAX))
+        );
+        assert_eq!(limits(u32::MAX), None);
     }
 }

@@ -1,10 +1,10 @@
 //! Checks that no other program holds an address before nginx is made to listen on it.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use anyhow::bail;
+use procfs::process::{FDTarget, Process, all_processes};
 
 use links_base::connections::{self, Listener};
 
@@ -22,12 +22,9 @@ struct Conflict {
 /// # Errors
 /// Another program holds one of the addresses, or the kernel's socket tables cannot be read. The error names the program.
 pub fn check(wanted: &[SocketAddr], master: Option<u32>) -> anyhow::Result<()> {
-    let tables = connections::tables().map_err(anyhow::Error::msg)?;
-    let mut listeners = vec![];
-    for table in &tables {
-        listeners.extend(connections::listeners(table).map_err(anyhow::Error::msg)?);
-    }
-    let own = master.map(sockets).unwrap_or_default();
+    let listeners = connections::listeners(&connections::sockets().map_err(anyhow::Error::msg)?);
+    let master = master.and_then(|pid| Process::new(pid.cast_signed()).ok());
+    let own = master.as_ref().map(sockets).unwrap_or_default();
     let free = |address: SocketAddr| TcpListener::bind(address).is_ok();
     let Some(conflict) = conflict(wanted, &listeners, &own, free) else {
         return Ok(());
@@ -99,32 +96,23 @@ fn overlap(wanted: SocketAddr, held: SocketAddr) -> Overlap {
     }
 }
 
-/// The inodes of a process's sockets.
-fn sockets(pid: u32) -> BTreeSet<u64> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return BTreeSet::new();
-    };
-    entries
-        .filter_map(|entry| {
-            let target = fs::read_link(entry.ok()?.path()).ok()?;
-            target
-                .to_str()?
-                .strip_prefix("socket:[")?
-                .strip_suffix(']')?
-                .parse()
-                .ok()
+/// The inodes of a process's sockets. Empty if they cannot be read.
+fn sockets(process: &Process) -> BTreeSet<u64> {
+    let files = process.fd().into_iter().flatten().flatten();
+    files
+        .filter_map(|file| match file.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
         })
         .collect()
 }
 
 /// The name and id of the process that holds the socket. `None` if that is not visible, for example from inside a container.
 fn holder(inode: u64) -> Option<String> {
-    let processes = fs::read_dir("/proc").ok()?;
-    let pid = processes
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .find(|pid| sockets(*pid).contains(&inode))?;
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    Some(format!("{} (process {pid})", name.trim_end()))
+    let mut processes = all_processes().ok()?.flatten();
+    let process = processes.find(|process| sockets(process).contains(&inode))?;
+    let name = process.stat().ok()?.comm;
+    Some(format!("{name} (process {})", process.pid))
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
-use nix::unistd::{SysconfVar, sysconf};
+use procfs::ProcError;
+use procfs::process::Process;
 
 use links_base::layout::Layout;
 use links_base::services::Services;
@@ -141,13 +143,9 @@ pub fn keep_connections(layout: &Layout) -> anyhow::Result<()> {
 }
 
 /// The clients' connections to these ports. Empty if they cannot be read, which is no reason to fail a reload.
-fn clients(ports: &[u16]) -> BTreeSet<String> {
-    let found = connections::tables().and_then(|tables| {
-        let each = tables.iter().map(|table| connections::clients(table, ports));
-        each.collect::<Result<Vec<_>, _>>()
-    });
-    match found {
-        Ok(clients) => clients.into_iter().flatten().collect(),
+fn clients(ports: &[u16]) -> BTreeSet<SocketAddr> {
+    match connections::sockets() {
+        Ok(sockets) => connections::clients(&sockets, ports),
         Err(error) => {
             links_base::log::error!("reading the connections of nginx: {error}");
             BTreeSet::new()
@@ -172,14 +170,13 @@ fn workers(layout: &Layout) -> anyhow::Result<Vec<u32>> {
     let Some(master) = master(layout) else {
         return Ok(vec![]);
     };
-    // The master has a single thread, so this file lists all its children.
-    let path = PathBuf::from(format!("/proc/{master}/task/{master}/children"));
-    let children = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-        children => children.with_context(|| format!("Reading {}", path.display()))?,
+    // The master has a single thread, so all its children are those of its main thread.
+    let children = Process::new(master.cast_signed()).and_then(|master| master.task_main_thread()?.children());
+    let children = match children {
+        Err(ProcError::NotFound(_)) => return Ok(vec![]),
+        children => children.context("Listing the workers of nginx")?,
     };
-    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    Ok(children.filter(|pid| accepts(*pid)).collect())
+    Ok(children.into_iter().filter(|pid| accepts(*pid)).collect())
 }
 
 /// Whether the process is a worker that accepts connections. nginx marks a worker that only finishes its requests in its title.
@@ -207,29 +204,15 @@ fn wait_until_retired(workers: &[u32], timeout: Duration) -> anyhow::Result<()> 
 /// When nginx took its current configuration, by the start of its oldest worker. `None` while nginx does not run.
 pub fn running_since(layout: &Layout) -> Option<SystemTime> {
     let pids = workers(layout).ok()?;
-    let ticks = pids
-        .into_iter()
-        .filter_map(|pid| started(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?));
-    let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
-    let booted = booted(&fs::read_to_string("/proc/stat").ok()?)?;
-    let since_boot = Duration::from_millis(ticks.min()? * 1000 / per_second.max(1));
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(booted) + since_boot)
+    pids.into_iter().filter_map(started).min()
 }
 
-/// When a process started, in clock ticks after the boot: the 22nd field (proc_pid_stat(5)). The second field is in parentheses
-/// and may contain blanks.
-fn started(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
-}
-
-/// When the host booted, in seconds since 1970 (proc_stat(5)).
-fn booted(stat: &str) -> Option<u64> {
-    stat.lines()
-        .find_map(|line| line.strip_prefix("btime "))?
-        .trim()
-        .parse()
-        .ok()
+fn started(pid: u32) -> Option<SystemTime> {
+    // In clock ticks after the boot (proc_pid_stat(5)).
+    let ticks = Process::new(pid.cast_signed()).ok()?.stat().ok()?.starttime;
+    let since_boot = Duration::from_millis((ticks * 1000).checked_div(procfs::ticks_per_second())?);
+    let booted = Duration::from_secs(procfs::boot_time_secs().ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(booted + since_boot)
 }
 
 #[cfg(test)]
@@ -251,11 +234,10 @@ mod tests {
     }
 
     #[test]
-    fn the_start_of_a_process_is_parsed() {
-        let stat = "7 (nginx: (x) y) S 1 7 7 0 -1 4194624 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 2 3\n";
-        assert_eq!(started(stat), Some(4711));
-        assert_eq!(booted("cpu 1 2\nbtime 1700000000\n"), Some(1_700_000_000));
-        assert!(started(&fs::read_to_string("/proc/self/stat").unwrap()).is_some());
+    fn a_process_has_started_in_the_past() {
+        let age = started(std::process::id()).unwrap().elapsed().unwrap();
+        assert!(age < Duration::from_secs(3600), "{age:?}");
+        assert_eq!(started(u32::MAX), None);
     }
 
     #[test]

@@ -152,11 +152,10 @@ fn listens(layout: &Layout, base_port: u16, instance: u16) -> Vec<String> {
     let endpoint = Endpoint::of_running(layout, base_port, instance);
     let tcp = layout::instance_address(base_port, instance);
     // Without the kernel's tables, the instance's own endpoint is still listed.
-    let listeners = connections::tables().unwrap_or_default();
-    let mut listeners = listeners
+    let sockets = connections::sockets().unwrap_or_default();
+    let is_open = connections::listeners(&sockets)
         .iter()
-        .flat_map(|table| connections::listeners(table).unwrap_or_default());
-    let is_open = listeners.any(|listener| listener.address == tcp);
+        .any(|listener| listener.address == tcp);
     let also = (endpoint != Endpoint::Tcp(tcp) && is_open).then_some(Endpoint::Tcp(tcp));
     [endpoint]
         .into_iter()

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use nix::fcntl::Flock;
+use procfs::{Current as _, LockType, Locks};
+use rustix::fs::{major, minor};
 
 use links_base::layout::Layout;
 use links_base::{files, log};
@@ -79,12 +81,11 @@ fn holder(layout: &Layout) -> String {
 /// kernel lists all locks by inode (proc_locks(5)).
 pub fn held_by(layout: &Layout) -> Option<String> {
     let file = fs::metadata(layout.rollout_lock()).ok()?;
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    let device = (nix::sys::stat::major(file.dev()), nix::sys::stat::minor(file.dev()));
-    let inode = format!("{:02x}:{:02x}:{}", device.0, device.1, file.ino());
+    let locks = Locks::current().ok()?.0;
+    let inode = (major(file.dev()), minor(file.dev()), file.ino());
     locks
-        .lines()
-        .any(|line| line.contains(" FLOCK ") && line.split_whitespace().any(|word| word == inode))
+        .iter()
+        .any(|lock| lock.lock_type == LockType::FLock && (lock.devmaj, lock.devmin, lock.inode) == inode)
         .then(|| holder(layout))
 }
 

@@ -22,10 +22,7 @@ pub fn observe(layout: &Layout, instance: u16, listen: &[Endpoint]) -> Traffic {
 fn count_connections(listen: &[Endpoint]) -> Result<usize, String> {
     let count = |endpoint: &Endpoint| match endpoint {
         Endpoint::Socket(path) => sockets::count(&sockets::table()?, path),
-        Endpoint::Tcp(address) => {
-            let tables = connections::tables()?;
-            tables.iter().map(|table| connections::count(table, *address)).sum()
-        }
+        Endpoint::Tcp(address) => Ok(connections::count(&connections::sockets()?, *address)),
     };
     listen.iter().map(count).sum()
 }

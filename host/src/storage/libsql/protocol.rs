@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::{Bytes, BytesMut};
+use memchr::memchr;
 use serde::{Deserialize, Serialize};
 
 use crate::bindings::sqlite;
@@ -210,7 +211,7 @@ impl Lines {
     /// Returns the next complete line without its line break. Empty lines are skipped.
     pub fn next(&mut self) -> Option<Bytes> {
         loop {
-            let Some(found) = self.bytes[self.searched..].iter().position(|byte| *byte == b'\n') else {
+            let Some(found) = memchr(b'\n', &self.bytes[self.searched..]) else {
                 self.searched = self.bytes.len();
                 return None;
             };

@@ -76,6 +76,14 @@ fn the_shipped_file_shows_every_key_with_its_default() {
 }
 
 #[test]
+fn a_duration_may_combine_units() {
+    for text in ["90s", "90 s", "90000ms", "1m30s", "1m 30s", "1min 30sec", "1.5m"] {
+        let config = Config::parse(&format!("rollout.min_healthy = \"{text}\""), "links.toml").unwrap();
+        assert_eq!(config.rollout.min_healthy, Duration::from_secs(90), "{text}");
+    }
+}
+
+#[test]
 fn every_key_is_read() {
     let text = r#"
         instances = 16
@@ -368,7 +376,8 @@ fn each_mistake_gets_one_finding_with_its_position() {
         ),
         (
             "[health]\ntimeout = \"5\"",
-            "2:11: `health.timeout` needs a unit: `ms`, `s`, `m` or `h`, such as \"5s\"",
+            "2:11: `health.timeout` must be a duration such as \"30s\" or \"1m30s\", found \"5\"; time unit needed, for example \
+             5sec or 5ms",
         ),
         (
             "[drain]\ntimeout = \"24h\"",
@@ -376,7 +385,16 @@ fn each_mistake_gets_one_finding_with_its_position() {
         ),
         (
             "[rollout]\nmin_healthy = \"1d\"",
-            "2:15: `rollout.min_healthy` has the unknown unit `d`: use `ms`, `s`, `m` or `h`",
+            "2:15: `rollout.min_healthy` must be from 0s to 10m, found 1d",
+        ),
+        (
+            "[rollout]\nmin_healthy = \"soon\"",
+            "2:15: `rollout.min_healthy` must be a duration such as \"30s\" or \"1m30s\", found \"soon\"; expected number at 0",
+        ),
+        (
+            "[rollout]\nmin_healthy = \"30x\"",
+            "2:15: `rollout.min_healthy` must be a duration such as \"30s\" or \"1m30s\", found \"30x\"; unknown time unit \
+             \"x\", supported units: ns, us/µs, ms, sec, min, hours, days, weeks, months, years (and few variations)",
         ),
         (
             "[nginx]\nlisten = 0",
