@@ -58,6 +58,8 @@ pub struct Connection {
     identity: Option<Identity>,
     /// Whether the file is known to have a write-ahead log, which it keeps as long as this connection is open.
     write_ahead: Cell<bool>,
+    /// Whether commits leave the sync to [`Connection::sync`].
+    defers_syncs: Cell<bool>,
 }
 
 /// The state that is shared with SQLite's callbacks.
@@ -114,6 +116,7 @@ impl Connection {
             hooks,
             identity,
             write_ahead: Cell::new(false),
+            defers_syncs: Cell::new(false),
         })
     }
 
@@ -196,22 +199,30 @@ impl Connection {
     }
 
     /// Runs a change like `run`, but without waiting for the disk if possible. If it returns true, the change may be
-    /// acknowledged only after `sync`.
+    /// acknowledged only after `sync`. [`Self::sync_commits`] must follow the last such change.
     pub fn run_unsynced(&self, sql: &str, parameters: &[Value]) -> (Result<Table, Error>, bool) {
         // Without a write-ahead log, more than one file must be synced. On a connection that a guest has changed, its own
         // settings apply.
-        if !self.is_clean() || !self.has_write_ahead_log() || self.set_synchronous("NORMAL").is_err() {
-            return (self.run(sql, parameters), false);
-        }
-        let result = self.run(sql, parameters);
-        if self.set_synchronous("FULL").is_err() {
-            // No other handle may use a connection that is left at NORMAL.
-            self.hooks.tainted.store(true, Relaxed);
-        }
-        (result, true)
+        let unsynced = self.is_clean() && self.has_write_ahead_log() && self.defer_syncs();
+        (self.run(sql, parameters), unsynced)
     }
 
-    /// With a write-ahead log, FULL syncs the log at each commit and NORMAL only at checkpoints.
+    /// With a write-ahead log, FULL syncs the log at each commit and NORMAL only at checkpoints. The level is not changed for
+    /// each change of a group, because SQLite compiles the pragma each time.
+    fn defer_syncs(&self) -> bool {
+        if !self.defers_syncs.get() {
+            self.defers_syncs.set(self.set_synchronous("NORMAL").is_ok());
+        }
+        self.defers_syncs.get()
+    }
+
+    /// Makes this connection sync its commits itself again, as other handles expect.
+    pub fn sync_commits(&self) {
+        if self.defers_syncs.take() && self.set_synchronous("FULL").is_err() {
+            self.hooks.tainted.store(true, Relaxed);
+        }
+    }
+
     fn set_synchronous(&self, level: &str) -> rusqlite::Result<()> {
         self.hooks.host_statement.store(true, Relaxed);
         let set = self.db.execute_batch(&format!("PRAGMA synchronous = {level}"));
@@ -537,6 +548,12 @@ mod tests {
             (Ok(_), true)
         ));
         connection.sync().unwrap();
+        connection.sync_commits();
+        let level = connection.run("PRAGMA synchronous", &[]).unwrap();
+        assert!(
+            matches!(level.rows[0].values[..], [Value::Integer(2)]),
+            "the level is FULL again"
+        );
         assert!(
             connection.is_clean(),
             "the host's own settings do not taint a connection"

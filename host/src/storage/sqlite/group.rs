@@ -153,6 +153,7 @@ fn run_group(database: &Database, first: Change) -> usize {
             None => break,
         }
     }
+    connection.sync_commits();
     let synced = sync(database, &connection, &group);
     database.pool.give_back(connection);
     for done in group {
