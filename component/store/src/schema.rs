@@ -2,11 +2,11 @@
 
 /// The scripts that lead from each version of the tables to the next. Version 0 has no tables.
 pub const SCHEMA: [&str; 5] = [
-    include_str!("../sql/0001_links.sql"),
-    include_str!("../sql/0002_request_ids.sql"),
-    include_str!("../sql/0003_clicks.sql"),
-    include_str!("../sql/0004_click_limits.sql"),
-    include_str!("../sql/0005_deleted_links.sql"),
+    include_str!(concat!(env!("OUT_DIR"), "/0001_links.sql")),
+    include_str!(concat!(env!("OUT_DIR"), "/0002_request_ids.sql")),
+    include_str!(concat!(env!("OUT_DIR"), "/0003_clicks.sql")),
+    include_str!(concat!(env!("OUT_DIR"), "/0004_click_limits.sql")),
+    include_str!(concat!(env!("OUT_DIR"), "/0005_deleted_links.sql")),
 ];
 
 /// The statements of a script. A statement ends at a `;` followed by an empty line or the end of the script. The body of a
