@@ -386,7 +386,7 @@ impl Lab<'_> {
 
         // Any user can read all command lines. Environments contain secrets, but only their own user and root can read them.
         let lines = inside(&format!(
-            "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' >/var/tmp/lines; grep --count linksctl /var/tmp/lines; \
+            "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' >/var/tmp/lines; grep --count --extended-regexp 'links-(run|agent)' /var/tmp/lines; \
              grep --fixed-strings --file={LIST} /var/tmp/lines || test $? = 1"
         ))?;
         let (count, secret) = lines.split_once('\n').context("no count")?;
