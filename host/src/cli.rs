@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueHint};
 
+use crate::serve::endpoint::Endpoint;
 use crate::serve::instances::Reuse;
-use crate::serve::listen::Endpoint;
 use crate::serve::range::Range;
 use crate::serve::server::Timeouts;
 

@@ -2,6 +2,7 @@
 
 mod body;
 pub mod component;
+pub mod endpoint;
 pub mod engine;
 pub mod instances;
 pub mod listen;
@@ -12,4 +13,6 @@ mod request;
 pub mod respond;
 pub mod route;
 pub mod server;
+mod socket_file;
 pub mod stop;
+mod stream;

@@ -14,9 +14,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-use super::listen::{Listener, Peer, Stream};
+use super::listen::{Listener, Peer};
 use super::pace::Paced;
 use super::respond::App;
+use super::stream::Stream;
 
 /// How long to wait before accepting again when descriptors or memory ran out and no connection has ended.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
