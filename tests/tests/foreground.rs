@@ -234,7 +234,7 @@ fn killing_a_supervisor_leaves_no_process_behind() {
     let _serial = SERIAL.lock().unwrap_or_else(PoisonError::into_inner);
     let up = Up::start();
     up.line("Ctrl-C");
-    kill(up.process(" run 1"), Signal::SIGKILL).unwrap();
+    kill(up.process("/root 1 "), Signal::SIGKILL).unwrap();
     up.line("linksctl: instance 1 was killed by SIGKILL");
     assert!(!up.end().success());
 }
