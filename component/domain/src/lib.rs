@@ -9,6 +9,7 @@ pub mod change;
 pub mod clicks;
 pub mod error;
 pub mod expiry;
+pub mod hex;
 pub mod limit;
 pub mod link;
 pub mod origin;

@@ -1,6 +1,6 @@
 //! The id that nginx gives a request. It is the same for every attempt to serve the request.
 
-use data_encoding::HEXLOWER;
+use crate::hex;
 
 /// nginx's `$request_id`: 16 random bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub struct RequestId([u8; 16]);
 impl RequestId {
     /// Parses nginx's form, 32 lower-case hexadecimal digits. Anything else counts as no id.
     pub fn parse(header: &[u8]) -> Option<RequestId> {
-        HEXLOWER.decode(header).ok()?.try_into().ok().map(RequestId)
+        hex::decode(header).map(RequestId)
     }
 
     /// An id for a request that did not come through nginx.

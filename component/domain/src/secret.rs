@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::age::Age;
+use crate::hex;
 use crate::variable::{Invalid, seconds};
 
 /// The prefix of the text form, with its version.
@@ -88,12 +88,7 @@ impl Snapshot {
     pub fn encode(&self) -> String {
         match &self.digest {
             Some(Digest { salt, hash }) => {
-                format!(
-                    "{FORM} {} {} {}",
-                    self.asked_at,
-                    HEXLOWER.encode(salt),
-                    HEXLOWER.encode(hash)
-                )
+                format!("{FORM} {} {} {}", self.asked_at, hex::encode(salt), hex::encode(hash))
             }
             None => format!("{FORM} {} -", self.asked_at),
         }
@@ -105,8 +100,8 @@ impl Snapshot {
         let (asked_at, digest) = text.strip_prefix(FORM)?.strip_prefix(' ')?.split_once(' ')?;
         let digest = match digest.split_once(' ') {
             Some((salt, hash)) => Some(Digest {
-                salt: HEXLOWER.decode(salt.as_bytes()).ok()?.try_into().ok()?,
-                hash: HEXLOWER.decode(hash.as_bytes()).ok()?.try_into().ok()?,
+                salt: hex::decode(salt.as_bytes())?,
+                hash: hex::decode(hash.as_bytes())?,
             }),
             None if digest == "-" => None,
             None => return None,

@@ -1,6 +1,6 @@
 //! Proof that a request comes from the agent, or through nginx. Each of them sends a secret, which is new at every boot.
 
-use data_encoding::HEXLOWER;
+use links_domain::hex;
 use links_domain::secret::{Digest, SALT_LENGTH};
 use subtle::ConstantTimeEq;
 
@@ -29,7 +29,7 @@ impl Proof {
     /// A signature of the message that only holders of the secret can make, and that does not reveal the secret. `None` if
     /// there is no secret.
     pub fn sign(&self, message: &str) -> Option<String> {
-        Some(HEXLOWER.encode(&self.0?.sign(message)))
+        Some(hex::encode(&self.0?.sign(message)))
     }
 
     /// Whether the signature is right. The time this takes does not depend on how much of the signature is right.
