@@ -38,14 +38,14 @@ impl ErrorKind {
 }
 
 /// The words of a message in lower case, so that "author" is not taken for "auth", nor "blocked" for "locked". Everything but
-/// letters and digits separates words: `SQLITE_BUSY` and `status=401` have two each.
+/// ASCII letters and digits separates words: `SQLITE_BUSY` and `status=401` have two each.
 struct Words(String);
 
 impl Words {
     fn of(message: &str) -> Words {
-        let message = message.to_lowercase();
+        let message = message.to_ascii_lowercase();
         let words: Vec<_> = message
-            .split(|c: char| !c.is_alphanumeric())
+            .split(|c: char| !c.is_ascii_alphanumeric())
             .filter(|word| !word.is_empty())
             .collect();
         Words(format!(" {} ", words.join(" ")))
