@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Links a core module and optimizes it, in the place of wasm-ld: wasm-component-ld turns the result into a component. wasm-opt
+# cannot read components, so it cannot come later.
+#
+# Environment:
+#   WASM_LD    the wasm-ld to call
+set -euo pipefail
+
+"$WASM_LD" "$@"
+
+output=
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then
+        output=$2
+    fi
+    shift
+done
+# What rustc's wasm32-wasip2 uses beyond the first version of WebAssembly.
+features=(bulk-memory multivalue mutable-globals nontrapping-float-to-int reference-types sign-ext)
+exec wasm-opt -O3 "${features[@]/#/--enable-}" "$output" -o "$output"
