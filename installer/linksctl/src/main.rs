@@ -3,8 +3,8 @@
 mod check;
 mod cli;
 mod delivery;
-mod install;
 mod manual;
+mod setup;
 mod stats;
 mod status;
 mod token;
@@ -58,8 +58,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return Err(become_program(programs::DATABASE, &layout, arguments));
         }
         Command::Token(args) => token::show(&layout, args.rotate)?,
-        Command::Install(args) => install::payload::install(&layout, args.no_start, args.dry_run)?,
-        Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,
+        Command::Install(args) => setup::install(&layout, args.no_start, args.dry_run)?,
+        Command::Uninstall(args) => setup::uninstall(&layout, args.purge, args.dry_run)?,
         Command::Rollout(args) => rollout::rollout(&layout, &args.into())?,
         Command::Rollback(args) => rollout::rollback(&layout, cli::style(args.json))?,
         Command::Releases(args) => rollout::list(&layout, args.json)?,
@@ -67,9 +67,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Scale(args) => rollout::scale(&layout, args.instances, cli::style(args.json))?,
         Command::Recover => rollout::recover(&layout)?,
         Command::DeliverCredentials(args) => delivery::deliver(&layout, args.instance)?,
-        Command::Prepare => install::prepare(&layout)?,
-        Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), args.into())?,
-        Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
+        Command::Prepare => setup::prepare(&layout)?,
+        Command::Configure(args) => setup::configure(&layout, OnBehalfOf::caller(), args.into())?,
+        Command::Deconfigure(args) => setup::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
         Command::PrepareDowngrade => rollout::change_stage(&layout, Stage::Transition)?,
         Command::AbortDowngrade => rollout::change_stage(&layout, Stage::Final)?,
         Command::StopInstances => services::stop_instances()?,

@@ -10,7 +10,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::apply;
 use super::plan::{Instance, Observed};
-use crate::{database_work, network};
+use crate::database_work;
+use crate::network::DropIns;
 use links_base::endpoint::Endpoint;
 use links_base::files::make_directory;
 use links_base::health::Probe;
@@ -68,7 +69,7 @@ pub fn observe(layout: &Layout, services: Services, database: Option<&Path>) -> 
             .map(|database| database_work::schema_version(layout, database))
             .transpose()?
             .flatten(),
-        network: network::of_units(layout),
+        network: DropIns::new(layout).network(),
     })
 }
 
@@ -219,7 +220,7 @@ impl apply::Host for Host<'_> {
     }
 
     fn network(&mut self, network: Network) -> anyhow::Result<()> {
-        network::set(self.layout, network, self.services)
+        DropIns::new(self.layout).set(network, self.services)
     }
 
     fn enable(&mut self, instance: u16) -> anyhow::Result<()> {
