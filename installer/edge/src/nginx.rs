@@ -257,7 +257,12 @@ mod tests {
 
     fn on_sockets(instances: u16) -> Peers {
         let layout = Layout::new("/");
-        let socket = |instance| (instance, BTreeSet::from([Endpoint::socket(&layout, instance)]));
+        let socket = |instance| {
+            (
+                instance,
+                BTreeSet::from([Endpoint::socket(&layout.sockets_dir(), instance)]),
+            )
+        };
         (1..=instances).map(socket).collect()
     }
 

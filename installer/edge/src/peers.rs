@@ -7,7 +7,7 @@ use links_base::layout::Layout;
 use links_base::rotation;
 use links_config::links::Config;
 use links_config::load::load_links;
-use links_release::{Journal, Release, State, Store, Version, snapshot};
+use links_release::{Journal, Release, Snapshots, State, Store, Version};
 
 /// The endpoints of each instance.
 pub type Peers = BTreeMap<u16, BTreeSet<Endpoint>>;
@@ -25,18 +25,19 @@ pub enum Stage {
 /// The endpoints for the site that `config` asks for.
 pub fn peers(layout: &Layout, config: &Config, stage: Stage) -> Peers {
     // If the flags cannot be read, the endpoints from the next start on have to do.
-    let ready = rotation::ready_instances(layout).unwrap_or_default();
-    let store = Store::new(layout);
+    let ready = rotation::ready_instances(&layout.ready_dir()).unwrap_or_default();
+    let (store, snapshots) = (Store::new(layout), Snapshots::new(layout));
+    let sockets = layout.sockets_dir();
     // A rollout that fails goes back to the versions in its journal, which exists from before its first change until its end.
     let undo = match stage {
-        Stage::Transition => Journal::read(layout).ok().flatten(),
+        Stage::Transition => Journal::read(&layout.rollout_journal()).ok().flatten(),
         Stage::Final => None,
     };
     let each = (1..=config.instances).map(|instance| {
         let runs = ready.contains(&instance).then(|| {
-            let (own, _) = snapshot::of_instance(layout, instance);
+            let (own, _) = snapshots.of_instance(instance);
             let base_port = load_links(&own).map_or(config.base_port, |own| own.base_port);
-            Endpoint::of_running(layout, base_port, instance)
+            Endpoint::of_running(&sockets, base_port, instance)
         });
         let release = store.of_instance(instance).ok();
         let next = release.map(|release| endpoint(&release, layout, config, instance));
@@ -51,16 +52,16 @@ pub fn peers(layout: &Layout, config: &Config, stage: Stage) -> Peers {
 
 /// The endpoint of an instance that runs this release.
 fn endpoint(release: &Release, layout: &Layout, config: &Config, instance: u16) -> Endpoint {
-    match release.can_listen_on_socket(layout, instance) {
-        true => Endpoint::socket(layout, instance),
+    match release.can_listen_on_socket(&layout.instance_socket(instance)) {
+        true => Endpoint::socket(&layout.sockets_dir(), instance),
         false => Endpoint::tcp(config.base_port, instance),
     }
 }
 
 /// The endpoint of an instance that runs this version. `None` if the release or the configuration is gone.
 fn endpoint_of(version: &Version, layout: &Layout, instance: u16) -> Option<Endpoint> {
-    let release = Release::open(&layout.releases_dir().join(&version.release)).ok()?;
-    let config = load_links(&layout.with_config_dir(layout.applied_dir().join(&version.config))).ok()?;
+    let release = Store::new(layout).open(&version.release).ok()?;
+    let config = load_links(&Snapshots::new(layout).with_digest(&version.config)).ok()?;
     Some(endpoint(&release, layout, &config, instance))
 }
 
@@ -75,7 +76,7 @@ fn listed(
 ) -> BTreeSet<Endpoint> {
     let tcp = Endpoint::tcp(config.base_port, instance);
     let planned = match stage {
-        Stage::Transition => vec![Endpoint::socket(layout, instance), tcp],
+        Stage::Transition => vec![Endpoint::socket(&layout.sockets_dir(), instance), tcp],
         Stage::Final => vec![next.unwrap_or(tcp)],
     };
     runs.into_iter().chain(planned).collect()
@@ -83,7 +84,7 @@ fn listed(
 
 /// Whether any instance will listen on an endpoint that the current site does not list, once it runs `release`.
 pub fn need_transition(layout: &Layout, config: &Config, release: &Release) -> bool {
-    let site = site_text(layout);
+    let site = site_text(&layout.nginx_site_places());
     let store = Store::new(layout);
     !site.is_empty()
         && (1..=config.instances)
@@ -101,7 +102,7 @@ pub fn move_by(layout: &Layout, config: &Config, release: &Release) -> bool {
 
 /// Whether the current site lists the port of every instance.
 pub fn lead_to_ports(layout: &Layout, config: &Config) -> bool {
-    let site = site_text(layout);
+    let site = site_text(&layout.nginx_site_places());
     (1..=config.instances).all(|instance| names(&site, &Endpoint::tcp(config.base_port, instance)))
 }
 
@@ -123,7 +124,7 @@ mod tests {
             let directory = layout.applied_dir().join(name);
             fs::create_dir_all(&directory).unwrap();
             fs::write(directory.join("links.toml"), format!("base_port = {base_port}\n")).unwrap();
-            load_links(&layout.with_config_dir(directory)).unwrap()
+            load_links(&Snapshots::new(&layout).with_digest(name)).unwrap()
         };
         let version = |config: &str| Version {
             release: "r".to_owned(),
@@ -141,7 +142,7 @@ mod tests {
         let listed = |stage| peers(&layout, &new, stage)[&1].clone();
         assert_eq!(listed(Stage::Final), BTreeSet::from([Endpoint::tcp(8000, 1)]));
         let both = [
-            Endpoint::socket(&layout, 1),
+            Endpoint::socket(&layout.sockets_dir(), 1),
             Endpoint::tcp(7000, 1),
             Endpoint::tcp(8000, 1),
         ];
@@ -151,7 +152,10 @@ mod tests {
     #[test]
     fn a_transition_lists_both_endpoints_and_the_final_site_only_those_in_use() {
         let (layout, config) = (Layout::new("/"), Config::default());
-        let (socket, tcp) = (Endpoint::socket(&layout, 1), Endpoint::tcp(config.base_port, 1));
+        let (socket, tcp) = (
+            Endpoint::socket(&layout.sockets_dir(), 1),
+            Endpoint::tcp(config.base_port, 1),
+        );
         let old_port = Endpoint::tcp(8000, 1);
         let list = |stage, runs: Option<&Endpoint>, next: Option<&Endpoint>| -> Vec<Endpoint> {
             let listed = listed(&layout, &config, stage, 1, runs.cloned(), next.cloned());

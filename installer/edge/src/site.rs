@@ -21,7 +21,7 @@ use links_base::services::Services;
 use links_base::{exec, files};
 use links_config::links::Config;
 use links_config::load::load_links;
-use links_release::snapshot;
+use links_release::Snapshots;
 
 /// A description of what [`install`] does, to be shown in plans.
 pub const INSTALL: &str = "write and enable the nginx site, test it, reload nginx, ask every address for /health";
@@ -445,7 +445,7 @@ pub fn recover(layout: &Layout, services: Services) -> anyhow::Result<Notices> {
         files::remove_if_present(&left).with_context(|| format!("Removing {}", left.display()))?;
     }
     let mut notices = vec![];
-    let (applied, _) = snapshot::of_instance(layout, 1);
+    let (applied, _) = Snapshots::new(layout).of_instance(1);
     // A configuration that cannot be read must not prevent the undoing.
     let config = load_links(&applied).ok();
     if record.is_unfinished() {

@@ -18,10 +18,11 @@ use links_base::layout::{self, Layout};
 use links_base::privileges::require_root;
 use links_base::services::{OnBehalfOf, Services};
 use links_base::{files, log, secrets};
+use links_config::files::ConfigFiles;
 use links_config::load::{load_as_kept, load_links};
 use links_edge as edge;
 use links_edge::peers::{self, Stage};
-use links_release::{Journal, Release, State, Store, snapshot};
+use links_release::{Journal, Release, Snapshots, State, Store};
 
 /// How long a command of the package waits for a rollout that is under way.
 const DPKG_TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -65,7 +66,7 @@ pub fn rollout(layout: &Layout, request: &Request) -> anyhow::Result<()> {
 /// Finishes a start of links.service by applying what was edited since the last rollout. If that fails, the former version goes
 /// on, and the start still succeeds as long as links answers through nginx.
 fn from_systemd(layout: &Layout, services: Services) -> anyhow::Result<()> {
-    services.await_start(layout)?;
+    services.await_start(&layout.service_wants_dir())?;
     // The rollout that holds the lock may have caused this start. It does the work and reports whether links serves.
     let Some(lock) = Lock::try_take(layout)? else {
         log::notice!("a rollout is under way already");
@@ -78,13 +79,13 @@ fn from_systemd(layout: &Layout, services: Services) -> anyhow::Result<()> {
     };
     log::error!("linksctl: {error:#}");
     // links.toml may be the cause, so use the configuration that was applied last.
-    let (applied, _) = snapshot::of_instance(layout, 1);
+    let (applied, _) = Snapshots::new(layout).of_instance(1);
     edge::require_serving(layout, &load_links(&applied)?)
 }
 
 /// Shows the plan without changing anything.
 fn show(layout: &Layout, services: Services, request: &Request) -> anyhow::Result<()> {
-    if Journal::read(layout)?.is_some() {
+    if Journal::read(&layout.rollout_journal())?.is_some() {
         println!("take back what an interrupted rollout has changed");
     }
     let release = match request.release.as_deref() {
@@ -95,8 +96,14 @@ fn show(layout: &Layout, services: Services, request: &Request) -> anyhow::Resul
             None => Release::open(Path::new(name))?,
         },
     };
-    let loaded = load_as_kept(layout)?;
-    let Goal { wanted, database, .. } = Goal::new(layout, &release, snapshot::digest(layout)?, loaded, request.force)?;
+    let loaded = load_as_kept(&ConfigFiles::new(layout))?;
+    let Goal { wanted, database, .. } = Goal::new(
+        layout,
+        &release,
+        Snapshots::new(layout).digest()?,
+        loaded,
+        request.force,
+    )?;
     let observed = observe(layout, services, database.as_deref())?;
     let plan = plan::plan(&observed, &wanted);
     let mut reporter = Reporter::new(request.style);
@@ -190,7 +197,7 @@ pub fn scale(layout: &Layout, instances: u16, style: Style) -> anyhow::Result<()
     let path = layout.links_toml();
     let before = fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))?;
     // Report mistakes that are already in the configuration before editing it.
-    load_as_kept(layout)?;
+    load_as_kept(&ConfigFiles::new(layout))?;
     let release = release_in_force(layout)?;
     let after = with_instances(&before, instances)?;
     if after != before {
@@ -226,7 +233,7 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
     if let Err(error) = edge::restore_sockets(layout) {
         log::error!("{error:#}");
     }
-    secrets::make_missing(layout)?;
+    secrets::Files::new(layout).make_missing()?;
     let services = Services::of_host(OnBehalfOf::Person);
     if let Some(text) = take_back(layout, services)? {
         log::notice!("{text}");
@@ -253,7 +260,7 @@ pub fn change_stage(layout: &Layout, stage: Stage) -> anyhow::Result<()> {
         Stage::Final => files::remove_if_present(&marker)?,
     }
     // links.toml may contain changes that are not applied yet.
-    let (applied, _) = snapshot::of_instance(layout, 1);
+    let (applied, _) = Snapshots::new(layout).of_instance(1);
     let config = load_links(&applied)?;
     if stage == Stage::Transition && peers::lead_to_ports(layout, &config) {
         return Ok(());
@@ -273,7 +280,7 @@ pub fn change_stage(layout: &Layout, stage: Stage) -> anyhow::Result<()> {
 /// # Errors
 /// The journal cannot be read.
 pub fn unfinished(layout: &Layout) -> anyhow::Result<Option<String>> {
-    let Some(journal) = Journal::read(layout)? else {
+    let Some(journal) = Journal::read(&layout.rollout_journal())? else {
         return Ok(None);
     };
     Ok(Some(match held_by(layout) {

@@ -23,8 +23,7 @@ use links_config::load::load_links;
 use links_config::network::Network;
 use links_edge as edge;
 use links_edge::peers::Stage;
-use links_release::state::backup_name;
-use links_release::{Journal, State, Version, snapshot};
+use links_release::{Journal, Snapshots, State, Version};
 
 /// The time between two checks of an instance that has to stay healthy.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -39,14 +38,14 @@ const MAX_FAILURES: u32 = 3;
 /// systemd does not answer, or a file cannot be read.
 pub fn observe(layout: &Layout, services: Services, database: Option<&Path>) -> anyhow::Result<Observed> {
     let state = State::new(layout);
-    let enabled = enabled_instances(layout)?;
+    let enabled = enabled_instances(&layout.service_wants_dir())?;
     let mut numbers = state.instances()?;
     numbers.extend(&enabled);
     numbers.sort_unstable();
     numbers.dedup();
     let units: Vec<_> = numbers.iter().map(|number| layout::instance_unit(*number)).collect();
     let states = services.states(&units)?;
-    let ready = rotation::ready_instances(layout).context("Reading the ready flags")?;
+    let ready = rotation::ready_instances(&layout.ready_dir()).context("Reading the ready flags")?;
     let instances = numbers
         .into_iter()
         .zip(states)
@@ -113,7 +112,7 @@ pub struct Host<'a> {
 }
 
 impl Host<'_> {
-    fn state(&self) -> State<'_> {
+    fn state(&self) -> State {
         State::new(self.layout)
     }
 
@@ -155,17 +154,17 @@ fn explain(layout: &Layout, instance: u16, error: anyhow::Error) -> anyhow::Erro
 }
 
 fn watch_health(layout: &Layout, services: Services, config: &Config, instance: u16) -> anyhow::Result<()> {
-    let (own, _) = snapshot::of_instance(layout, instance);
+    let (own, _) = Snapshots::new(layout).of_instance(instance);
     let own = load_links(&own)?;
     let probe = Probe::new(
-        Endpoint::of_running(layout, own.base_port, instance),
+        Endpoint::of_running(&layout.sockets_dir(), own.base_port, instance),
         own.health.timeout,
     );
-    let watch = Watch::new(layout)?;
+    let watch = Watch::new(&layout.ready_dir())?;
     let end = Instant::now() + config.rollout.min_healthy;
     let mut failures = 0;
     loop {
-        let in_rotation = rotation::ready_instances(layout)?.contains(&instance);
+        let in_rotation = rotation::ready_instances(&layout.ready_dir())?.contains(&instance);
         let outcome = probe.ready();
         failures = if outcome.is_ok() { 0 } else { failures + 1 };
         if !in_rotation || failures >= MAX_FAILURES {
@@ -197,13 +196,13 @@ fn await_end(services: Services, unit: &str) -> anyhow::Result<()> {
 
 impl apply::Host for Host<'_> {
     fn begin(&mut self) -> anyhow::Result<()> {
-        self.journal.write(self.layout)?;
+        self.journal.write(&self.layout.rollout_journal())?;
         self.begun = true;
         Ok(())
     }
 
     fn finish(&mut self) -> anyhow::Result<()> {
-        Journal::remove(self.layout)?;
+        Journal::remove(&self.layout.rollout_journal())?;
         self.begun = false;
         edge::end_rollout(self.layout)
     }
@@ -212,7 +211,7 @@ impl apply::Host for Host<'_> {
         let Some(database) = self.database else { return Ok(()) };
         let directory = self.layout.backups_dir();
         make_directory(&directory, 0o700)?;
-        let target = directory.join(backup_name(from, &self.journal.wanted.release));
+        let target = self.state().backup(from, &self.journal.wanted.release);
         database_work::back_up(self.layout, database, &target)?;
         self.notices
             .push(format!("the database was copied to {}", target.display()));

@@ -15,12 +15,13 @@ use links_base::layout::{self, Layout};
 use links_base::secrets;
 use links_base::services::Services;
 use links_config::check::Loaded;
+use links_config::files::{ConfigFiles, Places};
 use links_config::links::Config;
 use links_config::load::{load_as_kept, load_links};
 use links_edge as edge;
 use links_edge::click_journal;
 use links_edge::peers;
-use links_release::{Journal, Outcome, Release, State, Verdict, Version, snapshot};
+use links_release::{Journal, Outcome, Release, Snapshots, State, Verdict, Version};
 
 /// The right to change what runs.
 pub struct Session<'a> {
@@ -54,7 +55,7 @@ impl<'a> Session<'a> {
             _lock: lock,
         };
         edge::keep_connections(layout)?;
-        secrets::make_missing(layout)?;
+        secrets::Files::new(layout).make_missing()?;
         if let Some(text) = click_journal::take_over(layout)? {
             session.reporter.report(&Event::Recovered { text });
         }
@@ -108,13 +109,13 @@ impl<'a> Session<'a> {
         let applied = apply::apply(&plan, &observed, &mut host, &mut self.reporter);
         if !plan.moving.is_empty() || applied.is_err() {
             let release = &wanted.version.release;
-            Outcome::now(verdict(&applied), release, Some(self.begun.elapsed())).keep(self.layout);
+            Outcome::now(verdict(&applied), release, Some(self.begun.elapsed())).keep(&self.layout.last_rollout());
         }
         for text in host.notices {
             self.reporter.report(&Event::Notice { text });
         }
         // If something could not be undone, its old release is still needed.
-        if Journal::read(self.layout)?.is_none() {
+        if Journal::read(&self.layout.rollout_journal())?.is_none() {
             state.prune()?;
         }
         applied?;
@@ -143,9 +144,9 @@ impl<'a> Session<'a> {
     /// # Errors
     /// The configuration is invalid.
     pub fn goal(&self, release: &Release, force: Force) -> anyhow::Result<Goal> {
-        let loaded = load_as_kept(self.layout)?;
+        let loaded = load_as_kept(&ConfigFiles::new(self.layout))?;
         loaded.log_warnings();
-        Goal::new(self.layout, release, snapshot::take(self.layout)?, loaded, force)
+        Goal::new(self.layout, release, Snapshots::new(self.layout).take()?, loaded, force)
     }
 }
 
@@ -196,7 +197,7 @@ impl Goal {
                 moves_endpoints: loaded.config.nginx.manage && peers::move_by(layout, &loaded.config, release),
                 network: loaded.network()?,
             },
-            database: loaded.local_database(layout),
+            database: loaded.local_database(&Places::new(layout)),
             config: loaded.config,
             force_site: force.site,
         })
@@ -209,7 +210,7 @@ impl Goal {
 
 /// Whether the base port differs from the one that instance 1 was last configured with.
 fn has_new_ports(layout: &Layout, config: &Config) -> bool {
-    let (own, _) = snapshot::of_instance(layout, 1);
+    let (own, _) = Snapshots::new(layout).of_instance(1);
     load_links(&own).is_ok_and(|before| before.base_port != config.base_port)
 }
 
@@ -239,16 +240,16 @@ pub(crate) fn planned(observed: &Observed, wanted: &Wanted, plan: &Plan) -> Even
 
 /// Undoes an unfinished rollout, and returns a message about it. `None` if there is none.
 pub(crate) fn take_back(layout: &Layout, services: Services) -> anyhow::Result<Option<String>> {
-    let Some(journal) = Journal::read(layout)? else {
+    let Some(journal) = Journal::read(&layout.rollout_journal())? else {
         return Ok(None);
     };
     let new: Vec<_> = journal
-        .take_back(layout)?
+        .take_back(&State::new(layout), &layout.rollout_journal())?
         .into_iter()
         .map(layout::instance_unit)
         .collect();
     services.disable(&new)?;
-    Outcome::now(Verdict::Interrupted, &journal.wanted.release, None).keep(layout);
+    Outcome::now(Verdict::Interrupted, &journal.wanted.release, None).keep(&layout.last_rollout());
     Ok(Some(format!(
         "a rollout to {} was cut off: every instance goes back to what it ran before",
         journal.wanted

@@ -26,7 +26,7 @@ use links_config::links::Config;
 use links_config::load::load_for_instance;
 use links_config::render;
 use links_release::runtime::{self, Call};
-use links_release::{Release, Store, Version, snapshot};
+use links_release::{Release, Snapshots, Store, Version};
 
 /// The interval of probes before the first healthy answer. A warm start takes 10 to 40 ms.
 const PROBE_AT_START: Duration = Duration::from_millis(10);
@@ -47,12 +47,12 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     let _lock = lock(&run_dir.join("lock"), instance)?;
     let flag = Flag::new(layout, instance)?;
 
-    let (applied, digest) = snapshot::of_instance(layout, instance);
+    let (applied, digest) = Snapshots::new(layout).of_instance(instance);
     let loaded = load_for_instance(&applied, instance)?;
     loaded.log_warnings();
     let release = Store::new(layout).of_instance(instance)?;
     runtime::check_release(&release)?;
-    if let Some(database) = loaded.local_database(layout) {
+    if let Some(database) = loaded.local_database(applied.places()) {
         check_writable(&database)?;
     }
     let config = &loaded.config;
@@ -65,9 +65,9 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     }
 
     let runtime_config = run_dir.join("runtime.toml");
-    let rendered = loaded.render(layout)?;
+    let rendered = loaded.render(applied.places())?;
     let exports = loaded.exports()?;
-    let secrets = secrets::OfInstance::read(layout);
+    let secrets = secrets::OfInstance::read(&secrets::Files::new(layout));
     let with_secrets = render::with_variables(&rendered, &secrets.variables())?;
     files::replace(&runtime_config, with_secrets.as_bytes(), 0o600)?;
     let runs = Version {
@@ -186,11 +186,11 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
 fn endpoints(layout: &Layout, instance: u16, config: &Config, release: &Release) -> Vec<Endpoint> {
     // `linksctl up` writes its site to match the running instances.
     let is_known = (config.nginx.manage || !layout.is_host()) && !layout.site_not_loaded().exists();
-    let site = is_known.then(|| endpoint::site_text(layout));
+    let site = is_known.then(|| endpoint::site_text(&layout.nginx_site_places()));
     endpoint::listen(
-        &Endpoint::socket(layout, instance),
+        &Endpoint::socket(&layout.sockets_dir(), instance),
         &Endpoint::tcp(config.base_port, instance),
-        release.can_listen_on_socket(layout, instance),
+        release.can_listen_on_socket(&layout.instance_socket(instance)),
         site.as_deref(),
     )
 }
@@ -348,7 +348,8 @@ fn spawn_gauge(group: process::Group, sender: Sender<Message>) {
 
 /// Carries out [`Action::Observe`].
 fn observe(layout: &Layout, instance: u16, listen: &[Endpoint]) -> Traffic {
-    let others = rotation::ready_instances(layout).map(|ready| ready.iter().any(|other| *other != instance));
+    let others =
+        rotation::ready_instances(&layout.ready_dir()).map(|ready| ready.iter().any(|other| *other != instance));
     Traffic {
         connections: count_connections(listen),
         others: others.unwrap_or_else(|error| {

@@ -7,6 +7,7 @@ use links_base::privileges::require_root;
 use links_base::services::{OnBehalfOf, Services};
 use links_base::{files, sandbox};
 use links_config::admin_token;
+use links_config::files::ConfigFiles;
 use links_config::load::{load_as_kept, load_links};
 use links_edge as edge;
 use links_edge::click_journal;
@@ -186,8 +187,8 @@ impl Host<'_> {
         match step {
             Step::RefreshDropIns => DropIns::new(layout).refresh()?,
             Step::EndDowngrade => files::remove_if_present(&layout.downgrade_marker())?,
-            Step::MakeToken => admin_token::make(layout)?,
-            Step::CheckConfiguration => load_as_kept(layout).map(drop)?,
+            Step::MakeToken => admin_token::make(&ConfigFiles::new(layout))?,
+            Step::CheckConfiguration => load_as_kept(&ConfigFiles::new(layout)).map(drop)?,
             Step::Import => {
                 let store = Store::new(layout);
                 store.remove_leftovers()?;
@@ -234,7 +235,7 @@ impl Host<'_> {
                     in_rollout: false,
                     stage: Stage::Final,
                 };
-                let notices = edge::install(layout, &load_links(layout)?, services, mode)?;
+                let notices = edge::install(layout, &load_links(&ConfigFiles::new(layout))?, services, mode)?;
                 self.notices.extend(notices);
             }
         }
@@ -254,7 +255,7 @@ pub fn prepare(layout: &Layout) -> anyhow::Result<()> {
 
 fn observe(layout: &Layout, payload: &Release, services: Services) -> anyhow::Result<Observed> {
     Ok(Observed {
-        has_token: admin_token::exists(layout),
+        has_token: admin_token::exists(&ConfigFiles::new(layout)),
         configured_before: layout.configured_marker().exists(),
         is_current: State::new(layout).current().as_ref() == Some(&payload.id),
         active: services.is_active(layout::SERVICE)?,

@@ -105,7 +105,7 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
 /// The enabled instances cannot be listed.
 pub fn observe(layout: &Layout, services: Services) -> anyhow::Result<Observed> {
     Ok(Observed {
-        enabled: enabled_instances(layout)?,
+        enabled: enabled_instances(&layout.service_wants_dir())?,
         has_systemd: services.running(),
         network: DropIns::new(layout).network(),
         marker: Some(layout.configured_marker()).filter(|marker| marker.exists()),
