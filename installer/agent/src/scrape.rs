@@ -60,7 +60,7 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
             ];
             page.add(&INSTANCE_INFO, &labels, 1.0);
         }
-        let Some(stats) = InstanceStats::read(layout, instance) else {
+        let Some(stats) = InstanceStats::read(&layout.instance_metrics(instance)) else {
             continue;
         };
         page.add(&STARTS, &labels, stats.starts as f64);
@@ -217,7 +217,7 @@ mod tests {
         };
         fs::write(layout.instance_runs(1), serde_json::to_vec(&runs).unwrap()).unwrap();
         fs::write(layout.ready_flag(1), b"").unwrap();
-        let mut recorder = Recorder::started(&layout, 1);
+        let mut recorder = Recorder::started(layout.instance_metrics(1));
         recorder.memory(Some(4096));
         recorder.drained(Duration::from_millis(250));
         Outcome::now(Verdict::Failed, &release, Some(Duration::from_secs(3))).keep(&layout.last_rollout());

@@ -56,6 +56,10 @@ impl Services {
         }
     }
 
+    pub fn on_behalf_of(self) -> OnBehalfOf {
+        self.on_behalf_of
+    }
+
     pub fn running(self) -> bool {
         self.running
     }

@@ -18,7 +18,7 @@ use links_config::load::{load_links, local_database};
 use links_edge as edge;
 use links_release::sqlite::{self, Sqlite};
 use links_release::{Release, Store};
-use links_rollout as rollout;
+use links_rollout::{self as rollout, Appliance};
 
 #[derive(Serialize)]
 struct Status {
@@ -97,7 +97,8 @@ pub fn show(layout: &Layout, json: bool) -> anyhow::Result<ExitCode> {
 
 fn observe(layout: &Layout) -> anyhow::Result<Status> {
     let config = load_links(&ConfigFiles::new(layout))?;
-    let store = Store::new(layout);
+    let appliance = Appliance::new(layout, Services::of_host(OnBehalfOf::Person));
+    let store = &appliance.store;
     let flags = rotation::ready_instances(&layout.ready_dir())?;
     let instances: Vec<_> = (1..=config.instances)
         .map(|instance| {
@@ -117,16 +118,16 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
             }
         })
         .collect();
-    let nginx = nginx(edge::status(layout, &config)?);
+    let nginx = nginx(appliance.edge.status(&config)?);
     let all_ready = instances
         .iter()
         .all(|instance| instance.ready && instance.trouble.is_none());
     Ok(Status {
         ok: all_ready && nginx.addresses.iter().all(|listening| listening.trouble.is_none()),
         instances,
-        payload: Release::open(&layout.bundle()).ok().map(|release| release.id),
-        rollout: rollout::unfinished(layout)?,
-        sandbox: sandbox::lacks(layout, Services::of_host(OnBehalfOf::Person)),
+        payload: Release::open(&appliance.bundle).ok().map(|release| release.id),
+        rollout: rollout::unfinished(&appliance)?,
+        sandbox: sandbox::lacks(layout, appliance.services),
         database: database(layout),
         sqlite: sqlite::observe(layout),
         public_url: config.public_url.clone(),

@@ -18,15 +18,15 @@ use links_base::files::make_directory;
 use links_base::layout::{Layout, edge_address};
 use links_base::process::{self, Process};
 use links_base::rotation::Watch;
+use links_base::services::{OnBehalfOf, Services};
 use links_base::{exec, files, rotation, secrets};
 use links_config::admin_token;
 use links_config::files::ConfigFiles;
 use links_config::links::{Config, Listen};
 use links_config::load::{load, load_links};
-use links_edge as edge;
 use links_edge::nginx::{self, CacheSize, HostFacts};
-use links_edge::peers::{self, Stage};
 use links_release::{Release, Store};
+use links_rollout::{Appliance, Stage, peers};
 
 /// The links.toml that the package ships.
 const LINKS_TOML: &str = include_str!("../../../packaging/links.toml");
@@ -126,7 +126,7 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
     make_directory(&layout.ready_dir(), 0o755)?;
     make_directory(&layout.metrics_dir(), 0o750)?;
     make_directory(&layout.sockets_dir(), 0o700)?;
-    edge::keep_connections(layout)?;
+    appliance(layout).edge.keep_connections()?;
     if !layout.links_toml().exists() {
         let [nginx, metrics, otlp] = free_addresses()?;
         let text = first_links_toml(nginx, free_base_port()?, metrics, otlp);
@@ -146,6 +146,11 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
         files::replace(&layout.runtime_toml(), &text, 0o644)?;
     }
     Ok(release)
+}
+
+/// The appliance below the directory of `linksctl up`.
+fn appliance(layout: &Layout) -> Appliance {
+    Appliance::new(layout, Services::of_host(OnBehalfOf::Person))
 }
 
 /// The shipped links.toml with free ports.
@@ -208,9 +213,13 @@ fn nginx_command(layout: &Layout, program: &Path, config: &Config) -> anyhow::Re
         default_server: true,
         cache_size: CacheSize::MODEST,
     };
-    let peers = peers::peers(layout, config, Stage::Final);
+    let peers = peers(&appliance(layout), config, Stage::Final);
     let site = directory.join("site.conf");
-    files::replace(&site, nginx::site(config, layout, facts, &peers)?.as_bytes(), 0o644)?;
+    files::replace(
+        &site,
+        nginx::site(config, &nginx::Paths::new(layout), facts, &peers)?.as_bytes(),
+        0o644,
+    )?;
     // If root starts nginx, its workers run as `nobody` by default, who cannot see ready flags below a private directory.
     let user = nix::unistd::geteuid().is_root().then_some("root");
     let main = directory.join("nginx.conf");

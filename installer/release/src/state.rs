@@ -55,21 +55,24 @@ impl State {
     }
 
     /// Assigns this configuration to the instances that have a release but no configuration. An older linksctl, which took no
-    /// snapshots, started them with the files in /etc/links.
+    /// snapshots, started them with the files in /etc/links. Returns whether there were any.
     ///
     /// # Errors
     /// A link cannot be written.
-    pub fn adopt(&self, config: &str) -> anyhow::Result<()> {
+    pub fn adopt(&self, config: &str) -> anyhow::Result<bool> {
+        let mut has_adopted = false;
         for instance in self.instances()? {
             let link = self.config_link_of(instance);
             if target_name(&link).is_none() {
                 files::replace_link(&link, &Path::new("../applied").join(config))?;
+                has_adopted = true;
             }
             if let (None, Some(points)) = (self.current(), self.points(instance)) {
                 self.set_current(&points.release)?;
+                has_adopted = true;
             }
         }
-        Ok(())
+        Ok(has_adopted)
     }
 
     /// What `instance` runs from its next start on.
@@ -300,7 +303,8 @@ mod tests {
         let state = State::new(&layout);
         Store::new(&layout).point(1, "r").unwrap();
         state.point(2, &version("r/b")).unwrap();
-        state.adopt("a").unwrap();
+        assert!(state.adopt("a").unwrap());
+        assert!(!state.adopt("a").unwrap());
         assert_eq!(state.points(1), Some(version("r/a")));
         assert_eq!(state.current().as_deref(), Some("r"));
         assert_eq!(state.points(2), Some(version("r/b")));

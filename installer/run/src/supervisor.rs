@@ -111,7 +111,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     })
     .with_context(|| format!("Starting {}", release.runtime_path().display()))?;
 
-    let mut recorder = Recorder::started(layout, instance);
+    let mut recorder = Recorder::started(layout.instance_metrics(instance));
     spawn_gauge(running.group(), sender.clone());
     let times = Times {
         start_timeout: config.health.start_timeout,

@@ -2,21 +2,17 @@
 
 use std::fmt;
 
-use links_base::layout::{self, Layout};
+use links_base::layout;
 use links_base::privileges::require_root;
-use links_base::services::{OnBehalfOf, Services};
+use links_base::services::OnBehalfOf;
 use links_base::{files, sandbox};
 use links_config::admin_token;
-use links_config::files::ConfigFiles;
 use links_config::load::{load_as_kept, load_links};
-use links_edge as edge;
-use links_edge::click_journal;
-use links_edge::peers::Stage;
-use links_release::{Release, State, Store};
-use links_rollout::network::DropIns;
-use links_rollout::{Force, Goal, LockWait, Session, Style};
+use links_release::Release;
+use links_rollout::{Appliance, Force, Goal, Session, Stage, install_site};
 
-use super::{LOCK_TIMEOUT, print, print_notices};
+use super::output::{print, print_notices};
+use super::session;
 
 /// The state of the host on which `configure` decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +75,7 @@ impl fmt::Display for Step {
                 "wait until every instance has stayed healthy for rollout.min_healthy"
             ),
             Self::RestartAgent => write!(f, "restart the agent"),
-            Self::Site => write!(f, "{}", edge::INSTALL),
+            Self::Site => write!(f, "{}", links_edge::INSTALL),
         }
     }
 }
@@ -122,14 +118,13 @@ fn plan(observed: &Observed, start: bool) -> Vec<Step> {
 /// # Errors
 /// The configuration is wrong, the disk is full, an instance does not become ready, or links does not answer through nginx.
 /// What served before still serves then.
-pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Result<()> {
+pub fn configure(appliance: &Appliance, how: How) -> anyhow::Result<()> {
     require_root()?;
-    let again = match on_behalf_of {
+    let again = match appliance.services.on_behalf_of() {
         OnBehalfOf::Package => "dpkg --configure -a",
         OnBehalfOf::Person => "linksctl configure",
     };
-    carry_out(layout, on_behalf_of, how)
-        .map_err(|error| error.context(format!("not complete; fix the cause, then run `{again}`")))
+    carry_out(appliance, how).map_err(|error| error.context(format!("not complete; fix the cause, then run `{again}`")))
 }
 
 /// The options of [`configure`].
@@ -142,19 +137,17 @@ pub struct How {
     pub dry_run: bool,
 }
 
-fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Result<()> {
-    let services = Services::of_host(on_behalf_of);
-    let payload = Release::open(&layout.bundle())?;
+fn carry_out(appliance: &Appliance, how: How) -> anyhow::Result<()> {
+    let payload = Release::open(&appliance.bundle)?;
     if how.dry_run {
-        print(&plan(&observe(layout, &payload, services)?, how.start));
+        print(&plan(&observe(appliance, &payload)?, how.start));
         return Ok(());
     }
     // Observed under the lock, because a rollout that is under way changes what is current and what runs.
-    let session = Session::begin(layout, services, LockWait::Until(LOCK_TIMEOUT), Style::Text)?;
-    let steps = plan(&observe(layout, &payload, services)?, how.start);
+    let session = session::begin(appliance)?;
+    let steps = plan(&observe(appliance, &payload)?, how.start);
     let mut host = Host {
-        layout,
-        services,
+        appliance,
         payload,
         force: Force {
             restart: false,
@@ -171,8 +164,7 @@ fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Res
 
 /// The host that the steps change.
 struct Host<'a> {
-    layout: &'a Layout,
-    services: Services,
+    appliance: &'a Appliance,
     payload: Release,
     force: Force,
     session: Session<'a>,
@@ -183,33 +175,37 @@ struct Host<'a> {
 
 impl Host<'_> {
     fn apply(&mut self, step: Step) -> anyhow::Result<()> {
-        let (layout, services) = (self.layout, self.services);
+        let Appliance {
+            services,
+            store,
+            snapshots,
+            ..
+        } = self.appliance;
         match step {
-            Step::RefreshDropIns => DropIns::new(layout).refresh()?,
-            Step::EndDowngrade => files::remove_if_present(&layout.downgrade_marker())?,
-            Step::MakeToken => admin_token::make(&ConfigFiles::new(layout))?,
-            Step::CheckConfiguration => load_as_kept(&ConfigFiles::new(layout)).map(drop)?,
+            Step::RefreshDropIns => self.appliance.drop_ins.refresh()?,
+            Step::EndDowngrade => files::remove_if_present(&self.appliance.downgrade_marker)?,
+            Step::MakeToken => admin_token::make(snapshots.edited())?,
+            Step::CheckConfiguration => load_as_kept(snapshots.edited()).map(drop)?,
             Step::Import => {
-                let store = Store::new(layout);
                 store.remove_leftovers()?;
-                store.import(&layout.bundle())?;
+                store.import(&self.appliance.bundle)?;
             }
             Step::ReloadUnits => {
                 services.reload_units()?;
-                sandbox::check(services)?;
+                sandbox::check(*services)?;
             }
             Step::RollOut { site } => {
                 let mut goal = self.session.goal(&self.payload, self.force)?;
                 // Before anything is started, so that a problem with nginx leaves nothing running.
                 let starts = !site && services.running() && services.allowed(layout::SERVICE, "start")?;
-                edge::check(layout, goal.config(), services, self.force.site, starts)?;
+                self.session.check_site(&goal, starts)?;
                 goal.wanted.site = site;
                 self.session.bring_about(&goal)?;
                 self.rolled_out = Some(goal);
             }
             Step::EnableService => {
                 services.enable(&[layout::SERVICE.to_owned()])?;
-                files::replace(&layout.configured_marker(), b"", 0o644)?;
+                files::replace(&self.appliance.configured_marker, b"", 0o644)?;
             }
             Step::Start => {
                 if !services.act("start", layout::SERVICE)? && services.running() {
@@ -230,12 +226,12 @@ impl Host<'_> {
                 services.act("restart", layout::SERVICE)?;
             }
             Step::Site => {
-                let mode = edge::Mode {
+                let mode = links_edge::Mode {
                     force: self.force.site,
                     in_rollout: false,
-                    stage: Stage::Final,
                 };
-                let notices = edge::install(layout, &load_links(&ConfigFiles::new(layout))?, services, mode)?;
+                let config = load_links(snapshots.edited())?;
+                let notices = install_site(self.appliance, &config, Stage::Final, mode)?;
                 self.notices.extend(notices);
             }
         }
@@ -247,20 +243,20 @@ impl Host<'_> {
 ///
 /// # Errors
 /// There is no user `links`, or a file cannot be changed.
-pub fn prepare(layout: &Layout) -> anyhow::Result<()> {
+pub fn prepare(appliance: &Appliance) -> anyhow::Result<()> {
     require_root()?;
-    print_notices(&Vec::from_iter(click_journal::take_over(layout)?));
-    DropIns::new(layout).refresh()
+    print_notices(&Vec::from_iter(appliance.click_journal.take_over()?));
+    appliance.drop_ins.refresh()
 }
 
-fn observe(layout: &Layout, payload: &Release, services: Services) -> anyhow::Result<Observed> {
+fn observe(appliance: &Appliance, payload: &Release) -> anyhow::Result<Observed> {
     Ok(Observed {
-        has_token: admin_token::exists(&ConfigFiles::new(layout)),
-        configured_before: layout.configured_marker().exists(),
-        is_current: State::new(layout).current().as_ref() == Some(&payload.id),
-        active: services.is_active(layout::SERVICE)?,
-        has_outdated_drop_ins: !DropIns::new(layout).outdated()?.is_empty(),
-        has_downgrade_marker: layout.downgrade_marker().exists(),
+        has_token: admin_token::exists(appliance.snapshots.edited()),
+        configured_before: appliance.configured_marker.exists(),
+        is_current: appliance.state.current().as_ref() == Some(&payload.id),
+        active: appliance.services.is_active(layout::SERVICE)?,
+        has_outdated_drop_ins: !appliance.drop_ins.outdated()?.is_empty(),
+        has_downgrade_marker: appliance.downgrade_marker.exists(),
     })
 }
 

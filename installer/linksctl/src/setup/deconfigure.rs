@@ -5,16 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use links_base::layout::{self, Layout};
+use links_base::layout;
 use links_base::privileges::require_root;
-use links_base::services::{OnBehalfOf, Services, enabled_instances};
+use links_base::services::enabled_instances;
 use links_base::{exec, files};
 use links_config::network::Network;
-use links_edge as edge;
-use links_rollout::network::DropIns;
-use links_rollout::{LockWait, Session, Style};
+use links_rollout::Appliance;
 
-use super::{LOCK_TIMEOUT, print, print_notices};
+use super::output::{print, print_notices};
+use super::session;
 
 /// The state of the host on which `deconfigure` decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,18 +83,17 @@ pub fn plan(observed: &Observed) -> Vec<Step> {
 ///
 /// # Errors
 /// A unit cannot be stopped, or a rollout is still running.
-pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> anyhow::Result<()> {
+pub fn deconfigure(appliance: &Appliance, dry_run: bool) -> anyhow::Result<()> {
     require_root()?;
-    let services = Services::of_host(on_behalf_of);
     if dry_run {
-        print(&plan(&observe(layout, services)?));
+        print(&plan(&observe(appliance)?));
         return Ok(());
     }
     // Never in the middle of a rollout, which may also change what is enabled. So this observes under the lock.
-    let _session = Session::begin(layout, services, LockWait::Until(LOCK_TIMEOUT), Style::Text)?;
+    let _session = session::begin(appliance)?;
     let mut notices = vec![];
-    for step in plan(&observe(layout, services)?) {
-        notices.extend(apply(&step, layout, services)?);
+    for step in plan(&observe(appliance)?) {
+        notices.extend(apply(&step, appliance)?);
     }
     print_notices(&notices);
     Ok(())
@@ -103,12 +101,12 @@ pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> 
 
 /// # Errors
 /// The enabled instances cannot be listed.
-pub fn observe(layout: &Layout, services: Services) -> anyhow::Result<Observed> {
+pub fn observe(appliance: &Appliance) -> anyhow::Result<Observed> {
     Ok(Observed {
-        enabled: enabled_instances(&layout.service_wants_dir())?,
-        has_systemd: services.running(),
-        network: DropIns::new(layout).network(),
-        marker: Some(layout.configured_marker()).filter(|marker| marker.exists()),
+        enabled: enabled_instances(&appliance.wants)?,
+        has_systemd: appliance.services.running(),
+        network: appliance.drop_ins.network(),
+        marker: Some(appliance.configured_marker.clone()).filter(|marker| marker.exists()),
     })
 }
 
@@ -116,15 +114,16 @@ pub fn observe(layout: &Layout, services: Services) -> anyhow::Result<Observed> 
 ///
 /// # Errors
 /// A unit cannot be stopped. Every other failure is a message.
-pub fn apply(step: &Step, layout: &Layout, services: Services) -> anyhow::Result<Vec<String>> {
+pub fn apply(step: &Step, appliance: &Appliance) -> anyhow::Result<Vec<String>> {
+    let services = appliance.services;
     let applied = match step {
-        Step::RemoveSite => Ok(edge::remove(layout, services)),
+        Step::RemoveSite => Ok(appliance.edge.remove()),
         Step::Stop(units) => {
             let arguments = ["stop"].into_iter().chain(units.iter().map(String::as_str));
             exec::run("systemctl", arguments).map(|_| vec![])
         }
         Step::Disable(units) => services.disable(units).map(|()| vec![]),
-        Step::Network(network) => DropIns::new(layout).set(*network, services).map(|()| vec![]),
+        Step::Network(network) => appliance.drop_ins.set(*network, services).map(|()| vec![]),
         Step::RemoveMarker(path) => {
             let removed = files::remove_if_present(path).with_context(|| format!("Removing {}", path.display()));
             removed.map(|()| vec![])

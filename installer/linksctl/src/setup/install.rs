@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use nix::sys::statvfs::statvfs;
 
+use super::configure::{How, configure, prepare};
+use super::output::print;
 use super::payload::{Payload, unit, write_record};
-use super::{How, configure, prepare, print};
 use links_base::files::make_directory;
 use links_base::layout::{self, Layout};
 use links_base::privileges::require_root;
 use links_base::services::{OnBehalfOf, Services};
 use links_base::{exec, files};
 use links_release::payload::{LIST_NAME, List, Listed};
+use links_rollout::Appliance;
 
 /// How many bytes must stay free on the disk after the installation, for the database and the compiled components.
 const HEADROOM: u64 = 64 * 1024 * 1024;
@@ -152,10 +154,11 @@ fn mode(entry: &Listed) -> anyhow::Result<u32> {
 /// The package is installed by apt, a file of the tarball is damaged, the disk is too full, or [`configure`] fails.
 pub fn install(layout: &Layout, no_start: bool, dry_run: bool) -> anyhow::Result<()> {
     let payload = Payload::of_this_program()?;
-    let services = Services::of_host(OnBehalfOf::Person);
+    let appliance = Appliance::new(layout, Services::of_host(OnBehalfOf::Person));
+    let (root, record) = (layout.root(), layout.install_record());
     let steps = || {
-        let observed = observe(layout, &payload.list, services)?;
-        plan(&payload, layout.root(), &layout.install_record(), &observed, !no_start)
+        let observed = observe(root, &record, &payload.list, appliance.services)?;
+        plan(&payload, root, &record, &observed, !no_start)
     };
     if dry_run {
         print(&steps()?);
@@ -165,8 +168,8 @@ pub fn install(layout: &Layout, no_start: bool, dry_run: bool) -> anyhow::Result
     refuse_beside_apt()?;
     payload.verify()?;
     // The files are stored twice: below /usr and in the release store.
-    require_space(layout.root(), 2 * payload.size() + HEADROOM)?;
-    steps()?.iter().try_for_each(|step| apply(step, layout, services))?;
+    require_space(root, 2 * payload.size() + HEADROOM)?;
+    steps()?.iter().try_for_each(|step| apply(step, layout, &appliance))?;
     println!(
         "links {} is installed; `linksctl status` shows how it runs",
         payload.list.version
@@ -174,10 +177,9 @@ pub fn install(layout: &Layout, no_start: bool, dry_run: bool) -> anyhow::Result
     Ok(())
 }
 
-fn observe(layout: &Layout, list: &List, services: Services) -> anyhow::Result<Observed> {
-    let record = layout.install_record();
+fn observe(root: &Path, record: &Path, list: &List, services: Services) -> anyhow::Result<Observed> {
     let is_present = |entry: &&Listed| {
-        let target = layout.root().join(&entry.path);
+        let target = root.join(&entry.path);
         match &entry.file {
             None => target.is_dir(),
             Some(file) => file.conffile && target.exists(),
@@ -186,7 +188,7 @@ fn observe(layout: &Layout, list: &List, services: Services) -> anyhow::Result<O
     let present = list.entries.iter().filter(is_present);
     Ok(Observed {
         earlier: match record.exists() {
-            true => Some(Payload::read(layout.root(), &record)?.list),
+            true => Some(Payload::read(root, record)?.list),
             false => None,
         },
         present: present.map(|entry| entry.path.clone()).collect(),
@@ -194,7 +196,7 @@ fn observe(layout: &Layout, list: &List, services: Services) -> anyhow::Result<O
     })
 }
 
-fn apply(step: &Step, layout: &Layout, services: Services) -> anyhow::Result<()> {
+fn apply(step: &Step, layout: &Layout, appliance: &Appliance) -> anyhow::Result<()> {
     match step {
         Step::Record(path, list) => write_record(path, list),
         Step::MakeDirectory { path, mode } => make_directory(path, *mode),
@@ -207,10 +209,10 @@ fn apply(step: &Step, layout: &Layout, services: Services) -> anyhow::Result<()>
             let arguments = ["stop"].into_iter().chain(units.iter().map(String::as_str));
             exec::run("systemctl", arguments).map(drop)
         }
-        Step::Disable(units) => services.disable(units),
+        Step::Disable(units) => appliance.services.disable(units),
         Step::Remove(path) => files::remove_if_present(path).with_context(|| format!("Removing {}", path.display())),
         Step::MakeUser => exec::run("systemd-sysusers", [layout.sysusers()]).map(drop),
-        Step::TakeOver => prepare(layout),
+        Step::TakeOver => prepare(appliance),
         Step::MakeDirectories => exec::run("systemd-tmpfiles", ["--create".into(), layout.tmpfiles()]).map(drop),
         Step::Configure { start } => {
             let how = How {
@@ -218,7 +220,7 @@ fn apply(step: &Step, layout: &Layout, services: Services) -> anyhow::Result<()>
                 force: false,
                 dry_run: false,
             };
-            configure(layout, OnBehalfOf::Person, how)
+            configure(appliance, how)
         }
     }
 }

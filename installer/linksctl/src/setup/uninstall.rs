@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+use super::output::{print, print_notices};
 use super::payload::{Payload, listed_files, unit};
-use super::{LOCK_TIMEOUT, deconfigure, print, print_notices};
+use super::{deconfigure, session};
 use links_base::files::Left;
 use links_base::layout::{self, Layout};
 use links_base::privileges::require_root;
 use links_base::services::{OnBehalfOf, Services};
 use links_base::{exec, files};
 use links_release::payload::List;
-use links_rollout::{LockWait, Session, Style};
+use links_rollout::Appliance;
 
 /// The state of the host on which `uninstall` decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,14 +121,14 @@ pub fn uninstall(layout: &Layout, purge: bool, dry_run: bool) -> anyhow::Result<
         );
     }
     let list = Payload::read(&paths.root, &paths.record)?.list;
-    let services = Services::of_host(OnBehalfOf::Person);
-    let steps = || anyhow::Ok(plan(&list, &paths, &observe(layout, &list, services)?, purge));
+    let appliance = Appliance::new(layout, Services::of_host(OnBehalfOf::Person));
+    let steps = || anyhow::Ok(plan(&list, &paths, &observe(&paths.root, &list, &appliance)?, purge));
     if dry_run {
         print(&steps()?);
         return Ok(());
     }
     require_root()?;
-    remove(layout, services, is_configured(layout.root(), &list), steps)?;
+    remove(&appliance, is_configured(&paths.root, &list), steps)?;
     println!(
         "links is removed{}",
         if purge {
@@ -140,23 +141,17 @@ pub fn uninstall(layout: &Layout, purge: bool, dry_run: bool) -> anyhow::Result<
 }
 
 fn remove(
-    layout: &Layout,
-    services: Services,
+    appliance: &Appliance,
     is_configured: bool,
     steps: impl FnOnce() -> anyhow::Result<Vec<Step>>,
 ) -> anyhow::Result<()> {
     // Never in the middle of a rollout, which may also change what is enabled. So the steps are planned under the lock.
     let _session = match is_configured {
-        true => Some(Session::begin(
-            layout,
-            services,
-            LockWait::Until(LOCK_TIMEOUT),
-            Style::Text,
-        )?),
+        true => Some(session::begin(appliance)?),
         false => None,
     };
     for step in steps()? {
-        print_notices(&apply(&step, layout, services)?);
+        print_notices(&apply(&step, appliance)?);
     }
     Ok(())
 }
@@ -166,21 +161,21 @@ fn is_configured(root: &Path, list: &List) -> bool {
     listed_files(list).any(|(entry, _)| unit(&entry.path) == Some(layout::SERVICE) && root.join(&entry.path).exists())
 }
 
-fn observe(layout: &Layout, list: &List, services: Services) -> anyhow::Result<Observed> {
+fn observe(root: &Path, list: &List, appliance: &Appliance) -> anyhow::Result<Observed> {
     Ok(Observed {
-        configured: match is_configured(layout.root(), list) {
-            true => Some(deconfigure::observe(layout, services)?),
+        configured: match is_configured(root, list) {
+            true => Some(deconfigure::observe(appliance)?),
             false => None,
         },
-        has_systemd: services.running(),
+        has_systemd: appliance.services.running(),
         has_user: nix::unistd::User::from_name(layout::USER)?.is_some(),
     })
 }
 
 /// Applies one step, and returns messages for the administrator.
-fn apply(step: &Step, layout: &Layout, services: Services) -> anyhow::Result<Vec<String>> {
+fn apply(step: &Step, appliance: &Appliance) -> anyhow::Result<Vec<String>> {
     match step {
-        Step::Deconfigure(step) => return deconfigure::apply(step, layout, services),
+        Step::Deconfigure(step) => return deconfigure::apply(step, appliance),
         Step::RemoveFile(path) => {
             files::remove_if_present(path).with_context(|| format!("Removing {}", path.display()))?;
         }
@@ -194,7 +189,7 @@ fn apply(step: &Step, layout: &Layout, services: Services) -> anyhow::Result<Vec
         }
         // An error means that the directory is missing or not empty, so there is nothing to remove.
         Step::RemoveEmpty(path) => drop(fs::remove_dir(path)),
-        Step::ReloadUnits => services.reload_units()?,
+        Step::ReloadUnits => appliance.services.reload_units()?,
         Step::RemoveUser => drop(exec::run("userdel", [layout::USER])?),
     }
     Ok(vec![])
