@@ -24,7 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("links-base", &[]),
     ("links-config", &["links-base", "links-store"]),
     ("links-release", &["links-base", "links-config", "links-store"]),
-    ("links-edge", &["links-base", "links-config", "links-release"]),
+    ("links-edge", &["links-base", "links-config"]),
     (
         "links-rollout",
         &["links-base", "links-config", "links-edge", "links-release"],

@@ -16,9 +16,10 @@ use links_base::layout::Layout;
 use links_base::log;
 use links_base::notify::notify;
 use links_base::rotation::{self, Watch};
+use links_config::files::ConfigFiles;
 use links_config::links::Config;
 use links_config::load::load_links;
-use links_release::{State, Store, snapshot};
+use links_release::{Snapshots, State, Store};
 
 /// How often the status is checked even if no ready flag changes: a release may have changed, or a file may have been edited.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -36,15 +37,17 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
     }
     // An invalid links.toml, perhaps one that is being edited, does not stop the agent: it counts the existing instances
     // instead.
-    let applied = || State::new(layout).instances().map(|instances| instances.len());
-    let (mut wanted, mut edited) = match load_links(layout) {
+    let state = State::new(layout);
+    let config = ConfigFiles::new(layout);
+    let applied = || state.instances().map(|instances| instances.len());
+    let (mut wanted, mut edited) = match load_links(&config) {
         Ok(config) => (config.instances, Some(config)),
         Err(error) => match applied()? {
             0 => return Err(error.into()),
             count => (u16::try_from(count)?, None),
         },
     };
-    let watch = Watch::new(layout)?;
+    let watch = Watch::new(&layout.ready_dir())?;
     // Started first, so that the agent opens the database before any instance if possible.
     let checkpoints = Checkpoints::start(layout.clone())?;
     let progress = Arc::default();
@@ -66,7 +69,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
         notify(&[NotifyState::Watchdog]);
         watch.wait(CHECK_INTERVAL)?;
         // links.toml may be invalid while it is being edited. `linksctl check` reports that; the agent ignores it.
-        edited = load_links(layout).ok();
+        edited = load_links(&config).ok();
         wanted = edited.as_ref().map_or(wanted, |config| config.instances);
     }
     notify(&[NotifyState::Stopping]);
@@ -79,9 +82,8 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
 /// The addresses to serve on. The address for scrapes follows the current links.toml; the addresses for exports follow the
 /// configuration that each instance runs with. An invalid links.toml changes nothing.
 fn addresses(layout: &Layout, wanted: u16, edited: Option<Config>) -> Addresses {
-    let mut configurations: Vec<_> = (1..=wanted)
-        .map(|instance| snapshot::of_instance(layout, instance).0)
-        .collect();
+    let snapshots = Snapshots::new(layout);
+    let mut configurations: Vec<_> = (1..=wanted).map(|instance| snapshots.of_instance(instance).0).collect();
     configurations.dedup();
     let applied = configurations.iter().filter_map(|applied| load_links(applied).ok());
     let applied: Vec<_> = applied.map(|config| config.metrics).collect();
@@ -99,7 +101,7 @@ fn addresses(layout: &Layout, wanted: u16, edited: Option<Config>) -> Addresses 
 /// The status line, such as `2/2 instances ready, release 0.1.0, runtime spin 4.0.2`. If instances differ, it lists all their
 /// versions and runtimes.
 fn status_line(layout: &Layout, wanted: u16) -> String {
-    let ready = match rotation::ready_instances(layout) {
+    let ready = match rotation::ready_instances(&layout.ready_dir()) {
         Ok(ready) => ready.iter().filter(|&&instance| instance <= wanted).count(),
         Err(error) => return format!("the ready flags cannot be read: {error}"),
     };

@@ -15,7 +15,7 @@ use links_base::log;
 use links_config::load;
 use links_config::runtime::Database;
 use links_db::database;
-use links_release::{snapshot, sqlite};
+use links_release::{Snapshots, sqlite};
 
 /// The minimum time between two measurements.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -109,11 +109,11 @@ impl Probe {
     }
 
     fn measure(&mut self) -> Facts {
-        let (applied, _) = snapshot::of_instance(&self.layout, 1);
+        let (applied, _) = Snapshots::new(&self.layout).of_instance(1);
         let Some(database) = load::database(&applied) else {
             return Facts::default();
         };
-        match (database.file(&applied), database) {
+        match (database.file(applied.places()), database) {
             (None, Database::LibSql(url)) => self.measure_server(url),
             (path, _) => {
                 self.server = None;

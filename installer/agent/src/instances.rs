@@ -16,7 +16,7 @@ use links_base::layout::Layout;
 use links_base::rotation;
 use links_base::secrets::AGENT_HEADER;
 use links_config::load::load_links;
-use links_release::snapshot;
+use links_release::Snapshots;
 
 /// How long a whole request may take. An instance gives its database 14 seconds.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -50,7 +50,7 @@ impl Instances {
 
     /// Whether any instance is ready to be asked.
     pub fn is_any_ready(&self) -> bool {
-        rotation::ready_instances(&self.layout).is_ok_and(|ready| !ready.is_empty())
+        rotation::ready_instances(&self.layout.ready_dir()).is_ok_and(|ready| !ready.is_empty())
     }
 
     /// Asks the ready instances one after the other until one answers, beginning with the one that answered last.
@@ -59,16 +59,18 @@ impl Instances {
     /// Fails if no instance answers. The message gives the reason of the last one.
     pub fn ask<T: DeserializeOwned>(&self, path: &str, question: Question<'_>) -> Result<T, String> {
         let secret = self.secret()?;
-        let mut ready = rotation::ready_instances(&self.layout).map_err(|error| format!("the ready flags: {error}"))?;
+        let mut ready =
+            rotation::ready_instances(&self.layout.ready_dir()).map_err(|error| format!("the ready flags: {error}"))?;
         ready.sort_by_key(|instance| *instance != self.last.get());
+        let snapshots = Snapshots::new(&self.layout);
         let mut why = "no instance is ready".to_owned();
         for instance in ready {
-            let (applied, _) = snapshot::of_instance(&self.layout, instance);
+            let (applied, _) = snapshots.of_instance(instance);
             let Ok(config) = load_links(&applied) else {
                 why = format!("instance {instance}: its links.toml is invalid");
                 continue;
             };
-            let endpoint = Endpoint::of_running(&self.layout, config.base_port, instance);
+            let endpoint = Endpoint::of_running(&self.layout.sockets_dir(), config.base_port, instance);
             let answer = call(&endpoint, path, question, secret.as_deref());
             match answer
                 .map_err(|error| error.to_string())

@@ -18,8 +18,9 @@ use super::forward;
 use links_base::instance_stats::InstanceStats;
 use links_base::layout::{Layout, MAX_INSTANCES};
 use links_base::rotation;
+use links_config::files::ConfigFiles;
 use links_config::load::load_links;
-use links_release::{Outcome, Release, State, Verdict, sqlite};
+use links_release::{Outcome, State, Store, Verdict, sqlite};
 
 /// The label with the number of an instance. Prometheus itself sets `instance`, to the address that it scrapes.
 pub const LABEL: &str = "links_instance";
@@ -35,17 +36,19 @@ pub struct Received {
 /// Adds what the files on the host say about the instances, checkpoints and rollouts.
 pub fn host(page: &mut Exposition, layout: &Layout) {
     page.add(&BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    let state = State::new(layout);
-    let wanted = load_links(layout).map(|config| config.instances).ok();
+    let (state, store) = (State::new(layout), Store::new(layout));
+    let wanted = load_links(&ConfigFiles::new(layout))
+        .map(|config| config.instances)
+        .ok();
     page.add_known(&INSTANCES, &[], wanted.map(f64::from));
-    let ready = rotation::ready_instances(layout).unwrap_or_default();
+    let ready = rotation::ready_instances(&layout.ready_dir()).unwrap_or_default();
     for instance in shown(&state, wanted) {
         let number = instance.to_string();
         let labels = [(LABEL, number.as_str())];
         let runs = state.runs(instance);
         page.add(&UP, &labels, f64::from(u8::from(runs.is_some())));
         page.add(&READY, &labels, f64::from(u8::from(ready.contains(&instance))));
-        let release = runs.and_then(|runs| Release::open(&layout.releases_dir().join(runs.release)).ok());
+        let release = runs.and_then(|runs| store.open(&runs.release).ok());
         if let Some(release) = &release {
             let runtime = &release.manifest.runtime;
             let labels = [
@@ -57,7 +60,7 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
             ];
             page.add(&INSTANCE_INFO, &labels, 1.0);
         }
-        let Some(stats) = InstanceStats::read(layout, instance) else {
+        let Some(stats) = InstanceStats::read(&layout.instance_metrics(instance)) else {
             continue;
         };
         page.add(&STARTS, &labels, stats.starts as f64);
@@ -67,13 +70,13 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
         page.add_known(&RESIDENT, &labels, resident.map(|bytes| bytes as f64));
         page.add_known(&DRAIN, &labels, stats.drain_seconds);
     }
-    if let Ok(Some(report)) = sqlite::Report::read(layout)
+    if let Ok(Some(report)) = sqlite::Report::read(&layout.checkpoints())
         && let Some(bytes) = report.log_bytes
     {
         page.add(&DATABASE_LOG, &[], bytes as f64);
         page.add(&CHECKPOINT_FAILURES, &[], report.failures as f64);
     }
-    if let Some(outcome) = Outcome::read(layout) {
+    if let Some(outcome) = Outcome::read(&layout.last_rollout()) {
         let success = outcome.result == Verdict::Succeeded;
         page.add(&ROLLOUT_SUCCESS, &[], f64::from(u8::from(success)));
         let labels = [("release", outcome.release.as_str()), ("result", outcome.result.name())];
@@ -84,7 +87,7 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
 }
 
 /// The instances that links.toml asks for, and those that exist.
-fn shown(state: &State<'_>, wanted: Option<u16>) -> BTreeSet<u16> {
+fn shown(state: &State, wanted: Option<u16>) -> BTreeSet<u16> {
     let existing = state.instances().unwrap_or_default();
     let mut shown: BTreeSet<_> = (1..=wanted.unwrap_or(0)).collect();
     shown.extend(existing);
@@ -214,10 +217,10 @@ mod tests {
         };
         fs::write(layout.instance_runs(1), serde_json::to_vec(&runs).unwrap()).unwrap();
         fs::write(layout.ready_flag(1), b"").unwrap();
-        let mut recorder = Recorder::started(&layout, 1);
+        let mut recorder = Recorder::started(layout.instance_metrics(1));
         recorder.memory(Some(4096));
         recorder.drained(Duration::from_millis(250));
-        Outcome::now(Verdict::Failed, &release, Some(Duration::from_secs(3))).keep(&layout);
+        Outcome::now(Verdict::Failed, &release, Some(Duration::from_secs(3))).keep(&layout.last_rollout());
         (root, layout, release)
     }
 

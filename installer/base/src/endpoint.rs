@@ -6,14 +6,14 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use nix::unistd::Uid;
 
 use crate::http::{self, Request, Response};
-use crate::layout::{self, Layout};
+use crate::layout;
 use crate::{connections, sockets};
 
 /// Where an instance listens. Displayed in the form of links-host's `--listen` and of nginx's `server`.
@@ -33,8 +33,9 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    pub fn socket(layout: &Layout, instance: u16) -> Self {
-        Self::Socket(layout.instance_socket(instance))
+    /// The socket of an instance in the directory of the sockets.
+    pub fn socket(sockets: &Path, instance: u16) -> Self {
+        Self::Socket(sockets.join(layout::socket_name(instance)))
     }
 
     pub fn tcp(base_port: u16, instance: u16) -> Self {
@@ -43,10 +44,10 @@ impl Endpoint {
 
     /// The endpoint of a running instance: its socket if that exists, otherwise its port. Also the socket if this user may not
     /// look into its directory; connecting then reports the missing permission.
-    pub fn of_running(layout: &Layout, base_port: u16, instance: u16) -> Self {
-        match layout.instance_socket(instance).symlink_metadata() {
+    pub fn of_running(sockets: &Path, base_port: u16, instance: u16) -> Self {
+        match sockets.join(layout::socket_name(instance)).symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::tcp(base_port, instance),
-            _ => Self::socket(layout, instance),
+            _ => Self::socket(sockets, instance),
         }
     }
 
@@ -118,13 +119,14 @@ pub fn check_free(address: SocketAddr) -> anyhow::Result<()> {
     }
 }
 
-/// The text of links' site, from every place where nginx may read it at its next start. Empty if there is no site yet.
-pub fn site_text(layout: &Layout) -> String {
+/// The text of links' site, from every place where nginx may read it at its next start
+/// ([`layout::Layout::nginx_site_places`]). Empty if there is no site yet.
+pub fn site_text(places: &[PathBuf]) -> String {
     // A dangling link, or a file that is not UTF-8, names no endpoint.
-    let read = |path| fs::read_to_string(path).unwrap_or_default();
-    [layout.nginx_site_enabled(), layout.nginx_conf_d_site()]
-        .map(read)
-        .concat()
+    places
+        .iter()
+        .map(|path| fs::read_to_string(path).unwrap_or_default())
+        .collect()
 }
 
 /// The endpoints on which an instance listens, at least one. Probes use the first.
@@ -166,10 +168,13 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::layout::temporary;
+    use crate::layout::{Layout, temporary};
 
     fn endpoints() -> (Endpoint, Endpoint) {
-        (Endpoint::socket(&Layout::new("/"), 1), Endpoint::tcp(7000, 1))
+        (
+            Endpoint::socket(&Layout::new("/").sockets_dir(), 1),
+            Endpoint::tcp(7000, 1),
+        )
     }
 
     #[test]
@@ -210,10 +215,13 @@ mod tests {
     #[test]
     fn a_running_instance_is_reached_on_its_socket_if_it_has_one() {
         let (_root, layout) = temporary(&[Layout::sockets_dir]);
-        assert_eq!(Endpoint::of_running(&layout, 7000, 1), Endpoint::tcp(7000, 1));
+        assert_eq!(
+            Endpoint::of_running(&layout.sockets_dir(), 7000, 1),
+            Endpoint::tcp(7000, 1)
+        );
         let listener = UnixListener::bind(layout.instance_socket(1)).unwrap();
-        let endpoint = Endpoint::of_running(&layout, 7000, 1);
-        assert_eq!(endpoint, Endpoint::socket(&layout, 1));
+        let endpoint = Endpoint::of_running(&layout.sockets_dir(), 7000, 1);
+        assert_eq!(endpoint, Endpoint::socket(&layout.sockets_dir(), 1));
 
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -255,7 +263,7 @@ mod tests {
     fn a_silent_server_causes_a_timeout() {
         let (_root, layout) = temporary(&[Layout::sockets_dir]);
         let _listener = UnixListener::bind(layout.instance_socket(1)).unwrap();
-        let endpoint = Endpoint::socket(&layout, 1);
+        let endpoint = Endpoint::socket(&layout.sockets_dir(), 1);
         let error = endpoint
             .send(&Request::get("/"), Duration::from_millis(50))
             .unwrap_err();

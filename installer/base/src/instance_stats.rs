@@ -2,11 +2,11 @@
 //! instance's own, until the next boot.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::layout::Layout;
 use crate::{clock, files, log};
 
 /// The measurements of one instance since boot.
@@ -23,27 +23,26 @@ pub struct InstanceStats {
 }
 
 impl InstanceStats {
-    /// `None` if the instance has not started since boot, or the file is invalid.
-    pub fn read(layout: &Layout, instance: u16) -> Option<Self> {
-        serde_json::from_slice(&fs::read(layout.instance_metrics(instance)).ok()?).ok()
+    /// Reads the file of one instance (`Layout::instance_metrics`). `None` if the instance has not started since boot, or the
+    /// file is invalid.
+    pub fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 }
 
 /// Records the measurements of one instance. Every change is written to the instance's file.
 #[derive(Debug)]
-pub struct Recorder<'a> {
-    layout: &'a Layout,
-    instance: u16,
+pub struct Recorder {
+    path: PathBuf,
     stats: InstanceStats,
 }
 
-impl<'a> Recorder<'a> {
-    /// Records a start of the runtime.
-    pub fn started(layout: &'a Layout, instance: u16) -> Self {
-        let before = InstanceStats::read(layout, instance).unwrap_or_default();
+impl Recorder {
+    /// Records a start of the runtime in the instance's file.
+    pub fn started(path: PathBuf) -> Self {
+        let before = InstanceStats::read(&path).unwrap_or_default();
         let recorder = Self {
-            layout,
-            instance,
+            path,
             stats: InstanceStats {
                 starts: before.starts + 1,
                 started: clock::unix_seconds(SystemTime::now()),
@@ -69,10 +68,9 @@ impl<'a> Recorder<'a> {
 
     /// Logs a failure instead of returning it, because an instance serves even if its file cannot be written.
     fn write(&self) {
-        let path = self.layout.instance_metrics(self.instance);
         let replace = || {
-            fs::create_dir_all(self.layout.metrics_dir())?;
-            files::replace(&path, &serde_json::to_vec(&self.stats)?, 0o600)
+            fs::create_dir_all(self.path.parent().unwrap_or(Path::new("/")))?;
+            files::replace(&self.path, &serde_json::to_vec(&self.stats)?, 0o600)
         };
         if let Err(error) = replace() {
             log::error!("{error:#}");
@@ -89,23 +87,23 @@ mod tests {
     #[test]
     fn starts_are_counted_and_the_last_drain_is_kept() {
         let (_root, layout) = temporary(&[]);
-        assert_eq!(InstanceStats::read(&layout, 1), None);
-        let mut recorder = Recorder::started(&layout, 1);
+        assert_eq!(InstanceStats::read(&layout.instance_metrics(1)), None);
+        let mut recorder = Recorder::started(layout.instance_metrics(1));
         recorder.memory(Some(4096));
         recorder.drained(Duration::from_millis(1500));
-        let first = InstanceStats::read(&layout, 1).unwrap();
+        let first = InstanceStats::read(&layout.instance_metrics(1)).unwrap();
         assert_eq!(
             (first.starts, first.resident_bytes, first.drain_seconds),
             (1, Some(4096), Some(1.5))
         );
         assert!(first.started > 1e9, "{first:?}");
 
-        Recorder::started(&layout, 1);
-        let second = InstanceStats::read(&layout, 1).unwrap();
+        Recorder::started(layout.instance_metrics(1));
+        let second = InstanceStats::read(&layout.instance_metrics(1)).unwrap();
         assert_eq!(
             (second.starts, second.resident_bytes, second.drain_seconds),
             (2, None, Some(1.5))
         );
-        assert_eq!(InstanceStats::read(&layout, 2), None);
+        assert_eq!(InstanceStats::read(&layout.instance_metrics(2)), None);
     }
 }

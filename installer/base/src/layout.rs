@@ -34,24 +34,11 @@ pub const UNIX_SOCKET_TABLE: &str = "/proc/self/net/unix";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     root: PathBuf,
-    config: PathBuf,
 }
 
 impl Layout {
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        let root = root.into();
-        Self {
-            config: root.join("etc/links"),
-            root,
-        }
-    }
-
-    /// The same layout with another configuration directory.
-    pub fn with_config_dir(&self, config: PathBuf) -> Self {
-        Self {
-            root: self.root.clone(),
-            config,
-        }
+        Self { root: root.into() }
     }
 
     pub fn root(&self) -> &Path {
@@ -69,17 +56,17 @@ impl Layout {
 
     // Configuration, which belongs to the administrator.
     pub fn config_dir(&self) -> PathBuf {
-        self.config.clone()
+        self.at("etc/links")
     }
     pub fn links_toml(&self) -> PathBuf {
-        self.config.join("links.toml")
+        self.at("etc/links/links.toml")
     }
     pub fn runtime_toml(&self) -> PathBuf {
-        self.config.join("runtime.toml")
+        self.at("etc/links/runtime.toml")
     }
     /// A directory with one file per credential, named like the credential (root, 0600).
     pub fn credentials_dir(&self) -> PathBuf {
-        self.config.join("credentials")
+        self.at("etc/links/credentials")
     }
 
     /// The file of one credential.
@@ -148,7 +135,7 @@ impl Layout {
     }
     /// The configuration of one instance, a directory like [`Self::config_dir`].
     pub fn instance_config(&self, instance: u16) -> PathBuf {
-        self.instances_dir().join(format!("{instance}.config"))
+        self.instances_dir().join(config_link_name(instance))
     }
     /// The directory of the click journal. It holds nothing else except old journals that somebody has renamed.
     pub fn journal_dir(&self) -> PathBuf {
@@ -252,7 +239,7 @@ impl Layout {
 
     /// The release and the configuration that the running instance was started with.
     pub fn instance_runs(&self, instance: u16) -> PathBuf {
-        self.instance_run_dir(instance).join("runs.json")
+        self.run_dir().join(runs_name(instance))
     }
 
     /// Secrets by which parts of links recognise each other, new at each boot (root:links 0750).
@@ -281,7 +268,7 @@ impl Layout {
         self.at("run/links/sockets")
     }
     pub fn instance_socket(&self, instance: u16) -> PathBuf {
-        self.sockets_dir().join(format!("{instance}.sock"))
+        self.sockets_dir().join(socket_name(instance))
     }
     /// Credentials of one instance on a host where systemd cannot deliver them (root:links 0750).
     pub fn fallback_credentials_dir(&self, instance: u16) -> PathBuf {
@@ -330,7 +317,7 @@ impl Layout {
     // Files of nginx.
     /// The administrator's own directives, included in the site's `server` block.
     pub fn nginx_include_dir(&self) -> PathBuf {
-        self.config.join("nginx.d")
+        self.at("etc/links/nginx.d")
     }
     /// The PID file of Debian's nginx.
     pub fn nginx_pid(&self) -> PathBuf {
@@ -350,6 +337,10 @@ impl Layout {
     }
     pub fn nginx_site_enabled(&self) -> PathBuf {
         self.at("etc/nginx/sites-enabled/links")
+    }
+    /// Every place where nginx may read the site at its next start.
+    pub fn nginx_site_places(&self) -> [PathBuf; 2] {
+        [self.nginx_site_enabled(), self.nginx_conf_d_site()]
     }
     pub fn nginx_default_site_enabled(&self) -> PathBuf {
         self.at("etc/nginx/sites-enabled/default")
@@ -374,6 +365,21 @@ pub fn temporary(directories: &[fn(&Layout) -> PathBuf]) -> (tempfile::TempDir, 
 /// The name of an instance's unit.
 pub fn instance_unit(instance: u16) -> String {
     format!("links@{instance}.service")
+}
+
+/// The name of the link to an instance's configuration in [`Layout::instances_dir`].
+pub fn config_link_name(instance: u16) -> String {
+    format!("{instance}.config")
+}
+
+/// The path of [`Layout::instance_runs`] relative to [`Layout::run_dir`].
+pub fn runs_name(instance: u16) -> PathBuf {
+    Path::new(&instance.to_string()).join("runs.json")
+}
+
+/// The name of an instance's socket in [`Layout::sockets_dir`].
+pub fn socket_name(instance: u16) -> String {
+    format!("{instance}.sock")
 }
 
 /// The instance whose unit has this name. `None` for other units.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -9,14 +10,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::files;
-use crate::layout::Layout;
 
-/// The instances whose ready flag exists, in ascending order. A missing directory holds no flags.
+/// The instances whose ready flag exists in the directory, in ascending order. A missing directory holds no flags.
 ///
 /// # Errors
 /// The directory of the flags cannot be read.
-pub fn ready_instances(layout: &Layout) -> io::Result<Vec<u16>> {
-    let names = files::list(&layout.ready_dir())?;
+pub fn ready_instances(flags: &Path) -> io::Result<Vec<u16>> {
+    let names = files::list(flags)?;
     let mut ready: Vec<u16> = names.iter().filter_map(|name| name.parse().ok()).collect();
     ready.sort_unstable();
     Ok(ready)
@@ -26,11 +26,10 @@ pub fn ready_instances(layout: &Layout) -> io::Result<Vec<u16>> {
 ///
 /// # Errors
 /// The directory of the flags cannot be read, or a flag cannot be removed.
-pub fn clear(layout: &Layout) -> anyhow::Result<()> {
-    let directory = layout.ready_dir();
-    let stale = ready_instances(layout).with_context(|| format!("Reading {}", directory.display()))?;
+pub fn clear(flags: &Path) -> anyhow::Result<()> {
+    let stale = ready_instances(flags).with_context(|| format!("Reading {}", flags.display()))?;
     for instance in stale {
-        let flag = layout.ready_flag(instance);
+        let flag = flags.join(instance.to_string());
         files::remove_if_present(&flag).with_context(|| format!("Removing {}", flag.display()))?;
     }
     Ok(())
@@ -39,24 +38,27 @@ pub fn clear(layout: &Layout) -> anyhow::Result<()> {
 /// Waits for flags to be set or removed.
 #[derive(Debug)]
 pub struct Watch {
+    flags: PathBuf,
     inotify: Inotify,
 }
 
 impl Watch {
-    /// Starts to watch the flags.
+    /// Starts to watch the flags in the directory.
     ///
     /// # Errors
     /// The directory of the flags is missing, or the kernel's limit of watches is reached.
-    pub fn new(layout: &Layout) -> anyhow::Result<Self> {
-        let directory = layout.ready_dir();
+    pub fn new(flags: &Path) -> anyhow::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("Starting inotify")?;
         inotify
             .add_watch(
-                &directory,
+                flags,
                 AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE,
             )
-            .with_context(|| format!("Watching {}", directory.display()))?;
-        Ok(Self { inotify })
+            .with_context(|| format!("Watching {}", flags.display()))?;
+        Ok(Self {
+            flags: flags.to_owned(),
+            inotify,
+        })
     }
 
     /// Returns after a change, a signal, or `timeout`, whichever comes first.
@@ -83,12 +85,11 @@ impl Watch {
     /// The flags cannot be read, or `enough` fails.
     pub fn until(
         &self,
-        layout: &Layout,
         deadline: Instant,
         mut enough: impl FnMut(&[u16]) -> anyhow::Result<bool>,
     ) -> anyhow::Result<bool> {
         loop {
-            if enough(&ready_instances(layout)?)? {
+            if enough(&ready_instances(&self.flags)?)? {
                 return Ok(true);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -111,32 +112,28 @@ mod tests {
     #[test]
     fn ready_instances_are_sorted() {
         let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        assert_eq!(ready_instances(&layout).unwrap(), Vec::<u16>::new());
-        fs::create_dir_all(layout.ready_dir()).unwrap();
+        let flags = root.path().join("ready");
+        assert_eq!(ready_instances(&flags).unwrap(), Vec::<u16>::new());
+        fs::create_dir_all(&flags).unwrap();
         for name in ["10", "2", "not-a-number"] {
-            fs::write(layout.ready_dir().join(name), b"").unwrap();
+            fs::write(flags.join(name), b"").unwrap();
         }
-        assert_eq!(ready_instances(&layout).unwrap(), [2, 10]);
-        clear(&layout).unwrap();
-        assert_eq!(ready_instances(&layout).unwrap(), Vec::<u16>::new());
+        assert_eq!(ready_instances(&flags).unwrap(), [2, 10]);
+        clear(&flags).unwrap();
+        assert_eq!(ready_instances(&flags).unwrap(), Vec::<u16>::new());
     }
 
     #[test]
     fn a_new_flag_ends_the_wait() {
         let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
-        fs::create_dir_all(layout.ready_dir()).unwrap();
-        let watch = Watch::new(&layout).unwrap();
-        let flag = layout.ready_flag(1);
+        let flags = root.path().join("ready");
+        fs::create_dir_all(&flags).unwrap();
+        let watch = Watch::new(&flags).unwrap();
+        let flag = flags.join("1");
         let setter = std::thread::spawn(move || fs::write(flag, b"").unwrap());
         let deadline = Instant::now() + Duration::from_secs(10);
-        assert!(watch.until(&layout, deadline, |ready| Ok(ready == [1])).unwrap());
+        assert!(watch.until(deadline, |ready| Ok(ready == [1])).unwrap());
         setter.join().unwrap();
-        assert!(
-            !watch
-                .until(&layout, Instant::now(), |ready| Ok(ready.is_empty()))
-                .unwrap()
-        );
+        assert!(!watch.until(Instant::now(), |ready| Ok(ready.is_empty())).unwrap());
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use data_encoding::HEXLOWER;
@@ -93,37 +93,61 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Creates the secrets that are missing or damaged, and the nginx file that presents the proxy secret. Only the holder of the
-/// rollout lock may call this. Of two callers at once, one would replace secrets that the other's instances already use.
-///
-/// # Errors
-/// The kernel returns no random bytes, the group links does not exist, or a file cannot be written.
-pub fn make_missing(layout: &Layout) -> anyhow::Result<()> {
-    let group = match layout.is_host() {
-        true => Some(group()?),
-        false => None,
-    };
-    let directory = layout.secrets_dir();
-    if !directory.is_dir() {
-        // At boot, tmpfiles.d creates this directory.
-        make_directory(&directory, 0o750)?;
-        if let Some(group) = group {
-            chown(&directory, None, Some(group))
-                .with_context(|| format!("Giving {} its group", directory.display()))?;
+/// The files of the secrets.
+#[derive(Clone, Debug)]
+pub struct Files {
+    directory: PathBuf,
+    agent: PathBuf,
+    otlp: PathBuf,
+    proxy: PathBuf,
+    proxy_include: PathBuf,
+    /// Whether the files belong to the host, where group `links` may read them.
+    are_of_host: bool,
+}
+
+impl Files {
+    pub fn new(layout: &Layout) -> Self {
+        Self {
+            directory: layout.secrets_dir(),
+            agent: layout.agent_secret(),
+            otlp: layout.otlp_secret(),
+            proxy: layout.proxy_secret(),
+            proxy_include: layout.proxy_secret_include(),
+            are_of_host: layout.is_host(),
         }
     }
-    for path in [layout.agent_secret(), layout.otlp_secret(), layout.proxy_secret()] {
-        if Secret::read(&path).is_err() {
-            let line = format!("{}\n", Secret::random()?.as_str());
-            write(&path, line.as_bytes(), 0o640, group)?;
+
+    /// Creates the secrets that are missing or damaged, and the nginx file that presents the proxy secret. Only the holder of
+    /// the rollout lock may call this. Of two callers at once, one would replace secrets that the other's instances already
+    /// use.
+    ///
+    /// # Errors
+    /// The kernel returns no random bytes, the group links does not exist, or a file cannot be written.
+    pub fn make_missing(&self) -> anyhow::Result<()> {
+        let group = match self.are_of_host {
+            true => Some(group()?),
+            false => None,
+        };
+        if !self.directory.is_dir() {
+            // At boot, tmpfiles.d creates this directory.
+            make_directory(&self.directory, 0o750)?;
+            if let Some(group) = group {
+                chown(&self.directory, None, Some(group))
+                    .with_context(|| format!("Giving {} its group", self.directory.display()))?;
+            }
         }
+        for path in [&self.agent, &self.otlp, &self.proxy] {
+            if Secret::read(path).is_err() {
+                let line = format!("{}\n", Secret::random()?.as_str());
+                write(path, line.as_bytes(), 0o640, group)?;
+            }
+        }
+        let include = PROXY_INCLUDE.replace("{{ secret }}", Secret::read(&self.proxy)?.as_str());
+        if fs::read(&self.proxy_include).ok().as_deref() != Some(include.as_bytes()) {
+            write(&self.proxy_include, include.as_bytes(), 0o600, None)?;
+        }
+        Ok(())
     }
-    let include = PROXY_INCLUDE.replace("{{ secret }}", Secret::read(&layout.proxy_secret())?.as_str());
-    let path = layout.proxy_secret_include();
-    if fs::read(&path).ok().as_deref() != Some(include.as_bytes()) {
-        write(&path, include.as_bytes(), 0o600, None)?;
-    }
-    Ok(())
 }
 
 fn group() -> anyhow::Result<Gid> {
@@ -167,7 +191,7 @@ pub struct OfInstance {
 
 impl OfInstance {
     /// Reads the secrets, and logs those that cannot be read.
-    pub fn read(layout: &Layout) -> Self {
+    pub fn read(files: &Files) -> Self {
         let read = |path: &Path, effect: &str| match Secret::read(path) {
             Ok(secret) => Some(secret),
             Err(error) => {
@@ -176,12 +200,9 @@ impl OfInstance {
             }
         };
         Self {
-            agent: read(&layout.agent_secret(), "no clicks are counted through this instance"),
-            proxy: read(
-                &layout.proxy_secret(),
-                "this instance ignores X-Forwarded-* and X-Request-Id",
-            ),
-            otlp: read(&layout.otlp_secret(), "the agent ignores the metrics of this instance"),
+            agent: read(&files.agent, "no clicks are counted through this instance"),
+            proxy: read(&files.proxy, "this instance ignores X-Forwarded-* and X-Request-Id"),
+            otlp: read(&files.otlp, "the agent ignores the metrics of this instance"),
         }
     }
 
@@ -222,7 +243,7 @@ mod tests {
     #[test]
     fn secrets_differ_and_are_private() {
         let (_root, layout) = temporary(&[Layout::run_dir]);
-        make_missing(&layout).unwrap();
+        Files::new(&layout).make_missing().unwrap();
         assert_eq!(mode(&layout.secrets_dir()), 0o750);
         let secrets = [layout.agent_secret(), layout.proxy_secret(), layout.otlp_secret()];
         for path in &secrets {
@@ -241,14 +262,14 @@ mod tests {
     #[test]
     fn valid_secrets_are_kept_and_damaged_ones_are_replaced() {
         let (_root, layout) = temporary(&[Layout::run_dir]);
-        make_missing(&layout).unwrap();
+        Files::new(&layout).make_missing().unwrap();
         let before = contents(&layout);
-        make_missing(&layout).unwrap();
+        Files::new(&layout).make_missing().unwrap();
         assert_eq!(contents(&layout), before);
 
         let cut_off = &before[1][..40];
         fs::write(layout.proxy_secret(), cut_off).unwrap();
-        make_missing(&layout).unwrap();
+        Files::new(&layout).make_missing().unwrap();
         let after = contents(&layout);
         assert_eq!((&after[0], &after[2]), (&before[0], &before[2]));
         assert!(
@@ -257,7 +278,7 @@ mod tests {
         );
 
         fs::write(layout.proxy_secret_include(), b"").unwrap();
-        make_missing(&layout).unwrap();
+        Files::new(&layout).make_missing().unwrap();
         assert_eq!(contents(&layout), after);
     }
 
@@ -283,11 +304,11 @@ mod tests {
     #[test]
     fn an_instance_starts_without_unreadable_secrets() {
         let (_root, layout) = temporary(&[Layout::run_dir]);
-        let none = OfInstance::read(&layout);
+        let none = OfInstance::read(&Files::new(&layout));
         assert_eq!(none.variables(), [("agent_secret", ""), ("proxy_secret", "")]);
         assert_eq!(none.otlp(), None);
-        make_missing(&layout).unwrap();
-        let all = OfInstance::read(&layout);
+        Files::new(&layout).make_missing().unwrap();
+        let all = OfInstance::read(&Files::new(&layout));
         let [agent, proxy] = [layout.agent_secret(), layout.proxy_secret()].map(|path| Secret::read(&path).unwrap());
         assert_eq!(
             all.variables(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::layout::{self, Layout};
+use crate::layout;
 use crate::{exec, files, programs};
 
 /// Debian's way for an administrator to forbid starts from maintainer scripts (invoke-rc.d's specification,
@@ -54,6 +54,10 @@ impl Services {
             on_behalf_of,
             running: Path::new("/run/systemd/system").is_dir(),
         }
+    }
+
+    pub fn on_behalf_of(self) -> OnBehalfOf {
+        self.on_behalf_of
     }
 
     pub fn running(self) -> bool {
@@ -163,13 +167,13 @@ impl Services {
         Ok(output.lines().map(str::to_owned).collect())
     }
 
-    /// Waits for the enabled instances, which start with links.service, and starts those that do not run. An instance that
+    /// Waits for the enabled instances ([`enabled_instances`]), which start with links.service, and starts those that do not run. An instance that
     /// fails to start is not an error here: it logs the reason itself.
     ///
     /// # Errors
     /// systemctl is missing.
-    pub fn await_start(self, layout: &Layout) -> anyhow::Result<()> {
-        let units: Vec<_> = enabled_instances(layout)?
+    pub fn await_start(self, wants: &Path) -> anyhow::Result<()> {
+        let units: Vec<_> = enabled_instances(wants)?
             .into_iter()
             .map(layout::instance_unit)
             .collect();
@@ -305,13 +309,13 @@ pub fn last_lines(unit: &str) -> anyhow::Result<String> {
     Ok(exec::finish("journalctl", arguments)?.stdout.trim_end().to_owned())
 }
 
-/// The enabled instances in ascending order, found by the symbolic links that `systemctl enable links@N` makes.
+/// The enabled instances in ascending order, found by the symbolic links that `systemctl enable links@N` makes in this
+/// directory.
 ///
 /// # Errors
 /// The directory of these links cannot be read.
-pub fn enabled_instances(layout: &Layout) -> anyhow::Result<Vec<u16>> {
-    let directory = layout.service_wants_dir();
-    let names = files::list(&directory).with_context(|| format!("Reading {}", directory.display()))?;
+pub fn enabled_instances(wants: &Path) -> anyhow::Result<Vec<u16>> {
+    let names = files::list(wants).with_context(|| format!("Reading {}", wants.display()))?;
     let mut numbers: Vec<_> = names.iter().filter_map(|name| layout::instance_of_unit(name)).collect();
     numbers.sort_unstable();
     Ok(numbers)

@@ -7,30 +7,31 @@ use data_encoding::HEXLOWER;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 
+use super::files::ConfigFiles;
 use links_base::files::{self, make_directory};
-use links_base::layout::{ADMIN_TOKEN, Layout};
+use links_base::layout::ADMIN_TOKEN;
 
 /// Size of the token: 256 bits, written in hexadecimal, which needs no quoting anywhere.
 const BYTES: usize = 32;
 
 /// Whether there is a file or a symbolic link for the token. The link may dangle, as one to Vault Agent's file does while Vault
 /// Agent is not running.
-pub fn exists(layout: &Layout) -> bool {
-    fs::symlink_metadata(layout.credential(ADMIN_TOKEN)).is_ok()
+pub fn exists(config: &ConfigFiles) -> bool {
+    fs::symlink_metadata(config.credential(ADMIN_TOKEN)).is_ok()
 }
 
 /// Creates a new token, which replaces an old one.
 ///
 /// # Errors
 /// The kernel returns no random bytes, or the file cannot be written. An old token is then unchanged.
-pub fn make(layout: &Layout) -> anyhow::Result<()> {
+pub fn make(config: &ConfigFiles) -> anyhow::Result<()> {
     let mut random = [0; BYTES];
     SysRng
         .try_fill_bytes(&mut random)
         .context("Asking the kernel for randomness")?;
-    make_directory(&layout.credentials_dir(), 0o700)?;
+    make_directory(&config.credentials_dir(), 0o700)?;
     files::replace(
-        &layout.credential(ADMIN_TOKEN),
+        &config.credential(ADMIN_TOKEN),
         format!("{}\n", HEXLOWER.encode(&random)).as_bytes(),
         0o600,
     )
@@ -40,8 +41,8 @@ pub fn make(layout: &Layout) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// There is no token, or this user may not read it.
-pub fn read(layout: &Layout) -> anyhow::Result<String> {
-    let path = layout.credential(ADMIN_TOKEN);
+pub fn read(config: &ConfigFiles) -> anyhow::Result<String> {
+    let path = config.credential(ADMIN_TOKEN);
     let text = fs::read_to_string(&path).with_context(|| format!("Reading the admin token from {}", path.display()))?;
     Ok(text.trim_end().to_owned())
 }
@@ -52,11 +53,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use links_base::layout::Layout;
 
     #[test]
     fn a_token_is_long_private_and_different_each_time() {
         let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path());
+        let layout = ConfigFiles::new(&Layout::new(root.path()));
         assert!(!exists(&layout));
         make(&layout).unwrap();
         let first = read(&layout).unwrap();

@@ -6,13 +6,14 @@ use std::path::Path;
 use url::Url;
 
 use super::credentials::{Credentials, Source};
+use super::files::ConfigFiles;
 use super::finding::Finding;
 use super::links::{self, Access, Config};
 use super::reader::Reader;
 use super::runtime::{self, Origin, RuntimeToml, file_of};
 use super::telemetry;
 use crate::countries::Countries;
-use links_base::layout::{ADMIN_TOKEN, Layout};
+use links_base::layout::ADMIN_TOKEN;
 
 /// The minimum number of characters in a token that cannot be guessed.
 const SHORT_TOKEN: usize = 16;
@@ -31,9 +32,9 @@ pub struct Loaded {
 ///
 /// # Errors
 /// All errors and warnings, if there is at least one error.
-pub fn load(layout: &Layout, source: &Source, reader: &impl Reader) -> Result<Loaded, Vec<Finding>> {
-    let (config, mut findings) = read(&layout.links_toml(), reader, links::read);
-    let (runtime, more) = read(&layout.runtime_toml(), reader, runtime::read);
+pub fn load(files: &ConfigFiles, source: &Source, reader: &impl Reader) -> Result<Loaded, Vec<Finding>> {
+    let (config, mut findings) = read(&files.links_toml(), reader, links::read);
+    let (runtime, more) = read(&files.runtime_toml(), reader, runtime::read);
     findings.extend(more);
     let credentials = Credentials::load(source, reader)
         .map_err(|error| findings.push(cannot_read(&source.directory, &error)))
@@ -44,7 +45,7 @@ pub fn load(layout: &Layout, source: &Source, reader: &impl Reader) -> Result<Lo
             runtime.as_ref(),
             credentials,
             source,
-            layout,
+            files,
         ));
     }
     match (config, runtime, credentials) {
@@ -69,9 +70,9 @@ pub struct Checked {
 /// and the file of countries.
 ///
 /// If this user may not read the credentials, they are not checked, which is reported as a warning.
-pub fn check(layout: &Layout, reader: &impl Reader) -> Checked {
-    let source = Source::of_host(layout);
-    let (mut findings, loaded) = match load(layout, &source, reader) {
+pub fn check(files: &ConfigFiles, reader: &impl Reader) -> Checked {
+    let source = Source::of_host(files);
+    let (mut findings, loaded) = match load(files, &source, reader) {
         Ok(loaded) => (loaded.warnings.clone(), Some(loaded)),
         Err(findings) => (findings, None),
     };
@@ -140,14 +141,14 @@ fn check_credentials(
     runtime: Option<&RuntimeToml>,
     credentials: &Credentials,
     source: &Source,
-    layout: &Layout,
+    files: &ConfigFiles,
 ) -> Vec<Finding> {
     let file = |name: &str| source.file(name).display().to_string();
     let mut findings = Vec::new();
     let headers = config.and_then(|config| config.telemetry.headers.as_ref());
-    let of_links = headers.map(|reference| (layout.links_toml(), reference));
+    let of_links = headers.map(|reference| (files.links_toml(), reference));
     let of_runtime = runtime.map(RuntimeToml::references).unwrap_or_default();
-    let of_runtime = of_runtime.iter().map(|reference| (layout.runtime_toml(), reference));
+    let of_runtime = of_runtime.iter().map(|reference| (files.runtime_toml(), reference));
     let references: Vec<_> = of_links.into_iter().chain(of_runtime).collect();
     for (path, reference) in &references {
         let name = &reference.credential;

@@ -6,8 +6,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::files::ConfigFiles;
 use super::reader::Reader;
-use links_base::layout::{CREDENTIAL_PREFIX, Layout};
+use links_base::layout::CREDENTIAL_PREFIX;
 
 /// `text`, which another program wrote, with one secret masked.
 pub fn without(text: &str, secret: &str) -> String {
@@ -107,34 +108,34 @@ impl Source {
     /// The directory in which systemd passes credentials to a service, `$CREDENTIALS_DIRECTORY`, with the prefix that
     /// `LoadCredential=` adds to the files of a directory. Without that variable, the directory that the administrator
     /// maintains.
-    pub fn new(layout: &Layout, credentials_directory: Option<OsString>) -> Self {
+    pub fn new(files: &ConfigFiles, credentials_directory: Option<OsString>) -> Self {
         match credentials_directory {
             Some(directory) if !directory.is_empty() => Self {
                 directory: directory.into(),
                 prefix: CREDENTIAL_PREFIX,
             },
-            _ => Self::of_host(layout),
+            _ => Self::of_host(files),
         }
     }
 
     /// The source for an instance: the directory from systemd, or the copies that linksctl made because systemd could not
     /// deliver any.
-    pub fn of_instance(layout: &Layout, instance: u16, credentials_directory: Option<OsString>) -> Self {
-        let copied = layout.fallback_credentials_dir(instance);
+    pub fn of_instance(files: &ConfigFiles, instance: u16, credentials_directory: Option<OsString>) -> Self {
+        let copied = files.fallback_credentials(instance);
         match &credentials_directory {
-            Some(directory) if are_in(Path::new(directory)) => Self::new(layout, credentials_directory),
+            Some(directory) if are_in(Path::new(directory)) => Self::new(files, credentials_directory),
             _ if copied.is_dir() => Self {
                 directory: copied,
                 prefix: "",
             },
-            _ => Self::new(layout, credentials_directory),
+            _ => Self::new(files, credentials_directory),
         }
     }
 
     /// The directory that the administrator maintains.
-    pub fn of_host(layout: &Layout) -> Self {
+    pub fn of_host(files: &ConfigFiles) -> Self {
         Self {
-            directory: layout.credentials_dir(),
+            directory: files.credentials_dir(),
             prefix: "",
         }
     }

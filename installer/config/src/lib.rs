@@ -12,6 +12,7 @@ pub mod connectivity;
 pub mod countries;
 pub mod credentials;
 mod document;
+pub mod files;
 pub mod finding;
 pub mod links;
 pub mod load;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::check::{self, Loaded};
 use super::credentials::Source;
+use super::files::{ConfigFiles, Places};
 use super::finding::Finding;
 use super::links::{self, Config};
 use super::network::Network;
@@ -12,7 +13,6 @@ use super::reader::Disk;
 use super::render::{self, Variables};
 use super::runtime::{self, Database, Provider};
 use super::telemetry::Exports;
-use links_base::layout::Layout;
 use links_base::log;
 use links_base::privileges::NeedsRoot;
 
@@ -33,34 +33,34 @@ impl std::error::Error for Invalid {}
 ///
 /// # Errors
 /// [`Invalid`]
-pub fn load(layout: &Layout) -> Result<Loaded, Invalid> {
-    let source = Source::new(layout, std::env::var_os("CREDENTIALS_DIRECTORY"));
-    check::load(layout, &source, &Disk).map_err(Invalid)
+pub fn load(files: &ConfigFiles) -> Result<Loaded, Invalid> {
+    let source = Source::new(files, std::env::var_os("CREDENTIALS_DIRECTORY"));
+    check::load(files, &source, &Disk).map_err(Invalid)
 }
 
 /// Loads the configuration, with the credentials of one instance ([`Source::of_instance`]).
 ///
 /// # Errors
 /// [`Invalid`]
-pub fn load_for_instance(layout: &Layout, instance: u16) -> Result<Loaded, Invalid> {
-    let source = Source::of_instance(layout, instance, std::env::var_os("CREDENTIALS_DIRECTORY"));
-    check::load(layout, &source, &Disk).map_err(Invalid)
+pub fn load_for_instance(files: &ConfigFiles, instance: u16) -> Result<Loaded, Invalid> {
+    let source = Source::of_instance(files, instance, std::env::var_os("CREDENTIALS_DIRECTORY"));
+    check::load(files, &source, &Disk).map_err(Invalid)
 }
 
 /// Loads the configuration, with the credentials from the administrator's directory.
 ///
 /// # Errors
 /// [`Invalid`]
-pub fn load_as_kept(layout: &Layout) -> Result<Loaded, Invalid> {
-    check::load(layout, &Source::of_host(layout), &Disk).map_err(Invalid)
+pub fn load_as_kept(files: &ConfigFiles) -> Result<Loaded, Invalid> {
+    check::load(files, &Source::of_host(files), &Disk).map_err(Invalid)
 }
 
 /// Loads links.toml alone, for callers that need no secret.
 ///
 /// # Errors
 /// [`Invalid`]
-pub fn load_links(layout: &Layout) -> Result<Config, Invalid> {
-    let (config, findings) = check::read(&layout.links_toml(), &Disk, links::read);
+pub fn load_links(files: &ConfigFiles) -> Result<Config, Invalid> {
+    let (config, findings) = check::read(&files.links_toml(), &Disk, links::read);
     match config {
         Some(config) if !findings.iter().any(Finding::is_error) => Ok(config),
         _ => Err(Invalid(findings)),
@@ -68,21 +68,21 @@ pub fn load_links(layout: &Layout) -> Result<Config, Invalid> {
 }
 
 /// The database that holds the links, from runtime.toml alone. `None` if that file is wrong.
-pub fn database(layout: &Layout) -> Option<Database> {
-    let text = std::fs::read_to_string(layout.runtime_toml()).ok()?;
+pub fn database(files: &ConfigFiles) -> Option<Database> {
+    let text = std::fs::read_to_string(files.runtime_toml()).ok()?;
     Some(runtime::read(&text, "runtime.toml").0?.database())
 }
 
 /// The SQLite file that holds the links, from runtime.toml alone. `None` for a remote database, or if runtime.toml is wrong.
-pub fn local_database(layout: &Layout) -> Option<PathBuf> {
-    database(layout)?.file(layout)
+pub fn local_database(files: &ConfigFiles) -> Option<PathBuf> {
+    database(files)?.file(files.places())
 }
 
 impl Database {
     /// The SQLite file that holds the links. `None` for a remote database.
-    pub fn file(&self, layout: &Layout) -> Option<PathBuf> {
+    pub fn file(&self, places: &Places) -> Option<PathBuf> {
         match self {
-            Database::File(path) => Some(render::database_path(Path::new(path), layout)),
+            Database::File(path) => Some(render::database_path(Path::new(path), places)),
             Database::LibSql(_) => None,
         }
     }
@@ -100,12 +100,12 @@ impl Loaded {
     ///
     /// # Errors
     /// A credential is missing, or a variable in this process's environment is missing or invalid.
-    pub fn render(&self, layout: &Layout) -> Result<String, render::Error> {
-        self.rendered(Variables::Own, layout)
+    pub fn render(&self, places: &Places) -> Result<String, render::Error> {
+        self.rendered(Variables::Own, places)
     }
 
-    fn rendered(&self, variables: Variables, layout: &Layout) -> Result<String, render::Error> {
-        render::runtime_config(&self.runtime, &self.config, &self.credentials, variables, layout)
+    fn rendered(&self, variables: Variables, places: &Places) -> Result<String, render::Error> {
+        render::runtime_config(&self.runtime, &self.config, &self.credentials, variables, places)
     }
 
     /// The providers that are reached over a connection; holds secrets.
@@ -133,17 +133,17 @@ impl Loaded {
     ///
     /// # Errors
     /// A credential is missing.
-    pub fn digest(&self, layout: &Layout) -> Result<String, render::Error> {
+    pub fn digest(&self, places: &Places) -> Result<String, render::Error> {
         Ok(render::digest(
-            &self.rendered(Variables::Another, layout)?,
+            &self.rendered(Variables::Another, places)?,
             &self.config,
             &self.exports()?,
         ))
     }
 
     /// The SQLite file that holds the links. `None` for a remote database.
-    pub fn local_database(&self, layout: &Layout) -> Option<PathBuf> {
-        self.runtime.database().file(layout)
+    pub fn local_database(&self, places: &Places) -> Option<PathBuf> {
+        self.runtime.database().file(places)
     }
 }
 

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use super::credentials::{Credentials, secret};
+use super::files::Places;
 use super::links::{Config, Enabled};
 use super::runtime::{
     ALLOWED_ORIGIN, CACHE_STALE, CACHE_TTL, CHECKPOINTS, DATABASE_PLACE, Database, EDGE_PORT, EDGE_STALE, EDGE_TTL,
@@ -20,7 +21,7 @@ use super::runtime::{
 };
 use super::telemetry::Exports;
 pub use super::unresolved::Error;
-use links_base::layout::{ADMIN_TOKEN, Layout};
+use links_base::layout::ADMIN_TOKEN;
 
 const HEADER: &str =
     "# Written by linksctl from links.toml, runtime.toml and the credentials. Holds secrets: keep it 0600.\n";
@@ -35,7 +36,7 @@ pub enum Variables {
 }
 
 /// The file for `--runtime-config-file`: `runtime.toml` with its references resolved, its paths made absolute below
-/// `layout`, and the variables of links. It holds secrets. Equal inputs give equal bytes. Comments and the
+/// `places`, and the variables of links. It holds secrets. Equal inputs give equal bytes. Comments and the
 /// order of keys do not matter.
 ///
 /// Spin takes the first answer of the variable providers. The values from links.toml come before the user's providers, so that
@@ -49,13 +50,13 @@ pub fn runtime_config(
     config: &Config,
     credentials: &Credentials,
     variables: Variables,
-    layout: &Layout,
+    places: &Places,
 ) -> Result<String, Error> {
     let mut table = runtime.table().clone();
     for (_, value) in &mut table {
         resolve(value, credentials, variables)?;
     }
-    place::paths(&mut table, layout);
+    place::paths(&mut table, places);
     // Spin 4.0.2, crates/runtime-config/src/lib.rs: an empty string means no log files. Its flag refuses one.
     table.insert("log_dir".to_owned(), Value::String(String::new()));
     let mut providers = vec![statics(from_links_toml(config, runtime))];

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use links_base::layout::Layout;
 use links_base::{log, privileges};
 use links_config::arguments::CopyArgs;
+use links_config::files::ConfigFiles;
 use links_config::load::{self, load_as_kept};
 use links_db::{connectivity, copy, database};
 
@@ -48,7 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Copy(args) => copy::run(&layout, &args)?,
         Command::AskServers => {
-            let asked = connectivity::ask_all(&load_as_kept(&layout)?, &layout);
+            let asked = connectivity::ask_all(&load_as_kept(&ConfigFiles::new(&layout))?, &layout);
             println!("{}", serde_json::to_string(&asked)?);
         }
         Command::SchemaVersion { database } => {

@@ -1,13 +1,14 @@
 //! How much memory and how many open files nginx may use for its cache of redirects.
 
+use std::path::Path;
+
 use nix::sys::statvfs::statvfs;
 use procfs::process::{LimitValue, Process};
 
 use super::conf::Conf;
-use super::reload::{self, master};
+use super::reload::{self, Nginx};
 use crate::nginx::CacheSize;
 use links_base::exec;
-use links_base::layout::Layout;
 use links_base::services::Services;
 
 /// The drop-in that links adds to nginx's unit.
@@ -29,30 +30,30 @@ const LIMIT: u64 = 1024;
 /// `worker_connections` in Debian's nginx.conf.
 const CONNECTIONS: u64 = 768;
 
-/// The limits of the cache on this host.
-pub fn of_cache(layout: &Layout, services: Services, conf: &Conf) -> CacheSize {
+/// The limits of the cache below `run`, the directory of the run-time files.
+pub fn of_cache(run: &Path, nginx: &Nginx, services: Services, conf: &Conf) -> CacheSize {
     CacheSize {
-        mebibytes: mebibytes(layout).unwrap_or(CacheSize::MODEST.mebibytes),
-        open_files: open_files(layout, services, conf),
+        mebibytes: mebibytes(run).unwrap_or(CacheSize::MODEST.mebibytes),
+        open_files: open_files(nginx, services, conf),
     }
 }
 
 /// The maximum size of the cache. /run has a fifth of the memory if systemd mounts it, a tenth if Debian's initramfs does.
-fn mebibytes(layout: &Layout) -> Option<u64> {
-    let found = statvfs(&layout.run_dir()).ok()?;
+fn mebibytes(run: &Path) -> Option<u64> {
+    let found = statvfs(run).ok()?;
     let bytes = found.blocks() * found.fragment_size();
     Some((bytes / SHARE / MEBIBYTE).clamp(1, MAX_MEBIBYTES))
 }
 
 /// The number of cached files that each worker keeps open. A redirect from a file that is not open costs twice as much.
-fn open_files(layout: &Layout, services: Services, conf: &Conf) -> u64 {
+fn open_files(nginx: &Nginx, services: Services, conf: &Conf) -> u64 {
     let number = |directive| conf.argument(directive).and_then(|value| value.parse().ok());
     let limit = number("worker_rlimit_nofile").unwrap_or_else(|| {
         // Ask the unit, not the process: the site must not depend on whether nginx runs at the moment.
         let unit = services.property(reload::UNIT, "LimitNOFILESoft");
         let unit = unit.and_then(|value| value.parse().ok());
         let wanted = unit.or_else(|| wanted(DROP_IN)).unwrap_or(LIMIT);
-        raised(layout, wanted)
+        raised(nginx, wanted)
     });
     beside(limit, number("worker_connections").unwrap_or(CONNECTIONS))
 }
@@ -73,8 +74,8 @@ fn wanted(unit: &str) -> Option<u64> {
 
 /// The number of files that nginx's workers may open, which is what its unit wants. A master that was started before the
 /// drop-in was installed has a lower limit; it is raised here, so that nginx needs no restart.
-fn raised(layout: &Layout, wanted: u64) -> u64 {
-    let Some(pid) = master(layout) else {
+fn raised(nginx: &Nginx, wanted: u64) -> u64 {
+    let Some(pid) = nginx.master() else {
         return wanted;
     };
     let now = || limits(pid);
@@ -117,7 +118,7 @@ mod tests {
     fn without_a_running_nginx_its_unit_decides() {
         let (_root, layout) = links_base::layout::temporary(&[]);
         let conf = |text: &str| Conf::read(&format!("# configuration file /etc/nginx/nginx.conf:\n{text}\n")).unwrap();
-        let files = |text: &str| open_files(&layout, Services::nowhere(), &conf(text));
+        let files = |text: &str| open_files(&Nginx::new(&layout), Services::nowhere(), &conf(text));
         assert_eq!(wanted(DROP_IN), Some(65_536));
         assert_eq!(files("events { worker_connections 768; }"), MAX_FILES);
         assert_eq!(

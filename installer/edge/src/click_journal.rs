@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::reload::master;
+use crate::reload::Nginx;
 use links_base::layout::{Layout, USER};
 use links_base::{beneath, privileges};
 
@@ -57,44 +57,75 @@ fn judge(found: Option<&Stat>) -> Verdict {
     }
 }
 
-/// Gives the journal's directory to root, if it exists, and makes `clicks.log` a file that nginx can safely open.
-///
-/// Anything unsafe of that name is renamed, not removed: it still holds what nginx wrote into it, and the agent continues to
-/// read a file that it knows. In that case the function returns a message for the administrator.
-///
-/// # Errors
-/// User `links` does not exist, or the file system refuses a change.
-pub fn take_over(layout: &Layout) -> anyhow::Result<Option<String>> {
-    let directory = layout.journal_dir();
-    let state = match beneath::directory(&layout.state_dir()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        state => state.with_context(|| format!("Opening {}", layout.state_dir().display()))?,
-    };
-    // /var/lib/links belongs to root, so nobody else can replace the directory.
-    let opened = match beneath::subdirectory(&state, Path::new(directory.file_name().unwrap_or_default())) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.with_context(|| format!("Opening {}", directory.display()))?,
-    };
-    let links = privileges::links()?;
-    let owner = Owner {
-        user: Uid::ROOT,
-        group: Gid::from_raw(links.gid.as_raw()),
-        links: Uid::from_raw(links.uid.as_raw()),
-    };
-    let path = layout.journal();
-    let changed = secure(&opened, path.file_name().unwrap_or_default(), owner)
-        .with_context(|| format!("Taking over {}", directory.display()))?;
-    if changed != Changed::Nothing {
-        reopen_logs(layout);
+/// The paths of the journal.
+#[derive(Clone, Debug)]
+pub struct ClickJournal {
+    /// The parent of the journal's directory. It belongs to root.
+    state: PathBuf,
+    directory: PathBuf,
+    path: PathBuf,
+    nginx: Nginx,
+}
+
+impl ClickJournal {
+    pub fn new(layout: &Layout) -> Self {
+        Self {
+            state: layout.state_dir(),
+            directory: layout.journal_dir(),
+            path: layout.journal(),
+            nginx: Nginx::new(layout),
+        }
     }
-    Ok(match changed {
-        Changed::Nothing | Changed::Made => None,
-        Changed::MovedAside { was, name } => Some(format!(
-            "{} was {was}, which user {USER} must have created. It was renamed to {}, and nginx writes to a new file",
-            path.display(),
-            directory.join(name).display()
-        )),
-    })
+
+    /// Gives the journal's directory to root, if it exists, and makes `clicks.log` a file that nginx can safely open.
+    ///
+    /// Anything unsafe of that name is renamed, not removed: it still holds what nginx wrote into it, and the agent continues to
+    /// read a file that it knows. In that case the function returns a message for the administrator.
+    ///
+    /// # Errors
+    /// User `links` does not exist, or the file system refuses a change.
+    pub fn take_over(&self) -> anyhow::Result<Option<String>> {
+        let directory = &self.directory;
+        let state = match beneath::directory(&self.state) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            state => state.with_context(|| format!("Opening {}", self.state.display()))?,
+        };
+        // /var/lib/links belongs to root, so nobody else can replace the directory.
+        let opened = match beneath::subdirectory(&state, Path::new(directory.file_name().unwrap_or_default())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.with_context(|| format!("Opening {}", directory.display()))?,
+        };
+        let links = privileges::links()?;
+        let owner = Owner {
+            user: Uid::ROOT,
+            group: Gid::from_raw(links.gid.as_raw()),
+            links: Uid::from_raw(links.uid.as_raw()),
+        };
+        let path = &self.path;
+        let changed = secure(&opened, path.file_name().unwrap_or_default(), owner)
+            .with_context(|| format!("Taking over {}", directory.display()))?;
+        if changed != Changed::Nothing {
+            self.reopen_logs();
+        }
+        Ok(match changed {
+            Changed::Nothing | Changed::Made => None,
+            Changed::MovedAside { was, name } => Some(format!(
+                "{} was {was}, which user {USER} must have created. It was renamed to {}, and nginx writes to a new file",
+                path.display(),
+                directory.join(name).display()
+            )),
+        })
+    }
+
+    /// Makes nginx open the new file: so far it has the old one open, or none.
+    fn reopen_logs(&self) {
+        let Some(pid) = self.nginx.master().and_then(|pid| i32::try_from(pid).ok()) else {
+            return;
+        };
+        if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGUSR1) {
+            links_base::log::error!("signalling nginx to reopen its logs: {error}");
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -170,16 +201,6 @@ fn move_aside(directory: &OwnedFd, name: &OsStr) -> io::Result<OsString> {
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
-/// Makes nginx open the new file: so far it has the old one open, or none.
-fn reopen_logs(layout: &Layout) {
-    let Some(pid) = master(layout).and_then(|pid| i32::try_from(pid).ok()) else {
-        return;
-    };
-    if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGUSR1) {
-        links_base::log::error!("signalling nginx to reopen its logs: {error}");
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
@@ -204,7 +225,7 @@ mod tests {
             }
         }
 
-        fn at(&self, name: &str) -> std::path::PathBuf {
+        fn at(&self, name: &str) -> PathBuf {
             self.directory.path().join(name)
         }
 

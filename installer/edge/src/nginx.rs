@@ -1,6 +1,6 @@
 //! Renders the nginx site from the templates in packaging/nginx/.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,6 @@ use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::peers::Peers;
 use links_base::endpoint::Endpoint;
 use links_base::layout::{self, Layout};
 use links_config::links::{Config, Listen};
@@ -112,11 +111,36 @@ impl CacheSize {
     };
 }
 
+/// The paths that the site names.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    pub include_dir: PathBuf,
+    pub ready_dir: PathBuf,
+    pub journal: PathBuf,
+    pub secrets_dir: PathBuf,
+    pub cache_dir: PathBuf,
+}
+
+impl Paths {
+    pub fn new(layout: &Layout) -> Self {
+        Self {
+            include_dir: layout.nginx_include_dir(),
+            ready_dir: layout.ready_dir(),
+            journal: layout.journal(),
+            secrets_dir: layout.secrets_dir(),
+            cache_dir: layout.edge_cache_dir(),
+        }
+    }
+}
+
+/// The endpoints of each instance that the site lists.
+pub type Peers = BTreeMap<u16, BTreeSet<Endpoint>>;
+
 /// Renders the site's file.
 ///
 /// # Errors
 /// The template is broken, which the tests rule out.
-pub fn site(config: &Config, layout: &Layout, facts: HostFacts, peers: &Peers) -> anyhow::Result<String> {
+pub fn site(config: &Config, paths: &Paths, facts: HostFacts, peers: &Peers) -> anyhow::Result<String> {
     let instances: Vec<_> = peers
         .iter()
         .map(|(number, endpoints)| Instance {
@@ -136,18 +160,18 @@ pub fn site(config: &Config, layout: &Layout, facts: HostFacts, peers: &Peers) -
     let site = Site {
         identity: IDENTITY.to_owned(),
         which_site: WHICH_SITE,
-        include_dir: layout.nginx_include_dir(),
+        include_dir: paths.include_dir.clone(),
         instances,
         listen,
         default_server: facts.default_server,
         server_name: server_names(config),
-        ready_dir: layout.ready_dir(),
+        ready_dir: paths.ready_dir.clone(),
         keepalive_flag: layout::KEEPALIVE_FLAG,
-        journal: layout.journal(),
-        proxy_secret: layout.secrets_dir().join("proxy*.conf"),
+        journal: paths.journal.clone(),
+        proxy_secret: paths.secrets_dir.join("proxy*.conf"),
         edge: config.edge_port().map(|port| Edge {
             listen: layout::edge_address(port),
-            directory: layout.edge_cache_dir(),
+            directory: paths.cache_dir.clone(),
             seconds: (config.longest_edge_ttl() + config.nginx.cache_stale).as_secs(),
             cache_size: facts.cache_size,
         }),
@@ -242,12 +266,16 @@ pub fn render(template: &str, values: &impl Serialize) -> Result<String, minijin
 mod tests {
     use super::*;
 
+    fn paths() -> Paths {
+        Paths::new(&Layout::new("/"))
+    }
+
     fn site_of(instances: u16, facts: HostFacts) -> String {
         let config = Config {
             instances,
             ..Config::default()
         };
-        site(&config, &Layout::new("/"), facts, &on_ports(instances)).unwrap()
+        site(&config, &paths(), facts, &on_ports(instances)).unwrap()
     }
 
     fn on_ports(instances: u16) -> Peers {
@@ -257,7 +285,12 @@ mod tests {
 
     fn on_sockets(instances: u16) -> Peers {
         let layout = Layout::new("/");
-        let socket = |instance| (instance, BTreeSet::from([Endpoint::socket(&layout, instance)]));
+        let socket = |instance| {
+            (
+                instance,
+                BTreeSet::from([Endpoint::socket(&layout.sockets_dir(), instance)]),
+            )
+        };
         (1..=instances).map(socket).collect()
     }
 
@@ -313,7 +346,7 @@ mod tests {
     #[test]
     fn without_its_flag_an_instance_is_retried_on_its_socket_but_not_on_its_port() {
         let pool = |peers: &Peers| {
-            let site = site(&Config::default(), &Layout::new("/"), PLAIN, peers).unwrap();
+            let site = site(&Config::default(), &paths(), PLAIN, peers).unwrap();
             let servers = block(&site, "upstream links_without_1").into_iter();
             let servers = servers.filter_map(|line| line.strip_prefix("server ")?.split(" max_fails=0").next());
             servers.map(str::to_owned).collect::<Vec<_>>()
@@ -516,7 +549,7 @@ mod tests {
     fn with_a_ttl_of_zero_there_is_no_cache() {
         let mut config = Config::default();
         config.nginx.cache_ttl = Some(std::time::Duration::ZERO);
-        let site = site(&config, &Layout::new("/"), PLAIN, &on_ports(config.instances)).unwrap();
+        let site = site(&config, &paths(), PLAIN, &on_ports(config.instances)).unwrap();
         assert!(!site.contains("cache ") && !site.contains("127.0.0.1:7000"), "{site}");
         assert!(site.contains("access_log "), "{site}");
     }

@@ -11,6 +11,38 @@ use crate::nginx;
 use links_base::layout::Layout;
 use links_config::links::Config;
 
+/// The paths of the files that a change of the site may touch, and those that the site names.
+#[derive(Clone, Debug)]
+pub struct Files {
+    pub available: PathBuf,
+    pub enabled: PathBuf,
+    pub conf_d: PathBuf,
+    /// Debian's default site.
+    pub default_available: PathBuf,
+    pub default_enabled: PathBuf,
+    /// Keeps the link target of the default site while links has disabled that site.
+    pub parked: PathBuf,
+    /// Keeps a site that somebody had edited when links replaced it.
+    pub replaced: PathBuf,
+    /// The paths that the site names.
+    pub named: nginx::Paths,
+}
+
+impl Files {
+    pub fn new(layout: &Layout) -> Self {
+        Self {
+            available: layout.nginx_site_available(),
+            enabled: layout.nginx_site_enabled(),
+            conf_d: layout.nginx_conf_d_site(),
+            default_available: layout.nginx_default_site_available(),
+            default_enabled: layout.nginx_default_site_enabled(),
+            parked: layout.parked_default_site(),
+            replaced: layout.replaced_site(),
+            named: nginx::Paths::new(layout),
+        }
+    }
+}
+
 /// The current state of the files that matter to the site.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -65,14 +97,14 @@ impl Plan {
     }
 
     /// Disables Debian's default site if nobody has changed it and links.toml does not forbid it.
-    fn make_way(&mut self, found: &Found, layout: &Layout, config: &Config) {
+    fn make_way(&mut self, found: &Found, files: &Files, config: &Config) {
         if let State::Link(target) = &found.default
             && config.nginx.replace_default_site
             && found.default_is_pristine
         {
             let target = State::File(target.to_string_lossy().into_owned());
-            self.add(layout.parked_default_site(), &found.parked, target);
-            self.add(layout.nginx_default_site_enabled(), &found.default, State::Absent);
+            self.add(files.parked.clone(), &found.parked, target);
+            self.add(files.default_enabled.clone(), &found.default, State::Absent);
         }
     }
 
@@ -107,44 +139,45 @@ enum Place {
     ConfD,
 }
 
-fn place(found: &Found, conf: &Conf, layout: &Layout) -> anyhow::Result<Place> {
-    if found.has_sites && conf.includes(&layout.nginx_site_enabled()) {
+fn place(found: &Found, conf: &Conf, files: &Files) -> anyhow::Result<Place> {
+    if found.has_sites && conf.includes(&files.enabled) {
         return Ok(Place::Sites);
     }
     ensure!(
-        conf.includes(&layout.nginx_conf_d_site()),
+        conf.includes(&files.conf_d),
         "nginx would not read the links site: {} includes neither {} nor {}. Add `include {};` to its http block",
         conf.main().display(),
-        layout.nginx_site_enabled().display(),
-        layout.nginx_conf_d_site().display(),
-        layout.nginx_conf_d_site().with_file_name("*.conf").display()
+        files.enabled.display(),
+        files.conf_d.display(),
+        files.conf_d.with_file_name("*.conf").display()
     );
     Ok(Place::ConfD)
 }
 
 /// Whether any version of links wrote exactly this text.
-fn is_ours(text: &str, found: &Found, layout: &Layout) -> bool {
-    found.written.as_ref() == Some(&digest(text)) || nginx::is_authentic(text) || released::is_unedited(text, layout)
+fn is_ours(text: &str, found: &Found, files: &Files) -> bool {
+    found.written.as_ref() == Some(&digest(text))
+        || nginx::is_authentic(text)
+        || released::is_unedited(text, &files.named)
 }
 
 /// The text of a site that links did not write, empty for a symbolic link. `None` if the path is absent or links wrote it.
-fn foreign<'a>(state: &'a State, found: &Found, layout: &Layout) -> Option<&'a str> {
+fn foreign<'a>(state: &'a State, found: &Found, files: &Files) -> Option<&'a str> {
     match state {
         State::Absent => None,
-        State::File(text) => (!is_ours(text, found, layout)).then_some(text),
+        State::File(text) => (!is_ours(text, found, files)).then_some(text),
         State::Link(_) => Some(""),
     }
 }
 
-fn is_link_to_available(state: &State, layout: &Layout) -> bool {
-    let available = layout.nginx_site_available();
+fn is_link_to_available(state: &State, files: &Files) -> bool {
     let State::Link(target) = state else { return false };
     // An administrator may have written a relative link.
-    *target == available || target == Path::new("../sites-available/links")
+    *target == files.available || target == Path::new("../sites-available/links")
 }
 
 /// The current site in that place, whether or not it is enabled.
-fn site_in(place: Place, found: &Found, layout: &Layout) -> Option<Site> {
+fn site_in(place: Place, found: &Found, files: &Files) -> Option<Site> {
     let site = |path, state: &State, edited| {
         let text = match state {
             State::Absent => return None,
@@ -153,30 +186,24 @@ fn site_in(place: Place, found: &Found, layout: &Layout) -> Option<Site> {
         };
         Some(Site { path, text, edited })
     };
-    let is_edited = |state| foreign(state, found, layout).is_some();
+    let is_edited = |state| foreign(state, found, files).is_some();
     match place {
-        Place::ConfD => site(layout.nginx_conf_d_site(), &found.conf_d, is_edited(&found.conf_d)),
+        Place::ConfD => site(files.conf_d.clone(), &found.conf_d, is_edited(&found.conf_d)),
         Place::Sites => match &found.enabled {
-            State::Absent => site(
-                layout.nginx_site_enabled(),
-                &found.available,
-                is_edited(&found.available),
-            ),
-            link if is_link_to_available(link, layout) => site(
-                layout.nginx_site_enabled(),
-                &found.available,
-                is_edited(&found.available),
-            ),
-            other => site(layout.nginx_site_enabled(), other, true),
+            State::Absent => site(files.enabled.clone(), &found.available, is_edited(&found.available)),
+            link if is_link_to_available(link, files) => {
+                site(files.enabled.clone(), &found.available, is_edited(&found.available))
+            }
+            other => site(files.enabled.clone(), other, true),
         },
     }
 }
 
 /// The site that nginx would read at its next start, in either place.
-pub fn in_force(found: &Found, layout: &Layout) -> Option<Site> {
+pub fn in_force(found: &Found, files: &Files) -> Option<Site> {
     match &found.enabled {
-        State::Absent => site_in(Place::ConfD, found, layout),
-        _ => site_in(Place::Sites, found, layout),
+        State::Absent => site_in(Place::ConfD, found, files),
+        _ => site_in(Place::Sites, found, files),
     }
 }
 
@@ -188,32 +215,28 @@ pub fn in_force(found: &Found, layout: &Layout) -> Option<Site> {
 pub fn install(
     found: &Found,
     conf: &Conf,
-    layout: &Layout,
+    files: &Files,
     config: &Config,
     force: bool,
     render: impl FnOnce(bool) -> anyhow::Result<String>,
 ) -> anyhow::Result<Plan> {
-    let place = place(found, conf, layout)?;
+    let place = place(found, conf, files)?;
     let mut plan = Plan::default();
     let (file, was, read_at) = match place {
-        Place::Sites => (
-            layout.nginx_site_available(),
-            &found.available,
-            layout.nginx_site_enabled(),
-        ),
-        Place::ConfD => (layout.nginx_conf_d_site(), &found.conf_d, layout.nginx_conf_d_site()),
+        Place::Sites => (files.available.clone(), &found.available, files.enabled.clone()),
+        Place::ConfD => (files.conf_d.clone(), &found.conf_d, files.conf_d.clone()),
     };
-    let link = State::Link(layout.nginx_site_available());
+    let link = State::Link(files.available.clone());
 
-    if let Some(site) = site_in(place, found, layout).filter(|site| site.edited && !force) {
+    if let Some(site) = site_in(place, found, files).filter(|site| site.edited && !force) {
         plan.notices.push(format!(
             "{} was edited by somebody else, so it stays as it is, and changes in links.toml do not reach it. \
              `linksctl rollout --force` replaces it; put your own directives into {}/*.conf",
             file.display(),
-            layout.nginx_include_dir().display()
+            files.named.include_dir.display()
         ));
         if place == Place::Sites && found.enabled == State::Absent {
-            plan.make_way(found, layout, config);
+            plan.make_way(found, files, config);
             plan.add(read_at, &found.enabled, link);
         }
         plan.site = Some(site);
@@ -223,21 +246,20 @@ pub fn install(
     // Remove a site of ours that is in the other place, where nginx either does not read it or would read a second one.
     match place {
         Place::Sites => {
-            plan.make_way(found, layout, config);
-            if foreign(&found.conf_d, found, layout).is_none() {
-                plan.add(layout.nginx_conf_d_site(), &found.conf_d, State::Absent);
+            plan.make_way(found, files, config);
+            if foreign(&found.conf_d, found, files).is_none() {
+                plan.add(files.conf_d.clone(), &found.conf_d, State::Absent);
             }
         }
         Place::ConfD => {
-            if foreign(&found.available, found, layout).is_none() {
-                plan.add(layout.nginx_site_enabled(), &found.enabled, State::Absent);
-                plan.add(layout.nginx_site_available(), &found.available, State::Absent);
+            if foreign(&found.available, found, files).is_none() {
+                plan.add(files.enabled.clone(), &found.enabled, State::Absent);
+                plan.add(files.available.clone(), &found.available, State::Absent);
             }
         }
     }
-    let default = layout.nginx_default_site_enabled();
-    let makes_way = plan.changes.iter().any(|change| change.path == default);
-    let other = other_default_server(conf, layout, config, makes_way);
+    let makes_way = plan.changes.iter().any(|change| change.path == files.default_enabled);
+    let other = other_default_server(conf, files, config, makes_way);
     if let Some(other) = &other
         && nginx::server_names(config) == ["_"]
     {
@@ -249,15 +271,15 @@ pub fn install(
     }
     let text = render(other.is_none())?;
     if let State::File(old) = was
-        && foreign(was, found, layout).is_some()
+        && foreign(was, found, files).is_some()
     {
-        let kept = layout.replaced_site();
+        let kept = files.replaced.clone();
         plan.notices
             .push(format!("the former {} is now {}", file.display(), kept.display()));
         plan.add(kept, &State::Absent, State::File(old.clone()));
     }
     plan.add(file, was, State::File(text.clone()));
-    if place == Place::Sites && !is_link_to_available(&found.enabled, layout) {
+    if place == Place::Sites && !is_link_to_available(&found.enabled, files) {
         plan.add(read_at.clone(), &found.enabled, link);
     }
     plan.site = Some(Site {
@@ -269,11 +291,9 @@ pub fn install(
 }
 
 /// The file of another server that answers for unknown host names on an address of the site.
-fn other_default_server(conf: &Conf, layout: &Layout, config: &Config, default_makes_way: bool) -> Option<PathBuf> {
-    let (enabled, conf_d) = (layout.nginx_site_enabled(), layout.nginx_conf_d_site());
-    let default = layout.nginx_default_site_enabled();
-    let mut except = vec![enabled.as_path(), conf_d.as_path()];
-    except.extend(default_makes_way.then_some(default.as_path()));
+fn other_default_server(conf: &Conf, files: &Files, config: &Config, default_makes_way: bool) -> Option<PathBuf> {
+    let mut except = vec![files.enabled.as_path(), files.conf_d.as_path()];
+    except.extend(default_makes_way.then_some(files.default_enabled.as_path()));
     let addresses = nginx::addresses(config, true);
     let listens = conf.listens(&except).into_iter();
     listens
@@ -283,34 +303,34 @@ fn other_default_server(conf: &Conf, layout: &Layout, config: &Config, default_m
 }
 
 /// Plans the removal of the site. Debian's default site is enabled again if links had disabled it.
-pub fn remove(found: &Found, layout: &Layout) -> Plan {
+pub fn remove(found: &Found, files: &Files) -> Plan {
     let mut plan = Plan::default();
-    plan.add(layout.nginx_site_enabled(), &found.enabled, State::Absent);
-    match foreign(&found.available, found, layout) {
-        None => plan.add(layout.nginx_site_available(), &found.available, State::Absent),
+    plan.add(files.enabled.clone(), &found.enabled, State::Absent);
+    match foreign(&found.available, found, files) {
+        None => plan.add(files.available.clone(), &found.available, State::Absent),
         // nginx does not read it there, and the next installation finds it.
         Some(_) => plan.notices.push(format!(
             "{} was edited by somebody else, so it is disabled but stays",
-            layout.nginx_site_available().display()
+            files.available.display()
         )),
     }
-    if foreign(&found.conf_d, found, layout).is_some() {
-        let kept = layout.replaced_site();
+    if foreign(&found.conf_d, found, files).is_some() {
+        let kept = files.replaced.clone();
         plan.notices.push(format!(
             "{} was edited by somebody else, so it was moved to {}",
-            layout.nginx_conf_d_site().display(),
+            files.conf_d.display(),
             kept.display()
         ));
         plan.add(kept, &State::Absent, found.conf_d.clone());
     }
-    plan.add(layout.nginx_conf_d_site(), &found.conf_d, State::Absent);
+    plan.add(files.conf_d.clone(), &found.conf_d, State::Absent);
     if let State::File(target) = &found.parked {
         // The administrator may have put something else there, or removed the default site for good.
         if found.default == State::Absent && found.default_is_available {
             let target = State::Link(target.into());
-            plan.add(layout.nginx_default_site_enabled(), &found.default, target);
+            plan.add(files.default_enabled.clone(), &found.default, target);
         }
-        plan.add(layout.parked_default_site(), &found.parked, State::Absent);
+        plan.add(files.parked.clone(), &found.parked, State::Absent);
     }
     plan
 }
@@ -323,8 +343,8 @@ mod tests {
 
     const DEFAULT: &str = "server { listen 80 default_server; listen [::]:80 default_server; }";
 
-    fn layout() -> Layout {
-        Layout::new("/")
+    fn files() -> Files {
+        Files::new(&Layout::new("/"))
     }
 
     fn file(text: &str) -> State {
@@ -400,7 +420,7 @@ mod tests {
     }
 
     fn plan(found: &Found, conf: &Conf, force: bool) -> Plan {
-        install(found, conf, &layout(), &Config::default(), force, to_default).unwrap()
+        install(found, conf, &files(), &Config::default(), force, to_default).unwrap()
     }
 
     /// The plan's changes in order, one line each.
@@ -549,7 +569,7 @@ mod tests {
     #[test]
     fn if_nginx_reads_no_usual_directory_nothing_is_written() {
         let conf = conf("include /srv/own/*.conf;", &[]);
-        let error = install(&fresh(), &conf, &layout(), &Config::default(), false, to_default).unwrap_err();
+        let error = install(&fresh(), &conf, &files(), &Config::default(), false, to_default).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("include /etc/nginx/conf.d/*.conf;"), "{text}");
     }
@@ -563,7 +583,7 @@ mod tests {
             ..Config::default()
         };
         let to = |conf: &Conf, config: &Config| {
-            install(&found, conf, &layout(), config, false, to_default).map(|plan| plan.site.unwrap().text)
+            install(&found, conf, &files(), config, false, to_default).map(|plan| plan.site.unwrap().text)
         };
         // A backup beside the configuration is not part of it, and so not in the dump.
         assert_eq!(to(&debian_without_default(), &named).unwrap(), "default");
@@ -592,14 +612,14 @@ mod tests {
             default_is_pristine: false,
             ..fresh()
         };
-        let error = install(&changed, &debian(), &layout(), &Config::default(), false, to_default).unwrap_err();
+        let error = install(&changed, &debian(), &files(), &Config::default(), false, to_default).unwrap_err();
         assert!(error.to_string().contains("sites-enabled/default answers"), "{error}");
     }
 
     #[test]
     fn a_removal_restores_debian_s_default_site() {
         assert_eq!(
-            list(&remove(&installed("default"), &layout())),
+            list(&remove(&installed("default"), &files())),
             [
                 "- /etc/nginx/sites-enabled/links",
                 "- /etc/nginx/sites-available/links",
@@ -607,13 +627,13 @@ mod tests {
                 "- /var/lib/links/nginx-default-site",
             ]
         );
-        let nothing = remove(&fresh(), &layout());
+        let nothing = remove(&fresh(), &files());
         assert_eq!(list(&nothing), Vec::<String>::new());
     }
 
     #[test]
     fn a_removal_keeps_what_somebody_else_has_written() {
-        let plan = remove(&edited(), &layout());
+        let plan = remove(&edited(), &files());
         assert_eq!(list(&plan)[0], "- /etc/nginx/sites-enabled/links");
         assert!(!list(&plan).contains(&"- /etc/nginx/sites-available/links".to_owned()));
         assert!(plan.notices[0].contains("stays"), "{:?}", plan.notices);
@@ -622,7 +642,7 @@ mod tests {
             ..fresh()
         };
         assert_eq!(
-            list(&remove(&conf_d, &layout())),
+            list(&remove(&conf_d, &files())),
             [
                 "/var/lib/links/site-replaced.conf = certbot's",
                 "- /etc/nginx/conf.d/links.conf"
@@ -633,7 +653,7 @@ mod tests {
             ..installed("default")
         };
         assert!(
-            !list(&remove(&own_default, &layout()))
+            !list(&remove(&own_default, &files()))
                 .iter()
                 .any(|line| line.contains("enabled/default"))
         );

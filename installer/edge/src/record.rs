@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use links_base::files;
-use links_base::layout::Layout;
 
 /// The version of the record's format that this code writes and reads.
 const FORMAT: u32 = 1;
@@ -84,6 +83,9 @@ pub struct Undo {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
+    /// The file of the record (`Layout::site_state`).
+    #[serde(skip)]
+    path: PathBuf,
     format: u32,
     /// The SHA-256 of the site that links wrote last. A site with another digest was edited by somebody else.
     pub written: Option<String>,
@@ -96,9 +98,11 @@ pub struct Record {
     worker_group: Option<String>,
 }
 
-impl Default for Record {
-    fn default() -> Self {
+impl Record {
+    /// The record before links has written a site. `path` is its file.
+    pub fn empty(path: &Path) -> Self {
         Self {
+            path: path.to_owned(),
             format: FORMAT,
             written: None,
             unfinished: None,
@@ -106,17 +110,14 @@ impl Default for Record {
             worker_group: None,
         }
     }
-}
 
-impl Record {
     /// Reads the record. Without a file, it is empty.
     ///
     /// # Errors
     /// The file cannot be read or parsed, or has another format.
-    pub fn read(layout: &Layout) -> anyhow::Result<Self> {
-        let path = layout.site_state();
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let bytes = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::empty(path)),
             bytes => bytes.with_context(|| format!("Reading {}", path.display()))?,
         };
         let record: Self = serde_json::from_slice(&bytes).with_context(|| format!("Reading {}", path.display()))?;
@@ -126,7 +127,10 @@ impl Record {
             path.display(),
             record.format
         );
-        Ok(record)
+        Ok(Self {
+            path: path.to_owned(),
+            ..record
+        })
     }
 
     pub fn worker_group(&self) -> Option<&str> {
@@ -135,28 +139,28 @@ impl Record {
 
     /// # Errors
     /// The record cannot be written.
-    pub fn set_worker_group(&mut self, layout: &Layout, group: &str) -> anyhow::Result<()> {
+    pub fn set_worker_group(&mut self, group: &str) -> anyhow::Result<()> {
         if self.worker_group.as_deref() == Some(group) {
             return Ok(());
         }
         self.worker_group = Some(group.to_owned());
-        self.write(layout)
+        self.write()
     }
 
-    fn write(&self, layout: &Layout) -> anyhow::Result<()> {
-        files::replace(&layout.site_state(), &serde_json::to_vec_pretty(self)?, 0o644)
+    fn write(&self) -> anyhow::Result<()> {
+        files::replace(&self.path, &serde_json::to_vec_pretty(self)?, 0o644)
     }
 
     /// Makes the changes, after writing to the disk how to undo them.
     ///
     /// # Errors
     /// A change cannot be made; [`Self::undo_unfinished`] undoes the others.
-    pub fn change(&mut self, layout: &Layout, changes: &[Change], written: Option<String>) -> anyhow::Result<()> {
+    pub fn change(&mut self, changes: &[Change], written: Option<String>) -> anyhow::Result<()> {
         self.unfinished = Some(Undo {
             changes: changes.to_vec(),
             written: std::mem::replace(&mut self.written, written),
         });
-        self.write(layout)?;
+        self.write()?;
         changes.iter().try_for_each(|change| change.after.put(&change.path))
     }
 
@@ -164,7 +168,7 @@ impl Record {
     ///
     /// # Errors
     /// The record cannot be written.
-    pub fn finish(&mut self, layout: &Layout, in_rollout: bool) -> anyhow::Result<()> {
+    pub fn finish(&mut self, in_rollout: bool) -> anyhow::Result<()> {
         let Some(undo) = self.unfinished.take() else {
             return Ok(());
         };
@@ -177,7 +181,7 @@ impl Record {
                 },
             });
         }
-        self.write(layout)
+        self.write()
     }
 
     pub fn is_unfinished(&self) -> bool {
@@ -192,34 +196,30 @@ impl Record {
     ///
     /// # Errors
     /// A file cannot be written. The record is kept in that case.
-    pub fn undo_unfinished(&mut self, layout: &Layout) -> anyhow::Result<Vec<PathBuf>> {
-        self.undo(layout, |record| &mut record.unfinished)
+    pub fn undo_unfinished(&mut self) -> anyhow::Result<Vec<PathBuf>> {
+        self.undo(|record| &mut record.unfinished)
     }
 
     /// Undoes what the current rollout has changed. Returns the same as [`Self::undo_unfinished`].
     ///
     /// # Errors
     /// The same as [`Self::undo_unfinished`].
-    pub fn undo_rollout(&mut self, layout: &Layout) -> anyhow::Result<Vec<PathBuf>> {
-        self.undo(layout, |record| &mut record.rollout)
+    pub fn undo_rollout(&mut self) -> anyhow::Result<Vec<PathBuf>> {
+        self.undo(|record| &mut record.rollout)
     }
 
     /// Ends the rollout and keeps its site.
     ///
     /// # Errors
     /// The record cannot be written.
-    pub fn end_rollout(&mut self, layout: &Layout) -> anyhow::Result<()> {
+    pub fn end_rollout(&mut self) -> anyhow::Result<()> {
         match self.rollout.take() {
-            Some(_) => self.write(layout),
+            Some(_) => self.write(),
             None => Ok(()),
         }
     }
 
-    fn undo(
-        &mut self,
-        layout: &Layout,
-        field: impl Fn(&mut Self) -> &mut Option<Undo>,
-    ) -> anyhow::Result<Vec<PathBuf>> {
+    fn undo(&mut self, field: impl Fn(&mut Self) -> &mut Option<Undo>) -> anyhow::Result<Vec<PathBuf>> {
         let Some(undo) = field(self).clone() else {
             return Ok(vec![]);
         };
@@ -231,7 +231,7 @@ impl Record {
         }
         self.written.clone_from(&undo.written);
         *field(self) = None;
-        self.write(layout)?;
+        self.write()?;
         Ok(kept)
     }
 }
@@ -244,7 +244,7 @@ pub fn digest(text: &str) -> String {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
-    use links_base::layout::temporary;
+    use links_base::layout::{Layout, temporary};
 
     fn file(text: &str) -> State {
         State::File(text.to_owned())
@@ -287,19 +287,19 @@ mod tests {
     fn an_interrupted_change_is_undone_wherever_it_stopped() {
         for done in 0..=3 {
             let (_root, layout, changes) = setting();
-            let mut record = Record::default();
-            record.change(&layout, &[], Some("before".into())).unwrap();
-            record.finish(&layout, false).unwrap();
+            let mut record = Record::empty(&layout.site_state());
+            record.change(&[], Some("before".into())).unwrap();
+            record.finish(false).unwrap();
             // The record is written first. Then the power fails after `done` of the changes.
-            record.change(&layout, &changes, Some("after".into())).unwrap();
+            record.change(&changes, Some("after".into())).unwrap();
             for change in changes.iter().skip(done).rev() {
                 change.before.put(&change.path).unwrap();
             }
-            let mut found = Record::read(&layout).unwrap();
+            let mut found = Record::read(&layout.site_state()).unwrap();
             assert!(found.is_unfinished());
-            assert_eq!(found.undo_unfinished(&layout).unwrap(), Vec::<PathBuf>::new());
+            assert_eq!(found.undo_unfinished().unwrap(), Vec::<PathBuf>::new());
             assert_eq!(states(&changes), before(&changes), "after {done}");
-            let found = Record::read(&layout).unwrap();
+            let found = Record::read(&layout.site_state()).unwrap();
             assert_eq!(
                 (found.written.as_deref(), found.is_unfinished()),
                 (Some("before"), false)
@@ -310,44 +310,44 @@ mod tests {
     #[test]
     fn a_finished_change_and_a_foreign_edit_are_not_undone() {
         let (_root, layout, changes) = setting();
-        let mut record = Record::default();
-        record.change(&layout, &changes, Some("after".into())).unwrap();
-        record.finish(&layout, false).unwrap();
+        let mut record = Record::empty(&layout.site_state());
+        record.change(&changes, Some("after".into())).unwrap();
+        record.finish(false).unwrap();
         assert_eq!(
-            Record::read(&layout).unwrap().undo_unfinished(&layout).unwrap(),
+            Record::read(&layout.site_state()).unwrap().undo_unfinished().unwrap(),
             Vec::<PathBuf>::new()
         );
         assert_eq!(states(&changes)[1], file("new"));
 
-        record.change(&layout, &changes[1..], Some("again".into())).unwrap();
+        record.change(&changes[1..], Some("again".into())).unwrap();
         fs::write(&changes[1].path, "certbot's").unwrap();
-        assert_eq!(record.undo_unfinished(&layout).unwrap(), [changes[1].path.clone()]);
+        assert_eq!(record.undo_unfinished().unwrap(), [changes[1].path.clone()]);
         assert_eq!(states(&changes)[1], file("certbot's"));
     }
 
     #[test]
     fn a_rollout_is_undone_with_all_its_changes_until_it_ends() {
         let (_root, layout, changes) = setting();
-        let mut record = Record::default();
-        record.change(&layout, &changes, Some("first".into())).unwrap();
-        record.finish(&layout, true).unwrap();
+        let mut record = Record::empty(&layout.site_state());
+        record.change(&changes, Some("first".into())).unwrap();
+        record.finish(true).unwrap();
         let second = Change {
             before: file("new"),
             after: file("newer"),
             ..changes[1].clone()
         };
         record
-            .change(&layout, std::slice::from_ref(&second), Some("second".into()))
+            .change(std::slice::from_ref(&second), Some("second".into()))
             .unwrap();
-        record.finish(&layout, true).unwrap();
+        record.finish(true).unwrap();
         let mut undone = record.clone();
-        undone.undo_rollout(&layout).unwrap();
+        undone.undo_rollout().unwrap();
         assert_eq!((states(&changes), undone.written.clone()), (before(&changes), None));
 
         second.after.put(&second.path).unwrap();
-        record.end_rollout(&layout).unwrap();
+        record.end_rollout().unwrap();
         assert_eq!(
-            Record::read(&layout).unwrap().undo_rollout(&layout).unwrap(),
+            Record::read(&layout.site_state()).unwrap().undo_rollout().unwrap(),
             Vec::<PathBuf>::new()
         );
         assert_eq!(states(&changes)[1], file("newer"));
@@ -361,12 +361,15 @@ mod tests {
             r#"{"format": 1, "written": null, "unfinished": null, "rollout": null}"#,
         )
         .unwrap();
-        let mut record = Record::read(&layout).unwrap();
+        let mut record = Record::read(&layout.site_state()).unwrap();
         assert_eq!(record.worker_group(), None);
-        record.set_worker_group(&layout, "nginx").unwrap();
-        record.change(&layout, &changes, None).unwrap();
-        record.undo_unfinished(&layout).unwrap();
-        assert_eq!(Record::read(&layout).unwrap().worker_group(), Some("nginx"));
+        record.set_worker_group("nginx").unwrap();
+        record.change(&changes, None).unwrap();
+        record.undo_unfinished().unwrap();
+        assert_eq!(
+            Record::read(&layout.site_state()).unwrap().worker_group(),
+            Some("nginx")
+        );
     }
 
     #[test]
@@ -374,10 +377,10 @@ mod tests {
         let (_root, layout, _) = setting();
         let record = Record {
             format: 2,
-            ..Record::default()
+            ..Record::empty(&layout.site_state())
         };
-        record.write(&layout).unwrap();
-        let error = Record::read(&layout).unwrap_err();
+        record.write().unwrap();
+        let error = Record::read(&layout.site_state()).unwrap_err();
         assert!(error.to_string().contains("format 2 is not understood"), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::nginx;
-use links_base::layout::{self, Layout};
+use links_base::layout;
 
 /// packaging/nginx/site.conf of version 0.1.0.
 const SITE: &str = include_str!("released-0.1.0.conf");
@@ -36,11 +36,11 @@ struct Edge<'a> {
 
 /// Whether 0.1.0 wrote exactly this text, whatever its links.toml was. This takes the values from the text and checks that
 /// rendering them gives the same text again.
-pub fn is_unedited(text: &str, layout: &Layout) -> bool {
-    values(text, layout).is_some_and(|site| nginx::render(SITE, &site).is_ok_and(|rendered| rendered == text))
+pub fn is_unedited(text: &str, paths: &nginx::Paths) -> bool {
+    values(text, paths).is_some_and(|site| nginx::render(SITE, &site).is_ok_and(|rendered| rendered == text))
 }
 
-fn values<'a>(text: &'a str, layout: &Layout) -> Option<Site<'a>> {
+fn values<'a>(text: &'a str, paths: &nginx::Paths) -> Option<Site<'a>> {
     let lines_after = |opening: &'static str| {
         let lines = text.lines().skip_while(move |line| !line.starts_with(opening)).skip(1);
         lines.map(str::trim)
@@ -74,7 +74,7 @@ fn values<'a>(text: &'a str, layout: &Layout) -> Option<Site<'a>> {
         false => None,
         true => Some(Edge {
             listen: text.rsplit_once("\n    listen ")?.1.split_once(';')?.0,
-            directory: layout.edge_cache_dir(),
+            directory: paths.cache_dir.clone(),
             seconds: number("inactive=", 's')?,
             cache_size: nginx::CacheSize {
                 mebibytes: number("max_size=", 'm')?,
@@ -87,9 +87,9 @@ fn values<'a>(text: &'a str, layout: &Layout) -> Option<Site<'a>> {
         listen,
         default_server,
         server_name: names.split(' ').collect(),
-        ready_dir: layout.ready_dir(),
+        ready_dir: paths.ready_dir.clone(),
         keepalive_flag: layout::KEEPALIVE_FLAG,
-        journal: layout.journal(),
+        journal: paths.journal.clone(),
         edge,
     })
 }
@@ -98,9 +98,10 @@ fn values<'a>(text: &'a str, layout: &Layout) -> Option<Site<'a>> {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
+    use links_base::layout::Layout;
 
     fn rendered(instances: &[&str], default_server: bool, edge: bool, open_files: u64) -> String {
-        let layout = Layout::new("/");
+        let paths = nginx::Paths::new(&Layout::new("/"));
         let site = Site {
             instances: (1..)
                 .zip(instances)
@@ -109,12 +110,12 @@ mod tests {
             listen: vec!["80", "[::]:80"],
             default_server,
             server_name: vec!["s.example.org", "t.example.org"],
-            ready_dir: layout.ready_dir(),
+            ready_dir: paths.ready_dir,
             keepalive_flag: layout::KEEPALIVE_FLAG,
-            journal: layout.journal(),
-            edge: edge.then(|| Edge {
+            journal: paths.journal,
+            edge: edge.then_some(Edge {
                 listen: "127.0.0.1:7000",
-                directory: layout.edge_cache_dir(),
+                directory: paths.cache_dir,
                 seconds: 900,
                 cache_size: nginx::CacheSize {
                     mebibytes: 97,
@@ -127,21 +128,21 @@ mod tests {
 
     #[test]
     fn every_unedited_site_is_recognised() {
-        let layout = Layout::new("/");
+        let paths = nginx::Paths::new(&Layout::new("/"));
         for instances in [
             &["127.0.0.1:7001"][..],
             &["127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003"],
         ] {
             for (default_server, edge, open_files) in [(true, true, 100), (false, true, 0), (true, false, 0)] {
                 let text = rendered(instances, default_server, edge, open_files);
-                assert!(is_unedited(&text, &layout), "{text}");
+                assert!(is_unedited(&text, &paths), "{text}");
             }
         }
     }
 
     #[test]
     fn an_edit_is_noticed() {
-        let layout = Layout::new("/");
+        let paths = nginx::Paths::new(&Layout::new("/"));
         let text = rendered(&["127.0.0.1:7001", "127.0.0.1:7002"], true, true, 100);
         let edits = [
             // As `certbot --nginx --redirect` leaves it.
@@ -162,7 +163,7 @@ mod tests {
             String::new(),
         ];
         for edited in edits {
-            assert!(edited != text && !is_unedited(&edited, &layout), "{edited}");
+            assert!(edited != text && !is_unedited(&edited, &paths), "{edited}");
         }
     }
 }

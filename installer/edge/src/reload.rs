@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -28,31 +28,84 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Debian's error log, used if nginx.conf does not set another.
 const ERROR_LOG: &str = "/var/log/nginx/error.log";
 
-/// Makes nginx read its configuration, which takes `read_time`. If nginx refuses it, the error quotes `error_log`. Returns
-/// false if the host's policy forbids the reload.
-///
-/// # Errors
-/// The reload failed, and nginx goes on with its old configuration.
-pub fn reload(
-    layout: &Layout,
-    config: Option<&Config>,
-    services: Services,
-    read_time: Duration,
-    error_log: Option<&str>,
-) -> anyhow::Result<bool> {
-    let _drain = config.map(|config| KeepAliveDrain::make(layout, config)).transpose()?;
-    let log = LogEnd::of(Path::new(error_log.unwrap_or(ERROR_LOG)));
-    let old = workers(layout)?;
-    let reloaded = services.act("reload", UNIT).and_then(|reloaded| {
-        if reloaded {
-            wait_until_retired(&old, RELOAD_TIMEOUT + 3 * read_time)?;
+/// The files by which nginx is found and controlled.
+#[derive(Clone, Debug)]
+pub struct Nginx {
+    pid_file: PathBuf,
+    keepalive_flag: PathBuf,
+}
+
+impl Nginx {
+    pub fn new(layout: &Layout) -> Self {
+        Self {
+            pid_file: layout.nginx_pid(),
+            keepalive_flag: layout.keepalive_flag(),
         }
-        Ok(reloaded)
-    });
-    reloaded.map_err(|error| match log.emergencies().as_str() {
-        "" => error,
-        emergencies => anyhow!("{error:#}\nnginx reports:\n{emergencies}{}", advice(emergencies)),
-    })
+    }
+
+    /// Makes nginx read its configuration, which takes `read_time`. If nginx refuses it, the error quotes `error_log`. Returns
+    /// false if the host's policy forbids the reload.
+    ///
+    /// # Errors
+    /// The reload failed, and nginx goes on with its old configuration.
+    pub fn reload(
+        &self,
+        config: Option<&Config>,
+        services: Services,
+        read_time: Duration,
+        error_log: Option<&str>,
+    ) -> anyhow::Result<bool> {
+        let _drain = config.map(|config| KeepAliveDrain::make(self, config)).transpose()?;
+        let log = LogEnd::of(Path::new(error_log.unwrap_or(ERROR_LOG)));
+        let old = self.workers()?;
+        let reloaded = services.act("reload", UNIT).and_then(|reloaded| {
+            if reloaded {
+                wait_until_retired(&old, RELOAD_TIMEOUT + 3 * read_time)?;
+            }
+            Ok(reloaded)
+        });
+        reloaded.map_err(|error| match log.emergencies().as_str() {
+            "" => error,
+            emergencies => anyhow!("{error:#}\nnginx reports:\n{emergencies}{}", advice(emergencies)),
+        })
+    }
+
+    /// Makes nginx keep connections alive again, even after an interrupted change. The caller must hold the right to change the
+    /// site.
+    ///
+    /// # Errors
+    /// The flag cannot be created.
+    pub fn keep_connections(&self) -> anyhow::Result<()> {
+        let path = &self.keepalive_flag;
+        fs::write(path, b"").with_context(|| format!("Creating {}", path.display()))
+    }
+
+    /// The process id of nginx's master. `None` while nginx does not run.
+    pub fn master(&self) -> Option<u32> {
+        // `nginx -t` leaves an empty file behind. After a crash, the file may name another process.
+        let pid = fs::read_to_string(&self.pid_file).ok()?.trim().parse().ok()?;
+        title(pid).starts_with("nginx: master process").then_some(pid)
+    }
+
+    /// The workers that accept connections: children of the master that are not shutting down.
+    fn workers(&self) -> anyhow::Result<Vec<u32>> {
+        let Some(master) = self.master() else {
+            return Ok(vec![]);
+        };
+        // The master has a single thread, so all its children are those of its main thread.
+        let children = Process::new(master.cast_signed()).and_then(|master| master.task_main_thread()?.children());
+        let children = match children {
+            Err(ProcError::NotFound(_)) => return Ok(vec![]),
+            children => children.context("Listing the workers of nginx")?,
+        };
+        Ok(children.into_iter().filter(|pid| accepts(*pid)).collect())
+    }
+
+    /// When nginx took its current configuration, by the start of its oldest worker. `None` while nginx does not run.
+    pub fn running_since(&self) -> Option<SystemTime> {
+        let pids = self.workers().ok()?;
+        pids.into_iter().filter_map(started).min()
+    }
 }
 
 /// A hint for a failed bind(): while nginx holds port 80 of all addresses, it cannot also listen on 127.0.0.1:80, nor the other
@@ -100,14 +153,14 @@ impl<'a> LogEnd<'a> {
 
 /// A guard that keeps the keep-alive flag away while it lives. Without the flag, nginx ends each connection with its next
 /// answer.
-struct KeepAliveDrain<'a>(&'a Layout);
+struct KeepAliveDrain<'a>(&'a Nginx);
 
 impl<'a> KeepAliveDrain<'a> {
     /// Removes the flag and waits until every current connection has ended, or for [`DRAIN_TIMEOUT`].
-    fn make(layout: &'a Layout, config: &Config) -> anyhow::Result<Self> {
-        let drain = Self(layout);
-        let path = layout.keepalive_flag();
-        files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()))?;
+    fn make(nginx: &'a Nginx, config: &Config) -> anyhow::Result<Self> {
+        let drain = Self(nginx);
+        let path = &nginx.keepalive_flag;
+        files::remove_if_present(path).with_context(|| format!("Removing {}", path.display()))?;
         let ports: Vec<_> = config
             .nginx
             .listen
@@ -126,20 +179,10 @@ impl<'a> KeepAliveDrain<'a> {
 impl Drop for KeepAliveDrain<'_> {
     fn drop(&mut self) {
         // Without the flag, clients need a connection per request until the next change.
-        if let Err(error) = keep_connections(self.0) {
+        if let Err(error) = self.0.keep_connections() {
             links_base::log::error!("{error:#}");
         }
     }
-}
-
-/// Makes nginx keep connections alive again, even after an interrupted change. The caller must hold the right to change the
-/// site.
-///
-/// # Errors
-/// The flag cannot be created.
-pub fn keep_connections(layout: &Layout) -> anyhow::Result<()> {
-    let path = layout.keepalive_flag();
-    fs::write(&path, b"").with_context(|| format!("Creating {}", path.display()))
 }
 
 /// The clients' connections to these ports. Empty if they cannot be read, which is no reason to fail a reload.
@@ -153,30 +196,9 @@ fn clients(ports: &[u16]) -> BTreeSet<SocketAddr> {
     }
 }
 
-/// The process id of nginx's master. `None` while nginx does not run.
-pub fn master(layout: &Layout) -> Option<u32> {
-    // `nginx -t` leaves an empty file behind. After a crash, the file may name another process.
-    let pid = fs::read_to_string(layout.nginx_pid()).ok()?.trim().parse().ok()?;
-    title(pid).starts_with("nginx: master process").then_some(pid)
-}
-
 fn title(pid: u32) -> String {
     let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&title).into_owned()
-}
-
-/// The workers that accept connections: children of the master that are not shutting down.
-fn workers(layout: &Layout) -> anyhow::Result<Vec<u32>> {
-    let Some(master) = master(layout) else {
-        return Ok(vec![]);
-    };
-    // The master has a single thread, so all its children are those of its main thread.
-    let children = Process::new(master.cast_signed()).and_then(|master| master.task_main_thread()?.children());
-    let children = match children {
-        Err(ProcError::NotFound(_)) => return Ok(vec![]),
-        children => children.context("Listing the workers of nginx")?,
-    };
-    Ok(children.into_iter().filter(|pid| accepts(*pid)).collect())
 }
 
 /// Whether the process is a worker that accepts connections. nginx marks a worker that only finishes its requests in its title.
@@ -201,12 +223,6 @@ fn wait_until_retired(workers: &[u32], timeout: Duration) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// When nginx took its current configuration, by the start of its oldest worker. `None` while nginx does not run.
-pub fn running_since(layout: &Layout) -> Option<SystemTime> {
-    let pids = workers(layout).ok()?;
-    pids.into_iter().filter_map(started).min()
-}
-
 fn started(pid: u32) -> Option<SystemTime> {
     // In clock ticks after the boot (proc_pid_stat(5)).
     let ticks = Process::new(pid.cast_signed()).ok()?.stat().ok()?.starttime;
@@ -225,12 +241,13 @@ mod tests {
     fn only_a_process_of_nginx_is_its_master() {
         let (root, layout) = temporary(&[]);
         fs::create_dir_all(root.path().join("run")).unwrap();
-        assert_eq!(master(&layout), None);
+        let nginx = Nginx::new(&layout);
+        assert_eq!(nginx.master(), None);
         for text in ["", "\n", "no number\n", &format!("{}\n", std::process::id())] {
             fs::write(layout.nginx_pid(), text).unwrap();
-            assert_eq!(master(&layout), None, "{text:?}");
+            assert_eq!(nginx.master(), None, "{text:?}");
         }
-        assert_eq!(workers(&layout).unwrap(), Vec::<u32>::new());
+        assert_eq!(nginx.workers().unwrap(), Vec::<u32>::new());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use nix::unistd::Group;
@@ -14,7 +15,7 @@ use rustix::io::Errno;
 
 use super::conf::Conf;
 use links_base::exec;
-use links_base::layout::{Layout, MAX_INSTANCES};
+use links_base::layout::{self, MAX_INSTANCES};
 
 /// The group of nginx's workers, according to a configuration that nginx accepts.
 ///
@@ -52,26 +53,25 @@ fn resolve(name: &str) -> anyhow::Result<Option<Gid>> {
     Ok(group.map(|group| Gid::from_raw(group.gid.as_raw())))
 }
 
-/// Gives the socket directory and the sockets in it to the group.
+/// Gives the directory of the sockets and the sockets in it to the group.
 ///
 /// # Errors
 /// The group does not exist, or the file system refuses the change.
-pub fn give(layout: &Layout, group: &str) -> anyhow::Result<()> {
+pub fn give(sockets: &Path, group: &str) -> anyhow::Result<()> {
     let gid = resolve(group)?.with_context(|| format!("there is no group {group}"))?;
-    give_to(layout, gid).with_context(|| format!("Giving {} to the group {group}", layout.sockets_dir().display()))
+    give_to(sockets, gid).with_context(|| format!("Giving {} to the group {group}", sockets.display()))
 }
 
-fn give_to(layout: &Layout, gid: Gid) -> io::Result<()> {
-    let Some(directory) = open_directory(layout)? else {
+fn give_to(sockets: &Path, gid: Gid) -> io::Result<()> {
+    let Some(directory) = open_directory(sockets)? else {
         return Ok(());
     };
     // The directory comes first: its setgid bit passes the group on to every socket that is created from now on.
     set_group(&directory, gid)?;
     let owner = fstat(&directory)?.st_uid;
     for instance in 1..=MAX_INSTANCES {
-        let path = layout.instance_socket(instance);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let socket = match openat(&directory, path.file_name().unwrap_or_default(), flags, Mode::empty()) {
+        let socket = match openat(&directory, layout::socket_name(instance), flags, Mode::empty()) {
             Err(Errno::NOENT) => continue,
             socket => socket?,
         };
@@ -90,20 +90,20 @@ fn give_to(layout: &Layout, gid: Gid) -> io::Result<()> {
 ///
 /// # Errors
 /// The same as [`give`].
-pub fn give_directory(layout: &Layout, group: &str) -> anyhow::Result<()> {
+pub fn give_directory(sockets: &Path, group: &str) -> anyhow::Result<()> {
     let gid = resolve(group)?.with_context(|| format!("there is no group {group}"))?;
-    let given = open_directory(layout).and_then(|directory| match directory {
+    let given = open_directory(sockets).and_then(|directory| match directory {
         Some(directory) => set_group(&directory, gid),
         None => Ok(()),
     });
-    given.with_context(|| format!("Giving {} to the group {group}", layout.sockets_dir().display()))
+    given.with_context(|| format!("Giving {} to the group {group}", sockets.display()))
 }
 
 /// Opens the socket directory; `None` if it does not exist. Its parent, /run/links, belongs to root, so nobody else can replace
 /// it.
-fn open_directory(layout: &Layout) -> io::Result<Option<OwnedFd>> {
+fn open_directory(sockets: &Path) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match openat(CWD, layout.sockets_dir(), flags, Mode::empty()) {
+    match openat(CWD, sockets, flags, Mode::empty()) {
         Err(Errno::NOENT) => Ok(None),
         opened => Ok(Some(opened?)),
     }
@@ -125,7 +125,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use links_base::layout::temporary;
+    use links_base::layout::{Layout, temporary};
 
     #[test]
     fn without_a_user_directive_the_group_is_the_one_nginx_was_built_with() {
@@ -141,7 +141,7 @@ mod tests {
             return;
         }
         let (root, layout) = temporary(&[Layout::sockets_dir]);
-        let group_of = |path: &std::path::Path| fs::symlink_metadata(path).unwrap().gid();
+        let group_of = |path: &Path| fs::symlink_metadata(path).unwrap().gid();
         let target = root.path().join("target");
         fs::write(&target, b"").unwrap();
         let before = group_of(&target);
@@ -152,7 +152,7 @@ mod tests {
         fs::hard_link(layout.instance_socket(5), layout.sockets_dir().join("other")).unwrap();
         fs::set_permissions(layout.sockets_dir(), fs::Permissions::from_mode(0o2710)).unwrap();
 
-        give_to(&layout, Gid::from_raw(65533)).unwrap();
+        give_to(&layout.sockets_dir(), Gid::from_raw(65533)).unwrap();
         let directory = fs::metadata(layout.sockets_dir()).unwrap();
         assert_eq!((directory.gid(), directory.mode() & 0o7777), (65533, 0o2710));
         let groups = [1, 2, 3, 4, 5].map(|instance| group_of(&layout.instance_socket(instance)));
@@ -166,9 +166,9 @@ mod tests {
     #[test]
     fn a_symbolic_link_in_place_of_the_directory_is_not_followed() {
         let (root, layout) = temporary(&[Layout::run_dir]);
-        give_to(&layout, Gid::from_raw(0)).unwrap();
+        give_to(&layout.sockets_dir(), Gid::from_raw(0)).unwrap();
         symlink(root.path(), layout.sockets_dir()).unwrap();
-        give_to(&layout, Gid::from_raw(0)).unwrap_err();
+        give_to(&layout.sockets_dir(), Gid::from_raw(0)).unwrap_err();
     }
 
     #[test]

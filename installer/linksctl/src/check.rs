@@ -11,6 +11,7 @@ use links_base::layout::Layout;
 use links_base::{exec, programs};
 use links_config::check::check;
 use links_config::connectivity::{Connectivity, Tried};
+use links_config::files::ConfigFiles;
 use links_config::finding::Finding;
 use links_config::load::EX_CONFIG;
 use links_config::reader::{Disk, Reader};
@@ -62,7 +63,7 @@ fn report(
     ask: Option<&dyn Fn() -> anyhow::Result<Connectivity>>,
     out: &mut impl Write,
 ) -> anyhow::Result<u8> {
-    let checked = check(layout, reader);
+    let checked = check(&ConfigFiles::new(layout), reader);
     let mut findings = checked.findings;
     let unsafe_checkpoints = sqlite::observe(layout).and_then(|sqlite| sqlite.warning);
     findings

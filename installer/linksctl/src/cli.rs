@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use crate::install;
+use crate::setup;
 use links_config::arguments::CopyArgs;
 use links_rollout::{self as rollout, Force, Mode, Style};
 
@@ -371,7 +371,7 @@ pub struct ConfigureArgs {
     pub dry_run: bool,
 }
 
-impl From<ConfigureArgs> for install::How {
+impl From<ConfigureArgs> for setup::How {
     fn from(args: ConfigureArgs) -> Self {
         Self {
             start: true,

@@ -3,8 +3,8 @@
 mod check;
 mod cli;
 mod delivery;
-mod install;
 mod manual;
+mod setup;
 mod stats;
 mod status;
 mod token;
@@ -18,11 +18,10 @@ use clap::Parser as _;
 
 use cli::{Cli, Command, DbArgs, DbCommand};
 use links_base::layout::Layout;
-use links_base::services::{self, OnBehalfOf};
+use links_base::services::{self, OnBehalfOf, Services};
 use links_base::{log, programs};
 use links_config::load;
-use links_edge::peers::Stage;
-use links_rollout::{self as rollout, Failure};
+use links_rollout::{self as rollout, Appliance, Failure, Stage};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// The exit status of a program that SIGINT ended, as shells report it.
@@ -40,6 +39,9 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let layout = Layout::new(std::path::absolute(cli.root)?);
+    let appliance = |on_behalf_of| Appliance::new(&layout, Services::of_host(on_behalf_of));
+    let of_person = || appliance(OnBehalfOf::Person);
+    let of_caller = || appliance(OnBehalfOf::caller());
     if cli.command.only_prints() {
         end_on_broken_pipe()?;
     }
@@ -58,20 +60,20 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return Err(become_program(programs::DATABASE, &layout, arguments));
         }
         Command::Token(args) => token::show(&layout, args.rotate)?,
-        Command::Install(args) => install::payload::install(&layout, args.no_start, args.dry_run)?,
-        Command::Uninstall(args) => install::payload::uninstall(&layout, args.purge, args.dry_run)?,
-        Command::Rollout(args) => rollout::rollout(&layout, &args.into())?,
-        Command::Rollback(args) => rollout::rollback(&layout, cli::style(args.json))?,
-        Command::Releases(args) => rollout::list(&layout, args.json)?,
-        Command::Restart(args) => rollout::restart(&layout, cli::style(args.json))?,
-        Command::Scale(args) => rollout::scale(&layout, args.instances, cli::style(args.json))?,
-        Command::Recover => rollout::recover(&layout)?,
+        Command::Install(args) => setup::install(&layout, args.no_start, args.dry_run)?,
+        Command::Uninstall(args) => setup::uninstall(&layout, args.purge, args.dry_run)?,
+        Command::Rollout(args) => rollout::rollout(&of_person(), &args.into())?,
+        Command::Rollback(args) => rollout::rollback(&of_person(), cli::style(args.json))?,
+        Command::Releases(args) => rollout::list(&of_person(), args.json)?,
+        Command::Restart(args) => rollout::restart(&of_person(), cli::style(args.json))?,
+        Command::Scale(args) => rollout::scale(&of_person(), args.instances, cli::style(args.json))?,
+        Command::Recover => rollout::recover(&of_person())?,
         Command::DeliverCredentials(args) => delivery::deliver(&layout, args.instance)?,
-        Command::Prepare => install::prepare(&layout)?,
-        Command::Configure(args) => install::configure(&layout, OnBehalfOf::caller(), args.into())?,
-        Command::Deconfigure(args) => install::deconfigure(&layout, OnBehalfOf::caller(), args.dry_run)?,
-        Command::PrepareDowngrade => rollout::change_stage(&layout, Stage::Transition)?,
-        Command::AbortDowngrade => rollout::change_stage(&layout, Stage::Final)?,
+        Command::Prepare => setup::prepare(&of_person())?,
+        Command::Configure(args) => setup::configure(&of_caller(), args.into())?,
+        Command::Deconfigure(args) => setup::deconfigure(&of_caller(), args.dry_run)?,
+        Command::PrepareDowngrade => rollout::change_stage(&of_caller(), Stage::Transition)?,
+        Command::AbortDowngrade => rollout::change_stage(&of_caller(), Stage::Final)?,
         Command::StopInstances => services::stop_instances()?,
         Command::Man { date } => std::io::stdout().write_all(&manual::man_page(&date)?)?,
         Command::Completions { shell } => std::io::stdout().write_all(&manual::completions(shell)?)?,

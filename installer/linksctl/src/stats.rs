@@ -17,8 +17,9 @@ use links_base::layout::Layout;
 use links_base::privileges::require_root;
 use links_base::{privileges, rotation};
 use links_config::admin_token;
+use links_config::files::ConfigFiles;
 use links_config::load::load_links;
-use links_release::snapshot;
+use links_release::Snapshots;
 
 /// The time limit of a request. An instance waits up to 14 seconds for its database.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -48,7 +49,7 @@ pub fn show(layout: &Layout, args: &StatsArgs) -> anyhow::Result<()> {
     if layout.is_host() {
         require_root()?;
     }
-    let token = admin_token::read(layout)?;
+    let token = admin_token::read(&ConfigFiles::new(layout))?;
     let report = ask(layout, &path(args)?, &token)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -119,11 +120,11 @@ fn ask(layout: &Layout, path: &str, token: &str) -> anyhow::Result<Report> {
 }
 
 fn endpoints(layout: &Layout) -> anyhow::Result<Vec<Endpoint>> {
-    let ready = rotation::ready_instances(layout).context("Reading the ready flags")?;
+    let ready = rotation::ready_instances(&layout.ready_dir()).context("Reading the ready flags")?;
     let endpoints = ready.into_iter().map(|instance| {
-        let (applied, _) = snapshot::of_instance(layout, instance);
+        let (applied, _) = Snapshots::new(layout).of_instance(instance);
         let config = load_links(&applied)?;
-        Ok(Endpoint::of_running(layout, config.base_port, instance))
+        Ok(Endpoint::of_running(&layout.sockets_dir(), config.base_port, instance))
     });
     endpoints.collect()
 }

@@ -13,11 +13,12 @@ use links_base::health::Probe;
 use links_base::layout::{self, Layout};
 use links_base::services::{OnBehalfOf, Services};
 use links_base::{connections, rotation, sandbox};
+use links_config::files::ConfigFiles;
 use links_config::load::{load_links, local_database};
 use links_edge as edge;
 use links_release::sqlite::{self, Sqlite};
 use links_release::{Release, Store};
-use links_rollout as rollout;
+use links_rollout::{self as rollout, Appliance};
 
 #[derive(Serialize)]
 struct Status {
@@ -95,9 +96,10 @@ pub fn show(layout: &Layout, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn observe(layout: &Layout) -> anyhow::Result<Status> {
-    let config = load_links(layout)?;
-    let store = Store::new(layout);
-    let flags = rotation::ready_instances(layout)?;
+    let config = load_links(&ConfigFiles::new(layout))?;
+    let appliance = Appliance::new(layout, Services::of_host(OnBehalfOf::Person));
+    let store = &appliance.store;
+    let flags = rotation::ready_instances(&layout.ready_dir())?;
     let instances: Vec<_> = (1..=config.instances)
         .map(|instance| {
             let release = store.of_instance(instance).ok();
@@ -106,7 +108,7 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
                 listens: listens(layout, config.base_port, instance),
                 ready: flags.contains(&instance),
                 trouble: Probe::new(
-                    Endpoint::of_running(layout, config.base_port, instance),
+                    Endpoint::of_running(&layout.sockets_dir(), config.base_port, instance),
                     config.health.timeout,
                 )
                 .ready()
@@ -116,16 +118,16 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
             }
         })
         .collect();
-    let nginx = nginx(edge::status(layout, &config)?);
+    let nginx = nginx(appliance.edge.status(&config)?);
     let all_ready = instances
         .iter()
         .all(|instance| instance.ready && instance.trouble.is_none());
     Ok(Status {
         ok: all_ready && nginx.addresses.iter().all(|listening| listening.trouble.is_none()),
         instances,
-        payload: Release::open(&layout.bundle()).ok().map(|release| release.id),
-        rollout: rollout::unfinished(layout)?,
-        sandbox: sandbox::lacks(layout, Services::of_host(OnBehalfOf::Person)),
+        payload: Release::open(&appliance.bundle).ok().map(|release| release.id),
+        rollout: rollout::unfinished(&appliance)?,
+        sandbox: sandbox::lacks(layout, appliance.services),
         database: database(layout),
         sqlite: sqlite::observe(layout),
         public_url: config.public_url.clone(),
@@ -149,7 +151,7 @@ fn nginx(status: edge::Status) -> Nginx {
 }
 
 fn listens(layout: &Layout, base_port: u16, instance: u16) -> Vec<String> {
-    let endpoint = Endpoint::of_running(layout, base_port, instance);
+    let endpoint = Endpoint::of_running(&layout.sockets_dir(), base_port, instance);
     let tcp = layout::instance_address(base_port, instance);
     // Without the kernel's tables, the instance's own endpoint is still listed.
     let sockets = connections::sockets().unwrap_or_default();
@@ -166,7 +168,7 @@ fn listens(layout: &Layout, base_port: u16, instance: u16) -> Vec<String> {
 
 fn database(layout: &Layout) -> Option<DatabaseFile> {
     // `linksctl check` reports errors in runtime.toml.
-    let path = local_database(layout)?;
+    let path = local_database(&ConfigFiles::new(layout))?;
     let bytes = sqlite::size(&path).ok();
     Some(DatabaseFile { path, bytes })
 }

@@ -6,6 +6,7 @@ use links_base::layout::{ADMIN_TOKEN, Layout};
 use links_base::privileges::require_root;
 use links_config::admin_token::{make, read};
 use links_config::check::Loaded;
+use links_config::files::ConfigFiles;
 use links_config::load::load_as_kept;
 use links_config::runtime::{Origin, Service};
 
@@ -17,6 +18,7 @@ pub fn show(layout: &Layout, rotate: bool) -> anyhow::Result<()> {
     if layout.is_host() {
         require_root()?;
     }
+    let config = ConfigFiles::new(layout);
     if rotate {
         let path = layout.credential(ADMIN_TOKEN);
         ensure!(
@@ -24,16 +26,16 @@ pub fn show(layout: &Layout, rotate: bool) -> anyhow::Result<()> {
             "{} is a symbolic link: change the token in the file that it points to",
             path.display()
         );
-        make(layout)?;
+        make(&config)?;
     }
-    println!("{}", read(layout)?);
+    println!("{}", read(&config)?);
     if rotate && layout.is_host() {
         eprintln!(
             "linksctl: the old token stays valid until the next `linksctl rollout`, which makes the instances use the new one"
         );
     }
     // An invalid configuration is no reason to fail: the token is printed already.
-    if let Ok(loaded) = load_as_kept(layout)
+    if let Ok(loaded) = load_as_kept(&config)
         && let Some(url) = vault(&loaded)
     {
         eprintln!(
@@ -68,7 +70,7 @@ mod tests {
         let (_root, layout) = links_base::layout::temporary(&[Layout::credentials_dir]);
         let path = layout.credential(ADMIN_TOKEN);
         std::os::unix::fs::symlink("/run/vault-agent/admin_token", &path).unwrap();
-        assert!(exists(&layout));
+        assert!(exists(&ConfigFiles::new(&layout)));
         let error = show(&layout, true).unwrap_err().to_string();
         assert!(error.contains("is a symbolic link"), "{error}");
         assert!(path.is_symlink());
@@ -78,11 +80,11 @@ mod tests {
     fn the_vault_that_the_runtime_asks_first_is_found() {
         let (_root, layout) = links_base::layout::temporary(&[Layout::credentials_dir]);
         fs::write(layout.links_toml(), "").unwrap();
-        make(&layout).unwrap();
+        make(&ConfigFiles::new(&layout)).unwrap();
         fs::write(layout.credential("vault_token"), "hvs.token\n").unwrap();
         let vault_of = |runtime: &str| {
             fs::write(layout.runtime_toml(), runtime).unwrap();
-            vault(&load_as_kept(&layout).unwrap())
+            vault(&load_as_kept(&ConfigFiles::new(&layout)).unwrap())
         };
         assert_eq!(vault_of(include_str!("../../../runtime.toml")), None);
         let runtime = "[[variables_provider]]\ntype = \"vault\"\nurl = \"http://127.0.0.1:8200\"\ntoken = \"credential:vault_token\"\nmount = \"m\"\n";

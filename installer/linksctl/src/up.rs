@@ -18,14 +18,15 @@ use links_base::files::make_directory;
 use links_base::layout::{Layout, edge_address};
 use links_base::process::{self, Process};
 use links_base::rotation::Watch;
+use links_base::services::{OnBehalfOf, Services};
 use links_base::{exec, files, rotation, secrets};
 use links_config::admin_token;
+use links_config::files::ConfigFiles;
 use links_config::links::{Config, Listen};
 use links_config::load::{load, load_links};
-use links_edge as edge;
 use links_edge::nginx::{self, CacheSize, HostFacts};
-use links_edge::peers::{self, Stage};
 use links_release::{Release, Store};
+use links_rollout::{Appliance, Stage, peers};
 
 /// The links.toml that the package ships.
 const LINKS_TOML: &str = include_str!("../../../packaging/links.toml");
@@ -58,7 +59,7 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let release = prepare(layout, args)?;
-    let config = load_links(layout)?;
+    let config = load_links(&ConfigFiles::new(layout))?;
     let listen = args
         .listen
         .map_or_else(|| config.nginx.listen.clone(), |address| vec![Listen::Address(address)]);
@@ -69,20 +70,20 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
         },
         ..config
     };
-    load(layout)?;
+    load(&ConfigFiles::new(layout))?;
     let edge = config.edge_port().map(edge_address);
     for address in config.nginx.listen.iter().map(|listen| listen.address()).chain(edge) {
         check_free(address)?;
     }
     // The ports are free, so no other `linksctl up` runs here and the flags are stale.
-    rotation::clear(layout)?;
-    secrets::make_missing(layout)?;
+    rotation::clear(&layout.ready_dir())?;
+    secrets::Files::new(layout).make_missing()?;
 
     process::adopt_orphans()?;
     let (sender, events) = mpsc::channel();
     let stop = sender.clone();
     process::on_signals([SIGINT, SIGTERM, SIGHUP], move || stop.send(Event::Stop).is_ok())?;
-    let watch = Watch::new(layout)?;
+    let watch = Watch::new(&layout.ready_dir())?;
     let mut parts = Parts {
         running: vec![],
         events,
@@ -100,7 +101,7 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
         parts.start("the agent".to_owned(), &mut agent(layout)?, sender.clone())?;
         let deadline = Instant::now() + config.health.start_timeout + MARGIN;
         let all: Vec<_> = (1..=config.instances).collect();
-        let ready = watch.until(layout, deadline, |ready| {
+        let ready = watch.until(deadline, |ready| {
             parts.check_running()?;
             Ok(ready == all)
         })?;
@@ -125,14 +126,15 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
     make_directory(&layout.ready_dir(), 0o755)?;
     make_directory(&layout.metrics_dir(), 0o750)?;
     make_directory(&layout.sockets_dir(), 0o700)?;
-    edge::keep_connections(layout)?;
+    appliance(layout).edge.keep_connections()?;
     if !layout.links_toml().exists() {
         let [nginx, metrics, otlp] = free_addresses()?;
         let text = first_links_toml(nginx, free_base_port()?, metrics, otlp);
         files::replace(&layout.links_toml(), text.as_bytes(), 0o644)?;
     }
-    if !admin_token::exists(layout) {
-        admin_token::make(layout)?;
+    let config = ConfigFiles::new(layout);
+    if !admin_token::exists(&config) {
+        admin_token::make(&config)?;
     }
     let bundle = args.bundle.clone().unwrap_or_else(|| layout.bundle());
     let store = Store::new(layout);
@@ -144,6 +146,11 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
         files::replace(&layout.runtime_toml(), &text, 0o644)?;
     }
     Ok(release)
+}
+
+/// The appliance below the directory of `linksctl up`.
+fn appliance(layout: &Layout) -> Appliance {
+    Appliance::new(layout, Services::of_host(OnBehalfOf::Person))
 }
 
 /// The shipped links.toml with free ports.
@@ -206,9 +213,13 @@ fn nginx_command(layout: &Layout, program: &Path, config: &Config) -> anyhow::Re
         default_server: true,
         cache_size: CacheSize::MODEST,
     };
-    let peers = peers::peers(layout, config, Stage::Final);
+    let peers = peers(&appliance(layout), config, Stage::Final);
     let site = directory.join("site.conf");
-    files::replace(&site, nginx::site(config, layout, facts, &peers)?.as_bytes(), 0o644)?;
+    files::replace(
+        &site,
+        nginx::site(config, &nginx::Paths::new(layout), facts, &peers)?.as_bytes(),
+        0o644,
+    )?;
     // If root starts nginx, its workers run as `nobody` by default, who cannot see ready flags below a private directory.
     let user = nix::unistd::geteuid().is_root().then_some("root");
     let main = directory.join("nginx.conf");
@@ -251,7 +262,7 @@ fn wait_until_open(address: SocketAddr, mut check: impl FnMut() -> anyhow::Resul
 
 fn announce(layout: &Layout, config: &Config, release: &Release) -> anyhow::Result<()> {
     let origin = format!("http://{}", public_address(config));
-    let token = admin_token::read(layout)?;
+    let token = admin_token::read(&ConfigFiles::new(layout))?;
     // `println!` would panic if nobody reads, and leave the processes running.
     writeln!(
         io::stdout(),

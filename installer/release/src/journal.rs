@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use super::state::State;
 use super::version::Version;
 use links_base::files;
-use links_base::layout::Layout;
 
 /// The format that this version writes and understands.
 const FORMAT: u32 = 1;
@@ -31,7 +31,7 @@ pub struct Journal {
 
 impl Journal {
     /// A journal of the present state. `before` is what each affected instance is set to run now.
-    pub fn new(state: &State<'_>, wanted: Version, before: BTreeMap<u16, Option<Version>>) -> Self {
+    pub fn new(state: &State, wanted: Version, before: BTreeMap<u16, Option<Version>>) -> Self {
         Self {
             format: FORMAT,
             wanted,
@@ -41,21 +41,20 @@ impl Journal {
         }
     }
 
-    /// Writes the journal and syncs it.
+    /// Writes the journal (`Layout::rollout_journal`) and syncs it.
     ///
     /// # Errors
     /// The file cannot be written or synced.
-    pub fn write(&self, layout: &Layout) -> anyhow::Result<()> {
-        files::replace(&layout.rollout_journal(), &serde_json::to_vec_pretty(self)?, 0o644)
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        files::replace(path, &serde_json::to_vec_pretty(self)?, 0o644)
     }
 
     /// Reads the journal. `None` if no rollout is unfinished.
     ///
     /// # Errors
     /// The file cannot be read or parsed.
-    pub fn read(layout: &Layout) -> anyhow::Result<Option<Self>> {
-        let path = layout.rollout_journal();
-        let bytes = match fs::read(&path) {
+    pub fn read(path: &Path) -> anyhow::Result<Option<Self>> {
+        let bytes = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             bytes => bytes.with_context(|| format!("Reading {}", path.display()))?,
         };
@@ -73,22 +72,20 @@ impl Journal {
     ///
     /// # Errors
     /// The file cannot be removed, or its directory cannot be synced.
-    pub fn remove(layout: &Layout) -> anyhow::Result<()> {
-        let path = layout.rollout_journal();
+    pub fn remove(path: &Path) -> anyhow::Result<()> {
         let removed = || -> io::Result<()> {
-            files::remove_if_present(&path)?;
-            files::sync_directory(&layout.state_dir())
+            files::remove_if_present(path)?;
+            files::sync_directory(path.parent().unwrap_or(Path::new("/")))
         };
         removed().with_context(|| format!("Removing {}", path.display()))
     }
 
-    /// Restores all links. Running instances keep running what they run. Returns the new instances, which again have nothing
+    /// Restores all links, and removes the journal at `path`. Running instances keep running what they run. Returns the new instances, which again have nothing
     /// to run.
     ///
     /// # Errors
     /// A link cannot be restored. The journal is then kept.
-    pub fn take_back(&self, layout: &Layout) -> anyhow::Result<Vec<u16>> {
-        let state = State::new(layout);
+    pub fn take_back(&self, state: &State, path: &Path) -> anyhow::Result<Vec<u16>> {
         let mut new = vec![];
         for (instance, version) in self.before.iter().rev() {
             match version {
@@ -100,7 +97,7 @@ impl Journal {
             }
         }
         state.restore_current(self.current.as_deref(), self.previous.as_deref())?;
-        Self::remove(layout)?;
+        Self::remove(path)?;
         Ok(new)
     }
 }
@@ -110,7 +107,7 @@ impl Journal {
 mod tests {
     use super::*;
     use crate::testing::version;
-    use links_base::layout::temporary;
+    use links_base::layout::{Layout, temporary};
 
     fn layout() -> (tempfile::TempDir, Layout) {
         temporary(&[Layout::instances_dir, Layout::releases_dir, Layout::applied_dir])
@@ -128,14 +125,16 @@ mod tests {
         state.set_current("old").unwrap();
 
         let before = BTreeMap::from([(1, old.clone()), (2, old.clone()), (3, None)]);
-        Journal::new(&state, version("new/b"), before).write(&layout).unwrap();
+        Journal::new(&state, version("new/b"), before)
+            .write(&layout.rollout_journal())
+            .unwrap();
         // The power fails just before the end of the rollout.
         state.point(1, &version("new/b")).unwrap();
         state.point(3, &version("new/b")).unwrap();
         state.set_current("new").unwrap();
 
-        let journal = Journal::read(&layout).unwrap().unwrap();
-        assert_eq!(journal.take_back(&layout).unwrap(), [3]);
+        let journal = Journal::read(&layout.rollout_journal()).unwrap().unwrap();
+        assert_eq!(journal.take_back(&state, &layout.rollout_journal()).unwrap(), [3]);
         for instance in [1, 2] {
             assert_eq!(state.points(instance), old);
         }
@@ -144,7 +143,7 @@ mod tests {
             (state.current().as_deref(), state.previous().as_deref()),
             (Some("old"), Some("older"))
         );
-        assert_eq!(Journal::read(&layout).unwrap(), None);
+        assert_eq!(Journal::read(&layout.rollout_journal()).unwrap(), None);
     }
 
     #[test]
@@ -152,11 +151,12 @@ mod tests {
         let (_root, layout) = layout();
         let state = State::new(&layout);
         Journal::new(&state, version("new"), BTreeMap::from([(1, None)]))
-            .write(&layout)
+            .write(&layout.rollout_journal())
             .unwrap();
         state.point(1, &version("new")).unwrap();
         state.set_current("new").unwrap();
-        Journal::read(&layout).unwrap().unwrap().take_back(&layout).unwrap();
+        let journal = Journal::read(&layout.rollout_journal()).unwrap().unwrap();
+        journal.take_back(&state, &layout.rollout_journal()).unwrap();
         assert_eq!((state.points(1), state.current()), (None, None));
     }
 
@@ -165,8 +165,8 @@ mod tests {
         let (_root, layout) = layout();
         let mut journal = Journal::new(&State::new(&layout), version("new"), BTreeMap::new());
         journal.format = 2;
-        journal.write(&layout).unwrap();
-        let error = Journal::read(&layout).unwrap_err();
+        journal.write(&layout.rollout_journal()).unwrap();
+        let error = Journal::read(&layout.rollout_journal()).unwrap_err();
         assert!(error.to_string().contains("format 2 is not understood"), "{error}");
     }
 }

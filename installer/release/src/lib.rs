@@ -15,6 +15,7 @@ pub mod version;
 
 pub use journal::Journal;
 pub use outcome::{Outcome, Verdict};
+pub use snapshot::Snapshots;
 pub use state::State;
 pub use store::{Release, Store};
 pub use version::Version;

@@ -1,11 +1,11 @@
 //! The outcome of the last rollout, for the agent's metrics.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use links_base::layout::Layout;
 use links_base::{clock, files, log};
 
 /// The outcome of the last rollout that changed something. It survives a reboot.
@@ -51,17 +51,17 @@ impl Outcome {
         }
     }
 
-    /// Writes the outcome. An error is only logged, because the rollout itself is over.
-    pub fn keep(&self, layout: &Layout) {
-        let write = || files::replace(&layout.last_rollout(), &serde_json::to_vec(self)?, 0o644);
+    /// Writes the outcome (`Layout::last_rollout`). An error is only logged, because the rollout itself is over.
+    pub fn keep(&self, path: &Path) {
+        let write = || files::replace(path, &serde_json::to_vec(self)?, 0o644);
         if let Err(error) = write() {
             log::error!("{error:#}");
         }
     }
 
     /// The last outcome. `None` if there is none yet, or if it cannot be parsed.
-    pub fn read(layout: &Layout) -> Option<Self> {
-        serde_json::from_slice(&fs::read(layout.last_rollout()).ok()?).ok()
+    pub fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 }
 
@@ -69,15 +69,15 @@ impl Outcome {
 #[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use super::*;
-    use links_base::layout::temporary;
+    use links_base::layout::{Layout, temporary};
 
     #[test]
     fn an_outcome_is_written_and_read_back() {
         let (_root, layout) = temporary(&[Layout::state_dir]);
-        assert_eq!(Outcome::read(&layout), None);
+        assert_eq!(Outcome::read(&layout.last_rollout()), None);
         let outcome = Outcome::now(Verdict::Interrupted, "1.2.3-abc", Some(Duration::from_millis(2500)));
-        outcome.keep(&layout);
-        assert_eq!(Outcome::read(&layout), Some(outcome.clone()));
+        outcome.keep(&layout.last_rollout());
+        assert_eq!(Outcome::read(&layout.last_rollout()), Some(outcome.clone()));
         assert_eq!((outcome.result.name(), outcome.seconds), ("interrupted", Some(2.5)));
         assert!(outcome.ended > 1e9);
     }

@@ -19,6 +19,7 @@ use links_base::layout::Layout;
 use links_base::process::{Process, describe};
 use links_base::{exec, files};
 use links_config::admin_token;
+use links_config::files::ConfigFiles;
 use links_config::load::load;
 use links_config::telemetry;
 
@@ -152,11 +153,16 @@ pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
     let at = |name: &str| scratch.path().join(name);
     let layout = Layout::new(scratch.path());
     fs::create_dir_all(layout.data_dir())?;
-    admin_token::make(&layout)?;
+    let config = ConfigFiles::new(&layout);
+    admin_token::make(&config)?;
     files::replace(&layout.links_toml(), b"", 0o644)?;
     fs::copy(bundle.join(&release.manifest.runtime_config), layout.runtime_toml())?;
     let runtime_config = at("runtime.toml");
-    files::replace(&runtime_config, load(&layout)?.render(&layout)?.as_bytes(), 0o600)?;
+    files::replace(
+        &runtime_config,
+        load(&config)?.render(config.places())?.as_bytes(),
+        0o600,
+    )?;
     let mut listen = vec![Endpoint::Tcp(free_address()?)];
     if release.manifest.listens_on_sockets() {
         listen.push(Endpoint::Socket(at("socket")));

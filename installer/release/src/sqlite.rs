@@ -10,11 +10,12 @@ use links_store::checkpoints::Engine;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::RuntimeKind;
-use super::snapshot;
+use super::snapshot::Snapshots;
 use super::state::State;
 use super::store::Store;
 use links_base::clock;
 use links_base::layout::Layout;
+use links_config::files::ConfigFiles;
 use links_config::load::local_database;
 
 /// The age in seconds from which a report is ignored, because its agent no longer runs.
@@ -40,12 +41,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// Reads the agent's report. `None` if no agent is running.
+    /// Reads the agent's report ([`Layout::checkpoints`]). `None` if no agent is running.
     ///
     /// # Errors
     /// This user may not read the report.
-    pub fn read(layout: &Layout) -> io::Result<Option<Self>> {
-        let bytes = match fs::read(layout.checkpoints()) {
+    pub fn read(path: &Path) -> io::Result<Option<Self>> {
+        let bytes = match fs::read(path) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
             bytes => bytes.unwrap_or_default(),
         };
@@ -73,7 +74,7 @@ pub fn log_bytes(database: &Path) -> u64 {
 /// The local databases of the instances whose runtime may have an SQLite that does not checkpoint safely. links-host always
 /// has the SQLite of linksctl.
 pub fn databases_left_to_the_agent(layout: &Layout) -> BTreeSet<PathBuf> {
-    let store = Store::new(layout);
+    let (store, snapshots) = (Store::new(layout), Snapshots::new(layout));
     let instances = State::new(layout).instances().unwrap_or_default();
     instances
         .into_iter()
@@ -81,7 +82,7 @@ pub fn databases_left_to_the_agent(layout: &Layout) -> BTreeSet<PathBuf> {
             let release = store.of_instance(*instance);
             release.is_ok_and(|release| release.manifest.runtime.kind == RuntimeKind::Spin)
         })
-        .filter_map(|instance| local_database(&snapshot::of_instance(layout, instance).0))
+        .filter_map(|instance| local_database(&snapshots.of_instance(instance).0))
         .collect()
 }
 
@@ -106,8 +107,8 @@ pub struct Sqlite {
 
 /// The state of SQLite. `None` if the database is not local, or if this user may not read the agent's report.
 pub fn observe(layout: &Layout) -> Option<Sqlite> {
-    local_database(layout)?;
-    let report = Report::read(layout).ok()?;
+    local_database(&ConfigFiles::new(layout))?;
+    let report = Report::read(&layout.checkpoints()).ok()?;
     let left = databases_left_to_the_agent(layout);
     let log_bytes = left.iter().map(|path| log_bytes(path)).max();
     judge(!left.is_empty(), report, log_bytes.unwrap_or(0))
@@ -251,7 +252,7 @@ mod tests {
             let bytes = serde_json::to_vec(&report).unwrap_or_default();
             assert!(fs::write(layout.checkpoints(), bytes).is_ok());
         };
-        let is_current = || Report::read(&layout).is_ok_and(|report| report.is_some());
+        let is_current = || Report::read(&layout.checkpoints()).is_ok_and(|report| report.is_some());
         assert!(!is_current());
         write(clock::now());
         assert!(is_current());

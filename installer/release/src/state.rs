@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
@@ -12,14 +12,34 @@ use links_base::layout::{self, Layout};
 use links_base::{beneath, files};
 use links_config::credentials::is_name;
 
-#[derive(Debug)]
-pub struct State<'a> {
-    layout: &'a Layout,
+/// The links and directories that record it.
+#[derive(Clone, Debug)]
+pub struct State {
+    store: Store,
+    instances: PathBuf,
+    applied: PathBuf,
+    current: PathBuf,
+    previous: PathBuf,
+    backups: PathBuf,
+    /// The parent of the directories in which the instances report what they run.
+    run: PathBuf,
 }
 
-impl<'a> State<'a> {
-    pub fn new(layout: &'a Layout) -> Self {
-        Self { layout }
+impl State {
+    pub fn new(layout: &Layout) -> Self {
+        Self {
+            store: Store::new(layout),
+            instances: layout.instances_dir(),
+            applied: layout.applied_dir(),
+            current: layout.current_release(),
+            previous: layout.previous_release(),
+            backups: layout.backups_dir(),
+            run: layout.run_dir(),
+        }
+    }
+
+    fn config_link_of(&self, instance: u16) -> PathBuf {
+        self.instances.join(layout::config_link_name(instance))
     }
 
     /// Makes `instance` run `version` from its next start on.
@@ -27,45 +47,47 @@ impl<'a> State<'a> {
     /// # Errors
     /// A link cannot be written. Call this again then, because only one of the two links may be in place.
     pub fn point(&self, instance: u16, version: &Version) -> anyhow::Result<()> {
-        Store::new(self.layout).point(instance, &version.release)?;
+        self.store.point(instance, &version.release)?;
         files::replace_link(
-            &self.layout.instance_config(instance),
+            &self.config_link_of(instance),
             &Path::new("../applied").join(&version.config),
         )
     }
 
     /// Assigns this configuration to the instances that have a release but no configuration. An older linksctl, which took no
-    /// snapshots, started them with the files in /etc/links.
+    /// snapshots, started them with the files in /etc/links. Returns whether there were any.
     ///
     /// # Errors
     /// A link cannot be written.
-    pub fn adopt(&self, config: &str) -> anyhow::Result<()> {
+    pub fn adopt(&self, config: &str) -> anyhow::Result<bool> {
+        let mut has_adopted = false;
         for instance in self.instances()? {
-            let link = self.layout.instance_config(instance);
+            let link = self.config_link_of(instance);
             if target_name(&link).is_none() {
                 files::replace_link(&link, &Path::new("../applied").join(config))?;
+                has_adopted = true;
             }
             if let (None, Some(points)) = (self.current(), self.points(instance)) {
                 self.set_current(&points.release)?;
+                has_adopted = true;
             }
         }
-        Ok(())
+        Ok(has_adopted)
     }
 
     /// What `instance` runs from its next start on.
     pub fn points(&self, instance: u16) -> Option<Version> {
         Some(Version {
-            release: target_name(&self.layout.instance_release(instance))?,
-            config: target_name(&self.layout.instance_config(instance))?,
+            release: target_name(&self.store.link_of(instance))?,
+            config: target_name(&self.config_link_of(instance))?,
         })
     }
 
     /// What `instance` runs now, as its supervisor reported. `None` once the supervisor has ended.
     pub fn runs(&self, instance: u16) -> Option<Version> {
-        let path = self.layout.instance_runs(instance);
-        let base = self.layout.run_dir();
+        let path = layout::runs_name(instance);
         // The instance may replace this file, and root reads it.
-        let text = beneath::read(&base, path.strip_prefix(&base).ok()?, RUNS_LIMIT).ok()?;
+        let text = beneath::read(&self.run, &path, RUNS_LIMIT).ok()?;
         let runs: Version = serde_json::from_slice(&text).ok()?;
         // The names are used as paths and printed on root's terminal.
         (is_name(&runs.release) && is_name(&runs.config)).then_some(runs)
@@ -76,10 +98,7 @@ impl<'a> State<'a> {
     /// # Errors
     /// A link cannot be removed.
     pub fn forget(&self, instance: u16) -> anyhow::Result<()> {
-        for link in [
-            self.layout.instance_release(instance),
-            self.layout.instance_config(instance),
-        ] {
+        for link in [self.store.link_of(instance), self.config_link_of(instance)] {
             files::remove_if_present(&link).with_context(|| format!("Removing {}", link.display()))?;
         }
         Ok(())
@@ -90,7 +109,7 @@ impl<'a> State<'a> {
     /// # Errors
     /// The links cannot be listed.
     pub fn instances(&self) -> anyhow::Result<Vec<u16>> {
-        let mut numbers: Vec<u16> = list(&self.layout.instances_dir())?
+        let mut numbers: Vec<u16> = list(&self.instances)?
             .into_iter()
             .filter_map(|name| name.parse().ok())
             .filter(|number| (1..=layout::MAX_INSTANCES).contains(number))
@@ -101,12 +120,12 @@ impl<'a> State<'a> {
 
     /// The release of the last rollout that succeeded.
     pub fn current(&self) -> Option<String> {
-        target_name(&self.layout.current_release())
+        target_name(&self.current)
     }
 
     /// The release before the current one.
     pub fn previous(&self) -> Option<String> {
-        target_name(&self.layout.previous_release())
+        target_name(&self.previous)
     }
 
     /// Makes `release` the current release, and the current one the previous one.
@@ -119,9 +138,9 @@ impl<'a> State<'a> {
             return Ok(());
         }
         if let Some(current) = current {
-            self.link(&self.layout.previous_release(), Some(&current))?;
+            self.link(&self.previous, Some(&current))?;
         }
-        self.link(&self.layout.current_release(), Some(release))
+        self.link(&self.current, Some(release))
     }
 
     /// Sets the current and the previous release, or removes them.
@@ -129,8 +148,8 @@ impl<'a> State<'a> {
     /// # Errors
     /// A link cannot be written.
     pub fn restore_current(&self, current: Option<&str>, previous: Option<&str>) -> anyhow::Result<()> {
-        self.link(&self.layout.current_release(), current)?;
-        self.link(&self.layout.previous_release(), previous)
+        self.link(&self.current, current)?;
+        self.link(&self.previous, previous)
     }
 
     fn link(&self, link: &Path, release: Option<&str>) -> anyhow::Result<()> {
@@ -140,13 +159,19 @@ impl<'a> State<'a> {
         }
     }
 
+    /// The file for a backup from before a schema change: `schema` is its schema version, and `release` the one that changes
+    /// it.
+    pub fn backup(&self, schema: u32, release: &str) -> PathBuf {
+        self.backups.join(backup_name(schema, release))
+    }
+
     /// Removes all but the two newest backups from before a schema change. Other files are kept.
     ///
     /// # Errors
     /// A backup cannot be removed.
     pub fn prune_backups(&self) -> anyhow::Result<()> {
-        let directory = self.layout.backups_dir();
-        let mut copies = list(&directory)?;
+        let directory = &self.backups;
+        let mut copies = list(directory)?;
         copies.retain(|name| is_backup(name));
         copies.sort_by_key(|name| {
             Reverse(
@@ -175,13 +200,13 @@ impl<'a> State<'a> {
             .flatten()
             .collect();
         let used = |name: &String| in_use.iter().any(|version| version.config == *name);
-        for snapshot in list(&self.layout.applied_dir())?.iter().filter(|name| !used(name)) {
-            remove(&self.layout.applied_dir().join(snapshot))?;
+        for snapshot in list(&self.applied)?.iter().filter(|name| !used(name)) {
+            remove(&self.applied.join(snapshot))?;
         }
 
-        let releases = self.layout.releases_dir();
+        let releases = self.store.releases();
         let current = self.current();
-        let mut old: Vec<_> = list(&releases)?
+        let mut old: Vec<_> = list(releases)?
             .into_iter()
             .filter(|name| !name.starts_with('.'))
             .filter(|name| current.as_ref() != Some(name) && in_use.iter().all(|version| version.release != *name))
@@ -194,9 +219,9 @@ impl<'a> State<'a> {
         for (_, name) in old.iter().rev().skip(OLD_RELEASES) {
             remove(&releases.join(name))?;
         }
-        let kept = list(&releases)?;
-        let compiled = self.layout.compiled_dir();
-        for name in list(&compiled)?.iter().filter(|name| !kept.contains(name)) {
+        let kept = list(releases)?;
+        let compiled = self.store.compiled_dir();
+        for name in list(compiled)?.iter().filter(|name| !kept.contains(name)) {
             remove(&compiled.join(name))?;
         }
         Ok(())
@@ -210,8 +235,7 @@ const OLD_RELEASES: usize = 2;
 /// How many backups from before schema changes are kept.
 const BACKUPS_KEPT: usize = 2;
 
-/// The name of a backup in [`Layout::backups_dir`]: `schema` is its schema version, and `release` the one that changed it.
-pub fn backup_name(schema: u32, release: &str) -> String {
+fn backup_name(schema: u32, release: &str) -> String {
     format!("schema-{schema}-before-{release}.db")
 }
 
@@ -279,7 +303,8 @@ mod tests {
         let state = State::new(&layout);
         Store::new(&layout).point(1, "r").unwrap();
         state.point(2, &version("r/b")).unwrap();
-        state.adopt("a").unwrap();
+        assert!(state.adopt("a").unwrap());
+        assert!(!state.adopt("a").unwrap());
         assert_eq!(state.points(1), Some(version("r/a")));
         assert_eq!(state.current().as_deref(), Some("r"));
         assert_eq!(state.points(2), Some(version("r/b")));

@@ -61,9 +61,9 @@ impl Release {
         self.directory.join(&self.manifest.app)
     }
 
-    /// Whether an instance of this release can listen on its Unix socket.
-    pub fn can_listen_on_socket(&self, layout: &Layout, instance: u16) -> bool {
-        self.manifest.listens_on_sockets() && sockets::fits(&layout.instance_socket(instance))
+    /// Whether an instance of this release can listen on a Unix socket at this path.
+    pub fn can_listen_on_socket(&self, socket: &Path) -> bool {
+        self.manifest.listens_on_sockets() && sockets::fits(socket)
     }
 
     /// The name and version of the runtime, for example `spin 4.0.2`.
@@ -128,15 +128,47 @@ impl Release {
 
 const REINSTALL: &str = "reinstall the package (apt install --reinstall links-shortener, or linksctl install)";
 
-/// The releases and the instance links of a layout.
-#[derive(Debug)]
-pub struct Store<'a> {
-    layout: &'a Layout,
+/// The directories of the releases, of their compiled components, and of the links from each instance to its release.
+#[derive(Clone, Debug)]
+pub struct Store {
+    releases: PathBuf,
+    compiled: PathBuf,
+    instances: PathBuf,
 }
 
-impl<'a> Store<'a> {
-    pub fn new(layout: &'a Layout) -> Self {
-        Self { layout }
+impl Store {
+    pub fn new(layout: &Layout) -> Self {
+        Self {
+            releases: layout.releases_dir(),
+            compiled: layout.compiled_dir(),
+            instances: layout.instances_dir(),
+        }
+    }
+
+    /// The directory of the releases, each in a directory with its name.
+    pub(crate) fn releases(&self) -> &Path {
+        &self.releases
+    }
+
+    /// The directory of the compiled components, one directory per release.
+    pub(crate) fn compiled_dir(&self) -> &Path {
+        &self.compiled
+    }
+
+    /// The names in the store: those of the releases, and of what an interrupted import left.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn names(&self) -> anyhow::Result<Vec<String>> {
+        files::list(&self.releases).with_context(|| format!("Reading {}", self.releases.display()))
+    }
+
+    /// Reads the release with this name.
+    ///
+    /// # Errors
+    /// There is no such release, or its manifest is invalid.
+    pub fn open(&self, name: &str) -> anyhow::Result<Release> {
+        Release::open(&self.releases.join(name))
     }
 
     /// Copies a bundle into the store and verifies every file. A release that is already there is verified, and replaced if
@@ -146,7 +178,7 @@ impl<'a> Store<'a> {
     /// A file differs from the bundle's manifest, or the disk is full. The store is then unchanged.
     pub fn import(&self, bundle: &Path) -> anyhow::Result<Release> {
         let source = Release::open(bundle)?;
-        let directory = self.layout.releases_dir().join(&source.id);
+        let directory = self.releases.join(&source.id);
         if let Ok(present) = Release::open(&directory)
             && present.id == source.id
             && present.verify().is_ok()
@@ -154,12 +186,12 @@ impl<'a> Store<'a> {
             self.compile(&present);
             return Ok(present);
         }
-        let releases = self.layout.releases_dir();
-        fs::create_dir_all(&releases).with_context(|| format!("Making {}", releases.display()))?;
+        let releases = &self.releases;
+        fs::create_dir_all(releases).with_context(|| format!("Making {}", releases.display()))?;
         let staging = tempfile::Builder::new()
             .prefix(STAGING_PREFIX)
             .permissions(fs::Permissions::from_mode(0o755))
-            .tempdir_in(&releases)
+            .tempdir_in(releases)
             .with_context(|| format!("Making a directory in {}", releases.display()))?;
         // The instances' user must be able to read it, whatever the umask.
         fs::set_permissions(staging.path(), fs::Permissions::from_mode(0o755))?;
@@ -180,7 +212,7 @@ impl<'a> Store<'a> {
             // The directory was renamed, so there is nothing to clean up.
             let _ = staging.keep();
         }
-        files::sync_directory(&releases)?;
+        files::sync_directory(releases)?;
         let release = Release::open(&directory)?;
         self.compile(&release);
         Ok(release)
@@ -192,7 +224,7 @@ impl<'a> Store<'a> {
         if release.manifest.runtime.kind != RuntimeKind::LinksHost {
             return;
         }
-        let directory = self.layout.compiled_dir().join(&release.id);
+        let directory = self.compiled.join(&release.id);
         let problem = match self.run_compile(release, &directory) {
             Ok(finished) if finished.success || finished.stderr.contains(UNKNOWN_SUBCOMMAND) => return,
             Ok(finished) => exec::tail(&finished.stderr, 12),
@@ -207,10 +239,10 @@ impl<'a> Store<'a> {
 
     fn run_compile(&self, release: &Release, directory: &Path) -> anyhow::Result<exec::Finished> {
         // The runtime trusts compiled code only if nobody but the owner can write it, so do not depend on the umask.
-        let parent = self.layout.compiled_dir();
+        let parent = &self.compiled;
         if !parent.is_dir() {
-            fs::create_dir_all(&parent).with_context(|| format!("Making {}", parent.display()))?;
-            fs::set_permissions(&parent, fs::Permissions::from_mode(0o755))?;
+            fs::create_dir_all(parent).with_context(|| format!("Making {}", parent.display()))?;
+            fs::set_permissions(parent, fs::Permissions::from_mode(0o755))?;
         }
         let is_new = !directory.exists();
         let app = release.app_path();
@@ -230,7 +262,7 @@ impl<'a> Store<'a> {
 
     /// The directory of a release's compiled components, if its runtime compiled them.
     pub fn compiled(&self, release: &Release) -> Option<PathBuf> {
-        Some(self.layout.compiled_dir().join(&release.id)).filter(|directory| directory.is_dir())
+        Some(self.compiled.join(&release.id)).filter(|directory| directory.is_dir())
     }
 
     /// Imports a release like [`Self::import`], from a bundle, an unpacked tarball or the tarball itself.
@@ -257,11 +289,16 @@ impl<'a> Store<'a> {
     /// # Errors
     /// The link cannot be written. It is then unchanged.
     pub fn point(&self, instance: u16, release: &str) -> anyhow::Result<()> {
-        let link = self.layout.instance_release(instance);
-        let instances = self.layout.instances_dir();
-        fs::create_dir_all(&instances).with_context(|| format!("Making {}", instances.display()))?;
+        let link = self.link_of(instance);
+        let instances = &self.instances;
+        fs::create_dir_all(instances).with_context(|| format!("Making {}", instances.display()))?;
         // The target is relative, so that the tree can be moved, and be read from outside a chroot.
         files::replace_link(&link, &Path::new("../releases").join(release))
+    }
+
+    /// The link from an instance to its release.
+    pub(crate) fn link_of(&self, instance: u16) -> PathBuf {
+        self.instances.join(instance.to_string())
     }
 
     /// The release that `instance` runs or will run, according to its link.
@@ -269,7 +306,7 @@ impl<'a> Store<'a> {
     /// # Errors
     /// There is no link, or it does not point to a release.
     pub fn of_instance(&self, instance: u16) -> anyhow::Result<Release> {
-        let link = self.layout.instance_release(instance);
+        let link = self.link_of(instance);
         let directory = fs::canonicalize(&link).with_context(|| {
             format!(
                 "instance {instance} has no release: {} points nowhere; {REINSTALL}",
@@ -284,7 +321,7 @@ impl<'a> Store<'a> {
     /// # Errors
     /// The store cannot be read, or a leftover cannot be removed.
     pub fn remove_leftovers(&self) -> anyhow::Result<()> {
-        files::remove_leftovers(&self.layout.releases_dir(), STAGING_PREFIX)
+        files::remove_leftovers(&self.releases, STAGING_PREFIX)
     }
 }
 

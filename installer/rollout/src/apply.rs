@@ -209,7 +209,7 @@ fn take_back(
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::{Host as Setting, wanted, wanted_open};
+    use super::super::plan::tests::{Host as Setting, wanted, wanted_on_sockets, wanted_open};
     use super::super::plan::{Instance, plan};
     use super::*;
     use links_release::testing::version;
@@ -365,9 +365,7 @@ mod tests {
     #[test]
     fn after_a_move_a_failed_commit_lists_both_endpoints_before_an_instance_goes_back() {
         let setting = Setting::running(2, "old");
-        let mut wanted = wanted("new", 2);
-        (wanted.transition, wanted.moves_endpoints) = (true, true);
-        let plan = plan(&setting.0, &wanted);
+        let plan = plan(&setting.0, &wanted_on_sockets("new", 2));
         let mut fake = Fake::failing("current new");
         let outcome = apply(&plan, &setting.0, &mut fake, &mut Reporter::silent());
         assert!(matches!(outcome, Err(Failure::Step { .. })));

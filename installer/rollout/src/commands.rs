@@ -2,26 +2,28 @@
 //! systemd run.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
+use crate::appliance::Appliance;
 use crate::apply::Failure;
-use crate::host::observe;
+use crate::choice;
+use crate::endpoints::Stage;
+use crate::executor::install_site;
+use crate::goal::{Force, Goal};
 use crate::lock::{Lock, LockWait, held_by};
-use crate::plan;
-use crate::report::{Event, Reporter, Style};
+use crate::observe::{applied_config, site_lists_ports};
+use crate::recovery;
+use crate::report::Style;
 use crate::scale::with_instances;
-use crate::session::{Force, Goal, Session, planned, take_back};
-use links_base::layout::{self, Layout};
+use crate::session::{Session, show};
+use links_base::layout;
 use links_base::privileges::require_root;
-use links_base::services::{OnBehalfOf, Services};
-use links_base::{files, log, secrets};
-use links_config::load::{load_as_kept, load_links};
+use links_base::{files, log};
+use links_config::load::load_as_kept;
 use links_edge as edge;
-use links_edge::peers::{self, Stage};
-use links_release::{Journal, Release, State, Store, snapshot};
+use links_release::Journal;
 
 /// How long a command of the package waits for a rollout that is under way.
 const DPKG_TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -49,113 +51,55 @@ pub enum Mode {
 ///
 /// # Errors
 /// The release does not exist. For others see [`Session::bring_about`].
-pub fn rollout(layout: &Layout, request: &Request) -> anyhow::Result<()> {
+pub fn rollout(appliance: &Appliance, request: &Request) -> anyhow::Result<()> {
     require_root()?;
-    let services = Services::of_host(OnBehalfOf::Person);
     match request.mode {
-        Mode::DryRun => return show(layout, services, request),
-        Mode::AtStart => return from_systemd(layout, services),
+        Mode::DryRun => return preview(appliance, request),
+        Mode::AtStart => return from_systemd(appliance),
         Mode::Apply => {}
     }
-    let mut session = Session::begin(layout, services, LockWait::None, request.style)?;
-    let release = choose(layout, request.release.as_deref())?;
+    let mut session = Session::begin(appliance, LockWait::None, request.style)?;
+    let release = choice::choose(appliance, request.release.as_deref())?;
     session.roll(&release, request.force)
+}
+
+/// Shows the plan without changing anything.
+fn preview(appliance: &Appliance, request: &Request) -> anyhow::Result<()> {
+    if Journal::read(&appliance.journal)?.is_some() {
+        println!("take back what an interrupted rollout has changed");
+    }
+    let release = choice::preview(appliance, request.release.as_deref())?;
+    let goal = Goal::preview(appliance, &release, request.force)?;
+    show(appliance, &goal, request.style)
 }
 
 /// Finishes a start of links.service by applying what was edited since the last rollout. If that fails, the former version goes
 /// on, and the start still succeeds as long as links answers through nginx.
-fn from_systemd(layout: &Layout, services: Services) -> anyhow::Result<()> {
-    services.await_start(layout)?;
+fn from_systemd(appliance: &Appliance) -> anyhow::Result<()> {
+    appliance.services.await_start(&appliance.wants)?;
     // The rollout that holds the lock may have caused this start. It does the work and reports whether links serves.
-    let Some(lock) = Lock::try_take(layout)? else {
+    let Some(lock) = Lock::try_take(&appliance.lock)? else {
         log::notice!("a rollout is under way already");
         return Ok(());
     };
-    let rolled = Session::with(layout, services, lock, Style::Text)
-        .and_then(|mut session| session.roll(&release_in_force(layout)?, Force::default()));
+    let rolled = Session::with(appliance, lock, Style::Text)
+        .and_then(|mut session| session.roll(&choice::in_force(appliance)?, Force::default()));
     let Err(error) = rolled else {
         return Ok(());
     };
     log::error!("linksctl: {error:#}");
     // links.toml may be the cause, so use the configuration that was applied last.
-    let (applied, _) = snapshot::of_instance(layout, 1);
-    edge::require_serving(layout, &load_links(&applied)?)
-}
-
-/// Shows the plan without changing anything.
-fn show(layout: &Layout, services: Services, request: &Request) -> anyhow::Result<()> {
-    if Journal::read(layout)?.is_some() {
-        println!("take back what an interrupted rollout has changed");
-    }
-    let release = match request.release.as_deref() {
-        None => release_in_force(layout)?,
-        // A dry run does not import the release.
-        Some(name) => match in_store(layout, name) {
-            Some(release) => release,
-            None => Release::open(Path::new(name))?,
-        },
-    };
-    let loaded = load_as_kept(layout)?;
-    let Goal { wanted, database, .. } = Goal::new(layout, &release, snapshot::digest(layout)?, loaded, request.force)?;
-    let observed = observe(layout, services, database.as_deref())?;
-    let plan = plan::plan(&observed, &wanted);
-    let mut reporter = Reporter::new(request.style);
-    reporter.report(&planned(&observed, &wanted, &plan));
-    for step in &plan.steps {
-        reporter.report(&Event::step(step));
-    }
-    Ok(())
-}
-
-/// The release with that name or at that path. Without a name, the current release.
-fn choose(layout: &Layout, name: Option<&str>) -> anyhow::Result<Release> {
-    let Some(name) = name else {
-        return release_in_force(layout);
-    };
-    if let Some(release) = in_store(layout, name) {
-        release.verify()?;
-        return Ok(release);
-    }
-    let path = Path::new(name);
-    ensure!(
-        path.exists(),
-        "{name} is neither a release in the store (`linksctl releases` lists them) nor a bundle, an unpacked tarball, \
-         or a tarball"
-    );
-    let store = Store::new(layout);
-    store.remove_leftovers()?;
-    store.import_from(path)
-}
-
-/// The release of the last successful rollout. Before the first rollout, the installed one.
-fn release_in_force(layout: &Layout) -> anyhow::Result<Release> {
-    match State::new(layout).current() {
-        Some(current) => {
-            let release = Release::open(&layout.releases_dir().join(current))?;
-            Store::new(layout).compile(&release);
-            Ok(release)
-        }
-        None => Store::new(layout).import(&layout.bundle()),
-    }
-}
-
-fn in_store(layout: &Layout, name: &str) -> Option<Release> {
-    let is_name = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
-    is_name
-        .then(|| Release::open(&layout.releases_dir().join(name)).ok())
-        .flatten()
+    appliance.edge.require_serving(&applied_config(appliance)?)
 }
 
 /// Runs `linksctl rollback`.
 ///
 /// # Errors
 /// There is no release to go back to. For others see [`Session::bring_about`].
-pub fn rollback(layout: &Layout, style: Style) -> anyhow::Result<()> {
+pub fn rollback(appliance: &Appliance, style: Style) -> anyhow::Result<()> {
     require_root()?;
-    let mut session = Session::begin(layout, Services::of_host(OnBehalfOf::Person), LockWait::None, style)?;
-    let previous = State::new(layout).previous();
-    let previous = previous.context("there is no release to go back to: no other release has run here")?;
-    let release = choose(layout, Some(&previous))?;
+    let mut session = Session::begin(appliance, LockWait::None, style)?;
+    let release = choice::previous(appliance)?;
     session.roll(&release, Force::default())
 }
 
@@ -163,16 +107,15 @@ pub fn rollback(layout: &Layout, style: Style) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// links is not running. For others see [`Session::bring_about`].
-pub fn restart(layout: &Layout, style: Style) -> anyhow::Result<()> {
+pub fn restart(appliance: &Appliance, style: Style) -> anyhow::Result<()> {
     require_root()?;
-    let services = Services::of_host(OnBehalfOf::Person);
-    let mut session = Session::begin(layout, services, LockWait::None, style)?;
+    let mut session = Session::begin(appliance, LockWait::None, style)?;
     ensure!(
-        services.is_active(layout::SERVICE)?,
+        appliance.services.is_active(layout::SERVICE)?,
         "links is not running: `systemctl start {}`",
         layout::SERVICE
     );
-    let release = release_in_force(layout)?;
+    let release = choice::in_force(appliance)?;
     let force = Force {
         restart: true,
         site: false,
@@ -184,14 +127,15 @@ pub fn restart(layout: &Layout, style: Style) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// links.toml cannot be edited. For others see [`Session::bring_about`]; links.toml is restored after those.
-pub fn scale(layout: &Layout, instances: u16, style: Style) -> anyhow::Result<()> {
+pub fn scale(appliance: &Appliance, instances: u16, style: Style) -> anyhow::Result<()> {
     require_root()?;
-    let mut session = Session::begin(layout, Services::of_host(OnBehalfOf::Person), LockWait::None, style)?;
-    let path = layout.links_toml();
+    let mut session = Session::begin(appliance, LockWait::None, style)?;
+    let edited = appliance.snapshots.edited();
+    let path = edited.links_toml();
     let before = fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))?;
     // Report mistakes that are already in the configuration before editing it.
-    load_as_kept(layout)?;
-    let release = release_in_force(layout)?;
+    load_as_kept(edited)?;
+    let release = choice::in_force(appliance)?;
     let after = with_instances(&before, instances)?;
     if after != before {
         files::edit(&path, before.as_bytes(), after.as_bytes())?;
@@ -216,25 +160,18 @@ pub fn scale(layout: &Layout, instances: u16, style: Style) -> anyhow::Result<()
 ///
 /// # Errors
 /// Something that an interrupted rollout has changed cannot be restored.
-pub fn recover(layout: &Layout) -> anyhow::Result<()> {
+pub fn recover(appliance: &Appliance) -> anyhow::Result<()> {
     require_root()?;
     // A live rollout restarts instances, which starts this command. It needs no recovery.
-    let Some(_lock) = Lock::try_take(layout)? else {
+    let Some(_lock) = Lock::try_take(&appliance.lock)? else {
         return Ok(());
     };
     // An error here must not prevent the rest. The start of links.service asks nginx for the group and tries again.
-    if let Err(error) = edge::restore_sockets(layout) {
+    if let Err(error) = appliance.edge.restore_sockets() {
         log::error!("{error:#}");
     }
-    secrets::make_missing(layout)?;
-    let services = Services::of_host(OnBehalfOf::Person);
-    if let Some(text) = take_back(layout, services)? {
-        log::notice!("{text}");
-    }
-    for text in edge::recover(layout, services)? {
-        log::notice!("{text}");
-    }
-    Ok(())
+    appliance.secrets.make_missing()?;
+    recovery::recover(appliance, |text| log::notice!("{text}"))
 }
 
 /// Runs `linksctl prepare-downgrade` or `abort-downgrade`. They set or remove the downgrade marker, which decides who counts
@@ -243,26 +180,19 @@ pub fn recover(layout: &Layout) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The marker or the site cannot be changed.
-pub fn change_stage(layout: &Layout, stage: Stage) -> anyhow::Result<()> {
+pub fn change_stage(appliance: &Appliance, stage: Stage) -> anyhow::Result<()> {
     require_root()?;
-    let services = Services::of_host(OnBehalfOf::caller());
-    let _session = Session::begin(layout, services, LockWait::Until(DPKG_TIMEOUT), Style::Text)?;
-    let marker = layout.downgrade_marker();
+    let _session = Session::begin(appliance, LockWait::Until(DPKG_TIMEOUT), Style::Text)?;
+    let marker = &appliance.downgrade_marker;
     match stage {
-        Stage::Transition => files::replace(&marker, b"", 0o644)?,
-        Stage::Final => files::remove_if_present(&marker)?,
+        Stage::Transition => files::replace(marker, b"", 0o644)?,
+        Stage::Final => files::remove_if_present(marker)?,
     }
-    // links.toml may contain changes that are not applied yet.
-    let (applied, _) = snapshot::of_instance(layout, 1);
-    let config = load_links(&applied)?;
-    if stage == Stage::Transition && peers::lead_to_ports(layout, &config) {
+    let config = applied_config(appliance)?;
+    if stage == Stage::Transition && site_lists_ports(appliance, &config) {
         return Ok(());
     }
-    let mode = edge::Mode {
-        stage,
-        ..edge::Mode::default()
-    };
-    for notice in edge::install(layout, &config, services, mode)? {
+    for notice in install_site(appliance, &config, stage, edge::Mode::default())? {
         eprintln!("linksctl: {notice}");
     }
     Ok(())
@@ -272,11 +202,11 @@ pub fn change_stage(layout: &Layout, stage: Stage) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The journal cannot be read.
-pub fn unfinished(layout: &Layout) -> anyhow::Result<Option<String>> {
-    let Some(journal) = Journal::read(layout)? else {
+pub fn unfinished(appliance: &Appliance) -> anyhow::Result<Option<String>> {
+    let Some(journal) = Journal::read(&appliance.journal)? else {
         return Ok(None);
     };
-    Ok(Some(match held_by(layout) {
+    Ok(Some(match held_by(&appliance.lock) {
         Some(holder) => format!("to {}, under way, by process {holder}", journal.wanted),
         None => format!(
             "to {}, interrupted: `linksctl rollout` takes it back and goes on from there",

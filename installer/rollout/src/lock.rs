@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -9,7 +10,6 @@ use nix::fcntl::Flock;
 use procfs::{Current as _, LockType, Locks};
 use rustix::fs::{major, minor};
 
-use links_base::layout::Layout;
 use links_base::{files, log};
 
 /// The time between two attempts at a lock that is held: flock() has no timeout.
@@ -31,32 +31,29 @@ pub enum LockWait {
 }
 
 impl Lock {
-    /// Takes the lock.
+    /// Takes the lock, a file (`Layout::rollout_lock`).
     ///
     /// # Errors
     /// Another process holds the lock, which the error names, or the file cannot be created.
-    pub fn take(layout: &Layout, wait: LockWait) -> anyhow::Result<Self> {
-        if let Some(lock) = Self::try_take(layout)? {
+    pub fn take(path: &Path, wait: LockWait) -> anyhow::Result<Self> {
+        if let Some(lock) = Self::try_take(path)? {
             return Ok(lock);
         }
         let LockWait::Until(time) = wait else {
-            bail!("a rollout is under way already, by process {}", holder(layout));
+            bail!("a rollout is under way already, by process {}", holder(path));
         };
-        log::notice!(
-            "waiting for the rollout that is under way, by process {}",
-            holder(layout)
-        );
+        log::notice!("waiting for the rollout that is under way, by process {}", holder(path));
         let deadline = Instant::now() + time;
         while Instant::now() < deadline {
             std::thread::sleep(POLL_INTERVAL);
-            if let Some(lock) = Self::try_take(layout)? {
+            if let Some(lock) = Self::try_take(path)? {
                 return Ok(lock);
             }
         }
         bail!(
             "a rollout is still under way after {} s, by process {}",
             time.as_secs(),
-            holder(layout)
+            holder(path)
         )
     }
 
@@ -64,70 +61,73 @@ impl Lock {
     ///
     /// # Errors
     /// The file cannot be created.
-    pub fn try_take(layout: &Layout) -> anyhow::Result<Option<Self>> {
+    pub fn try_take(path: &Path) -> anyhow::Result<Option<Self>> {
         let command: Vec<_> = std::env::args().collect();
         let holder = format!("{} (`{}`)", std::process::id(), command.join(" "));
-        let file = files::lock(&layout.rollout_lock(), 0o644, &holder)?;
+        let file = files::lock(path, 0o644, &holder)?;
         Ok(file.map(|file| Self { _file: file }))
     }
 }
 
 /// A description of the process that holds the lock, which that process writes into the file.
-fn holder(layout: &Layout) -> String {
-    fs::read_to_string(layout.rollout_lock()).unwrap_or_default()
+fn holder(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
 }
 
 /// A description of the process that holds the lock, if any. This needs no privileges and does not touch the lock, because the
 /// kernel lists all locks by inode (proc_locks(5)).
-pub fn held_by(layout: &Layout) -> Option<String> {
-    let file = fs::metadata(layout.rollout_lock()).ok()?;
+pub fn held_by(path: &Path) -> Option<String> {
+    let file = fs::metadata(path).ok()?;
     let locks = Locks::current().ok()?.0;
     let inode = (major(file.dev()), minor(file.dev()), file.ino());
     locks
         .iter()
         .any(|lock| lock.lock_type == LockType::FLock && (lock.devmaj, lock.devmin, lock.inode) == inode)
-        .then(|| holder(layout))
+        .then(|| holder(path))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use super::*;
-    use links_base::layout::temporary;
+    use std::path::PathBuf;
 
-    fn layout() -> (tempfile::TempDir, Layout) {
-        temporary(&[Layout::run_dir])
+    use super::*;
+    use links_base::layout::{Layout, temporary};
+
+    fn lock() -> (tempfile::TempDir, PathBuf) {
+        let (root, layout) = temporary(&[Layout::run_dir]);
+        (root, layout.rollout_lock())
     }
 
     #[test]
     fn a_second_rollout_learns_who_holds_the_lock() {
-        let (_root, layout) = layout();
-        assert_eq!(held_by(&layout), None);
-        let first = Lock::take(&layout, LockWait::None).unwrap();
-        let error = Lock::take(&layout, LockWait::None).unwrap_err().to_string();
+        let (_root, path) = lock();
+        assert_eq!(held_by(&path), None);
+        let first = Lock::take(&path, LockWait::None).unwrap();
+        let error = Lock::take(&path, LockWait::None).unwrap_err().to_string();
         assert!(error.contains(&format!("by process {}", std::process::id())), "{error}");
-        let error = Lock::take(&layout, LockWait::Until(Duration::ZERO)).unwrap_err();
+        let error = Lock::take(&path, LockWait::Until(Duration::ZERO)).unwrap_err();
         assert!(error.to_string().contains("still under way"), "{error}");
         drop(first);
-        assert!(Lock::try_take(&layout).unwrap().is_some());
+        assert!(Lock::try_take(&path).unwrap().is_some());
     }
 
     #[test]
     fn anybody_can_see_whether_it_is_held() {
-        let (_root, layout) = layout();
-        let lock = Lock::take(&layout, LockWait::None).unwrap();
-        let holder = held_by(&layout).unwrap();
+        let (_root, path) = lock();
+        let lock = Lock::take(&path, LockWait::None).unwrap();
+        let holder = held_by(&path).unwrap();
         assert!(holder.starts_with(&std::process::id().to_string()), "{holder}");
         drop(lock);
-        assert_eq!(held_by(&layout), None);
+        assert_eq!(held_by(&path), None);
     }
 
     #[test]
     fn a_waiting_rollout_gets_the_lock_once_it_is_released() {
-        let (_root, layout) = layout();
-        let lock = Lock::take(&layout, LockWait::None).unwrap();
+        let (_root, path) = lock();
+        let lock = Lock::take(&path, LockWait::None).unwrap();
         let releaser = std::thread::spawn(move || drop(lock));
-        assert!(Lock::take(&layout, LockWait::Until(Duration::from_secs(10))).is_ok());
+        assert!(Lock::take(&path, LockWait::Until(Duration::from_secs(10))).is_ok());
         releaser.join().unwrap();
     }
 }

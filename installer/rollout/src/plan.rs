@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use links_base::endpoint::{Endpoint, names};
 use links_config::network::Network;
 use links_release::Version;
 
@@ -14,6 +15,10 @@ pub struct Instance {
     pub enabled: bool,
     /// The version that it runs from its next start on.
     pub points: Option<Version>,
+    /// Whether the release of that version is in the store.
+    pub has_release: bool,
+    /// Where the instance listens if it runs that version. `None` if its release or its configuration is gone.
+    pub endpoint: Option<Endpoint>,
     /// The version that it runs now. `None` if its unit is not up.
     pub runs: Option<Version>,
     pub in_rotation: bool,
@@ -31,6 +36,10 @@ pub struct Observed {
     pub schema: Option<u32>,
     /// What the units let the appliance reach.
     pub network: Network,
+    /// The text of links' site that nginx reads at its next start. Empty if there is none.
+    pub site: String,
+    /// The base port that was configured last. `None` if that configuration cannot be read.
+    pub base_port: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +53,11 @@ pub struct Wanted {
     pub force: bool,
     /// Whether to bring nginx's site in line.
     pub site: bool,
-    /// Whether the instances will listen on new ports that nginx does not know until somebody changes its configuration.
-    pub new_ports: bool,
-    /// Whether any instance will listen on an endpoint that the current site does not list.
-    pub transition: bool,
-    /// Whether any instance's current endpoint will be missing in the new site.
-    pub moves_endpoints: bool,
+    /// Whether links manages the site. Otherwise the administrator does.
+    pub manages_site: bool,
+    /// Where each instance will listen.
+    pub endpoints: BTreeMap<u16, Endpoint>,
+    pub base_port: u16,
     /// What the wanted configuration needs to reach.
     pub network: Network,
 }
@@ -163,7 +171,7 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
     order.sort_by_key(|instance| of(*instance).in_rotation);
 
     let mut plan = Plan {
-        moves_endpoints: wanted.site && wanted.moves_endpoints,
+        moves_endpoints: wanted.site && moves_endpoints(observed, wanted),
         ..Plan::default()
     };
     // Whether an instance goes on with another configuration, which may need the network.
@@ -193,7 +201,10 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
         }
         plan.steps.extend(steps);
     }
-    if wanted.site && wanted.transition && plan.steps.iter().any(|step| matches!(step, Step::Restart(_))) {
+    if wanted.site
+        && needs_transition(observed, wanted)
+        && plan.steps.iter().any(|step| matches!(step, Step::Restart(_)))
+    {
         plan.steps.insert(0, Step::Transition);
     }
     let widened = observed.network.widened(wanted.network);
@@ -207,7 +218,8 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
     {
         plan.steps.insert(0, Step::BackUp(is, wanted.schema));
     }
-    plan.interrupts |= wanted.new_ports && plan.steps.iter().any(|step| matches!(step, Step::Restart(_)));
+    plan.interrupts |=
+        has_new_ports(observed, wanted) && plan.steps.iter().any(|step| matches!(step, Step::Restart(_)));
     // The site changes after the instances that it adds serve, and before those that it drops stop.
     if wanted.site {
         plan.steps.push(Step::Site);
@@ -226,6 +238,26 @@ pub fn plan(observed: &Observed, wanted: &Wanted) -> Plan {
         plan.steps.push(Step::Network(wanted.network));
     }
     plan
+}
+
+/// Whether the instances will listen on new ports that nginx does not know until the administrator changes its configuration.
+fn has_new_ports(observed: &Observed, wanted: &Wanted) -> bool {
+    !wanted.manages_site && observed.base_port.is_some_and(|before| before != wanted.base_port)
+}
+
+/// Whether any instance will listen on an endpoint that the current site does not list.
+fn needs_transition(observed: &Observed, wanted: &Wanted) -> bool {
+    let has_release = |instance: &u16| observed.instances.get(instance).is_some_and(|is| is.has_release);
+    let mut moving = wanted.endpoints.iter().filter(|(instance, _)| has_release(instance));
+    wanted.manages_site && !observed.site.is_empty() && moving.any(|(_, endpoint)| !names(&observed.site, endpoint))
+}
+
+/// Whether the endpoint of any instance's present version will be missing in the new site.
+fn moves_endpoints(observed: &Observed, wanted: &Wanted) -> bool {
+    let present = |instance: &u16| observed.instances.get(instance)?.endpoint.as_ref();
+    let mut endpoints = wanted.endpoints.iter();
+    wanted.manages_site
+        && endpoints.any(|(instance, endpoint)| present(instance).is_some_and(|present| present != endpoint))
 }
 
 /// What a rollout has begun to change.
@@ -299,6 +331,8 @@ pub fn undo(before: &Observed, touched: &Touched, moves_endpoints: bool, live: b
 #[cfg(test)]
 pub mod tests {
     use super::Step::{BackUp, Commit, Enable, Point, Remove, Restart, Site, Soak, TakeSiteBack, Transition};
+    use std::path::Path;
+
     use super::*;
     use links_config::network::Reach;
     use links_release::testing::version;
@@ -313,15 +347,24 @@ pub mod tests {
             let instance = Instance {
                 enabled: true,
                 points: Some(version(name)),
+                has_release: true,
+                endpoint: None,
                 runs: Some(version(name)),
                 in_rotation: true,
             };
+            let on_port = |number| Instance {
+                endpoint: Some(Endpoint::tcp(7000, number)),
+                ..instance.clone()
+            };
+            let listed = (1..=count).map(|number| format!("server {};\n", Endpoint::tcp(7000, number)));
             Self(Observed {
-                instances: (1..=count).map(|number| (number, instance.clone())).collect(),
+                instances: (1..=count).map(|number| (number, on_port(number))).collect(),
                 live: true,
                 current: Some(version(name).release),
                 schema: Some(1),
                 network: Network::default(),
+                site: listed.collect(),
+                base_port: Some(7000),
             })
         }
 
@@ -360,10 +403,21 @@ pub mod tests {
             instances,
             force: false,
             site: true,
-            new_ports: false,
-            transition: false,
-            moves_endpoints: false,
+            manages_site: true,
+            endpoints: (1..=instances)
+                .map(|number| (number, Endpoint::tcp(7000, number)))
+                .collect(),
+            base_port: 7000,
             network: Network::default(),
+        }
+    }
+
+    /// The release listens on sockets, unlike the one before.
+    pub fn wanted_on_sockets(name: &str, instances: u16) -> Wanted {
+        let socket = |number| (number, Endpoint::socket(Path::new("/run/links/sockets"), number));
+        Wanted {
+            endpoints: (1..=instances).map(socket).collect(),
+            ..wanted(name, instances)
         }
     }
 
@@ -444,18 +498,20 @@ pub mod tests {
     #[test]
     fn new_ports_interrupt() {
         let mut wanted = wanted("old/b", 2);
-        wanted.new_ports = true;
+        (wanted.manages_site, wanted.base_port) = (false, 8000);
         assert!(plan(&Host::running(2, "old/a").0, &wanted).interrupts);
         assert!(!plan(&Host::stopped(2, "old/a").0, &wanted).interrupts);
+        // A site of ours lists both ports while the instances move.
+        wanted.manages_site = true;
+        assert!(!plan(&Host::running(2, "old/a").0, &wanted).interrupts);
     }
 
     #[test]
     fn the_site_lists_sockets_and_ports_while_instances_move_between_them() {
         let moves = |host: &Host, site| {
             let wanted = Wanted {
-                transition: true,
                 site,
-                ..wanted("new", 2)
+                ..wanted_on_sockets("new", 2)
             };
             plan(&host.0, &wanted).steps
         };
@@ -472,6 +528,19 @@ pub mod tests {
         for steps in [moves(&running, false), moves(&Host::stopped(2, "old"), true)] {
             assert!(!steps.contains(&Transition), "{steps:?}");
         }
+        let mut other = running.clone();
+        // The site that does not exist yet will list the sockets.
+        other.0.site.clear();
+        assert!(!moves(&other, true).contains(&Transition));
+        // A site that lists the sockets already needs no change before the move.
+        other.0.site = "server unix:/run/links/sockets/1.sock;\nserver unix:/run/links/sockets/2.sock;\n".to_owned();
+        assert!(!moves(&other, true).contains(&Transition));
+        // The administrator's site is not ours to change.
+        let wanted = Wanted {
+            manages_site: false,
+            ..wanted_on_sockets("new", 2)
+        };
+        assert!(!plan(&running.0, &wanted).steps.contains(&Transition));
     }
 
     #[test]
@@ -497,16 +566,12 @@ pub mod tests {
 
     #[test]
     fn the_plan_records_whether_undo_needs_a_transition_site() {
-        let moves = |site, moves_endpoints| {
-            let wanted = Wanted {
-                site,
-                moves_endpoints,
-                ..wanted("new", 2)
-            };
+        let moves = |site, wanted: Wanted| {
+            let wanted = Wanted { site, ..wanted };
             plan(&Host::running(2, "old").0, &wanted).moves_endpoints
         };
-        assert!(moves(true, true) && !moves(true, false));
-        assert!(!moves(false, true), "the site stays as it is");
+        assert!(moves(true, wanted_on_sockets("new", 2)) && !moves(true, wanted("new", 2)));
+        assert!(!moves(false, wanted_on_sockets("new", 2)), "the site stays as it is");
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! The command `linksctl releases`.
 
-use anyhow::Context as _;
 use serde::Serialize;
 
-use links_base::files;
-use links_base::layout::Layout;
-use links_release::{Release, State};
+use crate::appliance::Appliance;
+use links_release::Release;
 
 #[derive(Serialize)]
 struct Listed {
@@ -25,8 +23,8 @@ struct Listed {
 ///
 /// # Errors
 /// The store cannot be read.
-pub fn list(layout: &Layout, json: bool) -> anyhow::Result<()> {
-    let listed = collect(layout)?;
+pub fn list(appliance: &Appliance, json: bool) -> anyhow::Result<()> {
+    let listed = collect(appliance)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&listed)?);
     } else {
@@ -35,20 +33,18 @@ pub fn list(layout: &Layout, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn collect(layout: &Layout) -> anyhow::Result<Vec<Listed>> {
-    let state = State::new(layout);
+fn collect(appliance: &Appliance) -> anyhow::Result<Vec<Listed>> {
+    let Appliance { state, store, .. } = appliance;
     let (current, previous) = (state.current(), state.previous());
-    let installed = Release::open(&layout.bundle()).ok().map(|release| release.id);
+    let installed = Release::open(&appliance.bundle).ok().map(|release| release.id);
     let mut points = vec![];
     for instance in state.instances()? {
         points.push((instance, state.points(instance)));
     }
-    let directory = layout.releases_dir();
-    let names = files::list(&directory).with_context(|| format!("Reading {}", directory.display()))?;
     let mut listed = vec![];
-    for name in names {
+    for name in store.names()? {
         // Skip what is not a release, such as an interrupted import.
-        let Ok(release) = Release::open(&directory.join(name)) else {
+        let Ok(release) = store.open(&name) else {
             continue;
         };
         let is = |other: &Option<String>| other.as_ref() == Some(&release.id);
@@ -102,6 +98,8 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use links_base::layout::Layout;
+    use links_base::services::Services;
     use links_release::Store;
     use links_release::Version;
     use links_release::testing::bundle;
@@ -117,7 +115,8 @@ mod tests {
     fn the_list_shows_who_runs_what_and_where_rollback_goes() {
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::new(root.path().join("root"));
-        let state = State::new(&layout);
+        let appliance = Appliance::new(&layout, Services::nowhere());
+        let state = &appliance.state;
         let import = |name: &str, runtime: &[u8]| {
             let source = root.path().join(name);
             fs::create_dir(&source).unwrap();
@@ -139,6 +138,6 @@ mod tests {
             format!("{new}  links-host 1.2.3  instance 1, 2, current\n"),
         ];
         lines.sort();
-        assert_eq!(text(&collect(&layout).unwrap()), lines.concat());
+        assert_eq!(text(&collect(&appliance).unwrap()), lines.concat());
     }
 }

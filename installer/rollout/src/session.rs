@@ -1,31 +1,28 @@
 //! A session: the right to change what runs, which only one process has at a time.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::sys::stat::{Mode, umask};
 
+use crate::appliance::Appliance;
 use crate::apply::{self, Failure};
-use crate::host::{self, Host, Interruption, observe};
+use crate::endpoints::Stage;
+use crate::executor::Executor;
+use crate::goal::{Force, Goal};
+use crate::health;
+use crate::interruption::Interruption;
 use crate::lock::{Lock, LockWait};
-use crate::plan::{self, Observed, Plan, Wanted};
+use crate::observe::{observe, peers};
+use crate::plan::{self, Observed, Plan};
+use crate::recovery;
 use crate::report::{Event, Reporter, Style};
-use links_base::layout::{self, Layout};
-use links_base::secrets;
-use links_base::services::Services;
-use links_config::check::Loaded;
-use links_config::links::Config;
-use links_config::load::{load_as_kept, load_links};
-use links_edge as edge;
-use links_edge::click_journal;
-use links_edge::peers;
-use links_release::{Journal, Outcome, Release, State, Verdict, Version, snapshot};
+use links_base::layout;
+use links_release::{Journal, Outcome, Release, Verdict, Version};
 
 /// The right to change what runs.
 pub struct Session<'a> {
-    layout: &'a Layout,
-    services: Services,
+    appliance: &'a Appliance,
     reporter: Reporter,
     interruption: Interruption,
     begun: Instant,
@@ -37,34 +34,50 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// Another process has the right, or what was left cannot be undone.
-    pub fn begin(layout: &'a Layout, services: Services, wait: LockWait, style: Style) -> anyhow::Result<Self> {
-        Self::with(layout, services, Lock::take(layout, wait)?, style)
+    pub fn begin(appliance: &'a Appliance, wait: LockWait, style: Style) -> anyhow::Result<Self> {
+        Self::with(appliance, Lock::take(&appliance.lock, wait)?, style)
     }
 
-    pub(crate) fn with(layout: &'a Layout, services: Services, lock: Lock, style: Style) -> anyhow::Result<Self> {
+    pub(crate) fn with(appliance: &'a Appliance, lock: Lock, style: Style) -> anyhow::Result<Self> {
         // links.service sets a strict umask for its agent. Files that are created here are for others to read, unless their
         // mode says otherwise.
         umask(Mode::S_IWGRP | Mode::S_IWOTH);
         let mut session = Self {
-            layout,
-            services,
+            appliance,
             reporter: Reporter::new(style),
             interruption: Interruption::watch()?,
             begun: Instant::now(),
             _lock: lock,
         };
-        edge::keep_connections(layout)?;
-        secrets::make_missing(layout)?;
-        if let Some(text) = click_journal::take_over(layout)? {
-            session.reporter.report(&Event::Recovered { text });
-        }
-        if let Some(text) = take_back(layout, services)? {
-            session.reporter.report(&Event::Recovered { text });
-        }
-        for text in edge::recover(layout, services)? {
-            session.reporter.report(&Event::Recovered { text });
-        }
+        appliance.edge.keep_connections()?;
+        appliance.secrets.make_missing()?;
+        let mut report = |text| session.reporter.report(&Event::Recovered { text });
+        appliance.click_journal.take_over()?.into_iter().for_each(&mut report);
+        recovery::recover(appliance, report)?;
         Ok(session)
+    }
+
+    /// The goal to run this release with the current configuration.
+    ///
+    /// # Errors
+    /// The configuration is invalid.
+    pub fn goal(&self, release: &Release, force: Force) -> anyhow::Result<Goal> {
+        Goal::take(self.appliance, release, force)
+    }
+
+    /// Checks that nginx would take the site of the goal. `serves` is whether clients have to reach links afterwards.
+    ///
+    /// # Errors
+    /// The site cannot be what links.toml wants, or nginx is stopped although links has to serve.
+    pub fn check_site(&self, goal: &Goal, serves: bool) -> anyhow::Result<()> {
+        let peers = peers(self.appliance, &goal.config, Stage::Final);
+        let edge = &self.appliance.edge;
+        edge.check(&goal.config, &peers, goal.force_site, serves)
+    }
+
+    pub(crate) fn roll(&mut self, release: &Release, force: Force) -> anyhow::Result<()> {
+        let goal = self.goal(release, force)?;
+        self.bring_about(&goal)
     }
 
     /// Brings the goal about, and removes releases and configurations that are not needed any more.
@@ -72,51 +85,27 @@ impl<'a> Session<'a> {
     /// # Errors
     /// The rollout fails ([`Failure`]), or the state of the host cannot be read.
     pub fn bring_about(&mut self, goal: &Goal) -> anyhow::Result<()> {
-        let Goal {
-            wanted,
-            config,
-            database,
-            force_site,
-        } = goal;
-        let database = database.as_deref();
-        let mut notices = vec![];
-        // If nginx would not take the site, nothing is changed.
-        if wanted.site {
-            let live = self.services.is_active(layout::SERVICE)?;
-            edge::check(self.layout, config, self.services, *force_site, live)?;
-        }
-        let state = State::new(self.layout);
-        state.adopt(&wanted.version.config)?;
-        let mut observed = observe(self.layout, self.services, database)?;
-        if observed.live && !self.services.allowed(&layout::instance_unit(1), "restart")? {
-            observed.live = false;
-            notices.push("not restarted, by policy: `linksctl rollout` restarts the instances".to_owned());
-        }
-        let plan = plan::plan(&observed, wanted);
-        self.reporter.report(&planned(&observed, wanted, &plan));
-        let mut host = Host {
-            layout: self.layout,
-            services: self.services,
-            config,
-            database,
-            journal: Journal::new(&state, wanted.version.clone(), points_of(&observed, &plan.moving)),
+        let (observed, notices) = self.observe(goal)?;
+        let plan = plan::plan(&observed, &goal.wanted);
+        self.reporter.report(&planned(&observed, goal, &plan));
+        let before = points_of(&observed, &plan.moving);
+        let mut executor = Executor {
+            appliance: self.appliance,
+            config: &goal.config,
+            database: goal.database.as_deref(),
+            journal: Journal::new(&self.appliance.state, goal.wanted.version.clone(), before),
             interruption: &self.interruption,
-            force_site: *force_site,
+            force_site: goal.force_site,
             begun: false,
             notices,
         };
-        let applied = apply::apply(&plan, &observed, &mut host, &mut self.reporter);
-        if !plan.moving.is_empty() || applied.is_err() {
-            let release = &wanted.version.release;
-            Outcome::now(verdict(&applied), release, Some(self.begun.elapsed())).keep(self.layout);
-        }
-        for text in host.notices {
+        let applied = apply::apply(&plan, &observed, &mut executor, &mut self.reporter);
+        let notices = executor.notices;
+        self.keep_outcome(goal, &plan, &applied);
+        for text in notices {
             self.reporter.report(&Event::Notice { text });
         }
-        // If something could not be undone, its old release is still needed.
-        if Journal::read(self.layout)?.is_none() {
-            state.prune()?;
-        }
+        self.prune()?;
         applied?;
         self.reporter.report(&Event::Done {
             seconds: self.begun.elapsed().as_secs_f64(),
@@ -124,9 +113,41 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    pub(crate) fn roll(&mut self, release: &Release, force: Force) -> anyhow::Result<()> {
-        let goal = self.goal(release, force)?;
-        self.bring_about(&goal)
+    /// Observes the host for the goal, and checks that the goal can be brought about. Also returns messages for the
+    /// administrator.
+    fn observe(&self, goal: &Goal) -> anyhow::Result<(Observed, Vec<String>)> {
+        let Appliance { services, state, .. } = self.appliance;
+        let database = goal.database.as_deref();
+        let mut observed = observe(self.appliance, database)?;
+        // If nginx would not take the site, nothing is changed.
+        if goal.wanted.site {
+            self.check_site(goal, observed.live)?;
+        }
+        if state.adopt(&goal.wanted.version.config)? {
+            // Some instances have only now got a configuration.
+            observed = observe(self.appliance, database)?;
+        }
+        let mut notices = vec![];
+        if observed.live && !services.allowed(&layout::instance_unit(1), "restart")? {
+            observed.live = false;
+            notices.push("not restarted, by policy: `linksctl rollout` restarts the instances".to_owned());
+        }
+        Ok((observed, notices))
+    }
+
+    fn keep_outcome(&self, goal: &Goal, plan: &Plan, applied: &Result<(), Failure>) {
+        if !plan.moving.is_empty() || applied.is_err() {
+            let release = &goal.wanted.version.release;
+            Outcome::now(verdict(applied), release, Some(self.begun.elapsed())).keep(&self.appliance.outcome);
+        }
+    }
+
+    fn prune(&self) -> anyhow::Result<()> {
+        // If something could not be undone, its old release is still needed.
+        match Journal::read(&self.appliance.journal)? {
+            None => self.appliance.state.prune(),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Starts every instance that links.service has not started, and watches each until it has been healthy for
@@ -135,82 +156,31 @@ impl<'a> Session<'a> {
     /// # Errors
     /// An instance does not serve. The error says which and why.
     pub fn soak(&self, goal: &Goal) -> anyhow::Result<()> {
-        host::soak_all(self.layout, self.services, &goal.config)
-    }
-
-    /// The goal to run this release with the current configuration.
-    ///
-    /// # Errors
-    /// The configuration is invalid.
-    pub fn goal(&self, release: &Release, force: Force) -> anyhow::Result<Goal> {
-        let loaded = load_as_kept(self.layout)?;
-        loaded.log_warnings();
-        Goal::new(self.layout, release, snapshot::take(self.layout)?, loaded, force)
+        health::soak_all(self.appliance, &goal.config)
     }
 }
 
-/// What a rollout has to bring about, and with which settings.
-pub struct Goal {
-    pub wanted: Wanted,
-    pub(crate) config: Config,
-    /// The path of the local database, if there is one.
-    pub(crate) database: Option<PathBuf>,
-    /// Whether to replace a site that somebody else has edited.
-    pub(crate) force_site: bool,
+/// Shows the plan for the goal without changing anything.
+///
+/// # Errors
+/// The state of the host cannot be read.
+pub(crate) fn show(appliance: &Appliance, goal: &Goal, style: Style) -> anyhow::Result<()> {
+    let observed = observe(appliance, goal.database.as_deref())?;
+    let plan = plan::plan(&observed, &goal.wanted);
+    let mut reporter = Reporter::new(style);
+    reporter.report(&planned(&observed, goal, &plan));
+    let steps = plan.steps.iter().map(Event::step);
+    steps.for_each(|step| reporter.report(&step));
+    Ok(())
 }
 
-/// What to do although it seems unnecessary, or although it overrides somebody else's change.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Force {
-    /// Whether to restart instances that already run the wanted version, too.
-    pub restart: bool,
-    /// Whether to replace a site that somebody else has edited.
-    pub site: bool,
-}
-
-impl Goal {
-    /// The goal to run `release` with the configuration `loaded`, whose snapshot is `config`.
-    ///
-    /// # Errors
-    /// A credential is missing.
-    pub(crate) fn new(
-        layout: &Layout,
-        release: &Release,
-        config: String,
-        loaded: Loaded,
-        force: Force,
-    ) -> anyhow::Result<Self> {
-        Ok(Self {
-            wanted: Wanted {
-                version: Version {
-                    release: release.id.clone(),
-                    config,
-                },
-                schema: release.manifest.schema,
-                instances: loaded.config.instances,
-                force: force.restart,
-                site: true,
-                // If the administrator manages the site, nobody changes it before the instances move.
-                new_ports: !loaded.config.nginx.manage && has_new_ports(layout, &loaded.config),
-                transition: loaded.config.nginx.manage && peers::need_transition(layout, &loaded.config, release),
-                moves_endpoints: loaded.config.nginx.manage && peers::move_by(layout, &loaded.config, release),
-                network: loaded.network()?,
-            },
-            database: loaded.local_database(layout),
-            config: loaded.config,
-            force_site: force.site,
-        })
+fn planned(observed: &Observed, goal: &Goal, plan: &Plan) -> Event {
+    Event::Planned {
+        wanted: goal.wanted.version.clone(),
+        instances: plan.moving.clone(),
+        interrupts: plan.interrupts,
+        live: observed.live,
     }
-
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-}
-
-/// Whether the base port differs from the one that instance 1 was last configured with.
-fn has_new_ports(layout: &Layout, config: &Config) -> bool {
-    let (own, _) = snapshot::of_instance(layout, 1);
-    load_links(&own).is_ok_and(|before| before.base_port != config.base_port)
 }
 
 /// The version that each instance in `moving` runs from its next start on, before the rollout.
@@ -226,31 +196,4 @@ fn verdict(applied: &Result<(), Failure>) -> Verdict {
         Err(Failure::Interrupted(_)) => Verdict::Interrupted,
         Err(Failure::Step { .. } | Failure::Afterwards { .. }) => Verdict::Failed,
     }
-}
-
-pub(crate) fn planned(observed: &Observed, wanted: &Wanted, plan: &Plan) -> Event {
-    Event::Planned {
-        wanted: wanted.version.clone(),
-        instances: plan.moving.clone(),
-        interrupts: plan.interrupts,
-        live: observed.live,
-    }
-}
-
-/// Undoes an unfinished rollout, and returns a message about it. `None` if there is none.
-pub(crate) fn take_back(layout: &Layout, services: Services) -> anyhow::Result<Option<String>> {
-    let Some(journal) = Journal::read(layout)? else {
-        return Ok(None);
-    };
-    let new: Vec<_> = journal
-        .take_back(layout)?
-        .into_iter()
-        .map(layout::instance_unit)
-        .collect();
-    services.disable(&new)?;
-    Outcome::now(Verdict::Interrupted, &journal.wanted.release, None).keep(layout);
-    Ok(Some(format!(
-        "a rollout to {} was cut off: every instance goes back to what it ran before",
-        journal.wanted
-    )))
 }

@@ -15,7 +15,7 @@ use links_config::links::{Config, Health};
 use links_config::load::load_for_instance;
 use links_config::render;
 use links_release::runtime::{self, Call};
-use links_release::{Release, Store, Version, snapshot};
+use links_release::{Release, Snapshots, Store, Version};
 
 use crate::machine::Times;
 
@@ -36,12 +36,12 @@ pub struct Instance {
 /// Fails if the configuration is invalid, if there is no usable release, if the database cannot be written, if a port is in
 /// use, or if a file cannot be written.
 pub fn prepare(layout: &Layout, instance: u16) -> anyhow::Result<Instance> {
-    let (applied, digest) = snapshot::of_instance(layout, instance);
+    let (applied, digest) = Snapshots::new(layout).of_instance(instance);
     let loaded = load_for_instance(&applied, instance)?;
     loaded.log_warnings();
     let release = Store::new(layout).of_instance(instance)?;
     runtime::check_release(&release)?;
-    if let Some(database) = loaded.local_database(layout) {
+    if let Some(database) = loaded.local_database(applied.places()) {
         check_writable(&database)?;
     }
     let config = &loaded.config;
@@ -55,9 +55,9 @@ pub fn prepare(layout: &Layout, instance: u16) -> anyhow::Result<Instance> {
 
     let run_dir = layout.instance_run_dir(instance);
     let runtime_config = run_dir.join("runtime.toml");
-    let rendered = loaded.render(layout)?;
+    let rendered = loaded.render(applied.places())?;
     let exports = loaded.exports()?;
-    let secrets = secrets::OfInstance::read(layout);
+    let secrets = secrets::OfInstance::read(&secrets::Files::new(layout));
     let with_secrets = render::with_variables(&rendered, &secrets.variables())?;
     files::replace(&runtime_config, with_secrets.as_bytes(), 0o600)?;
     let runs = Version {
@@ -102,11 +102,11 @@ pub fn prepare(layout: &Layout, instance: u16) -> anyhow::Result<Instance> {
 fn endpoints(layout: &Layout, instance: u16, config: &Config, release: &Release) -> Vec<Endpoint> {
     // `linksctl up` writes its site to match the running instances.
     let is_known = (config.nginx.manage || !layout.is_host()) && !layout.site_not_loaded().exists();
-    let site = is_known.then(|| endpoint::site_text(layout));
+    let site = is_known.then(|| endpoint::site_text(&layout.nginx_site_places()));
     endpoint::listen(
-        &Endpoint::socket(layout, instance),
+        &Endpoint::socket(&layout.sockets_dir(), instance),
         &Endpoint::tcp(config.base_port, instance),
-        release.can_listen_on_socket(layout, instance),
+        release.can_listen_on_socket(&layout.instance_socket(instance)),
         site.as_deref(),
     )
 }

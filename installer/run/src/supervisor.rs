@@ -56,7 +56,7 @@ pub fn run(layout: &Layout, instance: u16) -> anyhow::Result<()> {
     })
     .with_context(|| format!("Starting {}", Path::new(command.get_program()).display()))?;
 
-    let mut recorder = Recorder::started(layout, instance);
+    let mut recorder = Recorder::started(layout.instance_metrics(instance));
     spawn_gauge(running.group(), sender.clone());
     let (mut machine, actions) = Machine::start(times);
     let mut actions = VecDeque::from(actions);

@@ -7,7 +7,8 @@ use links_base::{connections, log, rotation, sockets};
 
 /// Counts the connections to these endpoints, and checks for other instances in rotation.
 pub fn observe(layout: &Layout, instance: u16, listen: &[Endpoint]) -> Traffic {
-    let others = rotation::ready_instances(layout).map(|ready| ready.iter().any(|other| *other != instance));
+    let others =
+        rotation::ready_instances(&layout.ready_dir()).map(|ready| ready.iter().any(|other| *other != instance));
     Traffic {
         connections: count_connections(listen),
         others: others.unwrap_or_else(|error| {

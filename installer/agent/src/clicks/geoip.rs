@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use links_base::layout::Layout;
 use links_config::countries::{Countries, Country};
+use links_config::files::ConfigFiles;
 use links_config::load::load_links;
 
 /// The interval between two checks for a changed file.
@@ -48,7 +49,7 @@ impl GeoIp {
         }
         self.checked = Some(Instant::now());
         // links.toml may be invalid while it is being edited.
-        let config = load_links(layout).ok()?;
+        let config = load_links(&ConfigFiles::new(layout)).ok()?;
         Some(match config.clicks.countries {
             Some(path) => self.open(&path),
             None => {

@@ -6,6 +6,7 @@
 )]
 
 use super::{Source, check, load};
+use crate::files::ConfigFiles;
 use crate::finding::Finding;
 use crate::testing::Files;
 use links_base::layout::Layout;
@@ -23,7 +24,7 @@ fn host() -> Files {
 }
 
 fn found(files: &Files) -> Vec<String> {
-    check(&Layout::new("/"), files)
+    check(&ConfigFiles::new(&Layout::new("/")), files)
         .findings
         .iter()
         .map(ToString::to_string)
@@ -33,7 +34,8 @@ fn found(files: &Files) -> Vec<String> {
 #[test]
 fn a_fresh_host_is_fine() {
     assert_eq!(found(&host()), [""; 0]);
-    let loaded = load(&Layout::new("/"), &Source::of_host(&Layout::new("/")), &host()).unwrap();
+    let config = ConfigFiles::new(&Layout::new("/"));
+    let loaded = load(&config, &Source::of_host(&config), &host()).unwrap();
     assert_eq!(loaded.credentials.get("admin_token"), Some(TOKEN));
     assert_eq!(format!("{:?}", loaded.credentials), "{\"admin_token\": [secret]}");
 }
@@ -198,8 +200,8 @@ fn unreadable_credentials_are_a_warning() {
         found(&files),
         ["/etc/links/credentials: warning: not checked: only root may read it; run this as root to check it too"]
     );
-    let layout = Layout::new("/");
-    let findings = load(&layout, &Source::of_host(&layout), &files).unwrap_err();
+    let config = ConfigFiles::new(&Layout::new("/"));
+    let findings = load(&config, &Source::of_host(&config), &files).unwrap_err();
     assert!(findings.iter().any(Finding::is_error));
 }
 
@@ -209,11 +211,11 @@ fn a_service_reads_the_credentials_from_systemd() {
         .without("/etc/links/credentials/admin_token")
         .with("/run/credentials/links@1.service/links_admin_token", TOKEN, 0o440)
         .with("/run/credentials/links@1.service/other", "x", 0o440);
-    let layout = Layout::new("/");
-    let source = Source::new(&layout, Some("/run/credentials/links@1.service".into()));
-    let loaded = load(&layout, &source, &files).unwrap();
+    let config = ConfigFiles::new(&Layout::new("/"));
+    let source = Source::new(&config, Some("/run/credentials/links@1.service".into()));
+    let loaded = load(&config, &source, &files).unwrap();
     assert_eq!(loaded.credentials.get("admin_token"), Some(TOKEN));
     assert_eq!(loaded.credentials.names().collect::<Vec<_>>(), ["admin_token"]);
-    assert_eq!(Source::new(&layout, None), Source::of_host(&layout));
-    assert_eq!(Source::new(&layout, Some("".into())), Source::of_host(&layout));
+    assert_eq!(Source::new(&config, None), Source::of_host(&config));
+    assert_eq!(Source::new(&config, Some("".into())), Source::of_host(&config));
 }

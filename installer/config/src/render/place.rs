@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
+use crate::files::Places;
 use crate::runtime::{DEFAULT_DATABASE, DEFAULT_LABEL, LOCAL_STORE};
 use links_base::layout::Layout;
 
@@ -17,13 +18,13 @@ const DEFAULT_STORE: &str = "key-value.db";
 const LOCAL_STORE_FILE: &str = "local.db";
 
 /// The absolute path of a local database that `runtime.toml` names.
-pub fn database(path: &Path, layout: &Layout) -> PathBuf {
-    place(path, &layout.data_dir(), layout)
+pub fn database(path: &Path, places: &Places) -> PathBuf {
+    place(path, &places.data, places)
 }
 
 /// Makes every path in the file absolute, adds a path to every SQLite database without one, and adds the database and the
 /// stores that the components need.
-pub fn paths(table: &mut Table, layout: &Layout) {
+pub fn paths(table: &mut Table, places: &Places) {
     default_database(table);
     for (label, database) in entries(table, "sqlite_database") {
         if !is_local(database) {
@@ -34,18 +35,18 @@ pub fn paths(table: &mut Table, layout: &Layout) {
             label => format!("{}.db", label.replace('/', "_")),
         };
         database.entry("path").or_insert(Value::String(file));
-        absolute(database, "path", &layout.data_dir(), layout);
+        absolute(database, "path", &places.data, places);
     }
     stores(table);
     for (_, store) in entries(table, "key_value_store") {
-        absolute(store, "path", &layout.data_dir(), layout);
+        absolute(store, "path", &places.data, places);
     }
     for provider in elements(table, "variables_provider") {
-        absolute(provider, "dotenv_path", &layout.config_dir(), layout);
+        absolute(provider, "dotenv_path", &places.config, places);
     }
     for tls in elements(table, "client_tls") {
         for key in ["ca_roots_file", "client_cert_file", "client_private_key_file"] {
-            absolute(tls, key, &layout.config_dir(), layout);
+            absolute(tls, key, &places.config, places);
         }
     }
 }
@@ -87,20 +88,17 @@ fn is_local(database: &Table) -> bool {
     database.get("type").and_then(Value::as_str) == Some("spin")
 }
 
-fn absolute(table: &mut Table, key: &str, base: &Path, layout: &Layout) {
+fn absolute(table: &mut Table, key: &str, base: &Path, places: &Places) {
     if let Some(Value::String(path)) = table.get_mut(key) {
-        *path = place(Path::new(path.as_str()), base, layout).display().to_string();
+        *path = place(Path::new(path.as_str()), base, places).display().to_string();
     }
 }
 
 /// Resolves a path. A relative path is below `base`. A path in the host's state or configuration directory is moved to that
-/// directory of `layout`. Any other path is unchanged.
-fn place(path: &Path, base: &Path, layout: &Layout) -> PathBuf {
-    let host = Layout::new("/");
-    for (host, ours) in [
-        (host.state_dir(), layout.state_dir()),
-        (host.config_dir(), layout.config_dir()),
-    ] {
+/// directory of `places`. Any other path is unchanged.
+fn place(path: &Path, base: &Path, places: &Places) -> PathBuf {
+    let host = Places::new(&Layout::new("/"));
+    for (host, ours) in [(host.state, &places.state), (host.config, &places.config)] {
         if let Ok(rest) = path.strip_prefix(host) {
             return ours.join(rest);
         }

@@ -9,6 +9,7 @@ use toml::{Table, Value};
 
 use super::{Error, Variables, digest, runtime_config, with_variables};
 use crate::credentials::Credentials;
+use crate::files::Places;
 use crate::links::Config;
 use crate::runtime::RuntimeToml;
 use crate::telemetry::Exports;
@@ -26,7 +27,13 @@ fn try_render(runtime: &str, links: &str, secrets: &[(&str, &str)], root: &str) 
     let runtime = RuntimeToml::parse(runtime, "runtime.toml").unwrap();
     let config = Config::parse(links, "links.toml").unwrap();
     let secrets = credentials(secrets);
-    runtime_config(&runtime, &config, &secrets, Variables::Own, &Layout::new(root))
+    runtime_config(
+        &runtime,
+        &config,
+        &secrets,
+        Variables::Own,
+        &Places::new(&Layout::new(root)),
+    )
 }
 
 fn render(runtime: &str, links: &str, secrets: &[(&str, &str)]) -> Table {
@@ -225,7 +232,15 @@ fn a_variable_is_resolved_only_by_the_supervisor() {
     assert_eq!(token.as_str(), Some(std::env!("CARGO_PKG_NAME")));
     let parsed = RuntimeToml::parse(&runtime("NOBODY_SETS_THIS"), "runtime.toml").unwrap();
     let config = Config::parse("", "links.toml").unwrap();
-    let of = |variables| runtime_config(&parsed, &config, &credentials(&[]), variables, &Layout::new("/"));
+    let of = |variables| {
+        runtime_config(
+            &parsed,
+            &config,
+            &credentials(&[]),
+            variables,
+            &Places::new(&Layout::new("/")),
+        )
+    };
     let error = of(Variables::Own).unwrap_err().to_string();
     assert!(error.starts_with("the variable `NOBODY_SETS_THIS`, which the configuration asks for, is not set"));
     assert!(of(Variables::Another).unwrap().contains("\"env:NOBODY_SETS_THIS\""));

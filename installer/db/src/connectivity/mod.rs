@@ -172,6 +172,7 @@ mod tests {
     use crate::libsql::tests::{TOKEN, serve};
     use links_base::testing::Server;
     use links_config::check::check;
+    use links_config::files::ConfigFiles;
     use links_config::testing::Files;
 
     fn loaded(runtime: &str) -> Loaded {
@@ -181,7 +182,7 @@ mod tests {
             .with("/etc/links/credentials/admin_token", "dGhpcyBpcyBhIHRva2Vu", 0o600)
             .with("/etc/links/credentials/right", TOKEN, 0o600)
             .with("/etc/links/credentials/wrong", "a-wrong-token", 0o600);
-        check(&Layout::new("/"), &files).loaded.unwrap()
+        check(&ConfigFiles::new(&Layout::new("/")), &files).loaded.unwrap()
     }
 
     fn tried(runtime: &str, limit: Duration) -> (Vec<Tried>, Vec<String>) {

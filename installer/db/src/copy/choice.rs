@@ -5,6 +5,7 @@ use anyhow::{Context as _, bail, ensure};
 use links_base::layout::Layout;
 use links_config::arguments::{CopyArgs, CredentialArg, DatabaseArg};
 use links_config::check::Loaded;
+use links_config::files::Places;
 use links_config::runtime::{DEFAULT_LABEL, Origin, Service, file_of};
 
 /// A database to copy from or to. It holds a secret, so it must not implement `Debug`.
@@ -28,7 +29,7 @@ impl Database {
 
 /// The database of runtime.toml.
 fn configured(loaded: &Loaded, layout: &Layout) -> anyhow::Result<Database> {
-    if let Some(path) = loaded.local_database(layout) {
+    if let Some(path) = loaded.local_database(&Places::new(layout)) {
         return Ok(Database::named(DatabaseArg::Sqlite(path), String::new()));
     }
     let wanted = format!("sqlite_database.{DEFAULT_LABEL}");
@@ -87,6 +88,7 @@ mod tests {
 
     use super::*;
     use links_config::check::check;
+    use links_config::files::ConfigFiles;
     use links_config::testing::Files;
 
     #[derive(clap::Parser)]
@@ -106,7 +108,7 @@ mod tests {
             .with("/etc/links/credentials/own", "own-token", 0o600)
             .with("/etc/links/credentials/given", "given-token", 0o600);
         let layout = Layout::new("/");
-        let loaded = check(&layout, &files).loaded.unwrap();
+        let loaded = check(&ConfigFiles::new(&layout), &files).loaded.unwrap();
         let line = format!("copy {args}");
         let Line { args } = Line::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())?;
         let (from, to) = choose(&args, &loaded, &layout).map_err(|error| error.to_string())?;

@@ -19,6 +19,7 @@ use links::{Copied, Mode, Occupied, Phase};
 use links_base::layout::Layout;
 use links_base::privileges::{self, require_root};
 use links_config::arguments::CopyArgs;
+use links_config::files::ConfigFiles;
 use links_config::load::load_as_kept;
 
 #[derive(Serialize)]
@@ -37,7 +38,7 @@ pub fn run(layout: &Layout, args: &CopyArgs) -> anyhow::Result<()> {
     if layout.is_host() {
         require_root()?;
     }
-    let loaded = load_as_kept(layout)?;
+    let loaded = load_as_kept(&ConfigFiles::new(layout))?;
     let (from, to) = choice::choose(args, &loaded, layout)?;
     // The databases belong to user links, who could replace a file that root is about to open.
     if privileges::are_roots(layout) {

@@ -1,28 +1,18 @@
-//! `linksctl configure` and `deconfigure`: set up the host after the payload is installed, and undo that before it is removed.
-
-pub mod payload;
+//! `linksctl configure`: sets up the host after the payload is installed. It can be repeated at any time.
 
 use std::fmt;
-use std::time::Duration;
 
-use anyhow::Context as _;
-
-use links_base::layout::{self, Layout};
+use links_base::layout;
 use links_base::privileges::require_root;
-use links_base::services::{OnBehalfOf, Services, enabled_instances};
-use links_base::{exec, files, sandbox};
+use links_base::services::OnBehalfOf;
+use links_base::{files, sandbox};
 use links_config::admin_token;
 use links_config::load::{load_as_kept, load_links};
-use links_config::network::Network;
-use links_edge as edge;
-use links_edge::click_journal;
-use links_edge::peers::Stage;
-use links_release::{Release, State, Store};
-use links_rollout::network;
-use links_rollout::{Force, Goal, LockWait, Session, Style};
+use links_release::Release;
+use links_rollout::{Appliance, Force, Goal, Session, Stage, install_site};
 
-/// How long a package manager waits for a rollout that is running: longer than a rollout takes in the worst case.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+use super::output::{print, print_notices};
+use super::session;
 
 /// The state of the host on which `configure` decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +24,18 @@ struct Observed {
     is_current: bool,
     /// Whether links.service runs.
     active: bool,
+    /// Whether another version wrote the drop-ins of the units.
+    has_outdated_drop_ins: bool,
+    /// Whether a downgrade was prepared.
+    has_downgrade_marker: bool,
 }
 
 /// A step of `configure`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    RefreshDropIns,
+    /// Ends a downgrade that failed, or that this upgrade follows.
+    EndDowngrade,
     MakeToken,
     /// Comes before any step that affects an instance.
     CheckConfiguration,
@@ -61,6 +58,8 @@ enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::RefreshDropIns => write!(f, "bring the drop-ins of the units up to this version"),
+            Self::EndDowngrade => write!(f, "end the downgrade that was prepared"),
             Self::MakeToken => write!(f, "create the admin token"),
             Self::CheckConfiguration => write!(f, "check the configuration"),
             Self::Import => write!(f, "copy the release into the store and verify every file"),
@@ -76,7 +75,7 @@ impl fmt::Display for Step {
                 "wait until every instance has stayed healthy for rollout.min_healthy"
             ),
             Self::RestartAgent => write!(f, "restart the agent"),
-            Self::Site => write!(f, "{}", edge::INSTALL),
+            Self::Site => write!(f, "{}", links_edge::INSTALL),
         }
     }
 }
@@ -85,6 +84,12 @@ impl fmt::Display for Step {
 fn plan(observed: &Observed, start: bool) -> Vec<Step> {
     let starts = start && !observed.configured_before;
     let mut steps = vec![];
+    if observed.has_outdated_drop_ins {
+        steps.push(Step::RefreshDropIns);
+    }
+    if observed.has_downgrade_marker {
+        steps.push(Step::EndDowngrade);
+    }
     if !observed.has_token {
         steps.push(Step::MakeToken);
     }
@@ -113,14 +118,13 @@ fn plan(observed: &Observed, start: bool) -> Vec<Step> {
 /// # Errors
 /// The configuration is wrong, the disk is full, an instance does not become ready, or links does not answer through nginx.
 /// What served before still serves then.
-pub fn configure(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Result<()> {
+pub fn configure(appliance: &Appliance, how: How) -> anyhow::Result<()> {
     require_root()?;
-    let again = match on_behalf_of {
+    let again = match appliance.services.on_behalf_of() {
         OnBehalfOf::Package => "dpkg --configure -a",
         OnBehalfOf::Person => "linksctl configure",
     };
-    carry_out(layout, on_behalf_of, how)
-        .map_err(|error| error.context(format!("not complete; fix the cause, then run `{again}`")))
+    carry_out(appliance, how).map_err(|error| error.context(format!("not complete; fix the cause, then run `{again}`")))
 }
 
 /// The options of [`configure`].
@@ -133,165 +137,134 @@ pub struct How {
     pub dry_run: bool,
 }
 
-fn carry_out(layout: &Layout, on_behalf_of: OnBehalfOf, how: How) -> anyhow::Result<()> {
-    let How { start, force, dry_run } = how;
-    let services = Services::of_host(on_behalf_of);
-    let force = Force {
-        restart: false,
-        site: force,
-    };
-    let store = Store::new(layout);
-    let payload = Release::open(&layout.bundle())?;
-    if dry_run {
-        plan(&observe(layout, &payload, services)?, start)
-            .iter()
-            .for_each(|step| println!("{step}"));
+fn carry_out(appliance: &Appliance, how: How) -> anyhow::Result<()> {
+    let payload = Release::open(&appliance.bundle)?;
+    if how.dry_run {
+        print(&plan(&observe(appliance, &payload)?, how.start));
         return Ok(());
     }
-    let mut session = Session::begin(layout, services, LockWait::Until(LOCK_TIMEOUT), Style::Text)?;
-    let mut notices = vec![];
-    let mut rolled_out: Option<Goal> = None;
-    network::refresh(layout)?;
-    // The marker may be left from a downgrade that failed, or that this upgrade follows.
-    files::remove_if_present(&layout.downgrade_marker())?;
-    for step in plan(&observe(layout, &payload, services)?, start) {
+    // Observed under the lock, because a rollout that is under way changes what is current and what runs.
+    let session = session::begin(appliance)?;
+    let steps = plan(&observe(appliance, &payload)?, how.start);
+    let mut host = Host {
+        appliance,
+        payload,
+        force: Force {
+            restart: false,
+            site: how.force,
+        },
+        session,
+        rolled_out: None,
+        notices: vec![],
+    };
+    steps.into_iter().try_for_each(|step| host.apply(step))?;
+    print_notices(&host.notices);
+    Ok(())
+}
+
+/// The host that the steps change.
+struct Host<'a> {
+    appliance: &'a Appliance,
+    payload: Release,
+    force: Force,
+    session: Session<'a>,
+    /// What was rolled out, once it was.
+    rolled_out: Option<Goal>,
+    notices: Vec<String>,
+}
+
+impl Host<'_> {
+    fn apply(&mut self, step: Step) -> anyhow::Result<()> {
+        let Appliance {
+            services,
+            store,
+            snapshots,
+            ..
+        } = self.appliance;
         match step {
-            Step::MakeToken => admin_token::make(layout)?,
-            Step::CheckConfiguration => load_as_kept(layout).map(drop)?,
+            Step::RefreshDropIns => self.appliance.drop_ins.refresh()?,
+            Step::EndDowngrade => files::remove_if_present(&self.appliance.downgrade_marker)?,
+            Step::MakeToken => admin_token::make(snapshots.edited())?,
+            Step::CheckConfiguration => load_as_kept(snapshots.edited()).map(drop)?,
             Step::Import => {
                 store.remove_leftovers()?;
-                store.import(&layout.bundle())?;
+                store.import(&self.appliance.bundle)?;
             }
             Step::ReloadUnits => {
                 services.reload_units()?;
-                sandbox::check(services)?;
+                sandbox::check(*services)?;
             }
             Step::RollOut { site } => {
-                let mut goal = session.goal(&payload, force)?;
+                let mut goal = self.session.goal(&self.payload, self.force)?;
                 // Before anything is started, so that a problem with nginx leaves nothing running.
                 let starts = !site && services.running() && services.allowed(layout::SERVICE, "start")?;
-                edge::check(layout, goal.config(), services, force.site, starts)?;
+                self.session.check_site(&goal, starts)?;
                 goal.wanted.site = site;
-                session.bring_about(&goal)?;
-                rolled_out = Some(goal);
+                self.session.bring_about(&goal)?;
+                self.rolled_out = Some(goal);
             }
             Step::EnableService => {
                 services.enable(&[layout::SERVICE.to_owned()])?;
-                files::replace(&layout.configured_marker(), b"", 0o644)?;
+                files::replace(&self.appliance.configured_marker, b"", 0o644)?;
             }
             Step::Start => {
                 if !services.act("start", layout::SERVICE)? && services.running() {
-                    notices.push(format!(
+                    self.notices.push(format!(
                         "not started, by policy: run `systemctl start {}`",
                         layout::SERVICE
                     ));
                 }
             }
             Step::Soak => {
-                if let Some(goal) = &rolled_out
+                if let Some(goal) = &self.rolled_out
                     && services.is_active(layout::SERVICE)?
                 {
-                    session.soak(goal)?;
+                    self.session.soak(goal)?;
                 }
             }
             Step::RestartAgent => {
                 services.act("restart", layout::SERVICE)?;
             }
             Step::Site => {
-                let mode = edge::Mode {
-                    force: force.site,
+                let mode = links_edge::Mode {
+                    force: self.force.site,
                     in_rollout: false,
-                    stage: Stage::Final,
                 };
-                notices.extend(edge::install(layout, &load_links(layout)?, services, mode)?);
+                let config = load_links(snapshots.edited())?;
+                let notices = install_site(self.appliance, &config, Stage::Final, mode)?;
+                self.notices.extend(notices);
             }
         }
+        Ok(())
     }
-    for notice in notices {
-        eprintln!("linksctl: {notice}");
-    }
-    Ok(())
 }
 
 /// Makes root the owner of directories that earlier versions gave to user `links`.
 ///
 /// # Errors
 /// There is no user `links`, or a file cannot be changed.
-pub fn prepare(layout: &Layout) -> anyhow::Result<()> {
+pub fn prepare(appliance: &Appliance) -> anyhow::Result<()> {
     require_root()?;
-    if let Some(notice) = click_journal::take_over(layout)? {
-        eprintln!("linksctl: {notice}");
-    }
-    network::refresh(layout)
+    print_notices(&Vec::from_iter(appliance.click_journal.take_over()?));
+    appliance.drop_ins.refresh()
 }
 
-fn observe(layout: &Layout, payload: &Release, services: Services) -> anyhow::Result<Observed> {
+fn observe(appliance: &Appliance, payload: &Release) -> anyhow::Result<Observed> {
     Ok(Observed {
-        has_token: admin_token::exists(layout),
-        configured_before: layout.configured_marker().exists(),
-        is_current: State::new(layout).current().as_ref() == Some(&payload.id),
-        active: services.is_active(layout::SERVICE)?,
+        has_token: admin_token::exists(appliance.snapshots.edited()),
+        configured_before: appliance.configured_marker.exists(),
+        is_current: appliance.state.current().as_ref() == Some(&payload.id),
+        active: appliance.services.is_active(layout::SERVICE)?,
+        has_outdated_drop_ins: !appliance.drop_ins.outdated()?.is_empty(),
+        has_downgrade_marker: appliance.downgrade_marker.exists(),
     })
-}
-
-fn units(instances: &[u16]) -> Vec<String> {
-    instances
-        .iter()
-        .map(|instance| layout::instance_unit(*instance))
-        .collect()
-}
-
-/// Stops links and removes it from systemd and nginx, for prerm and `uninstall`. The data stays.
-///
-/// # Errors
-/// A unit cannot be stopped, or a rollout is still running.
-pub fn deconfigure(layout: &Layout, on_behalf_of: OnBehalfOf, dry_run: bool) -> anyhow::Result<()> {
-    require_root()?;
-    let services = Services::of_host(on_behalf_of);
-    let mut all = vec![layout::SERVICE.to_owned()];
-    all.extend(units(&enabled_instances(layout)?));
-    if dry_run {
-        println!("remove the nginx site, restore the default site, reload nginx");
-        println!("stop and disable {}", all.join(", "));
-        for drop_in in [layout.instances_network(), layout.agent_network()] {
-            if drop_in.exists() {
-                println!("remove {}", drop_in.display());
-            }
-        }
-        return Ok(());
-    }
-    // Never in the middle of a rollout.
-    let _session = Session::begin(layout, services, LockWait::Until(LOCK_TIMEOUT), Style::Text)?;
-    // First, so that clients get nginx's own answer and not a 502.
-    let mut notices = edge::remove(layout, services);
-    if services.running() {
-        let mut patterns = all.clone();
-        // These also match instances that were started by hand.
-        patterns.push(layout::INSTANCES.to_owned());
-        patterns.push(layout::RECOVER.to_owned());
-        exec::run(
-            "systemctl",
-            ["stop"].into_iter().chain(patterns.iter().map(String::as_str)),
-        )?;
-    }
-    // Nothing of links runs now. A failure to clean up the rest must not block the package's removal.
-    let marker = layout.configured_marker();
-    let rest = [
-        services.disable(&all),
-        network::set(layout, Network::default(), services),
-        files::remove_if_present(&marker).with_context(|| format!("Removing {}", marker.display())),
-    ];
-    notices.extend(rest.into_iter().filter_map(|done| Some(format!("{:#}", done.err()?))));
-    for notice in notices {
-        eprintln!("linksctl: {notice}");
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::Step::{
-        CheckConfiguration, EnableService, Import, MakeToken, ReloadUnits, RestartAgent, RollOut, Site, Soak, Start,
+        CheckConfiguration, EnableService, EndDowngrade, Import, MakeToken, RefreshDropIns, ReloadUnits, RestartAgent,
+        RollOut, Site, Soak, Start,
     };
     use super::*;
 
@@ -300,6 +273,8 @@ mod tests {
         configured_before: false,
         is_current: false,
         active: false,
+        has_outdated_drop_ins: false,
+        has_downgrade_marker: false,
     };
 
     const UPGRADED: Observed = Observed {
@@ -307,6 +282,8 @@ mod tests {
         configured_before: true,
         is_current: false,
         active: true,
+        has_outdated_drop_ins: false,
+        has_downgrade_marker: false,
     };
 
     const BODY: [Step; 4] = [CheckConfiguration, Import, ReloadUnits, RollOut { site: true }];
@@ -358,5 +335,15 @@ mod tests {
             ..UPGRADED
         };
         expect(&same, true, &[&BODY]);
+    }
+
+    #[test]
+    fn what_another_version_left_is_brought_up_first() {
+        let left = Observed {
+            has_outdated_drop_ins: true,
+            has_downgrade_marker: true,
+            ..UPGRADED
+        };
+        expect(&left, true, &[&[RefreshDropIns, EndDowngrade], &BODY, &[RestartAgent]]);
     }
 }

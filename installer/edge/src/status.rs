@@ -1,0 +1,75 @@
+//! What nginx really serves, found out by sending requests.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, anyhow};
+
+use crate::found::{conf, find};
+use crate::plan::{self, Site};
+use crate::record::Record;
+use crate::site::{Edge, SERVE_TIMEOUT};
+use crate::verify::{self, Expected};
+use links_config::links::Config;
+
+/// What nginx really serves.
+#[derive(Debug)]
+pub struct Status {
+    /// Every address of the site with what is wrong there.
+    pub addresses: Vec<(SocketAddr, Result<(), String>)>,
+    pub site: Option<PathBuf>,
+    /// Whether somebody else has edited the site.
+    pub edited: bool,
+    /// When nginx took its current configuration.
+    pub since: Option<SystemTime>,
+}
+
+impl Edge {
+    /// The site that nginx would read at its next start.
+    fn site_in_force(&self) -> anyhow::Result<Option<Site>> {
+        let found = find(&self.files, &Record::read(&self.record)?)?;
+        Ok(plan::in_force(&found, &self.files))
+    }
+
+    /// Requires that links answers through nginx on every address, with whatever site is in force. If links does not manage the
+    /// site, this checks nothing.
+    ///
+    /// # Errors
+    /// An address does not answer as expected. The error says which and why.
+    pub fn require_serving(&self, config: &Config) -> anyhow::Result<()> {
+        if !config.nginx.manage {
+            return Ok(());
+        }
+        let site = self
+            .site_in_force()?
+            .context("links has no nginx site: run `linksctl rollout`")?;
+        let expected = Expected {
+            site: Some(&site),
+            health: true,
+        };
+        verify::wait(config, conf().as_ref(), expected, SERVE_TIMEOUT)
+            .map_err(|wrong| anyhow!("links is not reached through nginx: {wrong}"))
+    }
+
+    /// Finds out what nginx really serves. This needs no root privileges.
+    ///
+    /// # Errors
+    /// The site or its record cannot be read.
+    pub fn status(&self, config: &Config) -> anyhow::Result<Status> {
+        let site = match config.nginx.manage {
+            true => self.site_in_force()?,
+            false => None,
+        };
+        let expected = Expected {
+            site: site.as_ref(),
+            health: true,
+        };
+        Ok(Status {
+            addresses: verify::ask(config, conf().as_ref(), expected),
+            edited: site.as_ref().is_some_and(|site| site.edited),
+            site: site.map(|site| site.path),
+            since: self.nginx.running_since(),
+        })
+    }
+}
