@@ -10,6 +10,8 @@ mod output;
 mod serve;
 mod storage;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 mod up;
 mod variables;
 

@@ -36,6 +36,25 @@ pub(crate) fn bao() -> PathBuf {
     std::env::var_os("LINKS_BAO").map_or_else(|| target_directory().join("servers/bao"), PathBuf::from)
 }
 
+/// The path of a program in tests/src/bin, which cargo builds with the tests.
+///
+/// # Errors
+/// Fails if the program is not built.
+pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe().context("Looking for the test program")?;
+    // Tests are in target/PROFILE/deps, and the programs in target/PROFILE.
+    let directories = test.ancestors().skip(1).take(2);
+    let found = directories
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file());
+    found.with_context(|| {
+        format!(
+            "there is no {name} near {}: `cargo build -p links-tests` builds it",
+            test.display()
+        )
+    })
+}
+
 /// The path of the library that is built from tests/examples/power_cut.rs.
 ///
 /// # Errors
@@ -66,14 +85,14 @@ impl Artifacts {
         })
     }
 
-    /// The path of the package of [`RELEASED`], which `.ci/released` puts into target/released.
+    /// The path of a released version's package. `.ci/released` puts that of [`RELEASED`] into target/released.
     ///
     /// # Errors
     /// Fails if the package is missing.
-    pub fn released() -> Result<PathBuf> {
+    pub fn released(version: &str) -> Result<PathBuf> {
         let path = target_directory()
             .join("released")
-            .join(format!("links-shortener_{RELEASED}_amd64.deb"));
+            .join(format!("links-shortener_{version}_amd64.deb"));
         ensure!(
             path.is_file(),
             "there is no {}: .ci/released puts it there",

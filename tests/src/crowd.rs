@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rusqlite::OpenFlags;
 
-use crate::appliance::{Appliance, DATABASE};
+use crate::host::Host;
+use crate::host::database::DATABASE;
 use crate::http::{Client, Connection};
 use crate::load::Link;
 use crate::process::eventually;
@@ -45,10 +45,10 @@ impl Crowd {
     ///
     /// # Errors
     /// Fails if a link is not acknowledged.
-    pub fn new(appliance: &Appliance) -> Result<Self> {
+    pub fn new(host: &Host) -> Result<Self> {
         let link = |number| {
             Ok((
-                appliance.shorten(&format!("https://example.com/{number}"))?,
+                host.shorten(&format!("https://example.com/{number}"))?,
                 AtomicU64::new(0),
             ))
         };
@@ -145,9 +145,9 @@ impl Crowd {
     ///
     /// # Errors
     /// Fails if a click is missing or was counted twice. The error names the links.
-    pub fn is_counted_once(&self, appliance: &Appliance) -> Result<()> {
+    pub fn is_counted_once(&self, host: &Host) -> Result<()> {
         let wanted = self.answers();
-        let last = self.settled(appliance, |counted| *counted == wanted)?;
+        let last = self.settled(host, |counted| *counted == wanted)?;
         ensure!(last == wanted, "{}", difference(&wanted, &last));
         Ok(())
     }
@@ -156,30 +156,28 @@ impl Crowd {
     ///
     /// # Errors
     /// Fails if either takes more than three minutes.
-    pub fn settled(&self, appliance: &Appliance, wanted: impl Fn(&Counts) -> bool) -> Result<Counts> {
+    pub fn settled(&self, host: &Host, wanted: impl Fn(&Counts) -> bool) -> Result<Counts> {
         let mut last = Counts::new();
         let waited = eventually("the clicks are counted", COUNTED_WITHIN, || {
-            last = self.counts(appliance)?;
+            last = self.counts(host)?;
             Ok(wanted(&last).then_some(()))
         });
         waited.with_context(|| {
             let counted = last.values().sum::<u64>();
-            let log = appliance.journal("links").unwrap_or_default();
+            let log = host.journal("links").unwrap_or_default();
             let differing = difference(&self.answers(), &last);
             format!("{counted} clicks are counted:\n{differing}\nthe log of the agent:\n{log}")
         })?;
-        appliance.wait_until_counted(COUNTED_WITHIN)?;
-        self.counts(appliance)
+        host.wait_until_counted(COUNTED_WITHIN)?;
+        self.counts(host)
     }
 
     /// The clicks of the crowd's links in the database.
     ///
     /// # Errors
     /// Fails if the database cannot be read.
-    pub fn counts(&self, appliance: &Appliance) -> Result<Counts> {
-        let mut counted = appliance.inside(|| {
-            let database = rusqlite::Connection::open_with_flags(DATABASE, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-            database.busy_timeout(Duration::from_secs(10))?;
+    pub fn counts(&self, host: &Host) -> Result<Counts> {
+        let mut counted = host.read_database(DATABASE, |database| {
             let mut query = database.prepare(
                 "SELECT slug, sum(clicks + bots) FROM click_days JOIN links ON links.id = link_id GROUP BY slug",
             )?;

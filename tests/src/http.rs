@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client for servers inside a machine. It follows no redirects and repeats no requests.
+//! An HTTP/1.1 client for servers inside a machine or on this computer. It follows no redirects and repeats no requests.
 
 use std::fmt;
 use std::io;
@@ -55,10 +55,11 @@ impl fmt::Display for Answer {
     }
 }
 
-/// A client for one address in a machine. It opens a new connection for each request.
+/// A client for one address. It opens a new connection for each request.
 #[derive(Clone, Debug)]
 pub struct Client {
-    network: NetNamespace,
+    /// The network of the machine in which the address is; `None` for this computer's.
+    network: Option<NetNamespace>,
     address: Address,
     headers: HeaderMap,
     deadline: Duration,
@@ -68,7 +69,17 @@ impl Client {
     /// The `Host` header, unless [`Self::header`] sets another.
     const HOST: HeaderValue = HeaderValue::from_static("links.example");
 
-    pub(crate) fn new(network: NetNamespace, address: Address) -> Self {
+    /// A client for an address in a machine.
+    pub(crate) fn inside(network: NetNamespace, address: Address) -> Self {
+        Self::new(Some(network), address)
+    }
+
+    /// A client for an address on this computer.
+    pub fn here(address: Address) -> Self {
+        Self::new(None, address)
+    }
+
+    fn new(network: Option<NetNamespace>, address: Address) -> Self {
         let headers = HeaderMap::from_iter([(HOST, Self::HOST)]);
         Self {
             network,
@@ -145,7 +156,10 @@ impl Client {
     /// # Errors
     /// Fails as [`Stream::connect`] does.
     pub fn stream(&self) -> io::Result<Stream> {
-        self.network.connect(&self.address, self.deadline)
+        match &self.network {
+            Some(network) => network.connect(&self.address, self.deadline),
+            None => Stream::connect(&self.address, self.deadline),
+        }
     }
 
     /// Opens a connection from a thread that has already entered the machine's network.
@@ -161,8 +175,9 @@ impl Client {
         self.headers.iter().map(line).collect()
     }
 
-    pub(crate) fn network(&self) -> &NetNamespace {
-        &self.network
+    /// Moves the calling thread into the network of the address, for good.
+    pub(crate) fn enter_network(&self) -> io::Result<()> {
+        self.network.as_ref().map_or(Ok(()), NetNamespace::enter)
     }
 }
 

@@ -1,26 +1,28 @@
-//! The lab: Debian 12 with systemd as PID 1, in its own namespaces on the machine that runs the tests.
+//! The lab: Debian 12 with systemd as PID 1, in its own namespaces on the computer that runs the tests.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
-//! use links_tests::{Machine, Tree};
+//! use links_tests::Host;
 //!
-//! let machine = Machine::boot(&Tree::with_nginx()?)?;
-//! machine.ok(["systemctl", "reload", "nginx"])?;
-//! assert_eq!(machine.http().get("/")?.status, 200);
+//! let host = Host::builder().serving()?;
+//! host.ok(["systemctl", "reload", "nginx"])?;
+//! assert_eq!(host.http().get("/health")?.status, 200);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The lab needs no virtual machine and no container engine, only root, `unshare` and overlayfs. A machine has no network
-//! except its own loopback interface. Everything it did is gone when the [`Machine`] is dropped, and also when the test
-//! process is killed.
+//! A [`Host`] needs no virtual machine and no container engine, only root, `unshare` and overlayfs. It has no network except
+//! its own loopback interface. Everything it did is gone when it is dropped, and also when the test process is killed.
+//!
+//! What runs without systemd is not a host, and needs neither root nor Debian's tree: [`local`] starts links-host and the
+//! services that it talks to as processes of this computer.
 
-mod appliance;
 mod artifacts;
 mod cache;
 mod cgroup;
-mod collector;
+mod check;
 mod crowd;
+mod events;
 mod failure;
 mod host;
 pub mod http;
@@ -37,17 +39,21 @@ mod stream;
 mod traffic;
 mod tree;
 mod wire;
+pub mod wording;
 
-pub use appliance::{Appliance, DATABASE, DEB, UNPACKED};
 pub use artifacts::{Artifacts, RELEASED, Runtime, power_cut};
-pub use collector::{Collected, Collector};
+pub use check::{CHECK_ONLINE, Check, Finding};
 pub use crowd::{Broken, Counts, Crowd};
-pub use host::{Host, RELEASED_DEB};
-pub use machine::{Machine, Output};
+pub use events::Events;
+pub use host::Host;
+pub use host::builder::Builder;
+pub use host::database::DATABASE;
+pub use host::packages::{DEB, RELEASED_DEB, UNPACKED};
+pub use host::service::{LINKS_TOML, RUNTIME_TOML};
+pub use machine::commands::Output;
 pub use namespace::NetNamespace;
 pub use process::eventually;
-pub use releases::{Fault, Releases};
+pub use releases::Fault;
 pub use seed::Seed;
 pub use stream::{Address, Stream};
 pub use traffic::{Traffic, verify};
-pub use tree::Tree;

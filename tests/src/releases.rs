@@ -13,7 +13,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use crate::artifacts::Artifacts;
+use crate::artifacts::{Artifacts, test_program};
 
 /// The path of the bundle in a package.
 const BUNDLE: &str = "usr/lib/links/bundle";
@@ -113,11 +113,11 @@ pub struct Releases {
 }
 
 impl Releases {
-    /// Unpacks the package. `broken_runtime` is the path of the program of that name, which cargo builds for the tests.
+    /// Unpacks the package.
     ///
     /// # Errors
-    /// Fails if dpkg-deb fails, or if the package has no manifest.
-    pub fn of(artifacts: &Artifacts, broken_runtime: &Path) -> Result<Self> {
+    /// Fails if dpkg-deb fails, or if the package has no manifest, or if the program broken-runtime is not built.
+    pub fn of(artifacts: &Artifacts) -> Result<Self> {
         let directory = tempfile::tempdir().context("Making a temporary directory")?;
         let original = directory.path().join("original");
         let mut unpack = Command::new("dpkg-deb");
@@ -125,7 +125,7 @@ impl Releases {
         let version = Bundle::open(&original.join(BUNDLE))?.text("version")?;
         Ok(Self {
             directory,
-            broken_runtime: broken_runtime.to_owned(),
+            broken_runtime: test_program("broken-runtime")?,
             version,
         })
     }

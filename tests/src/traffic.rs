@@ -1,10 +1,10 @@
-//! The standard load on an appliance, and the checks when it ends.
+//! The standard load on a host, and the checks when it ends.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::appliance::Appliance;
+use crate::host::Host;
 use crate::load::{Connections, Load, Mix, Report, Running, verify_all};
 
 /// The number of requests that must follow a change before the next one, so that they show whether the change broke anything.
@@ -23,12 +23,12 @@ impl Traffic {
     const RATE: u32 = 1500;
 
     /// Starts the load and waits until it is in full swing. `label` distinguishes its URLs from those of other loads on this
-    /// appliance.
+    /// host.
     ///
     /// # Errors
     /// Fails if there is no token, or if the first requests take longer than [`Self::wait_for`] allows.
-    pub fn start(appliance: &Appliance, label: &str) -> Result<Self> {
-        let load = Load::through([appliance.site()?])
+    pub fn start(host: &Host, label: &str) -> Result<Self> {
+        let load = Load::through([host.site()?])
             .workers(Self::WORKERS)
             .connections(Connections::Both)
             .mix(Mix::Usual)
@@ -78,10 +78,10 @@ impl Traffic {
     ///
     /// # Errors
     /// Fails if a check fails. If requests failed, the error holds the logs around the first failure.
-    pub fn finish(self, appliance: &Appliance) -> Result<Report> {
+    pub fn finish(self, host: &Host) -> Result<Report> {
         let label = self.label.clone();
         let report = self.stop()?;
-        let kept = verify(appliance, &label, &report);
+        let kept = verify(host, &label, &report);
         if report.failed() == 0 {
             kept?;
             return Ok(report);
@@ -98,7 +98,7 @@ impl Traffic {
                 .first()
                 .map(|first| format!(" {first}"))
                 .unwrap_or_default(),
-            circumstances(appliance, &report)
+            circumstances(host, &report)
         )
     }
 
@@ -117,8 +117,8 @@ impl Traffic {
 ///
 /// # Errors
 /// Fails if a link is missing or exists twice, or if the machine cannot be queried.
-pub fn verify(appliance: &Appliance, label: &str, report: &Report) -> Result<()> {
-    let lost = verify_all(&appliance.http(), &report.acknowledged)?;
+pub fn verify(host: &Host, label: &str, report: &Report) -> Result<()> {
+    let lost = verify_all(&host.http(), &report.acknowledged)?;
     let few = &lost[..lost.len().min(3)];
     ensure!(
         lost.is_empty(),
@@ -126,13 +126,13 @@ pub fn verify(appliance: &Appliance, label: &str, report: &Report) -> Result<()>
         lost.len(),
         report.acknowledged.len()
     );
-    let twice = appliance.duplicates(&format!("https://load.example/{label}/"))?;
+    let twice = host.duplicates(&format!("https://load.example/{label}/"))?;
     ensure!(twice.is_empty(), "made more than once: {twice:?}");
     Ok(())
 }
 
 /// The journal and nginx's error log around the first failure.
-fn circumstances(appliance: &Appliance, report: &Report) -> String {
+fn circumstances(host: &Host, report: &Report) -> String {
     let Some(first) = report.examples.first() else {
         return String::new();
     };
@@ -144,7 +144,7 @@ fn circumstances(appliance: &Appliance, report: &Report) -> String {
         from=$(date --date=@{from} +'%Y/%m/%d %T') to=$(date --date=@{to} +'%Y/%m/%d %T')
         awk -v from="$from" -v to="$to" '{{ at = $1 " " $2 }} at >= from && at <= to && ++n <= 20' /var/log/nginx/error.log"#
     );
-    match appliance.shell(&script) {
+    match host.shell(&script) {
         Ok(output) => output.stdout,
         Err(error) => format!("(no journal: {error:#})"),
     }

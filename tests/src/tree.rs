@@ -47,20 +47,20 @@ impl Tree {
         Ok(Self { layers: vec![layer] })
     }
 
-    /// The plain tree with nginx installed and enabled. nginx's default site listens on port 80.
+    /// This tree with nginx installed and enabled. nginx's default site listens on port 80.
     ///
     /// # Errors
     /// Fails as [`Self::plain`] does.
-    pub fn with_nginx() -> Result<Self> {
-        Self::plain()?.with(Source::Tree, &["nginx"])
+    pub fn with_nginx(self) -> Result<Self> {
+        self.with(Source::Tree, &["nginx"])
     }
 
-    /// The tree of [`Self::with_nginx`] with further Debian packages.
+    /// This tree with further Debian packages, from the archive that this computer's apt uses.
     ///
     /// # Errors
     /// Fails as [`Self::plain`] does.
-    pub fn with_nginx_and(packages: &[&str]) -> Result<Self> {
-        Self::with_nginx()?.with(Source::Network, packages)
+    pub fn with_packages(self, packages: &[&str]) -> Result<Self> {
+        self.with(Source::Network, packages)
     }
 
     fn with(self, source: Source, packages: &[&str]) -> Result<Self> {

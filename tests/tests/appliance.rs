@@ -6,49 +6,44 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::load::{Link, Load, Mix, Outcome, verify_all};
-use links_tests::{Appliance, Artifacts, Machine, Tree, UNPACKED, eventually};
+use links_tests::{Artifacts, Host, UNPACKED, eventually};
 use serde_json::Value;
 
 const URL: &str = "https://example.com/a?b=c#d";
 
 #[test]
 fn apt_install_sets_up_nginx_and_the_first_link_redirects() -> Result<()> {
-    let appliance = Appliance::prepared(&Tree::plain()?)?;
+    let host = Host::builder().without_nginx().uninstalled()?;
     let begin = Instant::now();
-    let output = appliance.apt_install()?;
-    let link = appliance.shorten(URL)?;
-    appliance.follow(&link)?;
+    let output = host.apt_install()?;
+    let link = host.shorten(URL)?;
+    host.follow(&link)?;
     println!(
         "from apt install to the first redirect: {:.1} s",
         begin.elapsed().as_secs_f64()
     );
-    appliance.ok(["systemctl", "start", "links"])?;
+    host.ok(["systemctl", "start", "links"])?;
 
-    assert_eq!(
-        appliance.http().head(&format!("/{}", link.slug))?.header("location"),
-        URL
-    );
-    let unauthorized = appliance.http().post("/shorten", r#"{"url": "https://example.com"}"#)?;
+    assert_eq!(host.http().head(&format!("/{}", link.slug))?.header("location"), URL);
+    let unauthorized = host.http().post("/shorten", r#"{"url": "https://example.com"}"#)?;
     assert_eq!(unauthorized.status, 401, "{unauthorized}");
     // nginx does not expose the health check that the supervisor uses.
-    assert_eq!(appliance.http().get("/.well-known/spin/health")?.status, 404);
+    assert_eq!(host.http().get("/.well-known/spin/health")?.status, 404);
 
     // The GET above counts as a bot, since its client sends no User-Agent. A HEAD request is not a click.
     eventually("the click is counted", Duration::from_secs(20), || {
-        let stats: Value = serde_json::from_str(&appliance.ok(["linksctl", "stats", &link.slug, "--json"])?.stdout)?;
+        let stats: Value = host.ok(["linksctl", "stats", &link.slug, "--json"])?.json()?;
         let counted = (stats["clicks"].as_u64(), stats["bots"].as_u64());
         ensure!(counted.1 <= Some(1) && counted.0 == Some(0), "{stats}");
         Ok((counted.1 == Some(1)).then_some(()))
     })?;
 
-    let token = appliance.token()?;
+    let token = host.token()?;
     assert!(
         token.len() >= 32 && !output.contains(&token),
         "the token has at least 32 characters, and the installation does not print it"
     );
-    let modes = appliance
-        .shell("stat -c '%a %U:%G %n' /etc/links/credentials{,/*}")?
-        .stdout;
+    let modes = host.shell("stat -c '%a %U:%G %n' /etc/links/credentials{,/*}")?.stdout;
     assert_eq!(
         modes,
         "700 root:root /etc/links/credentials\n600 root:root /etc/links/credentials/admin_token\n"
@@ -59,108 +54,105 @@ fn apt_install_sets_up_nginx_and_the_first_link_redirects() -> Result<()> {
 /// These checks share one installation.
 #[test]
 fn an_installed_appliance_passes_its_checks_starts_at_boot_and_stops_on_request() -> Result<()> {
-    let mut appliance = Appliance::installed()?;
-    the_status_line_reports_what_runs(&appliance).context("the status line")?;
-    the_units_are_sound_and_sandboxed(&appliance).context("the units")?;
-    nginx_accepts_the_site_without_warnings(&appliance).context("nginx")?;
-    links_starts_at_boot_and_stops_on_request(&mut appliance).context("boot and stop")
+    let mut host = Host::builder().serving()?;
+    the_status_line_reports_what_runs(&host).context("the status line")?;
+    the_units_are_sound_and_sandboxed(&host).context("the units")?;
+    nginx_accepts_the_site_without_warnings(&host).context("nginx")?;
+    links_starts_at_boot_and_stops_on_request(&mut host).context("boot and stop")
 }
 
-fn the_status_line_reports_what_runs(appliance: &Appliance) -> Result<()> {
-    let runtime = appliance.artifacts.runtime()?;
-    let version = appliance
+fn the_status_line_reports_what_runs(host: &Host) -> Result<()> {
+    let runtime = host.runtime()?;
+    let version = host
         .ok(["dpkg-query", "--show", "--showformat=${Version}", "links-shortener"])?
         .stdout;
 
-    let line = appliance.wait_for_status("2/2 instances ready")?;
-    let expected = format!(
-        "2/2 instances ready, release {version}, runtime {} {}",
-        runtime.kind, runtime.version
-    );
-    assert_eq!(line, expected);
-    let status = appliance.ok(["systemctl", "status", "links"])?.stdout;
-    assert!(status.contains(&format!("Status: \"{expected}\"")), "{status}");
-    appliance.ok(["linksctl", "status"])?;
+    let line = host.wait_for_status("2/2")?;
+    for part in [&version, &runtime.kind, &runtime.version] {
+        assert!(line.contains(part), "{part:?} in {line:?}");
+    }
+    let status = host.ok(["systemctl", "status", "links"])?.stdout;
+    assert!(status.contains(&format!("Status: \"{line}\"")), "{status}");
+    host.ok(["linksctl", "status"])?;
     // Spin's SQLite can lose commits when it checkpoints, so there the agent does it.
     let checkpoints = if runtime.is_spin() { "agent" } else { "runtime" };
-    let mut report = String::new();
+    let mut report = Value::Null;
     eventually("the status reports the SQLite in use", Duration::from_secs(30), || {
-        report = appliance.run(["linksctl", "status", "--json"])?.stdout;
-        let sqlite = serde_json::from_str::<Value>(&report)?["sqlite"].take();
+        report = host.status()?;
+        let sqlite = &report["sqlite"];
         let is_known = sqlite["version"]
             .as_str()
             .is_some_and(|version| version.starts_with("3."));
         Ok((is_known && sqlite["checkpoints"] == checkpoints && sqlite["warning"].is_null()).then_some(()))
     })
-    .with_context(|| report)?;
+    .with_context(|| report.to_string())?;
 
-    appliance.ok(["systemctl", "stop", "links@2"])?;
-    appliance.wait_for_status("1/2 instances ready")?;
-    assert_eq!(appliance.run(["linksctl", "status"])?.status, 1);
-    appliance.ok(["systemctl", "start", "links@2"])?;
-    appliance.wait_for_status("2/2 instances ready")?;
+    host.ok(["systemctl", "stop", "links@2"])?;
+    host.wait_for_status("1/2")?;
+    assert_eq!(host.run(["linksctl", "status"])?.status, 1);
+    host.ok(["systemctl", "start", "links@2"])?;
+    host.wait_for_status("2/2")?;
     Ok(())
 }
 
-fn links_starts_at_boot_and_stops_on_request(appliance: &mut Appliance) -> Result<()> {
-    let link = appliance.shorten(URL)?;
+fn links_starts_at_boot_and_stops_on_request(host: &mut Host) -> Result<()> {
+    let link = host.shorten(URL)?;
 
-    appliance.machine.reboot()?;
-    appliance.wait_for_status("2/2 instances ready")?;
-    appliance.follow(&link)?;
+    host.reboot()?;
+    host.wait_for_rotation(2)?;
+    host.follow(&link)?;
 
-    appliance.machine.kill_host()?;
-    appliance.wait_for_status("2/2 instances ready")?;
-    appliance.follow(&link)?;
+    host.crash()?;
+    host.wait_for_rotation(2)?;
+    host.follow(&link)?;
 
-    appliance.ok(["systemctl", "stop", "links"])?;
+    host.ok(["systemctl", "stop", "links"])?;
     // The instances stop after the service, once they have answered their requests. nginx still serves cached redirects.
-    appliance.wait_until_stopped()?;
-    let log = appliance
+    host.wait_until_stopped()?;
+    let log = host
         .shell("cat /var/lib/links/data/links.db-wal | wc --bytes || true")?
         .stdout;
     ensure!(
         log.trim() == "0",
         "the write-ahead log has {log} bytes that were not checkpointed"
     );
-    assert_eq!(appliance.http().get("/health")?.status, 502);
-    appliance.follow(&link)?;
+    assert_eq!(host.http().get("/health")?.status, 502);
+    host.follow(&link)?;
 
-    appliance.ok(["systemctl", "start", "links"])?;
-    appliance.follow(&link)?;
+    host.ok(["systemctl", "start", "links"])?;
+    host.follow(&link)?;
     Ok(())
 }
 
 #[test]
 fn removal_keeps_the_links_and_purge_leaves_nothing() -> Result<()> {
-    let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
-    let before = appliance.inventory()?;
-    appliance.apt_install()?;
-    let link = appliance.shorten(URL)?;
-    let token = appliance.token()?;
+    let host = Host::builder().uninstalled()?;
+    let before = host.inventory()?;
+    host.apt_install()?;
+    let link = host.shorten(URL)?;
+    let token = host.token()?;
 
-    appliance.ok(["apt-get", "--yes", "remove", "links-shortener"])?;
-    assert_eq!(appliance.processes()?, "");
-    assert_default_site(&appliance)?;
+    host.ok(["apt-get", "--yes", "remove", "links-shortener"])?;
+    assert_eq!(host.processes()?, "");
+    assert_default_site(&host)?;
 
-    appliance.apt_install()?;
-    appliance.follow(&link)?;
-    assert_eq!(appliance.token()?, token);
+    host.apt_install()?;
+    host.follow(&link)?;
+    assert_eq!(host.token()?, token);
 
-    appliance.ok(["apt-get", "--yes", "purge", "links-shortener"])?;
-    assert_eq!(appliance.processes()?, "");
-    assert_default_site(&appliance)?;
-    assert_eq!(difference(&before, &appliance.inventory()?), Vec::<String>::new());
+    host.ok(["apt-get", "--yes", "purge", "links-shortener"])?;
+    assert_eq!(host.processes()?, "");
+    assert_default_site(&host)?;
+    assert_eq!(difference(&before, &host.inventory()?), Vec::<String>::new());
     assert_eq!(
-        appliance
-            .run(["systemctl", "list-unit-files", "--quiet", "--no-legend", "links*"])?
+        host.run(["systemctl", "list-unit-files", "--quiet", "--no-legend", "links*"])?
             .stdout,
         ""
     );
 
-    appliance.apt_install()?;
+    host.apt_install()?;
     assert_eq!(
-        appliance.http().get(&format!("/{}", link.slug))?.status,
+        host.http().get(&format!("/{}", link.slug))?.status,
         404,
         "purge should have deleted the links"
     );
@@ -169,41 +161,41 @@ fn removal_keeps_the_links_and_purge_leaves_nothing() -> Result<()> {
 
 #[test]
 fn the_tarball_installs_and_uninstalls_without_apt() -> Result<()> {
-    let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
-    appliance.unpack_tarball()?;
-    appliance.shell("rm -r /usr/bin/apt* /usr/lib/apt")?;
-    let before = appliance.inventory()?;
+    let host = Host::builder().uninstalled()?;
+    host.unpack_tarball()?;
+    host.shell("rm -r /usr/bin/apt* /usr/lib/apt")?;
+    let before = host.inventory()?;
     let install = [&format!("{UNPACKED}/usr/bin/linksctl"), "install"];
 
-    appliance.ok(install)?;
-    let link = appliance.shorten(URL)?;
-    appliance.follow(&link)?;
-    appliance.wait_for_status("2/2 instances ready")?;
-    assert_sound_units(&appliance)?;
+    host.ok(install)?;
+    let link = host.shorten(URL)?;
+    host.follow(&link)?;
+    host.wait_for_rotation(2)?;
+    assert_sound_units(&host)?;
 
-    appliance.ok(["linksctl", "uninstall"])?;
-    assert_eq!(appliance.processes()?, "");
-    assert_default_site(&appliance)?;
+    host.ok(["linksctl", "uninstall"])?;
+    assert_eq!(host.processes()?, "");
+    assert_default_site(&host)?;
 
-    appliance.ok(install)?;
-    appliance.follow(&link)?;
+    host.ok(install)?;
+    host.follow(&link)?;
 
-    appliance.ok(["linksctl", "uninstall", "--purge"])?;
-    assert_default_site(&appliance)?;
-    assert_eq!(difference(&before, &appliance.inventory()?), Vec::<String>::new());
+    host.ok(["linksctl", "uninstall", "--purge"])?;
+    assert_default_site(&host)?;
+    assert_eq!(difference(&before, &host.inventory()?), Vec::<String>::new());
     Ok(())
 }
 
-fn the_units_are_sound_and_sandboxed(appliance: &Appliance) -> Result<()> {
-    assert_sound_units(appliance)?;
-    assert!(appliance.exposure("links@1.service")? <= 1.0);
-    assert!(appliance.exposure("links.service")? <= 1.5);
+fn the_units_are_sound_and_sandboxed(host: &Host) -> Result<()> {
+    assert_sound_units(host)?;
+    assert!(host.exposure("links@1.service")? <= 1.0);
+    assert!(host.exposure("links.service")? <= 1.5);
     Ok(())
 }
 
-fn nginx_accepts_the_site_without_warnings(appliance: &Appliance) -> Result<()> {
-    assert_eq!(appliance.ok(["nginx", "-t", "-q"])?.stderr, "");
-    let enabled = appliance.ok(["ls", "/etc/nginx/sites-enabled"])?.stdout;
+fn nginx_accepts_the_site_without_warnings(host: &Host) -> Result<()> {
+    assert_eq!(host.ok(["nginx", "-t", "-q"])?.stderr, "");
+    let enabled = host.ok(["ls", "/etc/nginx/sites-enabled"])?.stdout;
     assert_eq!(enabled, "links\n", "links should have replaced the default site");
     Ok(())
 }
@@ -212,24 +204,23 @@ fn nginx_accepts_the_site_without_warnings(appliance: &Appliance) -> Result<()> 
 #[test]
 fn the_appliance_installs_serves_and_rolls_out_in_512_mb_of_memory() -> Result<()> {
     const MEMORY: u64 = 512 << 20;
-    let tree = Tree::plain()?;
-    let appliance = Appliance::prepared_on(|| Machine::boot_with_memory(&tree, MEMORY))?;
-    appliance.apt_install()?;
-    appliance.wait_for_status("2/2 instances ready")?;
-    let link = appliance.shorten(URL)?;
-    appliance.follow(&link)?;
-    let load = Load::through([appliance.site()?]).workers(20).mix(Mix::Usual);
+    let host = Host::builder().without_nginx().memory(MEMORY).uninstalled()?;
+    host.apt_install()?;
+    host.wait_for_rotation(2)?;
+    let link = host.shorten(URL)?;
+    host.follow(&link)?;
+    let load = Load::through([host.site()?]).workers(20).mix(Mix::Usual);
     let load = load.start();
     eventually("the load has created links", Duration::from_secs(60), || {
         Ok((load.acknowledged() > 1_000).then_some(()))
     })?;
-    appliance.ok(["linksctl", "restart"])?;
+    host.ok(["linksctl", "restart"])?;
     let report = load.stop()?;
     println!("{report}");
     assert_eq!(report.failed(), 0, "{report}");
-    appliance.follow(&link)?;
+    host.follow(&link)?;
 
-    let (peak, killed) = appliance.memory_usage()?;
+    let (peak, killed) = host.memory_usage()?;
     println!("peak memory usage: {} of {} MiB", peak >> 20, MEMORY >> 20);
     assert_eq!(killed, 0, "the kernel killed processes because memory ran out");
     // Lower usage would mean that the machine ran outside of its control group.
@@ -253,8 +244,8 @@ fn lintian_reports_no_errors_or_warnings() -> Result<()> {
 /// Twenty writers run undisturbed for half a minute. Then both instances are killed while the writers go on.
 #[test]
 fn acknowledged_links_survive_kill_9() -> Result<()> {
-    let appliance = Appliance::installed()?;
-    let both = [appliance.instance(1)?, appliance.instance(2)?];
+    let host = Host::builder().serving()?;
+    let both = [host.instance(1)?, host.instance(2)?];
     let assert_resolves = |links: &[Link]| -> Result<()> {
         for client in &both {
             let lost = verify_all(client, links)?;
@@ -280,7 +271,7 @@ fn acknowledged_links_survive_kill_9() -> Result<()> {
     eventually("the writers have created links", Duration::from_secs(10), || {
         Ok((writing.acknowledged() > 500).then_some(()))
     })?;
-    appliance.ok(["systemctl", "kill", "--signal=KILL", "links@1", "links@2"])?;
+    host.ok(["systemctl", "kill", "--signal=KILL", "links@1", "links@2"])?;
     let killed = writing.stop()?;
     println!("{killed}");
     assert!(
@@ -290,16 +281,16 @@ fn acknowledged_links_survive_kill_9() -> Result<()> {
     assert_eq!(killed.server_errors(), 0, "{killed}");
 
     for instance in [1, 2] {
-        appliance.wait_until_healthy(instance)?;
+        host.wait_until_healthy(instance)?;
     }
     assert_resolves(&calm.acknowledged)?;
     assert_resolves(&killed.acknowledged)?;
-    appliance.wait_for_status("2/2 instances ready")?;
+    host.wait_for_rotation(2)?;
     Ok(())
 }
 
-fn assert_default_site(appliance: &Appliance) -> Result<()> {
-    let page = appliance.http().get("/")?;
+fn assert_default_site(host: &Host) -> Result<()> {
+    let page = host.http().get("/")?;
     ensure!(
         page.text().contains("Welcome to nginx"),
         "the default site should be back: {page}"
@@ -308,10 +299,10 @@ fn assert_default_site(appliance: &Appliance) -> Result<()> {
 }
 
 /// Asserts that `systemd-analyze verify` prints nothing.
-fn assert_sound_units(appliance: &Appliance) -> Result<()> {
+fn assert_sound_units(host: &Host) -> Result<()> {
     // The lab has no `man`, so `verify` cannot check the manual page that the units name.
-    appliance.shell("test -e /usr/share/man/man1/linksctl.1.gz")?;
-    let output = appliance.ok([
+    host.shell("test -e /usr/share/man/man1/linksctl.1.gz")?;
+    let output = host.ok([
         "systemd-analyze",
         "verify",
         "--man=no",

@@ -4,37 +4,39 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::{Appliance, Tree};
+use links_tests::Host;
 use serde_json::Value;
 
 const DROP_IN: &str = "/run/systemd/system/service.d/zzz-lxc-service.conf";
 /// The drop-in as distrobuilder writes it.
 const LXC: &str = "[Service]\nLoadCredential=\nProcSubset=all\nProtectProc=default\nNoNewPrivileges=no\n";
+/// The beginning of the report that linksctl delivers the credentials instead of systemd.
+const CREDENTIALS: &str = "credentials ";
 const URL: &str = "https://example.com/contained";
 
 #[test]
 fn links_serves_in_a_container_and_names_the_missing_protection() -> Result<()> {
-    let appliance = Appliance::prepared(&Tree::with_nginx()?)?;
-    appliance.write(DROP_IN, LXC)?;
-    appliance.ok(["systemctl", "daemon-reload"])?;
-    appliance.apt_install()?;
-    let link = appliance.shorten(URL)?;
-    appliance.follow(&link)?;
-    let lacks = sandbox(&appliance)?;
+    let host = Host::builder().uninstalled()?;
+    host.write(DROP_IN, LXC)?;
+    host.ok(["systemctl", "daemon-reload"])?;
+    host.apt_install()?;
+    let link = host.shorten(URL)?;
+    host.follow(&link)?;
+    let lacks = sandbox(&host)?;
     for lack in [
-        "NoNewPrivileges=no, not yes",
-        "ProcSubset=all, not pid",
-        "ProtectProc=default, not invisible",
-        "credentials come from linksctl, as systemd could not deliver them",
+        "NoNewPrivileges=no",
+        "ProcSubset=all",
+        "ProtectProc=default",
+        CREDENTIALS,
     ] {
         ensure!(
-            lacks.iter().any(|found| found == lack),
+            lacks.iter().any(|found| found.starts_with(lack)),
             "{lack:?} should be in {lacks:?}"
         );
     }
     let modes = "stat --format='%a %U:%G %n' /run/links/credentials{,/1{,/admin_token}}";
     assert_eq!(
-        appliance.shell(modes)?.stdout,
+        host.shell(modes)?.stdout,
         "750 root:links /run/links/credentials\n750 root:links /run/links/credentials/1\n\
          440 root:links /run/links/credentials/1/admin_token\n"
     );
@@ -46,7 +48,7 @@ fn links_serves_in_a_container_and_names_the_missing_protection() -> Result<()> 
             if user[0].ends_with("links") { "links" } else { "nogroup" }
         );
         let command = ["setpriv".to_owned()].into_iter().chain(user).chain([group]);
-        Ok(appliance.run(command.chain(read.map(str::to_owned)))?.status)
+        Ok(host.run(command.chain(read.map(str::to_owned)))?.status)
     };
     ensure!(
         reads("links")? == 0 && reads("www-data")? != 0 && reads("nobody")? != 0,
@@ -54,54 +56,49 @@ fn links_serves_in_a_container_and_names_the_missing_protection() -> Result<()> 
     );
 
     // A rotated token is delivered in the same way.
-    let old = appliance.token()?;
-    let rotated = appliance.ok(["linksctl", "token", "--rotate"])?;
+    let old = host.token()?;
+    let rotated = host.ok(["linksctl", "token", "--rotate"])?;
     ensure!(rotated.stderr.contains("`linksctl rollout`"), "{rotated}");
     ensure!(rotated.stdout.trim() != old, "the token should have changed");
-    appliance.ok(["linksctl", "rollout"])?;
-    appliance.shorten("https://example.com/rotated")?;
-    appliance.ok(["systemctl", "stop", "links"])?;
-    appliance.wait_until_stopped()?;
-    assert_eq!(appliance.ok(["ls", "/run/links/credentials"])?.stdout, "");
+    host.ok(["linksctl", "rollout"])?;
+    host.shorten("https://example.com/rotated")?;
+    host.ok(["systemctl", "stop", "links"])?;
+    host.wait_until_stopped()?;
+    assert_eq!(host.ok(["ls", "/run/links/credentials"])?.stdout, "");
 
     // Without mount propagation, the directory that systemd provides is empty.
-    appliance.shell(&format!(
+    host.shell(&format!(
         "rm {DROP_IN}; systemctl daemon-reload; mount --make-rprivate /"
     ))?;
-    appliance.ok(["systemctl", "start", "links"])?;
-    appliance.wait_for_rotation(2)?;
-    appliance.shorten("https://example.com/private")?;
-    let delivered = ["credentials come from linksctl, as systemd could not deliver them"];
-    assert_eq!(sandbox(&appliance)?, delivered);
+    host.ok(["systemctl", "start", "links"])?;
+    host.wait_for_rotation(2)?;
+    host.shorten("https://example.com/private")?;
+    let lacks = sandbox(&host)?;
+    ensure!(lacks.len() == 1 && lacks[0].starts_with(CREDENTIALS), "{lacks:?}");
 
     // With mount propagation, systemd delivers credentials again.
-    appliance.ok(["mount", "--make-rshared", "/"])?;
-    appliance.ok(["linksctl", "restart"])?;
-    assert_eq!(sandbox(&appliance)?, Vec::<String>::new());
-    appliance.follow(&link)?;
+    host.ok(["mount", "--make-rshared", "/"])?;
+    host.ok(["linksctl", "restart"])?;
+    assert_eq!(sandbox(&host)?, Vec::<String>::new());
+    host.follow(&link)?;
 
     // systemd handles a failed mount in the same way as a refused namespace.
-    appliance.write(DROP_IN, "[Service]\nBindReadOnlyPaths=/does-not-exist:/mnt\n")?;
-    appliance.ok(["systemctl", "daemon-reload"])?;
-    let refused = appliance.run_within(Duration::from_secs(60), ["linksctl", "configure"])?;
+    host.write(DROP_IN, "[Service]\nBindReadOnlyPaths=/does-not-exist:/mnt\n")?;
+    host.ok(["systemctl", "daemon-reload"])?;
+    let refused = host.run_within(Duration::from_secs(60), ["linksctl", "configure"])?;
     ensure!(refused.status == 1, "{refused}");
-    for part in [
-        "this host does not support",
-        "PrivateUsers=yes",
-        "links@.service.d/50-container.conf",
-    ] {
+    for part in ["PrivateUsers=yes", "links@.service.d/50-container.conf"] {
         ensure!(refused.stderr.contains(part), "{part:?} should be in {refused}");
     }
     // The running instances are left alone.
-    appliance.follow(&link)?;
-    appliance.shell(&format!("rm {DROP_IN}; systemctl daemon-reload"))?;
-    appliance.ok(["linksctl", "configure"])?;
-    appliance.follow(&link)
+    host.follow(&link)?;
+    host.shell(&format!("rm {DROP_IN}; systemctl daemon-reload"))?;
+    host.ok(["linksctl", "configure"])?;
+    host.follow(&link)
 }
 
-fn sandbox(appliance: &Appliance) -> Result<Vec<String>> {
-    let status = appliance.ok(["linksctl", "status", "--json"])?.stdout;
-    let status: Value = serde_json::from_str(&status)?;
+fn sandbox(host: &Host) -> Result<Vec<String>> {
+    let status: Value = host.ok(["linksctl", "status", "--json"])?.json()?;
     let lacks = status["sandbox"]
         .as_array()
         .context("the status has no list of missing protection")?;

@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use links_tests::http::Client;
 use links_tests::load::Outcome;
-use links_tests::{Fault, Host, Stream, Traffic, Tree, eventually, verify};
+use links_tests::{Events, Fault, Host, Stream, Traffic, eventually, verify, wording};
 
-const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 const DEADLINE: Duration = Duration::from_secs(30);
 
 #[test]
 fn killing_the_agent_loses_no_request() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let traffic = Traffic::start(&host, "agent")?;
     let before = host.invocation_ids(2)?;
     let agent = host.main_pid("links")?;
@@ -25,7 +24,7 @@ fn killing_the_agent_loses_no_request() -> Result<()> {
             let now = host.main_pid("links")?;
             Ok((now != 0 && now != agent).then_some(()))
         })?;
-        host.wait_for_status("2/2 instances ready")
+        host.wait_for_status("2/2").map(drop)
     })?;
     assert_eq!(
         host.invocation_ids(2)?,
@@ -38,7 +37,7 @@ fn killing_the_agent_loses_no_request() -> Result<()> {
 
 #[test]
 fn logrotate_loses_no_request() -> Result<()> {
-    let host = Host::serving_on(&Tree::with_nginx_and(&["logrotate"])?, BROKEN_RUNTIME)?;
+    let host = Host::builder().packages(&["logrotate"]).serving()?;
     // Requests for links are logged in a journal that logrotate does not touch, but nginx reopens all of its logs.
     let log = || -> Result<String> { Ok(host.ok(["stat", "--format=%i", "/var/log/nginx/error.log"])?.stdout) };
     let open = "stat --dereference --format=%i /proc/$(cat /run/nginx.pid)/fd/*";
@@ -63,7 +62,7 @@ fn logrotate_loses_no_request() -> Result<()> {
 
 #[test]
 fn a_restart_of_nginx_loses_only_requests_while_it_is_down() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let before = host.invocation_ids(2)?;
     let traffic = Traffic::start(&host, "nginx")?;
     for _ in 0..3 {
@@ -97,7 +96,7 @@ fn a_restart_of_nginx_loses_only_requests_while_it_is_down() -> Result<()> {
 
 #[test]
 fn a_slow_client_is_answered_across_a_restart() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let traffic = Traffic::start(&host, "slow")?;
     let mut slow = SlowClient::connect(&host.site()?)?;
     thread::scope(|scope| {
@@ -112,7 +111,7 @@ fn a_slow_client_is_answered_across_a_restart() -> Result<()> {
 
 #[test]
 fn a_drain_waits_for_a_slow_client() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let traffic = Traffic::start(&host, "drain")?;
     let mut slow = SlowClient::connect(&host.instance(1)?)?;
     let logged_before = host.journal("links@1")?.len();
@@ -132,11 +131,7 @@ fn a_drain_waits_for_a_slow_client() -> Result<()> {
     })?;
     let journal = host.journal("links@1")?;
     let logged = &journal[logged_before..];
-    let seconds = logged
-        .split("drained in ")
-        .nth(1)
-        .and_then(|rest| rest.split(' ').next());
-    let seconds: f64 = seconds.with_context(|| logged.to_owned())?.parse()?;
+    let seconds = wording::drained_in(logged).with_context(|| logged.to_owned())?;
     ensure!(seconds > enough.as_secs_f64(), "{logged}");
     println!("drained in {seconds} s");
     traffic.finish(&host)?;
@@ -145,11 +140,7 @@ fn a_drain_waits_for_a_slow_client() -> Result<()> {
 
 #[test]
 fn a_drain_ends_at_its_deadline() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    host.write("/etc/links/links.toml", "[drain]\ntimeout = \"2s\"\n")?;
-    host.ok(["systemctl", "reload", "links"])?;
-    host.wait_for_rotation(2)?;
-
+    let host = Host::builder().links_toml("[drain]\ntimeout = \"2s\"\n").serving()?;
     let traffic = Traffic::start(&host, "deadline")?;
     let logged_before = host.journal("links@1")?.len();
     let mut slow = SlowClient::connect(&host.instance(1)?)?;
@@ -173,15 +164,18 @@ fn a_drain_ends_at_its_deadline() -> Result<()> {
     );
     let journal = host.journal("links@1")?;
     let logged = &journal[logged_before..];
-    ensure!(logged.contains("(drain.timeout): cutting off 1 connection"), "{logged}");
+    ensure!(
+        logged.contains("drain.timeout") && logged.contains("1 connection"),
+        "the log should name the setting and the number of connections: {logged}"
+    );
     traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
 fn a_release_that_does_not_fit_on_the_disk_changes_nothing_until_there_is_space() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    let (first, next) = (host.releases.version(), host.releases.later(1));
+    let host = Host::builder().serving()?;
+    let (first, next) = (host.version()?, host.later_version(1)?);
     let bundle = host.bundle(&next, None)?;
     // The store gets a file system of its own, with the running release and space for another.
     host.ok(["systemctl", "stop", "links"])?;
@@ -206,24 +200,24 @@ fn a_release_that_does_not_fit_on_the_disk_changes_nothing_until_there_is_space(
     ensure!(
         failed
             .stderr
-            .contains("into /var/lib/links/releases: No space left on device"),
+            .contains("/var/lib/links/releases: No space left on device"),
         "{failed}"
     );
     assert_eq!((content()?.stdout, host.invocation_ids(2)?), before, "{failed}");
-    host.runs(first)?;
+    host.runs_version(first)?;
 
     host.ok(["rm", "/mnt/ballast"])?;
     let succeeded = rollout()?;
     assert_eq!(succeeded.status, 0, "{succeeded}");
     host.wait_for_rotation(2)?;
-    host.runs(&next)?;
+    host.runs_version(&next)?;
     traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
 fn setting_the_clock_back_by_an_hour_does_not_disturb_rollouts() -> Result<()> {
-    let host = Host::serving_on(&Tree::with_nginx_and(&["libfaketime"])?, BROKEN_RUNTIME)?;
+    let host = Host::builder().packages(&["libfaketime"]).serving()?;
     // The machine shares the clock of the host, so only the clock of one command is set.
     let clock = "/var/tmp/clock";
     let with_clock = [
@@ -243,7 +237,7 @@ fn setting_the_clock_back_by_an_hour_does_not_disturb_rollouts() -> Result<()> {
 
     let traffic = Traffic::start(&host, "clock")?;
     let rollout = |fault| {
-        let bundle = host.bundle(&host.releases.later(1), fault)?;
+        let bundle = host.bundle(&host.later_version(1)?, fault)?;
         let command = [&with_clock[..], &["linksctl", "rollout", "--release", &bundle]].concat();
         host.write(clock, "+1h\n")?;
         let begin = Instant::now();
@@ -268,20 +262,20 @@ fn setting_the_clock_back_by_an_hour_does_not_disturb_rollouts() -> Result<()> {
         failed.stderr.contains("this is its last log line"),
         "the error should quote the journal of the unit: {failed}"
     );
-    host.runs(host.releases.version())?;
+    host.runs_version(host.version()?)?;
 
     let succeeded = rollout(None)?;
     assert_eq!(succeeded.status, 0, "{succeeded}");
-    host.runs(&host.releases.later(1))?;
+    host.runs_version(&host.later_version(1)?)?;
     traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
 fn a_rollout_of_the_only_instance_warns_and_interrupts_service_briefly() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let link = host.shorten("https://example.com/alone")?;
-    let bundle = host.bundle(&host.releases.later(1), None)?;
+    let bundle = host.bundle(&host.later_version(1)?, None)?;
     host.ok(["linksctl", "scale", "1"])?;
     host.wait_for_rotation(1)?;
     // Deletes the compiled components, so that the next start has to compile them.
@@ -304,16 +298,19 @@ fn a_rollout_of_the_only_instance_warns_and_interrupts_service_briefly() -> Resu
             }
             longest
         });
-        let rollout = host.run(["linksctl", "rollout", "--release", &bundle]);
+        let rollout = host.run(["linksctl", "rollout", "--json", "--release", &bundle]);
         done.store(true, Ordering::Relaxed);
         let gap = client.join().ok().context("the thread panicked")?;
         anyhow::Ok((gap, rollout?))
     })?;
     println!("service was interrupted for {:.2} s", gap.as_secs_f64());
     assert_eq!(rollout.status, 0, "{rollout}");
-    let warning = rollout.stdout.find("this interrupts service for a moment");
-    let restart = rollout.stdout.find("drain, restart");
-    ensure!(warning.is_some() && warning < restart, "{rollout}");
+    // The plan, which comes before everything else, warns.
+    let events = Events::of(&rollout)?;
+    let planned = events.first("planned")?;
+    ensure!(planned["interrupts"] == true, "{rollout}");
+    let (planned, restart) = (events.position("planned"), events.step("restart", 1));
+    ensure!(planned.is_some() && planned < restart, "{rollout}");
     // The interruption may take as long as a restart on this machine, but not as long as the whole rollout.
     ensure!(
         gap < cold * 2 + Duration::from_secs(1),
@@ -324,29 +321,29 @@ fn a_rollout_of_the_only_instance_warns_and_interrupts_service_briefly() -> Resu
 
 #[test]
 fn a_release_that_fails_on_the_last_of_five_instances_is_undone_and_no_request_fails() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    host.write("/etc/links/links.toml", "[rollout]\nmin_healthy = \"200ms\"\n")?;
+    let host = Host::builder()
+        .links_toml("[rollout]\nmin_healthy = \"200ms\"\n")
+        .serving()?;
     host.ok(["linksctl", "scale", "5"])?;
     host.wait_for_rotation(5)?;
-    let before = host.releases(5)?;
-    let bundle = host.bundle(&host.releases.later(1), Some(Fault::Instance(5)))?;
+    let before = host.running_releases(5)?;
+    let bundle = host.bundle(&host.later_version(1)?, Some(Fault::Instance(5)))?;
     let traffic = Traffic::start(&host, "five")?;
-    let failed = traffic.during("rollout", || host.run(["linksctl", "rollout", "--release", &bundle]))?;
+    let rollout = ["linksctl", "rollout", "--json", "--release", &bundle];
+    let failed = traffic.during("rollout", || host.run(rollout))?;
     assert_ne!(failed.status, 0, "{failed}");
-    ensure!(failed.stderr.contains("instance 5 does not serve with"), "{failed}");
-    ensure!(
-        failed.stderr.contains("every instance is back on what it ran before"),
-        "{failed}"
-    );
+    let events = Events::of(&failed)?;
+    ensure!(events.first("failed")?["instance"] == 5, "{failed}");
+    ensure!(events.position("failed") < events.position("undo"), "{failed}");
     host.wait_for_rotation(5)?;
-    assert_eq!(host.releases(5)?, before, "{failed}");
+    assert_eq!(host.running_releases(5)?, before, "{failed}");
     traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
 fn needrestart_leaves_the_instances_alone() -> Result<()> {
-    let host = Host::serving_on(&Tree::with_nginx_and(&["needrestart"])?, BROKEN_RUNTIME)?;
+    let host = Host::builder().packages(&["needrestart"]).serving()?;
     // Replaces a library as an upgrade does. Programs in C do not load this one.
     host.shell("cd \"$(dirname \"$(ldconfig -p | awk '/libgcc_s.so.1/ { print $NF; exit }')\")\"; cp --archive libgcc_s.so.1 new; mv new libgcc_s.so.1")?;
     let listed = |units: &[&str]| -> Result<bool> {

@@ -10,35 +10,35 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use links_tests::http::Failure;
 use links_tests::load::{Connections, Load, Outcome, verify_all};
-use links_tests::{Machine, Tree, eventually};
+use links_tests::{Host, eventually};
 
 #[test]
 fn a_command_runs_inside_and_its_outcome_is_returned() -> Result<()> {
-    let machine = Machine::boot(&Tree::plain()?)?;
+    let host = Host::builder().without_nginx().debian()?;
 
-    assert_eq!(machine.ok(["cat", "/proc/1/comm"])?.stdout, "systemd\n");
-    assert_eq!(machine.ok(["hostname"])?.stdout, "links-lab\n");
-    assert_eq!(machine.shell("ls /sys/class/net")?.stdout, "lo\n");
+    assert_eq!(host.ok(["cat", "/proc/1/comm"])?.stdout, "systemd\n");
+    assert_eq!(host.ok(["hostname"])?.stdout, "links-lab\n");
+    assert_eq!(host.shell("ls /sys/class/net")?.stdout, "lo\n");
 
-    let failing = machine.run(["bash", "-c", "echo out; echo err >&2; exit 7"])?;
+    let failing = host.run(["bash", "-c", "echo out; echo err >&2; exit 7"])?;
     assert_eq!(
         (failing.status, &*failing.stdout, &*failing.stderr),
         (7, "out\n", "err\n")
     );
 
-    let error = machine.ok(["ls", "/nowhere"]).unwrap_err().to_string();
+    let error = host.ok(["ls", "/nowhere"]).unwrap_err().to_string();
     assert!(error.contains("`ls /nowhere` failed: exit status 2"), "{error}");
     assert!(error.contains("No such file or directory"), "{error}");
 
     let begin = Instant::now();
-    let error = machine
+    let error = host
         .run_within(Duration::from_secs(1), ["sleep", "100"])
         .unwrap_err()
         .to_string();
     assert!(error.contains("`sleep 100` did not end within 1s"), "{error}");
     assert!(begin.elapsed() < Duration::from_secs(10));
     assert_eq!(
-        machine.run(["pgrep", "sleep"])?.stdout,
+        host.run(["pgrep", "sleep"])?.stdout,
         "",
         "the command should have been ended inside"
     );
@@ -46,50 +46,49 @@ fn a_command_runs_inside_and_its_outcome_is_returned() -> Result<()> {
 }
 
 #[test]
-fn files_are_written_and_read_inside_and_never_reach_the_host() -> Result<()> {
-    let machine = Machine::boot(&Tree::plain()?)?;
+fn files_are_written_and_read_inside_and_never_reach_this_computer() -> Result<()> {
+    let host = Host::builder().without_nginx().debian()?;
 
-    machine.write("/srv/new/directory/file", "text")?;
-    assert_eq!(machine.read("/srv/new/directory/file")?, "text");
+    host.write("/srv/new/directory/file", "text")?;
+    assert_eq!(host.read("/srv/new/directory/file")?, "text");
     assert_eq!(
-        machine.shell("stat -c '%a %U' /srv/new/directory/file")?.stdout,
+        host.shell("stat -c '%a %U' /srv/new/directory/file")?.stdout,
         "644 root\n"
     );
 
-    // The target of an absolute link is below the machine's root.
-    machine.ok(["ln", "-s", "/etc/hostname-of-nobody", "/srv/link"])?;
-    machine.write("/srv/link", "inside")?;
-    assert_eq!(machine.read("/etc/hostname-of-nobody")?, "inside");
+    // The target of an absolute link is below the root of the host.
+    host.ok(["ln", "-s", "/etc/hostname-of-nobody", "/srv/link"])?;
+    host.write("/srv/link", "inside")?;
+    assert_eq!(host.read("/etc/hostname-of-nobody")?, "inside");
     assert!(!fs::exists("/etc/hostname-of-nobody")?);
 
-    machine.copy_in("/usr/bin/true".as_ref(), "/srv/bin/truth")?;
-    machine.ok(["/srv/bin/truth"])?;
+    host.copy_in("/usr/bin/true".as_ref(), "/srv/bin/truth")?;
+    host.ok(["/srv/bin/truth"])?;
 
-    machine.ok(["ln", "-s", "/nowhere", "/srv/dangling"])?;
-    assert!(machine.exists("/srv/dangling")?);
-    assert!(!machine.exists("/srv/nothing")?);
+    host.ok(["ln", "-s", "/nowhere", "/srv/dangling"])?;
+    assert!(host.exists("/srv/dangling")?);
+    assert!(!host.exists("/srv/nothing")?);
     Ok(())
 }
 
 #[test]
 fn a_sandboxed_unit_gets_its_credentials_and_directories() -> Result<()> {
-    let machine = Machine::boot(&Tree::plain()?)?;
-    machine.write("/srv/trial/run", include_str!("trial/run"))?;
-    machine.write(
+    let host = Host::builder().without_nginx().debian()?;
+    host.write("/srv/trial/run", include_str!("trial/run"))?;
+    host.write(
         "/etc/systemd/system/trial@.service",
         include_str!("trial/trial@.service"),
     )?;
-    machine.write("/etc/trial/credentials/token", "secret")?;
-    machine
-        .shell("chmod 700 /etc/trial/credentials; chmod 600 /etc/trial/credentials/token; useradd --system trial")?;
+    host.write("/etc/trial/credentials/token", "secret")?;
+    host.shell("chmod 700 /etc/trial/credentials; chmod 600 /etc/trial/credentials/token; useradd --system trial")?;
 
-    machine.ok(["systemctl", "daemon-reload"])?;
-    machine.ok(["systemctl", "start", "trial@1"])?;
+    host.ok(["systemctl", "daemon-reload"])?;
+    host.ok(["systemctl", "start", "trial@1"])?;
 
-    let status = machine.ok(["systemctl", "status", "trial@1"])?.stdout;
+    let status = host.ok(["systemctl", "status", "trial@1"])?.stdout;
     assert!(status.contains("Active: active (running)"), "{status}");
     assert!(status.contains("Status: \"ready as instance 1\""), "{status}");
-    let journal = machine.journal("trial@1")?;
+    let journal = host.journal("trial@1")?;
     assert!(journal.contains("credential: secret\n"), "{journal}");
     assert!(journal.contains("credential mode: 400 trial\n"), "{journal}");
     assert!(journal.contains("runtime directory mode: 700 trial\n"), "{journal}");
@@ -99,17 +98,17 @@ fn a_sandboxed_unit_gets_its_credentials_and_directories() -> Result<()> {
 
 #[test]
 fn the_client_reaches_servers_inside() -> Result<()> {
-    let machine = Machine::boot(&Tree::with_nginx()?)?;
-    let page = machine.http().get("/")?;
+    let host = Host::builder().debian()?;
+    let page = host.http().get("/")?;
     assert_eq!((page.status.as_u16(), page.header("content-type")), (200, "text/html"));
     assert!(page.text().contains("Welcome to nginx"), "{page}");
-    assert_eq!(machine.http().head("/")?.body.len(), 0);
-    assert_eq!(machine.http().get("/nothing")?.status, 404);
-    assert!(matches!(machine.http_at(9).get("/"), Err(Failure::Refused)));
+    assert_eq!(host.http().head("/")?.body.len(), 0);
+    assert_eq!(host.http().get("/nothing")?.status, 404);
+    assert!(matches!(host.http_at(9).get("/"), Err(Failure::Refused)));
 
-    machine.write("/etc/nginx/conf.d/trial.conf", include_str!("trial/nginx.conf"))?;
-    machine.ok(["systemctl", "restart", "nginx"])?;
-    let trial = machine.http_at(8080).header("x-trial", "one");
+    host.write("/etc/nginx/conf.d/trial.conf", include_str!("trial/nginx.conf"))?;
+    host.ok(["systemctl", "restart", "nginx"])?;
+    let trial = host.http_at(8080).header("x-trial", "one");
     assert_eq!(trial.get("/redirect")?.header("location"), "https://example.com/one");
     assert_eq!(
         trial.post("/mirror", r#"{"a": 1}"#)?.text(),
@@ -119,7 +118,7 @@ fn the_client_reaches_servers_inside() -> Result<()> {
     let impatient = trial.deadline(Duration::from_millis(300));
     assert!(matches!(impatient.get("/never"), Err(Failure::TimedOut(_))));
 
-    let mut connection = machine.http_at(8080).connect()?;
+    let mut connection = host.http_at(8080).connect()?;
     let first = connection.get("/connection")?.text();
     assert_eq!(
         connection.get("/connection")?.text(),
@@ -127,7 +126,7 @@ fn the_client_reaches_servers_inside() -> Result<()> {
         "both requests should use one connection"
     );
     assert_ne!(
-        machine.http_at(8080).get("/connection")?.text(),
+        host.http_at(8080).get("/connection")?.text(),
         first,
         "another client should get another connection"
     );
@@ -136,21 +135,19 @@ fn the_client_reaches_servers_inside() -> Result<()> {
 
 #[test]
 fn the_load_reports_every_outcome_and_every_lost_link() -> Result<()> {
-    let machine = Machine::boot(&Tree::with_nginx()?)?;
-    machine.write("/etc/nginx/conf.d/load.conf", include_str!("trial/load.conf"))?;
-    machine.ok(["systemctl", "restart", "nginx"])?;
+    let host = Host::builder().debian()?;
+    host.write("/etc/nginx/conf.d/load.conf", include_str!("trial/load.conf"))?;
+    host.ok(["systemctl", "restart", "nginx"])?;
     let second = Duration::from_secs(1);
 
     for connections in [Connections::KeptAlive, Connections::Fresh, Connections::Both] {
-        let load = Load::through([machine.http_at(8090)])
-            .workers(3)
-            .connections(connections);
+        let load = Load::through([host.http_at(8090)]).workers(3).connections(connections);
         let report = load.run(second)?;
         assert_eq!(report.failed(), 0, "{report}");
         assert!(report.acknowledged.len() > 100, "{report}");
         assert_eq!(report.requests(), report.acknowledged.len() as u64, "{report}");
 
-        let mut lost = verify_all(&machine.http_at(8090), &report.acknowledged)?;
+        let mut lost = verify_all(&host.http_at(8090), &report.acknowledged)?;
         assert_eq!(
             lost.len(),
             report.acknowledged.len() - 1,
@@ -159,11 +156,11 @@ fn the_load_reports_every_outcome_and_every_lost_link() -> Result<()> {
         assert_eq!(lost.pop().unwrap().found, "302 https://load.example/load/0/3");
     }
 
-    let refusing = Load::through([machine.http_at(8091)]).run(second)?;
+    let refusing = Load::through([host.http_at(8091)]).run(second)?;
     assert!(refusing.of(Outcome::Status(503)) > 10, "{refusing}");
 
-    let cut = Load::through([machine.http_at(8090), machine.http_at(8090)]).start();
-    machine.ok(["systemctl", "kill", "--signal=KILL", "nginx"])?;
+    let cut = Load::through([host.http_at(8090), host.http_at(8090)]).start();
+    host.ok(["systemctl", "kill", "--signal=KILL", "nginx"])?;
     eventually("requests fail", Duration::from_secs(10), || {
         Ok((cut.failed() > 0).then_some(()))
     })?;
@@ -175,49 +172,49 @@ fn the_load_reports_every_outcome_and_every_lost_link() -> Result<()> {
 
 #[test]
 fn apt_installs_nginx_without_a_network() -> Result<()> {
-    let machine = Machine::boot(&Tree::plain()?)?;
-    assert!(!machine.exists("/usr/sbin/nginx")?);
-    machine.ok(["apt-get", "--yes", "install", "nginx"])?;
-    assert_eq!(machine.http().get("/")?.status, 200);
-    machine.ok(["apt-get", "--yes", "purge", "nginx", "nginx-common"])?;
-    machine.ok(["apt", "--yes", "install", "nginx"])?;
-    machine.ok(["apt", "--yes", "reinstall", "nginx"])?;
+    let host = Host::builder().without_nginx().debian()?;
+    assert!(!host.exists("/usr/sbin/nginx")?);
+    host.ok(["apt-get", "--yes", "install", "nginx"])?;
+    assert_eq!(host.http().get("/")?.status, 200);
+    host.ok(["apt-get", "--yes", "purge", "nginx", "nginx-common"])?;
+    host.ok(["apt", "--yes", "install", "nginx"])?;
+    host.ok(["apt", "--yes", "reinstall", "nginx"])?;
     Ok(())
 }
 
 #[test]
 fn files_survive_a_reboot_and_a_power_failure() -> Result<()> {
-    let mut machine = Machine::boot(&Tree::plain()?)?;
-    let boot_id = |machine: &Machine| machine.read("/proc/sys/kernel/random/boot_id");
-    let first = boot_id(&machine)?;
-    machine.write("/var/lib/kept", "kept")?;
-    machine.write("/run/lost", "lost")?;
+    let mut host = Host::builder().without_nginx().debian()?;
+    let boot_id = |host: &Host| host.read("/proc/sys/kernel/random/boot_id");
+    let first = boot_id(&host)?;
+    host.write("/var/lib/kept", "kept")?;
+    host.write("/run/lost", "lost")?;
 
-    machine.kill_host()?;
-    let second = boot_id(&machine)?;
+    host.crash()?;
+    let second = boot_id(&host)?;
     assert_ne!(first, second);
-    assert_eq!(machine.read("/var/lib/kept")?, "kept");
-    assert!(!machine.exists("/run/lost")?);
+    assert_eq!(host.read("/var/lib/kept")?, "kept");
+    assert!(!host.exists("/run/lost")?);
 
-    machine.reboot()?;
-    assert_ne!(second, boot_id(&machine)?);
-    assert_eq!(machine.read("/var/lib/kept")?, "kept");
+    host.reboot()?;
+    assert_ne!(second, boot_id(&host)?);
+    assert_eq!(host.read("/var/lib/kept")?, "kept");
 
-    machine.shutdown()?;
-    assert!(machine.run(["true"]).unwrap_err().to_string().contains("shut down"));
+    host.shutdown()?;
+    assert!(host.run(["true"]).unwrap_err().to_string().contains("shut down"));
     Ok(())
 }
 
 #[test]
-fn a_dropped_machine_leaves_nothing_behind() -> Result<()> {
-    let machine = Machine::boot(&Tree::plain()?)?;
-    machine.shell("setsid sleep 1000 >/dev/null 2>&1 </dev/null & systemd-run --quiet sleep 1000")?;
-    let traces = Traces::of(&machine)?;
+fn a_dropped_host_leaves_nothing_behind() -> Result<()> {
+    let host = Host::builder().without_nginx().debian()?;
+    host.shell("setsid sleep 1000 >/dev/null 2>&1 </dev/null & systemd-run --quiet sleep 1000")?;
+    let traces = Traces::of(&host)?;
     assert!(traces.processes()?.len() > 5, "{:?}", traces.processes()?);
     assert!(fs::exists(&traces.directory)?);
     assert!(fs::exists(&traces.cgroup)?);
 
-    drop(machine);
+    drop(host);
     assert_eq!(traces.processes()?, Vec::<u32>::new());
     assert!(!fs::exists(&traces.directory)?);
     assert!(!fs::exists(&traces.cgroup)?);
@@ -225,12 +222,12 @@ fn a_dropped_machine_leaves_nothing_behind() -> Result<()> {
 }
 
 #[test]
-fn a_machine_leaves_nothing_behind_when_its_test_is_killed() -> Result<()> {
-    const NAME: &str = "a_machine_leaves_nothing_behind_when_its_test_is_killed";
+fn a_host_leaves_nothing_behind_when_its_test_is_killed() -> Result<()> {
+    const NAME: &str = "a_host_leaves_nothing_behind_when_its_test_is_killed";
     const VICTIM: &str = "LINKS_LAB_VICTIM";
     if std::env::var_os(VICTIM).is_some() {
-        let machine = Machine::boot(&Tree::plain()?)?;
-        let traces = Traces::of(&machine)?;
+        let host = Host::builder().without_nginx().debian()?;
+        let traces = Traces::of(&host)?;
         println!("\ntraces {} {}", traces.directory, traces.cgroup);
         std::io::stdin().read_to_end(&mut Vec::new())?;
         return Ok(());
@@ -256,25 +253,25 @@ fn a_machine_leaves_nothing_behind_when_its_test_is_killed() -> Result<()> {
 
     victim.kill()?;
     victim.wait()?;
-    eventually("the processes of the machine end", Duration::from_secs(10), || {
+    eventually("the processes of the host end", Duration::from_secs(10), || {
         Ok(traces.processes()?.is_empty().then_some(()))
     })?;
     // The next machine removes the files.
-    drop(Machine::boot(&Tree::plain()?)?);
+    drop(Host::builder().without_nginx().debian()?);
     assert!(!fs::exists(&traces.directory)?);
     assert!(!fs::exists(&traces.cgroup)?);
     Ok(())
 }
 
-/// Where a machine is visible on the host.
+/// Where a host is visible on this computer.
 struct Traces {
     directory: String,
     cgroup: String,
 }
 
 impl Traces {
-    fn of(machine: &Machine) -> Result<Self> {
-        let upper = machine.ok(["findmnt", "--noheadings", "--output=OPTIONS", "/"])?.stdout;
+    fn of(host: &Host) -> Result<Self> {
+        let upper = host.ok(["findmnt", "--noheadings", "--output=OPTIONS", "/"])?.stdout;
         let upper = upper.split("upperdir=").nth(1).and_then(|rest| rest.split(',').next());
         let directory = upper
             .and_then(|upper| upper.strip_suffix("/upper"))
@@ -291,7 +288,7 @@ impl Traces {
         })
     }
 
-    /// The processes that have the machine's file system mounted.
+    /// The processes that have the file system of the host mounted.
     fn processes(&self) -> Result<Vec<u32>> {
         let mut found = Vec::new();
         for process in fs::read_dir("/proc")? {

@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use links_tests::load::{Connections, Link, Load, Mix, Report, Running, verify_all};
-use links_tests::servers::{LibSql, credential, redis};
-use links_tests::{Appliance, DATABASE, Output, Tree};
-use rusqlite::{Connection, OpenFlags};
+use links_tests::servers::{LibSql, redis};
+use links_tests::{DATABASE, Host, Output, RUNTIME_TOML};
 use serde_json::Value;
 
-const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
 const TURSO: &str = "turso-s3cret";
 const REDIS: &str = "redis-s3cret";
 
@@ -19,39 +17,37 @@ const LOCAL: &str = "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/l
 
 #[test]
 fn links_move_to_libsql_and_redis_and_back_under_load() -> Result<()> {
-    let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["redis-server"])?)?;
-    let libsql = LibSql::start_in(&appliance, HRANA, TURSO)?;
-    let _redis = redis(&appliance, REDIS)?;
-    credential(&appliance, "turso_token", TURSO)?;
-    credential(&appliance, "redis_url", &format!("redis://:{REDIS}@127.0.0.1:6379"))?;
+    let host = Host::builder().packages(&["redis-server"]).serving()?;
+    let libsql = LibSql::start_in(&host, TURSO)?;
+    let _redis = redis(&host, REDIS)?;
+    host.credential("turso_token", TURSO)?;
+    host.credential("redis_url", &format!("redis://:{REDIS}@127.0.0.1:6379"))?;
     let remote = format!(
-        "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"{}\"\ntoken = \"credential:turso_token\"\n\
-         [key_value_store.default]\ntype = \"redis\"\nurl = \"credential:redis_url\"\n",
-        LibSql::URL
+        "{}[key_value_store.default]\ntype = \"redis\"\nurl = \"credential:redis_url\"\n",
+        LibSql::runtime_toml()
     );
     let to_file = format!("sqlite:{DATABASE}");
     let server = &format!("libsql:{}", LibSql::URL);
     let copy = |arguments: &[&str]| {
         let arguments = [&["linksctl", "db", "copy", "--json"], arguments].concat();
-        appliance.run(&arguments)
+        host.run(&arguments)
     };
-    appliance.configure(LINKS_TOML, LOCAL)?;
+    host.configure(LINKS_TOML, LOCAL)?;
     let first: Vec<_> = (0..300)
-        .map(|number| appliance.shorten(&format!("https://example.com/first/{number}")))
+        .map(|number| host.shorten(&format!("https://example.com/first/{number}")))
         .collect::<Result<_>>()?;
 
     // From the local file to the server.
-    let load = Users::start(&appliance, &first)?;
+    let load = Users::start(&host, &first)?;
     load.more()?;
     let copied = compared(&copy(&["--to", server, "--token", "credential:turso_token"])?)?;
     ensure!(copied["added"].as_u64() >= Some(300), "{copied}");
     let refused = copy(&["--to", server, "--token", "credential:turso_token"])?;
-    ensure!(refused.status == 1 && refused.stderr.contains("already"), "{refused}");
-    appliance.write("/etc/links/runtime.toml", &remote)?;
-    let checked = appliance.ok(["linksctl", "check", "--online"])?;
-    let printed = format!("{}{}", checked.stdout, checked.stderr);
-    ensure!(printed.matches(" answers, after ").count() == 2, "{checked}");
-    appliance.configure(LINKS_TOML, &remote)?;
+    ensure!(refused.status == 1 && refused.stderr.contains("--resume"), "{refused}");
+    host.write(RUNTIME_TOML, &remote)?;
+    let checked = host.check_online()?;
+    ensure!(checked.outcomes() == ["answers", "answers"], "{checked:?}");
+    host.configure(LINKS_TOML, &remote)?;
     load.more()?;
     let resumed = compared(&copy(&["--resume", "--from", &to_file])?)?;
     ensure!(
@@ -59,25 +55,25 @@ fn links_move_to_libsql_and_redis_and_back_under_load() -> Result<()> {
         "links created during the first copy were not copied: {resumed}"
     );
     let report = load.finish()?;
-    no_link_is_lost(&appliance, &first, &report)?;
-    let on_server = every_link(&appliance, LibSql::DATABASE)?;
+    no_link_is_lost(&host, &first, &report)?;
+    let on_server = every_link(&host, LibSql::DATABASE)?;
     ensure!(
-        every_link(&appliance, DATABASE)?
+        every_link(&host, DATABASE)?
             .iter()
             .all(|(slug, url)| on_server.get(slug) == Some(url))
     );
-    let keys = appliance
+    let keys = host
         .ok(["redis-cli", "--no-auth-warning", "-a", REDIS, "dbsize"])?
         .stdout;
     ensure!(keys.trim().parse::<u64>()? > 300, "Redis holds only {keys} keys");
 
     // And back to the local file, which still exists.
-    let again = Users::start(&appliance, &report.acknowledged)?;
+    let again = Users::start(&host, &report.acknowledged)?;
     again.more()?;
     let refused = copy(&["--to", &to_file])?;
-    ensure!(refused.status == 1 && refused.stderr.contains("already"), "{refused}");
+    ensure!(refused.status == 1 && refused.stderr.contains("--resume"), "{refused}");
     compared(&copy(&["--resume", "--to", &to_file])?)?;
-    appliance.configure(LINKS_TOML, LOCAL)?;
+    host.configure(LINKS_TOML, LOCAL)?;
     again.more()?;
     let from_server = ["--resume", "--from", server, "--token", "credential:turso_token"];
     let resumed = compared(&copy(&from_server)?)?;
@@ -88,9 +84,9 @@ fn links_move_to_libsql_and_redis_and_back_under_load() -> Result<()> {
     let last = again.finish()?;
     // Nothing needs the server from here on.
     libsql.stop()?;
-    no_link_is_lost(&appliance, &first, &report)?;
-    no_link_is_lost(&appliance, &first, &last)?;
-    let in_file = every_link(&appliance, DATABASE)?;
+    no_link_is_lost(&host, &first, &report)?;
+    no_link_is_lost(&host, &first, &last)?;
+    let in_file = every_link(&host, DATABASE)?;
     ensure!(on_server.iter().all(|(slug, url)| in_file.get(slug) == Some(url)));
     Ok(())
 }
@@ -102,9 +98,9 @@ struct Users {
 }
 
 impl Users {
-    fn start(appliance: &Appliance, known: &[Link]) -> Result<Self> {
+    fn start(host: &Host, known: &[Link]) -> Result<Self> {
         let label = format!("moving-{}", known.len());
-        let load = Load::through([appliance.site()?]).connections(Connections::Both);
+        let load = Load::through([host.site()?]).connections(Connections::Both);
         let writers = load.clone().workers(4).rate(60).label(&label);
         let readers = load.workers(8).rate(400).mix(Mix::Known).knowing(known);
         Ok(Self {
@@ -140,7 +136,7 @@ impl Users {
 /// The report of a `db copy --json` that succeeded.
 fn compared(output: &Output) -> Result<Value> {
     ensure!(output.status == 0, "linksctl db copy: {output}");
-    let report: Value = serde_json::from_str(&output.stdout).with_context(|| output.stdout.clone())?;
+    let report: Value = output.json()?;
     println!("{report}");
     ensure!(
         report["checksum"].as_str().is_some_and(|sum| sum.len() == 32),
@@ -150,9 +146,9 @@ fn compared(output: &Output) -> Result<Value> {
     Ok(report)
 }
 
-fn no_link_is_lost(appliance: &Appliance, first: &[Link], report: &Report) -> Result<()> {
+fn no_link_is_lost(host: &Host, first: &[Link], report: &Report) -> Result<()> {
     for links in [first, &report.acknowledged] {
-        let lost = verify_all(&appliance.http(), links)?;
+        let lost = verify_all(&host.http(), links)?;
         ensure!(
             lost.is_empty(),
             "{} of {} links are lost: {:?}",
@@ -165,9 +161,8 @@ fn no_link_is_lost(appliance: &Appliance, first: &[Link], report: &Report) -> Re
 }
 
 /// The URL of each slug in a database file. Fails if a URL was shortened twice.
-fn every_link(appliance: &Appliance, file: &str) -> Result<BTreeMap<String, String>> {
-    let links: BTreeMap<String, String> = appliance.inside(|| {
-        let database = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+fn every_link(host: &Host, file: &str) -> Result<BTreeMap<String, String>> {
+    let links: BTreeMap<String, String> = host.read_database(file, |database| {
         let mut query = database.prepare("SELECT slug, url FROM links")?;
         let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)

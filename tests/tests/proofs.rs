@@ -4,126 +4,100 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::load::Link;
-use links_tests::{Appliance, Host, Output, eventually};
-
-/// Listens on 127.0.0.1:7001 and records each connection.
-const SQUAT: &str = r#"exec perl -MIO::Socket::INET -e '
-    my $server = IO::Socket::INET->new(LocalAddr => "127.0.0.1:7001", Listen => 64, ReuseAddr => 1) or die "bind: $!\n";
-    open my $note, ">", "/tmp/squatter" or die $!;
-    $note->autoflush;
-    print $note "listens\n";
-    while (my $client = $server->accept) { print $note "connected\n"; close $client; }
-'"#;
+use links_tests::servers::Squatter;
+use links_tests::{Host, Output, eventually};
 
 #[test]
 fn an_unprivileged_user_can_neither_reach_nor_impersonate_a_process_of_the_appliance() -> Result<()> {
-    let mut appliance = Appliance::installed()?;
-    appliance.wait_for_rotation(2)?;
-    let on_sockets = appliance.is_on_sockets()?;
-    let link = appliance.shorten("https://example.com/kept")?;
+    let mut host = Host::builder().serving()?;
+    let on_sockets = host.is_on_sockets()?;
+    let link = host.shorten("https://example.com/kept")?;
 
-    let lab = Lab(&appliance);
-    lab.secrets_are_private()?;
+    secrets_are_private(&host)?;
     if on_sockets {
-        appliance.serve_only_sockets(2, "www-data")?;
+        host.serve_only_sockets(2, "www-data")?;
     }
     for user in ["nobody", "www-data"] {
-        lab.internal_routes_are_hidden(user, on_sockets)?;
+        internal_routes_are_hidden(&host, user, on_sockets)?;
     }
-    lab.forged_headers_are_ignored(on_sockets)?;
-    lab.a_squatter_gets_nothing(&link, on_sockets)?;
+    forged_headers_are_ignored(&host, on_sockets)?;
+    a_squatter_gets_nothing(&host, &link, on_sockets)?;
 
     // Every boot generates new secrets. nginx, the agent and the instances must all start with them.
-    let before = lab.secrets()?;
-    appliance.machine.reboot()?;
-    appliance.wait_for_rotation(2)?;
-    let lab = Lab(&appliance);
-    let after = lab.secrets()?;
+    let before = secrets(&host)?;
+    host.reboot()?;
+    host.wait_for_rotation(2)?;
+    let after = secrets(&host)?;
     ensure!(
         before.iter().all(|secret| !after.contains(secret)),
         "a secret survived the reboot"
     );
-    lab.forged_headers_are_ignored(on_sockets)?;
-    appliance.follow(&link)?;
-    appliance.wait_until_counted(Duration::from_secs(60))
+    forged_headers_are_ignored(&host, on_sockets)?;
+    host.follow(&link)?;
+    host.wait_until_counted(Duration::from_secs(60))
 }
 
 /// nginx.org's package runs the workers as its own user, and an administrator may choose any other.
 #[test]
 fn nginx_reaches_the_instances_whichever_user_its_workers_run_as() -> Result<()> {
-    let mut appliance = Appliance::installed()?;
-    appliance.wait_for_rotation(2)?;
-    if !appliance.is_on_sockets()? {
+    let mut host = Host::builder().serving()?;
+    if !host.is_on_sockets()? {
         return Ok(());
     }
-    let link = appliance.shorten("https://example.com/kept")?;
-    appliance.shell(
+    let link = host.shorten("https://example.com/kept")?;
+    host.shell(
         "groupadd --system edge && useradd --system --gid edge web
         sed -i 's/^user .*/user web edge;/' /etc/nginx/nginx.conf && grep --quiet '^user web edge;' /etc/nginx/nginx.conf",
     )?;
-    let serves = |appliance: &Appliance, number: u32| -> Result<()> {
-        appliance.follow(&link)?;
-        appliance.follow(&appliance.shorten(&format!("https://example.com/{number}"))?)
+    let serves = |host: &Host, number: u32| -> Result<()> {
+        host.follow(&link)?;
+        host.follow(&host.shorten(&format!("https://example.com/{number}"))?)
     };
-    appliance.ok(["linksctl", "rollout"])?;
-    serves(&appliance, 1)?;
-    appliance.serve_only_sockets(2, "edge")?;
-    let workers = appliance.shell("ps --no-headers -o user --ppid $(cat /run/nginx.pid) | sort -u")?;
+    host.ok(["linksctl", "rollout"])?;
+    serves(&host, 1)?;
+    host.serve_only_sockets(2, "edge")?;
+    let workers = host.shell("ps --no-headers -o user --ppid $(cat /run/nginx.pid) | sort -u")?;
     ensure!(workers.stdout.contains("web"), "{workers}");
     let socket = ["--unix-socket", "/run/links/sockets/1.sock"];
-    let former = Lab(&appliance).curl("www-data", &socket, "http://x/health")?;
+    let former = curl(&host, "www-data", &socket, "http://x/health")?;
     ensure!(
         former.status == 7,
         "the former user of nginx can still reach an instance: {former}"
     );
-    let cache = appliance.shell("find /run/links/edge -mindepth 1 -type f -printf '%u\\n' | sort -u")?;
+    let cache = host.shell("find /run/links/edge -mindepth 1 -type f -printf '%u\\n' | sort -u")?;
     ensure!(
         cache.stdout == "web\n",
         "these users own files in nginx's cache: {cache}"
     );
 
     // An instance restarts. Then systemd-tmpfiles runs, which is the first step of an upgrade.
-    appliance.ok(["systemctl", "restart", "links@1"])?;
-    appliance.ok(["systemd-tmpfiles", "--create", "links.conf"])?;
-    appliance.wait_for_rotation(2)?;
-    appliance.serve_only_sockets(2, "edge")?;
-    serves(&appliance, 2)?;
+    host.ok(["systemctl", "restart", "links@1"])?;
+    host.ok(["systemd-tmpfiles", "--create", "links.conf"])?;
+    host.wait_for_rotation(2)?;
+    host.serve_only_sockets(2, "edge")?;
+    serves(&host, 2)?;
 
     // systemd-tmpfiles creates the directory anew at boot. Its group must be right before the first instance starts.
-    appliance.machine.reboot()?;
-    appliance.wait_for_rotation(2)?;
-    appliance.serve_only_sockets(2, "edge")?;
-    serves(&appliance, 3)?;
-    appliance.shell("chgrp root /run/links/sockets && systemctl restart links-recover")?;
-    appliance.serve_only_sockets(2, "edge")?;
+    host.reboot()?;
+    host.wait_for_rotation(2)?;
+    host.serve_only_sockets(2, "edge")?;
+    serves(&host, 3)?;
+    host.shell("chgrp root /run/links/sockets && systemctl restart links-recover")?;
+    host.serve_only_sockets(2, "edge")?;
 
     // The administrator changes the user and restarts nginx: `linksctl status` reports the problem, and a rollout fixes it.
-    appliance.shell("sed -i 's/^user .*/user www-data;/' /etc/nginx/nginx.conf && systemctl restart nginx")?;
-    let status = appliance.run(["linksctl", "status"])?;
+    host.shell("sed -i 's/^user .*/user www-data;/' /etc/nginx/nginx.conf && systemctl restart nginx")?;
+    let status = host.run(["linksctl", "status"])?;
     ensure!(status.status == 1 && status.stdout.contains("502"), "{status}");
-    appliance.ok(["linksctl", "rollout"])?;
-    serves(&appliance, 4)?;
-    appliance.serve_only_sockets(2, "www-data")
+    host.ok(["linksctl", "rollout"])?;
+    serves(&host, 4)?;
+    host.serve_only_sockets(2, "www-data")
 }
-
-/// Records what it receives on 127.0.0.1:7001.
-const EAVESDROPPER: &str = r#"exec perl -MIO::Socket::INET -e '
-    my $server = IO::Socket::INET->new(LocalAddr => "127.0.0.1:7001", Listen => 64, ReuseAddr => 1) or die "bind: $!\n";
-    open my $note, ">", "/tmp/eavesdropper" or die $!;
-    $note->autoflush;
-    print $note "listens\n";
-    while (my $client = $server->accept) {
-        my $request = "";
-        while ($request !~ /\r\n\r\n/ and sysread $client, my $part, 4096) { $request .= $part; }
-        print $note $request, "end\n";
-        close $client;
-    }
-'"#;
 
 /// An instance that listens on a port, as with version 0.1.0 or Spin, has died and left its flag file behind.
 #[test]
 fn a_process_that_takes_the_port_of_an_instance_does_not_get_the_agents_secret() -> Result<()> {
-    let host = Host::serving(env!("CARGO_BIN_EXE_broken-runtime"))?;
+    let host = Host::builder().serving()?;
     let bundle = host.released_bundle()?;
     host.ok(["linksctl", "rollout", "--release", &bundle])?;
     host.wait_for_rotation(2)?;
@@ -134,21 +108,10 @@ fn a_process_that_takes_the_port_of_an_instance_does_not_get_the_agents_secret()
     );
     let link = host.shorten("https://example.com/kept")?;
     host.follow(&link)?;
-    host.appliance.wait_until_counted(Duration::from_secs(60))?;
+    host.wait_until_counted(Duration::from_secs(60))?;
 
     host.ok(["systemctl", "stop", "links@1", "links@2"])?;
-    host.ok([
-        "systemd-run",
-        "--unit=eavesdropper",
-        "--uid=nobody",
-        "bash",
-        "-c",
-        EAVESDROPPER,
-    ])?;
-    let heard = || host.read("/tmp/eavesdropper");
-    eventually("the port is taken", Duration::from_secs(10), || {
-        Ok(heard().is_ok_and(|heard| heard.starts_with("listens\n")).then_some(()))
-    })?;
+    let eavesdropper = Squatter::take(&host, "127.0.0.1:7001", "nobody")?;
     host.ok([
         "runuser",
         "-u",
@@ -163,20 +126,16 @@ fn a_process_that_takes_the_port_of_an_instance_does_not_get_the_agents_secret()
     let answer = host.http().get(&format!("/{}", link.slug))?;
     ensure!(answer.status == 302 || answer.status == 502, "{answer}");
     eventually("the agent reports the stranger", Duration::from_secs(60), || {
-        let heard = heard()?;
+        let heard = eavesdropper.heard()?;
         ensure!(!heard.contains("/internal/"), "the eavesdropper received:\n{heard}");
-        let journal = host.journal("links")?;
-        Ok(journal
-            .contains("listens on 127.0.0.1:7001, and instances run as user")
-            .then_some(()))
+        // The report contains the command that shows the stranger.
+        let reported = host.journal("links")?.contains("`ss -ltnp 'sport = :7001'`");
+        Ok(reported.then_some(()))
     })?;
     // `linksctl stats` would send the admin token.
     let stats = host.run(["linksctl", "stats", &link.slug])?;
-    ensure!(
-        stats.status != 0 && stats.stderr.contains("listens on 127.0.0.1:7001"),
-        "{stats}"
-    );
-    let (heard, secrets) = (heard()?, Lab(&host.appliance).secrets()?);
+    ensure!(stats.status != 0 && stats.stderr.contains("127.0.0.1:7001"), "{stats}");
+    let (heard, secrets) = (eavesdropper.heard()?, secrets(&host)?);
     let agent = secrets.first().context("the agent's secret")?;
     for secret in [agent.as_str(), &host.token()?, "links-agent-secret", "/internal/"] {
         ensure!(
@@ -185,154 +144,139 @@ fn a_process_that_takes_the_port_of_an_instance_does_not_get_the_agents_secret()
         );
     }
 
-    host.ok(["systemctl", "stop", "eavesdropper"])?;
+    eavesdropper.leave()?;
     host.ok(["rm", "/run/links/ready/1"])?;
     host.ok(["systemctl", "start", "links@1", "links@2"])?;
     host.wait_for_rotation(2)?;
     host.follow(&link)?;
-    host.appliance.wait_until_counted(Duration::from_secs(60))
+    host.wait_until_counted(Duration::from_secs(60))
 }
 
-struct Lab<'a>(&'a Appliance);
+fn secrets(host: &Host) -> Result<Vec<String>> {
+    let files = host.shell("cd /run/links/secrets && cat agent proxy otlp")?.stdout;
+    let secrets: Vec<_> = files.lines().map(str::to_owned).collect();
+    let is_one = |secret: &String| secret.len() == 64 && secret.bytes().all(|byte| byte.is_ascii_hexdigit());
+    ensure!(secrets.len() == 3 && secrets.iter().all(is_one), "{files}");
+    Ok(secrets)
+}
 
-impl Lab<'_> {
-    fn secrets(&self) -> Result<Vec<String>> {
-        let files = self.0.shell("cd /run/links/secrets && cat agent proxy otlp")?.stdout;
-        let secrets: Vec<_> = files.lines().map(str::to_owned).collect();
-        let is_one = |secret: &String| secret.len() == 64 && secret.bytes().all(|byte| byte.is_ascii_hexdigit());
-        ensure!(secrets.len() == 3 && secrets.iter().all(is_one), "{files}");
-        Ok(secrets)
+fn as_user(host: &Host, user: &str, command: &[&str]) -> Result<Output> {
+    let words = ["runuser", "-u", user, "--"].into_iter().chain(command.iter().copied());
+    host.run(words)
+}
+
+fn secrets_are_private(host: &Host) -> Result<()> {
+    let modes = host.shell("cd /run/links/secrets && stat --format='%n %a %U:%G' . agent proxy otlp proxy.conf")?;
+    let expected = ". 750 root:links\nagent 640 root:links\nproxy 640 root:links\notlp 640 root:links\n\
+                    proxy.conf 600 root:root\n";
+    ensure!(modes.stdout == expected, "{modes}");
+    for user in ["nobody", "www-data"] {
+        for file in ["agent", "proxy", "otlp", "proxy.conf"] {
+            let read = as_user(host, user, &["cat", &format!("/run/links/secrets/{file}")])?;
+            ensure!(
+                read.status != 0 && read.stdout.is_empty(),
+                "{user} can read {file}: {read}"
+            );
+        }
     }
+    Ok(())
+}
 
-    fn as_user(&self, user: &str, command: &[&str]) -> Result<Output> {
-        let words = ["runuser", "-u", user, "--"].into_iter().chain(command.iter().copied());
-        self.0.run(words)
+fn curl(host: &Host, user: &str, options: &[&str], url: &str) -> Result<Output> {
+    let curl = ["curl", "--silent", "--show-error", "--include", "--max-time", "10"];
+    as_user(host, user, &[&curl, options, &[url]].concat())
+}
+
+/// The curl options and origins with which this user can reach an instance: the site, nginx's server for the instances
+/// (port 7000), and the instance itself.
+fn routes_to_an_instance(user: &str, on_sockets: bool) -> Vec<(&'static [&'static str], &'static str)> {
+    let mut routes: Vec<(&'static [&'static str], _)> = vec![(&[], "http://127.0.0.1"), (&[], "http://127.0.0.1:7000")];
+    match (on_sockets, user) {
+        (true, "www-data") => routes.push((&["--unix-socket", "/run/links/sockets/1.sock"], "http://x")),
+        (true, _) => {}
+        (false, _) => routes.push((&[], "http://127.0.0.1:7001")),
     }
+    routes
+}
 
-    fn secrets_are_private(&self) -> Result<()> {
-        let modes = self
-            .0
-            .shell("cd /run/links/secrets && stat --format='%n %a %U:%G' . agent proxy otlp proxy.conf")?;
-        let expected = ". 750 root:links\nagent 640 root:links\nproxy 640 root:links\notlp 640 root:links\n\
-                        proxy.conf 600 root:root\n";
-        ensure!(modes.stdout == expected, "{modes}");
-        for user in ["nobody", "www-data"] {
-            for file in ["agent", "proxy", "otlp", "proxy.conf"] {
-                let read = self.as_user(user, &["cat", &format!("/run/links/secrets/{file}")])?;
-                ensure!(
-                    read.status != 0 && read.stdout.is_empty(),
-                    "{user} can read {file}: {read}"
-                );
+fn internal_routes_are_hidden(host: &Host, user: &str, on_sockets: bool) -> Result<()> {
+    for (route, origin) in routes_to_an_instance(user, on_sockets) {
+        for options in [
+            &["--request", "POST", "--data", "{}"][..],
+            &["--request", "POST", "--data", "{}", "--header", "links-agent-secret;"],
+            &["--header", "links-agent-secret: 0"],
+        ] {
+            for path in ["/internal/clicks", "/internal/database"] {
+                let answer = curl(host, user, &[route, options].concat(), &format!("{origin}{path}"))?;
+                let refused = ["HTTP/1.1 404 ", "HTTP/1.1 403 "];
+                let is_refused = refused.iter().any(|status| answer.stdout.starts_with(status));
+                ensure!(is_refused, "{user}: {origin}{path} {options:?}: {answer}");
             }
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn curl(&self, user: &str, options: &[&str], url: &str) -> Result<Output> {
-        let curl = ["curl", "--silent", "--show-error", "--include", "--max-time", "10"];
-        self.as_user(user, &[&curl, options, &[url]].concat())
+/// nginx replaces the forged headers. The instance itself ignores them because the proxy's secret is wrong.
+fn forged_headers_are_ignored(host: &Host, on_sockets: bool) -> Result<()> {
+    let authorization = format!("authorization: Bearer {}", host.token()?);
+    let forged = [
+        "--header",
+        "x-forwarded-proto: https",
+        "--header",
+        "x-forwarded-host: evil.example",
+        "--header",
+        "x-request-id: 0123456789abcdef0123456789abcdef",
+        "--header",
+        "links-proxy-secret: 0",
+        "--header",
+        &authorization,
+        "--json",
+        r#"{"url": "https://example.com/forged"}"#,
+    ];
+    for (route, origin) in routes_to_an_instance("www-data", on_sockets) {
+        if origin.ends_with(":7000") {
+            continue;
+        }
+        let mut slugs = vec![];
+        for _ in 0..2 {
+            let url = format!("{origin}/shorten");
+            let answer = curl(host, "www-data", &[route, &forged].concat(), &url)?.stdout;
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+            ensure!(head.starts_with("HTTP/1.1 200 "), "{url}: {answer}");
+            ensure!(
+                !body.contains("evil.example") && !body.contains("https://127"),
+                "{url}: {body}"
+            );
+            let body: serde_json::Value = serde_json::from_str(body)?;
+            slugs.push(body["slug"].to_string());
+        }
+        ensure!(slugs[0] != slugs[1], "{origin} treats two requests as one: {slugs:?}");
     }
+    Ok(())
+}
 
-    /// The curl options and origins with which this user can reach an instance: the site, nginx's server for the instances
-    /// (port 7000), and the instance itself.
-    fn routes_to_an_instance(user: &str, on_sockets: bool) -> Vec<(&'static [&'static str], &'static str)> {
-        let mut routes: Vec<(&'static [&'static str], _)> =
-            vec![(&[], "http://127.0.0.1"), (&[], "http://127.0.0.1:7000")];
-        match (on_sockets, user) {
-            (true, "www-data") => routes.push((&["--unix-socket", "/run/links/sockets/1.sock"], "http://x")),
-            (true, _) => {}
-            (false, _) => routes.push((&[], "http://127.0.0.1:7001")),
-        }
-        routes
+fn a_squatter_gets_nothing(host: &Host, link: &Link, on_sockets: bool) -> Result<()> {
+    host.ok(["systemctl", "stop", "links@1"])?;
+    let squatter = Squatter::take(host, "127.0.0.1:7001", "nobody")?;
+    for number in 0..50 {
+        host.follow(link)?;
+        host.shorten(&format!("https://example.com/{number}"))?;
     }
-
-    fn internal_routes_are_hidden(&self, user: &str, on_sockets: bool) -> Result<()> {
-        for (route, origin) in Self::routes_to_an_instance(user, on_sockets) {
-            for options in [
-                &["--request", "POST", "--data", "{}"][..],
-                &["--request", "POST", "--data", "{}", "--header", "links-agent-secret;"],
-                &["--header", "links-agent-secret: 0"],
-            ] {
-                for path in ["/internal/clicks", "/internal/database"] {
-                    let answer = self.curl(user, &[route, options].concat(), &format!("{origin}{path}"))?;
-                    let refused = ["HTTP/1.1 404 ", "HTTP/1.1 403 "];
-                    let is_refused = refused.iter().any(|status| answer.stdout.starts_with(status));
-                    ensure!(is_refused, "{user}: {origin}{path} {options:?}: {answer}");
-                }
-            }
+    let start = host.run(["systemctl", "start", "links@1"])?;
+    match on_sockets {
+        true => ensure!(start.status == 0, "{start}"),
+        false => {
+            let journal = host.journal("links@1")?;
+            ensure!(start.status != 0 && journal.contains("127.0.0.1:7001"), "{journal}");
         }
-        Ok(())
     }
-
-    /// nginx replaces the forged headers. The instance itself ignores them because the proxy's secret is wrong.
-    fn forged_headers_are_ignored(&self, on_sockets: bool) -> Result<()> {
-        let authorization = format!("authorization: Bearer {}", self.0.token()?);
-        let forged = [
-            "--header",
-            "x-forwarded-proto: https",
-            "--header",
-            "x-forwarded-host: evil.example",
-            "--header",
-            "x-request-id: 0123456789abcdef0123456789abcdef",
-            "--header",
-            "links-proxy-secret: 0",
-            "--header",
-            &authorization,
-            "--json",
-            r#"{"url": "https://example.com/forged"}"#,
-        ];
-        for (route, origin) in Self::routes_to_an_instance("www-data", on_sockets) {
-            if origin.ends_with(":7000") {
-                continue;
-            }
-            let mut slugs = vec![];
-            for _ in 0..2 {
-                let url = format!("{origin}/shorten");
-                let answer = self.curl("www-data", &[route, &forged].concat(), &url)?.stdout;
-                let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-                ensure!(head.starts_with("HTTP/1.1 200 "), "{url}: {answer}");
-                ensure!(
-                    !body.contains("evil.example") && !body.contains("https://127"),
-                    "{url}: {body}"
-                );
-                let body: serde_json::Value = serde_json::from_str(body)?;
-                slugs.push(body["slug"].to_string());
-            }
-            ensure!(slugs[0] != slugs[1], "{origin} treats two requests as one: {slugs:?}");
-        }
-        Ok(())
-    }
-
-    fn a_squatter_gets_nothing(&self, link: &Link, on_sockets: bool) -> Result<()> {
-        self.0.ok(["systemctl", "stop", "links@1"])?;
-        self.0
-            .ok(["systemd-run", "--unit=squatter", "--uid=nobody", "bash", "-c", SQUAT])?;
-        let noted = || self.0.read("/tmp/squatter");
-        eventually("the port is taken", Duration::from_secs(10), || {
-            Ok(noted().is_ok_and(|noted| noted == "listens\n").then_some(()))
-        })?;
-        for number in 0..50 {
-            self.0.follow(link)?;
-            self.0.shorten(&format!("https://example.com/{number}"))?;
-        }
-        let start = self.0.run(["systemctl", "start", "links@1"])?;
-        match on_sockets {
-            true => ensure!(start.status == 0, "{start}"),
-            false => {
-                let journal = self.0.journal("links@1")?;
-                ensure!(
-                    start.status != 0 && journal.contains("127.0.0.1:7001 is in use"),
-                    "{journal}"
-                );
-            }
-        }
-        self.0.follow(link)?;
-        let noted = noted()?;
-        ensure!(noted == "listens\n", "the squatter got a request:\n{noted}");
-        self.0.ok(["systemctl", "stop", "squatter"])?;
-        // The failed starts of the instance may have reached systemd's limit.
-        self.0.ok(["systemctl", "reset-failed"])?;
-        self.0.ok(["systemctl", "start", "links@1"])?;
-        self.0.wait_for_rotation(2)
-    }
+    host.follow(link)?;
+    let heard = squatter.heard()?;
+    ensure!(heard.is_empty(), "the squatter got a connection:\n{heard}");
+    squatter.leave()?;
+    // The failed starts of the instance may have reached systemd's limit.
+    host.ok(["systemctl", "reset-failed"])?;
+    host.ok(["systemctl", "start", "links@1"])?;
+    host.wait_for_rotation(2)
 }

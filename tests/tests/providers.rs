@@ -6,13 +6,18 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use links_tests::eventually;
-use links_tests::local::{TestDir, ask, free_port};
+use links_tests::http::Client;
+use links_tests::local::{TestDir, free_port};
+use links_tests::{Address, eventually, wording};
 use serde_json::json;
 
-const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
 const SOON: Duration = Duration::from_secs(20);
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// A client for a service.
+fn at(address: SocketAddr) -> Client {
+    Client::here(Address::Tcp(address))
+}
 
 fn libsql(address: SocketAddr, token: &str) -> String {
     format!(
@@ -24,7 +29,7 @@ fn libsql(address: SocketAddr, token: &str) -> String {
 #[test]
 fn two_runtimes_share_links_on_a_libsql_server() -> Result<()> {
     let dir = TestDir::new()?;
-    let (_server, address) = dir.hrana(HRANA, ANY, "s3cret")?;
+    let (_server, address) = dir.hrana(ANY, "s3cret")?;
     let one = dir.runtime(&libsql(address, "s3cret"), &[])?;
     let other = dir.runtime(&libsql(address, "s3cret"), &[])?;
     for number in 0..20 {
@@ -33,8 +38,8 @@ fn two_runtimes_share_links_on_a_libsql_server() -> Result<()> {
         other.leads_to(&slug, &url)?;
         other.slug("4dmin", &format!("{url}/other"))?;
     }
-    let health = one.get("/health", &[])?;
-    ensure!(health.status == 200, "{health:?}");
+    let health = one.http().get("/health")?;
+    ensure!(health.status == 200, "{health}");
     one.process.terminate()?;
     other.process.terminate()?;
     let errors = dir.runtime_errors()?;
@@ -46,23 +51,23 @@ fn two_runtimes_share_links_on_a_libsql_server() -> Result<()> {
 #[test]
 fn a_libsql_server_is_used_again_after_an_outage() -> Result<()> {
     let dir = TestDir::new()?;
-    let (server, address) = dir.hrana(HRANA, ANY, "s3cret")?;
+    let (server, address) = dir.hrana(ANY, "s3cret")?;
     let runtime = dir.runtime(&libsql(address, "s3cret"), &[])?;
     let slug = runtime.slug("4dmin", "https://example.com/")?;
 
     server.pause()?;
     let begin = Instant::now();
-    let paused = runtime.get(&format!("/{slug}"), &[])?;
-    ensure!(paused.status == 503 && begin.elapsed() < SOON, "{paused:?}");
+    let paused = runtime.http().get(&format!("/{slug}"))?;
+    ensure!(paused.status == 503 && begin.elapsed() < SOON, "{paused}");
     server.resume()?;
     eventually("the server is used again", SOON, || {
         Ok(runtime.leads_to(&slug, "https://example.com/").ok())
     })?;
 
     drop(server);
-    let gone = runtime.get(&format!("/{slug}"), &[])?;
-    ensure!(gone.status == 503 && !gone.body.contains("s3cret"), "{gone:?}");
-    let (_server, _) = dir.hrana(HRANA, address, "s3cret")?;
+    let gone = runtime.http().get(&format!("/{slug}"))?;
+    ensure!(gone.status == 503 && !gone.text().contains("s3cret"), "{gone}");
+    let (_server, _) = dir.hrana(address, "s3cret")?;
     eventually("the new server is used", SOON, || {
         Ok(runtime.leads_to(&slug, "https://example.com/").ok())
     })
@@ -71,18 +76,18 @@ fn a_libsql_server_is_used_again_after_an_outage() -> Result<()> {
 #[test]
 fn a_refused_token_is_reported_but_never_shown() -> Result<()> {
     let dir = TestDir::new()?;
-    let (_server, address) = dir.hrana(HRANA, ANY, "s3cret")?;
+    let (_server, address) = dir.hrana(ANY, "s3cret")?;
     let runtime = dir.runtime(&libsql(address, "wr0ng-s3cret"), &[])?;
-    let answer = runtime.get("/abc", &[])?;
-    ensure!(answer.status == 503 && !answer.body.contains("s3cret"), "{answer:?}");
+    let answer = runtime.http().get("/abc")?;
+    ensure!(answer.status == 503 && !answer.text().contains("s3cret"), "{answer}");
     eventually("the refusal is logged", SOON, || {
         Ok(dir.runtime_errors()?.contains("401").then_some(()))
     })?;
     let errors = dir.runtime_errors()?;
     ensure!(!errors.contains("s3cret"), "{errors}");
 
-    let put = ask(address, "PUT", "/test/token", &[], "wr0ng-s3cret")?;
-    ensure!(put.status == 204, "{put:?}");
+    let put = at(address).put("/test/token", "wr0ng-s3cret")?;
+    ensure!(put.status == 204, "{put}");
     eventually("the token is accepted", SOON, || {
         Ok(runtime.slug("4dmin", "https://example.com/").ok().map(drop))
     })
@@ -91,7 +96,7 @@ fn a_refused_token_is_reported_but_never_shown() -> Result<()> {
 #[test]
 fn cached_links_redirect_while_the_database_or_redis_is_down() -> Result<()> {
     let dir = TestDir::new()?;
-    let (server, database) = dir.hrana(HRANA, ANY, "s3cret")?;
+    let (server, database) = dir.hrana(ANY, "s3cret")?;
     let port = free_port()?;
     let redis = dir.redis(port, "r3dis-s3cret")?;
     let configuration = format!(
@@ -146,10 +151,10 @@ fn a_token_that_is_rotated_in_vault_is_picked_up() -> Result<()> {
     let port = free_port()?;
     let vault = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let bao = dir.bao(port, "r00t-s3cret")?;
+    let root = at(vault).header("x-vault-token", "r00t-s3cret");
     let write = |token: &str| {
-        let body = json!({ "data": { "value": token } }).to_string();
-        let headers = [("x-vault-token", "r00t-s3cret")];
-        ask(vault, "POST", "/v1/secret/data/links/admin_token", &headers, &body)
+        let body = json!({ "data": { "value": token } });
+        root.post("/v1/secret/data/links/admin_token", body)
     };
     ensure!(write("one-s3cret")?.status == 200);
     let configuration = format!(
@@ -159,21 +164,21 @@ fn a_token_that_is_rotated_in_vault_is_picked_up() -> Result<()> {
     let runtime = dir.runtime(&configuration, &[])?;
     let slug = runtime.slug("one-s3cret", "https://example.com/")?;
     let refused = runtime.shorten("two-s3cret", "https://example.com/")?;
-    ensure!(refused.status == 401, "{refused:?}");
+    ensure!(refused.status == 401, "{refused}");
 
     // A Wasm instance may keep the token that it has read for as long as it lives.
     let answers = |token: &str, test: fn(u16) -> bool| {
         eventually("the token is read again", SOON, || {
             let answer = runtime.shorten(token, "https://example.com/2")?;
-            ensure!(!answer.body.contains("s3cret"), "{answer:?}");
-            Ok(test(answer.status).then_some(()))
+            ensure!(!answer.text().contains("s3cret"), "{answer}");
+            Ok(test(answer.status.as_u16()).then_some(()))
         })
     };
     ensure!(write("two-s3cret")?.status == 200);
     answers("two-s3cret", |status| status == 200)?;
     answers("one-s3cret", |status| status == 401)?;
-    let seal = ask(vault, "PUT", "/v1/sys/seal", &[("x-vault-token", "r00t-s3cret")], "")?;
-    ensure!(seal.status == 204, "{seal:?}");
+    let seal = root.put("/v1/sys/seal", "")?;
+    ensure!(seal.status == 204, "{seal}");
     answers("two-s3cret", |status| status >= 500)?;
     drop(bao);
     answers("two-s3cret", |status| status >= 500)?;
@@ -188,7 +193,7 @@ mod telemetry {
     use std::collections::BTreeMap;
 
     use anyhow::Context as _;
-    use links_tests::{Collected, Collector};
+    use links_tests::servers::{Collected, Collector};
     use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
     use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -324,14 +329,15 @@ mod telemetry {
         let slug = runtime.slug("4dmin-s3cret", "https://example.com/t4rget")?;
         for (trace, flags) in [(TRACE, "01"), (UNSAMPLED, "00")] {
             let parent = format!("00-{trace}-b7ad6b7169203331-{flags}");
-            let headers = [("traceparent", parent.as_str())];
-            let answer = runtime.get_through_socket(&format!("/{slug}?q=s3cret"), &headers)?;
-            ensure!(answer.status == 302, "{answer:?}");
+            let nginx = runtime.http_through_socket().header("traceparent", parent);
+            let answer = nginx.get(&format!("/{slug}?q=s3cret"))?;
+            ensure!(answer.status == 302, "{answer}");
         }
         // Any local user can connect by TCP, so the runtime ignores the traceparent of such a request.
         let parent = format!("00-{FORGED}-b7ad6b7169203331-01");
-        let answer = runtime.get(&format!("/{slug}?q=s3cret"), &[("traceparent", &parent)])?;
-        ensure!(answer.status == 302, "{answer:?}");
+        let stranger = runtime.http().header("traceparent", parent);
+        let answer = stranger.get(&format!("/{slug}?q=s3cret"))?;
+        ensure!(answer.status == 302, "{answer}");
         runtime.process.terminate()?;
 
         let mut received = Received::default();
@@ -368,9 +374,9 @@ mod telemetry {
         let warning = received
             .lines
             .iter()
-            .find(|line| line.starts_with("links: redirects go without"));
+            .find(|line| line.starts_with(wording::WITHOUT_CACHE));
         ensure!(warning.is_some(), "{:?}", received.lines);
-        ensure!(dir.runtime_errors()?.contains("links: redirects go without"));
+        ensure!(dir.runtime_errors()?.contains(wording::WITHOUT_CACHE));
         let unsampled = received.spans.iter().find(|span| hex(&span.trace_id) == UNSAMPLED);
         ensure!(unsampled.is_none(), "{unsampled:?}");
         let forged = received.spans.iter().find(|span| hex(&span.trace_id) == FORGED);
@@ -394,7 +400,7 @@ mod telemetry {
         const REQUESTS: usize = 20;
         let dir = TestDir::new()?;
         let (collector, endpoint) = Collector::here()?;
-        let (_server, address) = dir.hrana(HRANA, ANY, "s3cret")?;
+        let (_server, address) = dir.hrana(ANY, "s3cret")?;
         let database = libsql(address, "s3cret").replace("values = {", "values = { database_place = \"remote\",");
         let runtime = dir.runtime(
             &database,
@@ -412,9 +418,9 @@ mod telemetry {
                     scope.spawn(move || {
                         (0..REQUESTS).try_for_each(|request| {
                             let parent = format!("00-{}-b7ad6b7169203331-01", trace(client, request));
-                            let answer =
-                                runtime.get_through_socket(&format!("/{slug}"), &[("traceparent", &parent)])?;
-                            ensure!(answer.status == 302, "{answer:?}");
+                            let nginx = runtime.http_through_socket().header("traceparent", parent);
+                            let answer = nginx.get(&format!("/{slug}"))?;
+                            ensure!(answer.status == 302, "{answer}");
                             Ok(())
                         })
                     })
@@ -458,12 +464,13 @@ mod telemetry {
         let interval = ("OTEL_METRIC_EXPORT_INTERVAL", "100");
         let runtime = dir.runtime("", &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint), interval])?;
         for _ in 0..20 {
-            let health = runtime.get("/health", &[])?;
-            ensure!(health.status == 200, "{health:?}");
+            let health = runtime.http().get("/health")?;
+            ensure!(health.status == 200, "{health}");
         }
         eventually("the failed export is logged", SOON, || {
-            let is_logged = dir.runtime_errors()?.contains("does not arrive at 127.0.0.1");
-            Ok(is_logged.then_some(()))
+            let errors = dir.runtime_errors()?;
+            let is_it = |line: &str| line.contains("telemetry") && line.contains("127.0.0.1");
+            Ok(errors.lines().any(is_it).then_some(()))
         })?;
         let begin = Instant::now();
         runtime.process.terminate()?;

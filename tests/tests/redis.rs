@@ -5,9 +5,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 use links_platform::circuit_breaker::state::{Outage, SharedState, decode_end};
 use links_tests::load::{Connections, Load, Mix, Running};
-use links_tests::servers::{Server, credential, redis};
-use links_tests::{Appliance, Tree, eventually, verify};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use links_tests::servers::{Server, redis};
+use links_tests::{DATABASE, Host, eventually, verify, wording};
+use rusqlite::OptionalExtension as _;
 
 const PASSWORD: &str = "redis-s3cret";
 const OTHER: &str = "redis-other-s3cret";
@@ -18,45 +18,43 @@ const NOTICED: Duration = Duration::from_secs(30);
 
 #[test]
 fn no_client_notices_when_redis_hangs_stops_or_refuses_the_password() -> Result<()> {
-    let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["redis-server"])?)?;
-    let redis = redis(&appliance, PASSWORD)?;
-    credential(
-        &appliance,
-        "redis_url",
-        &format!("redis://:{PASSWORD}@127.0.0.1:6379/1"),
-    )?;
-    appliance.configure(
+    let host = Host::builder().packages(&["redis-server"]).serving()?;
+    let redis = redis(&host, PASSWORD)?;
+    host.credential("redis_url", &format!("redis://:{PASSWORD}@127.0.0.1:6379/1"))?;
+    host.configure(
         "[rollout]\nmin_healthy = \"200ms\"\n[cache]\nenabled = true\nttl = \"1s\"\n",
-        "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n\
-         [key_value_store.default]\ntype = \"redis\"\nurl = \"credential:redis_url\"\n",
+        &format!(
+            "[sqlite_database.default]\ntype = \"spin\"\npath = \"{DATABASE}\"\n\
+             [key_value_store.default]\ntype = \"redis\"\nurl = \"credential:redis_url\"\n"
+        ),
     )?;
-    let starts = appliance.invocation_ids(2)?;
-    let load = Load::through([appliance.site()?]).workers(8).rate(200).label("redis");
+    let starts = host.invocation_ids(2)?;
+    let load = Load::through([host.site()?]).workers(8).rate(200).label("redis");
     let load = load.connections(Connections::Both).mix(Mix::Usual).start();
-    let lab = Lab {
-        appliance: &appliance,
+    let observed = Observed {
+        host: &host,
         redis: &redis,
         load: &load,
     };
-    lab.more(200)?;
+    observed.more(200)?;
     ensure!(
-        lab.holds(&cached_key(&appliance)?)?,
+        observed.holds(&cached_key(&host)?)?,
         "Redis does not hold the link that was just followed"
     );
 
-    let spin = appliance.artifacts.runtime()?.is_spin();
-    lab.survives("paused", |redis| redis.pause(), |redis| redis.resume(), NOTICED)?;
+    let spin = host.runtime()?.is_spin();
+    observed.survives("paused", |redis| redis.pause(), |redis| redis.resume(), NOTICED)?;
     // Spin 4.0.2 backs off: the longer a server is gone, the more rarely it reconnects.
     let back = if spin { Duration::from_secs(150) } else { NOTICED };
-    lab.survives("stopped", |redis| redis.stop(), |redis| redis.start(), back)?;
+    observed.survives("stopped", |redis| redis.stop(), |redis| redis.start(), back)?;
     // The Redis connection manager of Spin 4.0.2 does not reconnect after a refused password.
     if !spin {
         let change_password = |old: &str, new: &str| -> Result<()> {
-            lab.ask(old, &["config", "set", "requirepass", new])?;
+            observed.ask(old, &["config", "set", "requirepass", new])?;
             // Connections that are already authenticated would stay so.
-            lab.ask(new, &["client", "kill", "type", "normal"]).map(drop)
+            observed.ask(new, &["client", "kill", "type", "normal"]).map(drop)
         };
-        lab.survives(
+        observed.survives(
             "refusing the password",
             |_| change_password(PASSWORD, OTHER),
             |_| change_password(OTHER, PASSWORD),
@@ -67,29 +65,30 @@ fn no_client_notices_when_redis_hangs_stops_or_refuses_the_password() -> Result<
     let report = load.stop()?;
     println!("{report}");
     ensure!(report.failed() == 0, "{:#?}", report.examples);
-    verify(&appliance, "redis", &report)?;
-    ensure!(appliance.invocation_ids(2)? == starts, "an instance was restarted");
+    verify(&host, "redis", &report)?;
+    ensure!(host.invocation_ids(2)? == starts, "an instance was restarted");
     ensure!(
-        !appliance.instances_journal()?.contains("s3cret"),
+        !host.instances_journal()?.contains("s3cret"),
         "the journal contains a password"
     );
     Ok(())
 }
 
 /// Creates and follows a link, and returns its key in the cache.
-fn cached_key(appliance: &Appliance) -> Result<String> {
-    let link = appliance.shorten("https://example.com/kept")?;
-    appliance.follow(&link)?;
+fn cached_key(host: &Host) -> Result<String> {
+    let link = host.shorten("https://example.com/kept")?;
+    host.follow(&link)?;
     Ok(format!("links:redirect:{}", link.slug))
 }
 
-struct Lab<'a> {
-    appliance: &'a Appliance,
+/// A host with Redis, under a load that must not notice what happens to it.
+struct Observed<'a> {
+    host: &'a Host,
     redis: &'a Server<'a>,
     load: &'a Running,
 }
 
-impl Lab<'_> {
+impl Observed<'_> {
     /// An outage from `begin` to `end`: it is logged once, no request fails, and Redis is used again within `back`.
     fn survives(
         &self,
@@ -100,12 +99,9 @@ impl Lab<'_> {
     ) -> Result<()> {
         // How often the journal reports the outage, and how often its end.
         let reports = || -> Result<[usize; 2]> {
-            let journal = self.appliance.instances_journal()?;
-            let count = |text| journal.matches(text).count();
-            Ok([
-                count("links: the key-value store \"default\" does not answer: "),
-                count("links: the key-value store \"default\" answers again: "),
-            ])
+            let journal = self.host.instances_journal()?;
+            let store = "links: the key-value store \"default\"";
+            Ok([wording::outages(&journal, store), wording::recoveries(&journal, store)])
         };
         let before = reports()?;
         self.load.phase(name);
@@ -121,20 +117,19 @@ impl Lab<'_> {
         ensure!(
             times == first && times <= 8,
             "{first} reports soon after the outage began, {times} later:\n{}",
-            self.appliance.instances_journal()?
+            self.host.instances_journal()?
         );
-        self.appliance
-            .follow(&self.appliance.shorten("https://example.com/meanwhile")?)?;
+        self.host.follow(&self.host.shorten("https://example.com/meanwhile")?)?;
         end(self.redis)?;
         let begun = Instant::now();
         self.load.phase("rest");
         eventually("Redis is used again", back, || {
             Ok((reports()?[1] > before[1]).then_some(()))
         })
-        .with_context(|| self.appliance.instances_journal().unwrap_or_default())?;
+        .with_context(|| self.host.instances_journal().unwrap_or_default())?;
         println!("{name}: used again after {:.1?}", begun.elapsed());
         eventually("a followed link is cached again", back, || {
-            let key = cached_key(self.appliance)?;
+            let key = cached_key(self.host)?;
             Ok(self.holds(&key)?.then_some(()))
         })?;
         // While one instance still sees the outage, the next one would count as a part of it for all instances.
@@ -164,9 +159,7 @@ impl Lab<'_> {
 
     /// Whether the state that the instances share says that the outage has ended.
     fn is_over(&self) -> Result<bool> {
-        self.appliance.inside(|| {
-            let store = Connection::open_with_flags(LOCAL_STORE, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-            store.busy_timeout(Duration::from_secs(10))?;
+        self.host.read_database(LOCAL_STORE, |store| {
             let value = |key: &str| -> rusqlite::Result<Option<Vec<u8>>> {
                 let get = "SELECT value FROM spin_key_value WHERE key = ?1";
                 store.query_row(get, [key], |row| row.get(0)).optional()
@@ -189,7 +182,7 @@ impl Lab<'_> {
     /// The answer of Redis to a command.
     fn ask(&self, password: &str, words: &[&str]) -> Result<String> {
         let client = ["redis-cli", "--no-auth-warning", "-a", password, "-n", "1"];
-        let answer = self.appliance.ok([&client, words].concat())?.stdout;
+        let answer = self.host.ok([&client, words].concat())?.stdout;
         let answer = answer.trim();
         ensure!(
             !answer.contains("ERR") && !answer.contains("WRONGPASS"),

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use links_tests::load::{Method, Outcome};
-use links_tests::{DEB, Fault, Host, Output, RELEASED, Seed, Traffic, eventually, verify};
+use links_tests::{DEB, Fault, Host, LINKS_TOML, RELEASED, Seed, Traffic, eventually, verify};
 
-const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
+/// An unhealthy release is given up after five seconds.
+const SHORT_START_TIMEOUT: &str = "[health]\nstart_timeout = \"5s\"\n";
 
 #[test]
 fn no_request_fails_while_nothing_changes() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let traffic = Traffic::start(&host, "rest")?;
     traffic.wait_for(20_000)?;
     let report = traffic.finish(&host)?;
@@ -30,7 +31,7 @@ fn no_request_fails_while_nothing_changes() -> Result<()> {
 
 #[test]
 fn clients_do_not_notice_the_restart_of_an_instance() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let traffic = Traffic::start(&host, "restart")?;
     for unit in ["links@1", "links@2", "links@1", "links@2"] {
         traffic.during("restart", || host.restarted(|| host.ok(["systemctl", "restart", unit])))?;
@@ -41,9 +42,9 @@ fn clients_do_not_notice_the_restart_of_an_instance() -> Result<()> {
 
 #[test]
 fn clients_do_not_notice_a_restart_or_reload_of_the_service() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let traffic = Traffic::start(&host, "reload")?;
-    host.write("/etc/links/links.toml", "[health]\ninterval = \"900ms\"\n")?;
+    host.write(LINKS_TOML, "[health]\ninterval = \"900ms\"\n")?;
     let before = host.invocation_ids(2)?;
     traffic.during("reload", || host.ok(["systemctl", "reload", "links"]))?;
     host.wait_for_rotation(2)?;
@@ -56,7 +57,7 @@ fn clients_do_not_notice_a_restart_or_reload_of_the_service() -> Result<()> {
     traffic.during("reload", || host.ok(["systemctl", "reload", "links"]))?;
     assert_eq!(host.invocation_ids(2)?, after, "there was nothing to do");
 
-    host.write("/etc/links/links.toml", "[health]\ninterval = \"800ms\"\n")?;
+    host.write(LINKS_TOML, "[health]\ninterval = \"800ms\"\n")?;
     traffic.during("restart", || host.ok(["systemctl", "restart", "links"]))?;
     host.wait_for_rotation(2)?;
     let last = host.invocation_ids(2)?;
@@ -66,7 +67,7 @@ fn clients_do_not_notice_a_restart_or_reload_of_the_service() -> Result<()> {
     );
 
     // An invalid configuration is refused before anything changes.
-    host.write("/etc/links/links.toml", "instnaces = 3\n")?;
+    host.write(LINKS_TOML, "instnaces = 3\n")?;
     let refused = traffic.during("reload", || host.run(["systemctl", "reload", "links"]))?;
     assert_ne!(refused.status, 0, "{refused}");
     assert_eq!(host.invocation_ids(2)?, last);
@@ -76,8 +77,8 @@ fn clients_do_not_notice_a_restart_or_reload_of_the_service() -> Result<()> {
 
 #[test]
 fn clients_do_not_notice_a_rollout_rollback_or_restart_by_linksctl() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    let (first, next) = (host.releases.version(), RELEASED);
+    let host = Host::builder().serving()?;
+    let (first, next) = (host.version()?, RELEASED);
     let bundle = host.released_bundle()?;
     let traffic = Traffic::start(&host, "rollout")?;
     let linksctl = |arguments: &[&str]| {
@@ -88,9 +89,9 @@ fn clients_do_not_notice_a_rollout_rollback_or_restart_by_linksctl() -> Result<(
     };
 
     linksctl(&["rollout", "--release", &bundle])?;
-    host.runs(next)?;
+    host.runs_version(next)?;
     linksctl(&["rollback"])?;
-    host.runs(first)?;
+    host.runs_version(first)?;
 
     let before = host.invocation_ids(2)?;
     linksctl(&["rollout"])?;
@@ -108,7 +109,7 @@ fn clients_do_not_notice_a_rollout_rollback_or_restart_by_linksctl() -> Result<(
 
 #[test]
 fn a_second_concurrent_change_waits_or_reports_who_holds_the_lock() -> Result<()> {
-    let host = Host::released(BROKEN_RUNTIME)?;
+    let host = Host::builder().first_release(RELEASED).serving()?;
     let traffic = Traffic::start(&host, "both")?;
     let (restart, upgrade) = traffic.during("both", || {
         thread::scope(|scope| {
@@ -119,8 +120,8 @@ fn a_second_concurrent_change_waits_or_reports_who_holds_the_lock() -> Result<()
             let second = host.run(["linksctl", "restart"])?;
             ensure!(second.status != 0, "the second change should be refused: {second}");
             ensure!(
-                printed(&second).contains("linksctl"),
-                "the error should name the holder of the lock: {second}"
+                second.stderr.contains("linksctl restart"),
+                "the error should name the command that holds the lock: {second}"
             );
             let upgrade = host.apt_install_any(DEB)?;
             let restart = restart.join().ok().context("the thread panicked")??;
@@ -133,30 +134,30 @@ fn a_second_concurrent_change_waits_or_reports_who_holds_the_lock() -> Result<()
         traffic.during("both", || host.ok(["dpkg", "--configure", "--pending"]))?;
     }
     host.wait_for_rotation(2)?;
-    host.runs(host.releases.version())?;
+    host.runs_version(host.version()?)?;
     traffic.finish(&host)?;
     Ok(())
 }
 
 #[test]
 fn clients_do_not_notice_the_rollback_of_a_broken_release() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    host.shorten_start_timeout()?;
-    let before = host.releases(2)?;
+    let host = Host::builder().links_toml(SHORT_START_TIMEOUT).serving()?;
+    let before = host.running_releases(2)?;
+    // What the error has to name at least: a status, a time limit, an instance, a signal or a file.
     let cases = [
-        (Fault::Exits, "exited with status 3"),
-        (Fault::Hangs, "did not become healthy within"),
-        (Fault::Deaf, "did not become healthy within"),
+        (Fault::Exits, "status 3"),
+        (Fault::Hangs, "5s"),
+        (Fault::Deaf, "5s"),
         (Fault::Sick, "500"),
         (Fault::Instance(2), "instance 2"),
         (Fault::DiesYoung, "SIGALRM"),
-        (Fault::CorruptWasm, "exited with status"),
+        (Fault::CorruptWasm, "status "),
         (Fault::Migration, "503"),
-        (Fault::Digest, "differs from the manifest"),
+        (Fault::Digest, "components/api.wasm"),
     ];
     let traffic = Traffic::start(&host, "broken")?;
     for (fault, reason) in cases {
-        let bundle = host.bundle(&host.releases.later(1), Some(fault))?;
+        let bundle = host.bundle(&host.later_version(1)?, Some(fault))?;
         let begin = Instant::now();
         let rollout = ["linksctl", "rollout", "--release", &bundle];
         let output = traffic
@@ -165,16 +166,16 @@ fn clients_do_not_notice_the_rollback_of_a_broken_release() -> Result<()> {
         println!(
             "{fault:?}: {:.1} s: {}",
             begin.elapsed().as_secs_f64(),
-            printed(&output).trim_end()
+            output.printed().trim_end()
         );
         assert_ne!(output.status, 0, "{fault:?}: {output}");
         assert!(
-            printed(&output).contains(reason),
+            output.printed().contains(reason),
             "{fault:?} should be reported as {reason:?}: {output}"
         );
         host.wait_for_rotation(2)
             .with_context(|| format!("{fault:?}: {output}"))?;
-        assert_eq!(host.releases(2)?, before, "{fault:?}: {output}");
+        assert_eq!(host.running_releases(2)?, before, "{fault:?}: {output}");
     }
     traffic.finish(&host)?;
     Ok(())
@@ -182,9 +183,9 @@ fn clients_do_not_notice_the_rollback_of_a_broken_release() -> Result<()> {
 
 #[test]
 fn a_foreign_process_on_the_port_of_an_instance_costs_no_request() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
-    let bundle = host.bundle(&host.releases.later(1), None)?;
-    let before = host.releases(2)?;
+    let host = Host::builder().serving()?;
+    let bundle = host.bundle(&host.later_version(1)?, None)?;
+    let before = host.running_releases(2)?;
     let traffic = Traffic::start(&host, "stranger")?;
     let (network, done) = (host.network(), AtomicBool::new(false));
     let (output, stranger) = thread::scope(|scope| {
@@ -213,16 +214,16 @@ fn a_foreign_process_on_the_port_of_an_instance_costs_no_request() -> Result<()>
     if host.is_on_sockets()? {
         assert!(!got_a_connection, "something connected to the stranger");
         assert_eq!(output.status, 0, "{output}");
-        assert_ne!(host.releases(2)?, before, "{output}");
+        assert_ne!(host.running_releases(2)?, before, "{output}");
     } else {
         // The agent may have connected to the stranger: see docs/security.md.
         assert_ne!(output.status, 0, "{output}");
-        assert!(printed(&output).contains("127.0.0.1:7001 is in use"), "{output}");
+        assert!(output.printed().contains("127.0.0.1:7001"), "{output}");
         // The instance starts again once the port is free.
         host.run(["systemctl", "reset-failed", "links@1"])?;
         host.run(["systemctl", "start", "links@1"])?;
         host.wait_for_rotation(2)?;
-        assert_eq!(host.releases(2)?, before, "{output}");
+        assert_eq!(host.running_releases(2)?, before, "{output}");
     }
     traffic.finish(&host)?;
     Ok(())
@@ -241,7 +242,7 @@ fn kill_9_costs_no_request_fifty_times() -> Result<()> {
 
 fn kill_at_random_moments(times: u64) -> Result<()> {
     let seed = Seed::of_environment()?;
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let traffic = Traffic::start(&host, "killed")?;
     for number in 0..times {
         let unit = ["links@1", "links@2"][number as usize % 2];
@@ -269,7 +270,7 @@ fn kill_at_random_moments(times: u64) -> Result<()> {
 /// or restart may reload nginx unless it has to.
 #[test]
 fn no_get_or_head_fails_during_a_reload_of_nginx() -> Result<()> {
-    let host = Host::serving(BROKEN_RUNTIME)?;
+    let host = Host::builder().serving()?;
     let traffic = Traffic::start(&host, "nginx")?;
     for _ in 0..5 {
         traffic.during("reload", || host.reload_nginx())?;
@@ -280,9 +281,4 @@ fn no_get_or_head_fails_during_a_reload_of_nginx() -> Result<()> {
     // Only POSTs fail, on connections that nginx was closing.
     assert_eq!(report.failed(), report.of(Outcome::Reset), "{report}");
     verify(&host, "nginx", &report)
-}
-
-/// Everything that a command printed.
-fn printed(output: &Output) -> String {
-    format!("{}{}", output.stdout, output.stderr)
 }

@@ -7,10 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use links_tests::http::{Answer, Client, Failure};
 use links_tests::otlp::Requests;
-use links_tests::servers::{LibSql, Server, Vault, credential, redis, secret_file};
-use links_tests::{Appliance, Collector, Tree, UNPACKED, eventually};
+use links_tests::servers::{Collector, LibSql, Server, Vault, redis};
+use links_tests::{Host, UNPACKED, eventually};
 
-const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
 const SOON: Duration = Duration::from_secs(30);
 /// A file with one secret per line, for grep.
 const LIST: &str = "/var/tmp/secrets";
@@ -48,34 +47,30 @@ prefix = \"links\"
 
 #[test]
 fn no_secret_leaks_whatever_goes_wrong() -> Result<()> {
-    let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["redis-server"])?)?;
+    let host = Host::builder().packages(&["redis-server"]).serving()?;
     let secrets = Secrets::new();
-    secret_file(&appliance, LIST, &secrets.lines())?;
-    let collector = Collector::start(&appliance.network(), 4318)?;
-    let lab = Lab {
-        libsql: LibSql::start_in(&appliance, HRANA, &secrets.turso)?,
-        redis: redis(&appliance, &secrets.redis)?,
-        vault: Vault::start_in(&appliance, &secrets.root)?,
-        appliance: &appliance,
+    host.write_secret(LIST, &secrets.lines())?;
+    let collector = Collector::start(&host.network(), 4318)?;
+    let providers = Providers {
+        libsql: LibSql::start_in(&host, &secrets.turso)?,
+        redis: redis(&host, &secrets.redis)?,
+        vault: Vault::start_in(&host, &secrets.root)?,
+        host: &host,
         secrets: &secrets,
     };
-    lab.fill_vault()?;
-    credential(&appliance, "admin_token", &secrets.host)?;
-    credential(&appliance, "turso_token", &secrets.turso)?;
-    credential(
-        &appliance,
-        "redis_url",
-        &format!("redis://:{}@127.0.0.1:6379", secrets.redis),
-    )?;
-    credential(&appliance, "vault_token", &secrets.reader)?;
-    credential(&appliance, "otlp_headers", &format!("x-key={}", secrets.headers))?;
-    appliance.configure(LINKS_TOML, RUNTIME_TOML)?;
-    lab.shortens()?;
+    providers.fill_vault()?;
+    host.credential("admin_token", &secrets.host)?;
+    host.credential("turso_token", &secrets.turso)?;
+    host.credential("redis_url", &format!("redis://:{}@127.0.0.1:6379", secrets.redis))?;
+    host.credential("vault_token", &secrets.reader)?;
+    host.credential("otlp_headers", &format!("x-key={}", secrets.headers))?;
+    host.configure(LINKS_TOML, RUNTIME_TOML)?;
+    providers.shortens()?;
 
-    let mut texts = lab.texts_of_outages()?;
-    texts.extend(lab.texts_of_broken_configurations()?);
-    texts.push(lab.status_after_a_crash()?);
-    texts.push(text(&appliance.http_at(9464).get("/metrics")));
+    let mut texts = providers.texts_of_outages()?;
+    texts.extend(providers.texts_of_broken_configurations()?);
+    texts.push(providers.status_after_a_crash()?);
+    texts.push(text(&host.http_at(9464).get("/metrics")));
 
     // The answers to clients and the output of commands.
     ensure!(texts.len() > 50, "only {} texts were collected", texts.len());
@@ -84,11 +79,7 @@ fn no_secret_leaks_whatever_goes_wrong() -> Result<()> {
     }
     // The exports, of which there is at least this one. Only the collector's own header may contain a secret: its key.
     let sent = Requests::FIRST;
-    let secret = appliance.read("/run/links/secrets/otlp")?;
-    let runtime = appliance.http_at(9465).header("links-otlp-secret", secret.trim());
-    let runtime = runtime.header("content-type", "application/x-protobuf");
-    let taken = runtime.post_bytes("/v1/metrics", sent.message())?;
-    ensure!(taken.status == 200, "{taken}");
+    host.export(&sent)?;
     eventually("the collector has received the export", SOON, || {
         let collected = collector.collected();
         Ok(collected.iter().any(|it| it.message == sent.message()).then_some(()))
@@ -103,7 +94,7 @@ fn no_secret_leaks_whatever_goes_wrong() -> Result<()> {
         others.remove("x-key");
         secrets.are_not_in(&format!("{others:?}"))?;
     }
-    lab.no_secret_is_exposed()
+    providers.no_secret_is_exposed()
 }
 
 /// A different random secret for each purpose, which cannot occur anywhere by accident.
@@ -163,22 +154,23 @@ impl Secrets {
     }
 }
 
-struct Lab<'a> {
-    appliance: &'a Appliance,
+/// A host, and the servers that its configuration names.
+struct Providers<'a> {
+    host: &'a Host,
     secrets: &'a Secrets,
     libsql: LibSql<'a>,
     redis: Server<'a>,
     vault: Vault<'a>,
 }
 
-impl Lab<'_> {
+impl Providers<'_> {
     fn fill_vault(&self) -> Result<()> {
         self.vault.token(&self.secrets.reader)?;
         self.vault.write("links/admin_token", &self.secrets.admin)
     }
 
     fn site(&self, token: &str) -> Client {
-        self.appliance.http().bearer(token)
+        self.host.http().bearer(token)
     }
 
     /// Shortens with the token from Vault, which works only once every server does.
@@ -187,7 +179,7 @@ impl Lab<'_> {
             let answer = self.site(&self.secrets.admin).post("/shorten", BODY)?;
             Ok((answer.status == 200).then_some(()))
         })
-        .with_context(|| self.appliance.instances_journal().unwrap_or_default())
+        .with_context(|| self.host.instances_journal().unwrap_or_default())
     }
 
     /// All texts while every server works, while every server refuses its secret, and while all are paused or stopped.
@@ -204,7 +196,7 @@ impl Lab<'_> {
 
         libsql.set_token("another")?;
         vault.revoke(&self.secrets.reader)?;
-        self.appliance.shell(&format!(
+        self.host.shell(&format!(
             "redis-cli --no-auth-warning -a \"$(sed -n 3p {LIST})\" config set requirepass another
              redis-cli --no-auth-warning -a another client kill type normal"
         ))?;
@@ -242,7 +234,7 @@ impl Lab<'_> {
             "systemctl status links links@1 links@2",
             "systemctl show links links@1 links@2",
         ];
-        let run = |command: &str| Ok(self.appliance.run(command.split(' '))?.to_string());
+        let run = |command: &str| Ok(self.host.run(command.split(' '))?.to_string());
         let ask = |token: &str| {
             let site = self.site(token);
             [
@@ -282,9 +274,9 @@ impl Lab<'_> {
             RUNTIME_TOML.replace("mount = \"secret\"", "mount = \"credential:turso_token\""),
         ] {
             // Only root can read this file, so it may contain secrets. The output of the commands may not.
-            self.appliance.write(path, broken)?;
+            self.host.write(path, broken)?;
             for command in ["linksctl check", "linksctl rollout --dry-run", "systemctl reload links"] {
-                texts.push(self.appliance.run(command.split(' '))?.to_string());
+                texts.push(self.host.run(command.split(' '))?.to_string());
             }
         }
         for (name, wrong) in [
@@ -292,15 +284,15 @@ impl Lab<'_> {
             ("redis_url", format!("redis://:{turso}@127.0.0.1:6379/{admin}")),
             ("turso_token", format!("{turso}\n{admin}")),
         ] {
-            let right = self.appliance.read(&format!("/etc/links/credentials/{name}"))?;
-            self.appliance.write(path, RUNTIME_TOML)?;
-            credential(self.appliance, name, &wrong)?;
+            let right = self.host.read(&format!("/etc/links/credentials/{name}"))?;
+            self.host.write(path, RUNTIME_TOML)?;
+            self.host.credential(name, &wrong)?;
             for command in ["linksctl check", "linksctl check --online", "systemctl reload links"] {
-                texts.push(self.appliance.run(command.split(' '))?.to_string());
+                texts.push(self.host.run(command.split(' '))?.to_string());
             }
-            credential(self.appliance, name, right.trim_end())?;
+            self.host.credential(name, right.trim_end())?;
         }
-        self.appliance.configure(LINKS_TOML, RUNTIME_TOML)?;
+        self.host.configure(LINKS_TOML, RUNTIME_TOML)?;
         self.shortens()?;
         Ok(texts)
     }
@@ -308,43 +300,43 @@ impl Lab<'_> {
     /// Checks that no process of links may dump core, crashes a runtime, and checks that there is no core dump. Returns the
     /// output of `linksctl status`.
     fn status_after_a_crash(&self) -> Result<String> {
-        let pid = self.appliance.main_pid("links@1")?;
-        let agent = self.appliance.main_pid("links")?;
-        let runtime = self.appliance.ok(["pgrep", "--parent", &pid.to_string()])?.stdout;
+        let pid = self.host.main_pid("links@1")?;
+        let agent = self.host.main_pid("links")?;
+        let runtime = self.host.ok(["pgrep", "--parent", &pid.to_string()])?.stdout;
         let runtime = runtime.lines().next().context("no runtime")?.to_owned();
         for process in [&pid.to_string(), &agent.to_string(), &runtime] {
-            let limits = self.appliance.read(&format!("/proc/{process}/limits"))?;
+            let limits = self.host.read(&format!("/proc/{process}/limits"))?;
             let core = limits.lines().find(|line| line.starts_with("Max core file size"));
             let core: Vec<_> = core.unwrap_or_default().split_whitespace().collect();
             ensure!(core == ["Max", "core", "file", "size", "0", "0", "bytes"], "{limits}");
         }
         // A runtime handles the first SIGSEGV, since WebAssembly code may have caused it.
         eventually("the runtime has ended", SOON, || {
-            self.appliance.run(["kill", "-SEGV", &runtime])?;
-            Ok((!self.appliance.exists(&format!("/proc/{runtime}"))?).then_some(()))
+            self.host.run(["kill", "-SEGV", &runtime])?;
+            Ok((!self.host.exists(&format!("/proc/{runtime}"))?).then_some(()))
         })?;
         eventually("another runtime runs", SOON, || {
-            let another = self.appliance.main_pid("links@1")?;
-            let runs = self.appliance.run(["pgrep", "--parent", &another.to_string()])?;
+            let another = self.host.main_pid("links@1")?;
+            let runs = self.host.run(["pgrep", "--parent", &another.to_string()])?;
             Ok((runs.status == 0 && !runs.stdout.contains(&runtime)).then_some(()))
         })?;
-        self.appliance.wait_for_rotation(2)?;
-        let journal = self.appliance.instances_journal()?;
+        self.host.wait_for_rotation(2)?;
+        let journal = self.host.instances_journal()?;
         ensure!(
             journal.contains("SIGSEGV") || journal.contains("signal: 11"),
             "{journal}"
         );
         let cores = self
-            .appliance
+            .host
             .shell("find / -xdev -type f \\( -name core -o -name 'core.*' \\) -size +100k")?;
         ensure!(cores.stdout.is_empty(), "{}", cores.stdout);
-        Ok(self.appliance.run(["linksctl", "status"])?.to_string())
+        Ok(self.host.run(["linksctl", "status"])?.to_string())
     }
 
     /// Checks that nobody without the right to can read a secret on the disk, in the journal or in /proc.
     fn no_secret_is_exposed(&self) -> Result<()> {
-        let inside = |script: &str| Ok::<_, anyhow::Error>(self.appliance.shell(script)?.stdout);
-        self.appliance.ok(["journalctl", "--sync"])?;
+        let inside = |script: &str| Ok::<_, anyhow::Error>(self.host.shell(script)?.stdout);
+        self.host.ok(["journalctl", "--sync"])?;
         let ours = "/etc/links /run/links /var/lib/links /var/cache/links /var/log /usr/lib/links \
                     /usr/share/doc/links-shortener /etc/nginx /etc/systemd /run/systemd";
         // grep exits with 1 if it finds nothing, and with 2 if it cannot read a file. xargs turns both into 123.
@@ -380,7 +372,7 @@ impl Lab<'_> {
         let found = inside(&finds(&open))?;
         ensure!(found.is_empty(), "others can read the secrets in:\n{found}");
 
-        self.appliance.unpack_tarball()?;
+        self.host.unpack_tarball()?;
         let package = inside(&finds(&format!("find {UNPACKED} -type f -print0")))?;
         ensure!(package.is_empty(), "secrets in the package:\n{package}");
 
@@ -403,7 +395,7 @@ impl Lab<'_> {
         for (user, sees) in [("root", true), ("nobody", false), ("www-data", false)] {
             let script = seen_by(user).replace("regid=nobody", "regid=nogroup");
             let shell = ["bash", "-c", &script, "search", environments];
-            let count: u32 = self.appliance.ok(shell)?.stdout.trim().parse()?;
+            let count: u32 = self.host.ok(shell)?.stdout.trim().parse()?;
             ensure!((count > 0) == sees, "{user} sees {count} secrets in environments");
         }
         Ok(())

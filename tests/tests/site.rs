@@ -4,11 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::{Appliance, DEB, Output, Tree, eventually};
-use serde_json::Value;
+use links_tests::servers::Squatter;
+use links_tests::{DEB, Events, Host, LINKS_TOML, Output, eventually, wording};
 
 const SITE: &str = "/etc/nginx/sites-available/links";
-const LINKS_TOML: &str = "/etc/links/links.toml";
 /// A line like those that certbot adds to the site, without a certificate.
 const CERTBOT: &str = "listen 8443; # managed by Certbot";
 
@@ -16,7 +15,7 @@ const CERTBOT: &str = "listen 8443; # managed by Certbot";
 /// is an obstacle, and succeeds once there is none.
 #[test]
 fn an_installation_succeeds_only_if_links_is_reachable_through_nginx() -> Result<()> {
-    let host = Host(Appliance::prepared(&Tree::with_nginx()?)?);
+    let host = Host::builder().uninstalled()?;
     host.write(
         "/etc/nginx/sites-enabled/own",
         "server { listen 8081; return 200 own; }\n",
@@ -24,52 +23,54 @@ fn an_installation_succeeds_only_if_links_is_reachable_through_nginx() -> Result
     host.ok(["rm", "/etc/nginx/sites-enabled/default"])?;
     host.ok(["systemctl", "restart", "nginx"])?;
 
-    host.occupy("127.0.0.1:7000")?;
+    let squatter = Squatter::take(&host, "127.0.0.1:7000", "nobody")?;
     let install = host.apt_install_any(DEB)?;
-    host.fails_with(
+    fails_with(
+        &host,
         &install,
-        &["127.0.0.1:7000 is needed for nginx", "systemd (process 1)", "ss -ltnp"],
+        // It names the address, who listens there, and the command that shows it.
+        &["127.0.0.1:7000", &squatter.shown()?, "ss -ltnp"],
     )?;
-    host.no_site_was_written()?;
-    host.configuring_fails(&["127.0.0.1:7000 is needed for nginx", "dpkg --configure -a"])?;
-    host.release("127.0.0.1:7000")?;
+    no_site_was_written(&host)?;
+    configuring_fails(&host, &["127.0.0.1:7000", "dpkg --configure -a"])?;
+    squatter.leave()?;
 
-    host.occupy("0.0.0.0:80")?;
-    host.configuring_fails(&["0.0.0.0:80 is needed for nginx", "ss -ltnp 'sport = :80'"])?;
-    host.no_site_was_written()?;
+    let squatter = Squatter::take(&host, "0.0.0.0:80", "root")?;
+    configuring_fails(&host, &["0.0.0.0:80", "ss -ltnp 'sport = :80'"])?;
+    no_site_was_written(&host)?;
     // The port is taken, and still nginx can restart.
     host.ok(["systemctl", "restart", "nginx"])?;
-    host.own_site_answers()?;
-    host.release("0.0.0.0:80")?;
+    own_site_answers(&host)?;
+    squatter.leave()?;
 
     host.write("/etc/nginx/conf.d/broken.conf", "no_such_directive on;\n")?;
-    host.configuring_fails(&["no_such_directive", "nginx -t"])?;
-    host.no_site_was_written()?;
+    configuring_fails(&host, &["no_such_directive", "nginx -t"])?;
+    no_site_was_written(&host)?;
     host.ok(["rm", "/etc/nginx/conf.d/broken.conf"])?;
 
     let endpoint = host.first_endpoint()?;
-    host.occupy(endpoint)?;
-    host.configuring_fails(&["instance 1 does not serve", &format!("{endpoint} is in use by another")])?;
-    host.no_site_was_written()?;
-    host.release(endpoint)?;
+    let squatter = Squatter::take(&host, endpoint, "links")?;
+    configuring_fails(&host, &["instance 1", endpoint])?;
+    no_site_was_written(&host)?;
+    squatter.leave()?;
 
     host.ok(["systemctl", "stop", "nginx"])?;
-    host.configuring_fails(&["nginx does not run", "systemctl start nginx"])?;
+    configuring_fails(&host, &["systemctl start nginx"])?;
     host.ok(["systemctl", "start", "nginx"])?;
 
     ensure!(host.run(["linksctl", "status"])?.status == 1, "nothing serves yet");
     host.ok(["dpkg", "--configure", "--pending"])?;
-    host.serves()?;
-    host.own_site_answers()?;
+    serves(&host)?;
+    own_site_answers(&host)?;
     host.follow(&host.shorten("https://example.com/at-last")?)?;
     // Configuring again does no harm.
     host.ok(["linksctl", "configure"])?;
-    host.serves()
+    serves(&host)
 }
 
 #[test]
 fn an_edited_site_is_kept_until_it_is_replaced_by_force() -> Result<()> {
-    let mut host = Host(Appliance::installed()?);
+    let mut host = Host::builder().serving()?;
     let link = host.shorten("https://example.com/kept")?;
     host.shell(&format!(
         "sed -i '0,/server_tokens off;/s//{CERTBOT} server_tokens off;/' {SITE}"
@@ -84,17 +85,24 @@ fn an_edited_site_is_kept_until_it_is_replaced_by_force() -> Result<()> {
         Ok(())
     };
 
-    let output = host.ok(["linksctl", "rollout"])?.stdout;
+    let rollout = host.ok(["linksctl", "rollout", "--json"])?;
+    let notices = Events::of(&rollout)?;
+    let notices = notices
+        .all("notice")
+        .into_iter()
+        .filter_map(|notice| notice["text"].as_str());
     ensure!(
-        output.contains("edited by somebody else") && output.contains("--force"),
-        "{output}"
+        notices
+            .into_iter()
+            .any(|text| text.contains(SITE) && text.contains("--force")),
+        "a notice should name the site and `--force`: {rollout}"
     );
     kept(&host, "a rollout")?;
     host.ok(["systemctl", "reload", "links"])?;
     kept(&host, "a reload")?;
     host.ok(["systemctl", "restart", "links"])?;
     kept(&host, "a restart")?;
-    host.0.machine.reboot()?;
+    host.reboot()?;
     host.wait_for_rotation(2)?;
     kept(&host, "a reboot")?;
     let upgrade = host.apt_install_any(DEB)?;
@@ -111,7 +119,7 @@ fn an_edited_site_is_kept_until_it_is_replaced_by_force() -> Result<()> {
         host.read("/var/lib/links/site-replaced.conf")? == edited,
         "--force should keep a copy of the edited site"
     );
-    host.serves()?;
+    serves(&host)?;
 
     // The administrator's own directives belong in nginx.d, where they stay.
     host.write("/etc/links/nginx.d/own.conf", "location = /own/page { return 204; }\n")?;
@@ -122,10 +130,10 @@ fn an_edited_site_is_kept_until_it_is_replaced_by_force() -> Result<()> {
         "the administrator's own directives should be included"
     );
     host.write("/etc/links/nginx.d/own.conf", "no_such_directive on;\n")?;
-    host.configure_listen("8080")?;
+    configure_listen(&host, "8080")?;
     let before = host.read(SITE)?;
     let refused = host.run(["linksctl", "rollout"])?;
-    host.fails_with(&refused, &["no_such_directive", "/etc/links/nginx.d"])?;
+    fails_with(&host, &refused, &["no_such_directive", "/etc/links/nginx.d"])?;
     ensure!(host.read(SITE)? == before, "a refused change should not write the site");
     host.ok(["rm", "/etc/links/nginx.d/own.conf"])?;
     host.ok(["linksctl", "rollout"])?;
@@ -153,25 +161,25 @@ fn an_edited_site_is_kept_until_it_is_replaced_by_force() -> Result<()> {
 
 #[test]
 fn a_change_that_fails_or_is_killed_leaves_the_old_site_or_the_new_one() -> Result<()> {
-    let mut host = Host(Appliance::installed()?);
+    let mut host = Host::builder().serving()?;
     let link = host.shorten("https://example.com/always")?;
     let before = host.read(SITE)?;
 
     // nginx would notice that the port is taken only during the reload, after the site is written.
-    host.occupy("0.0.0.0:8080")?;
-    host.configure_listen("[80, 8080]")?;
+    let squatter = Squatter::take(&host, "0.0.0.0:8080", "nobody")?;
+    configure_listen(&host, "[80, 8080]")?;
     // Twice, because a second attempt must not take the state on the disk for a completed change.
     for _ in 0..2 {
         let rollout = host.run(["linksctl", "rollout"])?;
-        host.fails_with(&rollout, &["0.0.0.0:8080 is needed for nginx", "systemd (process 1)"])?;
+        fails_with(&host, &rollout, &["0.0.0.0:8080", &squatter.shown()?])?;
         ensure!(host.read(SITE)? == before, "a refused change should not write the site");
     }
-    host.release("0.0.0.0:8080")?;
+    squatter.leave()?;
     // `nginx -t` accepts this address, but the running nginx cannot bind it: it already has port 80 of all addresses.
-    host.configure_listen("\"127.0.0.1:80\"")?;
+    configure_listen(&host, "\"127.0.0.1:80\"")?;
     for _ in 0..2 {
         let rollout = host.run(["linksctl", "rollout"])?;
-        host.fails_with(&rollout, &["bind() to 127.0.0.1:80 failed", "taken back"])?;
+        fails_with(&host, &rollout, &["bind() to 127.0.0.1:80 failed"])?;
         ensure!(host.read(SITE)? == before, "the old site should be restored");
         host.follow(&link)?;
     }
@@ -179,34 +187,36 @@ fn a_change_that_fails_or_is_killed_leaves_the_old_site_or_the_new_one() -> Resu
     host.follow(&link)?;
 
     // links does not start while nginx is stopped, and starts by itself once nginx runs again.
-    host.configure_listen("80")?;
+    configure_listen(&host, "80")?;
     host.ok(["systemctl", "stop", "nginx"])?;
     let start = host.run(["systemctl", "restart", "links"])?;
     ensure!(
         start.status != 0,
         "links should not start while it is unreachable: {start}"
     );
-    let status = host.run(["linksctl", "status"])?;
+    let status = host.status()?;
+    ensure!(status["ok"] == false && status["nginx"]["since"].is_null(), "{status}");
+    let addresses = status["nginx"]["addresses"].as_array().context("nginx.addresses")?;
     ensure!(
-        status.status == 1 && status.stdout.contains("not running, links is not reachable"),
-        "{status}"
+        !addresses.is_empty() && addresses.iter().all(|listening| listening["trouble"].is_string()),
+        "links should be reachable nowhere: {status}"
     );
     host.ok(["systemctl", "start", "nginx"])?;
     eventually("links.service is active", Duration::from_secs(60), || {
         let state = host.run(["systemctl", "is-active", "links"])?.stdout;
         Ok((state == "active\n").then_some(()))
     })?;
-    host.serves()?;
+    serves(&host)?;
 
     // linksctl is killed during a change, after it has saved to the disk how to undo it.
     let [old, new] = ["80", "[80, 8080]"];
     for round in 0..12 {
         if round == 4 {
             // The earlier rounds may have left either site. From the old one there is certainly something to change.
-            host.configure_listen(old)?;
+            configure_listen(&host, old)?;
             host.ok(["linksctl", "rollout"])?;
         }
-        host.configure_listen(if round % 2 == 0 { new } else { old })?;
+        configure_listen(&host, if round % 2 == 0 { new } else { old })?;
         let milliseconds = round * 15;
         host.shell(&format!(
             "linksctl rollout & until grep -q '\"unfinished\": {{' /var/lib/links/site.json || ! kill -0 $!; do :; done; \
@@ -216,15 +226,15 @@ fn a_change_that_fails_or_is_killed_leaves_the_old_site_or_the_new_one() -> Resu
         host.follow(&link)?;
         if round == 4 {
             // The unfinished change is undone before nginx starts. Then the start of links applies the configuration.
-            host.0.machine.kill_host()?;
+            host.crash()?;
             host.wait_for_rotation(2)?;
             let journal = host.journal("links-recover")?;
-            ensure!(journal.contains("a change of the nginx site was cut off"), "{journal}");
+            ensure!(journal.contains(wording::SITE_CUT_OFF), "{journal}");
         }
     }
-    host.configure_listen(new)?;
+    configure_listen(&host, new)?;
     host.ok(["linksctl", "rollout"])?;
-    host.serves()?;
+    serves(&host)?;
     ensure!(
         host.http_at(8080).get("/health")?.status == 200,
         "links should answer on the new port"
@@ -233,14 +243,14 @@ fn a_change_that_fails_or_is_killed_leaves_the_old_site_or_the_new_one() -> Resu
     // The configuration of nginx.org's package includes only conf.d.
     host.shell("sed -i 's/include .*sites-enabled.*/#&/' /etc/nginx/nginx.conf")?;
     host.ok(["linksctl", "rollout"])?;
-    host.serves()?;
+    serves(&host)?;
     ensure!(
         host.exists("/etc/nginx/conf.d/links.conf")? && !host.exists("/etc/nginx/sites-enabled/links")?,
         "the site should be only where nginx reads it"
     );
     host.shell("sed -i 's/#\\(include .*sites-enabled.*\\)/\\1/' /etc/nginx/nginx.conf")?;
     host.ok(["linksctl", "rollout"])?;
-    host.serves()?;
+    serves(&host)?;
     ensure!(
         !host.exists("/etc/nginx/conf.d/links.conf")?,
         "the site should no longer be in conf.d"
@@ -248,113 +258,60 @@ fn a_change_that_fails_or_is_killed_leaves_the_old_site_or_the_new_one() -> Resu
     Ok(())
 }
 
-struct Host(Appliance);
-
-impl std::ops::Deref for Host {
-    type Target = Appliance;
-
-    fn deref(&self) -> &Appliance {
-        &self.0
-    }
+fn configure_listen(host: &Host, listen: &str) -> Result<()> {
+    host.write(LINKS_TOML, format!("[nginx]\nlisten = {listen}\n"))
 }
 
-impl Host {
-    /// Starts a foreign listener: systemd itself on a port, or a program that never accepts on a Unix socket, where
-    /// systemd would give up after a few connections.
-    fn occupy(&self, address: &str) -> Result<()> {
-        let unit = format!("--unit={}", unit(address));
-        if address.starts_with('/') {
-            let listen =
-                format!("my $server = IO::Socket::UNIX->new(Local => '{address}', Listen => 64) or die $!; sleep");
-            self.ok([
-                "systemd-run",
-                &unit,
-                "--uid=links",
-                "perl",
-                "-MIO::Socket::UNIX",
-                "-e",
-                &listen,
-            ])?;
-            return eventually("the socket is there", Duration::from_secs(10), || {
-                Ok(self.exists(address)?.then_some(()))
-            });
-        }
-        let listen = format!("--socket-property=ListenStream={address}");
-        self.ok(["systemd-run", &unit, &listen, "cat"])?;
-        Ok(())
-    }
-
-    fn release(&self, address: &str) -> Result<()> {
-        let kind = if address.starts_with('/') { "service" } else { "socket" };
-        self.ok(["systemctl", "stop", &format!("{}.{kind}", unit(address))])?;
-        Ok(())
-    }
-
-    fn configure_listen(&self, listen: &str) -> Result<()> {
-        self.write(LINKS_TOML, format!("[nginx]\nlisten = {listen}\n"))
-    }
-
-    /// Checks that a command has failed, that its output contains all of `expected`, and that the other site still answers.
-    fn fails_with(&self, output: &Output, expected: &[&str]) -> Result<()> {
-        ensure!(output.status != 0, "the command should have failed: {output}");
-        let printed = format!("{}{}", output.stdout, output.stderr);
-        for expected in expected {
-            ensure!(
-                printed.contains(expected),
-                "{expected:?} should be in the output: {printed}"
-            );
-        }
-        self.own_site_answers()
-    }
-
-    fn configuring_fails(&self, expected: &[&str]) -> Result<()> {
-        let output = self.run(["dpkg", "--configure", "--pending"])?;
-        self.fails_with(&output, expected)
-    }
-
-    /// Checks the host's other site, if there is one and nginx runs.
-    fn own_site_answers(&self) -> Result<()> {
-        if self.exists("/etc/nginx/sites-enabled/own")? && self.run(["systemctl", "is-active", "nginx"])?.status == 0 {
-            let answer = self.http_at(8081).get("/")?;
-            ensure!(answer.text() == "own", "the other site does not answer: {answer}");
-        }
-        Ok(())
-    }
-
-    fn no_site_was_written(&self) -> Result<()> {
-        let sites = self
-            .ok(["ls", "-A", "/etc/nginx/sites-enabled", "/etc/nginx/conf.d"])?
-            .stdout;
-        ensure!(!sites.contains("links"), "{sites}");
+/// Checks that a command has failed, that its output contains all of `expected`, and that the other site still answers.
+fn fails_with(host: &Host, output: &Output, expected: &[&str]) -> Result<()> {
+    ensure!(output.status != 0, "the command should have failed: {output}");
+    let printed = output.printed();
+    for expected in expected {
         ensure!(
-            !self.exists(SITE)? && !self.exists("/etc/nginx/.links-candidate.conf")?,
-            "a file of the site is left"
+            printed.contains(expected),
+            "{expected:?} should be in the output: {printed}"
         );
-        Ok(())
     }
-
-    /// Checks that links is reachable, by `linksctl status --json` and as a client.
-    fn serves(&self) -> Result<()> {
-        let status = self.status()?;
-        ensure!(status["ok"] == true, "{status}");
-        let addresses = status["nginx"]["addresses"].as_array().context("nginx.addresses")?;
-        ensure!(
-            !addresses.is_empty() && addresses.iter().all(|listening| listening["trouble"].is_null()),
-            "{status}"
-        );
-        ensure!(status["nginx"]["since"].is_string(), "{status}");
-        let answer = self.http().get("/health")?;
-        ensure!(answer.status == 200, "{answer}");
-        Ok(())
-    }
-
-    fn status(&self) -> Result<Value> {
-        Ok(serde_json::from_str(
-            &self.run(["linksctl", "status", "--json"])?.stdout,
-        )?)
-    }
+    own_site_answers(host)
 }
 
-fn unit(address: &str) -> String {
-    format!("squatter-{}", address.rsplit([':', '/']).next().unwrap_or_default())
+fn configuring_fails(host: &Host, expected: &[&str]) -> Result<()> {
+    let output = host.run(["dpkg", "--configure", "--pending"])?;
+    fails_with(host, &output, expected)
+}
+
+/// Checks the host's other site, if there is one and nginx runs.
+fn own_site_answers(host: &Host) -> Result<()> {
+    if host.exists("/etc/nginx/sites-enabled/own")? && host.run(["systemctl", "is-active", "nginx"])?.status == 0 {
+        let answer = host.http_at(8081).get("/")?;
+        ensure!(answer.text() == "own", "the other site does not answer: {answer}");
+    }
+    Ok(())
+}
+
+fn no_site_was_written(host: &Host) -> Result<()> {
+    let sites = host
+        .ok(["ls", "-A", "/etc/nginx/sites-enabled", "/etc/nginx/conf.d"])?
+        .stdout;
+    ensure!(!sites.contains("links"), "{sites}");
+    ensure!(
+        !host.exists(SITE)? && !host.exists("/etc/nginx/.links-candidate.conf")?,
+        "a file of the site is left"
+    );
+    Ok(())
+}
+
+/// Checks that links is reachable, by `linksctl status --json` and as a client.
+fn serves(host: &Host) -> Result<()> {
+    let status = host.status()?;
+    ensure!(status["ok"] == true, "{status}");
+    let addresses = status["nginx"]["addresses"].as_array().context("nginx.addresses")?;
+    ensure!(
+        !addresses.is_empty() && addresses.iter().all(|listening| listening["trouble"].is_null()),
+        "{status}"
+    );
+    ensure!(status["nginx"]["since"].is_string(), "{status}");
+    let answer = host.http().get("/health")?;
+    ensure!(answer.status == 200, "{answer}");
+    Ok(())
 }

@@ -37,8 +37,8 @@ fn a_million_requests_do_not_notice_rollouts_and_upgrades() -> Result<()> {
 
 impl Soak {
     fn run(&self) -> Result<()> {
-        let host = Host::released(env!("CARGO_BIN_EXE_broken-runtime"))?;
-        let versions = [host.releases.version(), RELEASED];
+        let host = Host::builder().first_release(RELEASED).serving()?;
+        let versions = [host.version()?, RELEASED];
         let debs = [DEB, RELEASED_DEB];
 
         let traffic = Traffic::start(&host, "soak")?;
@@ -71,7 +71,7 @@ impl Soak {
         let report = traffic.finish(&host)?;
         ensure!(report.requests() >= self.requests, "{report}");
         let wanted = versions[(self.upgrades as usize + 1) % 2];
-        for release in host.releases(2)? {
+        for release in host.running_releases(2)? {
             ensure!(
                 release.starts_with(&format!("{wanted}-")),
                 "{wanted} should run, not {release}"

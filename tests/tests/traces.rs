@@ -5,47 +5,41 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use links_tests::http::Client;
 use links_tests::otlp::{Span, spans};
-use links_tests::servers::{LibSql, credential};
-use links_tests::{Appliance, Collector, eventually};
+use links_tests::servers::{Collector, LibSql};
+use links_tests::{Host, eventually};
 
-const HRANA: &str = env!("CARGO_BIN_EXE_hrana-server");
 const TOKEN: &str = "turso-s3cret";
 /// Long enough for spans to arrive: they are sent in batches, every few seconds.
 const TIMEOUT: Duration = Duration::from_secs(40);
 
 #[test]
 fn a_trace_goes_from_the_request_to_the_database() -> Result<()> {
-    let appliance = Appliance::installed()?;
-    let collector = Collector::start(&appliance.network(), 4318)?;
+    let host = Host::builder().serving()?;
+    let collector = Collector::start(&host.network(), 4318)?;
     let quiet = "[rollout]\nmin_healthy = \"200ms\"\n";
     let telemetry = format!("{quiet}[telemetry]\nendpoint = \"http://127.0.0.1:4318\"\n");
-    let local = "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n";
-    let lab = Lab {
+    let traces = Traces {
         collector: &collector,
         // Spin 4.0.2 has no spans for the database calls of WASI 0.3 components.
-        has_database_spans: !appliance.artifacts.runtime()?.is_spin(),
-        site: appliance.site()?,
+        has_database_spans: !host.runtime()?.is_spin(),
+        site: host.site()?,
     };
 
     // Without an endpoint nothing is sent, neither now nor after one is configured.
-    lab.request(1)?;
-    appliance.configure(&telemetry, local)?;
-    lab.request(2)?;
-    lab.is_complete(2)?;
+    traces.request(1)?;
+    host.configure_links(&telemetry)?;
+    traces.request(2)?;
+    traces.is_complete(2)?;
     ensure!(
-        lab.trace(1)?.is_empty(),
+        traces.trace(1)?.is_empty(),
         "spans from before the endpoint was configured were sent"
     );
 
-    let _libsql = LibSql::start_in(&appliance, HRANA, TOKEN)?;
-    credential(&appliance, "turso_token", TOKEN)?;
-    let remote = format!(
-        "[sqlite_database.default]\ntype = \"libsql\"\nurl = \"{}\"\ntoken = \"credential:turso_token\"\n",
-        LibSql::URL
-    );
-    appliance.configure(&telemetry, &remote)?;
-    lab.request(3)?;
-    lab.is_complete(3)?;
+    let _libsql = LibSql::start_in(&host, TOKEN)?;
+    host.credential("turso_token", TOKEN)?;
+    host.configure_runtime(&LibSql::runtime_toml())?;
+    traces.request(3)?;
+    traces.is_complete(3)?;
     for collected in collector.collected() {
         let text = String::from_utf8_lossy(&collected.message).into_owned();
         ensure!(!text.contains(TOKEN), "{text}");
@@ -54,10 +48,10 @@ fn a_trace_goes_from_the_request_to_the_database() -> Result<()> {
     // A client decides neither which trace its request belongs to nor whether it is traced.
     let forged = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = format!("00-{forged}-00f067aa0ba902b7-00");
-    let client = lab.site.clone().header("traceparent", &parent);
+    let client = traces.site.clone().header("traceparent", &parent);
     ensure!(client.get(&nowhere(4))?.status == 404);
-    lab.is_complete(4)?;
-    ensure!(lab.spans()?.iter().all(|span| span.trace != forged));
+    traces.is_complete(4)?;
+    ensure!(traces.spans()?.iter().all(|span| span.trace != forged));
     Ok(())
 }
 
@@ -73,14 +67,15 @@ fn is_database_call(span: &Span) -> bool {
         .any(|(key, value)| key == "db.system" && value == "sqlite")
 }
 
-struct Lab<'a> {
+/// Requests to a host, and their traces as the collector has received them.
+struct Traces<'a> {
     collector: &'a Collector,
     /// Whether the runtime has spans for database calls.
     has_database_spans: bool,
     site: Client,
 }
 
-impl Lab<'_> {
+impl Traces<'_> {
     /// Requests a link that is in no cache.
     fn request(&self, number: u8) -> Result<()> {
         let answer = self.site.get(&nowhere(number))?;
@@ -91,8 +86,8 @@ impl Lab<'_> {
     /// All spans that have arrived.
     fn spans(&self) -> Result<Vec<Span>> {
         let collected = self.collector.collected();
-        let traces = collected.iter().filter(|it| it.path == "/v1/traces");
-        let all = traces.map(|it| spans(&it.message)).collect::<Result<Vec<_>>>()?;
+        let exports = collected.iter().filter(|it| it.path == "/v1/traces");
+        let all = exports.map(|it| spans(&it.message)).collect::<Result<Vec<_>>>()?;
         Ok(all.into_iter().flatten().collect())
     }
 

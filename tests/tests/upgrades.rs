@@ -11,14 +11,13 @@ use links_tests::{
     Artifacts, Broken, Crowd, DEB, Fault, Host, RELEASED, RELEASED_DEB, Seed, Traffic, eventually, verify,
 };
 
-const BROKEN_RUNTIME: &str = env!("CARGO_BIN_EXE_broken-runtime");
 /// Clicks per second, beside the requests of [`Traffic`].
 const CLICKS: u32 = 300;
 
 #[test]
 fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()> {
-    let host = Host::released(BROKEN_RUNTIME)?;
-    let this = host.releases.version();
+    let host = Host::builder().first_release(RELEASED).serving()?;
+    let this = host.version()?;
     // Now both conffiles differ from the package's: linksctl changes links.toml, and the administrator edits both.
     host.ok(["linksctl", "scale", "3"])?;
     host.shell(
@@ -62,7 +61,7 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
             );
             ensure!(host.package_state()? == "installed", "{output}");
             host.wait_for_rotation(3)?;
-            let releases = host.releases(3)?;
+            let releases = host.running_releases(3)?;
             let is_expected = |release: &String| release.starts_with(&format!("{version}-"));
             ensure!(
                 releases.iter().all(is_expected),
@@ -87,7 +86,7 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
 /// By the last step, the site leads to sockets only. Before an instance goes back to its port, nginx has to use that port.
 #[test]
 fn an_upgrade_that_fails_at_its_last_step_costs_no_request() -> Result<()> {
-    let host = Host::released(BROKEN_RUNTIME)?;
+    let host = Host::builder().first_release(RELEASED).serving()?;
     // A non-empty directory, which the symbolic link of that name cannot replace.
     let previous = "/var/lib/links/previous";
     host.ok(["mkdir", "--parents", &format!("{previous}/taken")])?;
@@ -96,14 +95,14 @@ fn an_upgrade_that_fails_at_its_last_step_costs_no_request() -> Result<()> {
     let failed = traffic.during("upgrade", || host.apt_install_any(DEB))?;
     ensure!(failed.status != 0 && failed.to_string().contains(previous), "{failed}");
     host.wait_for_rotation(2)?;
-    host.runs(RELEASED)?;
+    host.runs_version(RELEASED)?;
     let site = host.read("/etc/nginx/sites-enabled/links")?;
     ensure!(site.contains("server 127.0.0.1:7001 "), "{site}");
 
     host.ok(["rm", "--recursive", previous])?;
     traffic.during("upgrade", || host.ok(["dpkg", "--configure", "--pending"]))?;
     host.wait_for_rotation(2)?;
-    host.runs(host.releases.version())?;
+    host.runs_version(host.version()?)?;
     if host.is_on_sockets()? {
         host.serve_only_sockets(2, "www-data")?;
     }
@@ -113,7 +112,7 @@ fn an_upgrade_that_fails_at_its_last_step_costs_no_request() -> Result<()> {
 
 #[test]
 fn an_upgrade_of_a_stopped_service_leaves_it_stopped() -> Result<()> {
-    let host = Host::released(BROKEN_RUNTIME)?;
+    let host = Host::builder().first_release(RELEASED).serving()?;
     host.ok(["systemctl", "stop", "links"])?;
     host.wait_until_stopped()?;
     let upgrade = host.apt_install_any(DEB)?;
@@ -121,15 +120,17 @@ fn an_upgrade_of_a_stopped_service_leaves_it_stopped() -> Result<()> {
     assert_eq!(host.processes()?, "", "{upgrade}");
     host.ok(["systemctl", "start", "links"])?;
     host.wait_for_rotation(2)?;
-    host.runs(host.releases.version())
+    host.runs_version(host.version()?)
 }
 
 #[test]
 fn a_broken_package_stays_half_configured_until_a_working_one_is_installed() -> Result<()> {
-    let host = Host::released(BROKEN_RUNTIME)?;
-    host.shorten_start_timeout()?;
-    let before = host.releases(2)?;
-    let broken = host.deb(&host.releases.later(1), Some(Fault::Instance(2)))?;
+    let host = Host::builder()
+        .first_release(RELEASED)
+        .links_toml("[health]\nstart_timeout = \"5s\"\n")
+        .serving()?;
+    let before = host.running_releases(2)?;
+    let broken = host.deb(&host.later_version(1)?, Some(Fault::Instance(2)))?;
     let traffic = Traffic::start(&host, "package")?;
 
     let failed = traffic.during("upgrade", || host.apt_install_any(&broken))?;
@@ -137,7 +138,7 @@ fn a_broken_package_stays_half_configured_until_a_working_one_is_installed() -> 
     assert!(format!("{failed}").contains("instance 2"), "{failed}");
     assert_eq!(host.package_state()?, "half-configured");
     host.wait_for_rotation(2)?;
-    assert_eq!(host.releases(2)?, before);
+    assert_eq!(host.running_releases(2)?, before);
 
     let again = traffic.during("upgrade", || host.run(["dpkg", "--configure", "--pending"]))?;
     assert_ne!(
@@ -145,9 +146,9 @@ fn a_broken_package_stays_half_configured_until_a_working_one_is_installed() -> 
         "configuring should fail again while the package is broken: {again}"
     );
     host.wait_for_rotation(2)?;
-    assert_eq!(host.releases(2)?, before);
+    assert_eq!(host.running_releases(2)?, before);
 
-    traffic.during("upgrade", || host.apt_installs(DEB, host.releases.version()))?;
+    traffic.during("upgrade", || host.apt_installs(DEB, host.version()?))?;
     traffic.finish(&host)?;
     Ok(())
 }
@@ -165,8 +166,8 @@ fn a_host_killed_during_thirty_upgrades_serves_the_old_or_the_new_release() -> R
 
 fn kill_the_host_during_upgrades(times: u64) -> Result<()> {
     let seed = Seed::of_environment()?;
-    let mut host = Host::released(BROKEN_RUNTIME)?;
-    let new = host.releases.version().to_owned();
+    let mut host = Host::builder().first_release(RELEASED).serving()?;
+    let new = host.version()?.to_owned();
     let versions = [RELEASED, new.as_str()];
     let debs = [RELEASED_DEB, DEB];
     let crowd = Crowd::new(&host)?.rate(CLICKS);
@@ -201,7 +202,7 @@ fn kill_the_host_during_upgrades(times: u64) -> Result<()> {
             }
             thread::sleep(moment.min(unwritten));
             let begin = Instant::now();
-            host.appliance.machine.kill_host()?;
+            host.crash()?;
             Ok((early, begin))
         })?;
         may_be_lost += crowd.answered() - early;
@@ -219,7 +220,7 @@ fn kill_the_host_during_upgrades(times: u64) -> Result<()> {
         let report = traffic.stop()?;
         verify(&host, &label, &report)?;
         host.wait_for_rotation(2)?;
-        let after_boot: BTreeSet<_> = host.releases(2)?.into_iter().collect();
+        let after_boot: BTreeSet<_> = host.running_releases(2)?.into_iter().collect();
         let is_known = |release: &String| {
             versions
                 .iter()
@@ -229,7 +230,7 @@ fn kill_the_host_during_upgrades(times: u64) -> Result<()> {
 
         let configured = host.run(["dpkg", "--configure", "--pending"])?;
         host.wait_for_rotation(2)?;
-        let after_configure: BTreeSet<_> = host.releases(2)?.into_iter().collect();
+        let after_configure: BTreeSet<_> = host.running_releases(2)?.into_iter().collect();
         println!(
             "killed {:.1} s after the start of the upgrade, served after {:.1} s: {after_boot:?}, then {after_configure:?}",
             moment.as_secs_f64(),
@@ -248,7 +249,7 @@ fn kill_the_host_during_upgrades(times: u64) -> Result<()> {
         // dpkg instead of apt: apt refuses to continue without an archive of the version that was installed.
         host.ok(["dpkg", "--install", debs[to]])?;
         host.wait_for_rotation(2)?;
-        host.runs(versions[to])?;
+        host.runs_version(versions[to])?;
     }
 
     // At each kill, every worker may have one click that was counted although its answer never arrived.
@@ -285,7 +286,10 @@ fn the_released_and_the_new_package_have_the_same_conffiles() -> Result<()> {
         };
         list.lines().map(read).collect()
     };
-    let (old, new) = (conffiles(&Artifacts::released()?)?, conffiles(&Artifacts::find()?.deb)?);
+    let (old, new) = (
+        conffiles(&Artifacts::released(RELEASED)?)?,
+        conffiles(&Artifacts::find()?.deb)?,
+    );
     let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
     assert_eq!(names(&old), names(&new));
     for ((path, old), (_, new)) in old.iter().zip(&new) {

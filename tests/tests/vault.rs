@@ -5,32 +5,36 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use links_tests::http::Answer;
 use links_tests::load::Link;
-use links_tests::servers::{Vault, credential, secret_file};
-use links_tests::{Appliance, eventually};
+use links_tests::servers::Vault;
+use links_tests::{CHECK_ONLINE, Check, DATABASE, Host, eventually, wording};
 
 const ROOT: &str = "vault-root-s3cret";
 const READER: &str = "vault-reader-s3cret";
 const RENEWED: &str = "vault-renewed-s3cret";
 const PATH: &str = "links/admin_token";
+/// The token for Vault in runtime.toml.
+const CREDENTIAL: &str = "credential:vault_token";
+/// EX_CONFIG of sysexits.h.
+const WRONG_CONFIGURATION: i32 = 78;
 const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_token_can_be_rotated_and_stays_valid_during_outages_of_vault() -> Result<()> {
     // The stale period is longer than the first outage takes with either runtime.
-    let lab = Lab::new("1s", "25s")?;
-    let vault = lab.vault()?;
-    lab.takes("one-s3cret")?;
-    let link = lab.link("one-s3cret")?;
-    let own = lab.token()?;
+    let host = serving("1s", "25s")?;
+    let vault = start_vault(&host)?;
+    takes(&host, "one-s3cret")?;
+    let link = link(&host, "one-s3cret")?;
+    let own = host.token()?;
     ensure!(
-        lab.shorten_with(&own)?.status == 401,
+        shorten_with(&host, &own)?.status == 401,
         "the token of this host should not be accepted while Vault has one"
     );
 
     vault.write(PATH, "two-s3cret")?;
     let rotated = Instant::now();
-    lab.takes("two-s3cret")?;
-    lab.refuses("one-s3cret")?;
+    takes(&host, "two-s3cret")?;
+    refuses(&host, "one-s3cret")?;
     let after = rotated.elapsed();
     println!("rotated after {after:.1?}");
     ensure!(
@@ -39,28 +43,28 @@ fn a_token_can_be_rotated_and_stays_valid_during_outages_of_vault() -> Result<()
     );
 
     vault.pause()?;
-    lab.works_without_vault(&link)?;
+    works_without_vault(&host, &link)?;
     // An instance that starts during the outage works too.
-    lab.ok(["systemctl", "restart", "links@1"])?;
-    lab.wait_for_rotation(2)?;
-    lab.works_without_vault(&link)?;
+    host.ok(["systemctl", "restart", "links@1"])?;
+    host.wait_for_rotation(2)?;
+    works_without_vault(&host, &link)?;
     vault.resume()?;
     vault.write(PATH, "three-s3cret")?;
-    lab.takes("three-s3cret")?;
+    takes(&host, "three-s3cret")?;
 
     vault.write(PATH, "two-s3cret")?;
-    lab.takes("two-s3cret")?;
+    takes(&host, "two-s3cret")?;
     vault.seal()?;
-    lab.works_without_vault(&link)?;
+    works_without_vault(&host, &link)?;
     vault.restart()?;
-    lab.fill(&vault, "four-s3cret")?;
-    lab.takes("four-s3cret")?;
+    fill(&vault, "four-s3cret")?;
+    takes(&host, "four-s3cret")?;
 
     let stopped = Instant::now();
     vault.stop()?;
     let unavailable = eventually("the token is no longer accepted", 2 * SOON, || {
-        lab.follow(&link)?;
-        let answer = lab.shorten_with("four-s3cret")?;
+        host.follow(&link)?;
+        let answer = shorten_with(&host, "four-s3cret")?;
         Ok((answer.status != 200).then_some(answer))
     })?;
     let kept = stopped.elapsed();
@@ -73,15 +77,13 @@ fn a_token_can_be_rotated_and_stays_valid_during_outages_of_vault() -> Result<()
         unavailable.status == 503 && !unavailable.header("retry-after").is_empty(),
         "{unavailable}"
     );
-    lab.follow(&link)?;
+    host.follow(&link)?;
     vault.restart()?;
-    lab.fill(&vault, "five-s3cret")?;
-    lab.takes("five-s3cret")?;
+    fill(&vault, "five-s3cret")?;
+    takes(&host, "five-s3cret")?;
 
-    let journal = lab.instances_journal()?;
-    let outages = journal
-        .matches("links: the provider of the variable admin_token does not answer: ")
-        .count();
+    let journal = host.instances_journal()?;
+    let outages = wording::outages(&journal, "admin_token");
     println!("{outages} reports of outages");
     ensure!(
         (3..=8).contains(&outages),
@@ -93,261 +95,223 @@ fn a_token_can_be_rotated_and_stays_valid_during_outages_of_vault() -> Result<()
 
 #[test]
 fn problems_with_vault_are_reported() -> Result<()> {
-    let lab = Lab::new("1s", "0s")?;
-    let vault = lab.vault()?;
-    let is_spin = lab.artifacts.runtime()?.is_spin();
-    lab.takes("one-s3cret")?;
-    let link = lab.link("one-s3cret")?;
-    let online = lab.ok(["linksctl", "check", "--online"])?;
-    ensure!(printed(&online).contains("` answers, after "), "{online}");
+    let host = serving("1s", "0s")?;
+    let vault = start_vault(&host)?;
+    let is_spin = host.runtime()?.is_spin();
+    takes(&host, "one-s3cret")?;
+    let link = link(&host, "one-s3cret")?;
+    ensure!(host.check_online()?.answers(), "Vault should answer");
 
     // Spin reports no more than this. links-host also reports the answer of Vault.
-    let provider = "links: the provider of the variable admin_token does not answer: \
-                    admin_token: Failed to check Vault for config";
-    let reports = |check: &str, journal: &str| -> Result<()> {
-        lab.unavailable(&link, journal)?;
-        let checked = lab.run(["linksctl", "check", "--online"])?;
+    let provider = wording::outage("admin_token");
+    // `linksctl check --online` must report an error that contains all of `parts`, and the journal `in_journal`.
+    let reports = |parts: &[&str], in_journal: &str| -> Result<()> {
+        unavailable(&host, &link, in_journal)?;
+        let check = host.check_online()?;
         ensure!(
-            checked.status == 78 && printed(&checked).contains(check),
-            "`linksctl check --online` should print {check:?}: {checked}"
+            check.status == WRONG_CONFIGURATION && check.has_finding("error", parts),
+            "an error with {parts:?} should be among {check:?}"
         );
         Ok(())
     };
-    let in_journal = |by_host: &str| {
-        if is_spin {
-            provider.to_owned()
-        } else {
-            by_host.to_owned()
-        }
-    };
+    let in_journal = |by_host: &str| if is_spin { provider.clone() } else { by_host.to_owned() };
     vault.revoke(READER)?;
-    reports(
-        "refuses the token; put a valid one into /etc/links/credentials/vault_token, mode 0600",
-        &in_journal("HTTP 403: permission denied"),
-    )
-    .context("a revoked token")?;
+    reports(&["/etc/links/credentials/vault_token"], &in_journal("HTTP 403")).context("a revoked token")?;
     vault.token(READER)?;
-    lab.takes("one-s3cret")?;
+    takes(&host, "one-s3cret")?;
     vault.seal()?;
-    reports("is sealed; unseal it", &in_journal("HTTP 503: Vault is sealed")).context("sealed")?;
+    reports(&["sealed"], &in_journal("HTTP 503")).context("sealed")?;
     vault.restart()?;
-    lab.fill(&vault, "one-s3cret")?;
-    lab.takes("one-s3cret")?;
+    fill(&vault, "one-s3cret")?;
+    takes(&host, "one-s3cret")?;
     vault.stop()?;
-    reports("does not answer: ", provider).context("stopped")?;
+    reports(&[&wording::outage("")], &provider).context("stopped")?;
     vault.restart()?;
 
     // While Vault has no such secret, the token of this host is used, if there is one.
-    let own = lab.token()?;
+    let own = host.token()?;
     vault.token(READER)?;
-    lab.takes(&own)?;
-    let online = lab.ok(["linksctl", "check", "--online"])?;
-    let missing = "has no secret secret/data/links/admin_token";
+    takes(&host, &own)?;
+    let missing = "secret/data/links/admin_token";
+    let check = host.check_online()?;
     ensure!(
-        printed(&online).contains(&format!(
-            "{missing}: the admin token of /etc/links/credentials is used instead"
-        )),
-        "{online}"
+        check.status == 0 && check.has_finding("warning", &[missing, "/etc/links/credentials"]),
+        "{check:?}"
     );
-    lab.ok(["rm", "/etc/links/credentials/admin_token"])?;
-    lab.apply("secret")?;
-    let nobody = "links: nobody may use the API: no provider has a value of the variable admin_token";
-    reports(missing, nobody).context("a missing secret")?;
-    lab.apply("elsewhere")?;
+    host.ok(["rm", "/etc/links/credentials/admin_token"])?;
+    use_vault(&host, CREDENTIAL, "secret")?;
+    let nobody = wording::NOBODY_MAY_USE_THE_API;
+    reports(&[missing], nobody).context("a missing secret")?;
+    use_vault(&host, CREDENTIAL, "elsewhere")?;
     reports(
-        "has nothing mounted at elsewhere/; correct `mount`",
+        &["elsewhere/", "`mount`"],
         if is_spin { nobody } else { "no handler for route" },
     )
     .context("a wrong mount")?;
 
-    lab.apply("secret")?;
+    use_vault(&host, CREDENTIAL, "secret")?;
     vault.write(PATH, "two-s3cret")?;
-    lab.takes("two-s3cret")?;
-    let journal = lab.instances_journal()?;
+    takes(&host, "two-s3cret")?;
+    let journal = host.instances_journal()?;
     ensure!(!journal.contains("s3cret"), "{journal}");
     Ok(())
 }
 
 #[test]
 fn the_token_for_vault_can_come_from_another_programs_file_or_a_variable() -> Result<()> {
-    let lab = Lab::new("1s", "0s")?;
-    let vault = Vault::start_in(&lab, ROOT)?;
-    lab.fill(&vault, "one-s3cret")?;
+    let host = serving("1s", "0s")?;
+    let vault = Vault::start_in(&host, ROOT)?;
+    fill(&vault, "one-s3cret")?;
     // Vault Agent writes and renews its token in a file like this one.
     let sink = "/run/vault-agent/token";
-    secret_file(&lab, sink, READER)?;
-    lab.ok(["ln", "--symbolic", sink, "/etc/links/credentials/vault_token"])?;
-    lab.apply("secret")?;
-    lab.takes("one-s3cret")?;
+    host.write_secret(sink, READER)?;
+    host.ok(["ln", "--symbolic", sink, "/etc/links/credentials/vault_token"])?;
+    use_vault(&host, CREDENTIAL, "secret")?;
+    takes(&host, "one-s3cret")?;
     vault.revoke(READER)?;
-    lab.answers("one-s3cret", 503)?;
+    answers(&host, "one-s3cret", 503)?;
     vault.token(RENEWED)?;
-    lab.write(sink, RENEWED)?;
-    lab.apply("secret")?;
-    lab.takes("one-s3cret")?;
+    host.write(sink, RENEWED)?;
+    use_vault(&host, CREDENTIAL, "secret")?;
+    takes(&host, "one-s3cret")?;
 
-    lab.ok(["rm", "/etc/links/credentials/vault_token"])?;
-    secret_file(&lab, "/etc/vault.env", &format!("VAULT_TOKEN={RENEWED}\n"))?;
+    host.ok(["rm", "/etc/links/credentials/vault_token"])?;
+    host.write_secret("/etc/vault.env", &format!("VAULT_TOKEN={RENEWED}\n"))?;
     let drop_in = "/etc/systemd/system/links@.service.d/vault.conf";
-    lab.ok(["mkdir", "--parents", "/etc/systemd/system/links@.service.d"])?;
-    lab.write(drop_in, "[Service]\nEnvironmentFile=/etc/vault.env\n")?;
-    lab.ok(["systemctl", "daemon-reload"])?;
-    lab.apply_with("env:VAULT_TOKEN", "secret")?;
+    host.ok(["mkdir", "--parents", "/etc/systemd/system/links@.service.d"])?;
+    host.write(drop_in, "[Service]\nEnvironmentFile=/etc/vault.env\n")?;
+    host.ok(["systemctl", "daemon-reload"])?;
+    use_vault(&host, "env:VAULT_TOKEN", "secret")?;
     vault.write(PATH, "two-s3cret")?;
-    lab.takes("two-s3cret")?;
-    let online = lab.ok(["linksctl", "check", "--online"])?;
+    takes(&host, "two-s3cret")?;
+    let check = host.check_online()?;
     ensure!(
-        printed(&online).contains("is not tried: its token is VAULT_TOKEN"),
-        "{online}"
+        check.outcomes() == ["not_tried"] && check.has_finding("warning", &["VAULT_TOKEN"]),
+        "{check:?}"
     );
-    let online = lab.shell("set -a; . /etc/vault.env; linksctl check --online")?;
-    ensure!(printed(&online).contains("` answers, after "), "{online}");
+    let with_variable = format!("set -a; . /etc/vault.env; {}", CHECK_ONLINE.join(" "));
+    let check = Check::of(&host.run(["bash", "-c", &with_variable])?)?;
+    ensure!(check.answers(), "{check:?}");
     // Instances without the variable do not start, and the running ones keep serving.
-    lab.write(drop_in, "[Service]\n")?;
-    lab.ok(["systemctl", "daemon-reload"])?;
-    let refused = lab.run(["linksctl", "restart"])?;
-    let reason = "the variable `VAULT_TOKEN`, which the configuration asks for, is not set";
-    ensure!(refused.status == 1 && printed(&refused).contains(reason), "{refused}");
-    lab.answers_by(2, "two-s3cret", 200)?;
-    let journal = lab.journal("links@*")?;
+    host.write(drop_in, "[Service]\n")?;
+    host.ok(["systemctl", "daemon-reload"])?;
+    let refused = host.run(["linksctl", "restart"])?;
+    ensure!(
+        refused.status == 1 && refused.printed().contains("VAULT_TOKEN"),
+        "the error should name the variable: {refused}"
+    );
+    answers_by(&host, 2, "two-s3cret", 200)?;
+    let journal = host.journal("links@*")?;
     ensure!(!journal.contains("s3cret"), "{journal}");
     Ok(())
 }
 
-/// An appliance whose admin token is in Vault.
-struct Lab {
-    appliance: Appliance,
-    links_toml: String,
+/// A host whose instances ask Vault again after `ttl`, and do without it for `stale`.
+fn serving(ttl: &str, stale: &str) -> Result<Host> {
+    let links_toml = format!("[rollout]\nmin_healthy = \"200ms\"\n[secrets]\nttl = \"{ttl}\"\nstale = \"{stale}\"\n");
+    Host::builder().links_toml(&links_toml).serving()
 }
 
-impl std::ops::Deref for Lab {
-    type Target = Appliance;
-
-    fn deref(&self) -> &Appliance {
-        &self.appliance
-    }
+/// Starts Vault with the admin token "one-s3cret", and configures the appliance to use it.
+fn start_vault(host: &Host) -> Result<Vault<'_>> {
+    let vault = Vault::start_in(host, ROOT)?;
+    fill(&vault, "one-s3cret")?;
+    host.credential("vault_token", READER)?;
+    use_vault(host, CREDENTIAL, "secret")?;
+    Ok(vault)
 }
 
-impl Lab {
-    fn new(ttl: &str, stale: &str) -> Result<Self> {
-        Ok(Self {
-            appliance: Appliance::installed()?,
-            links_toml: format!(
-                "[rollout]\nmin_healthy = \"200ms\"\n[secrets]\nttl = \"{ttl}\"\nstale = \"{stale}\"\n"
-            ),
-        })
-    }
+fn fill(vault: &Vault<'_>, token: &str) -> Result<()> {
+    vault.token(READER)?;
+    vault.write(PATH, token)
+}
 
-    /// Starts Vault with the admin token "one-s3cret", and configures the appliance to use it.
-    fn vault(&self) -> Result<Vault<'_>> {
-        let vault = Vault::start_in(&self.appliance, ROOT)?;
-        self.fill(&vault, "one-s3cret")?;
-        credential(&self.appliance, "vault_token", READER)?;
-        self.apply("secret")?;
-        Ok(vault)
-    }
+/// Makes the instances read their variables from Vault's engine at `mount`, with the token from `token`.
+fn use_vault(host: &Host, token: &str, mount: &str) -> Result<()> {
+    host.configure_runtime(&format!(
+        "[sqlite_database.default]\ntype = \"spin\"\npath = \"{DATABASE}\"\n\
+         [[variables_provider]]\ntype = \"vault\"\nurl = \"{}\"\ntoken = \"{token}\"\n\
+         mount = \"{mount}\"\nprefix = \"links\"\n",
+        Vault::URL
+    ))
+}
 
-    fn fill(&self, vault: &Vault<'_>, token: &str) -> Result<()> {
-        vault.token(READER)?;
-        vault.write(PATH, token)
-    }
+fn shorten_with(host: &Host, token: &str) -> Result<Answer> {
+    let client = host.http().bearer(token);
+    Ok(client.post("/shorten", r#"{"url":"https://example.com/"}"#)?)
+}
 
-    fn apply(&self, mount: &str) -> Result<()> {
-        self.apply_with("credential:vault_token", mount)
-    }
+fn takes(host: &Host, token: &str) -> Result<()> {
+    answers(host, token, 200)
+}
 
-    fn apply_with(&self, token: &str, mount: &str) -> Result<()> {
-        let runtime_toml = format!(
-            "[sqlite_database.default]\ntype = \"spin\"\npath = \"/var/lib/links/data/links.db\"\n\
-             [[variables_provider]]\ntype = \"vault\"\nurl = \"{}\"\ntoken = \"{token}\"\n\
-             mount = \"{mount}\"\nprefix = \"links\"\n",
-            Vault::URL
-        );
-        self.configure(&self.links_toml, &runtime_toml)
-    }
+fn refuses(host: &Host, token: &str) -> Result<()> {
+    answers(host, token, 401)
+}
 
-    fn shorten_with(&self, token: &str) -> Result<Answer> {
-        let client = self.http().bearer(token);
-        Ok(client.post("/shorten", r#"{"url":"https://example.com/"}"#)?)
-    }
+/// Waits until each instance answers with `status` when it is asked to shorten with `token`.
+fn answers(host: &Host, token: &str, status: u16) -> Result<()> {
+    [1, 2]
+        .into_iter()
+        .try_for_each(|number| answers_by(host, number, token, status))
+}
 
-    fn takes(&self, token: &str) -> Result<()> {
-        self.answers(token, 200)
-    }
+fn answers_by(host: &Host, number: u16, token: &str, status: u16) -> Result<()> {
+    let client = host.instance_without_token(number).bearer(token);
+    let mut last = None;
+    eventually(&format!("{status} from instance {number}"), SOON, || {
+        let answer = client.post("/shorten", r#"{"url":"https://example.com/"}"#)?;
+        let right = answer.status == status;
+        last = Some(answer);
+        Ok(right.then_some(()))
+    })
+    .with_context(|| format!("{last:?}\n{}", host.instances_journal().unwrap_or_default()))
+}
 
-    fn refuses(&self, token: &str) -> Result<()> {
-        self.answers(token, 401)
-    }
+/// Creates a link.
+fn link(host: &Host, token: &str) -> Result<Link> {
+    let answer = shorten_with(host, token)?;
+    let shortened: serde_json::Value = answer.json()?;
+    let slug = shortened["slug"].as_str().context("no slug")?.to_owned();
+    Ok(Link {
+        slug,
+        url: "https://example.com/".to_owned(),
+    })
+}
 
-    /// Waits until each instance answers with `status` when it is asked to shorten with `token`.
-    fn answers(&self, token: &str, status: u16) -> Result<()> {
-        [1, 2]
-            .into_iter()
-            .try_for_each(|number| self.answers_by(number, token, status))
-    }
-
-    fn answers_by(&self, number: u16, token: &str, status: u16) -> Result<()> {
-        let client = self.instance_without_token(number).bearer(token);
-        let mut last = None;
-        eventually(&format!("{status} from instance {number}"), SOON, || {
-            let answer = client.post("/shorten", r#"{"url":"https://example.com/"}"#)?;
-            let right = answer.status == status;
-            last = Some(answer);
-            Ok(right.then_some(()))
-        })
-        .with_context(|| format!("{last:?}\n{}", self.instances_journal().unwrap_or_default()))
-    }
-
-    /// Creates a link.
-    fn link(&self, token: &str) -> Result<Link> {
-        let answer = self.shorten_with(token)?;
-        let shortened: serde_json::Value = answer.json()?;
-        let slug = shortened["slug"].as_str().context("no slug")?.to_owned();
-        Ok(Link {
-            slug,
-            url: "https://example.com/".to_owned(),
-        })
-    }
-
-    /// Checks redirects and tokens for longer than `secrets_ttl`, which is when the component asks Vault again.
-    fn works_without_vault(&self, link: &Link) -> Result<()> {
-        // Before the first outbound request of a Wasm instance, Spin resolves every variable, also those from Vault
-        // (`prepare` in its crates/expressions). The component's request to nginx's cache then takes its full timeout of
-        // three seconds, too.
-        let limit = Duration::from_secs(if self.artifacts.runtime()?.is_spin() { 10 } else { 5 });
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(3) {
-            let asked = Instant::now();
-            self.follow(link)?;
-            let took = asked.elapsed();
-            ensure!(took < Duration::from_secs(1), "a redirect took {took:.1?}");
-            let asked = Instant::now();
-            for (token, status) in [("two-s3cret", 200), ("one-s3cret", 401)] {
-                let answer = self.shorten_with(token)?;
-                ensure!(answer.status == status, "{status} expected: {answer}");
-            }
-            let took = asked.elapsed();
-            ensure!(took < limit, "shortening took {took:.1?}");
+/// Checks redirects and tokens for longer than `secrets_ttl`, which is when the component asks Vault again.
+fn works_without_vault(host: &Host, link: &Link) -> Result<()> {
+    // Before the first outbound request of a Wasm instance, Spin resolves every variable, also those from Vault
+    // (`prepare` in its crates/expressions). The component's request to nginx's cache then takes its full timeout of
+    // three seconds, too.
+    let limit = Duration::from_secs(if host.runtime()?.is_spin() { 10 } else { 5 });
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        let asked = Instant::now();
+        host.follow(link)?;
+        let took = asked.elapsed();
+        ensure!(took < Duration::from_secs(1), "a redirect took {took:.1?}");
+        let asked = Instant::now();
+        for (token, status) in [("two-s3cret", 200), ("one-s3cret", 401)] {
+            let answer = shorten_with(host, token)?;
+            ensure!(answer.status == status, "{status} expected: {answer}");
         }
-        Ok(())
+        let took = asked.elapsed();
+        ensure!(took < limit, "shortening took {took:.1?}");
     }
-
-    /// Checks that shortening is unavailable, that redirects still work, and that the journal reports `reason`.
-    fn unavailable(&self, link: &Link, reason: &str) -> Result<()> {
-        let before = self.instances_journal()?.len();
-        self.answers("one-s3cret", 503)?;
-        self.follow(link)?;
-        eventually(&format!("the journal contains {reason:?}"), SOON, || {
-            self.shorten_with("one-s3cret")?;
-            let journal = self.instances_journal()?;
-            let new = journal.get(before..);
-            Ok(new.is_some_and(|new| new.contains(reason)).then_some(()))
-        })
-        .with_context(|| self.instances_journal().unwrap_or_default())
-    }
+    Ok(())
 }
 
-/// Everything that a command printed.
-fn printed(output: &links_tests::Output) -> String {
-    format!("{}{}", output.stdout, output.stderr)
+/// Checks that shortening is unavailable, that redirects still work, and that the journal reports `reason`.
+fn unavailable(host: &Host, link: &Link, reason: &str) -> Result<()> {
+    let before = host.instances_journal()?.len();
+    answers(host, "one-s3cret", 503)?;
+    host.follow(link)?;
+    eventually(&format!("the journal contains {reason:?}"), SOON, || {
+        shorten_with(host, "one-s3cret")?;
+        let journal = host.instances_journal()?;
+        let new = journal.get(before..);
+        Ok(new.is_some_and(|new| new.contains(reason)).then_some(()))
+    })
+    .with_context(|| host.instances_journal().unwrap_or_default())
 }

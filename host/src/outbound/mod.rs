@@ -135,10 +135,10 @@ impl WasiHttpHooks for Requests {
 #[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use http_body_util::Empty;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::testing::{Response, Server};
 
     fn allowed(entries: &[&str]) -> Outbound {
         Outbound::new(entries.iter().map(|entry| Address::parse(entry).unwrap()).collect())
@@ -153,18 +153,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stalled_response_body_times_out() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
-                .await
-                .unwrap();
-            // Waits until the client gives up.
-            drop(stream.read(&mut [0]).await);
-        });
+        let server = Server::with(vec![Response::new(200, "half of it").stalling_after(4)]).await;
+        let url = server.url();
         let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
         let timeouts = Timeouts {
             between_bytes: Some(Duration::from_millis(50)),
@@ -199,26 +189,12 @@ mod tests {
         assert!(start.elapsed() < CONNECT_TIMEOUT, "{:?}", start.elapsed());
     }
 
-    /// Answers each connection's first request with 204.
-    async fn serve() -> u16 {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut head = [0; 1024];
-                assert!(stream.read(&mut head).await.unwrap() > 0);
-                stream
-                    .write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
-                    .await
-                    .unwrap();
-            }
-        });
-        port
     }
 
     #[tokio::test]
     async fn only_allowed_addresses_are_requested() {
-        let [port, other] = [serve().await, serve().await];
+        let server = || Server::start(|_| Some(Response::new(204, "")));
+        let [port, other] = [server().await.port(), server().await.port()];
         let outbound = allowed(&[&format!("http://127.0.0.1:{port}")]);
         assert_eq!(
             ask(&outbound, &format!("http://127.0.0.1:{port}/x")).await.unwrap(),

@@ -171,27 +171,15 @@ fn errors(body: &[u8]) -> Option<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
-
     use super::*;
+    use crate::testing::{Response, Server};
 
-    /// The result of `get("admin_token")` for this response, and the request.
+    /// The result of `get("admin_token")` for this response, and the head of the request.
     async fn get(prefix: Option<&str>, status: u16, body: &str) -> (Result<Option<String>>, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let vault = Vault::new(&url, "t0ken", "/kv/v2/", prefix).unwrap();
-        let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-        let served = async {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut bytes = Vec::new();
-            while !bytes.ends_with(b"\r\n\r\n") {
-                stream.read_buf(&mut bytes).await.unwrap();
-            }
-            stream.write_all(answer.as_bytes()).await.unwrap();
-            String::from_utf8(bytes).unwrap()
-        };
-        tokio::join!(vault.get("admin_token"), served)
+        let server = Server::with(vec![Response::new(status, body)]).await;
+        let vault = Vault::new(&server.url(), "t0ken", "/kv/v2/", prefix).unwrap();
+        let got = vault.get("admin_token").await;
+        (got, server.requests()[0].head.clone())
     }
 
     const SECRET: &str = r#"{"request_id":"x","data":{"data":{"value":"v4lue"},"metadata":{"version":3}}}"#;
@@ -214,26 +202,18 @@ mod tests {
 
     /// The result of `get("admin_token")` from a standby node that redirects to `location`.
     async fn redirected(location: impl Fn(&str) -> String) -> Result<Option<String>> {
-        let (standby, active) = (
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        );
-        let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
-        let vault = Vault::new(&url(&standby), "t0ken", "kv", None).unwrap();
-        let location = location(&url(&active));
-        let redirect = format!("HTTP/1.1 307 X\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n");
-        let secret = format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n{SECRET}", SECRET.len());
-        tokio::spawn(async move {
-            for (listener, answer) in [(standby, redirect), (active, secret)] {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut bytes = Vec::new();
-                while !bytes.ends_with(b"\r\n\r\n") {
-                    stream.read_buf(&mut bytes).await.unwrap();
-                }
-                assert!(String::from_utf8_lossy(&bytes).contains("x-vault-token: t0ken"));
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-        });
+        let active = Server::start(|request| {
+            assert!(request.head.contains("x-vault-token: t0ken"));
+            Some(Response::new(200, SECRET))
+        })
+        .await;
+        let location = location(&active.url());
+        let standby = Server::start(move |request| {
+            assert!(request.head.contains("x-vault-token: t0ken"));
+            Some(Response::new(307, "").header("location", &location))
+        })
+        .await;
+        let vault = Vault::new(&standby.url(), "t0ken", "kv", None).unwrap();
         vault.get("admin_token").await
     }
 

@@ -66,20 +66,14 @@ impl Probe {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::io::{Read as _, Write as _};
     use std::net::{SocketAddr, TcpListener};
 
     use super::*;
+    use crate::testing::Server;
 
-    fn answering(response: &'static str) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.read(&mut [0; 1024]);
-            stream.write_all(response.as_bytes()).unwrap();
-        });
-        address
+    /// A server that gives every request this answer.
+    fn answering(status: u16, body: &'static str) -> SocketAddr {
+        Server::start(move |_| (status, body.to_owned())).address()
     }
 
     fn probe(address: SocketAddr) -> Probe {
@@ -88,17 +82,14 @@ mod tests {
 
     #[test]
     fn only_200_is_ready() {
-        let ok = answering("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
-        assert_eq!(probe(ok).ready(), Ok(()));
-        let moved = answering("HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        assert_eq!(probe(answering(200, "ok")).ready(), Ok(()));
+        let moved = answering(302, "");
         assert!(probe(moved).ready().unwrap_err().contains("302"));
     }
 
     #[test]
     fn the_error_quotes_the_first_line_of_the_response() {
-        let unhealthy = answering(
-            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 15\r\nconnection: close\r\n\r\nno database\nxyz",
-        );
+        let unhealthy = answering(503, "no database\nxyz");
         let error = probe(unhealthy).ready().unwrap_err();
         assert!(error.contains("503") && error.ends_with("no database"), "{error}");
     }

@@ -21,14 +21,40 @@ impl Request {
     }
 }
 
+/// The answer to a request: mostly made from a status and a body.
+#[derive(Clone, Debug)]
+pub struct Response {
+    status: u16,
+    /// Header fields, each with its CRLF.
+    headers: String,
+    body: String,
+}
+
+impl From<(u16, String)> for Response {
+    fn from((status, body): (u16, String)) -> Self {
+        Self {
+            status,
+            headers: String::new(),
+            body,
+        }
+    }
+}
+
+impl Response {
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push_str(&format!("{name}: {value}\r\n"));
+        self
+    }
+}
+
 pub struct Server {
     address: SocketAddr,
 }
 
 impl Server {
-    /// Starts a server that calls `answer` for the status and the body of each response, for one request at a time. Each
-    /// connection carries one request.
-    pub fn start(answer: impl FnMut(&Request) -> (u16, String) + Send + 'static) -> Self {
+    /// Starts a server that calls `answer` for each response, for one request at a time. Each connection carries one request.
+    pub fn start<A: Into<Response>>(answer: impl FnMut(&Request) -> A + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let answer = Arc::new(Mutex::new(answer));
@@ -38,9 +64,9 @@ impl Server {
                 std::thread::spawn(move || {
                     // The client may have closed the connection.
                     let Some(request) = read(&stream) else { return };
-                    let (status, body) = (*answer.lock().unwrap())(&request);
+                    let Response { status, headers, body } = (*answer.lock().unwrap())(&request).into();
                     let head = format!(
-                        "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                        "HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n",
                         body.len()
                     );
                     let _ = (&stream).write_all((head + &body).as_bytes());
@@ -48,6 +74,10 @@ impl Server {
             }
         });
         Self { address }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub fn url(&self, path: &str) -> String {

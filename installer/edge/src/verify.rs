@@ -192,10 +192,10 @@ pub fn has_ipv6() -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
     use super::*;
+    use links_base::testing::{Response, Server};
     use links_config::links::Listen;
 
     fn address(text: &str) -> SocketAddr {
@@ -236,31 +236,27 @@ mod tests {
         }
     }
 
+    /// The status and the body for a path. The body of a redirect is its target.
+    type Answer = (&'static str, u16, &'static str);
+
     /// Starts a server with a fixed answer for each path, and returns a configuration that listens on its address.
-    fn server(answers: &'static [(&'static str, &'static str)]) -> Config {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut config = Config::default();
-        config.nginx.listen = vec![Listen::Address(listener.local_addr().unwrap())];
-        config.nginx.cache_ttl = Some(Duration::ZERO);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut request = [0; 2048];
-                let length = stream.read(&mut request).unwrap();
-                let request = String::from_utf8_lossy(&request[..length]).into_owned();
-                let path = request.split(' ').nth(1).unwrap_or_default();
-                let answer = answers
-                    .iter()
-                    .find(|(of, _)| *of == path)
-                    .map_or("404 Not Found\r\n\r\n", |(_, answer)| answer);
-                let _ = stream.write_all(format!("HTTP/1.1 {answer}").as_bytes());
+    fn server(answers: &'static [Answer]) -> Config {
+        let server = Server::start(move |request| {
+            let answer = answers.iter().find(|(path, ..)| *path == request.path);
+            match answer {
+                Some((_, 301, target)) => Response::from((301, String::new())).header("location", target),
+                Some((_, status, body)) => (*status, (*body).to_owned()).into(),
+                None => (404, String::new()).into(),
             }
         });
+        let mut config = Config::default();
+        config.nginx.listen = vec![Listen::Address(server.address())];
+        config.nginx.cache_ttl = Some(Duration::ZERO);
         config
     }
 
-    const OURS: (&str, &str) = ("/internal/site", "200 OK\r\ncontent-length: 14\r\n\r\nlinks-site abc");
-    const HEALTHY: (&str, &str) = ("/health", "200 OK\r\ncontent-length: 0\r\n\r\n");
+    const OURS: Answer = ("/internal/site", 200, "links-site abc");
+    const HEALTHY: Answer = ("/health", 200, "");
 
     fn site(edited: bool) -> Site {
         Site {
@@ -282,12 +278,7 @@ mod tests {
     fn only_our_site_with_an_instance_behind_it_serves() {
         assert_eq!(found(&server(&[OURS, HEALTHY]), &site(false), true), Ok(()));
         assert_eq!(found(&server(&[OURS]), &site(false), false), Ok(()));
-        let error = found(
-            &server(&[OURS, ("/health", "502 Bad Gateway\r\n\r\n<html>")]),
-            &site(false),
-            true,
-        )
-        .unwrap_err();
+        let error = found(&server(&[OURS, ("/health", 502, "<html>")]), &site(false), true).unwrap_err();
         assert!(error.ends_with("GET /health returned 502"), "{error}");
         // Another program may have a page at /health, too.
         let error = found(&server(&[HEALTHY]), &site(false), true).unwrap_err();
@@ -295,17 +286,14 @@ mod tests {
             error.contains("a server other than the links site answers (404)"),
             "{error}"
         );
-        let earlier = &[
-            ("/internal/site", "200 OK\r\ncontent-length: 14\r\n\r\nlinks-site abd"),
-            HEALTHY,
-        ];
+        let earlier = &[("/internal/site", 200, "links-site abd"), HEALTHY];
         let error = found(&server(earlier), &site(false), true).unwrap_err();
         assert!(error.contains("earlier links site"), "{error}");
     }
 
     #[test]
     fn an_edited_site_may_redirect_to_https() {
-        const MOVED: (&str, &str) = ("/health", "301 Moved\r\nlocation: https://s.example.org/health\r\n\r\n");
+        const MOVED: Answer = ("/health", 301, "https://s.example.org/health");
         assert_eq!(found(&server(&[MOVED]), &site(true), true), Ok(()));
         assert_eq!(found(&server(&[HEALTHY]), &site(true), true), Ok(()));
         assert!(found(&server(&[OURS, MOVED]), &site(false), true).is_err());

@@ -21,7 +21,7 @@ pub(super) struct Session {
 
 impl Session {
     pub fn open(client: Client, connections: Connections) -> Result<Self> {
-        client.network().enter().context("Entering the machine's network")?;
+        client.enter_network().context("Entering the machine's network")?;
         Ok(Self {
             header_lines: client.header_lines(),
             client,

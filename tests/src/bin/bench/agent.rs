@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use links_tests::{Appliance, Tree};
+use links_tests::Host;
 use serde::Serialize;
 
 use crate::load::Wrk;
@@ -26,23 +26,22 @@ pub struct Figures {
 /// # Errors
 /// Fails if the lab does not work here, or if an answer is an error.
 pub fn measure() -> Result<Figures> {
-    let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["wrk"])?)?;
-    appliance.wait_for_rotation(2)?;
-    let link = appliance.shorten("https://example.com/agent")?;
-    let pid = appliance.main_pid("links")?;
-    let stat = || appliance.read(&format!("/proc/{pid}/stat"));
+    let host = Host::builder().packages(&["wrk"]).serving()?;
+    let link = host.shorten("https://example.com/agent")?;
+    let pid = host.main_pid("links")?;
+    let stat = || host.read(&format!("/proc/{pid}/stat"));
     let before = ticks(&stat()?)?;
     let load = format!(
         "for second in $(seq {SECONDS}); do curl --silent --output /dev/null http://127.0.0.1:9464/metrics; sleep 1; done & \
          wrk --latency -t1 -c32 -d{SECONDS}s http://127.0.0.1:80/{}; wait",
         link.slug
     );
-    let output = appliance.shell(&load)?;
+    let output = host.shell(&load)?;
     let load = Wrk::parse(&output.stdout)?;
-    appliance.wait_until_counted(Duration::from_secs(60))?;
+    host.wait_until_counted(Duration::from_secs(60))?;
     // USER_HZ is 100 on every architecture that Debian supports (proc(5), sysconf(3)).
     let cpu_percent = (ticks(&stat()?)? - before) / SECONDS as f64;
-    let status = appliance.read(&format!("/proc/{pid}/status"))?;
+    let status = host.read(&format!("/proc/{pid}/status"))?;
     let resident = crate::resident_kib(&status).context("/proc has no VmRSS of the agent")?;
     Ok(Figures {
         requests_per_second: load.per_second,

@@ -11,7 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::local::{ask, free_port};
+use links_tests::Address;
+use links_tests::http::Client;
+use links_tests::local::free_port;
 use rusqlite::Connection;
 use serde::Serialize;
 
@@ -115,7 +117,7 @@ pub fn measure(linksctl: &Path, bundle: &Path) -> Result<Figures> {
     let up = Up::start(linksctl, &root, bundle)?;
     let begun = Instant::now();
     let counted = loop {
-        let page = ask(metrics, "GET", "/metrics", &[], "")?.body;
+        let page = Client::here(Address::Tcp(metrics)).get("/metrics")?.text();
         let value = |name: &str| {
             let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.and_then(|value| value.parse::<u64>().ok())
@@ -196,17 +198,16 @@ fn processes(words: &[&str]) -> Result<Vec<u32>> {
 
 /// How long the statistics of the most popular link take in milliseconds, the median of twenty requests.
 fn stats(up: &Up) -> Result<f64> {
-    let address: SocketAddr = up.instance.parse()?;
+    let client = Client::here(Address::Tcp(up.instance.parse()?)).bearer(&up.token);
     let path = format!("/api/v1/links/{}/stats", slug(1));
-    let token = format!("Bearer {}", up.token);
     let mut times = vec![];
     for _ in 0..20 {
         let begun = Instant::now();
-        let answer = ask(address, "GET", &path, &[("authorization", &token)], "")?;
+        let answer = client.get(&path)?;
         times.push(begun.elapsed().as_secs_f64() * 1000.0);
         ensure!(
-            answer.status == 200 && answer.body.contains("\"clicks\":"),
-            "{answer:?}"
+            answer.status == 200 && answer.text().contains("\"clicks\":"),
+            "{answer}"
         );
     }
     Ok(median(times))

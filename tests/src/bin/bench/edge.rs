@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::http::Client;
-use links_tests::{Appliance, DATABASE, Tree, eventually};
+use links_tests::{DATABASE, Host, eventually};
 use rusqlite::Connection;
 use serde::Serialize;
 
@@ -172,7 +172,7 @@ pub fn measure(peer: Option<&str>) -> Result<Figures> {
     let mut runs = Runs(vec![vec![]; SUBJECTS.len()]);
     let mut of_peer = vec![];
     for round in 0..ROUNDS {
-        bench.appliance.wait_until_counted(COUNTED_WITHIN)?;
+        bench.host.wait_until_counted(COUNTED_WITHIN)?;
         bench.run_all(When::First, SECONDS_PER_ROUND, round, &mut runs)?;
         if let Some(url) = peer {
             of_peer.push(wrk(SECONDS_PER_ROUND, CONNECTIONS, &[url]).context("PEER")?);
@@ -196,48 +196,48 @@ pub fn measure(peer: Option<&str>) -> Result<Figures> {
 }
 
 struct Bench {
-    appliance: Appliance,
+    host: Host,
     token: String,
 }
 
 impl Bench {
     fn new() -> Result<Self> {
-        let appliance = Appliance::installed_on(&Tree::with_nginx_and(&["wrk"])?)?;
+        let host = Host::builder().packages(&["wrk"]).serving()?;
         // wrk cannot use Unix sockets. With this file, the instances open their ports too.
-        appliance.shell("touch /run/links/site-not-loaded && linksctl restart")?;
-        appliance.wait_for_rotation(2)?;
-        appliance.inside(|| fill(&Connection::open(DATABASE)?, LINKS))?;
-        appliance.ok(["mkdir", "/var/tmp/hello"])?;
-        appliance.copy_in(Path::new(HELLO), "/var/tmp/hello/spin.toml")?;
-        appliance.copy_in(Path::new(&hello_wasm(&appliance)?), "/var/tmp/hello/hello.wasm")?;
-        appliance.copy_in(Path::new(GENERATOR), "/var/tmp/links.lua")?;
-        appliance.copy_in(Path::new(CREATE), "/var/tmp/create.lua")?;
-        let runtime = runtime(&appliance)?;
+        host.shell("touch /run/links/site-not-loaded && linksctl restart")?;
+        host.wait_for_rotation(2)?;
+        host.inside(|| fill(&Connection::open(DATABASE)?, LINKS))?;
+        host.ok(["mkdir", "/var/tmp/hello"])?;
+        host.copy_in(Path::new(HELLO), "/var/tmp/hello/spin.toml")?;
+        host.copy_in(Path::new(&hello_wasm(&host)?), "/var/tmp/hello/hello.wasm")?;
+        host.copy_in(Path::new(GENERATOR), "/var/tmp/links.lua")?;
+        host.copy_in(Path::new(CREATE), "/var/tmp/create.lua")?;
+        let runtime = runtime(&host)?;
         for port in HELLO_PORTS {
             let start = format!(
                 "systemd-run --quiet --unit=hello-{port} --setenv=HOME=/var/tmp/hello --setenv=XDG_CACHE_HOME=/var/tmp/hello \
                  {runtime} up --from /var/tmp/hello/spin.toml \
                  --listen 127.0.0.1:{port} --state-dir /var/tmp/hello/{port}"
             );
-            appliance.shell(&start)?;
+            host.shell(&start)?;
         }
-        let site = appliance.read(SITE)?;
-        appliance.write("/etc/nginx/sites-enabled/zz-bench", sites(&site)?)?;
-        appliance.reload_nginx()?;
+        let site = host.read(SITE)?;
+        host.write("/etc/nginx/sites-enabled/zz-bench", sites(&site)?)?;
+        host.reload_nginx()?;
         for port in HELLO_PORTS {
-            let hello = appliance.http_at(port);
+            let hello = host.http_at(port);
             eventually("hello world answers", Duration::from_secs(60), || {
                 Ok(hello.get("/hello").is_ok().then_some(()))
             })?;
         }
-        let token = appliance.token()?;
-        Ok(Self { appliance, token })
+        let token = host.token()?;
+        Ok(Self { host, token })
     }
 
     /// Checks that every subject answers with the right redirect.
     fn check(&self) -> Result<()> {
         for subject in &SUBJECTS {
-            let client: Client = self.appliance.http_at(subject.port);
+            let client: Client = self.host.http_at(subject.port);
             for link in [1, 2, POPULAR, LINKS] {
                 let answer = client.get(&format!("/{}", slug(link)))?;
                 ensure!(
@@ -252,12 +252,12 @@ impl Bench {
 
     /// Hints about a failure: nginx's counts by status, and the last log lines of the instances.
     fn failure_hints(&self) -> String {
-        let page = self.appliance.http_at(9464).get("/metrics").map(|page| page.text());
+        let page = self.host.http_at(9464).get("/metrics").map(|page| page.text());
         let page = page.unwrap_or_else(|failure| failure.to_string());
         let statuses = page
             .lines()
             .filter(|line| line.starts_with("links_http_requests_total"));
-        let journal = self.appliance.instances_journal();
+        let journal = self.host.instances_journal();
         let journal = journal.unwrap_or_else(|error| format!("{error:#}"));
         let last: Vec<_> = journal.lines().rev().take(20).collect();
         let last = last.into_iter().rev();
@@ -284,29 +284,26 @@ impl Bench {
             "wrk --latency -t1 -c{CONNECTIONS} -d{seconds}s -s /var/tmp/{script}.lua http://127.0.0.1:{}/{path} -- {arguments}",
             subject.port
         );
-        let result = self
-            .appliance
-            .shell(&command)
-            .and_then(|output| Wrk::parse(&output.stdout));
+        let result = self.host.shell(&command).and_then(|output| Wrk::parse(&output.stdout));
         result.with_context(|| format!("{}\n{}", subject.name, self.failure_hints()))
     }
 }
 
 /// The path of the build of hello world that fits the runtime in the package.
-fn hello_wasm(appliance: &Appliance) -> Result<String> {
-    let versions: serde_json::Value = serde_json::from_str(&appliance.read(VERSIONS)?)?;
+fn hello_wasm(host: &Host) -> Result<String> {
+    let versions: serde_json::Value = serde_json::from_str(&host.read(VERSIONS)?)?;
     let version = versions["redirect"]["wasi:http"].as_str();
     let version = version.with_context(|| format!("{VERSIONS} names no version of wasi:http"))?;
     Ok(format!("target/components/wasi-{version}/hello.wasm"))
 }
 
 /// The path of the runtime that the instances run.
-fn runtime(appliance: &Appliance) -> Result<String> {
-    let release = appliance
+fn runtime(host: &Host) -> Result<String> {
+    let release = host
         .ok(["readlink", "--canonicalize", "/var/lib/links/instances/1"])?
         .stdout;
     let release = release.trim();
-    let manifest = appliance.read(&format!("{release}/manifest.json"))?;
+    let manifest = host.read(&format!("{release}/manifest.json"))?;
     let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
     let path = manifest["runtime"]["path"]
         .as_str()

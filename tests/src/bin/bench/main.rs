@@ -17,13 +17,11 @@ mod remote;
 mod rollouts;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use load::wrk;
@@ -52,18 +50,22 @@ fn main() -> Result<()> {
         }
         is_wanted && (is_root || !IN_THE_LAB.contains(&section))
     };
-    let linksctl = Path::new("target/dist/linksctl")
-        .canonicalize()
-        .context("Looking for linksctl (`make deb` builds it)")?;
+    let program = |name: &str| {
+        let path = Path::new("target/dist").join(name);
+        path.canonicalize()
+            .with_context(|| format!("Looking for {} (`make deb` builds it)", path.display()))
+    };
+    let (linksctl, pack) = (program("linksctl")?, program("links-pack")?);
     let scratch = tempfile::tempdir().context("Making a temporary directory")?;
     let mut subjects = vec![Subject::pack(
+        &pack,
         &linksctl,
         "links-host",
         "links-host".as_ref(),
         scratch.path(),
     )?];
     if let Some(spin) = std::env::var_os("SPIN") {
-        subjects.push(Subject::pack(&linksctl, "spin", spin.as_ref(), scratch.path())?);
+        subjects.push(Subject::pack(&pack, &linksctl, "spin", spin.as_ref(), scratch.path())?);
     }
     let bundle = subjects[0].bundle.clone();
     let mut results = Results::default();
@@ -196,10 +198,10 @@ struct Subject {
 }
 
 impl Subject {
-    fn pack(linksctl: &Path, name: &str, runtime: &Path, scratch: &Path) -> Result<Self> {
+    fn pack(pack: &Path, linksctl: &Path, name: &str, runtime: &Path, scratch: &Path) -> Result<Self> {
         let out = scratch.join(name);
-        let status = Command::new(linksctl)
-            .args(["pack", "--offline", "--runtime"])
+        let status = Command::new(pack)
+            .args(["--offline", "--runtime"])
             .arg(runtime)
             .arg("--out")
             .arg(&out)
@@ -247,10 +249,9 @@ impl Subject {
     }
 }
 
-/// A running `linksctl up`.
+/// A running `linksctl up`, and what its first lines say.
 struct Up {
-    process: Process,
-    root: PathBuf,
+    up: links_tests::local::Up,
     instance: String,
     token: String,
     /// The start time of the slower instance.
@@ -262,54 +263,27 @@ impl Up {
         // wrk cannot use Unix sockets. With this file, the instances open their ports too.
         fs::create_dir_all(root.join("run/links"))?;
         fs::write(root.join("run/links/site-not-loaded"), b"")?;
-        let child = Command::new("sh")
-            // One stream keeps the output of `up` and that of the supervisors in order.
-            .args(["-c", "exec \"$0\" \"$@\" 2>&1"])
-            .arg(linksctl)
-            .arg("--root")
-            .arg(root)
-            .args(["up", "--bundle"])
-            .arg(bundle)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut process = Process(child);
-        let mut lines = BufReader::new(process.0.stdout.take().context("linksctl up has no output")?).lines();
-        let (mut ready_ms, mut token, mut seen) = (0, None, vec![]);
-        for line in &mut lines {
-            let line = line?;
-            if let Some((_, after)) = line.split_once(": ready after ") {
-                let number = after.split(' ').next().unwrap_or_default().parse().unwrap_or(0);
-                ready_ms = ready_ms.max(number);
-            }
-            if let Some((_, after)) = line.split_once("Bearer ") {
-                token = after.split('\'').next().map(str::to_owned);
-            }
-            if line.starts_with("Ctrl-C") {
-                break;
-            }
-            seen.push(line);
-        }
-        // Nobody needs the later output, but a full pipe would block the process.
-        std::thread::spawn(move || lines.for_each(drop));
-        let Some(token) = token else {
-            anyhow::bail!("linksctl up did not start the appliance:\n{}", seen.join("\n"));
+        let mut up = links_tests::local::Up::start(linksctl, root, bundle)?;
+        let lines = up.lines_to("Ctrl-C")?;
+        up.discard_output();
+        let ready_after = |line: &String| -> Option<u64> {
+            let (_, after) = line.split_once(": ready after ")?;
+            after.split(' ').next()?.parse().ok()
         };
-        let status = Command::new(linksctl)
-            .arg("--root")
-            .arg(root)
-            .args(["status", "--json"])
-            .output()?;
-        let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
+        let token = lines
+            .iter()
+            .find_map(|line| line.split_once("Bearer ")?.1.split('\'').next());
+        let status = up.status()?;
         let listens = status["instances"][0]["listens"].as_array();
         let mut listens = listens.into_iter().flatten().filter_map(serde_json::Value::as_str);
         let instance = listens.find(|listens| !listens.starts_with("unix:"));
         Ok(Self {
-            process,
-            root: root.to_owned(),
             instance: instance.context("linksctl status shows no TCP address")?.to_owned(),
-            token,
-            ready_ms,
+            token: token
+                .with_context(|| format!("no token in:\n{}", lines.join("\n")))?
+                .to_owned(),
+            ready_ms: lines.iter().filter_map(ready_after).max().unwrap_or_default(),
+            up,
         })
     }
 
@@ -355,46 +329,21 @@ impl Up {
     /// The resident memory of the runtime of instance 1. That is the process that listens, and also its parent where the
     /// runtime consists of two processes.
     fn resident_kib(&self) -> Result<u64> {
-        let marker = self
-            .root
-            .join("run/links/1/runtime.toml")
-            .to_string_lossy()
-            .into_owned();
+        let marker = self.up.root().join("run/links/1/runtime.toml");
         let mut sum = 0;
-        for entry in fs::read_dir("/proc")? {
-            let path = entry?.path();
-            let line = fs::read(path.join("cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&line).contains(&marker) {
-                let status = fs::read_to_string(path.join("status")).unwrap_or_default();
+        for (pid, line) in self.up.processes()? {
+            if line.contains(&*marker.to_string_lossy()) {
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
                 sum += resident_kib(&status).unwrap_or(0);
             }
         }
-        ensure!(sum > 0, "no process has {marker} on its command line");
+        ensure!(sum > 0, "no process has {} on its command line", marker.display());
         Ok(sum)
     }
 
-    fn stop(mut self) -> Result<()> {
-        self.process.stop()
-    }
-}
-
-/// The process of `linksctl up`. It is stopped when dropped.
-struct Process(Child);
-
-impl Process {
-    fn stop(&mut self) -> Result<()> {
-        if self.0.try_wait()?.is_none() {
-            kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM)?;
-            self.0.wait()?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Callers that need to know whether this works have called `stop` already.
-        let _ = self.stop();
+    fn stop(self) -> Result<()> {
+        self.up.signal(Signal::SIGTERM)?;
+        self.up.end().map(drop)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::{Appliance, DATABASE, Machine, Tree};
+use links_tests::{DATABASE, Host};
 use rusqlite::Connection;
 use serde::Serialize;
 
@@ -69,26 +69,22 @@ struct Snapshot {
 /// # Errors
 /// Fails if the lab does not work here, or if an answer is an error.
 pub fn measure() -> Result<Figures> {
-    let tree = Tree::with_nginx_and(&["wrk"])?;
-    let appliance = Appliance::prepared_on(|| Machine::boot_with_memory(&tree, MEMORY))?;
-    appliance.apt_install()?;
-    appliance.ok(["systemctl", "start", "links"])?;
-    appliance.wait_for_rotation(2)?;
+    let host = Host::builder().packages(&["wrk"]).memory(MEMORY).serving()?;
     // After a fixed time, instances free what only their start needed. There is no event to wait for.
     std::thread::sleep(SETTLING_TIME);
-    let after_installation = snapshot(&appliance)?;
-    appliance.inside(|| fill(&Connection::open(DATABASE)?, LINKS))?;
-    appliance.copy_in(Path::new(edge::GENERATOR), "/var/tmp/links.lua")?;
-    let site = appliance.read(edge::SITE)?;
-    appliance.write("/etc/nginx/sites-enabled/zz-bench", edge::sites(&site)?)?;
-    appliance.reload_nginx()?;
+    let after_installation = snapshot(&host)?;
+    host.inside(|| fill(&Connection::open(DATABASE)?, LINKS))?;
+    host.copy_in(Path::new(edge::GENERATOR), "/var/tmp/links.lua")?;
+    let site = host.read(edge::SITE)?;
+    host.write("/etc/nginx/sites-enabled/zz-bench", edge::sites(&site)?)?;
+    host.reload_nginx()?;
     let mut redirects = 0.0;
     for run in 0..MAX_RUNS {
         let command = format!(
             "wrk --latency -t1 -c{CONNECTIONS} -d{SECONDS_PER_RUN}s -s /var/tmp/links.lua http://127.0.0.1:{}/ -- uniform {LINKS} {run}",
             edge::NO_CACHE
         );
-        let load = Wrk::parse(&appliance.shell(&command)?.stdout)?;
+        let load = Wrk::parse(&host.shell(&command)?.stdout)?;
         redirects += load.per_second * f64::from(SECONDS_PER_RUN);
         if redirects >= 2.0 * REDIRECTS_PER_INSTANCE {
             break;
@@ -100,8 +96,8 @@ pub fn measure() -> Result<Figures> {
     );
     // The same is true of memory that they have not used for a while.
     std::thread::sleep(SETTLING_TIME);
-    let after_redirects = snapshot(&appliance)?;
-    let (most, killed_processes) = appliance.memory_usage()?;
+    let after_redirects = snapshot(&host)?;
+    let (most, killed_processes) = host.memory_usage()?;
     Ok(Figures {
         after_installation,
         after_redirects,
@@ -111,7 +107,7 @@ pub fn measure() -> Result<Figures> {
     })
 }
 
-fn snapshot(appliance: &Appliance) -> Result<Snapshot> {
+fn snapshot(host: &Host) -> Result<Snapshot> {
     let names = RUNTIMES.join("|");
     let script = format!(
         "for process in /proc/[0-9]*; do
@@ -120,7 +116,7 @@ fn snapshot(appliance: &Appliance) -> Result<Snapshot> {
             awk -v name=$name '/^Rss:/ {{ rss = $2 }} /^Pss:/ {{ pss = $2 }} END {{ print name, pss, rss }}' $process/smaps_rollup
         done"
     );
-    Snapshot::parse(&appliance.shell(&script)?.stdout)
+    Snapshot::parse(&host.shell(&script)?.stdout)
 }
 
 impl Snapshot {
@@ -155,7 +151,7 @@ impl Figures {
     pub fn print(&self) {
         println!(
             "\n{:<34} {:>18} {:>18} {:>18}",
-            "memory, MiB (limit)", "instance PSS", "instance RSS", "appliance PSS"
+            "memory, MiB (limit)", "instance PSS", "instance RSS", "host PSS"
         );
         let redirects = format!("after {:.1} million redirects", self.redirects / 1e6);
         for (name, snapshot, limits) in [
@@ -176,7 +172,7 @@ impl Figures {
             self.killed_processes
         );
         println!(
-            "\ninstance: the larger of two; redirects: of {LINKS} links, each about equally often; appliance: the instances,\n\
+            "\ninstance: the larger of two; redirects: of {LINKS} links, each about equally often; host: the instances,\n\
              supervisors, agent and nginx; machine: all of its processes, and its page cache, which the kernel frees as needed"
         );
     }

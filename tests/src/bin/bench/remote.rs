@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use links_tests::local::{TestDir, ask};
+use links_tests::Address;
+use links_tests::http::Client;
+use links_tests::local::TestDir;
 use rusqlite::Connection;
 use serde::Serialize;
 
@@ -39,10 +41,9 @@ pub struct Figures {
 /// Fails if the server or the appliance does not start, or if an answer is not the expected one.
 pub fn measure(linksctl: &Path, runtime: &str, bundle: &Path) -> Result<Figures> {
     let dir = TestDir::new()?;
-    let program = std::env::current_exe()?.with_file_name("hrana-server");
-    let (_server, address) = dir.hrana(&program.to_string_lossy(), ANY, TOKEN)?;
-    let slow = ask(address, "PUT", "/test/delay", &[], &ROUND_TRIP.as_millis().to_string())?;
-    ensure!(slow.status == 204, "{slow:?}");
+    let (_server, address) = dir.hrana(ANY, TOKEN)?;
+    let slow = Client::here(Address::Tcp(address)).put("/test/delay", ROUND_TRIP.as_millis())?;
+    ensure!(slow.status == 204, "{slow}");
     let up = |cache: bool| {
         let root = dir.path(if cache { "cached" } else { "uncached" });
         configure(&root, address, cache)?;

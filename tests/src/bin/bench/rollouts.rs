@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use links_tests::load::{Latency, Report};
-use links_tests::{Appliance, Traffic};
+use links_tests::{Host, Traffic};
 use serde::Serialize;
 
 const ROUNDS: usize = 6;
@@ -47,20 +47,19 @@ impl Milliseconds {
 /// # Errors
 /// Fails if the lab does not work here, or if a rollout fails. Failed requests are not errors but figures.
 pub fn measure() -> Result<Figures> {
-    let appliance = Appliance::installed()?;
-    appliance.wait_for_rotation(2)?;
-    let traffic = Traffic::start(&appliance, "bench")?;
+    let host = Host::builder().serving()?;
+    let traffic = Traffic::start(&host, "bench")?;
     let mut seconds = vec![];
     for _ in 0..ROUNDS {
         traffic.wait_for(REQUESTS_AT_REST)?;
         let begin = Instant::now();
-        traffic.during("rollout", || appliance.ok(["linksctl", "restart"]))?;
+        traffic.during("rollout", || host.ok(["linksctl", "restart"]))?;
         seconds.push(begin.elapsed().as_secs_f64());
     }
     let report = traffic.stop()?;
 
-    let traffic = Traffic::start(&appliance, "plain")?;
-    traffic.during("plain", || appliance.ok(["systemctl", "restart", "links@1", "links@2"]))?;
+    let traffic = Traffic::start(&host, "plain")?;
+    traffic.during("plain", || host.ok(["systemctl", "restart", "links@1", "links@2"]))?;
     let plain = traffic.stop()?;
     Ok(Figures {
         rollout_seconds: super::median(seconds),
