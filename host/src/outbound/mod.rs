@@ -189,8 +189,6 @@ mod tests {
         assert!(start.elapsed() < CONNECT_TIMEOUT, "{:?}", start.elapsed());
     }
 
-    }
-
     #[tokio::test]
     async fn only_allowed_addresses_are_requested() {
         let server = || Server::start(|_| Some(Response::new(204, "")));

@@ -187,7 +187,6 @@ fn each_part(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::collections::BTreeSet;
     use std::path::Path;
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
