@@ -207,6 +207,31 @@ impl Connection {
         (self.run(sql, parameters), unsynced)
     }
 
+    /// Begins a transaction for several changes, whose commit does not wait for the disk. Returns false if the changes must run one
+    /// by one, each with [`Self::run_unsynced`].
+    ///
+    /// # Errors
+    /// Another process holds SQLite's write lock for too long.
+    pub fn begin_group(&self) -> Result<bool, Error> {
+        if !self.is_clean() || !self.has_write_ahead_log() || !self.defer_syncs() {
+            return Ok(false);
+        }
+        self.run("BEGIN IMMEDIATE", &[])?;
+        Ok(true)
+    }
+
+    /// Commits the transaction of a group.
+    ///
+    /// # Errors
+    /// The transaction has been rolled back, so that none of its changes is made.
+    pub fn commit_group(&self) -> Result<(), Error> {
+        let committed = self.run("COMMIT", &[]);
+        if self.in_transaction() {
+            self.run("ROLLBACK", &[])?;
+        }
+        committed.map(drop)
+    }
+
     /// With a write-ahead log, FULL syncs the log at each commit and NORMAL only at checkpoints. The level is not changed for
     /// each change of a group, because SQLite compiles the pragma each time.
     fn defer_syncs(&self) -> bool {

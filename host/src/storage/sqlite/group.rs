@@ -1,17 +1,20 @@
 //! Group commit: one sync of the write-ahead log makes all changes durable that wait at the same time.
 //!
-//! The leader holds the write lock and runs the queued changes of its followers. Each change commits by itself, as it would
-//! alone, but without waiting for the disk. One sync then makes the whole group durable, and only after it are the followers
-//! answered, so a crash loses no acknowledged change. This differs from SQLite's own `synchronous = FULL` in two ways: others
-//! may read a change shortly before it is durable, and after a failed sync, which is reported to the whole group, its changes
-//! may still be there.
+//! The leader holds the write lock and runs the queued changes of its followers in one transaction, so that a page that several
+//! of them change is written once. A change that fails takes back only itself. The commit does not wait for the disk. One sync
+//! then makes the whole group durable, and only after it are the followers answered, so a crash loses no acknowledged change.
+//! This differs from SQLite's own `synchronous = FULL` in two ways: others may read a change shortly before it is durable, and
+//! after a failed sync, which is reported to the whole group, its changes may still be there.
+//!
+//! Some errors, such as a full disk, make SQLite roll back the whole transaction. Then each change of the group runs again by
+//! itself, and gets its own result.
 //!
 //! After a failed sync, the kernel may consider the pages written and report no further error (PostgreSQL's "fsyncgate",
 //! <https://wiki.postgresql.org/wiki/Fsync_Errors>). The log then has a hole on the disk, and a power failure would lose
 //! everything behind the hole. So nothing is acknowledged until the log has been rewritten, and a checkpoint has copied it
 //! into the database and emptied it. If that fails as well, the process exits, and the next one starts with the repair.
 //!
-//! Other processes can write between two changes of a group, because no SQLite lock is held there.
+//! Other processes write between two groups. A change that finds no other in the queue runs without a transaction.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -140,18 +143,35 @@ fn run_group(database: &Database, first: Change) -> usize {
             return 0;
         }
     };
+    let together = match database.queue.is_empty() {
+        true => Ok(false),
+        false => connection.begin_group(),
+    };
+    let together = match together {
+        Ok(together) => together,
+        Err(error) => {
+            database.pool.give_back(connection);
+            drop(first.answer.send(Err(error)));
+            return 0;
+        }
+    };
     let (rules, start) = (&database.rules, Instant::now());
-    let mut group = vec![first.run(&connection)];
+    let mut group = vec![first.run(&connection, together)];
     let mut bytes = 0;
     while let Some(done) = group.last() {
         bytes += done.bytes();
-        if group.len() >= rules.changes || bytes >= rules.bytes || start.elapsed() >= rules.time {
+        let rolled_back = together && !connection.in_transaction();
+        if rolled_back || group.len() >= rules.changes || bytes >= rules.bytes || start.elapsed() >= rules.time {
             break;
         }
         match database.queue.pop() {
-            Some(change) => group.push(change.run(&connection)),
+            Some(change) => group.push(change.run(&connection, together)),
             None => break,
         }
+    }
+    if together && connection.commit_group().is_err() {
+        let alone = |done: Done| done.change.run(&connection, false);
+        group = group.into_iter().map(alone).collect();
     }
     connection.sync_commits();
     let synced = sync(database, &connection, &group);
@@ -189,34 +209,32 @@ fn repair(database: &Database, connection: &Connection, error: &Error) {
 }
 
 impl Change {
-    fn run(self, connection: &Connection) -> Done {
-        let (result, unsynced) = self.session.write(connection, &self.sql, || {
-            connection.run_unsynced(&self.sql, &self.parameters)
+    /// Runs the change, in the transaction of its group if it has one.
+    fn run(self, connection: &Connection, together: bool) -> Done {
+        let (result, unsynced) = self.session.write(connection, &self.sql, || match together {
+            true => (connection.run(&self.sql, &self.parameters), true),
+            false => connection.run_unsynced(&self.sql, &self.parameters),
         });
         Done {
-            session: self.session,
-            parameters: self.parameters,
+            change: self,
             result,
             unsynced,
-            answer: self.answer,
         }
     }
 }
 
 /// A change that has run.
 struct Done {
-    session: OwnedRwLockReadGuard<Session>,
-    parameters: Vec<Value>,
+    change: Change,
     result: Result<Table, Error>,
     unsynced: bool,
-    answer: oneshot::Sender<Result<Answer, Error>>,
 }
 
 impl Done {
     /// The memory that the change holds until the group ends, in bytes.
     fn bytes(&self) -> usize {
         let rows = self.result.as_ref().map_or(&[][..], |table| &table.rows);
-        size(&self.parameters) + rows.iter().map(|row| size(&row.values)).sum::<usize>()
+        size(&self.change.parameters) + rows.iter().map(|row| size(&row.values)).sum::<usize>()
     }
 
     fn answer(self, synced: &Result<(), Error>) {
@@ -224,9 +242,10 @@ impl Done {
             (Ok(_), Err(error)) if self.unsynced => Err(error.clone()),
             (result, _) => result,
         };
+        let Change { session, answer, .. } = self.change;
         // Release the session first, so that the caller can use its handle at once.
-        drop(self.session);
+        drop(session);
         // Sending fails if the caller has gone; the change is made regardless.
-        drop(self.answer.send(result.map(Answer::from)));
+        drop(answer.send(result.map(Answer::from)));
     }
 }

@@ -55,6 +55,10 @@ impl<C> Queue<C> {
         state.changes.remove(index).map(|(_, change)| change)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.state().changes.is_empty()
+    }
+
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.state().changes.len()

@@ -455,6 +455,37 @@ async fn a_group_is_synced_once_and_each_change_gets_its_own_result() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_rolls_back_the_transaction_of_its_group_takes_no_other_with_it() {
+    let (_dir, database) = database_with(Rules {
+        time: Duration::MAX,
+        ..Rules::default()
+    })
+    .await;
+    let holder = holder(&database).await;
+    run(&holder, "CREATE TABLE u (b UNIQUE)").await.unwrap();
+    let mut running = Vec::new();
+    for sql in [
+        "INSERT INTO u VALUES ('x')",
+        "INSERT INTO u VALUES ('y')",
+        "INSERT OR ROLLBACK INTO u VALUES ('x')",
+        "INSERT INTO u VALUES ('z')",
+    ] {
+        let handle = database.open().await.unwrap();
+        running.push(queue(&database, &handle, sql).await);
+    }
+    run(&holder, "COMMIT").await.unwrap();
+    let mut made = Vec::new();
+    for running in running {
+        made.push(running.await.unwrap().is_ok());
+    }
+    assert_eq!(made, [true, true, false, true]);
+    let left = run(&holder, "SELECT group_concat(b, ' ' ORDER BY b) FROM u")
+        .await
+        .unwrap();
+    assert_eq!(left[0].values, [Value::Text("x y z".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_change_is_acknowledged_before_the_sync() {
     let (mut starts, end, rules) = controlled_sync();
     let (_dir, database) = database_with(rules).await;
