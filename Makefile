@@ -52,7 +52,7 @@ lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
 	git ls-files | xargs grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh' | xargs shellcheck
 	.ci/dependencies
 
-bench: packages-bench deb ## measure this build on this machine; PEER=URL of another shortener's redirect compares it, ONLY=edge runs a part
+bench: packages-bench deb ## measure this build on this machine; PEER=URL of another shortener's redirect compares it (PEER_SLUGS=FILE: its slugs, after that URL), ONLY=edge runs a part
 	component/build.sh hello
 	$(CARGO) build --release --locked -p links-tests --bins
 	$(CARGO) run --release --locked -p links-tests --bin bench -- $(ONLY)

@@ -2,7 +2,6 @@
 //! nothing, on the same runtime behind the same nginx.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,7 +10,8 @@ use links_tests::{DATABASE, Host, eventually};
 use rusqlite::Connection;
 use serde::Serialize;
 
-use crate::load::{Wrk, wrk};
+use crate::load::Wrk;
+use crate::peer::Peer;
 use crate::{CREATE, ROUNDS, SECONDS_PER_ROUND, median};
 
 const LINKS: u32 = 1_000_000;
@@ -104,8 +104,8 @@ const SUBJECTS: [Subject; 10] = [
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     rows: Vec<Row>,
-    /// Another shortener on this machine.
-    peer: Option<Row>,
+    /// Another shortener on this machine; empty if there is none.
+    peer: Vec<Row>,
     /// The throughput of the uncached path behind nginx, as a share of hello world's behind nginx.
     of_hello_behind_nginx: f64,
     /// The same ratio for requests straight to an instance.
@@ -159,23 +159,21 @@ fn quotient(some: &[Wrk], others: &[Wrk]) -> f64 {
     crate::quotient(&by_round(some), &by_round(others))
 }
 
-/// Measures all subjects, and in the same rounds `peer`, the URL of a redirect of another shortener.
+/// Measures all subjects, and in the same rounds `peer`, another shortener.
 ///
 /// # Errors
 /// Fails if the lab does not work here, or if an answer is not the expected one.
-pub fn measure(peer: Option<&str>) -> Result<Figures> {
+pub fn measure(peer: Option<&Peer>) -> Result<Figures> {
     let bench = Bench::new()?;
-    if let Some(url) = peer {
-        redirects(url)?;
-    }
+    let peer = peer.map_or_else(Vec::new, |peer| peer.loads(GENERATOR, POPULAR));
     bench.check()?;
     let mut runs = Runs(vec![vec![]; SUBJECTS.len()]);
-    let mut of_peer = vec![];
+    let mut of_peer = vec![vec![]; peer.len()];
     for round in 0..ROUNDS {
         bench.host.wait_until_counted(COUNTED_WITHIN)?;
         bench.run_all(When::First, SECONDS_PER_ROUND, round, &mut runs)?;
-        if let Some(url) = peer {
-            of_peer.push(wrk(SECONDS_PER_ROUND, CONNECTIONS, &[url]).context("PEER")?);
+        for (load, runs) in peer.iter().zip(&mut of_peer) {
+            runs.push(load.run(SECONDS_PER_ROUND, CONNECTIONS)?);
         }
         for subject in SUBJECTS.iter().filter(|subject| matches!(subject.load, Load::Zipf)) {
             bench.run(subject, WARM_UP, round)?;
@@ -189,7 +187,11 @@ pub fn measure(peer: Option<&str>) -> Result<Figures> {
     let rows = SUBJECTS.iter().zip(&runs.0);
     Ok(Figures {
         rows: rows.map(|(subject, of_it)| runs.row(subject.name, of_it)).collect(),
-        peer: peer.map(|url| runs.row(url, &of_peer)),
+        peer: peer
+            .iter()
+            .zip(&of_peer)
+            .map(|(load, of_it)| runs.row(&load.name, of_it))
+            .collect(),
         of_hello_behind_nginx: quotient(runs.of(UNCACHED), runs.of(HELLO_BEHIND_NGINX)),
         of_hello_at_an_instance: quotient(runs.of(AN_INSTANCE), runs.of(HELLO_INSTANCE)),
     })
@@ -367,22 +369,6 @@ pub fn sites(site: &str) -> Result<String> {
          {}\n{hello}\n",
         uncached(NO_CACHE)?
     ))
-}
-
-/// Checks that the URL of another shortener redirects.
-fn redirects(url: &str) -> Result<()> {
-    let output = Command::new("curl")
-        .args(["--silent", "--head", "--request", "GET", url])
-        .output()?;
-    let head = String::from_utf8_lossy(&output.stdout).to_lowercase();
-    let is_redirect = ["301", "302", "303", "307", "308"]
-        .iter()
-        .any(|status| head.lines().next().is_some_and(|line| line.contains(status)));
-    ensure!(
-        is_redirect && head.contains("\nlocation: "),
-        "PEER={url} does not redirect:\n{head}"
-    );
-    Ok(())
 }
 
 impl Figures {

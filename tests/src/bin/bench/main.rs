@@ -4,8 +4,9 @@
 //! All runtimes are measured in the same run, in alternating rounds: links-host, and Spin if `$SPIN` names its binary.
 //! Further sections measure the cost of a remote database and of many links, how fast a backlog of clicks is counted, how
 //! fast nginx answers from its cache, what clients notice of rollouts, and how much the agent and the whole appliance use.
-//! If `$PEER` is the URL of a redirect of another shortener, that one is measured beside nginx. An unexpected answer ends
-//! the run with an error.
+//! If `$PEER` is the URL of a redirect of another shortener, that one is measured beside nginx. If `$PEER_SLUGS` names a file
+//! with slugs of that shortener, one per line, `$PEER` is the URL before the slugs, and they are requested in the same
+//! distributions as the appliance's links. An unexpected answer ends the run with an error.
 
 mod agent;
 mod backlog;
@@ -13,6 +14,7 @@ mod edge;
 mod growth;
 mod load;
 mod memory;
+mod peer;
 mod remote;
 mod rollouts;
 
@@ -89,7 +91,7 @@ fn main() -> Result<()> {
         backlog.print();
     }
     if wanted("edge") {
-        let edge = edge::measure(std::env::var("PEER").ok().as_deref())?;
+        let edge = edge::measure(peer::Peer::from_environment()?.as_ref())?;
         results.edge.insert(edge).print();
     }
     if wanted("rollouts") {
