@@ -3,6 +3,7 @@
 //! `X-Accel-Expires` names a point in time rather than a duration, so an answer that arrives late is not kept for longer. nginx
 //! takes whole seconds, and keeps an answer until the end of the given second.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use links_domain::expiry::Expiry;
@@ -62,8 +63,8 @@ impl Lifetime {
     pub fn follow(&self, stored: Option<Stored>, asked_at: i64, now: i64) -> Reply {
         let keep = match &stored {
             Some(Stored { limit: Some(_), .. }) => None,
-            Some(Stored { expiry, .. }) if expiry.is_none_or(|expiry| !expiry.is_over(now)) => {
-                self.keep(*expiry, asked_at)
+            Some(Stored { url, expiry, .. }) if expiry.is_none_or(|expiry| !expiry.is_over(now)) => {
+                self.keep(*expiry, asked_at, hash(url, asked_at))
             }
             // The link may be created at any moment. `purge` then waits for the end of this second.
             _ => Some(Keep {
@@ -87,18 +88,26 @@ impl Lifetime {
     /// Lets nginx keep an answer that only changes with the program for as long as a link without an expiry. `now` is in Unix
     /// seconds.
     pub fn lasting(&self, reply: Reply, now: i64) -> Reply {
-        match self.keep(None, now) {
+        match self.keep(None, now, 0) {
             Some(keep) => keep.apply(reply),
             None => reply,
         }
     }
 
-    /// During the last quarter of the ttl, nginx fetches a new answer while clients get the old one. So nobody waits for the
-    /// answer to a link that is in use, nor for another client's request to fetch it, which nginx polls only ten times a second
+    /// At the end of the ttl, nginx fetches a new answer while clients get the old one. So nobody waits for the answer to a link
+    /// that is in use, nor for another client's request to fetch it, which nginx polls only ten times a second
     /// (`proxy_cache_lock_timeout` in packaging/nginx/site.conf).
-    fn keep(&self, expiry: Option<Expiry>, asked_at: i64) -> Option<Keep> {
+    ///
+    /// That time is between a quarter and half of the ttl, depending on `jitter`, any number: links that nginx fetched in the same
+    /// second would otherwise all be fetched again in the same second.
+    fn keep(&self, expiry: Option<Expiry>, asked_at: i64, jitter: u64) -> Option<Keep> {
         let end = expiry.map_or(i64::MAX, |Expiry(second)| second - 1);
-        let revalidating = (self.ttl / 4).max(1).min(self.ttl - 1);
+        let quarter = (self.ttl / 4).max(1);
+        let jitter = jitter
+            .checked_rem(quarter.unsigned_abs() + 1)
+            .unwrap_or(0)
+            .cast_signed();
+        let revalidating = (quarter + jitter).min(self.ttl - 1);
         let last = asked_at.saturating_add(self.ttl - 1 - revalidating).min(end);
         let left = end.saturating_sub(last);
         (self.ttl > 0).then(|| Keep {
@@ -107,6 +116,13 @@ impl Lifetime {
             if_error: (revalidating + self.stale).min(left),
         })
     }
+}
+
+/// A number that differs between links, and from one second to the next.
+fn hash(url: &str, second: i64) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (url, second).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// How long nginx may keep an answer.
@@ -181,13 +197,40 @@ mod tests {
     }
 
     #[test]
-    fn a_redirect_is_kept_for_the_ttl_and_revalidated_in_its_last_quarter() {
-        let redirect = |ttl| directives(Lifetime { ttl, stale: 600 }, Some(stored(None)), NOW);
-        assert_eq!(redirect(60), (302, keep(NOW + 44, 15, 615)));
-        assert_eq!(redirect(5), (302, keep(NOW + 3, 1, 601)));
-        assert_eq!(redirect(2), (302, keep(NOW, 1, 601)));
-        assert_eq!(redirect(1), (302, keep(NOW, 0, 600)));
-        assert_eq!(redirect(0), (302, None));
+    fn a_redirect_is_kept_for_the_ttl_and_revalidated_at_its_end() {
+        let kept = |ttl, jitter| Lifetime { ttl, stale: 600 }.keep(None, NOW, jitter);
+        assert_eq!(kept(60, 0), keep(NOW + 44, 15, 615));
+        assert_eq!(kept(60, 15), keep(NOW + 29, 30, 630));
+        assert_eq!(kept(60, 16), kept(60, 0));
+        assert_eq!(kept(5, 0), keep(NOW + 3, 1, 601));
+        assert_eq!(kept(5, 1), keep(NOW + 2, 2, 602));
+        for jitter in [0, 1, u64::MAX] {
+            assert_eq!(kept(2, jitter), keep(NOW, 1, 601));
+            assert_eq!(kept(1, jitter), keep(NOW, 0, 600));
+            assert_eq!(kept(0, jitter), None);
+        }
+    }
+
+    #[test]
+    fn links_that_were_fetched_together_are_not_fetched_again_together() {
+        let last = |link: u32, second| {
+            let stored = Stored {
+                url: format!("https://example.com/{link}"),
+                ..stored(None)
+            };
+            let reply = LIFETIME.follow(Some(stored), second, second);
+            reply.header("x-accel-expires").unwrap().to_owned()
+        };
+        let early = (0..1000)
+            .filter(|link| last(*link, NOW) == format!("@{}", NOW + 2))
+            .count();
+        assert!((400..600).contains(&early), "{early} of 1000");
+        // Nor do the same two links stay together from one time to the next.
+        let together = (0..1000).filter(|second| {
+            let [one, other] = [1, 2].map(|link| last(link, NOW + second));
+            one == other
+        });
+        assert!((400..600).contains(&together.count()));
     }
 
     #[test]
@@ -199,8 +242,8 @@ mod tests {
             (100, keep(NOW + 3, 1, 96)),
             (1000, keep(NOW + 3, 1, 601)),
         ] {
-            let link = Some(stored(Some(NOW + expiry)));
-            assert_eq!(directives(LIFETIME, link, NOW), (302, wanted), "{expiry} s before it");
+            let kept = LIFETIME.keep(Some(Expiry(NOW + expiry)), NOW, 0);
+            assert_eq!(kept, wanted, "{expiry} s before it");
         }
     }
 
@@ -230,11 +273,13 @@ mod tests {
 
     #[test]
     fn a_lasting_answer_is_kept_like_a_link() {
-        let link = LIFETIME.follow(Some(stored(None)), NOW, NOW);
         let lasting = LIFETIME.lasting(Reply::new(404, "text/plain", vec![]), NOW);
-        for name in ["cache-control", "x-accel-expires"] {
-            assert_eq!(lasting.header(name), link.header(name));
-        }
+        assert_eq!(
+            lasting.header("x-accel-expires"),
+            Some(format!("@{}", NOW + 3).as_str())
+        );
+        let stale = Some("stale-while-revalidate=1, stale-if-error=601");
+        assert_eq!(lasting.header("cache-control"), stale);
         let nothing_is_kept = Lifetime { ttl: 0, stale: 600 };
         let reply = nothing_is_kept.lasting(Reply::healthy(), NOW);
         assert_eq!(reply, Reply::healthy());
