@@ -218,7 +218,7 @@ fn a_release_that_does_not_fit_on_the_disk_changes_nothing_until_there_is_space(
 #[test]
 fn setting_the_clock_back_by_an_hour_does_not_disturb_rollouts() -> Result<()> {
     let host = Host::builder().packages(&["libfaketime"]).serving()?;
-    // The machine shares the clock of the host, so only the clock of one command is set.
+    // The machine shares the clock of this computer, so only the clock of one command is set.
     let clock = "/var/tmp/clock";
     let with_clock = [
         "env",
