@@ -46,7 +46,7 @@ fn links_move_to_libsql_and_redis_and_back_under_load() -> Result<()> {
     ensure!(refused.status == 1 && refused.stderr.contains("--resume"), "{refused}");
     host.write(RUNTIME_TOML, &remote)?;
     let checked = host.check_online()?;
-    ensure!(checked.outcomes() == ["answers", "answers"], "{checked:?}");
+    ensure!(checked.answers()? && checked.outcomes()?.len() == 2, "{checked:?}");
     host.configure(LINKS_TOML, &remote)?;
     load.more()?;
     let resumed = compared(&copy(&["--resume", "--from", &to_file])?)?;
