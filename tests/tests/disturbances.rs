@@ -335,6 +335,7 @@ fn a_release_that_fails_on_the_last_of_five_instances_is_undone_and_no_request_f
     let events = Events::of(&failed)?;
     ensure!(events.first("failed")?["instance"] == 5, "{failed}");
     ensure!(events.position("failed") < events.position("undo"), "{failed}");
+    ensure!(failed.stderr.contains(wording::UNDONE), "{failed}");
     host.wait_for_rotation(5)?;
     assert_eq!(host.running_releases(5)?, before, "{failed}");
     traffic.finish(&host)?;
