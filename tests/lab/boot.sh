@@ -2,11 +2,12 @@
 # Becomes systemd, PID 1 of a machine: boot.sh DIR LOWER
 # Run it as the first process of fresh PID, mount, UTS, IPC, network and cgroup namespaces. DIR holds upper/ and work/ (what
 # the machine wrote, over the read-only layers LOWER), root/ to mount it on, and notify (the socket that hears
-# READY=1). Writes one line to standard output, the PID of systemd as the host counts; all else goes to standard error.
+# READY=1). Writes one line to standard output, the PID of systemd as this computer counts; all else goes to standard
+# error.
 set -euo pipefail
 dir=$1 lower=$2 root=$1/root
 
-read -r pid _ </proc/self/stat # still the host's /proc
+read -r pid _ </proc/self/stat # still this computer's /proc
 echo "$pid"
 exec >&2
 
@@ -26,7 +27,8 @@ for device in null zero full random urandom tty; do
     touch "$root/dev/$device"
     mount --bind "/dev/$device" "$root/dev/$device"
 done
-# There is no console. A node of its own, like null: systemd changes its mode, and that of a bind mount is the host's.
+# There is no console. A node of its own, like null: systemd changes its mode, and that of a bind mount is this
+# computer's.
 mknod "$root/dev/console" c 1 3
 mkdir "$root/dev/pts" "$root/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"

@@ -72,7 +72,7 @@ impl MemoryGroup {
     /// Creates the group.
     ///
     /// # Errors
-    /// Fails if the host has no memory controller of cgroup v1.
+    /// Fails if this computer has no memory controller of cgroup v1.
     pub fn create(name: &str, bytes: u64) -> Result<Self> {
         let hierarchy = memory_hierarchy()?.context(
             "no memory controller of cgroup v1 is mounted; without one the lab cannot bound a machine's memory",
@@ -171,7 +171,7 @@ fn remove(group: &Path) -> io::Result<()> {
     fs::remove_dir(group)
 }
 
-/// `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on a hybrid host.
+/// `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` in a hybrid hierarchy.
 fn hierarchy() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("Reading /proc/self/mounts")?;
     mounts

@@ -1,6 +1,6 @@
 //! What `linksctl check` reports with `--json`.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
 use crate::machine::commands::Output;
@@ -14,7 +14,8 @@ pub struct Check {
     /// The exit status: 0, or EX_CONFIG of sysexits.h if there are errors.
     pub status: i32,
     pub findings: Vec<Finding>,
-    tried: Vec<Tried>,
+    /// None if the servers were not asked.
+    tried: Option<Vec<Tried>>,
 }
 
 /// A problem in a file.
@@ -43,8 +44,7 @@ impl Check {
         #[derive(Deserialize)]
         struct Report {
             findings: Vec<Finding>,
-            #[serde(default)]
-            tried: Vec<Tried>,
+            tried: Option<Vec<Tried>>,
         }
         let Report { findings, tried } = output.json()?;
         Ok(Self {
@@ -55,14 +55,22 @@ impl Check {
     }
 
     /// The outcomes for the servers that runtime.toml names: `answers`, `fails` or `not_tried`.
-    pub fn outcomes(&self) -> Vec<&str> {
-        self.tried.iter().map(|tried| tried.outcome.as_str()).collect()
+    ///
+    /// # Errors
+    /// Fails if the servers were not asked: without `--online`, or because the configuration has errors.
+    pub fn outcomes(&self) -> Result<Vec<&str>> {
+        let tried = self.tried.as_ref();
+        let tried = tried.with_context(|| format!("no server was asked: {self:?}"))?;
+        Ok(tried.iter().map(|tried| tried.outcome.as_str()).collect())
     }
 
-    /// Whether there are no errors, and at least one server, which answers, and no other.
-    pub fn answers(&self) -> bool {
-        let outcomes = self.outcomes();
-        self.status == 0 && !outcomes.is_empty() && outcomes.iter().all(|outcome| *outcome == "answers")
+    /// Whether there are no errors, and every configured server (at least one) answers.
+    ///
+    /// # Errors
+    /// Fails as [`Self::outcomes`] does.
+    pub fn answers(&self) -> Result<bool> {
+        let outcomes = self.outcomes()?;
+        Ok(self.status == 0 && !outcomes.is_empty() && outcomes.iter().all(|outcome| *outcome == "answers"))
     }
 
     /// Whether there is a finding of this severity whose message and help contain all of `parts`.

@@ -1,4 +1,4 @@
-//! Processes on the host that end with the test process, and waiting for conditions.
+//! Processes on this computer that end with the test process, and waiting for conditions.
 
 use std::fs::File;
 use std::io;

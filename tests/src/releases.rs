@@ -142,7 +142,7 @@ impl Releases {
         format!("{before}.{}", last + by)
     }
 
-    /// Builds a .deb with this version, and with a fault if one is given. Returns its path on the host.
+    /// Builds a .deb with this version, and with a fault if one is given. Returns its path on this computer.
     ///
     /// # Errors
     /// Fails if the disk is full, if dpkg-deb fails, or if the fault cannot be applied.

@@ -13,7 +13,7 @@ use nix::sys::socket::{MsgFlags, recv};
 #[derive(Clone, Debug)]
 pub enum Address {
     Tcp(SocketAddr),
-    /// A Unix socket, by its path on the host.
+    /// A Unix socket, by its path on this computer.
     Unix(PathBuf),
     /// The Unix socket if a server listens on it, otherwise TCP.
     Either(PathBuf, SocketAddr),

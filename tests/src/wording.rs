@@ -1,6 +1,7 @@
-//! The words of log lines that have no other form: no JSON, no exit status, no priority. Tests look for them only through
-//! here, so that another wording changes one line.
+//! Log texts that tests match because no JSON, exit status or priority carries the information.
 
+/// What a failed or interrupted rollout reports if everything was undone without an error.
+pub const UNDONE: &str = "every instance is back";
 /// What links-recover logs when it has undone a change of the nginx site.
 pub const SITE_CUT_OFF: &str = "nginx site was cut off";
 /// What the component logs when no provider has an admin token.
@@ -8,6 +9,11 @@ pub const NOBODY_MAY_USE_THE_API: &str = "nobody may use the API";
 
 /// How the component begins the line that its settings of the cache are wrong.
 pub const WITHOUT_CACHE: &str = "links: redirects go without";
+
+/// The report that the contents of `file`, by the end of its path, are not those that the manifest of the release describes.
+pub fn damaged(file: &str) -> String {
+    format!("{file} differs from the manifest")
+}
 
 const DOES_NOT_ANSWER: &str = " does not answer: ";
 const ANSWERS_AGAIN: &str = " answers again: ";

@@ -68,8 +68,12 @@ fn the_status_line_reports_what_runs(host: &Host) -> Result<()> {
         .stdout;
 
     let line = host.wait_for_status("2/2")?;
-    for part in [&version, &runtime.kind, &runtime.version] {
-        assert!(line.contains(part), "{part:?} in {line:?}");
+    let expected = [
+        format!("release {version},"),
+        format!("{} {}", runtime.kind, runtime.version),
+    ];
+    for part in expected {
+        assert!(line.contains(&part), "{part:?} in {line:?}");
     }
     let status = host.ok(["systemctl", "status", "links"])?.stdout;
     assert!(status.contains(&format!("Status: \"{line}\"")), "{status}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::{DATABASE, Events, Fault, Host, LINKS_TOML, Output, RELEASED, Traffic, eventually};
+use links_tests::{DATABASE, Events, Fault, Host, LINKS_TOML, Output, RELEASED, Traffic, eventually, wording};
 use serde_json::{Value, json};
 
 /// The URL of a link that must not be lost.
@@ -28,6 +28,7 @@ fn a_rollout_and_a_rollback_change_the_release_and_no_request_fails() -> Result<
     );
     host.wait_for_rotation(2)?;
     host.runs_version(RELEASED)?;
+    host.wait_for_version_in_status(RELEASED)?;
 
     let again = host.ok(["linksctl", "rollout", "--json"])?;
     let planned = Events::of(&again)?;
@@ -64,6 +65,7 @@ fn scale_adds_and_removes_instances() -> Result<()> {
         let second_round = pool.unwrap_or_default().matches(" backup;").count();
         assert_eq!(second_round, usize::from(count));
         host.wait_for_rotation(count)?;
+        host.wait_for_status(&format!("{count}/{count} "))?;
         host.follow(&link)?;
     }
     assert_eq!(
@@ -80,11 +82,10 @@ fn a_configuration_takes_effect_when_it_is_applied() -> Result<()> {
     let host = Host::builder().serving()?;
     let config = |instance: u16| host.ok(["readlink", &format!("/var/lib/links/instances/{instance}.config")]);
     let before = config(1)?.stdout;
-    let path = LINKS_TOML;
-    let good = host.read(path)?;
+    let good = host.read(LINKS_TOML)?;
 
     // A restart in the middle of an edit uses the configuration that was applied last.
-    host.write(path, "instnaces = 3\n")?;
+    host.write(LINKS_TOML, "instnaces = 3\n")?;
     host.ok(["systemctl", "restart", "links@1"])?;
     host.ok(["systemctl", "restart", "links"])?;
     let reload = host.run(["systemctl", "reload", "links"])?;
@@ -92,13 +93,13 @@ fn a_configuration_takes_effect_when_it_is_applied() -> Result<()> {
     host.wait_for_rotation(2)?;
     assert_eq!(config(1)?.stdout, before);
 
-    host.write(path, format!("public_url = \"https://s.example\"\n{good}"))?;
+    host.write(LINKS_TOML, format!("public_url = \"https://s.example\"\n{good}"))?;
     under_load(&host, "reload", || host.ok(["systemctl", "reload", "links"]))?;
     let reloaded = config(1)?.stdout;
     ensure!(reloaded != before && config(2)?.stdout == reloaded, "{reloaded}");
 
     // A restart of the service applies the configuration too, and never stops two instances at once.
-    host.write(path, &good)?;
+    host.write(LINKS_TOML, &good)?;
     under_load(&host, "service", || host.ok(["systemctl", "restart", "links"]))?;
     assert_eq!([config(1)?.stdout, config(2)?.stdout], [before.clone(), before]);
     let kept = host.ok(["ls", "/var/lib/links/applied"])?.stdout;
@@ -155,6 +156,7 @@ fn a_second_rollout_is_refused_and_an_interrupted_one_is_undone() -> Result<()> 
     })?;
     let log = host.read("/var/tmp/rollout.log")?;
     assert_eq!(host.read("/var/tmp/rollout.status")?.trim(), "130", "{log}");
+    ensure!(log.contains(wording::UNDONE), "{log}");
     assert_eq!(chosen(&host)?, [old.clone(), old.clone()]);
     host.wait_for_rotation(2)?;
     host.follow(&link)?;
@@ -193,7 +195,8 @@ fn a_rollout_does_not_start_a_stopped_service() -> Result<()> {
     assert_eq!(host.processes()?, "");
     host.ok(["systemctl", "start", "links"])?;
     host.wait_for_rotation(2)?;
-    host.runs_version(RELEASED)
+    host.runs_version(RELEASED)?;
+    host.wait_for_version_in_status(RELEASED)
 }
 
 #[test]
@@ -266,28 +269,29 @@ fn a_failed_upgrade_leaves_the_old_release_serving_and_a_retry_works() -> Result
     let failed = under_load(&host, "broken", || host.run(["apt-get", "--yes", "install", &broken]))?;
     assert_ne!(failed.status, 0, "{failed}");
     ensure!(
-        failed.printed().contains("status 3"),
+        failed.printed().contains("exited with status 3"),
         "the error should name the exit status of the runtime: {failed}"
     );
+    ensure!(failed.printed().contains(wording::UNDONE), "{failed}");
     assert_eq!(host.package_state()?, "half-configured");
     assert_eq!(chosen(&host)?, [old.clone(), old.clone()]);
     host.ok(["linksctl", "status"])?;
 
     // Here the cause lies outside the package. Once it is gone, the same package installs.
     let next = host.deb("9.9.9", None)?;
-    let path = LINKS_TOML;
-    let good = host.read(path)?;
-    host.write(path, "instnaces = 3\n")?;
+    let good = host.read(LINKS_TOML)?;
+    host.write(LINKS_TOML, "instnaces = 3\n")?;
     let failed = host.run(["apt-get", "--yes", "install", &next])?;
     assert_ne!(failed.status, 0, "{failed}");
     assert_eq!(host.package_state()?, "half-configured");
     assert_eq!(chosen(&host)?, [old.clone(), old]);
     host.follow(&link)?;
-    host.write(path, good)?;
+    host.write(LINKS_TOML, good)?;
     under_load(&host, "retry", || host.ok(["dpkg", "--configure", "--pending"]))?;
     assert_eq!(host.package_state()?, "installed");
     host.wait_for_rotation(2)?;
     host.runs_version("9.9.9")?;
+    host.wait_for_version_in_status("9.9.9")?;
 
     let postinst = "/var/lib/dpkg/info/links-shortener.postinst";
     for arguments in [

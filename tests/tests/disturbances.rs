@@ -218,7 +218,7 @@ fn a_release_that_does_not_fit_on_the_disk_changes_nothing_until_there_is_space(
 #[test]
 fn setting_the_clock_back_by_an_hour_does_not_disturb_rollouts() -> Result<()> {
     let host = Host::builder().packages(&["libfaketime"]).serving()?;
-    // The machine shares the clock of the host, so only the clock of one command is set.
+    // The machine shares the clock of this computer, so only the clock of one command is set.
     let clock = "/var/tmp/clock";
     let with_clock = [
         "env",
@@ -335,6 +335,7 @@ fn a_release_that_fails_on_the_last_of_five_instances_is_undone_and_no_request_f
     let events = Events::of(&failed)?;
     ensure!(events.first("failed")?["instance"] == 5, "{failed}");
     ensure!(events.position("failed") < events.position("undo"), "{failed}");
+    ensure!(failed.stderr.contains(wording::UNDONE), "{failed}");
     host.wait_for_rotation(5)?;
     assert_eq!(host.running_releases(5)?, before, "{failed}");
     traffic.finish(&host)?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use links_tests::servers::Squatter;
 use links_tests::{DEB, Events, Host, LINKS_TOML, Output, eventually, wording};
+use serde_json::Value;
 
 const SITE: &str = "/etc/nginx/sites-available/links";
 /// A line like those that certbot adds to the site, without a certificate.
@@ -29,14 +30,14 @@ fn an_installation_succeeds_only_if_links_is_reachable_through_nginx() -> Result
         &host,
         &install,
         // It names the address, who listens there, and the command that shows it.
-        &["127.0.0.1:7000", &squatter.shown()?, "ss -ltnp"],
+        &["127.0.0.1:7000", &squatter.shown()?, squatter.ss()],
     )?;
     no_site_was_written(&host)?;
     configuring_fails(&host, &["127.0.0.1:7000", "dpkg --configure -a"])?;
     squatter.leave()?;
 
     let squatter = Squatter::take(&host, "0.0.0.0:80", "root")?;
-    configuring_fails(&host, &["0.0.0.0:80", "ss -ltnp 'sport = :80'"])?;
+    configuring_fails(&host, &["0.0.0.0:80", squatter.ss()])?;
     no_site_was_written(&host)?;
     // The port is taken, and still nginx can restart.
     host.ok(["systemctl", "restart", "nginx"])?;
@@ -50,7 +51,7 @@ fn an_installation_succeeds_only_if_links_is_reachable_through_nginx() -> Result
 
     let endpoint = host.first_endpoint()?;
     let squatter = Squatter::take(&host, endpoint, "links")?;
-    configuring_fails(&host, &["instance 1", endpoint])?;
+    configuring_fails(&host, &["instance 1", endpoint, squatter.ss()])?;
     no_site_was_written(&host)?;
     squatter.leave()?;
 
@@ -194,7 +195,9 @@ fn a_change_that_fails_or_is_killed_leaves_the_old_site_or_the_new_one() -> Resu
         start.status != 0,
         "links should not start while it is unreachable: {start}"
     );
-    let status = host.status()?;
+    let status = host.run(["linksctl", "status", "--json"])?;
+    ensure!(status.status == 1, "{status}");
+    let status: Value = status.json()?;
     ensure!(status["ok"] == false && status["nginx"]["since"].is_null(), "{status}");
     let addresses = status["nginx"]["addresses"].as_array().context("nginx.addresses")?;
     ensure!(

@@ -38,12 +38,12 @@ fn providers_over_tls_need_a_certificate_that_the_host_trusts() -> Result<()> {
     // linksctl and the agent do not depend on the runtime, so this part runs with Spin too.
     host.write(RUNTIME_TOML, format!("{DATABASE}{VAULT}"))?;
     let checked = host.check_online()?;
-    ensure!(checked.outcomes() == ["answers", "answers"], "{checked:?}");
+    ensure!(checked.answers()? && checked.outcomes()?.len() == 2, "{checked:?}");
     let untrusted = DATABASE.replace("8440", "8443");
     host.write(RUNTIME_TOML, &untrusted)?;
     let refused = host.check_online()?;
     ensure!(
-        refused.status != 0 && refused.outcomes() == ["fails"] && refused.has_finding("error", &["certificate"]),
+        refused.status != 0 && refused.outcomes()? == ["fails"] && refused.has_finding("error", &["certificate"]),
         "{refused:?}"
     );
     host.configure(COLLECTOR, "")?;

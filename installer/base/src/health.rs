@@ -69,7 +69,7 @@ mod tests {
     use std::net::{SocketAddr, TcpListener};
 
     use super::*;
-    use crate::testing::Server;
+    use crate::testing::{Response, Server};
 
     /// A server that gives every request this answer.
     fn answering(status: u16, body: &'static str) -> SocketAddr {
@@ -83,8 +83,12 @@ mod tests {
     #[test]
     fn only_200_is_ready() {
         assert_eq!(probe(answering(200, "ok")).ready(), Ok(()));
-        let moved = answering(302, "");
-        assert!(probe(moved).ready().unwrap_err().contains("302"));
+        // A probe that followed the redirect would get 200.
+        let moved = Server::start(|request| match request.path.as_str() {
+            READY_PATH => Response::from((302, String::new())).header("location", "/moved"),
+            _ => Response::from((200, "ok".to_owned())),
+        });
+        assert!(probe(moved.address()).ready().unwrap_err().contains("302"));
     }
 
     #[test]

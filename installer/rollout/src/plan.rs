@@ -110,7 +110,7 @@ impl Step {
         }
     }
 
-    /// The name of the step for scripts.
+    /// The name of the step for scripts. Since 0.1.0 they know a soak as `settle` and a removal as `retire`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::BackUp(..) => "back_up",

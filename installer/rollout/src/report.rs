@@ -174,7 +174,31 @@ impl Drop for Reporter {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
+    use links_release::testing::version;
+
     use super::*;
+
+    fn planned(instances: Vec<u16>, interrupts: bool, live: bool) -> String {
+        let event = Event::Planned {
+            wanted: version("new"),
+            instances,
+            interrupts,
+            live,
+        };
+        event.line().unwrap()
+    }
+
+    #[test]
+    fn a_plan_that_interrupts_service_says_so() {
+        assert_eq!(
+            planned(vec![1], true, true),
+            "moving instance 1 to release new with configuration a; this interrupts service for a moment"
+        );
+        for (instances, interrupts, live) in [(vec![1, 2], false, true), (vec![1], true, false), (vec![], true, true)] {
+            let line = planned(instances, interrupts, live);
+            assert!(!line.contains("interrupts"), "{line}");
+        }
+    }
 
     #[test]
     fn an_event_is_one_line_of_json() {

@@ -11,8 +11,8 @@ use crate::machine::Machine;
 use crate::servers::libsql::LibSql;
 use crate::tree::Tree;
 
-/// Says what a host is, and boots it. Without further words it is Debian 12 with nginx, two instances of the package under
-/// test, and the database in a file.
+/// Describes a host and boots it. By default: Debian 12 with nginx, two instances of the package under test, and the
+/// database in a file.
 ///
 /// ```no_run
 /// # fn main() -> anyhow::Result<()> {
@@ -30,7 +30,7 @@ use crate::tree::Tree;
 ///
 /// A host's only network is its own loopback interface, and the runtime of links is the one in the packages.
 #[derive(Clone, Debug)]
-#[must_use = "a host boots at the last word: `debian`, `uninstalled` or `serving`"]
+#[must_use = "call `debian`, `uninstalled` or `serving` to boot the host"]
 pub struct Builder {
     nginx: bool,
     packages: Vec<String>,

@@ -76,13 +76,26 @@ impl Host {
     /// # Errors
     /// Fails if it does not within 20 s.
     pub fn wait_for_status(&self, beginning: &str) -> Result<String> {
+        self.wait_for_status_with(beginning, "")
+    }
+
+    /// Waits until the status line reports both instances ready, with a release of this version and no other.
+    ///
+    /// # Errors
+    /// Fails as [`Self::wait_for_status`] does.
+    pub fn wait_for_version_in_status(&self, version: &str) -> Result<()> {
+        self.wait_for_status_with("2/2 ", &format!("release {version},"))
+            .map(drop)
+    }
+
+    fn wait_for_status_with(&self, beginning: &str, part: &str) -> Result<String> {
         let mut last = String::new();
         eventually(
-            &format!("the status line {beginning:?}"),
+            &format!("the status line {beginning:?} with {part:?}"),
             Duration::from_secs(20),
             || {
                 last = self.status_line()?;
-                Ok(last.starts_with(beginning).then(|| last.clone()))
+                Ok((last.starts_with(beginning) && last.contains(part)).then(|| last.clone()))
             },
         )
         .with_context(|| format!("the status line is {last:?}"))

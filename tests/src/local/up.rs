@@ -1,7 +1,7 @@
 //! `linksctl up`: links in the foreground, without systemd and nginx.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -24,7 +24,7 @@ pub struct Up {
     root: PathBuf,
     child: Child,
     /// What it prints, and what its supervisors print.
-    lines: Receiver<String>,
+    lines: Receiver<io::Result<String>>,
 }
 
 impl Up {
@@ -34,7 +34,7 @@ impl Up {
     /// Fails if the program cannot be started.
     pub fn start(linksctl: &Path, root: &Path, bundle: &Path) -> Result<Self> {
         // One pipe keeps the output of `up` and that of the supervisors in order.
-        let (output, writer) = std::io::pipe()?;
+        let (output, writer) = io::pipe()?;
         let child = Command::new(linksctl)
             .arg("--root")
             .arg(root)
@@ -48,8 +48,12 @@ impl Up {
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             // This ends with the process, or when nobody wants to read any more.
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
+            for line in BufReader::new(output).lines() {
+                // After a line that is not UTF-8 come others, but not after another error.
+                let is_last = line
+                    .as_ref()
+                    .is_err_and(|error| error.kind() != io::ErrorKind::InvalidData);
+                if sender.send(line).is_err() || is_last {
                     return;
                 }
             }
@@ -69,10 +73,11 @@ impl Up {
     /// Waits for a line that starts with `start`. Returns the lines up to it, without leading and trailing white space.
     ///
     /// # Errors
-    /// Fails if there is no such line within a minute. The error holds what was printed.
+    /// Fails if there is no such line within a minute, or if a line is not UTF-8. The error holds what was printed.
     pub fn lines_to(&self, start: &str) -> Result<Vec<String>> {
         let mut seen = vec![];
         while let Ok(line) = self.lines.recv_timeout(DEADLINE) {
+            let line = line.with_context(|| format!("Reading the line after:\n{}", seen.join("\n")))?;
             seen.push(line.trim().to_owned());
             if line.trim().starts_with(start) {
                 return Ok(seen);
@@ -86,7 +91,7 @@ impl Up {
     /// # Errors
     /// Fails as [`Self::lines_to`] does.
     pub fn line(&self, start: &str) -> Result<String> {
-        self.lines_to(start)?.pop().context("there is a line")
+        self.lines_to(start)?.pop().context("no line")
     }
 
     /// Closes the pipe to which it prints, at its next line.

@@ -102,7 +102,7 @@ impl Machine {
         self.ok(["bash", "-euo", "pipefail", "-c", script])
     }
 
-    /// Runs a function in a thread that sees the files and the network of the machine instead of the host's.
+    /// Runs a function in a thread that sees the files and the network of the machine instead of this computer's.
     ///
     /// # Errors
     /// Fails if the machine is not running, if the thread cannot enter it, or if the function fails.

@@ -113,7 +113,8 @@ impl Machine {
     fn start(&mut self) -> Result<()> {
         self.running = Some(Running::start(&self.directory, &self.tree, self.memory.as_ref())?);
         if let Some(memory) = &self.memory {
-            // A tenth of the memory, as Debian would choose on real hardware. By default the size follows the host's memory.
+            // A tenth of the memory, as Debian would choose on real hardware. By default the size follows the memory of
+            // this computer.
             let size = memory.limit()? / 10;
             self.ok(["mount", "-o", &format!("remount,size={size}"), "/run"])?;
         }

@@ -31,6 +31,7 @@ const PROGRAM: &str = r#"
 pub struct Squatter<'a> {
     machine: &'a Machine,
     unit: String,
+    ss: String,
 }
 
 impl<'a> Squatter<'a> {
@@ -43,6 +44,10 @@ impl<'a> Squatter<'a> {
         let squatter = Self {
             machine,
             unit: format!("squatter-{place}"),
+            ss: match address.starts_with('/') {
+                true => format!("`ss -lxp src {address}`"),
+                false => format!("`ss -ltnp 'sport = :{place}'`"),
+            },
         };
         machine.ok(["rm", "--force", &squatter.file()])?;
         machine.ok([
@@ -90,6 +95,11 @@ impl<'a> Squatter<'a> {
     /// Fails if systemctl fails.
     pub fn shown(&self) -> Result<String> {
         Ok(format!("perl (process {})", self.machine.main_pid(&self.unit)?))
+    }
+
+    /// The command that shows who has the address, as an error about it recommends.
+    pub fn ss(&self) -> &str {
+        &self.ss
     }
 
     /// Ends it. The address is then free.
