@@ -1,13 +1,7 @@
 //! The migration scripts.
 
-/// The scripts that lead from each version of the tables to the next. Version 0 has no tables.
-pub const SCHEMA: [&str; 5] = [
-    include_str!(concat!(env!("OUT_DIR"), "/0001_links.sql")),
-    include_str!(concat!(env!("OUT_DIR"), "/0002_request_ids.sql")),
-    include_str!(concat!(env!("OUT_DIR"), "/0003_clicks.sql")),
-    include_str!(concat!(env!("OUT_DIR"), "/0004_click_limits.sql")),
-    include_str!(concat!(env!("OUT_DIR"), "/0005_deleted_links.sql")),
-];
+/// The scripts that lead from each version of the tables to the next: `sql/0001_*.sql` and so on. Version 0 has no tables.
+pub const SCHEMA: &[&str] = &include!(concat!(env!("OUT_DIR"), "/schema.rs"));
 
 /// The statements of a script. A statement ends at a `;` followed by an empty line or the end of the script. The body of a
 /// trigger has no empty line, so it stays in one piece.

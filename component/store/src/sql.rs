@@ -1,30 +1,4 @@
-//! The SQL statements. Each file explains its parameters and columns.
+//! The SQL statements: `build.rs` makes the constant `FIND_LINK` of `sql/find_link.sql`, and so on. Each file explains its
+//! parameters and columns.
 
-pub const AUTOMATIC_CHECKPOINT: &str = include_str!(concat!(env!("OUT_DIR"), "/automatic_checkpoint.sql"));
-pub const CHANGE_LINK: &str = include_str!(concat!(env!("OUT_DIR"), "/change_link.sql"));
-pub const COPY_EXTENT: &str = include_str!(concat!(env!("OUT_DIR"), "/copy_extent.sql"));
-pub const COPY_FIND: &str = include_str!(concat!(env!("OUT_DIR"), "/copy_find.sql"));
-pub const COPY_READ: &str = include_str!(concat!(env!("OUT_DIR"), "/copy_read.sql"));
-pub const COPY_WRITE: &str = include_str!(concat!(env!("OUT_DIR"), "/copy_write.sql"));
-pub const COUNT_LINKS: &str = include_str!(concat!(env!("OUT_DIR"), "/count_links.sql"));
-pub const DATABASE_SIZE: &str = include_str!(concat!(env!("OUT_DIR"), "/database_size.sql"));
-pub const DELETE_LINK: &str = include_str!(concat!(env!("OUT_DIR"), "/delete_link.sql"));
-pub const FIND_CLICK_POSITION: &str = include_str!(concat!(env!("OUT_DIR"), "/find_click_position.sql"));
-pub const FIND_LINK: &str = include_str!(concat!(env!("OUT_DIR"), "/find_link.sql"));
-pub const FIND_LINK_ID: &str = include_str!(concat!(env!("OUT_DIR"), "/find_link_id.sql"));
-pub const FIND_SLUG_REUSES: &str = include_str!(concat!(env!("OUT_DIR"), "/find_slug_reuses.sql"));
-pub const HAS_TABLE: &str = include_str!(concat!(env!("OUT_DIR"), "/has_table.sql"));
-pub const HEALTH: &str = include_str!(concat!(env!("OUT_DIR"), "/health.sql"));
-pub const INSERT_CLICKS: &str = include_str!(concat!(env!("OUT_DIR"), "/insert_clicks.sql"));
-pub const INSERT_LINK: &str = include_str!(concat!(env!("OUT_DIR"), "/insert_link.sql"));
-pub const NEVER_CHECKPOINT: &str = include_str!(concat!(env!("OUT_DIR"), "/never_checkpoint.sql"));
-pub const SCHEMA_VERSION: &str = include_str!(concat!(env!("OUT_DIR"), "/schema_version.sql"));
-pub const SHOW_LINK: &str = include_str!(concat!(env!("OUT_DIR"), "/show_link.sql"));
-pub const SQLITE_VERSION: &str = include_str!(concat!(env!("OUT_DIR"), "/sqlite_version.sql"));
-pub const STATS_DAYS: &str = include_str!(concat!(env!("OUT_DIR"), "/stats_days.sql"));
-pub const STATS_DETAILS: &str = include_str!(concat!(env!("OUT_DIR"), "/stats_details.sql"));
-pub const STATS_HOURS: &str = include_str!(concat!(env!("OUT_DIR"), "/stats_hours.sql"));
-pub const STATS_TOP: &str = include_str!(concat!(env!("OUT_DIR"), "/stats_top.sql"));
-pub const STATS_VISITORS: &str = include_str!(concat!(env!("OUT_DIR"), "/stats_visitors.sql"));
-pub const TAKE_CLICK: &str = include_str!(concat!(env!("OUT_DIR"), "/take_click.sql"));
-pub const WRITE_AHEAD: &str = include_str!(concat!(env!("OUT_DIR"), "/write_ahead.sql"));
+include!(concat!(env!("OUT_DIR"), "/sql.rs"));

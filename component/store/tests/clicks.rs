@@ -17,7 +17,7 @@ const NOW: i64 = HOUR as i64 * 3600 + 1800;
 /// A database with the links `a` (id 1), `b` (id 2) and so on.
 fn new_database(links: usize) -> Connection {
     let connection = Connection::open_in_memory().unwrap();
-    for statement in SCHEMA.into_iter().flat_map(statements) {
+    for statement in SCHEMA.iter().flat_map(|script| statements(script)) {
         connection.execute(statement, []).unwrap();
     }
     for slug in ('a'..='z').take(links) {

@@ -36,7 +36,7 @@ struct Database {
 impl Database {
     fn new() -> Self {
         let connection = Connection::open_in_memory().unwrap();
-        for statement in SCHEMA.into_iter().flat_map(statements) {
+        for statement in SCHEMA.iter().flat_map(|script| statements(script)) {
             connection.execute(statement, []).unwrap();
         }
         for slug in 0..10 {
