@@ -1,6 +1,16 @@
 //! Writes the files of `sql/` as Rust, without their comments: a constant for each statement (`src/sql.rs`), the list of the
 //! migration scripts and the columns of a link (`src/schema.rs`). Comments would be part of the components and of every
 //! statement that they send.
+//!
+//! A statement may name all columns of a link at once, in the order in which the scripts add them. `id` is not among them,
+//! because it belongs to one database.
+//!
+//! | in a file | in the statement |
+//! | --- | --- |
+//! | `{{columns}}` | `slug, url, ...` |
+//! | `{{parameters}}` | `?1, ?2, ...`, the same number |
+//! | `{{columns as text}}` | the columns, with each blob in hexadecimal |
+//! | `{{columns of value}}` | the columns of the JSON object `value`, which has them as text |
 
 use std::path::PathBuf;
 use std::{env, fs, io};
@@ -19,8 +29,13 @@ fn main() -> io::Result<()> {
     let scripts: Vec<_> = scripts.into_iter().map(|(_, script)| script).collect();
     fs::write(target.join("schema.rs"), format!("{scripts:?}"))?;
 
+    let columns = columns(&scripts)?;
+    let names: Vec<_> = columns.iter().map(|column| &column.name).collect();
+    fs::write(target.join("link_columns.rs"), format!("{names:?}"))?;
+
     let mut constants = String::new();
     for (name, statement) in statements {
+        let statement = with_columns(&statement, &columns);
         constants += &format!(
             "/// `sql/{name}.sql`\npub const {}: &str = {statement:?};\n",
             name.to_ascii_uppercase()
@@ -48,4 +63,62 @@ fn read() -> io::Result<Vec<(String, String)>> {
 fn without_comments(sql: &str) -> String {
     let lines = sql.lines().filter(|line| !line.trim_start().starts_with("--"));
     lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// A column of the table of links.
+struct Column {
+    name: String,
+    is_blob: bool,
+}
+
+impl Column {
+    /// Reads a definition such as `slug TEXT NOT NULL UNIQUE`.
+    fn of(definition: &str) -> io::Result<Self> {
+        let mut words = definition.split([' ', ',', ';']);
+        let name = words.next().unwrap_or_default().to_owned();
+        match words.next() {
+            Some("TEXT" | "INTEGER") => Ok(Self { name, is_blob: false }),
+            Some("BLOB") => Ok(Self { name, is_blob: true }),
+            // A number of type REAL would not be the same after it was copied as JSON.
+            _ => Err(io::Error::other(format!("a link cannot have the column {definition}"))),
+        }
+    }
+}
+
+/// The columns that the scripts create and add, without `id`.
+fn columns(scripts: &[String]) -> io::Result<Vec<Column>> {
+    let mut columns = vec![];
+    for statement in scripts.iter().flat_map(|script| script.split("\n\n")) {
+        let mut lines = statement.trim().lines();
+        let first = lines.next().unwrap_or_default();
+        if first == "CREATE TABLE IF NOT EXISTS links (" {
+            let definitions = lines.map_while(|line| line.strip_prefix("    "));
+            for definition in definitions.filter(|definition| !definition.starts_with("id ")) {
+                columns.push(Column::of(definition)?);
+            }
+        } else if let Some(definition) = first.strip_prefix("ALTER TABLE links ADD COLUMN ") {
+            columns.push(Column::of(definition)?);
+        }
+    }
+    Ok(columns)
+}
+
+/// Replaces the texts in double braces.
+fn with_columns(statement: &str, columns: &[Column]) -> String {
+    let list = |item: &dyn Fn(&Column) -> String| columns.iter().map(item).collect::<Vec<_>>().join(", ");
+    let parameters: Vec<_> = (1..=columns.len()).map(|number| format!("?{number}")).collect();
+    let as_text = |Column { name, is_blob }: &Column| match is_blob {
+        // hex(NULL) is an empty text.
+        true => format!("CASE WHEN {name} IS NOT NULL THEN hex({name}) END"),
+        false => name.clone(),
+    };
+    let of_value = |Column { name, is_blob }: &Column| match is_blob {
+        true => format!("unhex(json_extract(value, '$.{name}'))"),
+        false => format!("json_extract(value, '$.{name}')"),
+    };
+    statement
+        .replace("{{columns}}", &list(&|column| column.name.clone()))
+        .replace("{{parameters}}", &parameters.join(", "))
+        .replace("{{columns as text}}", &list(&as_text))
+        .replace("{{columns of value}}", &list(&of_value))
 }

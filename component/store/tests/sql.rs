@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use links_platform::database::error::{ErrorKind, is_duplicate_column};
-use links_store::schema::{SCHEMA, statements};
+use links_store::schema::{LINK_COLUMNS, SCHEMA, statements};
 use links_store::sql::{
     CHANGE_LINK, COUNT_LINKS, DATABASE_SIZE, DELETE_LINK, FIND_LINK, HEALTH, INSERT_LINK, SCHEMA_VERSION as APPLIED,
     SHOW_LINK, TAKE_CLICK, WRITE_AHEAD,
@@ -146,6 +146,18 @@ fn each_script_leads_to_its_version() {
         apply(&connection, script).unwrap();
         assert_eq!(version(&connection), wanted);
     }
+}
+
+#[test]
+fn the_columns_of_a_link_are_those_of_the_table() {
+    let connection = new_database();
+    let mut columns = connection
+        .prepare("SELECT name FROM pragma_table_info('links')")
+        .unwrap();
+    let columns = columns.query_map([], |row| row.get::<_, String>(0)).unwrap();
+    let columns: Vec<_> = columns.map(Result::unwrap).collect();
+    assert_eq!(columns[0], "id");
+    assert_eq!(columns[1..], *LINK_COLUMNS);
 }
 
 #[test]
