@@ -89,7 +89,7 @@ async fn with_generated_slug(link: &NewLink, id: RequestId, now: i64) -> Result<
 /// `None` if the slug is taken.
 async fn insert(store: &Store, slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Result<Option<Slug>, Problem> {
     match store.insert(slug, link, id, now).await? {
-        Some((slug, stored)) if link.is_stored_as(&slug, &stored) => Ok(Some(slug)),
+        Some((slug, details)) if link.is_stored_as(&slug, &details.stored) => Ok(Some(slug)),
         None => Ok(None),
         // An earlier attempt at this request created the link, and the link has been changed since.
         Some(_) => {

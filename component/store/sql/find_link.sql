@@ -1,1 +1,2 @@
-SELECT url, iif(max_clicks IS NULL, expires_at, limited_until) AS expires_at, max_clicks, clicks_left FROM links WHERE slug = ?1
+-- What a redirect needs.
+SELECT url, expires_at, max_clicks, clicks_left, limited_until FROM links WHERE slug = ?1

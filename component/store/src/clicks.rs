@@ -2,9 +2,10 @@ use links_domain::clicks::{Batch, MAX_REUSES, Position, Reuse, WHOLE};
 use links_domain::error::Unavailable;
 use links_platform::database::{Mode, Value};
 
-use crate::rows::{count, number, text, triple};
+use crate::rows::{count, triple};
 use crate::sql::{FIND_CLICK_POSITION, FIND_SLUG_REUSES, INSERT_CLICKS};
 use crate::store::Store;
+use crate::values::{integer, number, text};
 
 impl Store {
     /// Adds the clicks of a batch. `body` is the batch as JSON, `now` is in Unix seconds, and `heeded` is the number of the
@@ -29,7 +30,7 @@ impl Store {
             Value::Text(batch.through.as_deref().unwrap_or(WHOLE).to_owned()),
             Value::Integer(now),
             Value::Text(body),
-            heeded.map_or(Value::Null, Value::Integer),
+            integer(heeded),
         ];
         Ok(!self.query(INSERT_CLICKS, &row, Mode::Write).await?.is_empty())
     }

@@ -1,15 +1,15 @@
 use links_domain::change::Change;
 use links_domain::error::Unavailable;
-use links_domain::expiry::Expiry;
 use links_domain::link::{Details, NewLink, Stored};
 use links_domain::request_id::RequestId;
 use links_domain::slug::Slug;
-use links_platform::database::{Mode, Value};
+use links_platform::database::{Mode, RowResult, Value};
 
 use crate::link_cache;
-use crate::rows::{details, stored, text};
+use crate::link_row::{change_values, details, found, insert_values};
 use crate::sql::{CHANGE_LINK, DELETE_LINK, FIND_LINK, INSERT_LINK, SHOW_LINK, TAKE_CLICK};
 use crate::store::Store;
+use crate::values::text;
 
 impl Store {
     /// Finds the link that a redirect needs.
@@ -22,10 +22,7 @@ impl Store {
             Some(true) | None => Mode::ReadAnyVersion,
         };
         let rows = self.query(FIND_LINK, &[key(slug)], mode).await?;
-        Ok(rows.into_iter().next().and_then(|row| {
-            let [url, expires_at, max_clicks, clicks_left] = row.values.try_into().ok()?;
-            stored(url, expires_at, max_clicks, clicks_left)
-        }))
+        Ok(rows.into_iter().next().and_then(|row| found(row.values)))
     }
 
     /// Inserts a link under a slug, and returns the slug and link of this request: the new link, or the link that an earlier
@@ -39,22 +36,10 @@ impl Store {
         link: &NewLink,
         id: RequestId,
         now: i64,
-    ) -> Result<Option<(Slug, Stored)>, Unavailable> {
-        let row = [
-            key(slug),
-            Value::Text(link.target.as_str().to_owned()),
-            Value::Integer(now),
-            expiry(link.expiry),
-            Value::Blob(id.as_bytes().to_vec()),
-            link.max_clicks
-                .map_or(Value::Null, |max_clicks| Value::Integer(max_clicks.get())),
-        ];
+    ) -> Result<Option<(Slug, Details)>, Unavailable> {
+        let row = insert_values(slug, link, id, now);
         let rows = self.query(INSERT_LINK, &row, Mode::Write).await?;
-        Ok(rows.into_iter().next().and_then(|row| {
-            let [slug, url, expires_at, max_clicks, clicks_left] = row.values.try_into().ok()?;
-            let link = stored(url, expires_at, max_clicks, clicks_left)?;
-            Some((Slug::in_path(&text(slug)?)?, link))
-        }))
+        Ok(rows.into_iter().next().and_then(|row| details(row.values)))
     }
 
     /// Everything about a link.
@@ -63,7 +48,7 @@ impl Store {
     /// Fails if the database does not answer.
     pub async fn details(&self, slug: &Slug) -> Result<Option<Details>, Unavailable> {
         let rows = self.query(SHOW_LINK, &[key(slug)], Mode::Read).await?;
-        Ok(rows.into_iter().next().and_then(details))
+        Ok(details_of(rows))
     }
 
     /// Changes a link and returns the result; `None` if there is no such link.
@@ -71,15 +56,9 @@ impl Store {
     /// # Errors
     /// Fails if the database does not answer. The link may have been changed.
     pub async fn change(&self, slug: &Slug, change: &Change) -> Result<Option<Details>, Unavailable> {
-        let target = change.target.as_ref();
-        let row = [
-            key(slug),
-            target.map_or(Value::Null, |target| Value::Text(target.as_str().to_owned())),
-            Value::Integer(change.expiry.is_some().into()),
-            expiry(change.expiry.flatten()),
-        ];
+        let row = change_values(slug, change);
         let rows = self.query(CHANGE_LINK, &row, Mode::Write).await?;
-        Ok(rows.into_iter().next().and_then(details))
+        Ok(details_of(rows))
     }
 
     /// Removes a link. Returns whether this request removed it, by this call or by an earlier one with the same id. `now` is in
@@ -109,6 +88,7 @@ fn key(slug: &Slug) -> Value {
     Value::Text(slug.as_str().to_owned())
 }
 
-fn expiry(expiry: Option<Expiry>) -> Value {
-    expiry.map_or(Value::Null, |Expiry(seconds)| Value::Integer(seconds))
+fn details_of(rows: Vec<RowResult>) -> Option<Details> {
+    let (_, details) = details(rows.into_iter().next()?.values)?;
+    Some(details)
 }

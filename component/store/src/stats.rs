@@ -3,10 +3,11 @@ use links_domain::slug::Slug;
 use links_domain::stats::{Found, Granularity, Link, Span, TOP};
 use links_platform::database::{Mode, Value};
 
-use crate::rows::{count, number, pair, text, triple};
+use crate::rows::{count, pair, triple};
 use crate::sketch;
 use crate::sql::{FIND_LINK_ID, STATS_DAYS, STATS_DETAILS, STATS_HOURS, STATS_TOP, STATS_VISITORS};
 use crate::store::{ALL_LINKS, Store};
+use crate::values::{number, text};
 
 impl Store {
     /// The id of a link in the tables of clicks.

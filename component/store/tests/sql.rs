@@ -5,13 +5,23 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use links_domain::change::Change;
+use links_domain::expiry::Expiry;
+use links_domain::link::{Details, LinkRequest, NewLink, Stored};
+use links_domain::origin::Origin;
+use links_domain::request_id::RequestId;
+use links_domain::slug::Slug;
+use links_domain::target::Target;
+use links_platform::database::Value;
 use links_platform::database::error::{ErrorKind, is_duplicate_column};
+use links_store::link_row::{change_values, details, found, insert_values};
 use links_store::schema::{LINK_COLUMNS, SCHEMA, statements};
 use links_store::sql::{
     CHANGE_LINK, COUNT_LINKS, DATABASE_SIZE, DELETE_LINK, FIND_LINK, HEALTH, INSERT_LINK, SCHEMA_VERSION as APPLIED,
     SHOW_LINK, TAKE_CLICK, WRITE_AHEAD,
 };
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::types::Value as Sql;
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 /// The insert of releases for version 1 of the database. They run it on any later version as well.
 const INSERT_LINK_OF_1: &str = "INSERT INTO links (slug, url, created_at, expires_at) VALUES (?1, ?2, ?3, ?4)
@@ -55,18 +65,89 @@ fn rows(connection: &Connection) -> i64 {
         .unwrap()
 }
 
+/// The first row of a statement.
+fn first_row(
+    connection: &Connection,
+    statement: &str,
+    values: impl IntoIterator<Item = Value>,
+) -> rusqlite::Result<Option<Vec<Value>>> {
+    let values = values.into_iter().map(|value| match value {
+        Value::Integer(integer) => Sql::Integer(integer),
+        Value::Real(real) => Sql::Real(real),
+        Value::Text(text) => Sql::Text(text),
+        Value::Blob(blob) => Sql::Blob(blob),
+        Value::Null => Sql::Null,
+    });
+    let value = |value| match value {
+        Sql::Integer(integer) => Value::Integer(integer),
+        Sql::Real(real) => Value::Real(real),
+        Sql::Text(text) => Value::Text(text),
+        Sql::Blob(blob) => Value::Blob(blob),
+        Sql::Null => Value::Null,
+    };
+    let mut statement = connection.prepare(statement)?;
+    let columns = statement.column_count();
+    let mut rows = statement.query(params_from_iter(values))?;
+    let row = rows.next()?;
+    row.map(|row| (0..columns).map(|index| row.get(index).map(value)).collect())
+        .transpose()
+}
+
+fn slug(text: &str) -> Slug {
+    Slug::in_path(text).unwrap()
+}
+
+fn base_url() -> Origin {
+    Origin::parse("https://sho.rt").unwrap()
+}
+
+fn new_link(url: &str, expires_at: Option<i64>, max_clicks: Option<i64>) -> NewLink {
+    let request = LinkRequest {
+        url: url.into(),
+        max_clicks,
+        ..LinkRequest::default()
+    };
+    NewLink {
+        expiry: expires_at.map(Expiry),
+        ..NewLink::check(&request, &base_url(), 0).unwrap()
+    }
+}
+
+/// Inserts a link for the request with this id at the time `now`, and returns the link that the request has now.
+fn insert_at(
+    connection: &Connection,
+    id: Option<[u8; 16]>,
+    name: &str,
+    link: &NewLink,
+    now: i64,
+) -> rusqlite::Result<Option<(Slug, Details)>> {
+    let mut row = insert_values(&slug(name), link, RequestId::new(id.unwrap_or_default()), now);
+    if id.is_none() {
+        let column = LINK_COLUMNS.iter().position(|name| *name == "request_id");
+        row[column.unwrap()] = Value::Null;
+    }
+    let row = first_row(connection, INSERT_LINK, row)?;
+    Ok(row.map(|row| details(row).unwrap()))
+}
+
 /// Inserts a link for the request with this id, and returns the link that the request has now.
 fn insert_for(
     connection: &Connection,
     id: Option<[u8; 16]>,
-    slug: &str,
+    name: &str,
     url: &str,
     expires_at: Option<i64>,
 ) -> rusqlite::Result<Option<Row>> {
-    let row = params![slug, url, 1_767_225_600_i64, expires_at, id, None::<i64>];
-    connection
-        .query_row(INSERT_LINK, row, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        .optional()
+    let link = insert_at(connection, id, name, &new_link(url, expires_at, None), 1_767_225_600)?;
+    Ok(link.map(row_of))
+}
+
+fn row_of((slug, link): (Slug, Details)) -> Row {
+    (
+        slug.to_string(),
+        link.stored.url,
+        link.stored.expiry.map(|expiry| expiry.0),
+    )
 }
 
 /// Inserts a link for a request without an id.
@@ -80,25 +161,23 @@ fn insert_as_1(connection: &Connection, slug: &str, url: &str) -> bool {
     made.optional().unwrap().is_some()
 }
 
-fn find(connection: &Connection, slug: &str) -> Option<Link> {
-    connection
-        .query_row(FIND_LINK, [slug], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()
-        .unwrap()
+fn stored(connection: &Connection, name: &str) -> Option<Stored> {
+    let row = first_row(connection, FIND_LINK, [Value::Text(name.to_owned())]).unwrap();
+    row.map(|row| found(row).unwrap())
 }
 
-fn insert_limited(connection: &Connection, slug: &str, expires_at: Option<i64>, max_clicks: i64) -> Option<Row> {
-    let row = params![slug, "https://example.com/", 0, expires_at, None::<&[u8]>, max_clicks];
-    connection
-        .query_row(INSERT_LINK, row, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        .optional()
-        .unwrap()
+fn find(connection: &Connection, name: &str) -> Option<Link> {
+    stored(connection, name).map(|link| (link.url, link.expiry.map(|expiry| expiry.0)))
 }
 
-fn limit(connection: &Connection, slug: &str) -> Limit {
-    connection
-        .query_row(FIND_LINK, [slug], |row| Ok((row.get(2)?, row.get(3)?)))
-        .unwrap()
+fn insert_limited(connection: &Connection, name: &str, expires_at: Option<i64>, max_clicks: i64) -> Option<Row> {
+    let link = new_link("https://example.com/", expires_at, Some(max_clicks));
+    insert_at(connection, None, name, &link, 0).unwrap().map(row_of)
+}
+
+fn limit(connection: &Connection, name: &str) -> Limit {
+    let limit = stored(connection, name).unwrap().limit;
+    (limit.map(|limit| limit.most), limit.map(|limit| limit.left))
 }
 
 fn take_click(connection: &Connection, slug: &str, now: i64) -> bool {
@@ -234,52 +313,76 @@ fn health_reads_an_empty_table_and_a_full_one() {
     assert!(health().is_err());
 }
 
-/// URL, expiry, maximum number of clicks, clicks left, and time of creation.
-type Whole = (String, Option<i64>, Option<i64>, Option<i64>, i64);
-
-fn whole(row: &rusqlite::Row<'_>) -> rusqlite::Result<Whole> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+fn shown(connection: &Connection, name: &str) -> Option<Details> {
+    let row = first_row(connection, SHOW_LINK, [Value::Text(name.to_owned())]).unwrap();
+    row.map(|row| details(row).unwrap().1)
 }
 
-fn change(connection: &Connection, slug: &str, url: Option<&str>, expiry: Option<Option<i64>>) -> Option<Whole> {
-    let row = params![slug, url, expiry.is_some(), expiry.flatten()];
-    let changed = connection.query_row(CHANGE_LINK, row, whole).optional().unwrap();
-    let shown = connection.query_row(SHOW_LINK, [slug], whole).optional().unwrap();
-    assert_eq!(changed, shown);
+fn change(connection: &Connection, name: &str, change: &Change) -> Option<Details> {
+    let row = first_row(connection, CHANGE_LINK, change_values(&slug(name), change)).unwrap();
+    let changed = row.map(|row| details(row).unwrap().1);
+    assert_eq!(changed, shown(connection, name));
+    assert_eq!(
+        changed.as_ref().map(|link| &link.stored),
+        stored(connection, name).as_ref()
+    );
     changed
+}
+
+#[test]
+fn a_link_is_shown_as_it_was_inserted() {
+    let connection = new_database();
+    for (name, expires_at, max_clicks) in [
+        ("plain", None, None),
+        ("expiring", Some(50), None),
+        ("limited", None, Some(3)),
+        ("both", Some(50), Some(3)),
+    ] {
+        let link = new_link("https://example.com/", expires_at, max_clicks);
+        let made = insert_at(&connection, None, name, &link, 7).unwrap().unwrap();
+        assert!(link.is_stored_as(&made.0, &made.1.stored), "{made:?}");
+        assert_eq!((made.0.as_str(), made.1.created_at), (name, 7));
+        assert_eq!(made.1.stored, link.as_stored());
+        assert_eq!(shown(&connection, name), Some(made.1));
+        assert_eq!(stored(&connection, name), Some(link.as_stored()));
+    }
 }
 
 #[test]
 fn a_change_keeps_what_it_does_not_name() {
     let connection = new_database();
-    let no_id: Option<[u8; 16]> = None;
-    for (slug, limit) in [("plain", None), ("limited", Some(3))] {
-        let row = params![slug, "https://example.com/", 7, 50, no_id, limit];
-        connection.query_row(INSERT_LINK, row, |_| Ok(())).unwrap();
-        let at = |url: &str, expiry| Some((url.to_owned(), expiry, limit, limit, 7));
+    let to = |url: &str| Some(Target::parse(url, &base_url()).unwrap());
+    for (name, limit) in [("plain", None), ("limited", Some(3))] {
+        let link = new_link("https://example.com/", Some(50), limit);
+        let (_, made) = insert_at(&connection, None, name, &link, 7).unwrap().unwrap();
+        let changed = |target: Option<Target>, expiry: Option<Option<i64>>| {
+            let expiry = expiry.map(|expiry| expiry.map(Expiry));
+            change(&connection, name, &Change { target, expiry }).unwrap()
+        };
+        let at = |url: &str, expiry: Option<i64>| {
+            let mut link = made.clone();
+            link.stored.url = url.to_owned();
+            link.stored.expiry = expiry.map(Expiry);
+            link
+        };
+        assert_eq!(changed(None, None), made);
         assert_eq!(
-            change(&connection, slug, None, None),
-            at("https://example.com/", Some(50))
-        );
-        assert_eq!(
-            change(&connection, slug, Some("https://example.org/"), None),
+            changed(to("https://example.org/"), None),
             at("https://example.org/", Some(50))
         );
+        assert_eq!(changed(None, Some(Some(60))), at("https://example.org/", Some(60)));
         assert_eq!(
-            change(&connection, slug, None, Some(Some(60))),
-            at("https://example.org/", Some(60))
-        );
-        assert_eq!(
-            change(&connection, slug, Some("https://example.net/"), Some(None)),
+            changed(to("https://example.net/"), Some(None)),
             at("https://example.net/", None)
         );
         // An older release still takes a link with a limit for an expired one.
         let raw: Option<i64> = connection
-            .query_row("SELECT expires_at FROM links WHERE slug = ?1", [slug], |row| row.get(0))
+            .query_row("SELECT expires_at FROM links WHERE slug = ?1", [name], |row| row.get(0))
             .unwrap();
         assert_eq!(raw, limit.map(|_| 0));
     }
-    assert_eq!(change(&connection, "nobody", Some("https://example.org/"), None), None);
+    let target = to("https://example.org/");
+    assert_eq!(change(&connection, "nobody", &Change { target, expiry: None }), None);
 }
 
 #[test]
@@ -400,8 +503,8 @@ fn a_click_returns_the_url_of_the_link_it_was_taken_from() {
     let connection = new_database();
     insert_limited(&connection, "x", None, 1).unwrap();
     assert!(remove_for(&connection, [1; 16], "x", 0));
-    let row = params!["x", "https://example.org/", 0, None::<i64>, [2_u8; 16], 1];
-    connection.query_row(INSERT_LINK, row, |_| Ok(())).unwrap();
+    let link = new_link("https://example.org/", None, Some(1));
+    insert_at(&connection, Some([2; 16]), "x", &link, 0).unwrap();
     let taken = connection.query_row(TAKE_CLICK, params!["x", 0], |row| row.get::<_, String>(0));
     assert_eq!(taken.as_deref(), Ok("https://example.org/"));
 }
