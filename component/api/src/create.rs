@@ -58,8 +58,8 @@ async fn with_slug(slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Resu
         if let Some(slug) = insert(&store, slug, link, id, now).await? {
             return Ok(slug);
         }
-        if let Some(stored) = store.find(slug).await? {
-            link.agree_with(&stored).map_err(Problem::conflict)?;
+        if let Some(existing) = store.details(slug).await? {
+            link.agree_with(&existing).map_err(Problem::conflict)?;
             return Ok(slug.clone());
         }
     }
@@ -89,7 +89,7 @@ async fn with_generated_slug(link: &NewLink, id: RequestId, now: i64) -> Result<
 /// `None` if the slug is taken.
 async fn insert(store: &Store, slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Result<Option<Slug>, Problem> {
     match store.insert(slug, link, id, now).await? {
-        Some((slug, details)) if link.is_stored_as(&slug, &details.stored) => Ok(Some(slug)),
+        Some((slug, existing)) if link.is_stored_as(&slug, &existing) => Ok(Some(slug)),
         None => Ok(None),
         // An earlier attempt at this request created the link, and the link has been changed since.
         Some(_) => {

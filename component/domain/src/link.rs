@@ -1,6 +1,7 @@
 //! Links as they are requested, stored and followed.
 
-use serde::Deserialize;
+use serde::ser::SerializeStruct as _;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::Refused;
 use crate::expiry::Expiry;
@@ -9,6 +10,7 @@ use crate::origin::Origin;
 use crate::purpose::Purpose;
 use crate::slug::Slug;
 use crate::target::Target;
+use crate::timestamp;
 
 /// A link as requested by a client, not yet checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -66,35 +68,37 @@ impl NewLink {
     /// # Errors
     /// The existing link has another URL, expiry or limit. An expired link keeps its slug, because whoever has the old address
     /// must not be led to a stranger's page.
-    pub fn agree_with(&self, stored: &Stored) -> Result<(), Refused> {
+    pub fn agree_with(&self, existing: &Details) -> Result<(), Refused> {
+        let stored = &existing.stored;
         if stored.url != self.target.as_str() {
             return Err(Refused::new(
                 "The slug is taken by a link to another URL. Choose another slug.",
             ));
         }
+        let differs = |its: String| {
+            Err(Refused::new(format!(
+                "The slug is taken by a link to the same URL, with {its}. Send the same, or choose another slug."
+            )))
+        };
         if stored.expiry != self.expiry {
-            let end = stored.expiry.map_or_else(
+            return differs(stored.expiry.map_or_else(
                 || "no expires_at".to_owned(),
                 |expiry| format!("expires_at {}", expiry.to_text()),
-            );
-            return Err(Refused::new(format!(
-                "The slug is taken by a link to the same URL, with {end}. Send the same, or choose another slug."
-            )));
+            ));
         }
         if stored.most() != self.as_stored().most() {
-            let limit = stored
-                .most()
-                .map_or_else(|| "no max_clicks".to_owned(), |most| format!("max_clicks {most}"));
-            return Err(Refused::new(format!(
-                "The slug is taken by a link to the same URL, with {limit}. Send the same, or choose another slug."
-            )));
+            return differs(
+                stored
+                    .most()
+                    .map_or_else(|| "no max_clicks".to_owned(), |most| format!("max_clicks {most}")),
+            );
         }
         Ok(())
     }
 
     /// Whether the link that is stored under this slug is the requested one, as after an earlier attempt at the same request.
-    pub fn is_stored_as(&self, slug: &Slug, stored: &Stored) -> bool {
-        self.slug.as_ref().is_none_or(|wanted| wanted == slug) && self.agree_with(stored).is_ok()
+    pub fn is_stored_as(&self, slug: &Slug, existing: &Details) -> bool {
+        self.slug.as_ref().is_none_or(|wanted| wanted == slug) && self.agree_with(existing).is_ok()
     }
 }
 
@@ -113,6 +117,21 @@ pub struct Details {
     pub stored: Stored,
     /// The time of creation, in Unix seconds.
     pub created_at: i64,
+}
+
+/// The fields that the owner gets.
+impl Serialize for Details {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Details { stored, created_at } = self;
+        let Stored { url, expiry, limit } = stored;
+        let mut fields = serializer.serialize_struct("Details", 5)?;
+        fields.serialize_field("url", url)?;
+        fields.serialize_field("created_at", &timestamp::display(*created_at))?;
+        fields.serialize_field("expires_at", &expiry.map(Expiry::to_text))?;
+        fields.serialize_field("max_clicks", &limit.map(|limit| limit.most))?;
+        fields.serialize_field("clicks_left", &limit.map(|limit| limit.left))?;
+        fields.end()
+    }
 }
 
 impl Stored {
@@ -174,7 +193,7 @@ mod tests {
             url: url.into(),
             slug: slug.map(Into::into),
             expires_at: expires_at.map(Into::into),
-            max_clicks: None,
+            ..LinkRequest::default()
         };
         NewLink::check(&request, &Origin::parse("https://sho.rt").unwrap(), NOW)
     }
@@ -191,8 +210,8 @@ mod tests {
         let request = LinkRequest {
             url: "https://example.com".into(),
             slug: Some("x".into()),
-            expires_at: None,
             max_clicks: Some(max_clicks),
+            ..LinkRequest::default()
         };
         NewLink::check(&request, &Origin::parse("https://sho.rt").unwrap(), NOW)
     }
@@ -201,6 +220,13 @@ mod tests {
         Stored {
             limit: Some(Limit { most, left }),
             ..stored("https://example.com/", None)
+        }
+    }
+
+    fn existing(stored: Stored) -> Details {
+        Details {
+            stored,
+            created_at: NOW,
         }
     }
 
@@ -223,7 +249,7 @@ mod tests {
     #[test]
     fn agrees_with_the_same_link() {
         let link = request("https://Example.com", Some("x"), None).unwrap();
-        assert_eq!(link.agree_with(&stored("https://example.com/", None)), Ok(()));
+        assert_eq!(link.agree_with(&existing(stored("https://example.com/", None))), Ok(()));
     }
 
     #[test]
@@ -238,7 +264,7 @@ mod tests {
                 "expires_at 2026-01-01T00:00:20Z",
             ),
         ] {
-            let refused = link.agree_with(&other).unwrap_err();
+            let refused = link.agree_with(&existing(other)).unwrap_err();
             assert!(refused.reason().contains(hint), "{refused}");
         }
     }
@@ -246,7 +272,7 @@ mod tests {
     #[test]
     fn a_repeated_request_recognises_its_link() {
         let [x, y] = ["x", "y"].map(|text| Slug::custom(text).unwrap());
-        let same = stored("https://example.com/", Some(NOW + 10));
+        let same = existing(stored("https://example.com/", Some(NOW + 10)));
         let expires_at = Some("2026-01-01T00:00:10Z");
         let generated = request("https://example.com", None, expires_at).unwrap();
         assert!(generated.is_stored_as(&x, &same) && generated.is_stored_as(&y, &same));
@@ -257,6 +283,7 @@ mod tests {
             stored("https://example.com/", Some(NOW + 11)),
             stored("https://example.com/", None),
         ] {
+            let other = existing(other);
             assert!(!custom.is_stored_as(&x, &other) && !generated.is_stored_as(&x, &other));
         }
     }
@@ -277,19 +304,21 @@ mod tests {
         let link = limited(5).unwrap();
         let slug = Slug::custom("x").unwrap();
         for left in [5, 3, 0] {
-            assert_eq!(link.agree_with(&stored_limited(5, left)), Ok(()));
-            assert!(link.is_stored_as(&slug, &stored_limited(5, left)));
+            let used = existing(stored_limited(5, left));
+            assert_eq!(link.agree_with(&used), Ok(()));
+            assert!(link.is_stored_as(&slug, &used));
         }
         for (other, hint) in [
             (stored_limited(6, 5), "max_clicks 6"),
             (stored("https://example.com/", None), "no max_clicks"),
         ] {
+            let other = existing(other);
             let refused = link.agree_with(&other).unwrap_err();
             assert!(refused.reason().contains(hint), "{refused}");
             assert!(!link.is_stored_as(&slug, &other));
         }
         let endless = request("https://example.com", Some("x"), None).unwrap();
-        assert!(endless.agree_with(&stored_limited(5, 5)).is_err());
+        assert!(endless.agree_with(&existing(stored_limited(5, 5))).is_err());
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! Replies about links.
 
-use links_domain::expiry::Expiry;
-use links_domain::link::{Details, Outcome, Stored};
+use links_domain::link::{Details, Outcome};
 use links_domain::origin::Origin;
 use links_domain::slug::Slug;
-use links_domain::timestamp;
 use serde::Serialize;
 
 use crate::problem::Problem;
@@ -58,28 +56,22 @@ pub fn details(slug: &Slug, details: &Details, base_url: &Origin) -> Reply {
     struct Body<'a> {
         slug: &'a str,
         short_url: String,
-        url: &'a str,
-        created_at: String,
-        expires_at: Option<String>,
-        max_clicks: Option<i64>,
-        clicks_left: Option<i64>,
+        #[serde(flatten)]
+        details: &'a Details,
     }
-    let Stored { url, expiry, limit } = &details.stored;
     Reply::json(&Body {
         slug: slug.as_str(),
         short_url: base_url.short_url(slug),
-        url,
-        created_at: timestamp::display(details.created_at),
-        expires_at: expiry.map(Expiry::to_text),
-        max_clicks: limit.map(|limit| limit.most),
-        clicks_left: limit.map(|limit| limit.left),
+        details,
     })
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use links_domain::expiry::Expiry;
     use links_domain::limit::Limit;
+    use links_domain::link::Stored;
 
     use super::*;
 
