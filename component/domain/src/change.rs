@@ -22,8 +22,8 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<S
     Option::deserialize(deserializer).map(Some)
 }
 
-/// A change that has passed the checks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A change that has passed the checks. The default changes nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
     pub target: Option<Target>,
     /// `Some(None)` removes the expiry.
@@ -45,16 +45,24 @@ impl Change {
             }
             None => None,
         };
-        let expiry = match &request.expires_at {
-            Some(Some(text)) => Some(Some(Expiry::parse(text, now)?)),
-            Some(None) => Some(None),
-            None => None,
+        let change = Change {
+            target,
+            expiry: removable(&request.expires_at, |text| Expiry::parse(text, now))?,
         };
-        if target.is_none() && expiry.is_none() {
+        if change == Change::default() {
             return Err(Refused::new("The patch is empty. Send url, expires_at, or both."));
         }
-        Ok(Change { target, expiry })
+        Ok(change)
     }
+}
+
+/// Checks the value of a field that null removes.
+fn removable<T>(
+    field: &Option<Option<String>>,
+    check: impl FnOnce(&str) -> Result<T, Refused>,
+) -> Result<Option<Option<T>>, Refused> {
+    let value = field.as_ref().map(|value| value.as_deref().map(check).transpose());
+    value.transpose()
 }
 
 #[cfg(test)]

@@ -351,38 +351,43 @@ fn a_link_is_shown_as_it_was_inserted() {
 #[test]
 fn a_change_keeps_what_it_does_not_name() {
     let connection = new_database();
-    let to = |url: &str| Some(Target::parse(url, &base_url()).unwrap());
+    let to = |url: &str| Change {
+        target: Some(Target::parse(url, &base_url()).unwrap()),
+        ..Change::default()
+    };
+    let until = |expiry: Option<i64>| Some(expiry.map(Expiry));
     for (name, limit) in [("plain", None), ("limited", Some(3))] {
         let link = new_link("https://example.com/", Some(50), limit);
         let (_, made) = insert_at(&connection, None, name, &link, 7).unwrap().unwrap();
-        let changed = |target: Option<Target>, expiry: Option<Option<i64>>| {
-            let expiry = expiry.map(|expiry| expiry.map(Expiry));
-            change(&connection, name, &Change { target, expiry }).unwrap()
-        };
+        let changed = |to: Change| change(&connection, name, &to).unwrap();
         let at = |url: &str, expiry: Option<i64>| {
             let mut link = made.clone();
             link.stored.url = url.to_owned();
             link.stored.expiry = expiry.map(Expiry);
             link
         };
-        assert_eq!(changed(None, None), made);
+        assert_eq!(changed(Change::default()), made);
         assert_eq!(
-            changed(to("https://example.org/"), None),
+            changed(to("https://example.org/")),
             at("https://example.org/", Some(50))
         );
-        assert_eq!(changed(None, Some(Some(60))), at("https://example.org/", Some(60)));
-        assert_eq!(
-            changed(to("https://example.net/"), Some(None)),
-            at("https://example.net/", None)
-        );
+        let later = Change {
+            expiry: until(Some(60)),
+            ..Change::default()
+        };
+        assert_eq!(changed(later), at("https://example.org/", Some(60)));
+        let both = Change {
+            expiry: until(None),
+            ..to("https://example.net/")
+        };
+        assert_eq!(changed(both), at("https://example.net/", None));
         // An older release still takes a link with a limit for an expired one.
         let raw: Option<i64> = connection
             .query_row("SELECT expires_at FROM links WHERE slug = ?1", [name], |row| row.get(0))
             .unwrap();
         assert_eq!(raw, limit.map(|_| 0));
     }
-    let target = to("https://example.org/");
-    assert_eq!(change(&connection, "nobody", &Change { target, expiry: None }), None);
+    assert_eq!(change(&connection, "nobody", &to("https://example.org/")), None);
 }
 
 #[test]
