@@ -69,8 +69,15 @@ impl NewLink {
     /// The existing link has another URL, expiry or limit. An expired link keeps its slug, because whoever has the old address
     /// must not be led to a stranger's page.
     pub fn agree_with(&self, existing: &Details) -> Result<(), Refused> {
+        // All fields are named, so that none is left out of the comparison.
+        let NewLink {
+            slug: _,
+            target,
+            expiry,
+            max_clicks,
+        } = self;
         let stored = &existing.stored;
-        if stored.url != self.target.as_str() {
+        if stored.url != target.as_str() {
             return Err(Refused::new(
                 "The slug is taken by a link to another URL. Choose another slug.",
             ));
@@ -80,13 +87,13 @@ impl NewLink {
                 "The slug is taken by a link to the same URL, with {its}. Send the same, or choose another slug."
             )))
         };
-        if stored.expiry != self.expiry {
+        if stored.expiry != *expiry {
             return differs(stored.expiry.map_or_else(
                 || "no expires_at".to_owned(),
                 |expiry| format!("expires_at {}", expiry.to_text()),
             ));
         }
-        if stored.most() != self.as_stored().most() {
+        if stored.most() != max_clicks.map(MaxClicks::get) {
             return differs(
                 stored
                     .most()

@@ -1,5 +1,5 @@
 //! A link as a row of the table of links. A column that is added to the table makes the arrays and patterns here too short, so
-//! the compiler finds every place that has to handle it.
+//! the compiler names every place that has to handle it.
 
 use links_domain::change::Change;
 use links_domain::expiry::Expiry;
@@ -39,12 +39,13 @@ pub fn insert_values(slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Ro
 
 /// The parameters of [`CHANGE_LINK`](crate::sql::CHANGE_LINK).
 pub fn change_values(slug: &Slug, change: &Change) -> [Value; 4] {
-    let target = change.target.as_ref();
+    let Change { target, expiry } = change;
+    let target = target.as_ref();
     [
         Value::Text(slug.as_str().to_owned()),
         target.map_or(Value::Null, |target| Value::Text(target.as_str().to_owned())),
-        Value::Integer(change.expiry.is_some().into()),
-        integer(change.expiry.flatten().map(|Expiry(seconds)| seconds)),
+        Value::Integer(expiry.is_some().into()),
+        integer(expiry.flatten().map(|Expiry(seconds)| seconds)),
     ]
 }
 
