@@ -9,8 +9,8 @@
 //! | --- | --- |
 //! | `{{columns}}` | `slug, url, ...` |
 //! | `{{parameters}}` | `?1, ?2, ...`, the same number |
-//! | `{{columns as text}}` | the columns, with each blob in hexadecimal |
-//! | `{{columns of value}}` | the columns of the JSON object `value`, which has them as text |
+//! | `{{columns, blobs as hex}}` | the same columns, blobs in hexadecimal as in JSON: no statement returns a blob |
+//! | `{{columns of value, blobs from hex}}` | the columns from the JSON object `value` |
 
 use std::path::PathBuf;
 use std::{env, fs, io};
@@ -35,7 +35,7 @@ fn main() -> io::Result<()> {
 
     let mut constants = String::new();
     for (name, statement) in statements {
-        let statement = with_columns(&statement, &columns);
+        let statement = with_columns(&name, &statement, &columns)?;
         constants += &format!(
             "/// `sql/{name}.sql`\npub const {}: &str = {statement:?};\n",
             name.to_ascii_uppercase()
@@ -104,21 +104,27 @@ fn columns(scripts: &[String]) -> io::Result<Vec<Column>> {
 }
 
 /// Replaces the texts in double braces.
-fn with_columns(statement: &str, columns: &[Column]) -> String {
+fn with_columns(name: &str, statement: &str, columns: &[Column]) -> io::Result<String> {
     let list = |item: &dyn Fn(&Column) -> String| columns.iter().map(item).collect::<Vec<_>>().join(", ");
     let parameters: Vec<_> = (1..=columns.len()).map(|number| format!("?{number}")).collect();
-    let as_text = |Column { name, is_blob }: &Column| match is_blob {
+    let as_hex = |Column { name, is_blob }: &Column| match is_blob {
         // hex(NULL) is an empty text.
         true => format!("CASE WHEN {name} IS NOT NULL THEN hex({name}) END"),
         false => name.clone(),
     };
-    let of_value = |Column { name, is_blob }: &Column| match is_blob {
+    let from_hex = |Column { name, is_blob }: &Column| match is_blob {
         true => format!("unhex(json_extract(value, '$.{name}'))"),
         false => format!("json_extract(value, '$.{name}')"),
     };
-    statement
+    let statement = statement
         .replace("{{columns}}", &list(&|column| column.name.clone()))
         .replace("{{parameters}}", &parameters.join(", "))
-        .replace("{{columns as text}}", &list(&as_text))
-        .replace("{{columns of value}}", &list(&of_value))
+        .replace("{{columns, blobs as hex}}", &list(&as_hex))
+        .replace("{{columns of value, blobs from hex}}", &list(&from_hex));
+    match statement.contains("{{") {
+        true => Err(io::Error::other(format!(
+            "{name}.sql has an unknown text in double braces"
+        ))),
+        false => Ok(statement),
+    }
 }

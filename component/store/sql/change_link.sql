@@ -6,4 +6,4 @@ UPDATE links SET
     expires_at = iif(?3 AND max_clicks IS NULL, ?4, expires_at),
     limited_until = iif(?3 AND max_clicks IS NOT NULL, ?4, limited_until)
 WHERE slug = ?1
-RETURNING {{columns}}
+RETURNING {{columns, blobs as hex}}

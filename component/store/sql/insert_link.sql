@@ -6,4 +6,4 @@
 INSERT INTO links ({{columns}}) VALUES ({{parameters}})
 ON CONFLICT (request_id) WHERE request_id IS NOT NULL DO UPDATE SET request_id = request_id
 ON CONFLICT (slug) DO NOTHING
-RETURNING {{columns}}
+RETURNING {{columns, blobs as hex}}

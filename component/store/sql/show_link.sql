@@ -1,1 +1,1 @@
-SELECT {{columns}} FROM links WHERE slug = ?1
+SELECT {{columns, blobs as hex}} FROM links WHERE slug = ?1

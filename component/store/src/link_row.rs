@@ -17,22 +17,25 @@ pub type Row = [Value; LINK_COLUMNS.len()];
 
 /// The parameters of [`INSERT_LINK`](crate::sql::INSERT_LINK). `now` is in Unix seconds.
 pub fn insert_values(slug: &Slug, link: &NewLink, id: RequestId, now: i64) -> Row {
-    let max_clicks = || integer(link.max_clicks.map(MaxClicks::get));
+    let limit = link.max_clicks.map(MaxClicks::get);
     let expiry = integer(link.expiry.map(|Expiry(seconds)| seconds));
-    let (expires_at, limited_until) = match link.max_clicks {
+    let (expires_at, limited_until) = match limit {
         None => (expiry, Value::Null),
         // 0004_click_limits.sql gives the reason for the 0.
         Some(_) => (Value::Integer(0), expiry),
     };
+    let url = Value::Text(link.target.as_str().to_owned());
+    let request_id = Value::Blob(id.as_bytes().to_vec());
+    let (slug, created_at) = (Value::Text(slug.as_str().to_owned()), Value::Integer(now));
+    let (max_clicks, clicks_left) = (integer(limit), integer(limit));
     [
-        Value::Text(slug.as_str().to_owned()),
-        Value::Text(link.target.as_str().to_owned()),
-        Value::Integer(now),
+        slug,
+        url,
+        created_at,
         expires_at,
-        Value::Blob(id.as_bytes().to_vec()),
-        max_clicks(),
-        // The clicks that are left.
-        max_clicks(),
+        request_id,
+        max_clicks,
+        clicks_left,
         limited_until,
     ]
 }
@@ -49,7 +52,7 @@ pub fn change_values(slug: &Slug, change: &Change) -> [Value; 4] {
     ]
 }
 
-/// Reads a row with the values of [`LINK_COLUMNS`].
+/// Reads a row with the values of [`LINK_COLUMNS`], in which blobs are in hexadecimal.
 pub fn details(row: Vec<Value>) -> Option<(Slug, Details)> {
     let row: Row = row.try_into().ok()?;
     let [
