@@ -268,11 +268,12 @@ impl<'a> JournalPosition<'a> {
         })
     }
 
-    /// The last lines that the unit has logged since this position. Waits a moment for the line with which links-run reports
-    /// why it ended, because a process's last lines may reach the journal after its end does.
+    /// The last lines that the unit has logged since this position. Waits a moment for the line that reports why the unit ended,
+    /// because a process's last lines may reach the journal after its end does.
     fn lines_after(&self) -> anyhow::Result<String> {
         let deadline = Instant::now() + JOURNAL_TIMEOUT;
-        let reason = format!("{}: ", programs::RUN);
+        // The start can also fail before links-run, in linksctl.
+        let reasons = [programs::RUN, "linksctl"].map(|program| format!("{program}: "));
         loop {
             await_journal()?;
             let after = self.cursor.as_ref().map(|cursor| format!("--after-cursor={cursor}"));
@@ -280,7 +281,11 @@ impl<'a> JournalPosition<'a> {
                 .into_iter()
                 .chain(after.as_deref());
             let output = exec::finish("journalctl", arguments)?.stdout;
-            if output.lines().any(|line| line.starts_with(&reason)) || Instant::now() >= deadline {
+            if output
+                .lines()
+                .any(|line| reasons.iter().any(|reason| line.starts_with(reason)))
+                || Instant::now() >= deadline
+            {
                 return Ok(exec::tail(&output, 12));
             }
             std::thread::sleep(JOURNAL_INTERVAL);

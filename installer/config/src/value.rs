@@ -64,13 +64,16 @@ pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value<'_>) -> Resul
         let DeValue::String(text) = value.get_ref() else {
             return Err(expected("a duration", value).help("write a string with a unit, such as \"30s\""));
         };
-        let duration = humantime::parse_duration(text).map_err(|error| {
+        let wrong = || {
             let text = text.escape_debug();
             Problem::new(format!(
                 "must be a duration such as \"30s\" or \"1m30s\", found \"{text}\""
             ))
-            .help(error.to_string())
-        })?;
+        };
+        if text.contains('M') || has_long_number(text) {
+            return Err(wrong().help("write numbers of at most 12 digits, with a unit such as ms, s, m or h"));
+        }
+        let duration = humantime::parse_duration(text).map_err(|error| wrong().help(error.to_string()))?;
         if range.contains(&duration) {
             return Ok(duration);
         }
@@ -80,6 +83,15 @@ pub fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value<'_>) -> Resul
             duration::show(*range.end())
         )))
     }
+}
+
+/// Whether a number in a duration has so many digits that `humantime` 2.4 could overflow, which makes it panic. It ignores blanks
+/// within numbers. Its `M` are months, which nobody means who writes one.
+fn has_long_number(text: &str) -> bool {
+    let numbers = text.split(|c: char| !c.is_ascii_digit() && !c.is_whitespace());
+    numbers
+        .map(|number| number.bytes().filter(u8::is_ascii_digit).count())
+        .any(|digits| digits > 12)
 }
 
 /// One of the given words.

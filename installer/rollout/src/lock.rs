@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use nix::fcntl::Flock;
-use procfs::{Current as _, LockType, Locks};
+use procfs::{FromRead as _, LockType, Locks};
 use rustix::fs::{major, minor};
 
 use links_base::{files, log};
@@ -78,12 +78,18 @@ fn holder(path: &Path) -> String {
 /// kernel lists all locks by inode (proc_locks(5)).
 pub fn held_by(path: &Path) -> Option<String> {
     let file = fs::metadata(path).ok()?;
-    let locks = Locks::current().ok()?.0;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
     let inode = (major(file.dev()), minor(file.dev()), file.ino());
+    locks.lines().any(|line| is_locked(line, inode)).then(|| holder(path))
+}
+
+/// Whether a line of /proc/locks is a flock(2) of this file. A line that cannot be parsed is about something else: a broken lease
+/// has no file.
+fn is_locked(line: &str, inode: (u32, u32, u64)) -> bool {
+    let locks = Locks::from_read(line.as_bytes()).map_or_else(|_| vec![], |locks| locks.0);
     locks
         .iter()
         .any(|lock| lock.lock_type == LockType::FLock && (lock.devmaj, lock.devmin, lock.inode) == inode)
-        .then(|| holder(path))
 }
 
 #[cfg(test)]
@@ -97,6 +103,20 @@ mod tests {
     fn lock() -> (tempfile::TempDir, PathBuf) {
         let (root, layout) = temporary(&[Layout::run_dir]);
         (root, layout.rollout_lock())
+    }
+
+    #[test]
+    fn only_a_lock_of_the_file_counts() {
+        let inode = (0xfe, 1, 99);
+        assert!(is_locked("1: FLOCK  ADVISORY  WRITE 123 fe:01:99 0 EOF", inode));
+        for other in [
+            "1: FLOCK  ADVISORY  WRITE 123 fe:01:98 0 EOF",
+            "1: POSIX  ADVISORY  WRITE 123 fe:01:99 0 EOF",
+            "2: -> LEASE  BREAKER   READ 123 <none>:0 0 EOF",
+            "",
+        ] {
+            assert!(!is_locked(other, inode), "{other}");
+        }
     }
 
     #[test]

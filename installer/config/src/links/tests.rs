@@ -392,6 +392,16 @@ fn each_mistake_gets_one_finding_with_its_position() {
             "2:15: `rollout.min_healthy` must be a duration such as \"30s\" or \"1m30s\", found \"soon\"; expected number at 0",
         ),
         (
+            "[rollout]\nmin_healthy = \"5M\"",
+            "2:15: `rollout.min_healthy` must be a duration such as \"30s\" or \"1m30s\", found \"5M\"; write numbers of at \
+             most 12 digits, with a unit such as ms, s, m or h",
+        ),
+        (
+            "[rollout]\nmin_healthy = \"18446744073709551615s 1000ms\"",
+            "2:15: `rollout.min_healthy` must be a duration such as \"30s\" or \"1m30s\", found \"18446744073709551615s \
+             1000ms\"; write numbers of at most 12 digits, with a unit such as ms, s, m or h",
+        ),
+        (
             "[rollout]\nmin_healthy = \"30x\"",
             "2:15: `rollout.min_healthy` must be a duration such as \"30s\" or \"1m30s\", found \"30x\"; unknown time unit \
              \"x\", supported units: ns, us/µs, ms, sec, min, hours, days, weeks, months, years (and few variations)",
