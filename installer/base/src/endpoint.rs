@@ -60,8 +60,8 @@ impl Endpoint {
         http::send(self.connect(timeout)?, request, deadline)
     }
 
-    /// Like [`Self::send`], for requests that hold a secret. It is not sent to another user who has taken the port of a stopped
-    /// instance. `owner` is the user that instances run as.
+    /// Like [`Self::send`], for requests that hold a secret. Nothing is sent if another user than `owner`, the user of the
+    /// instances, listens on the port of a stopped instance.
     ///
     /// # Errors
     /// Those of [`Self::send`], or another user listens there.

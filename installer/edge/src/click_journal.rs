@@ -28,7 +28,7 @@ const FILE_MODE: u32 = 0o660;
 /// chown.
 const ACCESS_LISTS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
-/// Who has to own the journal.
+/// The required owner of the journal.
 #[derive(Clone, Copy, Debug)]
 struct Owner {
     user: Uid,
