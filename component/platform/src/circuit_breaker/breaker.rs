@@ -60,18 +60,16 @@ impl CircuitBreaker {
         if outage.is_open(now, self.pause) {
             return true;
         }
-        let outage = outage.record_attempt(now);
-        self.remember(Some(outage));
-        // Another instance may already have found that the service answers, and logged it.
-        if self.is_shared()
-            && self
-                .shared_state()
-                .await
-                .is_some_and(|state| state.explains(outage.since))
-        {
-            self.remember(None);
-        } else {
-            self.publish(outage).await;
+        // Remembered before the first await, so that no other request of this instance tries, too.
+        self.remember(Some(outage.record_attempt(now)));
+        let state = match self.is_shared() {
+            true => self.shared_state().await,
+            false => None,
+        };
+        // Another instance may have found that the service answers, and logged it, and the next outage may have begun since.
+        match state.map_or(Some(outage), |state| state.outage(Some(outage), now)) {
+            Some(outage) => self.publish(outage.record_attempt(now)).await,
+            None => self.remember(None),
         }
         false
     }

@@ -82,8 +82,8 @@ impl SharedState {
         }
     }
 
-    /// The outage that a failure now belongs to; `None` if it begins a new one. `known` is the outage that the instance itself
-    /// knows of.
+    /// The outage that an attempt or a failure now belongs to; `None` if there is none yet. `known` is the outage that the
+    /// instance itself knows of. Another instance may have found the end of that one, and the next one after it.
     pub fn outage(self, known: Option<Outage>, now: i64) -> Option<Outage> {
         match self {
             SharedState::Open(outage) if outage.lasts(now) => Some(outage),
@@ -151,6 +151,17 @@ mod tests {
         assert_eq!(SharedState::Closed(NOW + 5).outage(Some(first), now), None);
         assert_eq!(SharedState::Closed(NOW + 5).outage(Some(second), now), Some(second));
         assert_eq!(SharedState::Closed(NOW + 5).outage(None, now), None);
+    }
+
+    #[test]
+    fn an_instance_that_knows_only_the_outage_before_does_not_bring_it_back() {
+        let (before, next) = (Outage::begin(NOW), Outage::begin(NOW + 20));
+        let ended = Some(NOW + 10);
+        let now = NOW + 30;
+        let attempt = SharedState::new(next, ended, now).outage(Some(before), now);
+        assert_eq!(attempt, Some(next));
+        let shared = SharedState::new(next.record_attempt(now), ended, now);
+        assert_eq!(shared.outage(None, now), Some(next.record_attempt(now)));
     }
 
     #[test]
