@@ -13,6 +13,9 @@ pub mod stopwatch;
 #[cfg(feature = "sdk")]
 pub mod clock;
 #[cfg(feature = "sdk")]
+#[doc(hidden)]
+pub mod idle_task;
+#[cfg(feature = "sdk")]
 pub mod kv;
 #[cfg(feature = "sdk")]
 pub mod local_store;
@@ -53,8 +56,9 @@ macro_rules! serve {
             ) -> Result<$crate::sdk::wasip3::http::types::Response, $crate::sdk::wasip3::http::types::ErrorCode> {
                 let request = $crate::request::Request::new(request);
                 let method = request.method()?;
+                let idle_task = $crate::idle_task::IdleTask::spawn();
                 let response = $answer(request, &method).await;
-                response.send(method == $crate::request::Method::HEAD)
+                response.send(method == $crate::request::Method::HEAD, idle_task)
             }
         }
     };

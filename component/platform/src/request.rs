@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::sdk::http::FromRequest as _;
 pub use crate::sdk::http::{HeaderMap, Method};
 use crate::sdk::wasip3::http::types;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 
 use crate::clock;
 
@@ -58,11 +58,22 @@ pub enum BodyError {
 /// # Errors
 /// The body is larger than `most` bytes, ended early, or did not arrive within `limit`.
 pub async fn read_body(request: FetchedRequest, most: usize, limit: Duration) -> Result<Vec<u8>, BodyError> {
-    let body = Limited::new(request.into_body(), most).collect();
-    match clock::within(limit, body).await {
-        Some(Ok(body)) => Ok(body.to_bytes().into()),
-        Some(Err(error)) if error.is::<LengthLimitError>() => Err(BodyError::TooLarge),
-        Some(Err(_)) => Err(BodyError::EndedEarly),
-        None => Err(BodyError::TimedOut),
-    }
+    let length: Option<usize> = header(&request, "content-length").and_then(|length| length.parse().ok());
+    let mut body = request.into_body();
+    let read = async {
+        let mut bytes = Vec::new();
+        // Asking for the end of a body of known length would suspend the task for nothing.
+        while length != Some(bytes.len())
+            && let Some(frame) = body.frame().await
+        {
+            let frame = frame.map_err(|_| BodyError::EndedEarly)?;
+            let data = frame.into_data().unwrap_or_default();
+            if bytes.len() + data.len() > most {
+                return Err(BodyError::TooLarge);
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(bytes)
+    };
+    clock::within(limit, read).await.unwrap_or(Err(BodyError::TimedOut))
 }

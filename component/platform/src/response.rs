@@ -9,6 +9,7 @@ use crate::sdk::wasip3::wit_future;
 use crate::sdk::wit_bindgen::spawn;
 use bytes::Bytes;
 
+use crate::idle_task::IdleTask;
 use crate::log;
 
 pub struct Response {
@@ -23,7 +24,7 @@ impl Response {
     /// Converts the response for the runtime. One without a body, such as every redirect, is made without the stream that a
     /// body needs.
     #[doc(hidden)]
-    pub fn send(self, is_head: bool) -> Result<types::Response, ErrorCode> {
+    pub fn send(self, is_head: bool, idle_task: IdleTask) -> Result<types::Response, ErrorCode> {
         let Response { status, headers, body } = self;
         let mut fields = Vec::with_capacity(headers.len() + 1);
         fields.extend(
@@ -45,6 +46,7 @@ impl Response {
             spawn(async move {
                 // Sending only fails if the client is gone.
                 let _ = writer.send_http_body(&mut FullBody::new(Bytes::from(body))).await;
+                drop(idle_task);
             });
             response
         };
