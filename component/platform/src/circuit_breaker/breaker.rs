@@ -62,10 +62,7 @@ impl CircuitBreaker {
         }
         // Remembered before the first await, so that no other request of this instance tries, too.
         self.remember(Some(outage.record_attempt(now)));
-        let state = match self.is_shared() {
-            true => self.shared_state().await,
-            false => None,
-        };
+        let state = self.shared_state().await;
         // Another instance may have found that the service answers, and logged it, and the next outage may have begun since.
         match state.map_or(Some(outage), |state| state.outage(Some(outage), now)) {
             Some(outage) => self.publish(outage.record_attempt(now)).await,
@@ -117,10 +114,7 @@ impl CircuitBreaker {
         self.remember(Some(
             known.map_or_else(|| Outage::begin(now), |outage| outage.record_attempt(now)),
         ));
-        let state = match self.is_shared() {
-            true => self.shared_state().await,
-            false => None,
-        };
+        let state = self.shared_state().await;
         if state.is_some_and(|state| state.explains(now.saturating_sub(milliseconds(took)))) {
             self.remember(None);
             return;
@@ -159,7 +153,11 @@ impl CircuitBreaker {
         self.memory.with(|memory| memory.outage.get())
     }
 
+    /// `None` if instances share nothing, or if none has shared an outage yet.
     async fn shared_state(&self) -> Option<SharedState> {
+        if !self.is_shared() {
+            return None;
+        }
         let outage = Outage::decode(&local_store::get(self.outage_key).await?)?;
         let end = local_store::get(self.end_key).await;
         let end = end.and_then(|end| decode_end(&end));
