@@ -1,13 +1,27 @@
 //! Requests from the runtime.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::sdk::http::FromRequest as _;
-pub use crate::sdk::http::{HeaderMap, Method};
+pub use crate::sdk::http::HeaderMap;
 use crate::sdk::wasip3::http::types;
 use http_body_util::BodyExt as _;
 
 use crate::clock;
+
+/// The method of a request. `http::Method` would check it again, and bring its tables for that into the component.
+#[derive(PartialEq, Eq)]
+pub struct Method(Cow<'static, str>);
+
+impl Method {
+    pub const GET: Method = Method(Cow::Borrowed("GET"));
+    pub const HEAD: Method = Method(Cow::Borrowed("HEAD"));
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 /// A request whose headers and body have all been fetched from the runtime.
 pub type FetchedRequest = crate::sdk::http::Request;
@@ -22,8 +36,19 @@ impl Request {
     }
 
     #[doc(hidden)]
-    pub fn method(&self) -> Result<Method, types::ErrorCode> {
-        Method::try_from(self.0.get_method()).map_err(|_| types::ErrorCode::HttpRequestMethodInvalid)
+    pub fn method(&self) -> Method {
+        Method(match self.0.get_method() {
+            types::Method::Get => "GET".into(),
+            types::Method::Head => "HEAD".into(),
+            types::Method::Post => "POST".into(),
+            types::Method::Put => "PUT".into(),
+            types::Method::Delete => "DELETE".into(),
+            types::Method::Connect => "CONNECT".into(),
+            types::Method::Options => "OPTIONS".into(),
+            types::Method::Trace => "TRACE".into(),
+            types::Method::Patch => "PATCH".into(),
+            types::Method::Other(name) => name.into(),
+        })
     }
 
     pub fn path_with_query(&self) -> String {
