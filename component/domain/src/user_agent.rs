@@ -75,16 +75,23 @@ impl Words {
         Words { words, starts }
     }
 
+    /// Never inlined, because it is called in four places.
     #[inline(never)]
-    fn any_in(&self, text: &[u8]) -> bool {
-        (0..text.len()).any(|at| self.any_begins(&text[at..]))
+    fn any_in(&self, mut text: &[u8]) -> bool {
+        while let [_, rest @ ..] = text {
+            if self.any_begins(text) {
+                return true;
+            }
+            text = rest;
+        }
+        false
     }
 
     fn any_begins(&self, text: &[u8]) -> bool {
         let mut candidates = text.first().map_or(0, |first| self.starts[usize::from(*first)]);
         while candidates != 0 {
-            let word = self.words[candidates.trailing_zeros() as usize];
-            if text.starts_with(word.as_bytes()) {
+            let word = self.words.get(candidates.trailing_zeros() as usize);
+            if word.is_some_and(|word| text.starts_with(word.as_bytes())) {
                 return true;
             }
             candidates &= candidates - 1;

@@ -187,7 +187,7 @@ impl<S: Setup> Database<S> {
             match ErrorKind::of(&error) {
                 ErrorKind::Busy if self.since.elapsed() < retries => {
                     clock::sleep(pause).await;
-                    pause = LONGEST_PAUSE.min(pause * 2);
+                    pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
                 }
                 ErrorKind::NoSchema if mode.takes_any_version() => mode = Mode::Read,
                 ErrorKind::NoSchema | ErrorKind::Other if was_kept && !is_reconnected => {
