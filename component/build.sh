@@ -159,9 +159,11 @@ use_debian() {
 
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 rustflags=("--remap-path-prefix=$root=/links" "--remap-path-prefix=$cargo_home=/cargo")
-# Panic messages name source files. Those of crates.io begin with the name of the crate, which makes the components 1.5 KB
+# Panic messages name source files. Those of registries begin with the name of the crate, which makes the components 1.5 KB
 # smaller.
-rustflags+=("--remap-path-prefix=$cargo_home/registry/src/index.crates.io-1949cf8c6b5b557f=")
+for registry in "$cargo_home"/registry/src/*/; do
+    rustflags+=("--remap-path-prefix=${registry%/}=")
+done
 # SHA-256 in a loop instead of 64 repeated rounds. A request hashes a few hundred bytes at most.
 rustflags+=(--cfg 'sha2_backend_soft="compact"')
 cargo_args=(--release --locked --target "$target" --no-default-features)
@@ -209,12 +211,9 @@ for generation in "${generations[@]}"; do
     for package in "${packages[@]}"; do
         built=$directory/$target/release/${package//-/_}.wasm
         wanted=target/components/$generation/${package//-/_}.wasm
-        component/without-names.pl <"$built" >"$wanted.$$"
         # The file is complete or absent, and keeps its old time if nothing has changed.
-        if cmp --silent "$wanted.$$" "$wanted"; then
-            rm "$wanted.$$"
-        else
-            mv "$wanted.$$" "$wanted"
+        if ! cmp --silent "$built" "$wanted"; then
+            cp "$built" "$wanted.$$" && mv "$wanted.$$" "$wanted"
         fi
         say "$wanted: $(stat -c %s "$wanted") bytes, sha256 $(sha256sum "$wanted" | cut -d' ' -f1)"
     done

@@ -69,15 +69,14 @@ fn no_trailers() -> Result<Option<Fields>, ErrorCode> {
 fn from_list(fields: &[(String, Vec<u8>)]) -> Result<Fields, ErrorCode> {
     Fields::from_list(fields).map_err(|error| {
         // Not by `Debug`, which brings 4 KB for text with special characters into the component.
-        let error = match error {
-            HeaderError::InvalidSyntax => "HeaderError::InvalidSyntax".to_owned(),
-            HeaderError::Forbidden => "HeaderError::Forbidden".to_owned(),
-            HeaderError::Immutable => "HeaderError::Immutable".to_owned(),
-            HeaderError::SizeExceeded => "HeaderError::SizeExceeded".to_owned(),
-            HeaderError::Other(None) => "HeaderError::Other(None)".to_owned(),
-            HeaderError::Other(Some(message)) => format!("HeaderError::Other(Some(\"{message}\"))"),
+        let why = match &error {
+            HeaderError::InvalidSyntax => "invalid syntax",
+            HeaderError::Forbidden => "forbidden",
+            HeaderError::Immutable => "immutable",
+            HeaderError::SizeExceeded => "too long",
+            HeaderError::Other(message) => message.as_deref().unwrap_or("no reason given"),
         };
-        log::line("the runtime rejected a response header", error);
+        log::line("the runtime rejected a response header", why);
         ErrorCode::InternalError(None)
     })
 }
