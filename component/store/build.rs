@@ -1,5 +1,5 @@
-//! Writes the files of `sql/` as Rust, without their comments: a constant for each statement (`src/sql.rs`), the list of the
-//! migration scripts and the columns of a link (`src/schema.rs`). Comments would be part of the components and of every
+//! Writes the files of `sql/` as Rust, without their comments: a constant for each statement (`src/sql.rs`), the
+//! statements of the migration scripts and the columns of a link (`src/schema.rs`). Comments would be part of the components and of every
 //! statement that they send.
 //!
 //! A statement may name all columns of a link at once, in the order in which the scripts add them. `id` is not among them,
@@ -27,7 +27,11 @@ fn main() -> io::Result<()> {
         }
     }
     let scripts: Vec<_> = scripts.into_iter().map(|(_, script)| script).collect();
-    fs::write(target.join("schema.rs"), format!("{scripts:?}"))?;
+    let lists: String = scripts
+        .iter()
+        .map(|script| format!("&{:?}, ", statements_of(script)))
+        .collect();
+    fs::write(target.join("schema.rs"), format!("[{lists}]"))?;
 
     let columns = columns(&scripts)?;
     let names: Vec<_> = columns.iter().map(|column| &column.name).collect();
@@ -63,6 +67,15 @@ fn read() -> io::Result<Vec<(String, String)>> {
 fn without_comments(sql: &str) -> String {
     let lines = sql.lines().filter(|line| !line.trim_start().starts_with("--"));
     lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// The statements of a script. A statement ends at a `;` followed by an empty line or the end of the script. The body of a
+/// trigger has no empty line, so it stays in one piece.
+fn statements_of(script: &str) -> Vec<&str> {
+    let statements = script
+        .split(";\n\n")
+        .map(|statement| statement.trim().trim_end_matches(';'));
+    statements.filter(|statement| !statement.is_empty()).collect()
 }
 
 /// A column of the table of links.

@@ -1,5 +1,6 @@
 //! The packages under test.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,7 +18,19 @@ pub struct Artifacts {
     pub tarball: PathBuf,
 }
 
-/// The runtime in the packages, by the bundle's manifest.
+/// What the manifest of the packages' bundle says.
+#[derive(Deserialize)]
+struct Manifest {
+    runtime: Runtime,
+    files: HashMap<String, File>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    size: u64,
+}
+
+/// The runtime in the packages.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Runtime {
     /// `spin` or `links-host`.
@@ -101,15 +114,26 @@ impl Artifacts {
         Ok(path)
     }
 
-    /// Reads the runtime from the manifest in the .deb.
+    /// The runtime in the .deb.
     ///
     /// # Errors
     /// Fails if the .deb cannot be read, or if its bundle has no manifest.
     pub fn runtime(&self) -> Result<Runtime> {
-        #[derive(Deserialize)]
-        struct Manifest {
-            runtime: Runtime,
-        }
+        Ok(self.manifest()?.runtime)
+    }
+
+    /// The size of a file in the .deb's bundle, in bytes. `path` is relative to the bundle.
+    ///
+    /// # Errors
+    /// Fails as [`Artifacts::runtime`] does, or if there is no such file.
+    pub fn size_of(&self, path: &str) -> Result<u64> {
+        let manifest = self.manifest()?;
+        let file = manifest.files.get(path);
+        file.map(|file| file.size)
+            .with_context(|| format!("the bundle has no {path}"))
+    }
+
+    fn manifest(&self) -> Result<Manifest> {
         let mut contents = Command::new("dpkg-deb")
             .arg("--fsys-tarfile")
             .arg(&self.deb)
@@ -123,9 +147,8 @@ impl Artifacts {
             .output()
             .context("Starting tar")?;
         contents.wait().context("Waiting for dpkg-deb")?;
-        let manifest: Manifest = serde_json::from_slice(&manifest.stdout)
-            .with_context(|| format!("Reading the manifest in {}", self.deb.display()))?;
-        Ok(manifest.runtime)
+        serde_json::from_slice(&manifest.stdout)
+            .with_context(|| format!("Reading the manifest in {}", self.deb.display()))
     }
 }
 

@@ -209,7 +209,9 @@ fn make_version_1(database: &Connection) -> Result<()> {
     for table in tables {
         database.execute_batch(&format!("DROP TABLE main.{table}"))?;
     }
-    database.execute_batch(SCHEMA[0])?;
+    for statement in SCHEMA[0] {
+        database.execute(statement, [])?;
+    }
     Ok(database.execute_batch("INSERT INTO links (slug, url, created_at) SELECT * FROM kept")?)
 }
 

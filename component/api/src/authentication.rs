@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use links_platform::request::FetchedRequest;
+use links_platform::request::Request;
 use links_web::bearer::Access;
 use links_web::problem::Problem;
 use links_web::settings::{Creators, Settings};
@@ -22,7 +22,7 @@ pub enum Action {
 ///
 /// # Errors
 /// Fails with 401 or 503 as [`Access::check`] does, or with 500 or 503 as [`settings::current`] does.
-pub async fn authenticate(request: &FetchedRequest, action: Action) -> Result<Rc<Settings>, Problem> {
+pub async fn authenticate(request: &Request, action: Action) -> Result<Rc<Settings>, Problem> {
     let settings = settings::current().await?;
     let access = match (action, settings.creators) {
         (Action::Create, Creators::Everybody) => Access::Open,
@@ -30,6 +30,6 @@ pub async fn authenticate(request: &FetchedRequest, action: Action) -> Result<Rc
             token::access(settings.secrets.as_ref()).await?
         }
     };
-    access.check(request.headers().get("authorization").map(|value| value.as_bytes()))?;
+    access.check(request.header("authorization").as_deref())?;
     Ok(settings)
 }

@@ -1,7 +1,7 @@
 //! The URL under which clients reach the appliance.
 
 use links_domain::origin::Origin;
-use links_platform::request::{FetchedRequest, header};
+use links_platform::request::Request;
 use links_web::base_url;
 use links_web::problem::Problem;
 use links_web::settings::Settings;
@@ -12,17 +12,15 @@ use crate::proof;
 ///
 /// # Errors
 /// Fails with 400 if the host is invalid, or with 503 if the request claims to come through nginx and that cannot be checked.
-pub async fn of(request: &FetchedRequest, settings: &Settings) -> Result<Origin, Problem> {
+pub async fn of(request: &Request, settings: &Settings) -> Result<Origin, Problem> {
     if let Some(public) = &settings.public {
         return Ok(public.clone());
     }
     let [scheme, host] = match proof::is_through_nginx(request).await? {
-        true => ["x-forwarded-proto", "x-forwarded-host"].map(|name| header(request, name)),
+        true => ["x-forwarded-proto", "x-forwarded-host"].map(|name| request.text_header(name)),
         false => [None, None],
     };
-    let host = host.or_else(|| header(request, "host"));
-    base_url::of_request(
-        scheme,
-        host.or_else(|| request.uri().authority().map(|authority| authority.as_str())),
-    )
+    let host = host.or_else(|| request.text_header("host"));
+    let host = host.or_else(|| request.authority());
+    base_url::of_request(scheme.as_deref(), host.as_deref())
 }

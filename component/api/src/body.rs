@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use links_platform::request::{BodyError, FetchedRequest, header, read_body};
+use links_platform::request::{BodyError, Request};
 use links_web::body::{MediaType, check_length, too_large};
 use links_web::problem::Problem;
 
@@ -13,17 +13,17 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Fails with 415 for another media type, or with 413 if the body is too long.
-pub fn check(request: &FetchedRequest, media_type: MediaType, most: usize) -> Result<(), Problem> {
-    media_type.check(header(request, "content-type"))?;
-    check_length(header(request, "content-length"), most)
+pub fn check(request: &Request, media_type: MediaType, most: usize) -> Result<(), Problem> {
+    media_type.check(request.text_header("content-type").as_deref())?;
+    check_length(request.text_header("content-length").as_deref(), most)
 }
 
-/// Reads the body. No more than `most` bytes of it are held in memory.
+/// Reads the body, and stops soon after `most` bytes.
 ///
 /// # Errors
 /// Fails with 413 if the body is too long, 400 if it ends early, or 408 if it takes too long.
-pub async fn read(request: FetchedRequest, most: usize) -> Result<Vec<u8>, Problem> {
-    read_body(request, most, TIMEOUT).await.map_err(|error| match error {
+pub async fn read(request: Request, most: usize) -> Result<Vec<u8>, Problem> {
+    request.read_body(most, TIMEOUT).await.map_err(|error| match error {
         BodyError::TooLarge => too_large(most),
         BodyError::EndedEarly => Problem::new(400, "The body ended early. Send it again."),
         BodyError::TimedOut => Problem::new(

@@ -3,7 +3,7 @@
 use links_domain::link::NewLink;
 use links_domain::request_id::RequestId;
 use links_domain::slug::{MAX_ATTEMPTS, Slug};
-use links_platform::request::{FetchedRequest, header};
+use links_platform::request::Request;
 use links_platform::{clock, log, random};
 use links_store::{Store, link_cache};
 use links_web::body::{MAX_BODY, MediaType};
@@ -15,13 +15,13 @@ use links_web::{json, links};
 use crate::authentication::{Action, authenticate};
 use crate::{base_url, body, edge, request_id, settings};
 
-pub async fn shorten(request: FetchedRequest) -> Reply {
-    let origin = header(&request, "origin").map(str::to_owned);
+pub async fn shorten(request: Request) -> Reply {
+    let origin = request.text_header("origin");
     let reply = create(request).await.unwrap_or_else(Reply::from);
     reply.with_headers(settings::cors().await.headers(origin.as_deref()))
 }
 
-async fn create(request: FetchedRequest) -> Result<Reply, Problem> {
+async fn create(request: Request) -> Result<Reply, Problem> {
     let settings = authenticate(&request, Action::Create).await?;
     body::check(&request, MediaType::Json, MAX_BODY)?;
     let base_url = base_url::of(&request, &settings).await?;

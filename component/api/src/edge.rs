@@ -93,13 +93,13 @@ async fn purge_and_wait(port: u16, slug: &Slug, change: Change<'_>) -> Result<()
     let pause = change.pause(&status, now);
     loop {
         match change.remedy(&status) {
-            Remedy::Fetch => drop(send(&Method::GET, port, slug, "").await?),
+            Remedy::Fetch => drop(send(&Method::Get, port, slug, "").await?),
             Remedy::Forget => {
                 let query = proof::of_proxy().await;
                 let query = query.and_then(|proof| purge_query::sign(&proof, slug, clock::now()));
                 let query = query
                     .ok_or("nginx redirects as an earlier link did, and only proxy_secret can make it forget that")?;
-                drop(send(&Method::GET, port, slug, &format!("?{query}")).await?);
+                drop(send(&Method::Get, port, slug, &format!("?{query}")).await?);
             }
             Remedy::Wait => {}
         }
@@ -112,15 +112,16 @@ async fn purge_and_wait(port: u16, slug: &Slug, change: Change<'_>) -> Result<()
 }
 
 async fn peek(port: u16, slug: &Slug) -> Result<CacheStatus, String> {
-    let response = send(&Method::HEAD, port, slug, "").await?;
-    let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let status = CacheStatus::of(response.status().as_u16(), header(HEADER), header("location"));
+    let response = send(&Method::Head, port, slug, "").await?;
+    let [header, location] = [HEADER, "location"].map(|name| response.header(name));
+    let status = CacheStatus::of(response.status(), header.as_deref(), location.as_deref());
     status.ok_or_else(|| format!("port {port} does not belong to the nginx site of links"))
 }
 
 /// Sends a request to nginx: `HEAD` reports what its cache has, `GET` makes it fetch a new answer. `query` is empty or begins
 /// with `?`.
 async fn send(method: &Method, port: u16, slug: &Slug, query: &str) -> Result<Response, String> {
-    let response = request(method, &format!("http://127.0.0.1:{port}/{slug}{query}")).await;
-    response.map_err(|error| format!("127.0.0.1:{port}: {error}"))
+    let authority = format!("127.0.0.1:{port}");
+    let response = request(method, &authority, &format!("/{slug}{query}")).await;
+    response.map_err(|error| format!("{authority}: {error}"))
 }

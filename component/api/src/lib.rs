@@ -17,7 +17,7 @@ mod stats;
 mod token;
 
 use links_platform::database::timeouts::Timeouts;
-use links_platform::request::{FetchedRequest, Method, Request, header};
+use links_platform::request::{Method, Request};
 use links_platform::response::Response;
 use links_store::Store;
 use links_web::links::not_found;
@@ -34,7 +34,10 @@ async fn answer(request: Request, method: &Method) -> Response {
 
 async fn reply(request: Request, method: &Method) -> Result<Reply, Problem> {
     let target = request.path_with_query();
-    let path = target.split_once('?').map_or(&*target, |(path, _)| path);
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (&*target, None),
+    };
     let route = match is_internal(path) && !proof::is_from_agent(&request).await? {
         true => Err(not_found()),
         false => Route::of(method.as_str(), path),
@@ -43,23 +46,22 @@ async fn reply(request: Request, method: &Method) -> Result<Reply, Problem> {
         Err(problem) if problem.status == 404 && *method == Method::GET => return Ok(edge::lasting(problem).await),
         route => route?,
     };
-    let request = request
-        .fetch()
-        .ok_or_else(|| Problem::new(400, "The request cannot be read."))?;
-    serve(route, request).await
+    serve(route, request, query).await
 }
 
-async fn serve(route: Route, request: FetchedRequest) -> Result<Reply, Problem> {
+async fn serve(route: Route, request: Request, query: Option<&str>) -> Result<Reply, Problem> {
     match route {
         Route::Shorten => Ok(create::shorten(request).await),
-        Route::Preflight => Ok(settings::cors().await.preflight(header(&request, "origin"))),
+        Route::Preflight => Ok(settings::cors()
+            .await
+            .preflight(request.text_header("origin").as_deref())),
         Route::Show(slug) => links::show(&request, &slug).await,
         Route::Change(slug) => links::change(request, &slug).await,
         Route::Remove(slug) => links::remove(&request, &slug).await,
-        Route::Stats(slug) => stats::report(&request, Some(&slug)).await,
-        Route::StatsOfAll => stats::report(&request, None).await,
-        Route::AddClicks => clicks::add(request).await,
-        Route::ClickPosition => clicks::position(&request).await,
+        Route::Stats(slug) => stats::report(&request, query, Some(&slug)).await,
+        Route::StatsOfAll => stats::report(&request, query, None).await,
+        Route::AddClicks => clicks::add(request, query).await,
+        Route::ClickPosition => clicks::position(query).await,
         Route::DatabaseSize => Ok(Reply::json(&Store::with(Timeouts::COUNT).size().await?)),
         Route::Engine => Ok(Reply::json(&Store::default().engine().await?)),
     }

@@ -3,7 +3,7 @@
 use links_domain::change::Change;
 use links_domain::slug::Slug;
 use links_platform::clock;
-use links_platform::request::FetchedRequest;
+use links_platform::request::Request;
 use links_store::{Store, link_cache};
 use links_web::body::{MAX_BODY, MediaType};
 use links_web::links::{details, not_found};
@@ -14,14 +14,14 @@ use links_web::{json, purge};
 use crate::authentication::{Action, authenticate};
 use crate::{base_url, body, edge, request_id};
 
-pub async fn show(request: &FetchedRequest, slug: &Slug) -> Result<Reply, Problem> {
+pub async fn show(request: &Request, slug: &Slug) -> Result<Reply, Problem> {
     let settings = authenticate(request, Action::Manage).await?;
     let base_url = base_url::of(request, &settings).await?;
     let link = Store::default().details(slug).await?.ok_or_else(not_found)?;
     Ok(details(slug, &link, &base_url))
 }
 
-pub async fn change(request: FetchedRequest, slug: &Slug) -> Result<Reply, Problem> {
+pub async fn change(request: Request, slug: &Slug) -> Result<Reply, Problem> {
     let settings = authenticate(&request, Action::Manage).await?;
     body::check(&request, MediaType::MergePatch, MAX_BODY)?;
     let base_url = base_url::of(&request, &settings).await?;
@@ -36,7 +36,7 @@ pub async fn change(request: FetchedRequest, slug: &Slug) -> Result<Reply, Probl
     Ok(edge::show(reply, slug, purge::Change::Changed(&link.stored)).await)
 }
 
-pub async fn remove(request: &FetchedRequest, slug: &Slug) -> Result<Reply, Problem> {
+pub async fn remove(request: &Request, slug: &Slug) -> Result<Reply, Problem> {
     authenticate(request, Action::Manage).await?;
     let id = request_id::of(request).await?;
     let removed = Store::default().remove(slug, id, clock::now()).await;

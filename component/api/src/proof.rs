@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use futures_util::future::try_join;
-use links_platform::request::{FetchedRequest, Request};
+use links_platform::request::Request;
 use links_platform::variables::{self, Cached};
 use links_web::problem::Problem;
 use links_web::proof::{AGENT_HEADER, PROXY_HEADER, Proof};
@@ -53,13 +53,9 @@ pub async fn is_from_agent(request: &Request) -> Result<bool, Problem> {
 ///
 /// # Errors
 /// Fails with 503 if the request claims to come through nginx and the variables cannot be read.
-pub async fn is_through_nginx(request: &FetchedRequest) -> Result<bool, Problem> {
-    match request.headers().get(PROXY_HEADER) {
-        Some(secret) => Ok(proofs()
-            .await
-            .ok_or_else(unreadable)?
-            .proxy
-            .is_given_by(secret.as_bytes())),
+pub async fn is_through_nginx(request: &Request) -> Result<bool, Problem> {
+    match request.header(PROXY_HEADER) {
+        Some(secret) => Ok(proofs().await.ok_or_else(unreadable)?.proxy.is_given_by(&secret)),
         None => Ok(false),
     }
 }

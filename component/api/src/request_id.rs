@@ -2,7 +2,7 @@
 
 use links_domain::request_id::RequestId;
 use links_platform::random;
-use links_platform::request::FetchedRequest;
+use links_platform::request::Request;
 use links_web::problem::Problem;
 use links_web::request_id::HEADER;
 
@@ -13,12 +13,9 @@ use crate::proof;
 ///
 /// # Errors
 /// Fails with 503 if there are no random numbers, or if it cannot be checked whether the request came through nginx.
-pub async fn of(request: &FetchedRequest) -> Result<RequestId, Problem> {
+pub async fn of(request: &Request) -> Result<RequestId, Problem> {
     let given = match proof::is_through_nginx(request).await? {
-        true => request
-            .headers()
-            .get(HEADER)
-            .and_then(|value| RequestId::parse(value.as_bytes())),
+        true => request.header(HEADER).and_then(|value| RequestId::parse(&value)),
         false => None,
     };
     given.map_or_else(new, Ok)

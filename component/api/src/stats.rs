@@ -3,7 +3,7 @@
 use links_domain::slug::Slug;
 use links_domain::stats::Report;
 use links_platform::clock;
-use links_platform::request::FetchedRequest;
+use links_platform::request::Request;
 use links_store::{ALL_LINKS, Store};
 use links_web::links::not_found;
 use links_web::problem::Problem;
@@ -13,9 +13,9 @@ use links_web::reply::Reply;
 use crate::authentication::{Action, authenticate};
 
 /// Reports the statistics of one link, or of all links together for `None`.
-pub async fn report(request: &FetchedRequest, slug: Option<&Slug>) -> Result<Reply, Problem> {
+pub async fn report(request: &Request, query: Option<&str>, slug: Option<&Slug>) -> Result<Reply, Problem> {
     authenticate(request, Action::Manage).await?;
-    let span = queries::span(request.uri().query(), clock::now())?;
+    let span = queries::span(query, clock::now())?;
     let store = Store::default();
     let link = match slug {
         Some(slug) => store.find_id(slug).await?.ok_or_else(not_found)?,

@@ -8,7 +8,7 @@
 pub const LONGEST: usize = 512;
 
 /// Words of bots that otherwise look like a browser. A URL (`+https://...`) leads to a page about the bot.
-const BOTS: &[&str] = &[
+static BOTS: Words = Words::new(&[
     "bot",
     "crawl",
     "spider",
@@ -32,13 +32,16 @@ const BOTS: &[&str] = &[
     "synthetic",
     "puppeteer",
     "selenium",
-];
+]);
 
 /// Words that contain one of [`BOTS`] by chance. Cubot makes phones.
-const NOT_BOTS: &[&str] = &["cubot"];
+static NOT_BOTS: Words = Words::new(&["cubot"]);
 
-/// Browsers that introduced themselves with `(compatible; NAME ...)`, as bots do.
-const COMPATIBLE: &[&str] = &["msie", "konqueror"];
+/// How most bots introduce themselves: `(compatible; NAME ...)`.
+static COMPATIBLE: Words = Words::new(&["(compatible;"]);
+
+/// Browsers that introduced themselves in the same way.
+static COMPATIBLE_BROWSERS: Words = Words::new(&["msie", "konqueror"]);
 
 /// The user agent of a person's browser in lower case. `None` for a bot or another program, or if nothing was sent.
 pub fn of_person(agent: &[u8]) -> Option<String> {
@@ -48,10 +51,53 @@ pub fn of_person(agent: &[u8]) -> Option<String> {
     if !text.starts_with("mozilla/") && !text.starts_with("opera/") {
         return None;
     }
-    let contains_any = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    let is_bot =
-        contains_any(BOTS) && !contains_any(NOT_BOTS) || text.contains("(compatible;") && !contains_any(COMPATIBLE);
+    let has = |words: &Words| words.any_in(text.as_bytes());
+    let is_bot = has(&BOTS) && !has(&NOT_BOTS) || has(&COMPATIBLE) && !has(&COMPATIBLE_BROWSERS);
     (!is_bot).then_some(text)
+}
+
+/// Words that are looked for in one pass. This is faster than `str::contains` for each of them, and smaller in a component.
+struct Words {
+    words: &'static [&'static str],
+    /// For each byte, which words begin with it: one bit for each word.
+    starts: [u32; 256],
+}
+
+impl Words {
+    /// At most 32 words, none of them empty.
+    const fn new(words: &'static [&'static str]) -> Words {
+        let mut starts = [0; 256];
+        let mut number = 0;
+        while number < words.len() {
+            starts[words[number].as_bytes()[0] as usize] |= 1 << number;
+            number += 1;
+        }
+        Words { words, starts }
+    }
+
+    /// Never inlined, because it is called in four places.
+    #[inline(never)]
+    fn any_in(&self, mut text: &[u8]) -> bool {
+        while let [_, rest @ ..] = text {
+            if self.any_begins(text) {
+                return true;
+            }
+            text = rest;
+        }
+        false
+    }
+
+    fn any_begins(&self, text: &[u8]) -> bool {
+        let mut candidates = text.first().map_or(0, |first| self.starts[usize::from(*first)]);
+        while candidates != 0 {
+            let word = self.words.get(candidates.trailing_zeros() as usize);
+            if word.is_some_and(|word| text.starts_with(word.as_bytes())) {
+                return true;
+            }
+            candidates &= candidates - 1;
+        }
+        false
+    }
 }
 
 #[cfg(test)]

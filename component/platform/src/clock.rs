@@ -1,9 +1,11 @@
 //! Time of day, and time limits.
 
 use std::pin::pin;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
+
+use crate::time::{milliseconds, since_1970};
 
 /// Unix seconds; 0 on a clock set before 1970.
 pub fn now() -> i64 {
@@ -12,9 +14,7 @@ pub fn now() -> i64 {
 
 /// Unix milliseconds; 0 on a clock set before 1970.
 pub fn now_in_milliseconds() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis().try_into().unwrap_or(i64::MAX))
+    milliseconds(since_1970())
 }
 
 /// The outcome of `work`, or `None` if it takes longer than `limit`. `work` is then dropped, which cancels the runtime call

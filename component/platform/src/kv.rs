@@ -20,38 +20,25 @@ pub enum Store {
     Local,
 }
 
+/// A request to a store. This is a value, not a closure, because the code that handles a closure is compiled for each of them.
+#[derive(Clone, Copy)]
+pub enum Request<'a> {
+    Get { key: &'a str },
+    Set { key: &'a str, value: &'a str },
+    Delete { key: &'a str },
+}
+
 thread_local! {
     /// This instance's open stores. Opening one costs more than using it.
     static OPEN: [RefCell<Option<Rc<key_value::Store>>>; 2] = const { [RefCell::new(None), RefCell::new(None)] };
 }
 
 impl Store {
-    /// Reads a value.
+    /// The value that was asked for, if there is one. A store that fails is closed, and the next request opens it again.
     ///
     /// # Errors
     /// The runtime's message, or that there was no answer in time.
-    pub async fn get(self, key: &str) -> Result<Option<Vec<u8>>, String> {
-        self.request(async |store| store.get(key).await).await
-    }
-
-    /// Writes a value.
-    ///
-    /// # Errors
-    /// The runtime's message, or that there was no answer in time.
-    pub async fn set(self, key: &str, value: &str) -> Result<(), String> {
-        self.request(async |store| store.set(key, value).await).await
-    }
-
-    /// Deletes a value.
-    ///
-    /// # Errors
-    /// The runtime's message, or that there was no answer in time.
-    pub async fn delete(self, key: &str) -> Result<(), String> {
-        self.request(async |store| store.delete(key).await).await
-    }
-
-    /// Runs `request` on the store. A store that fails is closed, and the next request opens it again.
-    async fn request<T>(self, request: impl AsyncFnOnce(&key_value::Store) -> Result<T, Error>) -> Result<T, String> {
+    pub async fn request(self, request: Request<'_>) -> Result<Option<Vec<u8>>, String> {
         let work = async {
             let store = match self.slot(|slot| slot.borrow().clone()) {
                 Some(store) => store,
@@ -61,7 +48,11 @@ impl Store {
                     store
                 }
             };
-            request(&store).await
+            match request {
+                Request::Get { key } => store.get(key).await,
+                Request::Set { key, value } => store.set(key, value).await.map(|()| None),
+                Request::Delete { key } => store.delete(key).await.map(|()| None),
+            }
         };
         let outcome = match clock::within(LIMIT, work).await {
             Some(outcome) => outcome.map_err(|error| self.message(error)),
@@ -93,8 +84,8 @@ impl Store {
         let label = self.label();
         match error {
             Error::StoreTableFull => "too many stores are open".to_owned(),
-            Error::NoSuchStore => format!("the runtime configuration has no key-value store {label:?}"),
-            Error::AccessDenied => format!("spin.toml does not grant the key-value store {label:?}"),
+            Error::NoSuchStore => format!("the runtime configuration has no key-value store \"{label}\""),
+            Error::AccessDenied => format!("spin.toml does not grant the key-value store \"{label}\""),
             Error::Other(message) => message,
         }
     }

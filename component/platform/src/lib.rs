@@ -9,6 +9,7 @@
 pub mod circuit_breaker;
 pub mod database;
 pub mod stopwatch;
+pub mod time;
 
 #[cfg(feature = "sdk")]
 pub mod clock;
@@ -55,7 +56,7 @@ macro_rules! serve {
                 request: $crate::sdk::wasip3::http::types::Request,
             ) -> Result<$crate::sdk::wasip3::http::types::Response, $crate::sdk::wasip3::http::types::ErrorCode> {
                 let request = $crate::request::Request::new(request);
-                let method = request.method()?;
+                let method = request.method();
                 let idle_task = $crate::idle_task::IdleTask::spawn();
                 let response = $answer(request, &method).await;
                 response.send(method == $crate::request::Method::HEAD, idle_task)

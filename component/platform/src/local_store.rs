@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 
-use crate::kv::Store;
+use crate::kv::{Request, Store};
 use crate::log;
 
 thread_local! {
@@ -12,19 +12,19 @@ thread_local! {
 }
 
 pub async fn get(key: &str) -> Option<Vec<u8>> {
-    tolerate(Store::Local.get(key).await).flatten()
+    request(Request::Get { key }).await
 }
 
 pub async fn set(key: &str, value: &str) {
-    tolerate(Store::Local.set(key, value).await);
+    request(Request::Set { key, value }).await;
 }
 
-fn tolerate<T>(outcome: Result<T, String>) -> Option<T> {
-    outcome
-        .inspect_err(|error| {
-            if !IS_FAILURE_LOGGED.replace(true) {
-                log::line("continuing without the key-value store \"local\"", error);
-            }
-        })
-        .ok()
+async fn request(request: Request<'_>) -> Option<Vec<u8>> {
+    let outcome = Store::Local.request(request).await;
+    let outcome = outcome.inspect_err(|error| {
+        if !IS_FAILURE_LOGGED.replace(true) {
+            log::line("continuing without the key-value store \"local\"", error);
+        }
+    });
+    outcome.ok().flatten()
 }

@@ -1,18 +1,32 @@
 //! Requests from the runtime.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use crate::sdk::http::FromRequest as _;
-pub use crate::sdk::http::{HeaderMap, Method};
 use crate::sdk::wasip3::http::types;
-use http_body_util::BodyExt as _;
+use crate::sdk::wasip3::wit_future;
+use crate::sdk::wit_bindgen::StreamResult;
 
 use crate::clock;
 
-/// A request whose headers and body have all been fetched from the runtime.
-pub type FetchedRequest = crate::sdk::http::Request;
+/// How many bytes of a body of unknown length are asked for at once.
+const CHUNK: usize = 16 * 1024;
 
-/// A request whose parts are fetched one by one. Fetching all headers would cost as much as the rest of a redirect.
+/// The method of a request. `http::Method` would check it again, and bring its tables for that into the component.
+#[derive(PartialEq, Eq)]
+pub struct Method(Cow<'static, str>);
+
+impl Method {
+    pub const GET: Method = Method(Cow::Borrowed("GET"));
+    pub const HEAD: Method = Method(Cow::Borrowed("HEAD"));
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A request whose parts are fetched one by one. Fetching all headers would cost as much as the rest of a redirect, and the
+/// SDK's types for them would add 40 KB to the component.
 pub struct Request(types::Request);
 
 impl Request {
@@ -22,12 +36,28 @@ impl Request {
     }
 
     #[doc(hidden)]
-    pub fn method(&self) -> Result<Method, types::ErrorCode> {
-        Method::try_from(self.0.get_method()).map_err(|_| types::ErrorCode::HttpRequestMethodInvalid)
+    pub fn method(&self) -> Method {
+        Method(match self.0.get_method() {
+            types::Method::Get => "GET".into(),
+            types::Method::Head => "HEAD".into(),
+            types::Method::Post => "POST".into(),
+            types::Method::Put => "PUT".into(),
+            types::Method::Delete => "DELETE".into(),
+            types::Method::Connect => "CONNECT".into(),
+            types::Method::Options => "OPTIONS".into(),
+            types::Method::Trace => "TRACE".into(),
+            types::Method::Patch => "PATCH".into(),
+            types::Method::Other(name) => name.into(),
+        })
     }
 
     pub fn path_with_query(&self) -> String {
         self.0.get_path_with_query().unwrap_or_default()
+    }
+
+    /// The host and the port in the request's URI.
+    pub fn authority(&self) -> Option<String> {
+        self.0.get_authority()
     }
 
     /// The bytes of the first header with this name, given in lower case.
@@ -35,15 +65,51 @@ impl Request {
         self.0.get_headers().get(name).into_iter().next()
     }
 
-    /// Fetches the whole request. `None` if it is invalid.
-    pub fn fetch(self) -> Option<FetchedRequest> {
-        FetchedRequest::from_request(self.0).ok()
+    /// The first header with this name, given in lower case, if it is visible ASCII.
+    pub fn text_header(&self, name: &str) -> Option<String> {
+        first_text(self.0.get_headers().get(name))
+    }
+
+    /// Reads the body, and stops soon after `most` bytes.
+    ///
+    /// # Errors
+    /// The body is larger than `most` bytes, ended early, or did not arrive within `limit`.
+    pub async fn read_body(self, most: usize, limit: Duration) -> Result<Vec<u8>, BodyError> {
+        let length: Option<usize> = self
+            .text_header("content-length")
+            .and_then(|length| length.parse().ok());
+        if length.is_some_and(|length| length > most) {
+            return Err(BodyError::TooLarge);
+        }
+        // The runtime learns the outcome when the writer is dropped.
+        let (_outcome, outcome) = wit_future::new(|| Ok(()));
+        let (mut stream, trailers) = types::Request::consume_body(self.0, outcome);
+        let read = async {
+            let mut bytes = Vec::new();
+            // Asking for the end of a body of known length would suspend the task for nothing.
+            while length != Some(bytes.len()) {
+                bytes.reserve(length.map_or(CHUNK, |length| length.saturating_sub(bytes.len())));
+                let result;
+                (result, bytes) = stream.read(bytes).await;
+                if !matches!(result, StreamResult::Complete(_)) {
+                    trailers.await.map_err(|_| BodyError::EndedEarly)?;
+                    break;
+                }
+                if bytes.len() > most {
+                    return Err(BodyError::TooLarge);
+                }
+            }
+            Ok(bytes)
+        };
+        clock::within(limit, read).await.unwrap_or(Err(BodyError::TimedOut))
     }
 }
 
-/// The first header with this name, if it is visible ASCII.
-pub fn header<'a>(request: &'a FetchedRequest, name: &str) -> Option<&'a str> {
-    request.headers().get(name).and_then(|value| value.to_str().ok())
+/// The first value of a header, if it is visible ASCII.
+pub(crate) fn first_text(values: Vec<Vec<u8>>) -> Option<String> {
+    let is_visible = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~');
+    let value = values.into_iter().next().filter(|value| value.iter().all(is_visible));
+    String::from_utf8(value?).ok()
 }
 
 /// Why a body could not be read.
@@ -51,29 +117,4 @@ pub enum BodyError {
     TooLarge,
     EndedEarly,
     TimedOut,
-}
-
-/// Reads the body. No more than `most` bytes of it are ever held.
-///
-/// # Errors
-/// The body is larger than `most` bytes, ended early, or did not arrive within `limit`.
-pub async fn read_body(request: FetchedRequest, most: usize, limit: Duration) -> Result<Vec<u8>, BodyError> {
-    let length: Option<usize> = header(&request, "content-length").and_then(|length| length.parse().ok());
-    let mut body = request.into_body();
-    let read = async {
-        let mut bytes = Vec::new();
-        // Asking for the end of a body of known length would suspend the task for nothing.
-        while length != Some(bytes.len())
-            && let Some(frame) = body.frame().await
-        {
-            let frame = frame.map_err(|_| BodyError::EndedEarly)?;
-            let data = frame.into_data().unwrap_or_default();
-            if bytes.len() + data.len() > most {
-                return Err(BodyError::TooLarge);
-            }
-            bytes.extend_from_slice(&data);
-        }
-        Ok(bytes)
-    };
-    clock::within(limit, read).await.unwrap_or(Err(BodyError::TimedOut))
 }

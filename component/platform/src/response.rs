@@ -2,12 +2,9 @@
 
 use std::borrow::Cow;
 
-use crate::sdk::http::FullBody;
-use crate::sdk::wasip3::http::types::{self, ErrorCode, Fields};
-use crate::sdk::wasip3::http_compat::BodyWriter;
-use crate::sdk::wasip3::wit_future;
+use crate::sdk::wasip3::http::types::{self, ErrorCode, Fields, HeaderError};
+use crate::sdk::wasip3::{wit_future, wit_stream};
 use crate::sdk::wit_bindgen::spawn;
-use bytes::Bytes;
 
 use crate::idle_task::IdleTask;
 use crate::log;
@@ -37,28 +34,49 @@ impl Response {
         if !is_head && status != 204 {
             fields.push(("content-length".to_owned(), body.len().to_string().into_bytes()));
         }
-        let (response, _) = if is_head || body.is_empty() {
-            let (_, trailers) = wit_future::new(|| Ok(None));
-            types::Response::new(from_list(&fields)?, None, trailers)
+        let (writers, contents, trailers) = if is_head || body.is_empty() {
+            let (_, trailers) = wit_future::new(no_trailers);
+            (None, None, trailers)
         } else {
-            let (writer, contents, trailers) = BodyWriter::new();
-            let response = types::Response::new(from_list(&fields)?, Some(contents), trailers);
+            let (contents_writer, contents) = wit_stream::new();
+            let (trailers_writer, trailers) = wit_future::new(no_trailers);
+            (Some((contents_writer, trailers_writer)), Some(contents), trailers)
+        };
+        // Called in one place only, so that the compiler sees what becomes of the future that this returns, and leaves out what
+        // else could be done with it (5 KB).
+        let (response, _) = types::Response::new(from_list(&fields)?, contents, trailers);
+        // The SDK's writer for bodies would bring `http::HeaderMap` into the component, for trailers.
+        if let Some((mut contents_writer, trailers_writer)) = writers {
             spawn(async move {
-                // Sending only fails if the client is gone.
-                let _ = writer.send_http_body(&mut FullBody::new(Bytes::from(body))).await;
+                // Bytes are only left over if the client is gone.
+                let _ = contents_writer.write_all(body).await;
+                drop(contents_writer);
+                drop(trailers_writer);
                 drop(idle_task);
             });
-            response
-        };
+        }
         // This only fails for an invalid status.
         let _ = response.set_status_code(status);
         Ok(response)
     }
 }
 
+/// What the writer of trailers writes when it is dropped.
+fn no_trailers() -> Result<Option<Fields>, ErrorCode> {
+    Ok(None)
+}
+
 fn from_list(fields: &[(String, Vec<u8>)]) -> Result<Fields, ErrorCode> {
     Fields::from_list(fields).map_err(|error| {
-        log::line("the runtime rejected a response header", format!("{error:?}"));
+        // Not by `Debug`, which brings 4 KB for text with special characters into the component.
+        let why = match &error {
+            HeaderError::InvalidSyntax => "invalid syntax",
+            HeaderError::Forbidden => "forbidden",
+            HeaderError::Immutable => "immutable",
+            HeaderError::SizeExceeded => "too long",
+            HeaderError::Other(message) => message.as_deref().unwrap_or("no reason given"),
+        };
+        log::line("the runtime rejected a response header", why);
         ErrorCode::InternalError(None)
     })
 }

@@ -1,6 +1,8 @@
 //! The times of a request, from one reading of each clock at its start.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+use crate::time::{Instant, milliseconds, since_1970};
 
 /// Measures the time since its start, and tells the time of day. Reading a clock is a call of the runtime, so a request reads
 /// the time of day once.
@@ -14,7 +16,7 @@ pub struct Stopwatch {
 impl Stopwatch {
     pub fn start() -> Stopwatch {
         Stopwatch {
-            started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, milliseconds),
+            started_at: milliseconds(since_1970()),
             since: Instant::now(),
         }
     }
@@ -42,10 +44,6 @@ impl Stopwatch {
     pub fn now(&self) -> i64 {
         self.at(self.elapsed())
     }
-}
-
-fn milliseconds(duration: Duration) -> i64 {
-    duration.as_millis().try_into().unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! The component's variables.
 
 use std::cell::Cell;
+use std::pin::{Pin, pin};
 use std::thread::LocalKey;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::sdk::variables::{self, Error};
 
+use crate::time::Instant;
 use crate::{clock, log};
 
 /// How long to wait for variables that redirects depend on. linksctl passes them to the runtime directly; elsewhere a provider
@@ -55,14 +57,19 @@ pub async fn read_once<T: Copy>(
         Cached::Failed(since) if since.elapsed() < PAUSE => return None,
         Cached::Failed(_) | Cached::Unread => {}
     }
-    let outcome = clock::within(LIMIT, read()).await;
-    match outcome.unwrap_or_else(|| Err("no answer in time".to_owned())) {
+    let mut outcome = Err("no answer in time".to_owned());
+    {
+        // A trait object, so that the time limit is compiled once for all types of values.
+        let reading: Pin<&mut dyn Future<Output = ()>> = pin!(async { outcome = read().await });
+        clock::within(LIMIT, reading).await;
+    }
+    match outcome {
         Ok(value) => {
             cell.set(Cached::Read(value));
             Some(value)
         }
         Err(error) => {
-            log::line(&format!("{consequence}: cannot read the variables"), error);
+            log::line(format_args!("{consequence}: cannot read the variables"), error);
             cell.set(Cached::Failed(Instant::now()));
             None
         }

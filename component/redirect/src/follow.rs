@@ -16,12 +16,22 @@ use links_web::reply::Reply;
 
 use crate::edge;
 
-pub async fn follow(slug: &Slug, request: &Request, is_head: bool) -> Result<Reply, Problem> {
+/// Whether nginx may cache the answer.
+pub enum Caching {
+    Allowed,
+    /// The link was requested by a path other than its own, so a change of the link would not replace the answer.
+    Forbidden,
+}
+
+pub async fn follow(slug: &Slug, request: &Request, is_head: bool, caching: Caching) -> Result<Reply, Problem> {
     let stopwatch = Stopwatch::start();
     match find(slug, &stopwatch).await? {
         Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head, &stopwatch).await,
         found => {
-            let lifetime = edge::lifetime().await;
+            let lifetime = match caching {
+                Caching::Allowed => edge::lifetime().await,
+                Caching::Forbidden => None,
+            };
             let elapsed = stopwatch.elapsed();
             let now = stopwatch.at(elapsed);
             match lifetime {
@@ -32,16 +42,6 @@ pub async fn follow(slug: &Slug, request: &Request, is_head: bool) -> Result<Rep
                 _ => followed(link::follow(found, now)),
             }
         }
-    }
-}
-
-/// Follows a link requested by a path other than its own. nginx must not cache the answer, because a change of the link would
-/// not replace it.
-pub async fn follow_uncached(slug: &Slug, request: &Request, is_head: bool) -> Result<Reply, Problem> {
-    let stopwatch = Stopwatch::start();
-    match find(slug, &stopwatch).await? {
-        Some(link) if link.limit.is_some() => follow_limited(slug, link, request, is_head, &stopwatch).await,
-        found => followed(link::follow(found, stopwatch.now())),
     }
 }
 

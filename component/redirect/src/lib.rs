@@ -17,6 +17,8 @@ use links_web::problem::Problem;
 use links_web::reply::Reply;
 use links_web::routes::redirect::Route;
 
+use crate::follow::{Caching, follow};
+
 links_platform::serve!(answer);
 
 async fn answer(request: Request, method: &Method) -> Response {
@@ -31,7 +33,7 @@ async fn reply(request: &Request, method: &Method) -> Result<Reply, Problem> {
     match Route::of(method.as_str(), path) {
         Ok(Route::Follow(slug)) => match edge::forget(&slug, query).await {
             Some(reply) => Ok(reply),
-            None => follow::follow(&slug, request, is_head).await,
+            None => follow(&slug, request, is_head, Caching::Allowed).await,
         },
         Ok(Route::FollowAsSent(slug)) => follow_as_sent(&slug, request, is_head).await,
         Ok(Route::Health) => health().await,
@@ -45,7 +47,7 @@ async fn reply(request: &Request, method: &Method) -> Result<Reply, Problem> {
 async fn follow_as_sent(slug: &Slug, request: &Request, is_head: bool) -> Result<Reply, Problem> {
     match proxy::is_sender(request).await? {
         true => Ok(Reply::internal_redirect(slug)),
-        false => follow::follow_uncached(slug, request, is_head).await,
+        false => follow(slug, request, is_head, Caching::Forbidden).await,
     }
 }
 

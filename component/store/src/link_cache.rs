@@ -2,7 +2,7 @@
 //! cache behaves as if it were empty; it never causes an error.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::try_join;
 use links_domain::link::Stored;
@@ -10,7 +10,8 @@ use links_domain::slug::Slug;
 use links_domain::variable::Invalid;
 use links_platform::circuit_breaker::{CircuitBreaker, Memory};
 use links_platform::database;
-use links_platform::kv;
+use links_platform::kv::{self, Request};
+use links_platform::time::Instant;
 use links_platform::variables::{self, Cached};
 
 use crate::cache::{self, Entry, Lifetime};
@@ -69,9 +70,8 @@ async fn read() -> Result<Settings, String> {
 
 /// The entry of a link, however old.
 pub async fn get(slug: &Slug) -> Option<Entry> {
-    let entry = request(async || kv::Store::Default.get(&cache::key(slug)).await)
-        .await
-        .flatten()?;
+    let key = &cache::key(slug);
+    let entry = request(Request::Get { key }).await.flatten()?;
     Entry::decode(&entry)
 }
 
@@ -82,25 +82,23 @@ pub async fn put(slug: &Slug, link: &Stored, asked_at: i64) -> bool {
         return remove(slug).await;
     }
     let link = link.clone();
-    let entry = Entry { link, asked_at }.encode();
-    request(async || kv::Store::Default.set(&cache::key(slug), &entry).await)
-        .await
-        .is_some()
+    let (key, value) = (&cache::key(slug), &Entry { link, asked_at }.encode());
+    request(Request::Set { key, value }).await.is_some()
 }
 
 /// Removes the entry of a link. Returns false if the store does not answer; it may then still have the entry.
 pub async fn remove(slug: &Slug) -> bool {
-    request(async || kv::Store::Default.delete(&cache::key(slug)).await)
-        .await
-        .is_some()
+    let key = &cache::key(slug);
+    request(Request::Delete { key }).await.is_some()
 }
 
-async fn request<T>(request: impl AsyncFnOnce() -> Result<T, String>) -> Option<T> {
+/// The answer to a request; `None` if the store does not answer.
+async fn request(request: Request<'_>) -> Option<Option<Vec<u8>>> {
     if BREAKER.is_open().await {
         return None;
     }
     let asked = Instant::now();
-    match request().await {
+    match kv::Store::Default.request(request).await {
         Ok(answer) => {
             BREAKER.record_success(asked.elapsed()).await;
             Some(answer)

@@ -7,7 +7,7 @@ use links_platform::database::{Connection, Setup, Value};
 use links_platform::{log, variables};
 
 use crate::checkpoints::{BY_AGENT, Engine, checkpoints_safely};
-use crate::schema::{SCHEMA, statements};
+use crate::schema::SCHEMA;
 use crate::sql::{AUTOMATIC_CHECKPOINT, NEVER_CHECKPOINT, SCHEMA_VERSION, SQLITE_VERSION, WRITE_AHEAD};
 
 thread_local! {
@@ -91,8 +91,8 @@ async fn write_ahead(connection: &Connection) -> Result<(), String> {
 }
 
 /// Runs a script. Another process may be doing the same, so each statement may already have been run.
-async fn apply(connection: &Connection, script: &str) -> Result<(), String> {
-    for statement in statements(script) {
+async fn apply(connection: &Connection, script: &[&str]) -> Result<(), String> {
+    for statement in script {
         match connection.rows(statement, &[]).await {
             Err(error) if !is_duplicate_column(&error) => return Err(error),
             _ => {}

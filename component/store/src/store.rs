@@ -1,10 +1,9 @@
-use std::time::Instant;
-
 use links_domain::error::Unavailable;
 use links_platform::database::error::Cause;
 use links_platform::database::timeouts::Timeouts;
 use links_platform::database::{Database, Mode, RowResult, Value};
 use links_platform::log;
+use links_platform::time::Instant;
 
 use crate::checkpoints::Engine;
 use crate::link_cache;

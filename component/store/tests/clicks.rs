@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use links_domain::clicks::{Batch, Clicks, Detail, Kind, MAX_REUSES, OTHER, Position, Visitors, WHOLE};
-use links_store::schema::{SCHEMA, statements};
+use links_store::schema::SCHEMA;
 use links_store::sql::{
     FIND_CLICK_POSITION, FIND_SLUG_REUSES, INSERT_CLICKS, STATS_DAYS, STATS_DETAILS, STATS_HOURS, STATS_TOP,
     STATS_VISITORS,
@@ -17,7 +17,7 @@ const NOW: i64 = HOUR as i64 * 3600 + 1800;
 /// A database with the links `a` (id 1), `b` (id 2) and so on.
 fn new_database(links: usize) -> Connection {
     let connection = Connection::open_in_memory().unwrap();
-    for statement in SCHEMA.iter().flat_map(|script| statements(script)) {
+    for statement in SCHEMA.concat() {
         connection.execute(statement, []).unwrap();
     }
     for slug in ('a'..='z').take(links) {
@@ -125,13 +125,10 @@ fn count(connection: &Connection, table: &str) -> i64 {
 
 #[test]
 fn an_interrupted_script_is_finished_by_the_next_run() {
-    for done in 0..=statements(SCHEMA[2]).count() {
+    for done in 0..=SCHEMA[2].len() {
         let connection = Connection::open_in_memory().unwrap();
-        let earlier = SCHEMA[..2].iter().flat_map(|script| statements(script));
-        for statement in earlier
-            .chain(statements(SCHEMA[2]).take(done))
-            .chain(SCHEMA[2..].iter().flat_map(|script| statements(script)))
-        {
+        let (earlier, later) = (SCHEMA[..2].concat(), SCHEMA[2..].concat());
+        for statement in [&earlier, &SCHEMA[2][..done], &later].concat() {
             connection.execute(statement, []).unwrap();
         }
         connection
@@ -401,7 +398,7 @@ fn a_batch_is_refused_until_its_sender_knows_of_the_latest_slug_reuse() {
 #[test]
 fn an_upgrade_separates_the_clicks_of_deleted_links_from_new_ones() {
     let connection = Connection::open_in_memory().unwrap();
-    for statement in SCHEMA[..4].iter().flat_map(|script| statements(script)) {
+    for statement in SCHEMA[..4].concat() {
         connection.execute(statement, []).unwrap();
     }
     let make = |slug: &str| {
@@ -420,7 +417,7 @@ fn an_upgrade_separates_the_clicks_of_deleted_links_from_new_ones() {
     };
     assert!(send(&connection, &unfinished));
     connection.execute("DROP TABLE temp.slug_reuses", []).unwrap();
-    for statement in statements(SCHEMA[4]) {
+    for statement in SCHEMA[4] {
         connection.execute(statement, []).unwrap();
     }
     connection.execute("DELETE FROM links WHERE slug = 'b'", []).unwrap();

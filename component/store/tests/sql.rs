@@ -15,7 +15,7 @@ use links_domain::target::Target;
 use links_platform::database::Value;
 use links_platform::database::error::{ErrorKind, is_duplicate_column};
 use links_store::link_row::{change_values, details, found, insert_values};
-use links_store::schema::{LINK_COLUMNS, SCHEMA, statements};
+use links_store::schema::{LINK_COLUMNS, SCHEMA};
 use links_store::sql::{
     CHANGE_LINK, COUNT_LINKS, DATABASE_SIZE, DELETE_LINK, FIND_LINK, HEALTH, INSERT_LINK, SCHEMA_VERSION as APPLIED,
     SHOW_LINK, TAKE_CLICK, WRITE_AHEAD,
@@ -38,11 +38,13 @@ type Limit = (Option<i64>, Option<i64>);
 /// Slug, URL and expiry, as an insert returns them.
 type Row = (String, String, Option<i64>);
 
-fn apply(connection: &Connection, script: &str) -> rusqlite::Result<()> {
-    statements(script).try_for_each(|statement| match connection.execute(statement, []) {
-        Err(error) if !is_duplicate_column(&error.to_string()) => Err(error),
-        _ => Ok(()),
-    })
+fn apply(connection: &Connection, script: &[&str]) -> rusqlite::Result<()> {
+    script
+        .iter()
+        .try_for_each(|statement| match connection.execute(statement, []) {
+            Err(error) if !is_duplicate_column(&error.to_string()) => Err(error),
+            _ => Ok(()),
+        })
 }
 
 fn apply_all(connection: &Connection) -> rusqlite::Result<()> {
@@ -242,12 +244,12 @@ fn the_columns_of_a_link_are_those_of_the_table() {
 #[test]
 fn an_interrupted_script_is_finished_by_the_next_run() {
     for (index, script) in SCHEMA.iter().enumerate() {
-        for done in 0..statements(script).count() {
+        for done in 0..script.len() {
             let connection = Connection::open_in_memory().unwrap();
             for earlier in &SCHEMA[..index] {
                 apply(&connection, earlier).unwrap();
             }
-            for statement in statements(script).take(done) {
+            for statement in &script[..done] {
                 connection.execute(statement, []).unwrap();
             }
             let context = format!("script {index} after {done} statements");

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use super::app::{self, App};
 use super::identity::Identity;
 use super::interface::{Interface, Versions};
+use super::sections;
 use links_base::digest;
 use links_config::load::Invalid;
 use links_config::runtime::RuntimeToml;
@@ -144,6 +145,7 @@ pub fn build(dir: &Path, ingredients: &Ingredients, executable: &Path) -> anyhow
         let wasm = read_component(&source, runtime.interface)
             .with_context(|| format!("component.{} of {}", component.id, APP))?;
         versions.insert(&component.id, Versions::read(&wasm));
+        let wasm = sections::without_custom(&wasm).with_context(|| format!("Reading {}", source.display()))?;
         add(&component.path(), false, &|target| {
             fs::write(target, &wasm).with_context(|| format!("Writing {}", target.display()))
         })?;
@@ -234,13 +236,14 @@ mod tests {
     use data_encoding::HEXLOWER;
     use sha2::{Digest as _, Sha256};
 
-    const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0spin-sdk-version-7-0\0wasi:http/handler@0.3.0#handle\0";
+    const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0\x07\x34spin-sdk-version-7-0\0wasi:http/handler@0.3.0#handle\0";
 
     fn ingredients(dir: &Path) -> Ingredients {
         fs::create_dir(dir.join("component")).unwrap();
         let app_file = dir.join("component/spin.toml");
         fs::write(&app_file, "[component.links]\nsource = '../links.wasm'\n").unwrap();
-        fs::write(dir.join("links.wasm"), COMPONENT).unwrap();
+        let custom_section = b"\0\x05\x04name";
+        fs::write(dir.join("links.wasm"), [COMPONENT, custom_section].concat()).unwrap();
         fs::write(dir.join("runtime.toml"), "").unwrap();
         fs::write(dir.join("host"), "#!/bin/sh\n").unwrap();
         Ingredients {

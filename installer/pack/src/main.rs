@@ -17,6 +17,7 @@ mod payload;
 mod program;
 mod publish;
 mod release;
+mod sections;
 mod source;
 
 use std::process::ExitCode;

@@ -3,6 +3,7 @@ use std::thread::LocalKey;
 use std::time::Duration;
 
 use super::state::{Outage, SharedState, decode_end, encode_end};
+use crate::time::milliseconds;
 use crate::{clock, local_store, log};
 
 pub struct CircuitBreaker {
@@ -101,7 +102,10 @@ impl CircuitBreaker {
         };
         if let Some(outage) = ended {
             let seconds = outage.seconds(clock::now_in_milliseconds());
-            log::line(&format!("{} answers again", self.name), format!("after {seconds} s"));
+            log::line(
+                format_args!("{} answers again", self.name),
+                format_args!("after {seconds} s"),
+            );
         }
     }
 
@@ -121,7 +125,7 @@ impl CircuitBreaker {
         }
         let outage = state.map_or(known, |state| state.outage(known, now));
         if outage.is_none() {
-            log::line(&format!("{} does not answer", self.name), why);
+            log::line(format_args!("{} does not answer", self.name), why);
         }
         let outage = outage.map_or_else(|| Outage::begin(now), |outage| outage.record_attempt(now));
         self.publish(outage).await;
@@ -178,8 +182,4 @@ impl CircuitBreaker {
     fn is_shared(&self) -> bool {
         self.memory.with(|memory| memory.is_shared.get())
     }
-}
-
-fn milliseconds(duration: Duration) -> i64 {
-    duration.as_millis().try_into().unwrap_or(i64::MAX)
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::time::milliseconds;
+
 /// The prefix of the text form, with its version. Other releases read the form.
 const FORM: &str = "outage1";
 
@@ -28,8 +30,7 @@ impl Outage {
 
     /// Whether it is too early for another attempt.
     pub fn is_open(self, now: i64, pause: Duration) -> bool {
-        let pause = pause.as_millis().try_into().unwrap_or(i64::MAX);
-        (0..pause).contains(&now.saturating_sub(self.tried))
+        (0..milliseconds(pause)).contains(&now.saturating_sub(self.tried))
     }
 
     /// Whether a failure now belongs to this outage. If the latest attempt is ahead of `now`, the clock was set back since, and

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::thread::LocalKey;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::sdk::sqlite::{RowResult, Value};
 
@@ -16,6 +16,7 @@ use super::error::{ErrorKind, NO_ANSWER};
 use super::timeouts::{READ_LIMIT, SOON, Timeouts};
 use crate::circuit_breaker::{CircuitBreaker, Memory};
 use crate::clock;
+use crate::time::Instant;
 
 /// The pause before a busy database is asked again. It is doubled each time, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -186,7 +187,7 @@ impl<S: Setup> Database<S> {
             match ErrorKind::of(&error) {
                 ErrorKind::Busy if self.since.elapsed() < retries => {
                     clock::sleep(pause).await;
-                    pause = LONGEST_PAUSE.min(pause * 2);
+                    pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
                 }
                 ErrorKind::NoSchema if mode.takes_any_version() => mode = Mode::Read,
                 ErrorKind::NoSchema | ErrorKind::Other if was_kept && !is_reconnected => {
@@ -234,9 +235,9 @@ fn kept(connections: &'static LocalKey<Connections>, most: usize) -> Option<Rc<C
 
 /// Drops the kept connections, because they may be broken. Requests that still use one find out by themselves.
 fn disconnect() {
-    drop(READING.take());
-    drop(IN_PLACE.take());
-    drop(WRITING.take());
+    for connections in [&READING, &IN_PLACE, &WRITING] {
+        drop(connections.take());
+    }
     IS_MIGRATED.set(false);
 }
 

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use links_domain::clicks::{Batch, MAX_REUSES, Position, Reuse, WHOLE};
-use links_store::schema::{SCHEMA, statements};
+use links_store::schema::SCHEMA;
 use links_store::sql::{FIND_CLICK_POSITION, FIND_SLUG_REUSES, INSERT_CLICKS};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -36,7 +36,7 @@ struct Database {
 impl Database {
     fn new() -> Self {
         let connection = Connection::open_in_memory().unwrap();
-        for statement in SCHEMA.iter().flat_map(|script| statements(script)) {
+        for statement in SCHEMA.concat() {
             connection.execute(statement, []).unwrap();
         }
         for slug in 0..10 {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use anyhow::{Context as _, bail, ensure};
 use links_platform::database::error::{ErrorKind, is_duplicate_column};
-use links_store::schema::{SCHEMA, statements};
+use links_store::schema::SCHEMA;
 use links_store::sql::{COPY_EXTENT as EXTENT, COPY_READ as READ, COPY_WRITE as WRITE, SCHEMA_VERSION as APPLIED};
 use serde::Serialize;
 
@@ -128,12 +128,10 @@ fn prepare(target: &mut dyn Endpoint, mode: Mode) -> anyhow::Result<()> {
             bail!(Occupied(links));
         }
     }
-    for script in &SCHEMA[version..] {
-        for statement in statements(script) {
-            match target.rows(statement, &[]) {
-                Err(error) if !is_duplicate_column(&error.to_string()) => return Err(error),
-                _ => {}
-            }
+    for statement in SCHEMA[version..].concat() {
+        match target.rows(statement, &[]) {
+            Err(error) if !is_duplicate_column(&error.to_string()) => return Err(error),
+            _ => {}
         }
     }
     Ok(())
@@ -382,7 +380,7 @@ mod tests {
         let message = format!("{:#}", run(&mut filled(2), &mut newer, Mode::Resume).unwrap_err());
         assert!(message.contains("newer release"), "{message}");
         let mut old = empty();
-        for statement in statements(SCHEMA[0]) {
+        for statement in SCHEMA[0] {
             old.execute(statement, []).unwrap();
         }
         let message = run(&mut old, &mut target, Mode::Refuse).unwrap_err().to_string();

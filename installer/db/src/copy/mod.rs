@@ -156,8 +156,8 @@ mod tests {
         let error = copy(&args(false), &file(&a), &file(&b)).unwrap_err();
         assert!(format!("{error:#}").contains("a.db"), "{error:#}");
         let source = Connection::open(&a).unwrap();
-        for script in links_store::schema::SCHEMA {
-            source.execute_batch(script).unwrap();
+        for statement in links_store::schema::SCHEMA.concat() {
+            source.execute(statement, []).unwrap();
         }
         source
             .execute(
