@@ -1,3 +1,6 @@
+use std::future::poll_fn;
+use std::pin::pin;
+
 use futures_channel::oneshot;
 
 use crate::sdk::wit_bindgen::spawn;
@@ -10,8 +13,24 @@ use crate::sdk::wit_bindgen::spawn;
 pub struct IdleTask(#[expect(dead_code, reason = "dropping it ends the task")] oneshot::Sender<()>);
 
 impl IdleTask {
+    /// Completes `answer`. If it has to wait, there is an idle task from then on, which the caller keeps for as long as the
+    /// request waits for something. An answer that is ready at once, such as most redirects, needs none.
+    pub async fn beside<T>(answer: impl Future<Output = T>) -> (T, Option<IdleTask>) {
+        let mut answer = pin!(answer);
+        let mut idle_task = None;
+        let value = poll_fn(|context| {
+            let poll = answer.as_mut().poll(context);
+            if poll.is_pending() && idle_task.is_none() {
+                idle_task = Some(IdleTask::spawn());
+            }
+            poll
+        })
+        .await;
+        (value, idle_task)
+    }
+
     /// Spawns the task. The runtime considers the request unfinished until it ends.
-    pub fn spawn() -> IdleTask {
+    fn spawn() -> IdleTask {
         let (sender, receiver) = oneshot::channel();
         spawn(async move {
             // It only ends by the sender being dropped, which is an error.

@@ -57,8 +57,7 @@ macro_rules! serve {
             ) -> Result<$crate::sdk::wasip3::http::types::Response, $crate::sdk::wasip3::http::types::ErrorCode> {
                 let request = $crate::request::Request::new(request);
                 let method = request.method();
-                let idle_task = $crate::idle_task::IdleTask::spawn();
-                let response = $answer(request, &method).await;
+                let (response, idle_task) = $crate::idle_task::IdleTask::beside($answer(request, &method)).await;
                 response.send(method == $crate::request::Method::HEAD, idle_task)
             }
         }

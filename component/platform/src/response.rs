@@ -19,9 +19,9 @@ pub struct Response {
 
 impl Response {
     /// Converts the response for the runtime. One without a body, such as every redirect, is made without the stream that a
-    /// body needs. `idle_task` ends when the body has been sent.
+    /// body needs. `idle_task`, if the request has one, ends when the body has been sent.
     #[doc(hidden)]
-    pub fn send(self, is_head: bool, idle_task: IdleTask) -> Result<types::Response, ErrorCode> {
+    pub fn send(self, is_head: bool, idle_task: Option<IdleTask>) -> Result<types::Response, ErrorCode> {
         let Response { status, headers, body } = self;
         let mut fields = Vec::with_capacity(headers.len() + 1);
         fields.extend(
