@@ -93,7 +93,12 @@ impl Call<'_> {
         if self.release.manifest.runtime.kind != RuntimeKind::LinksHost {
             return vec![];
         }
-        let mut arguments = vec!["--request-timeout".into(), REQUEST_TIMEOUT.into()];
+        let mut arguments = vec![
+            "--request-timeout".into(),
+            REQUEST_TIMEOUT.into(),
+            "--max-instance-reuse-count".into(),
+            REUSE_COUNT.into(),
+        ];
         if let Some(directory) = &self.precompiled {
             arguments.extend(["--precompiled".into(), directory.into()]);
         }
@@ -112,6 +117,8 @@ const MEMORY: [(&str, &str); 3] = [
 
 /// The time limit of a request. It is longer than nginx waits for a response, after which the request is useless.
 const REQUEST_TIMEOUT: &str = "75s";
+/// How many requests an instance of a component handles. With the default of Spin, 128, a redirect takes 3 % more CPU time.
+const REUSE_COUNT: &str = "1000";
 
 /// Checks the files of a release, and that the runtime has the version from the manifest. Starting a broken release would
 /// fail later and with a less clear error.
@@ -264,7 +271,7 @@ mod tests {
                 .collect::<Vec<_>>();
             arguments.join(" ")
         };
-        let own = " --request-timeout 75s --precompiled /compiled/1";
+        let own = " --request-timeout 75s --max-instance-reuse-count 1000 --precompiled /compiled/1";
         assert!(arguments(&release).ends_with(own), "{}", arguments(&release));
         release.manifest.runtime.kind = RuntimeKind::Spin;
         assert!(!arguments(&release).contains("--request-timeout"));
