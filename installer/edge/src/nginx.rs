@@ -531,6 +531,14 @@ mod tests {
             assert!(server.contains(r#"if (!-e /run/links/ready/2) {"#), "{server}");
         }
         assert!(edge.contains("    access_log off;\n"), "{edge}");
+        // A request for the state of an entry never reaches an instance.
+        let source = "map $request_method $links_source { default $links_pool; HEAD links_nothing; }\n";
+        assert!(site.contains(source), "{site}");
+        assert_eq!(
+            location(edge, "location / {").0.last(),
+            Some(&"proxy_pass http://$links_source;")
+        );
+        assert!(edge.contains("    if ($http_links_peek) { return 204; }\n"), "{edge}");
         // If nginx cannot cache an answer, it fetches one without the cache, even during a keep-alive drain.
         for opening in [
             "location / {",
@@ -557,14 +565,16 @@ mod tests {
     #[test]
     fn one_instance_has_one_pool() {
         let site = site_of(1, PLAIN);
-        assert_eq!(site.matches("\nupstream ").count(), 1);
+        assert_eq!(site.matches("\nupstream links_all ").count(), 1);
+        assert!(!site.contains("links_without_"), "{site}");
         assert_eq!(block(&site, "map $links_missing "), ["default links_all;"]);
     }
 
     #[test]
     fn sixteen_instances_have_seventeen_pools() {
         let site = site_of(16, PLAIN);
-        assert_eq!(site.matches("\nupstream ").count(), 17);
+        assert_eq!(site.matches("\nupstream links_all ").count(), 1);
+        assert_eq!(site.matches("\nupstream links_without_").count(), 16);
         // "/1/6" is two missing flags, "/16" is one: they must not be mistaken for each other.
         assert!(
             site.contains("    \"~^/16(/keepalive)?$\" links_without_16;\n"),
