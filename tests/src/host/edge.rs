@@ -56,8 +56,12 @@ impl Host {
             .map(|instance| format!("/run/links/sockets/{instance}.sock"))
             .collect();
         let site = self.read("/etc/nginx/sites-enabled/links")?;
-        let servers = site
-            .lines()
+        // nginx asks itself for what its cache does not have.
+        let pools = site
+            .split("\nupstream ")
+            .filter(|pool| !pool.starts_with("links_nothing "));
+        let servers = pools
+            .flat_map(str::lines)
             .filter_map(|line| line.trim_start().strip_prefix("server "));
         let servers: BTreeSet<_> = servers
             .filter_map(|server| server.split([' ', ';']).next())
