@@ -79,7 +79,7 @@ async fn purge(slug: &Slug, change: Change<'_>) -> Result<(), Stale> {
     outcome
         .unwrap_or_else(|| Err("no answer in time".to_owned()))
         .map_err(|error| {
-            log::line(&format!("nginx may still have the old answer for /{slug}"), error);
+            log::line(format_args!("nginx may still have the old answer for /{slug}"), error);
             Stale
         })
 }
