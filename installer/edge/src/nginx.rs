@@ -565,15 +565,17 @@ mod tests {
     #[test]
     fn one_instance_has_one_pool() {
         let site = site_of(1, PLAIN);
+        // The other is nginx itself.
+        assert_eq!(site.matches("\nupstream ").count(), 1 + 1);
         assert_eq!(site.matches("\nupstream links_all ").count(), 1);
-        assert!(!site.contains("links_without_"), "{site}");
         assert_eq!(block(&site, "map $links_missing "), ["default links_all;"]);
     }
 
     #[test]
     fn sixteen_instances_have_seventeen_pools() {
         let site = site_of(16, PLAIN);
-        assert_eq!(site.matches("\nupstream links_all ").count(), 1);
+        // One more is nginx itself.
+        assert_eq!(site.matches("\nupstream ").count(), 17 + 1);
         assert_eq!(site.matches("\nupstream links_without_").count(), 16);
         // "/1/6" is two missing flags, "/16" is one: they must not be mistaken for each other.
         assert!(
