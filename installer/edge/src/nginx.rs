@@ -294,6 +294,8 @@ mod tests {
         (1..=instances).map(socket).collect()
     }
 
+    const LOOKUP: &str = "location @links_lookup {";
+
     const PLAIN: HostFacts = HostFacts {
         ipv6: false,
         default_server: false,
@@ -441,15 +443,44 @@ mod tests {
 
     /// A `proxy_set_header` inside a location would drop all inherited ones, among them the request id.
     #[test]
-    fn every_location_sends_the_request_id() {
+    fn every_location_that_leads_to_an_instance_sends_the_request_id() {
         let site = site_of(2, PLAIN);
         let headers = |line: &&str| line.trim().starts_with("proxy_set_header ");
         let (_, all) = location(&site, "location /");
         assert!(all.contains(&"proxy_set_header X-Request-Id $request_id;"), "{site}");
+        let (lookup, _) = location(&site, LOOKUP);
         assert_eq!(
             site.lines().filter(headers).count(),
-            all.iter().copied().filter(headers).count()
+            all.into_iter().chain(lookup).filter(headers).count()
         );
+    }
+
+    #[test]
+    fn a_lookup_in_the_cache_reaches_no_instance_and_carries_no_proof() {
+        let site = site_of(2, PLAIN);
+        let edge = server(&site, "127.0.0.1:7000");
+        let (links, _) = location(edge, "location / {");
+        assert_eq!(
+            links[1..3],
+            [
+                "error_page 418 = @links_lookup;",
+                "if ($request_method = HEAD) { return 418; }"
+            ]
+        );
+        let (lookup, _) = location(edge, LOOKUP);
+        let directives: Vec<_> = lookup.into_iter().filter(|line| !line.starts_with('#')).collect();
+        // Headers of its own make nginx drop those of the server, and with them the proof.
+        assert_eq!(
+            directives,
+            [
+                r#"proxy_set_header Connection "";"#,
+                "proxy_set_header Links-Peek 1;",
+                "proxy_pass http://links_nothing;"
+            ]
+        );
+        let nothing = "upstream links_nothing {\n    server 127.0.0.1:7000 max_fails=0;\n";
+        assert!(site.contains(nothing), "{site}");
+        assert!(edge.contains("    if ($http_links_peek) { return 204; }\n"), "{edge}");
     }
 
     #[test]
@@ -531,14 +562,6 @@ mod tests {
             assert!(server.contains(r#"if (!-e /run/links/ready/2) {"#), "{server}");
         }
         assert!(edge.contains("    access_log off;\n"), "{edge}");
-        // A request for the state of an entry never reaches an instance.
-        let source = "map $request_method $links_source { default $links_pool; HEAD links_nothing; }\n";
-        assert!(site.contains(source), "{site}");
-        assert_eq!(
-            location(edge, "location / {").0.last(),
-            Some(&"proxy_pass http://$links_source;")
-        );
-        assert!(edge.contains("    if ($http_links_peek) { return 204; }\n"), "{edge}");
         // If nginx cannot cache an answer, it fetches one without the cache, even during a keep-alive drain.
         for opening in [
             "location / {",
