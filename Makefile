@@ -11,7 +11,7 @@ AUDITABLE = $(if $(filter dist,$(PROFILE)),auditable)
 CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
 # Excludes the crates that are only built for Wasm.
 NATIVE := --exclude links-redirect --exclude links-api --exclude hello
-SMOKE := apt_install_sets_up_nginx_and_the_first_link_redirects
+SMOKE := appliance::apt_install_sets_up_nginx_and_the_first_link_redirects
 
 .DEFAULT_GOAL := help
 .PHONY: help run check test soak deb lint bench clean build packages-run packages-bench packages-test
@@ -29,13 +29,14 @@ check: packages-test deb ## a few minutes: formatting, clippy, unit tests, and o
 	$(CLIPPY)
 	$(CARGO) test --release --locked --workspace $(NATIVE) --exclude links-tests
 	$(CARGO) test --release --locked -p links-tests --lib
-	$(CARGO) test --release --locked -p links-tests --test appliance -- $(SMOKE)
+	$(CARGO) test --release --locked -p links-tests --test e2e -- $(SMOKE)
 
-test: packages-test released deb ## every test, including those on systemd and nginx (needs root); TEST=NAME runs the tests with that name, SPIN=/path/to/spin packs that runtime
+test: packages-test released deb ## every test, including those on systemd and nginx (needs root); TEST=NAME runs the tests with that name, SUITE=bookworm runs them on Debian 12, SPIN=/path/to/spin packs that runtime
 	$(CARGO) test --release --workspace $(NATIVE) --locked$(if $(TEST), -- $(TEST))
 
-soak: packages-test released deb ## the long tests: three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures (an hour)
-	$(CARGO) test --release --locked -p links-tests --test clicks --test soak --test rollout --test upgrades -- --ignored --nocapture --test-threads 1
+soak: packages-test released deb ## the long tests (three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures), and every test on Debian 12
+	$(CARGO) test --release --locked -p links-tests --test e2e --test soak -- --ignored --nocapture --test-threads 1
+	SUITE=bookworm $(CARGO) test --release --locked -p links-tests --test e2e --test soak
 
 deb: build ## both packages, the .deb and the tarball, into target/packages/
 	rm -rf $(DIST)

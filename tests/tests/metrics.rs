@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use links_tests::otlp::{Requests, components};
 use links_tests::servers::{Collector, Prometheus, rotel};
-use links_tests::{Fault, Host, LINKS_TOML, eventually};
+use links_tests::{Fault, Host, LINKS_TOML, Suite, eventually};
 
 /// How long a metric may take. The runtimes export every 10 s, and the agent queries the database once a minute.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -337,7 +337,8 @@ fn rotel_understands_the_exported_telemetry() -> Result<()> {
 
 /// A host with Prometheus and all that Rotel needs, if a test starts it.
 fn monitored() -> Result<Host> {
-    Host::builder().packages(&["libpython3.11", "prometheus"]).serving()
+    let python = format!("libpython{}", Suite::of_environment()?.python());
+    Host::builder().packages(&[&python, "prometheus"]).serving()
 }
 
 /// Waits until Rotel has logged all of `texts`.
