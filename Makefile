@@ -7,10 +7,13 @@ PROFILE = dist
 PROGRAMS = target/$(PROFILE)
 # The programs in packages for others contain the list of their crates (cargo-auditable).
 AUDITABLE = $(if $(filter dist,$(PROFILE)),auditable)
+# What tests turn on in the dependencies. With it, everything but the packages for others shares one build of them.
+SHARED := --features links-host/as-in-tests
 # Uses the profile of the other targets, so that the output of the dependencies' build scripts is reused.
-CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
+CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked $(SHARED) -- -D warnings
 # Excludes the crates that are only built for Wasm.
 NATIVE := --exclude links-redirect --exclude links-api --exclude hello
+TESTS := $(CARGO) test --release --locked --workspace $(NATIVE) $(SHARED)
 SMOKE := appliance::apt_install_sets_up_nginx_and_the_first_link_redirects
 
 .DEFAULT_GOAL := help
@@ -27,16 +30,17 @@ run: packages-run deb ## build everything, pack it, start the appliance on local
 check: packages-test deb ## a few minutes: formatting, clippy, unit tests, and one test that installs the package, shortens, redirects and counts
 	$(CARGO) fmt --all --check
 	$(CLIPPY)
-	$(CARGO) test --release --locked --workspace $(NATIVE) --exclude links-tests
-	$(CARGO) test --release --locked -p links-tests --lib
-	$(CARGO) test --release --locked -p links-tests --test e2e -- $(SMOKE)
+	$(TESTS) --lib --bins
+	$(TESTS) --exclude links-tests --test '*'
+	$(TESTS) --doc
+	$(TESTS) --test e2e -- $(SMOKE)
 
 test: packages-test released deb ## every test, including those on systemd and nginx (needs root); TEST=NAME runs the tests with that name, SUITE=bookworm runs them on Debian 12, SPIN=/path/to/spin packs that runtime
-	$(CARGO) test --release --workspace $(NATIVE) --locked$(if $(TEST), -- $(TEST))
+	$(TESTS)$(if $(TEST), -- $(TEST))
 
 soak: packages-test released deb ## the long tests (three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures), and every test on Debian 12
-	$(CARGO) test --release --locked -p links-tests --test e2e --test soak -- --ignored --nocapture --test-threads 1
-	SUITE=bookworm $(CARGO) test --release --locked -p links-tests --test e2e --test soak
+	$(TESTS) --test e2e --test soak -- --ignored --nocapture --test-threads 1
+	SUITE=bookworm $(TESTS) --test e2e --test soak --examples
 
 deb: build ## both packages, the .deb and the tarball, into target/packages/
 	rm -rf $(DIST)
@@ -45,7 +49,8 @@ deb: build ## both packages, the .deb and the tarball, into target/packages/
 build:
 	component/build.sh
 	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" \
-		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked -p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-pack
+		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked $(if $(AUDITABLE),,$(SHARED)) \
+		-p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-pack
 
 lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
 	$(CARGO) fmt --all --check
