@@ -1,10 +1,18 @@
 # A thin wrapper: cargo and component/build.sh build, links-pack packs, linksctl runs. `make help` lists the targets.
 
 CARGO ?= cargo
-DIST  := target/packages
+# The architecture of the packages: that of this machine, or arm64, for which .ci/cross has a compiler.
+HOST_ARCH := $(shell dpkg --print-architecture)
+ARCH = $(HOST_ARCH)
+IS_CROSS = $(filter-out $(HOST_ARCH),$(ARCH))
+$(if $(filter-out arm64,$(IS_CROSS)),$(error packages for $(ARCH) cannot be made on $(HOST_ARCH), only those for arm64 on amd64))
+DIST  = target/packages$(addprefix -,$(IS_CROSS))
 # The profile of the programs in the packages. Packages for tests use `release`, like the tests themselves.
 PROFILE = dist
 PROGRAMS = target/$(PROFILE)
+PACK_CROSS = $(if $(IS_CROSS),--arch $(ARCH) --programs target/aarch64-unknown-linux-gnu/$(PROFILE) \
+	--emulator "$$(.ci/cross emulator)")
+PACKED := -p links-host -p linksctl -p links-run -p links-agent -p links-db
 # The programs in packages for others contain the list of their crates (cargo-auditable).
 AUDITABLE = $(if $(filter dist,$(PROFILE)),auditable)
 # What tests turn on in the dependencies. With it, everything but the packages for others shares one build of them.
@@ -38,20 +46,22 @@ check: packages-test deb ## a few minutes: formatting, clippy, unit tests, and o
 test: packages-test released deb ## every test, including those on systemd and nginx (needs root); TEST=NAME runs the tests with that name, SUITE=bookworm runs them on Debian 12, SPIN=/path/to/spin packs that runtime
 	$(TESTS)$(if $(TEST), -- $(TEST))
 
-soak: packages-test released deb ## the long tests (three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures), and every test on Debian 12
+soak: packages-test released deb ## the long tests (three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures), every test on Debian 12, and the programs for arm64
+	$(MAKE) deb ARCH=arm64 PROFILE=release
 	$(TESTS) --no-run
 	$(TESTS) --test e2e --test soak -- --ignored --nocapture --test-threads 1
 	SUITE=bookworm $(TESTS) --test e2e --test soak
 
-deb: build ## both packages, the .deb and the tarball, into target/packages/
+deb: build ## both packages, the .deb and the tarball, into target/packages/; ARCH=arm64 makes those for arm64, into target/packages-arm64/
 	rm -rf $(DIST)
-	$(PROGRAMS)/links-pack --out $(DIST)
+	$(PROGRAMS)/links-pack --out $(DIST) $(PACK_CROSS)
 
 build:
 	component/build.sh
-	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" \
+	$(if $(IS_CROSS),$(CARGO) build --profile $(PROFILE) --locked -p links-pack)
+	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" $(if $(IS_CROSS),.ci/cross) \
 		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked $(if $(AUDITABLE),,$(SHARED)) \
-		-p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-pack
+		$(PACKED) $(if $(IS_CROSS),,-p links-pack)
 
 lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
 	$(CARGO) fmt --all --check

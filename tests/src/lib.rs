@@ -42,7 +42,7 @@ mod tree;
 mod wire;
 pub mod wording;
 
-pub use artifacts::{Artifacts, RELEASED, Runtime, power_cut};
+pub use artifacts::{Artifacts, RELEASED, Runtime, arm64_emulator, power_cut};
 pub use check::{CHECK_ONLINE, Check, Finding};
 pub use crowd::{Broken, Counts, Crowd};
 pub use events::Events;

@@ -28,7 +28,10 @@ impl Suite {
     fn named(name: &str) -> Result<Self> {
         match Self::ALL.into_iter().find(|suite| suite.name() == name) {
             Some(suite) => Ok(suite),
-            None => bail!("SUITE is {name:?}; it can be {}", Self::ALL.map(Self::name).join(" or ")),
+            None => bail!(
+                "SUITE is {name:?}; it can be {}",
+                Self::ALL.map(Self::name).join(" or ")
+            ),
         }
     }
 

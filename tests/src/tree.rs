@@ -89,11 +89,7 @@ impl Tree {
 }
 
 /// The path of what `script` makes with these arguments in these namespaces. It is made if the cache lacks it.
-fn cached<S: AsRef<OsStr>>(
-    namespaces: &str,
-    script: &str,
-    arguments: impl IntoIterator<Item = S>,
-) -> Result<PathBuf> {
+fn cached<S: AsRef<OsStr>>(namespaces: &str, script: &str, arguments: impl IntoIterator<Item = S>) -> Result<PathBuf> {
     let mut command = Command::new("bash");
     command
         .arg(Path::new(LAB).join("cached.sh"))
@@ -112,6 +108,9 @@ fn cached<S: AsRef<OsStr>>(
     );
     eprint!("{messages}");
     let mut path = output.stdout;
-    ensure!(path.pop() == Some(b'\n') && !path.is_empty(), "cached.sh printed no path");
+    ensure!(
+        path.pop() == Some(b'\n') && !path.is_empty(),
+        "cached.sh printed no path"
+    );
     Ok(OsString::from_vec(path).into())
 }

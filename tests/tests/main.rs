@@ -2,6 +2,7 @@
 //! wal.rs are programs of their own, because they measure or depend on timing.
 
 mod appliance;
+mod arm64;
 mod changes;
 mod clicks;
 mod components;
@@ -42,7 +43,9 @@ fn every_file_of_tests_is_part_of_a_program() -> Result<()> {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let manifest = include_str!("../Cargo.toml");
     let listed = |name: &str| {
-        include_str!("main.rs").lines().any(|line| line == format!("mod {name};"))
+        include_str!("main.rs")
+            .lines()
+            .any(|line| line == format!("mod {name};"))
             || manifest.contains(&format!("path = \"tests/{name}.rs\""))
     };
     let mut unlisted = BTreeSet::new();

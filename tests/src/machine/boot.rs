@@ -42,12 +42,7 @@ pub struct Running {
 
 impl Running {
     /// Starts systemd and waits until it has started everything.
-    pub fn start(
-        directory: &Directory,
-        tree: &Tree,
-        syncs: Syncs,
-        memory: Option<&MemoryGroup>,
-    ) -> Result<Self> {
+    pub fn start(directory: &Directory, tree: &Tree, syncs: Syncs, memory: Option<&MemoryGroup>) -> Result<Self> {
         let console = directory.path.join("console.log");
         let notify = directory.path.join("notify");
         if notify.exists() {
