@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 # The architecture of the packages: that of this machine, or arm64, for which .ci/cross has a compiler.
-HOST_ARCH := $(shell dpkg --print-architecture)
+HOST_ARCH := $(shell dpkg --print-architecture 2>/dev/null)
 ARCH = $(HOST_ARCH)
 IS_CROSS = $(filter-out $(HOST_ARCH),$(ARCH))
 $(if $(filter-out arm64,$(IS_CROSS)),$(error packages for $(ARCH) cannot be made on $(HOST_ARCH), only those for arm64 on amd64))

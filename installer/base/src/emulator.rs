@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// How much longer an emulated program may take. It compiles components about as much slower.
+/// How much longer an emulated program may take: generous, because it may have to compile the components.
 const SLOWDOWN: u32 = 20;
 
 /// How a program runs on this machine.
@@ -18,7 +18,7 @@ pub enum Emulator {
 }
 
 impl Emulator {
-    /// The command that does here what `command` does on its own architecture. Its standard input is empty.
+    /// The command that does here what `command` does on its own architecture. Under an emulator its standard input is empty.
     pub fn wrap(&self, command: Command) -> Command {
         let Self::Program(emulator) = self else {
             return command;
