@@ -56,12 +56,13 @@ deb: build ## both packages, the .deb and the tarball, into target/packages/; AR
 	rm -rf $(DIST)
 	$(PROGRAMS)/links-pack --out $(DIST) $(PACK_CROSS)
 
+# The components are linked on one processor, so the programs are built beside them.
 build:
-	component/build.sh
 	$(if $(IS_CROSS),$(CARGO) build --profile $(PROFILE) --locked -p links-pack)
+	component/build.sh & components=$$!; \
 	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" $(if $(IS_CROSS),.ci/cross) \
 		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked $(if $(AUDITABLE),,$(SHARED)) \
-		$(PACKED) $(if $(IS_CROSS),,-p links-pack)
+		$(PACKED) $(if $(IS_CROSS),,-p links-pack) && wait $$components
 
 lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
 	$(CARGO) fmt --all --check
