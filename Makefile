@@ -58,7 +58,7 @@ deb: build ## both packages, the .deb and the tarball, into target/packages/; AR
 
 # The components are linked on one processor, so the programs are built beside them.
 build:
-	$(if $(IS_CROSS),$(CARGO) build --profile $(PROFILE) --locked -p links-pack)
+	$(if $(IS_CROSS),.ci/cross true && $(CARGO) build --profile $(PROFILE) --locked -p links-pack)
 	component/build.sh & components=$$!; \
 	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" $(if $(IS_CROSS),.ci/cross) \
 		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked $(if $(AUDITABLE),,$(SHARED)) \
