@@ -33,14 +33,17 @@ mmdebstrap --mode=root --variant=minbase --keyring="$keyring" --include="usr-is-
 
 # apt keeps what it installed, to install it again.
 echo 'Binary::apt::APT::Keep-Downloaded-Packages "true";' >"$target/etc/apt/apt.conf.d/90lab"
-cp /etc/resolv.conf "$target/etc/resolv.conf"
+cat /etc/resolv.conf >"$target/etc/resolv.conf"
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 chroot "$target" apt-get --quiet update
 # shellcheck disable=SC2086 # several packages
 chroot "$target" apt-get --quiet --yes --download-only install $downloaded
 
+rm "$target/etc/hostname" "$target/etc/resolv.conf"
 echo links-lab >"$target/etc/hostname"
 : >"$target/etc/resolv.conf"
+# mmdebstrap empties it. Without an ID, systemd would give every machine another one at its first boot.
+tr --delete - </proc/sys/kernel/random/uuid >"$target/etc/machine-id"
 # No console and no network: what would wait for one of them, or fail without it, stays off.
 for unit in console-getty.service getty@.service apt-daily.timer apt-daily-upgrade.timer; do
     ln -sf /dev/null "$target/etc/systemd/system/$unit"
