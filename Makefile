@@ -1,17 +1,28 @@
 # A thin wrapper: cargo and component/build.sh build, links-pack packs, linksctl runs. `make help` lists the targets.
 
 CARGO ?= cargo
-DIST  := target/packages
+# The architecture of the packages: that of this machine, or arm64, for which .ci/cross has a compiler.
+HOST_ARCH := $(shell dpkg --print-architecture 2>/dev/null)
+ARCH = $(HOST_ARCH)
+IS_CROSS = $(filter-out $(HOST_ARCH),$(ARCH))
+$(if $(filter-out arm64,$(IS_CROSS)),$(error packages for $(ARCH) cannot be made on $(HOST_ARCH), only those for arm64 on amd64))
+DIST  = target/packages$(addprefix -,$(IS_CROSS))
 # The profile of the programs in the packages. Packages for tests use `release`, like the tests themselves.
 PROFILE = dist
 PROGRAMS = target/$(PROFILE)
+PACK_CROSS = $(if $(IS_CROSS),--arch $(ARCH) --programs target/aarch64-unknown-linux-gnu/$(PROFILE) \
+	--emulator "$$(.ci/cross emulator)")
+PACKED := -p links-host -p linksctl -p links-run -p links-agent -p links-db
 # The programs in packages for others contain the list of their crates (cargo-auditable).
 AUDITABLE = $(if $(filter dist,$(PROFILE)),auditable)
+# What tests turn on in the dependencies. With it, everything but the packages for others shares one build of them.
+SHARED := --features links-host/as-in-tests
 # Uses the profile of the other targets, so that the output of the dependencies' build scripts is reused.
-CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
+CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked $(SHARED) -- -D warnings
 # Excludes the crates that are only built for Wasm.
 NATIVE := --exclude links-redirect --exclude links-api --exclude hello
-SMOKE := apt_install_sets_up_nginx_and_the_first_link_redirects
+TESTS := $(CARGO) test --release --locked --workspace $(NATIVE) $(SHARED)
+SMOKE := appliance::apt_install_sets_up_nginx_and_the_first_link_redirects
 
 .DEFAULT_GOAL := help
 .PHONY: help run check test soak deb lint bench clean build packages-run packages-bench packages-test
@@ -27,24 +38,31 @@ run: packages-run deb ## build everything, pack it, start the appliance on local
 check: packages-test deb ## a few minutes: formatting, clippy, unit tests, and one test that installs the package, shortens, redirects and counts
 	$(CARGO) fmt --all --check
 	$(CLIPPY)
-	$(CARGO) test --release --locked --workspace $(NATIVE) --exclude links-tests
-	$(CARGO) test --release --locked -p links-tests --lib
-	$(CARGO) test --release --locked -p links-tests --test appliance -- $(SMOKE)
+	$(TESTS) --lib --bins
+	$(TESTS) --exclude links-tests --test '*'
+	$(TESTS) --doc
+	$(TESTS) --test e2e -- $(SMOKE)
 
-test: packages-test released deb ## every test, including those on systemd and nginx (needs root); TEST=NAME runs the tests with that name, SPIN=/path/to/spin packs that runtime
-	$(CARGO) test --release --workspace $(NATIVE) --locked$(if $(TEST), -- $(TEST))
+test: packages-test released deb ## every test, including those on systemd and nginx (needs root); TEST=NAME runs the tests with that name, SUITE=bookworm runs them on Debian 12, SPIN=/path/to/spin packs that runtime
+	$(TESTS)$(if $(TEST), -- $(TEST))
 
-soak: packages-test released deb ## the long tests: three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures (an hour)
-	$(CARGO) test --release --locked -p links-tests --test clicks --test soak --test rollout --test upgrades -- --ignored --nocapture --test-threads 1
+soak: packages-test released deb ## the long tests (three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures), every test on Debian 12, and the programs for arm64
+	$(MAKE) deb ARCH=arm64 PROFILE=release
+	$(TESTS) --no-run
+	$(TESTS) --test e2e --test soak -- --ignored --nocapture --test-threads 1
+	SUITE=bookworm $(TESTS) --test e2e --test soak
 
-deb: build ## both packages, the .deb and the tarball, into target/packages/
+deb: build ## both packages, the .deb and the tarball, into target/packages/; ARCH=arm64 makes those for arm64, into target/packages-arm64/
 	rm -rf $(DIST)
-	$(PROGRAMS)/links-pack --out $(DIST)
+	$(PROGRAMS)/links-pack --out $(DIST) $(PACK_CROSS)
 
+# The components are linked on one processor, so the programs are built beside them.
 build:
-	component/build.sh
-	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" \
-		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked -p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-pack
+	$(if $(IS_CROSS),.ci/cross true && $(CARGO) build --profile $(PROFILE) --locked -p links-pack)
+	component/build.sh & components=$$!; \
+	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" $(if $(IS_CROSS),.ci/cross) \
+		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked $(if $(AUDITABLE),,$(SHARED)) \
+		$(PACKED) $(if $(IS_CROSS),,-p links-pack) && wait $$components
 
 lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
 	$(CARGO) fmt --all --check

@@ -14,8 +14,9 @@ use crate::config::runtime::{self as config, Config, Flags};
 use crate::guest::context::ComponentState;
 use crate::outbound::{Address, Outbound};
 use crate::output;
+use crate::serve::address_space::MOST_INSTANCES;
 use crate::serve::component;
-use crate::serve::engine::{self, CodeCache};
+use crate::serve::engine::{self, CodeCache, Prepared};
 use crate::serve::instances::{Handler, Serving};
 use crate::serve::listen::{Bound, Listener};
 use crate::serve::respond::{App, Target};
@@ -161,7 +162,13 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
         Some(file) => CodeCache::Configured(file.clone()),
         None => CodeCache::Default,
     };
-    let engine = engine::engine(&cache, !up.disable_pooling)?;
+    let Prepared { engine, most_instances } = engine::prepare(&cache, !up.disable_pooling)?;
+    if most_instances < MOST_INSTANCES {
+        tracing::warn!(
+            "at most {most_instances} instances of components exist at once instead of {MOST_INSTANCES}, because this process \
+             has little address space (see LimitAS= of the unit; some kernels have little for every process)"
+        );
+    }
     let linker = engine::linker(&engine)?;
     let tracer = telemetry.tracer();
     let reuse = up.reuse();
@@ -213,7 +220,8 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
         let target = Target::new(id, handler.clone(), &route, requests)?;
         targets.push((route, target));
     }
-    Ok(App::new(Router::new(targets)?, up.client_timeout, stop, tracer))
+    let router = Router::new(targets)?;
+    Ok(App::new(router, most_instances, up.client_timeout, stop, tracer))
 }
 
 /// The addresses that a component may call. Their variables are resolved once, so the list does not change while serving.

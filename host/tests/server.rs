@@ -160,6 +160,11 @@ impl App {
         self.run(with_descriptors(&self.command("127.0.0.1:0"), descriptors))
     }
 
+    /// The command that starts the server with this much address space.
+    fn command_in_address_space(&self, gib: u64) -> Command {
+        limited(&self.command("127.0.0.1:0"), &format!("-v {}", gib << 20))
+    }
+
     fn socket(&self) -> PathBuf {
         self.dir.path().join("app.sock")
     }
@@ -191,10 +196,15 @@ impl App {
 
 /// The same command with at most this many file descriptors.
 fn with_descriptors(command: &Command, descriptors: u32) -> Command {
+    limited(command, &format!("-n {descriptors}"))
+}
+
+/// The same command under a limit, given as options of the shell's `ulimit`.
+fn limited(command: &Command, limit: &str) -> Command {
     let mut limited = Command::new("/bin/sh");
     limited
         .arg("-c")
-        .arg(format!("ulimit -n {descriptors} && exec \"$@\""))
+        .arg(format!("ulimit {limit} && exec \"$@\""))
         .arg("sh");
     limited.arg(command.get_program()).args(command.get_args());
     limited
@@ -523,6 +533,24 @@ fn a_file_that_is_not_a_socket_is_left_alone() {
     let output = finish(app.command_on_socket().spawn().unwrap());
     assert_eq!(output.status.code(), Some(1));
     assert!(!app.socket().exists());
+}
+
+#[test]
+fn little_address_space_allows_fewer_instances_and_too_little_is_an_error() {
+    let app = App::new(&component_working_after_answer(None));
+    // As much as kernels have whose addresses have 39 bits.
+    let server = app.run(app.command_in_address_space(512));
+    assert!(server.get("/app").starts_with("HTTP/1.1 500"));
+    server.signal("TERM");
+    let log = String::from_utf8(server.end().stderr).unwrap();
+    for part in ["LoopDetected", "at most 62 instances", "LimitAS="] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+
+    let output = finish(app.command_in_address_space(16).spawn().unwrap());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("LimitAS="), "{error}");
 }
 
 #[test]

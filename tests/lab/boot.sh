@@ -1,17 +1,24 @@
 #!/bin/bash
-# Becomes systemd, PID 1 of a machine: boot.sh DIR LOWER
+# Becomes systemd, PID 1 of a machine: boot.sh DIR LOWER volatile|durable
 # Run it as the first process of fresh PID, mount, UTS, IPC, network and cgroup namespaces. DIR holds upper/ and work/ (what
 # the machine wrote, over the read-only layers LOWER), root/ to mount it on, and notify (the socket that hears
-# READY=1). Writes one line to standard output, the PID of systemd as this computer counts; all else goes to standard
-# error.
+# READY=1). With `volatile`, syncs do nothing. Writes one line to standard output, the PID of systemd as this computer counts;
+# all else goes to standard error.
 set -euo pipefail
-dir=$1 lower=$2 root=$1/root
+dir=$1 lower=$2 syncs=$3 root=$1/root
 
 read -r pid _ </proc/self/stat # still this computer's /proc
 echo "$pid"
 exec >&2
 
-mount -t overlay overlay -o "lowerdir=$lower,upperdir=$dir/upper,workdir=$dir/work" "$root"
+options=lowerdir=$lower,upperdir=$dir/upper,workdir=$dir/work
+if [ "$syncs" = volatile ]; then
+    options+=,volatile
+    # The kernel leaves a mark and mounts nothing that has one: after a crash of this computer, files could be incomplete. No
+    # test outlives that.
+    rm -rf "$dir/work/work/incompat"
+fi
+mount -t overlay overlay -o "$options" "$root"
 mount -t proc proc "$root/proc"
 # Every boot has an ID of its own, or the journal would take all of them for one.
 cat /proc/sys/kernel/random/uuid >"$dir/boot_id"

@@ -98,6 +98,15 @@ impl Artifacts {
         })
     }
 
+    /// The package for another architecture, by Debian's name of it. `make deb ARCH=` writes it.
+    ///
+    /// # Errors
+    /// Fails unless there is exactly one.
+    pub fn foreign(arch: &str) -> Result<PathBuf> {
+        let directory = target_directory().join(format!("packages-{arch}"));
+        the_one(&directory, "links-shortener_", ".deb")
+    }
+
     /// The path of a released version's package. `.ci/released` puts that of [`RELEASED`] into target/released.
     ///
     /// # Errors
@@ -150,6 +159,23 @@ impl Artifacts {
         serde_json::from_slice(&manifest.stdout)
             .with_context(|| format!("Reading the manifest in {}", self.deb.display()))
     }
+}
+
+/// The path of a program that runs programs for arm64 on this computer.
+///
+/// # Errors
+/// Fails if `.ci/cross` cannot get it.
+pub fn arm64_emulator() -> Result<PathBuf> {
+    let cross = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.ci/cross");
+    let output = Command::new(&cross).arg("emulator").output();
+    let output = output.with_context(|| format!("Starting {}", cross.display()))?;
+    ensure!(
+        output.status.success(),
+        "{} emulator: {}",
+        cross.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
 }
 
 pub fn target_directory() -> PathBuf {

@@ -1,4 +1,4 @@
-//! The lab: Debian 12 with systemd as PID 1, in its own namespaces on the computer that runs the tests.
+//! The lab: Debian 12 or 13 with systemd as PID 1, in its own namespaces on the computer that runs the tests.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -36,12 +36,13 @@ mod releases;
 mod seed;
 pub mod servers;
 mod stream;
+mod suite;
 mod traffic;
 mod tree;
 mod wire;
 pub mod wording;
 
-pub use artifacts::{Artifacts, RELEASED, Runtime, power_cut};
+pub use artifacts::{Artifacts, RELEASED, Runtime, arm64_emulator, power_cut};
 pub use check::{CHECK_ONLINE, Check, Finding};
 pub use crowd::{Broken, Counts, Crowd};
 pub use events::Events;
@@ -56,4 +57,5 @@ pub use process::eventually;
 pub use releases::Fault;
 pub use seed::Seed;
 pub use stream::{Address, Stream};
+pub use suite::Suite;
 pub use traffic::{Traffic, verify};

@@ -1,14 +1,13 @@
 //! Processes on this computer that end with the test process, and waiting for conditions.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
@@ -43,13 +42,6 @@ pub fn isolated(namespaces: &[&str], script: &str) -> Command {
     // SAFETY: prctl(2) is async-signal-safe and allocates nothing.
     unsafe { command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from)) };
     command
-}
-
-/// Runs the command to its end, with both of its outputs in the file `log`.
-pub fn run_logged(command: &mut Command, log: &Path) -> Result<ExitStatus> {
-    let out = File::create(log).with_context(|| format!("Creating {}", log.display()))?;
-    let err = out.try_clone()?;
-    command.stdout(out).stderr(err).status().context("Starting unshare")
 }
 
 /// The last 30 lines of a file, or the reason why it cannot be read.

@@ -1,50 +1,48 @@
 //! Debian trees to boot. Each is made once, kept in the user's cache, and never written to afterwards.
 
-use std::ffi::OsString;
-use std::fs;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use sha2::{Digest as _, Sha256};
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 
+use crate::suite::Suite;
 use crate::{cache, process};
 
-const SUITE: &str = "bookworm";
-/// Packages that the tree contains in addition to the minimal system.
-const INSTALLED: &str = "systemd,systemd-sysv,dbus,init-system-helpers,ca-certificates,curl,iproute2,procps";
-/// The package that the tree holds ready with its dependencies, so that apt can install it without a network.
-const DOWNLOADED: &str = "nginx";
-
-const MAKE_TREE: &str = include_str!("../lab/make-tree.sh");
-const INSTALL_LAYER: &str = include_str!("../lab/install-layer.sh");
+/// The directory of the scripts that make trees and layers. Each explains itself.
+const LAB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/lab");
 
 /// Read-only directories that a machine boots from, the topmost layer first.
 #[derive(Clone, Debug)]
 pub struct Tree {
+    suite: Suite,
     layers: Vec<PathBuf>,
 }
 
 impl Tree {
-    /// Debian 12 without nginx. apt can install nginx offline.
+    /// A minimal Debian without nginx. apt can install nginx offline.
     ///
     /// The first call on a machine takes a minute or two, and needs the archive that the machine's apt uses.
     ///
     /// # Errors
-    /// Fails if the caller is not root, if a needed command is missing, or if debootstrap fails; then the error names the log.
-    pub fn plain() -> Result<Self> {
+    /// Fails if the caller is not root, if a needed command is missing, or if the tree cannot be made; then the error contains
+    /// the end of the log.
+    pub fn plain(suite: Suite) -> Result<Self> {
         process::require(&[
-            ("debootstrap", "debootstrap"),
+            ("mmdebstrap", "mmdebstrap"),
             ("unshare", "util-linux"),
             ("ip", "iproute2"),
         ])?;
-        let layer = cached(&[SUITE, INSTALLED, DOWNLOADED, MAKE_TREE], |temporary| {
-            let mut script = process::isolated(&["--mount", "--pid"], MAKE_TREE);
-            script.arg(temporary).args([SUITE, INSTALLED, DOWNLOADED]);
-            script
-        })?;
-        Ok(Self { layers: vec![layer] })
+        let layer = cached("mount,pid", "make-tree.sh", [suite.name()])?;
+        Ok(Self {
+            suite,
+            layers: vec![layer],
+        })
     }
 
     /// This tree with nginx installed and enabled. nginx's default site listens on port 80.
@@ -52,7 +50,7 @@ impl Tree {
     /// # Errors
     /// Fails as [`Self::plain`] does.
     pub fn with_nginx(self) -> Result<Self> {
-        self.with(Source::Tree, &["nginx"])
+        self.with_layer("mount,pid,net", "install-layer.sh", &["tree", "nginx"])
     }
 
     /// This tree with further Debian packages, from the archive that this computer's apt uses.
@@ -60,18 +58,25 @@ impl Tree {
     /// # Errors
     /// Fails as [`Self::plain`] does.
     pub fn with_packages(self, packages: &[&str]) -> Result<Self> {
-        self.with(Source::Network, packages)
+        self.with_layer("mount,pid", "install-layer.sh", &[&["network"], packages].concat())
     }
 
-    fn with(self, source: Source, packages: &[&str]) -> Result<Self> {
+    /// This tree with everything that apt needs to upgrade it to another suite without a network. The sources of that suite are in
+    /// `/etc/apt/sources.list.SUITE`.
+    ///
+    /// # Errors
+    /// Fails as [`Self::plain`] does.
+    pub fn with_upgrade(self, to: Suite) -> Result<Self> {
+        let names = [self.suite.name(), to.name()];
+        self.with_layer("mount,pid", "upgrade-layer.sh", &names)
+    }
+
+    fn with_layer(self, namespaces: &str, script: &str, arguments: &[&str]) -> Result<Self> {
         let lower = self.overlay_lower();
-        let (key, packages_key) = (lower.to_string_lossy(), packages.join(" "));
-        let layer = cached(&[&key, source.name(), &packages_key, INSTALL_LAYER], |temporary| {
-            let mut script = process::isolated(source.namespaces(), INSTALL_LAYER);
-            script.arg(temporary).arg(&lower).arg(source.name()).args(packages);
-            script
-        })?;
+        let arguments = arguments.iter().map(OsStr::new);
+        let layer = cached(namespaces, script, [lower.as_os_str()].into_iter().chain(arguments))?;
         Ok(Self {
+            suite: self.suite,
             layers: [vec![layer], self.layers].concat(),
         })
     }
@@ -83,66 +88,29 @@ impl Tree {
     }
 }
 
-/// Where a layer's packages come from.
-#[derive(Clone, Copy, Debug)]
-enum Source {
-    /// The packages that the tree below holds ready.
-    Tree,
-    /// The archive that the machine's apt uses.
-    Network,
-}
-
-impl Source {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Tree => "tree",
-            Self::Network => "network",
-        }
-    }
-
-    fn namespaces(self) -> &'static [&'static str] {
-        match self {
-            Self::Tree => &["--mount", "--pid", "--net"],
-            Self::Network => &["--mount", "--pid"],
-        }
-    }
-}
-
-/// A cached directory that `make` fills. It is made again whenever one of `inputs` changes.
-///
-/// The command that `make` returns must create the directory at the given path. When it has succeeded, that directory
-/// moves into the cache.
-fn cached(inputs: &[&str], make: impl FnOnce(&Path) -> Command) -> Result<PathBuf> {
-    let directory = cache::directory()?;
-    let key = inputs
-        .iter()
-        .fold(Sha256::new(), |hash, input| hash.chain_update(input).chain_update([0]))
-        .finalize();
-    let key: String = key.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    let made = directory.join(format!("tree-{key}"));
-    if made.exists() {
-        return Ok(made);
-    }
-
-    let _lock = cache::lock(&directory.join(format!("tree-{key}.lock")))?;
-    if made.exists() {
-        return Ok(made);
-    }
-    let temporary = directory.join(format!("tree-{key}.making"));
-    if temporary.exists() {
-        fs::remove_dir_all(&temporary).with_context(|| format!("Removing {}", temporary.display()))?;
-    }
-    eprintln!("lab: making {} (once; a minute or two)", made.display());
-    let begin = Instant::now();
-    let log = directory.join(format!("tree-{key}.log"));
-    let status = process::run_logged(&mut make(&temporary), &log)?;
+/// The path of what `script` makes with these arguments in these namespaces. It is made if the cache lacks it.
+fn cached<S: AsRef<OsStr>>(namespaces: &str, script: &str, arguments: impl IntoIterator<Item = S>) -> Result<PathBuf> {
+    let mut command = Command::new("bash");
+    command
+        .arg(Path::new(LAB).join("cached.sh"))
+        .arg(cache::directory()?)
+        .args([namespaces, script])
+        .args(arguments)
+        .stdin(Stdio::null());
+    // SAFETY: prctl(2) is async-signal-safe and allocates nothing.
+    unsafe { command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from)) };
+    let output = command.output().context("Starting bash")?;
+    let messages = String::from_utf8_lossy(&output.stderr);
     ensure!(
-        status.success(),
-        "making the lab's Debian tree failed ({status}); the end of {}:\n{}",
-        log.display(),
-        process::tail(&log)
+        output.status.success(),
+        "making the lab's Debian tree failed ({}):\n{messages}",
+        output.status
     );
-    fs::rename(&temporary, &made).with_context(|| format!("Renaming {}", temporary.display()))?;
-    eprintln!("lab: made in {:.0} s", begin.elapsed().as_secs_f64());
-    Ok(made)
+    eprint!("{messages}");
+    let mut path = output.stdout;
+    ensure!(
+        path.pop() == Some(b'\n') && !path.is_empty(),
+        "cached.sh printed no path"
+    );
+    Ok(OsString::from_vec(path).into())
 }

@@ -4,6 +4,8 @@
 pub const UNDONE: &str = "every instance is back";
 /// What links-recover logs when it has undone a change of the nginx site.
 pub const SITE_CUT_OFF: &str = "nginx site was cut off";
+/// What links-host logs when its address space allows fewer instances of components than usual.
+pub const FEWER_INSTANCES: &str = "instances of components exist at once instead of";
 /// What the component logs when no provider has an admin token.
 pub const NOBODY_MAY_USE_THE_API: &str = "nobody may use the API";
 

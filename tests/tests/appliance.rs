@@ -6,14 +6,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::load::{Link, Load, Mix, Outcome, verify_all};
-use links_tests::{Artifacts, Host, UNPACKED, eventually};
+use links_tests::{Artifacts, Builder, Host, UNPACKED, eventually};
 use serde_json::Value;
 
 const URL: &str = "https://example.com/a?b=c#d";
 
 #[test]
 fn apt_install_sets_up_nginx_and_the_first_link_redirects() -> Result<()> {
-    let host = Host::builder().without_nginx().uninstalled()?;
+    apt_install_sets_up_nginx(Host::builder())
+}
+
+pub fn apt_install_sets_up_nginx(builder: Builder) -> Result<()> {
+    let host = builder.without_nginx().uninstalled()?;
     let begin = Instant::now();
     let output = host.apt_install()?;
     let link = host.shorten(URL)?;
@@ -54,11 +58,15 @@ fn apt_install_sets_up_nginx_and_the_first_link_redirects() -> Result<()> {
 /// These checks share one installation.
 #[test]
 fn an_installed_appliance_passes_its_checks_starts_at_boot_and_stops_on_request() -> Result<()> {
-    let mut host = Host::builder().serving()?;
-    the_status_line_reports_what_runs(&host).context("the status line")?;
-    the_units_are_sound_and_sandboxed(&host).context("the units")?;
-    nginx_accepts_the_site_without_warnings(&host).context("nginx")?;
-    links_starts_at_boot_and_stops_on_request(&mut host).context("boot and stop")
+    passes_its_checks_starts_at_boot_and_stops_on_request(&mut Host::builder().serving()?)
+}
+
+/// `host` is one on which links serves.
+pub fn passes_its_checks_starts_at_boot_and_stops_on_request(host: &mut Host) -> Result<()> {
+    the_status_line_reports_what_runs(host).context("the status line")?;
+    the_units_are_sound_and_sandboxed(host).context("the units")?;
+    nginx_accepts_the_site_without_warnings(host).context("nginx")?;
+    links_starts_at_boot_and_stops_on_request(host).context("boot and stop")
 }
 
 fn the_status_line_reports_what_runs(host: &Host) -> Result<()> {
@@ -133,12 +141,17 @@ fn removal_keeps_the_links_and_purge_leaves_nothing() -> Result<()> {
     let host = Host::builder().uninstalled()?;
     let before = host.inventory()?;
     host.apt_install()?;
+    removal_keeps_the_links_and_purge_leaves_nothing_but(&before, &host)
+}
+
+/// `host` is one on which the package is installed, and `before` its inventory before that.
+pub fn removal_keeps_the_links_and_purge_leaves_nothing_but(before: &BTreeSet<String>, host: &Host) -> Result<()> {
     let link = host.shorten(URL)?;
     let token = host.token()?;
 
     host.ok(["apt-get", "--yes", "remove", "links-shortener"])?;
     assert_eq!(host.processes()?, "");
-    assert_default_site(&host)?;
+    assert_default_site(host)?;
 
     host.apt_install()?;
     host.follow(&link)?;
@@ -146,8 +159,9 @@ fn removal_keeps_the_links_and_purge_leaves_nothing() -> Result<()> {
 
     host.ok(["apt-get", "--yes", "purge", "links-shortener"])?;
     assert_eq!(host.processes()?, "");
-    assert_default_site(&host)?;
-    assert_eq!(difference(&before, &host.inventory()?), Vec::<String>::new());
+    assert_default_site(host)?;
+    assert_eq!(difference(before, &host.inventory()?), Vec::<String>::new());
+    has_read_the_units(host, &["nginx"])?;
     assert_eq!(
         host.run(["systemctl", "list-unit-files", "--quiet", "--no-legend", "links*"])?
             .stdout,
@@ -191,6 +205,7 @@ fn the_tarball_installs_and_uninstalls_without_apt() -> Result<()> {
 }
 
 fn the_units_are_sound_and_sandboxed(host: &Host) -> Result<()> {
+    has_read_the_units(host, &["links", "links@1", "links@2", "links-recover", "nginx"])?;
     assert_sound_units(host)?;
     assert!(host.exposure("links@1.service")? <= 1.0);
     assert!(host.exposure("links.service")? <= 1.5);
@@ -299,6 +314,15 @@ fn assert_default_site(host: &Host) -> Result<()> {
         page.text().contains("Welcome to nginx"),
         "the default site should be back: {page}"
     );
+    Ok(())
+}
+
+/// Checks that systemd has read the files of these units as they are, so that systemctl does not warn of a change on the disk.
+fn has_read_the_units(host: &Host, units: &[&str]) -> Result<()> {
+    for unit in units {
+        let outdated = host.ok(["systemctl", "show", "--property=NeedDaemonReload", "--value", unit])?;
+        ensure!(outdated.stdout == "no\n", "{unit} needs a daemon-reload: {outdated}");
+    }
     Ok(())
 }
 

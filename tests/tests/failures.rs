@@ -73,6 +73,36 @@ fn a_wrong_configuration_is_refused_with_its_line_and_links_keeps_serving() -> R
     Ok(())
 }
 
+/// People take LimitAS= for a limit on memory, but it limits addresses (systemd.exec(5)).
+#[test]
+fn too_little_address_space_fails_the_installation_with_that_reason_and_39_bits_are_enough() -> Result<()> {
+    let host = Host::builder().uninstalled()?;
+    if host.runtime()?.is_spin() {
+        // The size of its pool is fixed.
+        return Ok(());
+    }
+    let limit = |bytes: u64| -> Result<()> {
+        let drop_in = "/etc/systemd/system/links@.service.d/limit.conf";
+        host.write(drop_in, format!("[Service]\nLimitAS={bytes}\n"))?;
+        host.ok(["systemctl", "daemon-reload"]).map(drop)
+    };
+    limit(16 << 30)?;
+    let refused = host.run(["apt-get", "--yes", "install", DEB])?;
+    ensure!(
+        refused.status != 0 && refused.printed().contains("LimitAS="),
+        "{refused}"
+    );
+    assert_eq!(host.package_state()?, "half-configured");
+
+    limit(1 << 39)?;
+    host.ok(["dpkg", "--configure", "--pending"])?;
+    host.wait_for_rotation(2)?;
+    host.follow(&host.shorten(PRECIOUS)?)?;
+    let journal = host.journal("links@1")?;
+    ensure!(journal.contains(wording::FEWER_INSTANCES), "{journal}");
+    Ok(())
+}
+
 #[test]
 fn the_journal_names_an_endpoint_in_use() -> Result<()> {
     let host = Host::builder().serving()?;

@@ -10,7 +10,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use links_tests::http::Failure;
 use links_tests::load::{Connections, Load, Outcome, verify_all};
-use links_tests::{Host, eventually};
+use links_tests::{Host, Suite, eventually};
+
+#[test]
+fn a_host_runs_the_debian_that_it_is_built_for() -> Result<()> {
+    let default = Suite::of_environment()?;
+    let builder = Host::builder().without_nginx();
+    for (suite, builder) in [
+        (default, builder.clone()),
+        (default.other(), builder.suite(default.other())),
+    ] {
+        let host = builder.debian()?;
+        let version = host.read("/etc/debian_version")?;
+        assert!(
+            version.starts_with(&format!("{}.", suite.version())),
+            "{suite}: {version}"
+        );
+    }
+    Ok(())
+}
 
 #[test]
 fn a_command_runs_inside_and_its_outcome_is_returned() -> Result<()> {
@@ -223,7 +241,7 @@ fn a_dropped_host_leaves_nothing_behind() -> Result<()> {
 
 #[test]
 fn a_host_leaves_nothing_behind_when_its_test_is_killed() -> Result<()> {
-    const NAME: &str = "a_host_leaves_nothing_behind_when_its_test_is_killed";
+    const NAME: &str = "lab::a_host_leaves_nothing_behind_when_its_test_is_killed";
     const VICTIM: &str = "LINKS_LAB_VICTIM";
     if std::env::var_os(VICTIM).is_some() {
         let host = Host::builder().without_nginx().debian()?;

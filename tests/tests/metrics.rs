@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use links_tests::otlp::{Requests, components};
 use links_tests::servers::{Collector, Prometheus, rotel};
-use links_tests::{Fault, Host, LINKS_TOML, eventually};
+use links_tests::{Fault, Host, LINKS_TOML, Suite, eventually};
 
 /// How long a metric may take. The runtimes export every 10 s, and the agent queries the database once a minute.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -75,10 +75,16 @@ fn prometheus_gets_the_state_of_the_appliance() -> Result<()> {
     prometheus.reaches("sum(links_instance_ready)", 2.0)
 }
 
+/// These share one host.
 #[test]
-fn counters_survive_restarts_of_instances_and_of_the_agent() -> Result<()> {
+fn counters_survive_restarts_and_an_address_in_use_stops_nothing() -> Result<()> {
     let host = monitored()?;
     let prometheus = Prometheus::start_in(&host)?;
+    counters_survive_restarts_of_instances_and_of_the_agent(&host, &prometheus).context("counters")?;
+    a_metrics_address_in_use_is_logged_and_stops_nothing(&host, &prometheus).context("an address in use")
+}
+
+fn counters_survive_restarts_of_instances_and_of_the_agent(host: &Host, prometheus: &Prometheus<'_>) -> Result<()> {
     let total = "links_requests_total{links_instance=\"1\",component=\"hand\"}";
     let first = Requests {
         value: 5,
@@ -168,15 +174,12 @@ fn counters_survive_restarts_of_instances_and_of_the_agent() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_metrics_address_in_use_is_logged_and_stops_nothing() -> Result<()> {
-    let host = monitored()?;
-    let prometheus = Prometheus::start_in(&host)?;
+fn a_metrics_address_in_use_is_logged_and_stops_nothing(host: &Host, prometheus: &Prometheus<'_>) -> Result<()> {
     // Prometheus itself listens on this address.
     host.write(LINKS_TOML, "[metrics]\nlisten = \"127.0.0.1:9090\"\n")?;
     host.ok(["systemctl", "restart", "links"])?;
     host.wait_for_status("2/2")?;
-    error_is_logged(&host, &["127.0.0.1:9090"])?;
+    error_is_logged(host, &["127.0.0.1:9090"])?;
     host.write(LINKS_TOML, "[metrics]\nlisten = \"off\"\n")?;
     host.ok(["systemctl", "reload", "links"])?;
     let quiet = host.shell("tr '\\0' '\\n' </proc/$(pgrep --parent $(systemctl show -P MainPID links@1))/environ")?;
@@ -337,7 +340,8 @@ fn rotel_understands_the_exported_telemetry() -> Result<()> {
 
 /// A host with Prometheus and all that Rotel needs, if a test starts it.
 fn monitored() -> Result<Host> {
-    Host::builder().packages(&["libpython3.11", "prometheus"]).serving()
+    let python = format!("libpython{}", Suite::of_environment()?.python());
+    Host::builder().packages(&[&python, "prometheus"]).serving()
 }
 
 /// Waits until Rotel has logged all of `texts`.

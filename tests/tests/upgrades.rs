@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::{
-    Artifacts, Broken, Crowd, DEB, Fault, Host, RELEASED, RELEASED_DEB, Seed, Traffic, eventually, verify,
+    Artifacts, Broken, Builder, Crowd, DEB, Fault, Host, RELEASED, RELEASED_DEB, Seed, Traffic, eventually, verify,
 };
 
 /// Clicks per second, beside the requests of [`Traffic`].
@@ -16,7 +16,12 @@ const CLICKS: u32 = 300;
 
 #[test]
 fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()> {
-    let host = Host::builder().first_release(RELEASED).serving()?;
+    cost_no_request_and_no_click(Host::builder(), 7)
+}
+
+/// Makes the first `count` of a row of seven changes, each under load. The first is the upgrade from the released version.
+pub fn cost_no_request_and_no_click(builder: Builder, count: usize) -> Result<()> {
+    let host = builder.first_release(RELEASED).serving()?;
     let this = host.version()?;
     // Now both conffiles differ from the package's: linksctl changes links.toml, and the administrator edits both.
     host.ok(["linksctl", "scale", "3"])?;
@@ -51,7 +56,7 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
         ),
     ];
     crowd.during(&host.http(), Broken::Never, || {
-        for (phase, command, version) in steps {
+        for (phase, command, version) in steps.into_iter().take(count) {
             let begin = Instant::now();
             let output = traffic.during(phase, || host.ok(command))?;
             println!("{}: {:.1} s", command.join(" "), begin.elapsed().as_secs_f64());
@@ -79,7 +84,7 @@ fn upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click() -> Result<()
         Ok(())
     })?;
     traffic.finish(&host)?;
-    // The last step was a downgrade, so the released version counts the last clicks.
+    // The last of all seven is a downgrade, after which the released version counts the last clicks.
     crowd.is_counted_once(&host)
 }
 

@@ -7,13 +7,12 @@ use anyhow::{Context as _, Result, anyhow};
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Cache, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use super::address_space::{self, MOST_INSTANCES};
 use crate::bindings::Imports;
 use crate::guest::context::Context;
 
 /// The interval at which a component that computes without a pause yields its thread. Spin's value.
 const TICK: Duration = Duration::from_millis(10);
-/// The maximum number of instances that exist at once. Spin's default.
-pub const MOST_INSTANCES: u32 = 1_000;
 /// How many bytes of a free slot are zeroed and kept instead of being returned to the kernel. Spin keeps 2 MiB. Here an
 /// instance serves many requests, so creating one is rare, and memory matters more.
 const KEEP_RESIDENT: usize = 64 << 10;
@@ -30,23 +29,31 @@ pub enum CodeCache {
     Configured(PathBuf),
 }
 
+/// The engine, and how many instances can exist at once.
+pub struct Prepared {
+    pub engine: Engine,
+    pub most_instances: u32,
+}
+
 /// Creates the engine and starts the thread that advances its epoch.
 ///
 /// # Errors
 /// The cache configuration is invalid, or there is too little address space for the pool.
-pub fn engine(cache: &CodeCache, pooling: bool) -> Result<Engine> {
+pub fn prepare(cache: &CodeCache, pooling: bool) -> Result<Prepared> {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
         .wasm_component_model_async(true)
         .epoch_interruption(true);
     config.cache(code_cache(cache)?);
+    let mut most_instances = MOST_INSTANCES;
     if pooling {
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+        most_instances = address_space::most_instances().context("Preparing the instance pool")?;
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(most_instances)));
     }
     let engine = Engine::new(&config)
         .map_err(|error| anyhow!("{error:#}"))
-        .context("Preparing the instance pool; if address space is limited, use --disable-pooling")?;
+        .context("Preparing the instance pool")?;
     let weak = engine.weak();
     // The epoch must advance even while components occupy every executor thread, so it has its own thread.
     std::thread::Builder::new().name("tick".to_owned()).spawn(move || {
@@ -56,7 +63,7 @@ pub fn engine(cache: &CodeCache, pooling: bool) -> Result<Engine> {
             std::thread::sleep(TICK);
         }
     })?;
-    Ok(engine)
+    Ok(Prepared { engine, most_instances })
 }
 
 fn code_cache(cache: &CodeCache) -> Result<Option<Cache>> {
@@ -80,13 +87,13 @@ fn code_cache(cache: &CodeCache) -> Result<Option<Cache>> {
     }
 }
 
-fn pool() -> PoolingAllocationConfig {
+fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
-    pool.total_component_instances(MOST_INSTANCES)
-        .total_memories(MOST_INSTANCES)
-        .total_tables(2 * MOST_INSTANCES)
-        .total_stacks(MOST_INSTANCES)
-        .total_core_instances(4 * MOST_INSTANCES)
+    pool.total_component_instances(instances)
+        .total_memories(instances)
+        .total_tables(2 * instances)
+        .total_stacks(instances)
+        .total_core_instances(4 * instances)
         .table_elements(100_000)
         .max_component_instance_size(10 << 20)
         .max_core_instance_size(10 << 20)

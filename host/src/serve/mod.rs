@@ -1,5 +1,6 @@
 //! Serving: connections, requests, and the component instances that handle them.
 
+pub mod address_space;
 mod body;
 pub mod component;
 pub mod endpoint;

@@ -82,7 +82,7 @@ fn check_origin(file: &Path, owner: u32) -> Result<()> {
 /// A component does not compile, or a file cannot be written. The error names it.
 pub fn compile(from: &Path, directory: &Path, pooling: bool) -> Result<()> {
     let (application, app_dir) = manifest::load(from)?;
-    let engine = engine::engine(&CodeCache::Off, pooling)?;
+    let engine = engine::prepare(&CodeCache::Off, pooling)?.engine;
     std::fs::create_dir_all(directory).with_context(|| format!("Making the directory {}", directory.display()))?;
     let mut wanted = Vec::new();
     for (id, component) in &application.components {

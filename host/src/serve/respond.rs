@@ -14,7 +14,6 @@ use tokio::time::timeout;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::body::{MAX_BUFFERED, ResponseBody, collect, receive};
-use super::engine::MOST_INSTANCES;
 use super::instances::{Handler, RequestData};
 use super::listen::Peer;
 use super::request::{RouteHeaders, prepare};
@@ -24,15 +23,17 @@ use crate::telemetry::{Requests, Span, Tracer};
 
 /// The maximum number of requests that components work on at once; the others wait. It is below the maximum number of
 /// instances, because some of those are idle.
-const MOST_REQUESTS: u32 = MOST_INSTANCES * 9 / 10;
-/// The maximum number of responses that are streamed at once: slow readers must not use up all permits.
-const MOST_STREAMS: usize = MOST_REQUESTS as usize / 2;
+fn most_requests(most_instances: u32) -> u32 {
+    most_instances * 9 / 10
+}
+
 /// How long a request waits for a permit before it is refused with 503.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The application: its routes, its limits, and what all requests share.
 pub struct App {
     router: Router<Target>,
+    most_requests: u32,
     permits: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     /// How long a client may keep the server waiting for the next part of a request.
@@ -65,11 +66,21 @@ impl Target {
 }
 
 impl App {
-    pub fn new(router: Router<Target>, client_timeout: Duration, stop: Stop, tracer: Option<Tracer>) -> Self {
+    /// `most_instances` is how many instances of its components can exist at once.
+    pub fn new(
+        router: Router<Target>,
+        most_instances: u32,
+        client_timeout: Duration,
+        stop: Stop,
+        tracer: Option<Tracer>,
+    ) -> Self {
+        let most_requests = most_requests(most_instances);
         Self {
             router,
-            permits: Arc::new(Semaphore::new(MOST_REQUESTS as usize)),
-            streams: Arc::new(Semaphore::new(MOST_STREAMS)),
+            most_requests,
+            permits: Arc::new(Semaphore::new(most_requests as usize)),
+            // Slow readers, to whom a response is streamed, must not use up all permits.
+            streams: Arc::new(Semaphore::new(most_requests as usize / 2)),
             client_timeout,
             stop,
             tracer,
@@ -84,7 +95,7 @@ impl App {
     /// client has disconnected, or with work that it does after its response.
     pub async fn done(&self) {
         // The semaphore is never closed.
-        drop(self.permits.acquire_many(MOST_REQUESTS).await);
+        drop(self.permits.acquire_many(self.most_requests).await);
         self.stop.done().await;
     }
 

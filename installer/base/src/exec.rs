@@ -40,13 +40,16 @@ where
     S: AsRef<OsStr>,
 {
     let mut command = Command::new(program);
+    isolate(command.args(arguments));
     command
-        .args(arguments)
+}
+
+fn isolate(command: &mut Command) -> &mut Command {
+    command
         // In a process group of its own, so that Ctrl-C reaches only this process, which decides what to do with the child.
         .process_group(0)
         .stdin(Stdio::null())
-        .env("LC_ALL", "C.UTF-8");
-    command
+        .env("LC_ALL", "C.UTF-8")
 }
 
 impl From<Output> for Finished {
@@ -98,17 +101,27 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let arguments: Vec<_> = arguments
+    let mut command = Command::new(program);
+    command.args(arguments);
+    run_command(command)
+}
+
+/// Like [`run`], for a command that may have an environment of its own.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_command(mut command: Command) -> anyhow::Result<String> {
+    let line = [command.get_program()]
         .into_iter()
-        .map(|argument| argument.as_ref().to_owned())
-        .collect();
-    let finished = finish(program, &arguments)?;
-    let line = || {
-        arguments.iter().fold(program.to_owned(), |line, argument| {
-            format!("{line} {}", argument.to_string_lossy())
-        })
-    };
-    anyhow::ensure!(finished.success, "`{}` failed: {}", line(), tail(&finished.stderr, 12));
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ");
+    let output = isolate(&mut command)
+        .output()
+        .with_context(|| format!("Starting {}", command.get_program().to_string_lossy()))?;
+    let finished = Finished::from(output);
+    anyhow::ensure!(finished.success, "`{line}` failed: {}", tail(&finished.stderr, 12));
     Ok(finished.stdout)
 }
 

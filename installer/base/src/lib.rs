@@ -6,6 +6,7 @@ pub mod clock;
 pub mod connections;
 pub mod digest;
 pub mod duration;
+pub mod emulator;
 pub mod endpoint;
 pub mod exec;
 pub mod files;

@@ -84,7 +84,7 @@ impl Services {
         Ok(())
     }
 
-    /// Enables units.
+    /// Enables units, and makes systemd read the unit files again.
     ///
     /// # Errors
     /// A unit does not exist.
@@ -92,7 +92,7 @@ impl Services {
         self.change_links("enable", units)
     }
 
-    /// Disables units. Those that are not enabled are ignored.
+    /// Disables units, and makes systemd read the unit files again. Units that are not enabled are ignored.
     ///
     /// # Errors
     /// systemctl fails.
@@ -101,13 +101,14 @@ impl Services {
     }
 
     /// Runs `systemctl enable` or `disable`. Without systemd, systemctl changes the files itself.
+    ///
+    /// Not with `--no-reload`: after that, systemd 257 reports of every unit that its files changed on disk, until somebody
+    /// makes it reload them.
     fn change_links(self, verb: &str, units: &[String]) -> anyhow::Result<()> {
         if units.is_empty() {
             return Ok(());
         }
-        let arguments = [verb, "--quiet", "--no-reload"]
-            .into_iter()
-            .chain(units.iter().map(String::as_str));
+        let arguments = [verb, "--quiet"].into_iter().chain(units.iter().map(String::as_str));
         exec::run("systemctl", arguments)?;
         Ok(())
     }

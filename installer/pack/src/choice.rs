@@ -32,7 +32,7 @@ pub struct HostFacts {
     /// `$SPIN`.
     pub spin_variable: Option<PathBuf>,
     pub spin_on_path: Option<PathBuf>,
-    /// The links-host beside this program.
+    /// The links-host beside the programs to pack.
     pub links_host: Option<PathBuf>,
     /// Whether the pinned release has been downloaded before.
     pub release_cached: bool,
@@ -41,21 +41,19 @@ pub struct HostFacts {
 }
 
 impl HostFacts {
-    /// Gathers the facts about this machine.
-    ///
-    /// # Errors
-    /// Fails if the operating system does not report the path of this program.
-    pub fn gather(offline: bool, release_cached: bool) -> anyhow::Result<Self> {
-        let own = std::env::current_exe().context("Finding the path of this program")?;
-        Ok(Self {
+    /// Gathers the facts about this machine. `programs` is the directory of the programs to pack, and `is_native` whether they
+    /// are of this machine's architecture, as a Spin on PATH is.
+    pub fn gather(offline: bool, release_cached: bool, programs: &Path, is_native: bool) -> Self {
+        let path = std::env::var_os("PATH").filter(|_| is_native);
+        Self {
             spin_variable: std::env::var_os("SPIN")
                 .filter(|value| !value.is_empty())
                 .map(PathBuf::from),
-            spin_on_path: std::env::var_os("PATH").and_then(|path| on_path(&path, "spin")),
-            links_host: Some(own.with_file_name(LINKS_HOST)).filter(|path| path.is_file()),
+            spin_on_path: path.and_then(|path| on_path(&path, "spin")),
+            links_host: Some(programs.join(LINKS_HOST)).filter(|path| path.is_file()),
             release_cached,
             offline,
-        })
+        }
     }
 }
 

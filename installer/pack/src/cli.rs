@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueHint};
 
+use crate::identity::Arch;
+
 /// Build the bundle and write the .deb and the tarball
 #[derive(Debug, Parser)]
 #[command(name = "links-pack", version)]
@@ -22,6 +24,18 @@ pub struct Args {
     /// SHA-256 and kept in the user's cache directory; and, with a notice, the links-host beside links-pack.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub runtime: Option<PathBuf>,
+
+    /// The architecture of the packages, if it is not that of this machine
+    #[arg(long, value_enum, value_name = "ARCH", requires_all = ["programs", "emulator"])]
+    pub arch: Option<Arch>,
+
+    /// The directory of the programs to pack; by default that of links-pack
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub programs: Option<PathBuf>,
+
+    /// Runs the programs of another architecture: it is given the path of one and its arguments, as qemu-aarch64 is
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, requires = "arch")]
+    pub emulator: Option<PathBuf>,
 
     /// Download nothing
     #[arg(long)]

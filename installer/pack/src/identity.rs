@@ -3,7 +3,7 @@
 use links_base::layout;
 
 /// The architectures that both Debian and the Spin releases support.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Arch {
     Amd64,
     Arm64,
@@ -19,6 +19,14 @@ impl Arch {
             "x86_64" => Ok(Self::Amd64),
             "aarch64" => Ok(Self::Arm64),
             other => anyhow::bail!("packing on {other} is not supported; pack on an x86_64 or aarch64 machine"),
+        }
+    }
+
+    /// The value of `e_machine` in a program of this architecture (elf(5)).
+    pub fn elf_machine(self) -> u16 {
+        match self {
+            Self::Amd64 => elf::abi::EM_X86_64,
+            Self::Arm64 => elf::abi::EM_AARCH64,
         }
     }
 

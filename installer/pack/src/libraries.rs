@@ -6,6 +6,25 @@ use anyhow::Context as _;
 use elf::ElfBytes;
 use elf::endian::AnyEndian;
 
+use crate::identity::Arch;
+
+/// Checks that a program is for this architecture. A script is for every one.
+///
+/// # Errors
+/// Fails if it is for another one, or if the file is a damaged ELF file.
+pub fn check_architecture(file: &[u8], arch: Arch) -> anyhow::Result<()> {
+    if file.starts_with(b"\x7fELF") {
+        let machine = ElfBytes::<AnyEndian>::minimal_parse(file)?.ehdr.e_machine;
+        anyhow::ensure!(
+            machine == arch.elf_machine(),
+            "it is a program for {}, not for {}; build it again, or choose another --programs or --arch",
+            elf::to_str::e_machine_to_human_str(machine).unwrap_or("another architecture"),
+            arch.debian()
+        );
+    }
+    Ok(())
+}
+
 /// The shared libraries that one or more programs need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -117,6 +136,17 @@ mod tests {
             packages.contains(&format!("libc6 (>= {major}.{minor})")),
             "{packages:?}"
         );
+    }
+
+    #[test]
+    fn a_program_of_another_architecture_is_refused() {
+        let file = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let own = Arch::from_rust(std::env::consts::ARCH).unwrap();
+        let other = if own == Arch::Amd64 { Arch::Arm64 } else { Arch::Amd64 };
+        check_architecture(&file, own).unwrap();
+        let error = check_architecture(&file, other).unwrap_err().to_string();
+        assert!(error.contains(other.debian()), "{error}");
+        check_architecture(b"#!/bin/sh\n", other).unwrap();
     }
 
     #[test]

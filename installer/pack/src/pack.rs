@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Context as _;
 use indicatif::ProgressBar;
@@ -16,12 +17,13 @@ use crate::choice::{self, Choice, HostFacts, Wanted};
 use crate::cli::Args;
 use crate::identity::{Arch, Identity};
 use crate::item::{self, Item};
-use crate::libraries::Needs;
+use crate::libraries::{Needs, check_architecture};
 use crate::payload::{self, Document, Entry, HELPERS, LINKSCTL};
 use crate::publish::{Published, publish};
 use crate::release::Release as SpinRelease;
 use crate::source::{self, Found};
 use crate::{app, control, download};
+use links_base::emulator::Emulator;
 use links_base::{exec, layout, log};
 use links_release::manifest::RuntimeKind;
 use links_release::payload::LIST_NAME;
@@ -46,6 +48,8 @@ struct Plan {
     out: PathBuf,
     /// The directory in which all programs were built.
     programs: PathBuf,
+    /// How they run on this machine.
+    emulator: Emulator,
     releases: Vec<Release>,
     /// The timestamp of the packed files, in seconds since 1970.
     time: u64,
@@ -62,7 +66,15 @@ struct Plan {
 
 impl Plan {
     fn make(args: &Args) -> anyhow::Result<Self> {
-        let arch = Arch::from_rust(std::env::consts::ARCH)?;
+        let arch = match args.arch {
+            Some(arch) => arch,
+            None => Arch::from_rust(std::env::consts::ARCH)?,
+        };
+        let programs = match &args.programs {
+            Some(directory) => directory.clone(),
+            None => directory_of_this_program()?,
+        };
+        let emulator = args.emulator.clone().map_or(Emulator::None, Emulator::Program);
         let version = args.release_version.as_deref().unwrap_or(env!("CARGO_PKG_VERSION"));
         let identity = Identity::new(version, arch)?;
         let releases = changelog::own()?;
@@ -73,11 +85,13 @@ impl Plan {
         let app = app::rewrite(&text).with_context(|| format!("Reading {}", args.from.display()))?;
         let spin = SpinRelease::pinned(arch);
         let cache = download::cache_dir()?;
-        let facts = HostFacts::gather(args.offline, spin.is_cached(&cache))?;
+        let is_native = emulator == Emulator::None;
+        let facts = HostFacts::gather(args.offline, spin.is_cached(&cache), &programs, is_native);
         let choice = choice::choose(&Wanted::new(args.runtime.as_deref()), &facts)?;
         let plan = Self {
             out: args.out.clone(),
-            programs: directory_of_this_program()?,
+            programs,
+            emulator,
             releases,
             time,
             identity,
@@ -96,7 +110,7 @@ impl Plan {
     /// Finds errors early that would otherwise appear only after a download.
     fn check_inputs(&self) -> anyhow::Result<()> {
         bundle::read_runtime_config(&self.runtime_config)?;
-        let expected = self.ingredients(source::preview(&self.choice, &self.spin)?);
+        let expected = self.ingredients(source::preview(&self.choice, &self.spin, &self.emulator)?);
         for component in &self.app.components {
             bundle::read_component(&expected.build_of(component), expected.runtime.interface)
                 .with_context(|| format!("component.{} of {}", component.id, self.app_file.display()))?;
@@ -128,7 +142,7 @@ impl Plan {
     }
 
     fn show(&self, json: bool) -> anyhow::Result<()> {
-        let ingredients = self.ingredients(source::preview(&self.choice, &self.spin)?);
+        let ingredients = self.ingredients(source::preview(&self.choice, &self.spin, &self.emulator)?);
         let entries = self.entries(&ingredients);
         let mut out = io::stdout().lock();
         if json {
@@ -160,12 +174,12 @@ impl Plan {
             .prefix(".pack-")
             .tempdir_in(&self.out)
             .with_context(|| format!("Creating a temporary directory in {}", self.out.display()))?;
-        let found = source::obtain(&self.choice, &self.spin, &self.cache, scratch.path())?;
+        let found = source::obtain(&self.choice, &self.spin, &self.cache, scratch.path(), &self.emulator)?;
         self.print_notices(&found);
         let ingredients = self.ingredients(found.program);
         let bundle = scratch.path().join("bundle");
         let manifest = bundle::build(&bundle, &ingredients, &found.executable)?;
-        links_release::runtime::smoke(&bundle).context("Starting the bundle for a test")?;
+        links_release::runtime::smoke(&bundle, &self.emulator).context("Starting the bundle for a test")?;
 
         let items = item::load(&self.entries(&ingredients), &bundle, |document| self.document(document))?;
         let libraries = self.libraries(&bundle.join(&manifest.runtime.path))?;
@@ -199,7 +213,9 @@ impl Plan {
 
     /// The standard output of the linksctl that is packed.
     fn linksctl(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        exec::run(&self.programs.join(LINKSCTL).to_string_lossy(), arguments)
+        let mut command = Command::new(self.programs.join(LINKSCTL));
+        command.args(arguments);
+        exec::run_command(self.emulator.wrap(command))
     }
 
     fn document(&self, document: Document) -> anyhow::Result<Vec<u8>> {
@@ -228,6 +244,8 @@ impl Plan {
         for program in own.chain([runtime.to_owned()]) {
             let reading = || format!("Reading the libraries of {}", program.display());
             let file = fs::read(&program).with_context(reading)?;
+            check_architecture(&file, self.identity.arch)
+                .with_context(|| format!("Cannot pack {}", program.display()))?;
             needs = needs.and(Needs::of(&file).with_context(reading)?);
         }
         needs.packages()

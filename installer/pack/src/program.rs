@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::bundle::Program;
 use super::interface::Interface;
+use links_base::emulator::Emulator;
 use links_base::exec;
 use links_base::process::{Process, describe};
 use links_release::manifest::RuntimeKind;
@@ -25,16 +26,17 @@ pub const LINKS_HOST: &str = "links-host";
 ///
 /// # Errors
 /// Fails if the program is missing, is not executable, does not answer, or is neither a supported Spin nor a links-host.
-pub fn identify(path: &Path, origin: &str) -> anyhow::Result<Program> {
+pub fn identify(path: &Path, origin: &str, emulator: &Emulator) -> anyhow::Result<Program> {
     check_executable(path)?;
-    let answer = output(path, &["--version"]).with_context(|| format!("Running {} --version", path.display()))?;
+    let answer =
+        output(path, &["--version"], emulator).with_context(|| format!("Running {} --version", path.display()))?;
     let identified = parse_version(&answer).and_then(|(kind, version)| {
         let interface = Interface::of(kind, &version)?;
         Ok((kind, version, interface))
     });
     let (kind, version, interface) = identified.with_context(|| format!("Cannot pack {}", path.display()))?;
     let listens_on_sockets = kind == RuntimeKind::LinksHost
-        && output(path, &["up", "--help"])
+        && output(path, &["up", "--help"], emulator)
             .with_context(|| format!("Running {} up --help", path.display()))?
             .contains("unix:/");
     Ok(Program {
@@ -66,23 +68,22 @@ pub fn check_executable(path: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// Fails if the program does not end in time, or ends with an error.
-fn output(path: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+fn output(path: &Path, arguments: &[&str], emulator: &Emulator) -> anyhow::Result<String> {
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     // The path is absolute, because a name without a slash would be looked up on PATH.
     let mut command = Command::new(std::path::absolute(path)?);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(stdout.try_clone()?)
-        .stderr(stderr.try_clone()?);
+    command.args(arguments).stdin(Stdio::null());
+    let mut command = emulator.wrap(command);
+    command.stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
     let (sender, receiver) = mpsc::channel();
     let process = Process::start(&mut command, Signal::SIGKILL, move |status| {
         // Sending fails after the timeout, when the receiver is gone.
         let _ = sender.send(status);
     })?;
-    let Ok(status) = receiver.recv_timeout(ANSWER_TIMEOUT) else {
+    let timeout = emulator.timeout(ANSWER_TIMEOUT);
+    let Ok(status) = receiver.recv_timeout(timeout) else {
         process.kill();
-        anyhow::bail!("no answer after {ANSWER_TIMEOUT:?}");
+        anyhow::bail!("no answer after {timeout:?}");
     };
     let status = status?;
     anyhow::ensure!(
@@ -171,7 +172,7 @@ pub mod tests {
     fn a_program_is_identified_and_a_bad_one_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let good = script(dir.path(), "good", "echo links-host 0.1.0", 0o755);
-        let program = identify(&good, "a test").unwrap();
+        let program = identify(&good, "a test", &Emulator::None).unwrap();
         assert_eq!((program.version.as_str(), program.listens_on_sockets), ("0.1.0", false));
         let plain = script(dir.path(), "plain", "echo links-host 0.1.0", 0o644);
         let failing = script(dir.path(), "failing", "echo broken >&2; exit 3", 0o755);
@@ -183,7 +184,7 @@ pub mod tests {
             (dir.path().join("missing"), "No such file"),
             (dir.path().to_owned(), "not a file"),
         ] {
-            let error = format!("{:#}", identify(&path, "a test").unwrap_err());
+            let error = format!("{:#}", identify(&path, "a test", &Emulator::None).unwrap_err());
             assert!(
                 error.contains(part) && error.contains(path.to_str().unwrap()),
                 "{error}"

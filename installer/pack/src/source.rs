@@ -10,6 +10,7 @@ use super::download;
 use super::interface::Interface;
 use super::program::identify;
 use super::release::{Release, unpack};
+use links_base::emulator::Emulator;
 use links_release::manifest::RuntimeKind;
 
 /// The origin of a links-host that is packed for lack of a Spin.
@@ -29,9 +30,15 @@ pub struct Found {
 /// # Errors
 /// Fails if the program is missing, is not executable, does not answer, or is neither a supported Spin nor a links-host. Fails
 /// as well if the download was interrupted or has the wrong digest.
-pub fn obtain(choice: &Choice, release: &Release, cache: &Path, scratch: &Path) -> anyhow::Result<Found> {
+pub fn obtain(
+    choice: &Choice,
+    release: &Release,
+    cache: &Path,
+    scratch: &Path,
+    emulator: &Emulator,
+) -> anyhow::Result<Found> {
     let fallback = |path: &Path, why: &str| -> anyhow::Result<Found> {
-        let program = identify(path, FALLBACK_ORIGIN)?;
+        let program = identify(path, FALLBACK_ORIGIN, emulator)?;
         let notice = format!(
             "packing {} {} instead of Spin, because {why}. It serves the same components; to pack Spin, \
              give --runtime PATH or SPIN=PATH",
@@ -45,7 +52,7 @@ pub fn obtain(choice: &Choice, release: &Release, cache: &Path, scratch: &Path) 
     };
     match choice {
         Choice::Program { path, origin } => Ok(Found {
-            program: identify(path, origin).with_context(|| format!("the runtime {origin}"))?,
+            program: identify(path, origin, emulator).with_context(|| format!("the runtime {origin}"))?,
             executable: path.clone(),
             notice: None,
         }),
@@ -55,7 +62,7 @@ pub fn obtain(choice: &Choice, release: &Release, cache: &Path, scratch: &Path) 
                 let executable = scratch.join("spin");
                 unpack(&archive, "spin", &executable)?;
                 Ok(Found {
-                    program: identify(&executable, &release.origin())?,
+                    program: identify(&executable, &release.origin(), emulator)?,
                     executable,
                     notice: None,
                 })
@@ -80,7 +87,7 @@ pub fn obtain(choice: &Choice, release: &Release, cache: &Path, scratch: &Path) 
 ///
 /// # Errors
 /// Fails like [`obtain`] for a program on this machine.
-pub fn preview(choice: &Choice, release: &Release) -> anyhow::Result<Program> {
+pub fn preview(choice: &Choice, release: &Release, emulator: &Emulator) -> anyhow::Result<Program> {
     let (path, origin) = match choice {
         Choice::Program { path, origin } => (path, *origin),
         Choice::Fallback { path, .. } => (path, FALLBACK_ORIGIN),
@@ -94,7 +101,7 @@ pub fn preview(choice: &Choice, release: &Release) -> anyhow::Result<Program> {
             });
         }
     };
-    identify(path, origin).with_context(|| format!("the runtime {origin}"))
+    identify(path, origin, emulator).with_context(|| format!("the runtime {origin}"))
 }
 
 #[cfg(test)]
@@ -113,7 +120,14 @@ mod tests {
         drop(listener);
         let release = Release::at(url, "0".repeat(64));
         let choice = Choice::Release { otherwise: Some(host) };
-        let found = obtain(&choice, &release, &dir.path().join("cache"), dir.path()).unwrap();
+        let found = obtain(
+            &choice,
+            &release,
+            &dir.path().join("cache"),
+            dir.path(),
+            &Emulator::None,
+        )
+        .unwrap();
         assert_eq!(found.program.kind, RuntimeKind::LinksHost);
         let notice = found.notice.unwrap();
         assert!(
@@ -121,7 +135,14 @@ mod tests {
             "{notice}"
         );
         let choice = Choice::Release { otherwise: None };
-        let error = obtain(&choice, &release, &dir.path().join("cache"), dir.path()).unwrap_err();
+        let error = obtain(
+            &choice,
+            &release,
+            &dir.path().join("cache"),
+            dir.path(),
+            &Emulator::None,
+        )
+        .unwrap_err();
         assert!(format!("{error:#}").contains("--runtime PATH"), "{error:#}");
     }
 }

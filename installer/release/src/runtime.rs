@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use super::manifest::RuntimeKind;
 use super::store::Release;
+use links_base::emulator::Emulator;
 use links_base::endpoint::Endpoint;
 use links_base::health::Probe;
 use links_base::layout::Layout;
@@ -126,9 +127,15 @@ const REUSE_COUNT: &str = "1000";
 /// # Errors
 /// A file is missing or damaged, or the runtime has another version. The error names it.
 pub fn check_release(release: &Release) -> anyhow::Result<()> {
+    check_emulated(release, &Emulator::None)
+}
+
+fn check_emulated(release: &Release, emulator: &Emulator) -> anyhow::Result<()> {
     release.verify()?;
     let path = release.runtime_path();
-    let output = exec::run(&path.to_string_lossy(), ["--version"])
+    let mut version = Command::new(&path);
+    version.arg("--version");
+    let output = exec::run_command(emulator.wrap(version))
         .with_context(|| format!("Asking the runtime {} for its version", path.display()))?;
     let expected = release.runtime_name();
     let found: Vec<_> = output.split_whitespace().take(2).collect();
@@ -152,10 +159,11 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// and stops the runtime.
 ///
 /// # Errors
-/// The runtime exits, or is not healthy within 30 s. The error contains the last lines of its output.
-pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
+/// The runtime exits, or is not healthy within 30 s, or a multiple of that under an emulator. The error contains the last lines
+/// of its output.
+pub fn smoke(bundle: &Path, emulator: &Emulator) -> anyhow::Result<()> {
     let release = Release::open(bundle)?;
-    check_release(&release)?;
+    check_emulated(&release, emulator)?;
     let scratch = tempfile::tempdir().context("Making a temporary directory")?;
     let at = |name: &str| scratch.path().join(name);
     let layout = Layout::new(scratch.path());
@@ -187,7 +195,7 @@ pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(&call.cache_dir)?;
     let output = File::create(at("output")).context("Making a file for the runtime's output")?;
     let (exit, exited) = mpsc::channel();
-    let mut command = call.command();
+    let mut command = emulator.wrap(call.command());
     command.stdout(output.try_clone()?).stderr(output);
     let process = Process::start(&mut command, Signal::SIGKILL, move |status| {
         // This fails once the verdict is known, when the receiver is gone.
@@ -198,7 +206,8 @@ pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
     let mut probes = listen
         .into_iter()
         .map(|endpoint| Probe::new(endpoint, Duration::from_secs(5)));
-    let verdict = probes.try_for_each(|probe| wait_until_ready(&probe, &exited));
+    let timeout = emulator.timeout(SMOKE_TIMEOUT);
+    let verdict = probes.try_for_each(|probe| wait_until_ready(&probe, &exited, timeout));
     process.terminate();
     // The verdict does not depend on how the runtime exits. Any remaining process is killed next.
     let _ = exited.recv_timeout(Duration::from_secs(5));
@@ -213,18 +222,19 @@ pub fn smoke(bundle: &Path) -> anyhow::Result<()> {
     })
 }
 
-fn wait_until_ready(probe: &Probe, exited: &mpsc::Receiver<std::io::Result<ExitStatus>>) -> Result<(), String> {
-    let deadline = Instant::now() + SMOKE_TIMEOUT;
+fn wait_until_ready(
+    probe: &Probe,
+    exited: &mpsc::Receiver<std::io::Result<ExitStatus>>,
+    timeout: Duration,
+) -> Result<(), String> {
+    let deadline = Instant::now() + timeout;
     loop {
         let why = match probe.ready() {
             Ok(()) => return Ok(()),
             Err(why) => why,
         };
         if Instant::now() >= deadline {
-            return Err(format!(
-                "did not become healthy within {} s: {why}",
-                SMOKE_TIMEOUT.as_secs()
-            ));
+            return Err(format!("did not become healthy within {} s: {why}", timeout.as_secs()));
         }
         match exited.recv_timeout(PROBE_INTERVAL) {
             Ok(status) => return Err(describe(status)),
@@ -289,7 +299,7 @@ mod tests {
             std::os::unix::fs::PermissionsExt::from_mode(0o755),
         )
         .unwrap();
-        let error = format!("{:#}", smoke(directory.path()).unwrap_err());
+        let error = format!("{:#}", smoke(directory.path(), &Emulator::None).unwrap_err());
         assert!(
             error.contains("exited with status 7") && error.contains("no luck today"),
             "{error}"

@@ -84,9 +84,7 @@ impl apply::Host for Executor<'_> {
     }
 
     fn enable(&mut self, instance: u16) -> anyhow::Result<()> {
-        let services = self.appliance.services;
-        services.enable(&[layout::instance_unit(instance)])?;
-        services.reload_units()
+        self.appliance.services.enable(&[layout::instance_unit(instance)])
     }
 
     fn point(&mut self, instance: u16, version: &Version) -> anyhow::Result<()> {
@@ -136,8 +134,7 @@ impl apply::Host for Executor<'_> {
             services.carry_out("stop", &unit)?;
         }
         services.disable(&[unit])?;
-        self.appliance.state.forget(instance)?;
-        services.reload_units()
+        self.appliance.state.forget(instance)
     }
 
     fn is_live(&mut self) -> bool {

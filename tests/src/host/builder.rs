@@ -7,12 +7,13 @@ use anyhow::Result;
 use super::Host;
 use super::packages::{DEB, RELEASED_DEB};
 use crate::artifacts::Artifacts;
-use crate::machine::Machine;
+use crate::machine::{Machine, Syncs};
 use crate::servers::libsql::LibSql;
+use crate::suite::Suite;
 use crate::tree::Tree;
 
-/// Describes a host and boots it. By default: Debian 12 with nginx, two instances of the package under test, and the
-/// database in a file.
+/// Describes a host and boots it. By default: Debian with nginx, two instances of the package under test, and the database in
+/// a file.
 ///
 /// ```no_run
 /// # fn main() -> anyhow::Result<()> {
@@ -32,9 +33,13 @@ use crate::tree::Tree;
 #[derive(Clone, Debug)]
 #[must_use = "call `debian`, `uninstalled` or `serving` to boot the host"]
 pub struct Builder {
+    /// By default the suite of [`Suite::of_environment`].
+    suite: Option<Suite>,
+    upgrade_to: Option<Suite>,
     nginx: bool,
     packages: Vec<String>,
     memory: Option<u64>,
+    syncs: Syncs,
     /// A directory with a file system of its own, and its size in bytes.
     disk: Option<(String, u64)>,
     first_release: Option<String>,
@@ -45,9 +50,12 @@ pub struct Builder {
 impl Host {
     pub fn builder() -> Builder {
         Builder {
+            suite: None,
+            upgrade_to: None,
             nginx: true,
             packages: vec![],
             memory: None,
+            syncs: Syncs::Ignored,
             disk: None,
             first_release: None,
             links_toml: None,
@@ -57,6 +65,18 @@ impl Host {
 }
 
 impl Builder {
+    /// The release of Debian, for a test that is about this one.
+    pub fn suite(mut self, suite: Suite) -> Self {
+        self.suite = Some(suite);
+        self
+    }
+
+    /// apt can upgrade the host to this release of Debian without a network: see [`Host::upgrade_debian`].
+    pub fn upgradable_to(mut self, suite: Suite) -> Self {
+        self.upgrade_to = Some(suite);
+        self
+    }
+
     /// nginx is not installed. apt can install it without a network.
     pub fn without_nginx(mut self) -> Self {
         self.nginx = false;
@@ -72,6 +92,13 @@ impl Builder {
     /// The memory of the whole host in bytes, page cache included. Otherwise it is not limited.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = Some(bytes);
+        self
+    }
+
+    /// Syncs to the disk take as long as they do on this computer. By default they are ignored, and a host that is killed loses
+    /// nothing all the same.
+    pub fn real_syncs(mut self) -> Self {
+        self.syncs = Syncs::Real;
         self
     }
 
@@ -104,7 +131,8 @@ impl Builder {
     /// # Errors
     /// Fails if the caller is not root, if Debian's tree cannot be made, or if systemd does not come up.
     pub fn debian(self) -> Result<Host> {
-        let mut tree = Tree::plain()?;
+        let suite = self.suite.map_or_else(Suite::of_environment, Ok)?;
+        let mut tree = Tree::plain(suite)?;
         if self.nginx {
             tree = tree.with_nginx()?;
         }
@@ -112,13 +140,17 @@ impl Builder {
         if !packages.is_empty() {
             tree = tree.with_packages(&packages)?;
         }
-        let machine = Machine::boot(&tree, self.memory)?;
+        if let Some(to) = self.upgrade_to {
+            tree = tree.with_upgrade(to)?;
+        }
+        let machine = Machine::boot(&tree, self.memory, self.syncs)?;
         if let Some((directory, bytes)) = &self.disk {
             machine.shell(&format!(
                 "mkdir --parents {directory}; mount -t tmpfs -o size={bytes},mode=755 tmpfs {directory}"
             ))?;
         }
         Ok(Host {
+            suite,
             machine,
             releases: OnceLock::new(),
         })

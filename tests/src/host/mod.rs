@@ -17,13 +17,22 @@ use std::sync::OnceLock;
 
 use crate::machine::Machine;
 use crate::releases::Releases;
+use crate::suite::Suite;
 
 /// A booted host. Nothing of it is left when it is dropped, not even when the test process is killed.
 #[derive(Debug)]
 pub struct Host {
+    suite: Suite,
     machine: Machine,
     /// Made when a test asks for a release for the first time.
     releases: OnceLock<Releases>,
+}
+
+impl Host {
+    /// The release of Debian that it was booted with.
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
 }
 
 impl Deref for Host {

@@ -8,6 +8,7 @@ use super::Host;
 use crate::artifacts::{Artifacts, RELEASED, Runtime};
 use crate::machine::commands::Output;
 use crate::releases::{Fault, Releases};
+use crate::suite::Suite;
 
 /// The path of the package under test, on a host that has it.
 pub const DEB: &str = "/var/tmp/links-shortener.deb";
@@ -88,6 +89,21 @@ impl Host {
         ensure!(self.package_state()? == "installed", "{apt}");
         self.wait_for_rotation(2)?;
         self.runs_version(version)
+    }
+
+    /// Upgrades Debian itself to the release that the builder was told, as its release notes describe: with apt and new
+    /// sources.
+    ///
+    /// # Errors
+    /// Fails if apt fails or takes more than ten minutes, or if the host has another release afterwards.
+    pub fn upgrade_debian(&self, to: Suite) -> Result<Output> {
+        let sources = "/etc/apt/sources.list";
+        self.ok(["mv", &format!("{sources}.{}", to.name()), sources])?;
+        let upgraded = self.run_within(Duration::from_secs(600), ["apt-get", "--yes", "full-upgrade"])?;
+        ensure!(upgraded.status == 0, "apt full-upgrade: {upgraded}");
+        let version = self.read("/etc/debian_version")?;
+        ensure!(version.starts_with(to.version()), "Debian {version} after {upgraded}");
+        Ok(upgraded)
     }
 
     /// The state of the package by dpkg, such as `installed` or `half-configured`.

@@ -24,6 +24,23 @@ impl TestDir {
     /// # Errors
     /// Fails if the runtime does not start.
     pub fn runtime(&self, configuration: &str, environment: &[(&str, &str)]) -> Result<Runtime> {
+        let mut command = Command::new(target_directory().join("release/links-host"));
+        command.arg("up");
+        self.serve(command, &spin_toml(), configuration, environment)
+    }
+
+    /// Serves `application` with this configuration and these environment variables. `command` is `links-host up`, by whatever
+    /// means it runs, with further flags.
+    ///
+    /// # Errors
+    /// Fails if the runtime does not start.
+    pub fn serve(
+        &self,
+        mut command: Command,
+        application: &Path,
+        configuration: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Runtime> {
         let file = self.path("runtime.toml");
         // linksctl adds this store too.
         let local = self.path("local.db");
@@ -31,8 +48,7 @@ impl TestDir {
         std::fs::write(&file, format!("log_dir = ''\n{local}{configuration}"))?;
         static RUNTIMES: AtomicU64 = AtomicU64::new(0);
         let socket = self.path(&format!("links-{}.sock", RUNTIMES.fetch_add(1, Relaxed)));
-        let mut command = Command::new(target_directory().join("release/links-host"));
-        command.arg("up").arg("--from").arg(spin_toml());
+        command.arg("--from").arg(application);
         command
             .args(["--listen", "127.0.0.1:0"])
             .arg("--listen")

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::Syncs;
 use super::directory::Directory;
 use crate::cgroup::{Cgroup, MemoryGroup};
 use crate::namespace::NetNamespace;
@@ -41,7 +42,7 @@ pub struct Running {
 
 impl Running {
     /// Starts systemd and waits until it has started everything.
-    pub fn start(directory: &Directory, tree: &Tree, memory: Option<&MemoryGroup>) -> Result<Self> {
+    pub fn start(directory: &Directory, tree: &Tree, syncs: Syncs, memory: Option<&MemoryGroup>) -> Result<Self> {
         let console = directory.path.join("console.log");
         let notify = directory.path.join("notify");
         if notify.exists() {
@@ -55,6 +56,10 @@ impl Running {
         command
             .arg(&directory.path)
             .arg(tree.overlay_lower())
+            .arg(match syncs {
+                Syncs::Ignored => "volatile",
+                Syncs::Real => "durable",
+            })
             .stdout(Stdio::piped())
             .stderr(File::create(&console).with_context(|| format!("Creating {}", console.display()))?);
         // SAFETY: The closure only writes to an open file. It runs before unshare, so the group becomes the namespace's root.

@@ -17,12 +17,22 @@ use boot::Running;
 use directory::Directory;
 use slot::Slot;
 
+/// What a sync of a file inside does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syncs {
+    /// Nothing. A machine that is killed loses nothing even so, because this computer keeps its page cache.
+    Ignored,
+    /// It writes to the disk of this computer, and takes as long.
+    Real,
+}
+
 /// Debian, booted from a [`Tree`]. Its writes go to a directory of its own, which is removed when this is dropped.
 ///
 /// A test process runs two machines at a time. Booting a third waits until one of them is dropped.
 #[derive(Debug)]
 pub struct Machine {
     tree: Tree,
+    syncs: Syncs,
     running: Option<Running>,
     /// Declared after `running`: the group can be removed only when all processes are gone.
     memory: Option<MemoryGroup>,
@@ -37,13 +47,14 @@ impl Machine {
     /// # Errors
     /// Fails if the caller is not root, if a command is missing, if this computer cannot limit the memory, if systemd does not
     /// come up in two minutes, or if a unit of the pristine system fails.
-    pub fn boot(tree: &Tree, memory: Option<u64>) -> Result<Self> {
+    pub fn boot(tree: &Tree, memory: Option<u64>, syncs: Syncs) -> Result<Self> {
         process::require(&[("nsenter", "util-linux"), ("unshare", "util-linux"), ("ip", "iproute2")])?;
         let slot = Slot::take();
         let directory = Directory::create()?;
         let memory = memory.map(|bytes| MemoryGroup::create(&directory.cgroup_name(), bytes));
         let mut machine = Self {
             tree: tree.clone(),
+            syncs,
             running: None,
             memory: memory.transpose()?,
             directory,
@@ -111,7 +122,8 @@ impl Machine {
     }
 
     fn start(&mut self) -> Result<()> {
-        self.running = Some(Running::start(&self.directory, &self.tree, self.memory.as_ref())?);
+        let memory = self.memory.as_ref();
+        self.running = Some(Running::start(&self.directory, &self.tree, self.syncs, memory)?);
         if let Some(memory) = &self.memory {
             // A tenth of the memory, as Debian would choose on real hardware. By default the size follows the memory of
             // this computer.

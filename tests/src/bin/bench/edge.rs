@@ -204,7 +204,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Result<Self> {
-        let host = Host::builder().packages(&["wrk"]).serving()?;
+        let host = Host::builder().real_syncs().packages(&["wrk"]).serving()?;
         // wrk cannot use Unix sockets. With this file, the instances open their ports too.
         host.shell("touch /run/links/site-not-loaded && linksctl restart")?;
         host.wait_for_rotation(2)?;

@@ -47,7 +47,7 @@ impl Milliseconds {
 /// # Errors
 /// Fails if the lab does not work here, or if a rollout fails. Failed requests are not errors but figures.
 pub fn measure() -> Result<Figures> {
-    let host = Host::builder().serving()?;
+    let host = Host::builder().real_syncs().serving()?;
     let traffic = Traffic::start(&host, "bench")?;
     let mut seconds = vec![];
     for _ in 0..ROUNDS {
