@@ -61,6 +61,10 @@ impl Layout {
     pub fn links_toml(&self) -> PathBuf {
         self.at("etc/links/links.toml")
     }
+    /// A directory with files that extend links.toml.
+    pub fn links_toml_d(&self) -> PathBuf {
+        self.at("etc/links/links.toml.d")
+    }
     pub fn runtime_toml(&self) -> PathBuf {
         self.at("etc/links/runtime.toml")
     }

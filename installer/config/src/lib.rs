@@ -1,6 +1,6 @@
 //! links.toml, runtime.toml and the credentials: parsing, checking, and rendering for the runtime.
 //!
-//! * [`links`] reads links' own file, and [`runtime`] reads the file of the Spin runtime. Both are pure.
+//! * [`links`] reads links' own files, and [`runtime`] reads the file of the Spin runtime. Both are pure.
 //! * [`check`] finds everything that is wrong in the files and the credentials.
 //! * [`telemetry`] decides which telemetry is sent where.
 //! * [`render`] writes the file with which an instance's runtime is started.

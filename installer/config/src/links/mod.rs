@@ -1,9 +1,15 @@
-//! `links.toml`, the settings of links. Every key has a default, so the file may be empty.
+//! `links.toml`, the settings of links, and the files in `links.toml.d`, which extend it. Every key has a default, so all of them
+//! may be empty.
 
+mod earlier;
+pub(crate) mod input;
+pub mod keys;
 mod read;
 mod settings;
 
-pub use read::read;
+pub use earlier::{Earlier, Setting, for_0_1_0};
+pub use input::{Input, inputs, is_read};
+pub use read::{Reading, read, read_all};
 pub use settings::*;
 
 #[cfg(test)]

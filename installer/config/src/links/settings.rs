@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::runtime::Reference;
 
-/// The settings in `links.toml`, with defaults filled in. All ranges, formats and ports have been checked.
+/// The settings in `links.toml` and the files that extend it, with the defaults of [`super::keys`]. All ranges, formats and ports
+/// have been checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Config {
     /// The number of instances, from 1 to [`links_base::layout::MAX_INSTANCES`].
@@ -156,7 +157,7 @@ pub struct Metrics {
 }
 
 /// `[clicks]`: how redirects are counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Clicks {
     /// A file in MaxMind's format with the countries of IP addresses. `None` if countries are not recorded.
     pub countries: Option<PathBuf>,
@@ -254,62 +255,5 @@ impl fmt::Display for Access {
             Self::Token => "token",
             Self::Open => "open",
         })
-    }
-}
-
-impl Default for Config {
-    /// The settings of an empty `links.toml`.
-    fn default() -> Self {
-        Self {
-            instances: 2,
-            base_port: 7000,
-            public_url: None,
-            shorten: Shorten {
-                access: Access::Token,
-                allowed_origin: None,
-            },
-            health: Health {
-                start_timeout: Duration::from_secs(30),
-                interval: Duration::from_secs(1),
-                timeout: Duration::from_secs(2),
-            },
-            drain: Drain {
-                timeout: Duration::from_secs(30),
-            },
-            rollout: Rollout {
-                min_healthy: Duration::from_secs(2),
-            },
-            cache: Cache {
-                enabled: Enabled::Auto,
-                ttl: Duration::from_secs(60),
-                stale: Duration::from_secs(24 * 3600),
-            },
-            secrets: Secrets {
-                ttl: Duration::from_secs(30),
-                stale: Duration::from_secs(15 * 60),
-            },
-            telemetry: Telemetry {
-                endpoint: None,
-                protocol: Protocol::Http,
-                headers: None,
-                traces: true,
-                metrics: true,
-                logs: false,
-                sampling: Sampling(1_000_000),
-            },
-            metrics: Metrics {
-                listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
-                otlp_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9465)),
-            },
-            clicks: Clicks::default(),
-            nginx: Nginx {
-                manage: true,
-                listen: vec![Listen::Port(80)],
-                server_name: vec!["_".to_owned()],
-                replace_default_site: true,
-                cache_ttl: None,
-                cache_stale: Duration::from_secs(600),
-            },
-        }
     }
 }
