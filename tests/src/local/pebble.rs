@@ -21,7 +21,7 @@ use crate::process::{eventually, require};
 use crate::stream::Address;
 
 /// Writes pebble's configuration.
-pub(crate) const PREPARE: &str = include_str!("../../lab/pebble.sh");
+const PREPARE: &str = include_str!("../../lab/pebble.sh");
 /// The path below which an authority looks for answers (RFC 8555, section 8.3).
 const WELL_KNOWN: &str = "/.well-known/acme-challenge/";
 const DEADLINE: Duration = Duration::from_secs(30);

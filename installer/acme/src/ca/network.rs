@@ -542,3 +542,205 @@ async fn poll(
         pause = LONGEST_POLL.min(pause.mul_f32(1.5));
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test may end at the first surprise")]
+mod tests {
+    use std::io::{BufReader, Read as _};
+    use std::net::{SocketAddr, TcpListener};
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+    use super::*;
+    use crate::certificate::tests::issued;
+
+    /// What the authority answers a new order with: a status, header fields with their CRLF, and a body.
+    type Answer = (u16, &'static str, String);
+
+    /// As much of an authority as orders need.
+    struct Fake {
+        address: SocketAddr,
+        /// The certificate that it is trusted by.
+        root: String,
+        /// The payloads of the orders.
+        orders: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Fake {
+        fn start(answer: Answer) -> Self {
+            let (chain, key) = issued(&["127.0.0.1"], clock::now() - 3600, 86_400);
+            let certificates: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
+                .map(Result::unwrap)
+                .collect();
+            let end = "-----END CERTIFICATE-----";
+            let root = chain.rsplit_once(&format!("{end}\n-----BEGIN")).unwrap().1;
+            let root = format!("-----BEGIN{root}");
+            let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(certificates, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+                .unwrap();
+            let config = Arc::new(config);
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let orders = Arc::<Mutex<Vec<String>>>::default();
+            let taken = Arc::clone(&orders);
+            thread::spawn(move || {
+                for socket in listener.incoming().flatten() {
+                    let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+                    // The client does not trust every server of these tests.
+                    let _ = serve_one(StreamOwned::new(connection, socket), address, &answer, &taken);
+                }
+            });
+            Self { address, root, orders }
+        }
+
+        fn open(&self) -> Open {
+            Open {
+                directory: format!("https://{}/directory", self.address),
+                roots: Some(self.root.clone()),
+                emails: vec![],
+                eab: None,
+                account: None,
+                contacts_changed: false,
+            }
+        }
+
+        /// Opens an account and orders a certificate.
+        fn order(&self, profile: Option<&str>) -> Attempt<Reply> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut session = None;
+                let opened = answer(&mut session, Request::Open(self.open())).await?;
+                assert!(matches!(opened, Reply::Opened(_)), "{opened:?}");
+                let order = NewOrder {
+                    name: "s.example.org".to_owned(),
+                    profile: profile.map(str::to_owned),
+                    replaces: None,
+                    resume: None,
+                };
+                answer(&mut session, Request::Order(order)).await
+            })
+        }
+    }
+
+    fn serve_one(
+        mut stream: StreamOwned<ServerConnection, std::net::TcpStream>,
+        address: SocketAddr,
+        answer: &Answer,
+        orders: &Mutex<Vec<String>>,
+    ) -> io::Result<()> {
+        let mut lines = vec![];
+        let mut reader = BufReader::new(&mut stream);
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            match line.trim_end() {
+                "" => break,
+                line => lines.push(line.to_ascii_lowercase()),
+            }
+        }
+        let length = lines.iter().find_map(|line| line.strip_prefix("content-length: "));
+        let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
+        reader.read_exact(&mut body)?;
+        let url = |path: &str| format!("https://{address}/{path}");
+        let path = lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+        let (status, fields, body) = match path {
+            "/directory" => {
+                let directory = serde_json::json!({
+                    "newNonce": url("nonce"),
+                    "newAccount": url("account"),
+                    "newOrder": url("order"),
+                    "meta": { "profiles": { "shortlived": "6 days" } },
+                });
+                (200, String::new(), directory.to_string())
+            }
+            "/account" => (201, format!("location: {}\r\n", url("account/1")), "{}".to_owned()),
+            "/order" => {
+                let jose: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let payload = BASE64URL_NOPAD.decode(jose["payload"].as_str().unwrap().as_bytes()).unwrap();
+                orders.lock().unwrap().push(String::from_utf8(payload).unwrap());
+                (answer.0, answer.1.to_owned(), answer.2.clone())
+            }
+            _ => (200, String::new(), String::new()),
+        };
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 {status} X\r\nreplay-nonce: nonce\r\n{fields}content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        )?;
+        stream.conn.send_close_notify();
+        stream.flush()
+    }
+
+    fn problem(name: &str) -> String {
+        serde_json::json!({ "type": format!("urn:ietf:params:acme:error:{name}"), "detail": "no" }).to_string()
+    }
+
+    fn refusal(answer: Answer) -> Box<Failure> {
+        Fake::start(answer).order(None).unwrap_err()
+    }
+
+    #[test]
+    fn a_rate_limit_says_until_when() {
+        let failure = refusal((429, "retry-after: 7200\r\n", problem("rateLimited")));
+        assert_eq!(failure.kind, FailureKind::RateLimited);
+        let left = failure.retry_after.unwrap().saturating_sub(clock::now());
+        assert!((7100..=7200).contains(&left), "{left}");
+    }
+
+    #[test]
+    fn refusals_and_breakdowns_are_told_apart() {
+        use FailureKind as Kind;
+        for (answer, kind) in [
+            ((403, "", problem("caa")), Kind::Caa),
+            ((400, "", problem("accountDoesNotExist")), Kind::Account),
+            ((503, "", "<html>busy</html>".to_owned()), Kind::Server),
+            ((200, "", "<html>welcome</html>".to_owned()), Kind::Protocol),
+            ((400, "", problem("badNonce")), Kind::BadNonce),
+        ] {
+            let fake = Fake::start(answer);
+            assert_eq!(fake.order(None).unwrap_err().kind, kind);
+            // instant-acme sends a request three times.
+            let sent = fake.orders.lock().unwrap().len();
+            assert_eq!(sent > 3, kind == Kind::BadNonce, "{sent}");
+        }
+    }
+
+    #[test]
+    fn a_response_without_end_is_cut_off() {
+        let failure = refusal((201, "", "x".repeat(1 << 20)));
+        assert_eq!(failure.kind, FailureKind::Network);
+    }
+
+    #[test]
+    fn a_profile_is_ordered_if_the_authority_has_it() {
+        let fake = Fake::start((403, "", problem("caa")));
+        assert_eq!(fake.order(Some("shortlived")).unwrap_err().kind, FailureKind::Caa);
+        let order: serde_json::Value = serde_json::from_str(&fake.orders.lock().unwrap()[0]).unwrap();
+        assert_eq!(order["profile"], "shortlived");
+        let unknown = fake.order(Some("gold")).unwrap_err();
+        assert_eq!(unknown.kind, FailureKind::Profile);
+        assert!(unknown.hint.contains("shortlived"), "{}", unknown.hint);
+        assert_eq!(fake.orders.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_authority_that_is_not_trusted_gets_no_account() {
+        let fake = Fake::start((403, "", problem("caa")));
+        let other = Fake::start((403, "", problem("caa")));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let open = Open {
+            roots: Some(other.root.clone()),
+            ..fake.open()
+        };
+        let failure = runtime.block_on(answer(&mut None, Request::Open(open))).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Tls);
+        assert!(runtime.block_on(answer(&mut None, Request::Validate)).is_err(), "before it is open");
+    }
+}
