@@ -34,6 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "links-db",
         &["links-base", "links-config", "links-platform", "links-store"],
     ),
+    ("links-acme", &["links-base", "links-config"]),
     (
         "links-agent",
         &[

@@ -5,6 +5,7 @@
 //! * [`telemetry`] decides which telemetry is sent where.
 //! * [`render`] writes the file with which an instance's runtime is started.
 
+pub mod acme;
 pub mod admin_token;
 pub mod arguments;
 pub mod check;

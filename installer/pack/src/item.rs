@@ -178,6 +178,7 @@ mod tests {
             ("spin.toml", "app"),
             ("runtime/spin", "binary"),
             ("linksctl", "ctl"),
+            ("links-acme", "acme"),
             ("links-agent", "agent"),
             ("links-db", "db"),
             ("links-run", "run"),

@@ -9,7 +9,7 @@ use links_base::programs;
 /// The program that people run.
 pub const LINKSCTL: &str = "linksctl";
 /// The programs that linksctl runs.
-pub const HELPERS: [&str; 3] = [programs::AGENT, programs::DATABASE, programs::RUN];
+pub const HELPERS: [&str; 4] = [programs::ACME, programs::AGENT, programs::DATABASE, programs::RUN];
 
 /// One file of the payload. The directories follow from the paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,6 +213,7 @@ mod tests {
             executable,
             [
                 "usr/bin/linksctl",
+                "usr/lib/links/bin/links-acme",
                 "usr/lib/links/bin/links-agent",
                 "usr/lib/links/bin/links-db",
                 "usr/lib/links/bin/links-run",
@@ -304,6 +305,8 @@ mod tests {
             layout.ready_dir(),
             layout.metrics_dir(),
             layout.fallback_credentials_base(),
+            layout.tls_dir(),
+            layout.tls_challenges_dir(),
         ] {
             let line = format!("d {} ", dir.display());
             assert!(tmpfiles.lines().any(|found| found.starts_with(&line)), "{line}");
@@ -313,11 +316,10 @@ mod tests {
         let keepalive = format!("f {} 0644 root root -", layout.keepalive_flag().display());
         assert!(tmpfiles.lines().any(|line| line == keepalive), "{keepalive}");
         let sysusers = include_str!("../../../packaging/sysusers.d/links.conf");
-        assert!(
-            sysusers
-                .lines()
-                .any(|line| line.starts_with(&format!("u {} - ", layout::USER)))
-        );
+        for user in [layout::USER, layout::ACME_USER] {
+            let line = format!("u {user} - ");
+            assert!(sysusers.lines().any(|found| found.starts_with(&line)), "{line}");
+        }
         let postrm = include_str!("../../../packaging/deb/postrm");
         for path in [
             layout.config_dir(),
@@ -334,5 +336,6 @@ mod tests {
             assert!(postrm.split_whitespace().any(|word| word == path), "{path}");
         }
         assert!(postrm.contains(&format!(".target.wants/{}\n", layout::SERVICE)));
+        assert!(postrm.contains(&format!("for user in {} {};", layout::USER, layout::ACME_USER)));
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use nix::unistd::User;
 
 use super::output::{print, print_notices};
 use super::payload::{Payload, listed_files, unit};
@@ -25,8 +26,8 @@ struct Observed {
     configured: Option<deconfigure::Observed>,
     /// Whether systemd runs.
     has_systemd: bool,
-    /// Whether user `links` exists.
-    has_user: bool,
+    /// Those of our users that exist.
+    users: Vec<&'static str>,
 }
 
 /// A step of `uninstall`.
@@ -40,7 +41,7 @@ enum Step {
     RemoveEmpty(PathBuf),
     ReloadUnits,
     /// Also removes the group of the same name (userdel(8), USERGROUPS_ENAB).
-    RemoveUser,
+    RemoveUser(&'static str),
 }
 
 impl fmt::Display for Step {
@@ -50,7 +51,7 @@ impl fmt::Display for Step {
             Self::RemoveFile(path) | Self::RemoveTree(path) => write!(f, "remove {}", path.display()),
             Self::RemoveEmpty(path) => write!(f, "remove {} if it is empty", path.display()),
             Self::ReloadUnits => write!(f, "make systemd reload the unit files"),
-            Self::RemoveUser => write!(f, "remove user {}", layout::USER),
+            Self::RemoveUser(user) => write!(f, "remove user {user}"),
         }
     }
 }
@@ -102,8 +103,8 @@ fn plan(list: &List, paths: &Paths, observed: &Observed, purge: bool) -> Vec<Ste
     if observed.has_systemd {
         steps.push(Step::ReloadUnits);
     }
-    if purge && observed.has_user {
-        steps.push(Step::RemoveUser);
+    if purge {
+        steps.extend(observed.users.iter().copied().map(Step::RemoveUser));
     }
     steps
 }
@@ -168,8 +169,18 @@ fn observe(root: &Path, list: &List, appliance: &Appliance) -> anyhow::Result<Ob
             false => None,
         },
         has_systemd: appliance.services.running(),
-        has_user: nix::unistd::User::from_name(layout::USER)?.is_some(),
+        users: existing_users()?,
     })
+}
+
+fn existing_users() -> anyhow::Result<Vec<&'static str>> {
+    let mut users = vec![];
+    for user in [layout::USER, layout::ACME_USER] {
+        if User::from_name(user)?.is_some() {
+            users.push(user);
+        }
+    }
+    Ok(users)
 }
 
 /// Applies one step, and returns messages for the administrator.
@@ -190,7 +201,7 @@ fn apply(step: &Step, appliance: &Appliance) -> anyhow::Result<Vec<String>> {
         // An error means that the directory is missing or not empty, so there is nothing to remove.
         Step::RemoveEmpty(path) => drop(fs::remove_dir(path)),
         Step::ReloadUnits => appliance.services.reload_units()?,
-        Step::RemoveUser => drop(exec::run("userdel", [layout::USER])?),
+        Step::RemoveUser(user) => drop(exec::run("userdel", [user])?),
     }
     Ok(vec![])
 }
@@ -214,7 +225,7 @@ mod tests {
     #[test]
     fn conffiles_and_data_stay_unless_purged() {
         let observed = Observed {
-            has_user: true,
+            users: vec![layout::USER, layout::ACME_USER],
             ..Observed::default()
         };
         assert_eq!(
@@ -237,6 +248,7 @@ mod tests {
                 "remove /etc/links",
                 "remove /usr/lib/links/dir if it is empty",
                 "remove user links",
+                "remove user links-acme",
             ]
         );
     }
@@ -251,7 +263,7 @@ mod tests {
         let observed = Observed {
             configured: Some(configured),
             has_systemd: true,
-            has_user: false,
+            users: vec![],
         };
         let steps = shown(&observed, true);
         assert_eq!(steps[..first.len()], first);
