@@ -12,7 +12,7 @@ use links_base::{exec, programs};
 use links_config::check::check;
 use links_config::connectivity::{Connectivity, Tried};
 use links_config::files::ConfigFiles;
-use links_config::finding::Finding;
+use links_config::finding::{Finding, Override};
 use links_config::load::EX_CONFIG;
 use links_config::reader::{Disk, Reader};
 use links_release::sqlite;
@@ -28,6 +28,8 @@ struct Report<'f> {
     errors: usize,
     warnings: usize,
     findings: &'f [Finding],
+    /// The values in links.toml.d that replace one of an earlier file. Empty if there are errors.
+    overrides: &'f [Override],
     /// The servers that were asked, with `--online`.
     #[serde(skip_serializing_if = "Option::is_none")]
     tried: Option<&'f [Tried]>,
@@ -68,7 +70,11 @@ fn report(
     let unsafe_checkpoints = sqlite::observe(layout).and_then(|sqlite| sqlite.warning);
     findings
         .extend(unsafe_checkpoints.map(|warning| Finding::warning(layout.data_dir().display().to_string(), warning)));
-    let tried = match (ask, checked.loaded) {
+    let (files, overrides) = match &checked.loaded {
+        Some(loaded) => (&*loaded.inputs, &*loaded.overrides),
+        None => (&[][..], &[][..]),
+    };
+    let tried = match (ask, &checked.loaded) {
         (None, _) => None,
         (Some(ask), Some(_)) => {
             let asked = ask()?;
@@ -92,6 +98,7 @@ fn report(
             errors,
             warnings,
             findings: &findings,
+            overrides,
             tried: tried.as_deref(),
         };
         serde_json::to_writer_pretty(&mut *out, &report)?;
@@ -100,18 +107,17 @@ fn report(
         for finding in &findings {
             writeln!(out, "{finding}")?;
         }
+        for replacing in overrides {
+            writeln!(out, "{replacing}")?;
+        }
         for tried in tried.iter().flatten().filter(|tried| tried.answers()) {
             writeln!(out, "{tried}")?;
         }
         if errors == 0 {
             let but = if warnings == 0 { "" } else { ", but see above" };
-            let (links, runtime) = (layout.links_toml(), layout.runtime_toml());
-            writeln!(
-                out,
-                "the configuration is fine{but}: {}, {}",
-                links.display(),
-                runtime.display()
-            )?;
+            let runtime = layout.runtime_toml().display().to_string();
+            let files: Vec<_> = files.iter().map(|input| &*input.file).chain([&*runtime]).collect();
+            writeln!(out, "the configuration is fine{but}: {}", files.join(", "))?;
         }
     }
     Ok(if errors == 0 { FINE } else { EX_CONFIG })

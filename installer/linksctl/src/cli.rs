@@ -11,8 +11,9 @@ use links_rollout::{self as rollout, Force, Mode, Style};
 
 /// Install, run and manage the links URL shortener
 ///
-/// The configuration is in /etc/links/links.toml (instances, ports, public URL, nginx) and in /etc/links/runtime.toml
-/// (databases, key-value stores and variables of the runtime). Secrets are files in /etc/links/credentials.
+/// The configuration is in /etc/links/links.toml and /etc/links/links.toml.d (instances, ports, public URL, nginx), which
+/// links.toml(5) describes, and in /etc/links/runtime.toml (databases, key-value stores and variables of the runtime). Secrets
+/// are files in /etc/links/credentials.
 #[derive(Debug, Parser)]
 #[command(name = "linksctl", version, propagate_version = true, max_term_width = 100)]
 #[command(
@@ -43,6 +44,8 @@ pub enum Command {
     Up(UpArgs),
 
     /// Check links.toml, runtime.toml and the credentials, and list every error
+    ///
+    /// If a file in links.toml.d replaces a value of another file, both positions are reported.
     ///
     /// With --online it also connects to the servers that runtime.toml names (libSQL, Redis, Vault), as the runtime does.
     Check(CheckArgs),
@@ -86,7 +89,9 @@ pub enum Command {
     /// Restart every instance, one at a time
     Restart(RestartArgs),
 
-    /// Change the number of instances, also in links.toml
+    /// Change the number of instances
+    ///
+    /// The number is kept in links.toml.d/instances.toml, and replaces the one in links.toml.
     Scale(ScaleArgs),
 
     /// Bring the host in line with links.toml, runtime.toml and the installed release
@@ -112,7 +117,8 @@ pub enum Command {
     #[command(hide = true)]
     Deconfigure(DeconfigureArgs),
 
-    /// Make nginx look for the instances on their ports too (run by the package's prerm before a downgrade to 0.1.0)
+    /// Make nginx look for the instances on their ports too, and let links.toml contain all settings that 0.1.0 knows (run by
+    /// the package's prerm before a downgrade to 0.1.0)
     #[command(hide = true)]
     PrepareDowngrade,
 

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::UpArgs;
+use crate::setup::LINKS_TOML;
 use links_base::endpoint::check_free;
 use links_base::files::make_directory;
 use links_base::layout::{Layout, edge_address};
@@ -22,14 +23,12 @@ use links_base::services::{OnBehalfOf, Services};
 use links_base::{exec, files, rotation, secrets};
 use links_config::admin_token;
 use links_config::files::ConfigFiles;
-use links_config::links::{Config, Listen};
+use links_config::links::{Config, Listen, keys};
 use links_config::load::{load, load_links};
 use links_edge::nginx::{self, CacheSize, HostFacts};
 use links_release::{Release, Store};
 use links_rollout::{Appliance, Stage, peers};
 
-/// The links.toml that the package ships.
-const LINKS_TOML: &str = include_str!("../../../packaging/links.toml");
 /// How much longer to wait for a start or a stop than an instance's own deadline for it.
 const MARGIN: Duration = Duration::from_secs(10);
 
@@ -153,17 +152,16 @@ fn appliance(layout: &Layout) -> Appliance {
     Appliance::new(layout, Services::of_host(OnBehalfOf::Person))
 }
 
-/// The shipped links.toml with free ports.
+/// The links.toml of an installation with free ports.
 fn first_links_toml(listen: SocketAddr, base_port: u16, metrics: SocketAddr, otlp: SocketAddr) -> String {
-    LINKS_TOML
-        .replacen("#listen = \"127.0.0.1:9464\"", &format!("listen = \"{metrics}\""), 1)
-        .replacen(
-            "#otlp_listen = \"127.0.0.1:9465\"",
-            &format!("otlp_listen = \"{otlp}\""),
-            1,
-        )
-        .replacen("#base_port = 7000", &format!("base_port = {base_port}"), 1)
-        .replacen("#listen = 80", &format!("listen = \"{listen}\""), 1)
+    let values = [
+        (&keys::BASE_PORT, base_port.to_string()),
+        (&keys::METRICS_LISTEN, format!("\"{metrics}\"")),
+        (&keys::METRICS_OTLP_LISTEN, format!("\"{otlp}\"")),
+        (&keys::NGINX_LISTEN, format!("\"{listen}\"")),
+    ];
+    let lines = values.map(|(key, value)| format!("{} = {value}\n", key.path()));
+    format!("{LINKS_TOML}\n{}", lines.concat())
 }
 
 /// Three different addresses: each port is held until all are found.
@@ -352,7 +350,7 @@ mod tests {
     use links_config::links::{Metrics, read};
 
     #[test]
-    fn the_first_links_toml_is_the_shipped_one_with_free_ports() {
+    fn the_first_links_toml_is_that_of_an_installation_with_free_ports() {
         let listen = SocketAddr::from(([127, 0, 0, 1], 8123));
         let metrics = SocketAddr::from(([127, 0, 0, 1], 8124));
         let otlp = SocketAddr::from(([127, 0, 0, 1], 8125));

@@ -49,6 +49,10 @@ impl std::fmt::Display for Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Document {
     ManPage,
+    /// The man page of links.toml.
+    SettingsManPage,
+    /// A links.toml with every key.
+    SettingsExample,
     BashCompletion,
     ZshCompletion,
     Changelog,
@@ -58,6 +62,8 @@ impl std::fmt::Display for Document {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::ManPage => "manual page",
+            Self::SettingsManPage => "manual page of links.toml",
+            Self::SettingsExample => "documented links.toml",
             Self::BashCompletion => "completions for bash",
             Self::ZshCompletion => "completions for zsh",
             Self::Changelog => "CHANGELOG.md in Debian's format",
@@ -89,7 +95,6 @@ pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path)
     };
     let doc = format!("usr/share/doc/{}", layout::PACKAGE);
     let mut entries = vec![
-        conffile(layout.links_toml(), repository!("packaging/links.toml")),
         conffile(layout.runtime_toml(), Source::File(runtime_config.to_owned())),
         conffile(layout.needrestart(), repository!("packaging/needrestart/links.conf")),
         file("usr/bin/linksctl", 0o755, Source::File(programs.join(LINKSCTL))),
@@ -127,6 +132,16 @@ pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path)
             "usr/share/man/man1/linksctl.1.gz",
             0o644,
             Source::Made(Document::ManPage),
+        ),
+        file(
+            "usr/share/man/man5/links.toml.5.gz",
+            0o644,
+            Source::Made(Document::SettingsManPage),
+        ),
+        file(
+            &format!("{doc}/examples/links.toml"),
+            0o644,
+            Source::Made(Document::SettingsExample),
         ),
         file(
             "usr/share/bash-completion/completions/linksctl",
@@ -223,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn configuration_is_a_conffile_and_nothing_else_is() {
+    fn files_that_only_people_edit_are_conffiles_and_nothing_else_is() {
         let conffiles: Vec<_> = entries()
             .into_iter()
             .filter(|entry| entry.conffile)
@@ -231,11 +246,7 @@ mod tests {
             .collect();
         assert_eq!(
             conffiles,
-            [
-                "etc/links/links.toml",
-                "etc/links/runtime.toml",
-                "etc/needrestart/conf.d/links.conf"
-            ]
+            ["etc/links/runtime.toml", "etc/needrestart/conf.d/links.conf"]
         );
         assert!(
             entries()
@@ -250,15 +261,11 @@ mod tests {
         assert!(paths.is_sorted_by(|a, b| a < b), "{paths:?}");
     }
 
-    /// While the package's own conffile stays the same, dpkg does not ask about an edited one. New keys get defaults and are
-    /// documented elsewhere.
+    /// While the package's own conffile stays the same, dpkg does not ask about an edited one. links.toml was a conffile in
+    /// version 0.1.0 and is none any more: dpkg keeps it.
     #[test]
     fn conffiles_are_those_of_version_0_1_0() {
         let of_0_1_0 = [
-            (
-                "etc/links/links.toml",
-                "b7e4b8c2949cb2772049abd5100e46ee0ecccd2dba3ee144fc5af332854fdf07",
-            ),
             (
                 "etc/links/runtime.toml",
                 "57467b4f25ae698958ebd2a815ebc2f33fd52e5f1a6af38c18b0592e7b728661",
@@ -294,6 +301,7 @@ mod tests {
         let layout = Layout::new("/");
         for dir in [
             layout.credentials_dir(),
+            layout.links_toml_d(),
             layout.state_dir(),
             layout.data_dir(),
             layout.releases_dir(),
@@ -337,5 +345,6 @@ mod tests {
         }
         assert!(postrm.contains(&format!(".target.wants/{}\n", layout::SERVICE)));
         assert!(postrm.contains(&format!("for user in {} {};", layout::USER, layout::ACME_USER)));
+        assert!(postrm.contains(&format!("--canonicalize {})", layout.links_toml().display())));
     }
 }

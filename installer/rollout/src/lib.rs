@@ -9,6 +9,7 @@ mod apply;
 mod choice;
 mod commands;
 mod database_work;
+mod downgrade;
 mod endpoints;
 mod executor;
 mod goal;

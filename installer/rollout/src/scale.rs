@@ -1,49 +1,124 @@
-//! Changes the number of instances in links.toml and leaves everything else as it was written.
+//! The number of instances in `links.toml.d/instances.toml`, the file that `linksctl scale` writes.
 
-use anyhow::Context as _;
-use toml_edit::{DocumentMut, Formatted, Item, Value};
+use std::fs;
+use std::io;
 
-const KEY: &str = "instances";
-/// The start of the line that shows the default in the shipped file.
-const COMMENTED: &str = "#instances = ";
+use anyhow::{Context as _, bail};
+use toml_edit::{DocumentMut, value};
 
-/// The text of links.toml with `count` instances.
+use links_base::files::{self, make_directory};
+use links_config::files::ConfigFiles;
+use links_config::finding::Override;
+use links_config::links::{Input, keys, read_all};
+
+/// The file before the first `scale`.
+const NEW: &str = include_str!("../../../packaging/links.toml.d/instances.toml");
+
+/// A change of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The text before. `None` if there is no such file yet.
+    before: Option<String>,
+    after: String,
+    /// A value in an earlier file that the new number replaces.
+    pub replaces: Option<Override>,
+}
+
+impl Change {
+    /// Plans to set the number of instances to `count`. `inputs` are the files with the settings, in the order in which they are
+    /// read.
+    ///
+    /// # Errors
+    /// A later file sets the number, so the change would have no effect. Or the file is not TOML.
+    pub fn plan(edited: &ConfigFiles, inputs: &[Input], count: u16) -> anyhow::Result<Self> {
+        let file = edited.instances_toml().display().to_string();
+        let before = inputs
+            .iter()
+            .find(|input| input.file == file)
+            .map(|input| input.text.clone());
+        let after =
+            with_instances(before.as_deref().unwrap_or(NEW), count).with_context(|| format!("Reading {file}"))?;
+        let new = Input {
+            file: file.clone(),
+            text: after.clone(),
+        };
+        // The first file is links.toml. The others are in the byte order of their names.
+        let (first, others) = inputs.split_at(inputs.len().min(1));
+        let others = others.iter().filter(|input| input.file != file);
+        let (earlier, later): (Vec<_>, Vec<_>) = others.cloned().partition(|input| input.file < file);
+        let overrides = read_all(&[first, &earlier, &[new], &later].concat()).overrides;
+        let of_instances = overrides
+            .into_iter()
+            .filter(|replacing| replacing.key == keys::INSTANCES.path());
+        let mut replaces = None;
+        for replacing in of_instances {
+            if replacing.replaced.file == file {
+                bail!(
+                    "{} sets `{}` too, and is read after {file}: change the number there, or remove it",
+                    replacing.position,
+                    replacing.key
+                );
+            }
+            if replacing.position.file == file {
+                replaces = Some(replacing);
+            }
+        }
+        Ok(Self {
+            before,
+            after,
+            replaces,
+        })
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// Somebody else has edited the file meanwhile, or the disk is full.
+    pub fn apply(&self, edited: &ConfigFiles) -> anyhow::Result<()> {
+        let path = edited.instances_toml();
+        match &self.before {
+            Some(before) if *before == self.after => Ok(()),
+            Some(before) => files::edit(&path, before.as_bytes(), self.after.as_bytes()),
+            None => {
+                make_directory(&edited.links_toml_d(), 0o755)?;
+                files::replace(&path, self.after.as_bytes(), 0o644)
+            }
+        }
+    }
+
+    /// Brings the file back to what it was before.
+    ///
+    /// # Errors
+    /// Somebody else has edited the file meanwhile, or the disk is full.
+    pub fn undo(&self, edited: &ConfigFiles) -> anyhow::Result<()> {
+        let path = edited.instances_toml();
+        match &self.before {
+            Some(before) if *before == self.after => Ok(()),
+            Some(before) => files::edit(&path, self.after.as_bytes(), before.as_bytes()),
+            None => {
+                let removed = fs::read_to_string(&path).and_then(|text| match text == self.after {
+                    true => fs::remove_file(&path),
+                    false => Err(io::Error::other("somebody else has edited it")),
+                });
+                removed.with_context(|| format!("Removing {}", path.display()))
+            }
+        }
+    }
+}
+
+/// The text with `count` instances, and everything else as it was.
 ///
 /// # Errors
-/// `text` is not valid TOML.
-pub fn with_instances(text: &str, count: u16) -> anyhow::Result<String> {
-    let mut document: DocumentMut = text.parse().context("Reading links.toml")?;
-    if let Some(Item::Value(value)) = document.get_mut(KEY) {
-        let decor = value.decor().clone();
-        *value = Value::Integer(Formatted::new(i64::from(count)));
-        *value.decor_mut() = decor;
-        return Ok(document.to_string());
+/// `text` is not TOML.
+fn with_instances(text: &str, count: u16) -> anyhow::Result<String> {
+    let mut document: DocumentMut = text.parse()?;
+    let mut number = value(i64::from(count));
+    if let Some(before) = document.get(keys::INSTANCES.name).and_then(toml_edit::Item::as_value)
+        && let Some(number) = number.as_value_mut()
+    {
+        *number.decor_mut() = before.decor().clone();
     }
-    let line = format!("{KEY} = {count}");
-    // The line goes to its explanation if that is still there, and above the first table in any case.
-    let tables = document
-        .iter()
-        .any(|(_, item)| item.is_table() || item.is_array_of_tables());
-    let mut lines: Vec<_> = text.lines().collect();
-    let first_table = match tables {
-        true => lines.iter().position(|line| line.trim_start().starts_with('[')),
-        false => None,
-    };
-    let commented = lines.iter().position(|line| line.starts_with(COMMENTED));
-    match (commented, first_table) {
-        (Some(at), table) if table.is_none_or(|table| at < table) => lines[at] = &line,
-        (_, Some(table)) => lines.insert(table, &line),
-        (_, None) => lines.push(&line),
-    }
-    let edited = lines.join("\n") + "\n";
-    // If a multi-line string contains what looks like a table, let toml_edit insert the key, away from its explanation.
-    let right = edited
-        .parse::<DocumentMut>()
-        .is_ok_and(|edited| edited.get(KEY).and_then(Item::as_integer) == Some(i64::from(count)));
-    if right {
-        return Ok(edited);
-    }
-    document.insert(KEY, toml_edit::value(i64::from(count)));
+    document.insert(keys::INSTANCES.name, number);
     Ok(document.to_string())
 }
 
@@ -51,49 +126,88 @@ pub fn with_instances(text: &str, count: u16) -> anyhow::Result<String> {
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
-    use links_config::links::read;
+    use links_base::layout::{Layout, temporary};
+    use links_config::links::inputs;
+    use links_config::load::load_links;
+    use links_config::reader::Disk;
 
-    #[track_caller]
-    fn expect(text: &str, expected: &str) {
-        assert_eq!(with_instances(text, 5).unwrap(), expected);
+    /// A host with these files in links.toml.d, and this links.toml.
+    fn host(links_toml: &str, others: &[(&str, &str)]) -> (tempfile::TempDir, ConfigFiles) {
+        let (root, layout) = temporary(&[Layout::config_dir]);
+        let edited = ConfigFiles::new(&layout);
+        fs::write(edited.links_toml(), links_toml).unwrap();
+        for (name, text) in others {
+            fs::create_dir_all(edited.links_toml_d()).unwrap();
+            fs::write(edited.links_toml_d().join(name), text).unwrap();
+        }
+        (root, edited)
+    }
+
+    fn plan(edited: &ConfigFiles, count: u16) -> anyhow::Result<Change> {
+        Change::plan(edited, &inputs(edited, &Disk).unwrap(), count)
     }
 
     #[test]
     fn only_the_number_changes() {
-        expect(
-            "# mine\ninstances  =  3 # three\nbase_port = 7100\n\n[drain]\ntimeout = \"5s\"\n",
-            "# mine\ninstances  =  5 # three\nbase_port = 7100\n\n[drain]\ntimeout = \"5s\"\n",
-        );
-    }
-
-    #[test]
-    fn a_missing_key_gets_its_own_line() {
-        expect(
-            "# How many.\n#instances = 2\n\n[drain]\n",
-            "# How many.\ninstances = 5\n\n[drain]\n",
-        );
-        expect("", "instances = 5\n");
-        expect(
-            "[drain]\ntimeout = \"5s\"\n",
-            "instances = 5\n[drain]\ntimeout = \"5s\"\n",
-        );
-        expect("base_port = 7100\n", "base_port = 7100\ninstances = 5\n");
-    }
-
-    #[test]
-    fn the_shipped_file_keeps_all_its_explanations() {
-        let shipped = include_str!("../../../packaging/links.toml");
-        let edited = with_instances(shipped, 5).unwrap();
-        assert_eq!(edited, shipped.replacen("#instances = 2", "instances = 5", 1));
-        assert_eq!(read(&edited, "links.toml").0.map(|config| config.instances), Some(5));
-        assert_eq!(
-            with_instances(&edited, 2).unwrap(),
-            shipped.replacen("#instances", "instances", 1)
-        );
-    }
-
-    #[test]
-    fn invalid_toml_is_refused() {
+        for (text, expected) in [
+            (
+                "# mine\ninstances  =  3 # three\n\n[drain]\ntimeout = \"5s\"\n",
+                "# mine\ninstances  =  5 # three\n\n[drain]\ntimeout = \"5s\"\n",
+            ),
+            (
+                "[drain]\ntimeout = \"5s\"\n",
+                "instances = 5\n[drain]\ntimeout = \"5s\"\n",
+            ),
+            ("", "instances = 5\n"),
+        ] {
+            assert_eq!(with_instances(text, 5).unwrap(), expected);
+        }
         assert!(with_instances("instances = = 3\n", 5).is_err());
+        assert_eq!(with_instances(NEW, 2).unwrap(), NEW);
+    }
+
+    #[test]
+    fn the_number_is_in_a_file_of_its_own_and_replaces_that_of_links_toml() {
+        let (_root, edited) = host("instances = 3 # of version 0.1.0\n", &[("a.toml", "[cache]\n")]);
+        let change = plan(&edited, 5).unwrap();
+        assert_eq!(change.replaces.as_ref().unwrap().replaced.line, 1);
+        change.apply(&edited).unwrap();
+        assert_eq!(load_links(&edited).unwrap().instances, 5);
+        assert_eq!(
+            fs::read_to_string(edited.links_toml()).unwrap(),
+            "instances = 3 # of version 0.1.0\n"
+        );
+        let again = plan(&edited, 4).unwrap();
+        again.apply(&edited).unwrap();
+        assert_eq!(load_links(&edited).unwrap().instances, 4);
+        again.undo(&edited).unwrap();
+        assert_eq!(load_links(&edited).unwrap().instances, 5);
+        change.undo(&edited).unwrap();
+        assert!(!edited.instances_toml().exists());
+    }
+
+    #[test]
+    fn a_number_in_a_later_file_is_an_error_that_names_it() {
+        for (name, is_later) in [("z.toml", true), ("instances.toml.toml", true), ("a.toml", false)] {
+            let (_root, edited) = host("", &[(name, "\ninstances = 7\n")]);
+            let change = plan(&edited, 5);
+            if is_later {
+                let place = format!("{}:2:13", edited.links_toml_d().join(name).display());
+                assert!(change.unwrap_err().to_string().starts_with(&place), "{name}");
+            } else {
+                change.unwrap().apply(&edited).unwrap();
+                assert_eq!(load_links(&edited).unwrap().instances, 5);
+            }
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_has_written_meanwhile_is_not_undone() {
+        let (_root, edited) = host("", &[]);
+        let change = plan(&edited, 5).unwrap();
+        change.apply(&edited).unwrap();
+        fs::write(edited.instances_toml(), "instances = 9\n").unwrap();
+        assert!(change.undo(&edited).is_err());
+        assert_eq!(load_links(&edited).unwrap().instances, 9);
     }
 }

@@ -69,9 +69,34 @@ fn json_contains_the_same_findings() {
             "message": "unknown key `instnaces`",
             "help": "did you mean `instances`?",
         }],
+        "overrides": [],
     });
     assert_eq!(report, expected);
     assert!(output("", true).1.contains("\"ok\": true"));
+}
+
+#[test]
+fn a_value_that_replaces_another_is_reported_with_both_files() {
+    let report = |json| {
+        let host = host("instances = 3").with("/r/etc/links/links.toml.d/instances.toml", "\ninstances = 4", 0o644);
+        let mut out = Vec::new();
+        let status = report(&Layout::new("/r"), &host, json, None, &mut out).unwrap();
+        assert_eq!(status, FINE);
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(
+        report(false),
+        "/r/etc/links/links.toml.d/instances.toml:2:13: `instances` replaces the value in /r/etc/links/links.toml:1:13\n\
+         the configuration is fine: /r/etc/links/links.toml, /r/etc/links/links.toml.d/instances.toml, \
+         /r/etc/links/runtime.toml\n"
+    );
+    let json: serde_json::Value = serde_json::from_str(&report(true)).unwrap();
+    let expected = serde_json::json!([{
+        "key": "instances",
+        "position": { "file": "/r/etc/links/links.toml.d/instances.toml", "line": 2, "column": 13 },
+        "replaced": { "file": "/r/etc/links/links.toml", "line": 1, "column": 13 },
+    }]);
+    assert_eq!(json["overrides"], expected);
 }
 
 #[test]
