@@ -14,6 +14,9 @@ pub const ACME_USER: &str = "links-acme";
 pub const SERVICE: &str = "links.service";
 /// Pattern for systemctl that matches every instance.
 pub const INSTANCES: &str = "links@*.service";
+/// The timer that renews certificates, and its service.
+pub const TLS_TIMER: &str = "links-tls.timer";
+pub const TLS_SERVICE: &str = "links-tls.service";
 /// The service that undoes an interrupted rollout at boot.
 pub const RECOVER: &str = "links-recover.service";
 /// The maximum number of instances. nginx gets one upstream pool per missing ready flag.
@@ -232,6 +235,10 @@ impl Layout {
     /// The accounts at certificate authorities, one directory each (root, 0700).
     pub fn tls_accounts_dir(&self) -> PathBuf {
         self.at("var/lib/links/tls/accounts")
+    }
+    /// Copies of the administrator's certificates and keys, one file per name (root, 0600), and a description of each.
+    pub fn tls_files_dir(&self) -> PathBuf {
+        self.at("var/lib/links/tls/files")
     }
     /// The lock that links-acme holds while it changes something.
     pub fn tls_lock(&self) -> PathBuf {
