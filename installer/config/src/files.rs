@@ -67,6 +67,11 @@ impl ConfigFiles {
         self.links_toml_d().join("instances.toml")
     }
 
+    /// The file of [`Self::links_toml_d`] that `linksctl tls` writes.
+    pub fn tls_toml(&self) -> PathBuf {
+        self.links_toml_d().join("tls.toml")
+    }
+
     pub fn runtime_toml(&self) -> PathBuf {
         self.directory.join("runtime.toml")
     }

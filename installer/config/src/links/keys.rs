@@ -130,7 +130,8 @@ tables! {
             kind: ORIGIN,
             absent: Absent::Unset { example: "\"https://s.example.org\"" },
             since: Since::V0_1_0,
-            about: "The beginning of short URLs. Without it, each answer uses the host and the scheme of its request.",
+            about: "The beginning of short URLs. Without it, short URLs begin with https:// and the first of `tls.names`. \
+                    Without HTTPS, each answer uses the host and the scheme of its request.",
         }
     }
     "shorten": "Who may create links." {
@@ -333,6 +334,86 @@ tables! {
             absent: Absent::Default("\"10m\""),
             since: Since::V0_1_0,
             about: "How much longer nginx answers from its cache while no instance answers.",
+        }
+    }
+    "tls": "HTTPS. `linksctl tls enable` sets this up in links.toml.d/tls.toml." {
+        TLS_MODE = "mode" {
+            kind: Kind::Word(&["off", "files", "acme"]),
+            absent: Absent::Default("\"off\""),
+            since: Since::V0_2_0,
+            about: "With `\"acme\"`, certificates are obtained from Let's Encrypt or another authority that speaks ACME, and \
+                    renewed. With `\"files\"`, nginx uses your own.",
+        }
+        TLS_NAMES = "names" {
+            kind: Kind::Form("a host name, or an array of them"),
+            absent: Absent::Unset { example: "[\"s.example.org\"]" },
+            since: Since::V0_2_0,
+            about: "The host names that have HTTPS. The first one begins short URLs unless `public_url` is set. A name is \
+                    served without HTTPS until it has a certificate.",
+        }
+        TLS_HTTP = "http" {
+            kind: Kind::Word(&["redirect", "serve"]),
+            absent: Absent::Default("\"redirect\""),
+            since: Since::V0_2_0,
+            about: "What requests without HTTPS get once their name has a certificate: a redirect to HTTPS, or the same as \
+                    with HTTPS.",
+        }
+        TLS_HSTS = "hsts" {
+            kind: Kind::Boolean,
+            absent: Absent::Default("false"),
+            since: Since::V0_2_0,
+            about: "Whether browsers are told to use nothing but HTTPS for these names for a year \
+                    (Strict-Transport-Security). They do so even if HTTPS is turned off here later.",
+        }
+        TLS_EMAIL = "email" {
+            kind: Kind::Form("an email address"),
+            absent: Absent::Unset { example: "\"me@example.org\"" },
+            since: Since::V0_2_0,
+            about: "For `\"acme\"`: the contact of the account at the authority.",
+        }
+        TLS_DIRECTORY = "directory" {
+            kind: Kind::Form("a URL: `https://HOST/PATH`"),
+            absent: Absent::Unset { example: "\"https://acme-staging-v02.api.letsencrypt.org/directory\"" },
+            since: Since::V0_2_0,
+            about: "For `\"acme\"`: the directory of the authority. Without it, this is Let's Encrypt.",
+        }
+        TLS_PROFILE = "profile" {
+            kind: Kind::Form("the name of a profile"),
+            absent: Absent::Unset { example: "\"shortlived\"" },
+            since: Since::V0_2_0,
+            about: "For `\"acme\"`: the authority's profile for the certificates. Without it, the authority chooses.",
+        }
+        TLS_CA_FILE = "ca_file" {
+            kind: Kind::Form("an absolute path"),
+            absent: Absent::Unset { example: "\"/etc/ssl/certs/own-ca.pem\"" },
+            since: Since::V0_2_0,
+            about: "For `\"acme\"`: a file with the root certificates that are trusted for the connection to the authority, \
+                    instead of the system's.",
+        }
+        TLS_EAB_KID = "eab_kid" {
+            kind: Kind::Form("a string"),
+            absent: Absent::Unset { example: "\"kid-1\"" },
+            since: Since::V0_2_0,
+            about: "For `\"acme\"`: the identifier of your external account, if the authority asks for one.",
+        }
+        TLS_EAB_KEY_FILE = "eab_key_file" {
+            kind: Kind::Form("an absolute path"),
+            absent: Absent::Unset { example: "\"/root/eab-key\"" },
+            since: Since::V0_2_0,
+            about: "For `\"acme\"`: a file with the key of your external account, as the authority shows it.",
+        }
+        TLS_CERTIFICATE = "certificate" {
+            kind: Kind::Form("an absolute path, or an array of them"),
+            absent: Absent::Unset { example: "\"/etc/letsencrypt/live/s.example.org/fullchain.pem\"" },
+            since: Since::V0_2_0,
+            about: "For `\"files\"`: the file with the certificate and its chain. It is checked and copied. A changed file is \
+                    noticed within two hours, or at once by `linksctl tls renew`.",
+        }
+        TLS_KEY = "key" {
+            kind: Kind::Form("an absolute path, or an array of them"),
+            absent: Absent::Unset { example: "\"/etc/letsencrypt/live/s.example.org/privkey.pem\"" },
+            since: Since::V0_2_0,
+            about: "For `\"files\"`: the file with the key of each certificate, in the same order.",
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::tls::Tls;
 use crate::runtime::Reference;
 
 /// The settings in `links.toml` and the files that extend it, with the defaults of [`super::keys`]. All ranges, formats and ports
@@ -30,6 +31,7 @@ pub struct Config {
     pub metrics: Metrics,
     pub clicks: Clicks,
     pub nginx: Nginx,
+    pub tls: Tls,
 }
 
 /// `[shorten]`
@@ -181,6 +183,13 @@ pub struct Nginx {
 }
 
 impl Config {
+    /// How short URLs begin: `public_url`, or else HTTPS with the first name that has it. `None` if each response uses the
+    /// scheme and the host of its request.
+    pub fn base_url(&self) -> Option<String> {
+        let of_tls = || Some(format!("https://{}", self.tls.served().first()?));
+        self.public_url.clone().or_else(of_tls)
+    }
+
     /// The port on 127.0.0.1 where nginx answers the instances' questions about its cache. `None` if nginx has no cache, or if
     /// links does not write its site.
     pub fn edge_port(&self) -> Option<u16> {

@@ -321,7 +321,7 @@ fn each_mistake_gets_one_finding_with_its_position() {
         ),
         (
             "port = 1",
-            "1:1: unknown key `port`; valid keys: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `nginx`",
+            "1:1: unknown key `port`; valid keys: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `nginx`, `tls`",
         ),
         (
             "[shorten]\nacess = \"token\"",
