@@ -12,12 +12,18 @@ use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use crate::certificates::Certificate;
 use links_base::endpoint::Endpoint;
 use links_base::layout::{self, Layout};
-use links_config::links::{Config, Listen};
+use links_config::acme::State;
+use links_config::links::{Config, Listen, PlainHttp};
 
 /// The path at which each server of the site identifies itself, to this host only.
 pub const WHICH_SITE: &str = "/internal/site";
+/// The port of HTTPS.
+pub const TLS_PORT: u16 = 443;
+/// The name of a server that answers where no other one does.
+const ANY_NAME: &str = "_";
 /// The start of the answer at [`WHICH_SITE`], before the site's fingerprint.
 const IDENTITY: &str = "links-site ";
 
@@ -41,6 +47,63 @@ struct Site {
     /// has to start without any such file, too.
     proxy_secret: PathBuf,
     edge: Option<Edge>,
+    /// The directory of the answers to HTTP-01 challenges.
+    challenges_dir: PathBuf,
+    /// `None` while no name has a certificate.
+    tls: Option<Tls>,
+}
+
+/// The values for the servers with TLS.
+#[derive(Serialize)]
+struct Tls {
+    certificates: Vec<Certificate>,
+    listen: Vec<String>,
+    http2: Http2,
+    hsts: bool,
+    /// The names whose requests without TLS are redirected.
+    redirected: Vec<String>,
+}
+
+/// How nginx is told to speak HTTP/2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Http2 {
+    /// nginx was built without it.
+    #[default]
+    Unsupported,
+    /// By a parameter of `listen`.
+    Parameter,
+    /// By the directive `http2`, from nginx 1.25.1 on.
+    Directive,
+}
+
+impl Http2 {
+    /// Parses the output of `nginx -V`, which holds the version and the configure arguments.
+    pub fn of(output: &str) -> Self {
+        if !output.contains("--with-http_v2_module") {
+            return Self::Unsupported;
+        }
+        let number = |text: &str| {
+            let digits = text.split(|c: char| !c.is_ascii_digit()).next()?;
+            digits.parse::<u32>().ok()
+        };
+        // Forks print their name before the slash, and have nginx's version after it.
+        let version = output
+            .lines()
+            .find_map(|line| line.split_once("version: ")?.1.split_once('/'));
+        let parts = version.map(|(_, version)| version.splitn(3, '.').map_while(number).collect::<Vec<_>>());
+        match parts.as_deref() {
+            Some([major, minor, patch]) if (*major, *minor, *patch) >= (1, 25, 1) => Self::Directive,
+            _ => Self::Parameter,
+        }
+    }
+}
+
+/// What the site needs for HTTPS.
+#[derive(Clone, Debug, Default)]
+pub struct Https {
+    pub certificates: Vec<Certificate>,
+    pub http2: Http2,
 }
 
 /// The values for the cache of redirects.
@@ -119,6 +182,7 @@ pub struct Paths {
     pub journal: PathBuf,
     pub secrets_dir: PathBuf,
     pub cache_dir: PathBuf,
+    pub challenges_dir: PathBuf,
 }
 
 impl Paths {
@@ -129,6 +193,7 @@ impl Paths {
             journal: layout.journal(),
             secrets_dir: layout.secrets_dir(),
             cache_dir: layout.edge_cache_dir(),
+            challenges_dir: layout.tls_challenges_dir(),
         }
     }
 }
@@ -140,7 +205,7 @@ pub type Peers = BTreeMap<u16, BTreeSet<Endpoint>>;
 ///
 /// # Errors
 /// The template is broken, which the tests rule out.
-pub fn site(config: &Config, paths: &Paths, facts: HostFacts, peers: &Peers) -> anyhow::Result<String> {
+pub fn site(config: &Config, paths: &Paths, facts: HostFacts, peers: &Peers, https: &Https) -> anyhow::Result<String> {
     let instances: Vec<_> = peers
         .iter()
         .map(|(number, endpoints)| Instance {
@@ -148,23 +213,21 @@ pub fn site(config: &Config, paths: &Paths, facts: HostFacts, peers: &Peers) -> 
             endpoints: endpoints.iter().map(Server::new).collect(),
         })
         .collect();
-    let mut listen: Vec<_> = config
-        .nginx
-        .listen
-        .iter()
-        .flat_map(|listen| listens(*listen, facts.ipv6))
-        .collect();
-    // With IPv6, `[80, "[::]:80"]` names the same address twice.
-    let mut seen = BTreeSet::new();
-    listen.retain(|address| seen.insert(address.clone()));
+    let tls = (!https.certificates.is_empty()).then(|| Tls {
+        certificates: https.certificates.clone(),
+        listen: listens(&tls_listen(config), facts.ipv6),
+        http2: https.http2,
+        hsts: config.tls.hsts,
+        redirected: redirected(config, &https.certificates),
+    });
     let site = Site {
         identity: IDENTITY.to_owned(),
         which_site: WHICH_SITE,
         include_dir: paths.include_dir.clone(),
         instances,
-        listen,
+        listen: listens(&config.nginx.listen, facts.ipv6),
         default_server: facts.default_server,
-        server_name: server_names(config),
+        server_name: plain_names(config, tls.as_ref().map_or(&[], |tls| &tls.redirected)),
         ready_dir: paths.ready_dir.clone(),
         keepalive_flag: layout::KEEPALIVE_FLAG,
         journal: paths.journal.clone(),
@@ -175,6 +238,8 @@ pub fn site(config: &Config, paths: &Paths, facts: HostFacts, peers: &Peers) -> 
             seconds: (config.longest_edge_ttl() + config.nginx.cache_stale).as_secs(),
             cache_size: facts.cache_size,
         }),
+        challenges_dir: paths.challenges_dir.clone(),
+        tls,
     };
     let anonymous = render(SITE, &site).context("Rendering the nginx site")?;
     let identity = format!("{IDENTITY}{}", fingerprint(&anonymous));
@@ -210,7 +275,7 @@ pub fn standalone(directory: &Path, site: &Path, user: Option<&str>) -> anyhow::
     render(UP, &Standalone { directory, site, user }).context("Rendering the configuration of nginx")
 }
 
-/// The host names of the site: the public URL's host, unless links.toml sets others.
+/// The host names of the site: the public URL's host, unless links.toml sets others, and the names with HTTPS.
 pub fn server_names(config: &Config) -> Vec<String> {
     let host = || {
         Some(
@@ -220,16 +285,73 @@ pub fn server_names(config: &Config) -> Vec<String> {
                 .to_owned(),
         )
     };
-    match config.nginx.server_name.as_slice() {
-        [any] if any == "_" => vec![host().unwrap_or_else(|| any.clone())],
+    let mut names = match config.nginx.server_name.as_slice() {
+        [any] if any == ANY_NAME => Vec::from_iter(host()),
         named => named.to_vec(),
+    };
+    for name in config.tls.served() {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    if names.is_empty() {
+        names.push(ANY_NAME.to_owned());
+    }
+    names
+}
+
+/// The host names of the server without TLS that answers requests itself.
+fn plain_names(config: &Config, redirected: &[String]) -> Vec<String> {
+    let mut names = server_names(config);
+    names.retain(|name| !redirected.contains(name));
+    if names.is_empty() {
+        names.push(ANY_NAME.to_owned());
+    }
+    names
+}
+
+/// The names whose requests without TLS are redirected. After a certificate has expired, that would lead to an error page.
+fn redirected(config: &Config, certificates: &[Certificate]) -> Vec<String> {
+    match config.tls.http {
+        PlainHttp::Redirect => {
+            let valid = certificates
+                .iter()
+                .filter(|certificate| certificate.state != State::Expired);
+            valid.map(|certificate| certificate.name.clone()).collect()
+        }
+        PlainHttp::Serve => vec![],
     }
 }
 
-/// The addresses on which the site listens for clients.
+/// The addresses on which the site listens for clients without TLS.
 pub fn addresses(config: &Config, ipv6: bool) -> Vec<SocketAddr> {
+    bound(&config.nginx.listen, ipv6)
+}
+
+/// The addresses on which the site listens for clients with TLS.
+pub fn tls_addresses(config: &Config, ipv6: bool) -> Vec<SocketAddr> {
+    bound(&tls_listen(config), ipv6)
+}
+
+/// The IP addresses of `[nginx] listen`, with the port of HTTPS.
+fn tls_listen(config: &Config) -> Vec<Listen> {
+    let mut listen: Vec<_> = config
+        .nginx
+        .listen
+        .iter()
+        .map(|listen| match listen {
+            Listen::Port(_) => Listen::Port(TLS_PORT),
+            Listen::Address(address) => Listen::Address(SocketAddr::new(address.ip(), TLS_PORT)),
+        })
+        .collect();
+    let mut seen = BTreeSet::new();
+    listen.retain(|listen| seen.insert(listen.address()));
+    listen
+}
+
+fn bound(listens: &[Listen], ipv6: bool) -> Vec<SocketAddr> {
     let mut addresses = vec![];
-    for listen in &config.nginx.listen {
+    for listen in listens {
         let both = match listen {
             Listen::Port(port) if ipv6 => Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port))),
             _ => None,
@@ -243,15 +365,21 @@ pub fn addresses(config: &Config, ipv6: bool) -> Vec<SocketAddr> {
     addresses
 }
 
-/// The arguments of `listen` for one entry of links.toml. nginx reads a lone port as IPv4 only.
-fn listens(listen: Listen, ipv6: bool) -> Vec<String> {
-    let mut listens = vec![listen.to_string()];
-    if let Listen::Port(port) = listen
-        && ipv6
-    {
-        listens.push(format!("[::]:{port}"));
+/// The arguments of `listen`. nginx reads a lone port as IPv4 only.
+fn listens(listens: &[Listen], ipv6: bool) -> Vec<String> {
+    let mut arguments = vec![];
+    for listen in listens {
+        arguments.push(listen.to_string());
+        if let Listen::Port(port) = listen
+            && ipv6
+        {
+            arguments.push(format!("[::]:{port}"));
+        }
     }
-    listens
+    // With IPv6, `[80, "[::]:80"]` names the same address twice.
+    let mut seen = BTreeSet::new();
+    arguments.retain(|argument| seen.insert(argument.clone()));
+    arguments
 }
 
 pub fn render(template: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
@@ -265,6 +393,7 @@ pub fn render(template: &str, values: &impl Serialize) -> Result<String, minijin
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
+    use crate::certificates::example;
 
     fn paths() -> Paths {
         Paths::new(&Layout::new("/"))
@@ -275,7 +404,7 @@ mod tests {
             instances,
             ..Config::default()
         };
-        site(&config, &paths(), facts, &on_ports(instances)).unwrap()
+        site(&config, &paths(), facts, &on_ports(instances), &Https::default()).unwrap()
     }
 
     fn on_ports(instances: u16) -> Peers {
@@ -348,7 +477,7 @@ mod tests {
     #[test]
     fn without_its_flag_an_instance_is_retried_on_its_socket_but_not_on_its_port() {
         let pool = |peers: &Peers| {
-            let site = site(&Config::default(), &paths(), PLAIN, peers).unwrap();
+            let site = site(&Config::default(), &paths(), PLAIN, peers, &Https::default()).unwrap();
             let servers = block(&site, "upstream links_without_1").into_iter();
             let servers = servers.filter_map(|line| line.strip_prefix("server ")?.split(" max_fails=0").next());
             servers.map(str::to_owned).collect::<Vec<_>>()
@@ -580,7 +709,7 @@ mod tests {
     fn with_a_ttl_of_zero_there_is_no_cache() {
         let mut config = Config::default();
         config.nginx.cache_ttl = Some(std::time::Duration::ZERO);
-        let site = site(&config, &paths(), PLAIN, &on_ports(config.instances)).unwrap();
+        let site = site(&config, &paths(), PLAIN, &on_ports(config.instances), &Https::default()).unwrap();
         assert!(!site.contains("cache ") && !site.contains("127.0.0.1:7000"), "{site}");
         assert!(site.contains("access_log "), "{site}");
     }
@@ -632,6 +761,9 @@ mod tests {
         config.nginx.server_name = vec!["a.example".into(), "b.example".into()];
         assert_eq!(server_names(&config), ["a.example", "b.example"]);
         assert_eq!(server_names(&Config::default()), ["_"]);
+        config.tls = with_tls("").tls;
+        config.nginx.server_name = vec!["b.example".into(), "c.example".into()];
+        assert_eq!(server_names(&config), ["b.example", "c.example", "a.example"]);
     }
 
     #[test]
@@ -658,6 +790,176 @@ mod tests {
         let include = "    include /etc/links/nginx.d/*.conf;\n";
         assert!(server(&site, "80").contains(include), "{site}");
         assert_eq!(site.matches(include).count(), 1);
+    }
+
+    /// A configuration with HTTPS for a.example and b.example.
+    fn with_tls(more: &str) -> Config {
+        let text = format!("[tls]\nmode = \"acme\"\nnames = [\"a.example\", \"b.example\"]\n{more}");
+        Config::parse(&text, "links.toml").unwrap()
+    }
+
+    /// The site with these certificates.
+    fn tls_site(config: &Config, facts: HostFacts, http2: Http2, certificates: &[Certificate]) -> String {
+        let https = Https {
+            certificates: certificates.to_vec(),
+            http2,
+        };
+        site(config, &paths(), facts, &on_ports(2), &https).unwrap()
+    }
+
+    /// The `server_name` of each server that listens on `listen`, in order.
+    fn names_on<'a>(site: &'a str, listen: &str) -> Vec<&'a str> {
+        let servers = site.split("\nserver {\n").skip(1);
+        let servers = servers.filter(|server| server.starts_with(&format!("    listen {listen};\n")));
+        servers
+            .map(|server| {
+                server
+                    .split("    server_name ")
+                    .nth(1)
+                    .unwrap()
+                    .split(';')
+                    .next()
+                    .unwrap()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn without_a_certificate_the_names_are_served_without_tls() {
+        let site = tls_site(&with_tls(""), PLAIN, Http2::Parameter, &[]);
+        assert_eq!(names_on(&site, "80"), ["a.example b.example"]);
+        assert!(!site.contains("443") && !site.contains("ssl_"), "{site}");
+    }
+
+    #[test]
+    fn each_certificate_has_a_server_that_serves_what_the_plain_one_does() {
+        let both = [example("a.example"), example("b.example")];
+        let ipv6 = HostFacts { ipv6: true, ..PLAIN };
+        let site = tls_site(&with_tls("http = \"serve\"\n"), ipv6, Http2::Parameter, &both);
+        assert_eq!(names_on(&site, "80"), ["a.example b.example"]);
+        assert_eq!(names_on(&site, "443 ssl http2"), ["a.example", "b.example"]);
+        assert_eq!(site.matches("    listen [::]:443 ssl http2;\n").count(), 2);
+        let (plain, tls) = (server(&site, "80"), server(&site, "443 ssl http2"));
+        for line in [
+            "ssl_certificate /var/lib/links/tls/live/b.example/fullchain.pem;",
+            "ssl_certificate_key /var/lib/links/tls/live/b.example/privkey.pem;",
+            "ssl_protocols TLSv1.2 TLSv1.3;",
+            "ssl_session_tickets off;",
+        ] {
+            assert!(tls.contains(&format!("    {line}\n")), "{line}: {tls}");
+        }
+        let body = |server: &str| {
+            server
+                .split_once("    server_tokens off;\n")
+                .unwrap()
+                .1
+                .split("\n}")
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(body(plain), body(tls));
+        assert!(
+            !site.contains("ssl_stapling") && !site.contains("Strict-Transport-Security"),
+            "{site}"
+        );
+    }
+
+    #[test]
+    fn only_a_certificate_that_asks_for_it_is_stapled() {
+        let mut staple = example("a.example");
+        staple.described.must_staple = true;
+        let site = tls_site(&with_tls(""), PLAIN, Http2::Directive, &[staple, example("b.example")]);
+        assert_eq!(site.matches("    ssl_stapling on;\n").count(), 1);
+        assert_eq!(site.matches("    listen 443 ssl;\n    http2 on;\n").count(), 2);
+    }
+
+    #[test]
+    fn names_with_a_valid_certificate_are_redirected() {
+        let expired = Certificate {
+            state: State::Expired,
+            ..example("b.example")
+        };
+        let config = with_tls("hsts = true\n");
+        let site = tls_site(&config, PLAIN, Http2::Unsupported, &[example("a.example"), expired]);
+        assert_eq!(names_on(&site, "80"), ["b.example", "a.example"]);
+        assert_eq!(names_on(&site, "443 ssl"), ["a.example", "b.example"]);
+        let redirecting = site
+            .split("    server_name a.example;\n")
+            .nth(1)
+            .unwrap()
+            .split("\n}")
+            .next()
+            .unwrap();
+        for line in [
+            "return 301 https://$host$request_uri;",
+            "location ^~ /internal/ { return 404; }",
+            "location ^~ /.well-known/acme-challenge/ {",
+            "location = /internal/site {",
+            "location = /health { proxy_pass http://$links_pool; }",
+            "access_log off;",
+            "keepalive_timeout 0;",
+        ] {
+            assert!(redirecting.contains(line), "{line}: {redirecting}");
+        }
+        let hsts = "    add_header Strict-Transport-Security \"max-age=31536000\" always;\n";
+        assert_eq!(site.matches(hsts).count(), 2);
+        assert!(!server(&site, "80").contains("Strict-Transport-Security"));
+        // If every name is redirected, the other server answers to no name.
+        let site = tls_site(
+            &config,
+            PLAIN,
+            Http2::Unsupported,
+            &[example("a.example"), example("b.example")],
+        );
+        assert_eq!(names_on(&site, "80"), ["_", "a.example b.example"]);
+    }
+
+    #[test]
+    fn every_public_server_answers_challenges() {
+        let site = tls_site(&with_tls(""), PLAIN, Http2::Parameter, &[example("a.example")]);
+        let alias = "        alias /var/lib/links/tls/challenges/;\n";
+        // Without TLS, with the redirects, and with TLS.
+        assert_eq!(site.matches(alias).count(), 3, "{site}");
+        assert!(server(&site_of(2, PLAIN), "80").contains(alias));
+    }
+
+    #[test]
+    fn tls_listens_where_the_plain_site_does() {
+        let mut config = Config::default();
+        config.nginx.listen = vec![
+            Listen::Port(80),
+            Listen::Port(8080),
+            Listen::Address("192.0.2.1:80".parse().unwrap()),
+            Listen::Address("[2001:db8::1]:80".parse().unwrap()),
+        ];
+        let addresses = tls_addresses(&config, true);
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            addresses,
+            ["0.0.0.0:443", "[::]:443", "192.0.2.1:443", "[2001:db8::1]:443"]
+        );
+    }
+
+    #[test]
+    fn nginx_s_version_decides_how_it_is_told_to_speak_http2() {
+        let of = |version: &str| {
+            Http2::of(&format!(
+                "nginx version: {version}\nconfigure arguments: --with-http_v2_module\n"
+            ))
+        };
+        for (version, expected) in [
+            ("nginx/1.22.1", Http2::Parameter),
+            ("nginx/1.25.0", Http2::Parameter),
+            ("nginx/1.25.1", Http2::Directive),
+            ("nginx/1.26.3 (Debian)", Http2::Directive),
+            ("nginx/2.0.0", Http2::Directive),
+            ("openresty/1.27.1.2", Http2::Directive),
+            ("unknown", Http2::Parameter),
+        ] {
+            assert_eq!(of(version), expected, "{version}");
+        }
+        assert_eq!(Http2::of("nginx version: nginx/1.26.3\n"), Http2::Unsupported);
     }
 
     #[test]

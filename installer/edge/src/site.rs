@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 
 use crate::candidate::Candidate;
+use crate::certificates::{Certificate, Certificates};
 use crate::conf::Conf;
-use crate::found::{Answer, Running, ask_nginx, find, is_live};
-use crate::nginx::{self, HostFacts, Peers};
+use crate::found::{Answer, Running, ask_nginx, find, http2, is_live};
+use crate::nginx::{self, HostFacts, Http2, Https, Peers};
 use crate::plan::{Files, Plan};
 use crate::record::Record;
 use crate::reload::{Nginx, UNIT};
@@ -46,6 +47,7 @@ pub struct Edge {
     /// The file of the [`Record`].
     pub(crate) record: PathBuf,
     pub(crate) nginx: Nginx,
+    pub certificates: Certificates,
     candidate: Candidate,
     /// The directory of the instances' sockets.
     sockets: PathBuf,
@@ -60,15 +62,22 @@ pub struct Edge {
 struct Decided {
     conf: Conf,
     plan: Plan,
+    certificates: Vec<Certificate>,
     /// How long nginx takes to read its configuration.
     took: Duration,
 }
 
 impl Decided {
+    /// Whether the site listens for clients with TLS.
+    fn has_tls(&self) -> bool {
+        !self.certificates.is_empty()
+    }
+
     fn expected(&self, health: bool) -> Expected<'_> {
         Expected {
             site: self.plan.site.as_ref(),
             health,
+            certificates: &self.certificates,
         }
     }
 }
@@ -91,6 +100,7 @@ impl Edge {
             files: Files::new(layout),
             record: layout.site_state(),
             nginx: Nginx::new(layout),
+            certificates: Certificates::new(layout),
             candidate: Candidate::new(layout),
             sockets: layout.sockets_dir(),
             run: layout.run_dir(),
@@ -99,7 +109,7 @@ impl Edge {
         }
     }
 
-    /// Decides on the site and tests it, without changing anything.
+    /// Decides on the site and tests it. This changes nothing except the copies of the administrator's certificates.
     ///
     /// # Errors
     /// The site cannot be what links.toml wants.
@@ -118,6 +128,8 @@ impl Edge {
                 let expected = Expected {
                     site: site.as_ref(),
                     health: is_live(self.services)?,
+                    // It would take a reload to change those that nginx serves.
+                    certificates: &[],
                 };
                 let advice = "Correct it (`nginx -t` tests it)";
                 return match site
@@ -140,21 +152,46 @@ impl Edge {
             default_server,
             cache_size: cache_size::of_cache(&self.run, &self.nginx, self.services, &conf),
         };
-        let plan = plan::install(&found, &conf, &self.files, config, force, |default_server| {
-            nginx::site(config, &self.files.named, facts(default_server), peers)
+        let taken = self.certificates.take(&config.tls).context("HTTPS")?;
+        let https = Https {
+            http2: match taken.certificates.is_empty() {
+                true => Http2::default(),
+                false => http2()?,
+            },
+            certificates: taken.certificates,
+        };
+        let mut plan = plan::install(&found, &conf, &self.files, config, force, |default_server| {
+            nginx::site(config, &self.files.named, facts(default_server), peers, &https)
         })?;
-        let decided = Decided { conf, plan, took };
+        plan.notices.extend(taken.problems);
+        let decided = Decided {
+            conf,
+            plan,
+            certificates: https.certificates,
+            took,
+        };
         if !decided.plan.changes.is_empty() {
             if self.services.running() {
-                self.check_ports(config)?;
+                self.check_ports(config, decided.has_tls())?;
             }
             self.test(&decided)?;
         }
         Ok(Outlook::Decided(Box::new(decided)))
     }
 
-    fn check_ports(&self, config: &Config) -> anyhow::Result<()> {
-        ports::check(&addresses(config), self.nginx.master())
+    fn check_ports(&self, config: &Config, tls: bool) -> anyhow::Result<()> {
+        ports::check(&addresses(config, tls), self.nginx.master())
+    }
+
+    /// Checks that nginx can listen for clients with TLS.
+    ///
+    /// # Errors
+    /// Another program holds one of the addresses.
+    pub fn check_tls_ports(&self, config: &Config) -> anyhow::Result<()> {
+        match self.services.running() {
+            true => self.check_ports(config, true),
+            false => Ok(()),
+        }
     }
 
     fn test(&self, decided: &Decided) -> anyhow::Result<()> {
@@ -187,7 +224,7 @@ impl Edge {
     /// unless the error says otherwise.
     pub fn install(&self, config: &Config, peers: &Peers, mode: Mode) -> anyhow::Result<Notices> {
         if !config.nginx.manage {
-            return Ok(vec![]);
+            return self.load_for_others(config);
         }
         let mut record = Record::read(&self.record)?;
         let decided = match self.look_ahead(config, peers, &record, mode.force)? {
@@ -201,14 +238,21 @@ impl Edge {
         let serves = |timeout| verify::wait(config, Some(&decided.conf), decided.expected(live), timeout);
         // nginx or an instance may just be restarting, hence the timeout. After a change of their group, the workers that run
         // now reach no instance.
-        if decided.plan.changes.is_empty() && !regrouped && running == Running::Yes && serves(SERVE_TIMEOUT).is_ok() {
+        if decided.plan.changes.is_empty()
+            && !regrouped
+            && running == Running::Yes
+            // No wait makes nginx load a renewed certificate.
+            && self.has_loaded(&decided, config, live)
+            && serves(SERVE_TIMEOUT).is_ok()
+        {
+            notices.extend(self.set_loaded(&decided.certificates));
             return Ok(notices);
         }
         if running == Running::Stopped && live {
             bail!("{}", NOT_RUNNING);
         }
         if running == Running::Yes || running == Running::Failed {
-            self.check_ports(config)?;
+            self.check_ports(config, decided.has_tls())?;
         }
 
         let written = match &decided.plan.site {
@@ -235,6 +279,9 @@ impl Edge {
             Ok(takes) => {
                 record.finish(mode.in_rollout)?;
                 self.note_whether_loaded(takes || running != Running::Yes)?;
+                if takes && matches!(running, Running::Yes | Running::Failed) {
+                    notices.extend(self.set_loaded(&decided.certificates));
+                }
                 if !takes {
                     notices.push(match running {
                         Running::Yes => "nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned(),
@@ -257,6 +304,33 @@ impl Edge {
                 }
             }),
         }
+    }
+
+    /// Reloads nginx for certificates that it has not loaded yet, for the administrator's own site.
+    fn load_for_others(&self, config: &Config) -> anyhow::Result<Notices> {
+        let found = self.certificates.find(&config.tls)?;
+        let is_loaded = |certificate: &Certificate| certificate.loaded_argument.is_none();
+        if found.certificates.iter().all(is_loaded) || Running::of(self.services)? != Running::Yes {
+            return Ok(vec![]);
+        }
+        let reloaded = self.nginx.reload(Some(config), self.services, Duration::ZERO, None)?;
+        Ok(match reloaded {
+            true => self.set_loaded(&found.certificates).into_iter().collect(),
+            false => vec!["nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned()],
+        })
+    }
+
+    /// Whether nginx serves the certificates that the site names.
+    fn has_loaded(&self, decided: &Decided, config: &Config, live: bool) -> bool {
+        verify::ask_for_certificates(config, Some(&decided.conf), decided.expected(live))
+            .iter()
+            .all(|(.., answer)| answer.is_ok())
+    }
+
+    /// Records that nginx has loaded the certificates. A failure becomes a notice, because it costs only a second reload.
+    fn set_loaded(&self, certificates: &[Certificate]) -> Option<String> {
+        let error = self.certificates.set_loaded(certificates).err()?;
+        Some(format!("the next renewal reloads nginx without need: {error:#}"))
     }
 
     /// Lets nginx's workers reach the instances. Returns whether the workers' group has changed.
@@ -354,7 +428,12 @@ impl Edge {
         let answer = ask_nginx();
         let mut why_not = None;
         if let Ok(Answer::Accepted { conf, took }) = answer {
-            let mut decided = Decided { conf, plan, took };
+            let mut decided = Decided {
+                conf,
+                plan,
+                certificates: vec![],
+                took,
+            };
             if let Err(error) = self.test(&decided) {
                 // Another site may have become the default server meanwhile.
                 let default = &self.files.default_enabled;
@@ -428,8 +507,11 @@ impl Edge {
 }
 
 /// Every address on which nginx listens for links.
-fn addresses(config: &Config) -> Vec<SocketAddr> {
+fn addresses(config: &Config, tls: bool) -> Vec<SocketAddr> {
     let mut addresses = nginx::addresses(config, has_ipv6());
+    if tls {
+        addresses.extend(nginx::tls_addresses(config, has_ipv6()));
+    }
     addresses.extend(config.edge_port().map(layout::edge_address));
     addresses
 }

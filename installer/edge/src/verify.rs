@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::conf::Conf;
 use super::plan::Site;
+use crate::certificates::Certificate;
+use crate::handshake::{self, Question, Request as AfterHandshake};
 use crate::nginx;
 use links_base::endpoint::Endpoint;
 use links_base::http::{Request, Response};
@@ -31,6 +33,26 @@ pub struct Expected<'a> {
     pub site: Option<&'a Site>,
     /// Whether an instance has to answer as well.
     pub health: bool,
+    /// The certificates that nginx has to serve, if the site names them.
+    pub certificates: &'a [Certificate],
+}
+
+impl<'a> Expected<'a> {
+    /// The text by which the site identifies itself. `None` if somebody else has written it.
+    fn identity(self) -> Option<&'a str> {
+        self.site
+            .filter(|site| !site.edited)
+            .and_then(|site| nginx::identity(&site.text))
+    }
+
+    /// The certificates that the site names.
+    fn served(self) -> Vec<&'a Certificate> {
+        let is_named = |certificate: &&Certificate| {
+            self.site
+                .is_some_and(|site| site.text.contains(&*certificate.chain.to_string_lossy()))
+        };
+        self.certificates.iter().filter(is_named).collect()
+    }
 }
 
 /// One address of the site.
@@ -52,12 +74,78 @@ pub fn ask(config: &Config, conf: Option<&Conf>, expected: Expected) -> Vec<(Soc
     let others = others(conf, expected.site);
     let host = host(config);
     let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
-    public
-        .chain(edge)
-        .filter_map(|address| {
-            let to = reached_at(address.listen, &others, &own)?;
-            Some((address.listen, ask_one(address, to, &host, expected)))
+    let plain = public.chain(edge).filter_map(|address| {
+        let to = reached_at(address.listen, &others, &own)?;
+        Some((address.listen, ask_one(address, to, &host, expected)))
+    });
+    let mut answers: Vec<_> = plain.collect();
+    for (listen, _, answer) in ask_with_tls(config, &others, &own, expected) {
+        match answers.last_mut() {
+            // The first thing that is wrong on an address is enough.
+            Some((last, so_far)) if *last == listen => *so_far = std::mem::replace(so_far, Ok(())).and(answer),
+            _ => answers.push((listen, answer)),
+        }
+    }
+    answers
+}
+
+/// The first address that leads to the site without TLS.
+pub fn plain_address(config: &Config, conf: Option<&Conf>, site: Option<&Site>) -> Option<SocketAddr> {
+    let others = others(conf, site);
+    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
+    nginx::addresses(config, has_ipv6())
+        .into_iter()
+        .find_map(|listen| reached_at(listen, &others, &own))
+}
+
+/// The answer on an address with TLS for a name.
+pub type TlsAnswer<'a> = (SocketAddr, &'a str, Result<(), String>);
+
+/// Checks every address with TLS for every certificate that is expected and that the site names.
+pub fn ask_for_certificates<'a>(config: &Config, conf: Option<&Conf>, expected: Expected<'a>) -> Vec<TlsAnswer<'a>> {
+    let others = others(conf, expected.site);
+    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
+    ask_with_tls(config, &others, &own, expected)
+}
+
+/// The answers are in the order of the addresses.
+fn ask_with_tls<'a>(
+    config: &Config,
+    others: &[SocketAddr],
+    own: &[Ipv6Addr],
+    expected: Expected<'a>,
+) -> Vec<TlsAnswer<'a>> {
+    let served = expected.served();
+    if served.is_empty() {
+        return vec![];
+    }
+    let addresses = nginx::tls_addresses(config, has_ipv6()).into_iter();
+    let reached = addresses.filter_map(|listen| Some((listen, reached_at(listen, others, own)?)));
+    let questions: Vec<_> = reached
+        .flat_map(|(listen, to)| {
+            served.iter().map(move |certificate| Question {
+                listen,
+                to,
+                certificate,
+            })
         })
+        .collect();
+    if questions.is_empty() {
+        return vec![];
+    }
+    // The certificate and, on the addresses without TLS, the identity prove that this is the site.
+    let request = match (expected.health, expected.identity()) {
+        (true, _) => AfterHandshake::Health(HEALTH),
+        (false, Some(identity)) => AfterHandshake::Identity(nginx::WHICH_SITE, identity),
+        (false, None) => AfterHandshake::None,
+    };
+    let answers = match handshake::ask(&questions, request, TIMEOUT) {
+        Ok(answers) => answers,
+        Err(error) => vec![Err(format!("{error:#}")); questions.len()],
+    };
+    let answered = questions.iter().zip(answers);
+    answered
+        .map(|(question, answer)| (question.listen, question.certificate.name.as_str(), answer))
         .collect()
 }
 
@@ -80,10 +168,7 @@ pub fn wait(config: &Config, conf: Option<&Conf>, expected: Expected, timeout: D
 }
 
 fn ask_one(address: Address, to: SocketAddr, host: &str, expected: Expected) -> Result<(), String> {
-    let identity = expected
-        .site
-        .filter(|site| !site.edited)
-        .and_then(|site| nginx::identity(&site.text));
+    let identity = expected.identity();
     if let Some(identity) = identity {
         let answer = get(to, host, nginx::WHICH_SITE)?;
         if answer.status != 200 || answer.body.trim_end() != identity {
@@ -270,6 +355,7 @@ mod tests {
         let expected = Expected {
             site: Some(site),
             health,
+            certificates: &[],
         };
         wait(config, None, expected, Duration::ZERO)
     }

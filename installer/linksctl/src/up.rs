@@ -25,7 +25,7 @@ use links_config::admin_token;
 use links_config::files::ConfigFiles;
 use links_config::links::{Config, Listen, keys};
 use links_config::load::{load, load_links};
-use links_edge::nginx::{self, CacheSize, HostFacts};
+use links_edge::nginx::{self, CacheSize, HostFacts, Https};
 use links_release::{Release, Store};
 use links_rollout::{Appliance, Stage, peers};
 
@@ -215,7 +215,7 @@ fn nginx_command(layout: &Layout, program: &Path, config: &Config) -> anyhow::Re
     let site = directory.join("site.conf");
     files::replace(
         &site,
-        nginx::site(config, &nginx::Paths::new(layout), facts, &peers)?.as_bytes(),
+        nginx::site(config, &nginx::Paths::new(layout), facts, &peers, &Https::default())?.as_bytes(),
         0o644,
     )?;
     // If root starts nginx, its workers run as `nobody` by default, who cannot see ready flags below a private directory.
