@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use crate::tls;
 use links_base::layout::Layout;
 use links_base::{exec, programs};
 use links_config::check::check;
@@ -70,6 +71,9 @@ fn report(
     let unsafe_checkpoints = sqlite::observe(layout).and_then(|sqlite| sqlite.warning);
     findings
         .extend(unsafe_checkpoints.map(|warning| Finding::warning(layout.data_dir().display().to_string(), warning)));
+    if let Some(loaded) = &checked.loaded {
+        findings.extend(tls::findings(layout, &loaded.config.tls));
+    }
     let (files, overrides) = match &checked.loaded {
         Some(loaded) => (&*loaded.inputs, &*loaded.overrides),
         None => (&[][..], &[][..]),

@@ -7,6 +7,7 @@ mod manual;
 mod setup;
 mod stats;
 mod status;
+mod tls;
 mod token;
 mod up;
 
@@ -16,10 +17,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use cli::{Cli, Command, DbArgs, DbCommand};
+use cli::{Cli, Command, DbArgs, DbCommand, TlsArgs};
 use links_base::layout::Layout;
 use links_base::services::{self, OnBehalfOf, Services};
 use links_base::{log, programs};
+use links_config::acme::EX_TEMPFAIL;
 use links_config::load;
 use links_rollout::{self as rollout, Appliance, Failure, Stage};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -60,6 +62,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return Err(become_program(programs::DATABASE, &layout, arguments));
         }
         Command::Token(args) => token::show(&layout, args.rotate)?,
+        Command::Tls(TlsArgs { command }) => return tls::run(&layout, &of_person(), command),
         Command::Install(args) => setup::install(&layout, args.no_start, args.dry_run)?,
         Command::Uninstall(args) => setup::uninstall(&layout, args.purge, args.dry_run)?,
         Command::Rollout(args) => rollout::rollout(&of_person(), &args.into())?,
@@ -97,6 +100,7 @@ fn end_on_broken_pipe() -> anyhow::Result<()> {
 fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref() {
         Some(Failure::Interrupted(_)) => ExitCode::from(INTERRUPTED),
+        _ if error.is::<tls::Busy>() => EX_TEMPFAIL.into(),
         _ => load::exit_code(error).into(),
     }
 }

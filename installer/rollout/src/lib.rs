@@ -24,6 +24,7 @@ mod releases;
 mod report;
 mod scale;
 mod session;
+mod tls;
 
 pub use appliance::Appliance;
 pub use apply::Failure;
@@ -33,8 +34,9 @@ pub use executor::install_site;
 pub use goal::{Force, Goal};
 pub use lock::{Lock, LockWait, held_by};
 pub use network::DropIns;
-pub use observe::peers;
+pub use observe::{applied_config, peers};
 pub use plan::Wanted;
 pub use releases::list;
 pub use report::Style;
 pub use session::Session;
+pub use tls::{TlsChange, apply_tls, write_site};
