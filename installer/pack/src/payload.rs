@@ -114,6 +114,16 @@ pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path)
             repository!("systemd/links-recover.service"),
         ),
         file(
+            "usr/lib/systemd/system/links-tls.service",
+            0o644,
+            repository!("systemd/links-tls.service"),
+        ),
+        file(
+            "usr/lib/systemd/system/links-tls.timer",
+            0o644,
+            repository!("systemd/links-tls.timer"),
+        ),
+        file(
             "usr/lib/systemd/system/nginx.service.d/10-links.conf",
             0o644,
             repository!("systemd/nginx.service.d/10-links.conf"),
