@@ -173,9 +173,9 @@ pub fn recover(appliance: &Appliance) -> anyhow::Result<()> {
 }
 
 /// Runs `linksctl prepare-downgrade` or `abort-downgrade`. They set or remove the downgrade marker, which decides who counts
-/// the clicks, and change the site. The first one also brings the settings into the form of version 0.1.0, which this version
-/// reads as well. The site has to list the ports before a downgrade, because linksctl 0.1.0 changes the site
-/// only after it has moved the instances to their ports.
+/// the clicks, and change the site. The site has to list the ports before a downgrade, because linksctl 0.1.0 changes the site
+/// only after it has moved the instances to their ports. `prepare-downgrade` also brings the settings into the form of version
+/// 0.1.0, which this version reads too.
 ///
 /// # Errors
 /// The marker or the site cannot be changed.

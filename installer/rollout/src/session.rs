@@ -75,7 +75,7 @@ impl<'a> Session<'a> {
         edge.check(&goal.config, &peers, goal.force_site, serves)
     }
 
-    /// Tells the caller of the command something.
+    /// Reports something that the administrator has to know.
     pub(crate) fn notice(&mut self, text: String) {
         self.reporter.report(&Event::Notice { text });
     }

@@ -75,25 +75,25 @@ impl Default for Config {
 /// The keys that are declared in [`keys`].
 impl<'d, 't> Section<'d, 't> {
     /// The value of a key. If it is absent or wrong, its default.
-    fn get<T>(&mut self, key: &'static Key, read: impl Fn(&Value<'_>) -> Result<T, Problem>) -> T {
+    pub(super) fn get<T>(&mut self, key: &'static Key, read: impl Fn(&Value<'_>) -> Result<T, Problem>) -> T {
         self.optional(key.name, &read).unwrap_or_else(|| key.default(read))
     }
 
     /// The value of a key without a default. `None` if it is absent or wrong.
-    fn given<T>(&mut self, key: &'static Key, read: impl Fn(&Value<'_>) -> Result<T, Problem>) -> Option<T> {
+    pub(super) fn given<T>(&mut self, key: &'static Key, read: impl Fn(&Value<'_>) -> Result<T, Problem>) -> Option<T> {
         self.optional(key.name, read)
     }
 
-    fn boolean(&mut self, key: &'static Key) -> bool {
+    pub(super) fn boolean(&mut self, key: &'static Key) -> bool {
         self.get(key, boolean)
     }
 
-    fn duration(&mut self, key: &'static Key) -> Duration {
+    pub(super) fn duration(&mut self, key: &'static Key) -> Duration {
         self.get(key, duration(key.durations()))
     }
 
     /// An integer whose declared range is one of `u16`.
-    fn small(&mut self, key: &'static Key) -> u16 {
+    pub(super) fn small(&mut self, key: &'static Key) -> u16 {
         let read = integer(key.integers());
         // Every integer in the range fits, so the other value is never used.
         self.get(key, |value| {
@@ -101,7 +101,7 @@ impl<'d, 't> Section<'d, 't> {
         })
     }
 
-    fn word(&mut self, key: &'static Key) -> &'static str {
+    pub(super) fn word(&mut self, key: &'static Key) -> &'static str {
         self.get(key, |value| one_of(key.words())(value))
     }
 }
