@@ -104,7 +104,7 @@ pub fn run(layout: &Layout, store: &Store, order: &Order, report: &mut dyn FnMut
     let mut end = End::default();
     for name in &order.names {
         let mut item = Item::read(store, name)?;
-        refresh_window(&mut authority, &mut item)?;
+        refresh_window(&mut authority, &mut item, report)?;
         let result = one(&mut authority, item, report)?;
         if let Some(argument) = result.status.loaded_argument().filter(|_| !result.status.loaded) {
             end.reload.push(argument);
@@ -121,7 +121,11 @@ pub fn run(layout: &Layout, store: &Store, order: &Order, report: &mut dyn FnMut
 }
 
 /// Asks the authority when the certificate should be renewed, if it is time to ask.
-fn refresh_window(authority: &mut Connection<'_>, item: &mut Item<'_>) -> anyhow::Result<()> {
+fn refresh_window(
+    authority: &mut Connection<'_>,
+    item: &mut Item<'_>,
+    report: &mut dyn FnMut(Event),
+) -> anyhow::Result<()> {
     let (order, now) = (authority.order, clock::now());
     let Some(live) = item.live.as_ref().filter(|live| live.issued == order.issued) else {
         return Ok(());
@@ -134,7 +138,7 @@ fn refresh_window(authority: &mut Connection<'_>, item: &mut Item<'_>) -> anyhow
     if !item.record.asks_ari(now) || authority.store.account(&order.issued.directory)?.is_none() {
         return Ok(());
     }
-    let asked = authority.ask(&Request::RenewalInfo { certificate: id }, &mut |_| {})?;
+    let asked = authority.ask(&Request::RenewalInfo { certificate: id }, report)?;
     let record = std::mem::take(&mut item.record);
     item.record = match asked {
         Ok(Reply::RenewalInfo { window, wait }) => {
