@@ -1,7 +1,6 @@
 //! Reads `links.toml` and the files in `links.toml.d` into a [`Config`].
 
 use std::net::{SocketAddr, SocketAddrV4};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
@@ -12,12 +11,12 @@ use super::settings::{
     Access, Cache, Clicks, Config, Drain, Enabled, Health, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
     Secrets, Shorten, Telemetry,
 };
-use super::tls::{self, PlainHttp, Tls, TlsMode};
+use super::tls::{plain_public_url, tls};
 use crate::document::{Document, Problem, Value, kind};
 use crate::finding::{Finding, Override};
 use crate::runtime::Reference;
 use crate::section::Section;
-use crate::value::{boolean, duration, integer, one_of, one_or_more, origin, small, string, text, url};
+use crate::value::{absolute, boolean, duration, integer, one_of, one_or_more, origin, small, string, url};
 
 #[cfg(any(test, feature = "testing"))]
 impl Config {
@@ -125,7 +124,7 @@ fn config(mut top: Section<'_, '_>) -> Config {
         tls: top.table("tls", tls),
     };
     ports(&top, &config);
-    plain_public_url(&top, &config);
+    plain_public_url(&top, config.public_url.as_deref(), &config.tls);
     top.refuse_unknown();
     config
 }
@@ -289,18 +288,6 @@ fn clicks(section: &mut Section<'_, '_>) -> Clicks {
     }
 }
 
-fn absolute(value: &Value<'_>) -> Result<PathBuf, Problem> {
-    let path = PathBuf::from(string(value)?);
-    match path.is_absolute() {
-        true => Ok(path),
-        false => Err(Problem::new("must be an absolute path")),
-    }
-}
-
-fn paths(value: &Value<'_>) -> Result<Vec<PathBuf>, Problem> {
-    one_or_more(absolute)(value)
-}
-
 fn nginx(section: &mut Section<'_, '_>) -> Nginx {
     Nginx {
         manage: section.boolean(&keys::NGINX_MANAGE),
@@ -361,74 +348,6 @@ fn server_name(value: &Value<'_>) -> Result<String, Problem> {
         Problem::new(format!("must be a host name, found \"{}\"", name.escape_debug()))
             .help("write several as an array, and an international name in its xn-- form"),
     )
-}
-
-fn tls(section: &mut Section<'_, '_>) -> Tls {
-    let mode = match section.word(&keys::TLS_MODE) {
-        "files" => TlsMode::Files,
-        "acme" => TlsMode::Acme,
-        _ => TlsMode::Off,
-    };
-    let tls = Tls {
-        mode,
-        names: section.given(&keys::TLS_NAMES, tls::names).unwrap_or_default(),
-        http: match section.word(&keys::TLS_HTTP) {
-            "serve" => PlainHttp::Serve,
-            _ => PlainHttp::Redirect,
-        },
-        hsts: section.boolean(&keys::TLS_HSTS),
-        email: section.given(&keys::TLS_EMAIL, tls::email),
-        directory: section.given(&keys::TLS_DIRECTORY, |value| Ok(url(&["https"])(value)?.into())),
-        profile: section.given(&keys::TLS_PROFILE, tls::profile),
-        ca_file: section.given(&keys::TLS_CA_FILE, absolute),
-        eab_kid: section.given(&keys::TLS_EAB_KID, text),
-        eab_key_file: section.given(&keys::TLS_EAB_KEY_FILE, absolute),
-        certificate: section.given(&keys::TLS_CERTIFICATE, paths).unwrap_or_default(),
-        key: section.given(&keys::TLS_KEY, paths).unwrap_or_default(),
-    };
-    match mode {
-        TlsMode::Off => {}
-        TlsMode::Acme => {
-            section.require("names");
-            section.together(&["eab_kid", "eab_key_file"]);
-        }
-        TlsMode::Files => ["names", "certificate", "key"]
-            .iter()
-            .for_each(|key| section.require(key)),
-    }
-    let files = [tls.certificate.len(), tls.key.len()];
-    if mode == TlsMode::Files && files[0] != files[1] {
-        section.document().error(
-            section.place_of(&["key"]),
-            format!(
-                "`tls.certificate` and `tls.key` have {} and {} files",
-                files[0], files[1]
-            ),
-            Some("write the key of each certificate, in the same order".to_owned()),
-        );
-    }
-    if tls.hsts && tls.is_on() {
-        section.document().warning(
-            section.place_of(&["hsts"]),
-            "`tls.hsts` makes browsers refuse the names without HTTPS for a year, even after HTTPS is turned off here",
-            Some("leave it out until HTTPS has worked for a while".to_owned()),
-        );
-    }
-    tls
-}
-
-/// Warns about short URLs that lead to a name without TLS although it has HTTPS.
-fn plain_public_url(top: &Section<'_, '_>, config: &Config) {
-    let Some(host) = config.public_url.as_ref().and_then(|url| url.strip_prefix("http://")) else {
-        return;
-    };
-    if config.tls.served().iter().any(|name| name == host) {
-        top.document().warning(
-            top.place_of(&["public_url"]),
-            "`public_url` begins with http://, although the name has HTTPS",
-            Some(format!("write \"https://{host}\", or remove the line")),
-        );
-    }
 }
 
 /// Checks that the ports of the instances exist, and that nothing else listens on them or on `base_port`.

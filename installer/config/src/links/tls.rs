@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::keys;
 use crate::document::{Problem, Value};
-use crate::value::{one_or_more, string};
+use crate::section::Section;
+use crate::value::{absolute, one_or_more, string, text, url};
 
 /// `[tls]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -94,7 +96,80 @@ impl Tls {
     }
 }
 
-pub(super) fn names(value: &Value<'_>) -> Result<Vec<String>, Problem> {
+/// Reads `[tls]`.
+pub(super) fn tls(section: &mut Section<'_, '_>) -> Tls {
+    let mode = match section.word(&keys::TLS_MODE) {
+        "files" => TlsMode::Files,
+        "acme" => TlsMode::Acme,
+        _ => TlsMode::Off,
+    };
+    let tls = Tls {
+        mode,
+        names: section.given(&keys::TLS_NAMES, names).unwrap_or_default(),
+        http: match section.word(&keys::TLS_HTTP) {
+            "serve" => PlainHttp::Serve,
+            _ => PlainHttp::Redirect,
+        },
+        hsts: section.boolean(&keys::TLS_HSTS),
+        email: section.given(&keys::TLS_EMAIL, email),
+        directory: section.given(&keys::TLS_DIRECTORY, |value| Ok(url(&["https"])(value)?.into())),
+        profile: section.given(&keys::TLS_PROFILE, profile),
+        ca_file: section.given(&keys::TLS_CA_FILE, absolute),
+        eab_kid: section.given(&keys::TLS_EAB_KID, text),
+        eab_key_file: section.given(&keys::TLS_EAB_KEY_FILE, absolute),
+        certificate: section.given(&keys::TLS_CERTIFICATE, paths).unwrap_or_default(),
+        key: section.given(&keys::TLS_KEY, paths).unwrap_or_default(),
+    };
+    match mode {
+        TlsMode::Off => {}
+        TlsMode::Acme => {
+            section.require("names");
+            section.together(&["eab_kid", "eab_key_file"]);
+        }
+        TlsMode::Files => ["names", "certificate", "key"]
+            .iter()
+            .for_each(|key| section.require(key)),
+    }
+    let files = [tls.certificate.len(), tls.key.len()];
+    if mode == TlsMode::Files && files[0] != files[1] {
+        section.document().error(
+            section.place_of(&["key"]),
+            format!(
+                "`tls.certificate` and `tls.key` have {} and {} files",
+                files[0], files[1]
+            ),
+            Some("write the key of each certificate, in the same order".to_owned()),
+        );
+    }
+    if tls.hsts && tls.is_on() {
+        section.document().warning(
+            section.place_of(&["hsts"]),
+            "`tls.hsts` makes browsers refuse the names without HTTPS for a year, even after HTTPS is turned off here",
+            Some("leave it out until HTTPS has worked for a while".to_owned()),
+        );
+    }
+    tls
+}
+
+/// Warns about short URLs that lead to a name without TLS although it has HTTPS.
+pub(super) fn plain_public_url(top: &Section<'_, '_>, public_url: Option<&str>, tls: &Tls) {
+    let Some(host) = public_url.and_then(|url| url.strip_prefix("http://")) else {
+        return;
+    };
+    if tls.served().iter().any(|name| name == host) {
+        top.document().warning(
+            top.place_of(&["public_url"]),
+            "`public_url` begins with http://, although the name has HTTPS",
+            Some(format!("write \"https://{host}\", or remove the line")),
+        );
+    }
+}
+
+fn paths(value: &Value<'_>) -> Result<Vec<PathBuf>, Problem> {
+    one_or_more(absolute)(value)
+}
+
+fn names(value: &Value<'_>) -> Result<Vec<String>, Problem> {
     let mut names: Vec<String> = vec![];
     for name in one_or_more(name)(value)? {
         if names.contains(&name) {
@@ -129,7 +204,7 @@ pub fn host_name(text: &str) -> Option<String> {
     is_name.then_some(name)
 }
 
-pub(super) fn email(value: &Value<'_>) -> Result<String, Problem> {
+fn email(value: &Value<'_>) -> Result<String, Problem> {
     let text = string(value)?;
     let is_address = is_email(text);
     is_address
@@ -145,7 +220,7 @@ pub fn is_email(text: &str) -> bool {
         && text.bytes().all(no_special)
 }
 
-pub(super) fn profile(value: &Value<'_>) -> Result<String, Problem> {
+fn profile(value: &Value<'_>) -> Result<String, Problem> {
     let text = string(value)?;
     is_profile(text)
         .then(|| text.to_owned())
