@@ -7,11 +7,12 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::settings::{
-    Access, Cache, Clicks, Config, Drain, Enabled, Health, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
-    Secrets, Shorten, Telemetry,
+    Access, Cache, Clicks, Config, Drain, Enabled, Health, Limits, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
+    Secrets, Shorten, Telemetry, TrustedProxy,
 };
 use crate::document::{Document, Problem, Value, kind};
 use crate::finding::Finding;
+use crate::proxies;
 use crate::runtime::Reference;
 use crate::section::Section;
 use crate::value::{boolean, duration, one_of, one_or_more, origin, small, string, url};
@@ -62,6 +63,7 @@ fn config(document: &Document<'_>, table: &toml::de::DeTable<'_>) -> Config {
         telemetry: top.section("telemetry", telemetry).unwrap_or(default.telemetry),
         metrics: top.section("metrics", metrics).unwrap_or(default.metrics),
         clicks: top.section("clicks", clicks).unwrap_or(default.clicks),
+        limits: top.section("limits", limits).unwrap_or(default.limits),
         nginx: top.section("nginx", nginx).unwrap_or(default.nginx),
     };
     ports(&top, &config);
@@ -258,8 +260,39 @@ fn absolute(value: &Value<'_>) -> Result<PathBuf, Problem> {
     Ok(path)
 }
 
+fn limits(section: &mut Section<'_, '_>) -> Limits {
+    let default = Config::default().limits;
+    let mut limit = |key, default| section.optional(key, small(0..=60_000)).unwrap_or(default);
+    Limits {
+        create: limit("create", default.create),
+        wrong_tokens: limit("wrong_tokens", default.wrong_tokens),
+        unknown_links: limit("unknown_links", default.unknown_links),
+    }
+}
+
 fn nginx(section: &mut Section<'_, '_>) -> Nginx {
     let default = Config::default().nginx;
+    let trusted_proxies = section
+        .optional("trusted_proxies", one_or_more(trusted_proxy))
+        .unwrap_or(default.trusted_proxies);
+    let trusts_everyone = |proxy: &TrustedProxy| matches!(proxy, TrustedProxy::Network(network) if network.prefix_len() == 0);
+    if trusted_proxies.iter().any(trusts_everyone) {
+        section.document().warning(
+            section.place_of(&["trusted_proxies"]),
+            "`nginx.trusted_proxies` contains every address: anyone who can reach nginx can claim any address, scheme and host",
+            Some("name only the networks of the proxies".to_owned()),
+        );
+    }
+    let proxy_protocol = section
+        .optional("proxy_protocol", boolean)
+        .unwrap_or(default.proxy_protocol);
+    if proxy_protocol && trusted_proxies.is_empty() {
+        section.document().error(
+            section.place_of(&["proxy_protocol"]),
+            "`nginx.proxy_protocol` needs `trusted_proxies`: nginx accepts addresses only from proxies that it trusts",
+            Some("write their networks, such as trusted_proxies = [\"10.0.0.0/8\"]".to_owned()),
+        );
+    }
     Nginx {
         manage: section.optional("manage", boolean).unwrap_or(default.manage),
         listen: section.optional("listen", listens).unwrap_or(default.listen),
@@ -269,6 +302,8 @@ fn nginx(section: &mut Section<'_, '_>) -> Nginx {
         replace_default_site: section
             .optional("replace_default_site", boolean)
             .unwrap_or(default.replace_default_site),
+        trusted_proxies,
+        proxy_protocol,
         cache_ttl: section
             .optional("cache_ttl", duration(Duration::ZERO..=HOUR))
             .or(default.cache_ttl),
@@ -276,6 +311,21 @@ fn nginx(section: &mut Section<'_, '_>) -> Nginx {
             .optional("cache_stale", duration(Duration::ZERO..=24 * HOUR))
             .unwrap_or(default.cache_stale),
     }
+}
+
+fn trusted_proxy(value: &Value<'_>) -> Result<TrustedProxy, Problem> {
+    let text = string(value)?;
+    if text == "cloudflare" {
+        return Ok(TrustedProxy::Cloudflare);
+    }
+    let network = proxies::network(text).map(TrustedProxy::Network);
+    network.ok_or_else(|| {
+        Problem::new(format!(
+            "must be a network, an address or \"cloudflare\", found \"{}\"",
+            text.escape_debug()
+        ))
+        .help("write \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\"")
+    })
 }
 
 fn listens(value: &Value<'_>) -> Result<Vec<Listen>, Problem> {
