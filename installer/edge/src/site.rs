@@ -6,20 +6,26 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use ipnet::IpNet;
 
 use crate::candidate::Candidate;
 use crate::conf::Conf;
-use crate::found::{Answer, Running, ask_nginx, find, is_live};
-use crate::nginx::{self, HostFacts, Peers};
+use crate::found::{self, Answer, Running, ask_nginx, find, is_live};
+use crate::nginx::{self, CacheSize, HostFacts, Peers};
 use crate::plan::{Files, Plan};
 use crate::record::Record;
 use crate::reload::{Nginx, UNIT};
 use crate::verify::{Expected, has_ipv6};
-use crate::{cache_size, plan, ports, record, socket_group, verify};
+use crate::{cache_size, conflicts, plan, ports, record, socket_group, verify};
 use links_base::files;
 use links_base::layout::{self, Layout};
 use links_base::services::Services;
+use links_config::files::ConfigFiles;
+use links_config::finding::Finding;
 use links_config::links::Config;
+use links_config::load::Invalid;
+use links_config::proxies;
+use links_config::reader::Disk;
 
 /// A description of what [`Edge::install`] does, to be shown in plans.
 pub const INSTALL: &str = "write and enable the nginx site, test it, reload nginx, ask every address for /health";
@@ -53,7 +59,9 @@ pub struct Edge {
     run: PathBuf,
     /// Exists while nginx may serve an outdated site.
     not_loaded: PathBuf,
-    services: Services,
+    /// The configuration that the administrator edits.
+    config: ConfigFiles,
+    pub(crate) services: Services,
 }
 
 /// The site that nginx will run: decided and tested, but not written yet.
@@ -95,6 +103,7 @@ impl Edge {
             sockets: layout.sockets_dir(),
             run: layout.run_dir(),
             not_loaded: layout.site_not_loaded(),
+            config: ConfigFiles::new(layout),
             services,
         }
     }
@@ -135,13 +144,15 @@ impl Edge {
                 };
             }
         };
-        let facts = |default_server| HostFacts {
-            ipv6: has_ipv6(),
-            default_server,
-            cache_size: cache_size::of_cache(&self.run, &self.nginx, self.services, &conf),
-        };
-        let plan = plan::install(&found, &conf, &self.files, config, force, |default_server| {
-            nginx::site(config, &self.files.named, facts(default_server), peers)
+        let proxies = self.trusted_networks(config)?;
+        let plan = plan::install(&found, &conf, &self.files, config, force, |terms| {
+            let facts = HostFacts {
+                ipv6: has_ipv6(),
+                terms,
+                proxies,
+                cache_size: cache_size::of_cache(&self.run, &self.nginx, self.services, &conf),
+            };
+            nginx::site(config, &self.files.named, &facts, peers)
         })?;
         let decided = Decided { conf, plan, took };
         if !decided.plan.changes.is_empty() {
@@ -151,6 +162,39 @@ impl Edge {
             self.test(&decided)?;
         }
         Ok(Outlook::Decided(Box::new(decided)))
+    }
+
+    /// The networks of the trusted proxies.
+    ///
+    /// # Errors
+    /// [`Invalid`]: the file with the networks of Cloudflare is wrong.
+    fn trusted_networks(&self, config: &Config) -> Result<Vec<IpNet>, Invalid> {
+        proxies::networks(config, &self.config, &Disk).map_err(Invalid)
+    }
+
+    /// The site for an administrator who writes it, with the endpoints in `peers`. It fits this host as far as this user may read
+    /// nginx's configuration.
+    ///
+    /// # Errors
+    /// The file with the networks of Cloudflare is wrong, or the files of the site cannot be read.
+    pub fn sample(&self, config: &Config, peers: &Peers) -> anyhow::Result<String> {
+        let found = find(&self.files, &Record::read(&self.record)?)?;
+        let proxies = self.trusted_networks(config)?;
+        let mut sample = config.clone();
+        sample.nginx.manage = false;
+        let facts = match found::conf() {
+            Some(conf) => HostFacts {
+                ipv6: has_ipv6(),
+                terms: plan::around_sample(&found, &conf, &self.files, config),
+                proxies,
+                cache_size: cache_size::of_cache(&self.run, &self.nginx, self.services, &conf),
+            },
+            None => HostFacts {
+                ipv6: has_ipv6(),
+                ..HostFacts::alone(CacheSize::MODEST, proxies)
+            },
+        };
+        nginx::site(&sample, &self.files.named, &facts, peers)
     }
 
     fn check_ports(&self, config: &Config) -> anyhow::Result<()> {
@@ -187,7 +231,7 @@ impl Edge {
     /// unless the error says otherwise.
     pub fn install(&self, config: &Config, peers: &Peers, mode: Mode) -> anyhow::Result<Notices> {
         if !config.nginx.manage {
-            return Ok(vec![]);
+            return self.open_sockets_to_a_site_of_others();
         }
         let mut record = Record::read(&self.record)?;
         let decided = match self.look_ahead(config, peers, &record, mode.force)? {
@@ -256,6 +300,23 @@ impl Edge {
                     anyhow!("{error:#}\nThe site could not be taken back; run `linksctl rollout`: {trouble:#}")
                 }
             }),
+        }
+    }
+
+    /// Lets nginx's workers reach the instances through a site that links does not write. That is all that nginx needs from links
+    /// for such a site, which may not exist yet.
+    fn open_sockets_to_a_site_of_others(&self) -> anyhow::Result<Notices> {
+        match ask_nginx() {
+            Ok(Answer::Accepted { conf, .. }) => {
+                self.open_sockets(&conf, &mut Record::read(&self.record)?)?;
+                Ok(vec![])
+            }
+            Ok(Answer::Refused(why)) => Ok(vec![format!(
+                "nginx's configuration is broken, so it is unknown as which group its workers reach the instances. Correct it \
+                 (`nginx -t` tests it), then run `linksctl rollout`:\n{why}"
+            )]),
+            // Another web server may be in front of the instances.
+            Err(_) => Ok(vec![]),
         }
     }
 
@@ -403,7 +464,50 @@ impl Edge {
                 Some(_) => record.end_rollout()?,
             }
         }
+        notices.extend(self.drop_missing_ipv6(&mut record)?);
         Ok(notices)
+    }
+
+    /// Takes the IPv6 addresses out of the site if nginx is about to start on a host that has lost IPv6: it would not start with
+    /// them. The next rollout adds them again once the host has IPv6.
+    fn drop_missing_ipv6(&self, record: &mut Record) -> anyhow::Result<Option<String>> {
+        if has_ipv6() || self.nginx.master().is_some() {
+            return Ok(None);
+        }
+        let found = find(&self.files, record)?;
+        let Some(plan) = plan::without_ipv6(&found, &self.files) else {
+            return Ok(None);
+        };
+        let written = plan.site.as_ref().map(|site| record::digest(&site.text));
+        record.change(&plan.changes, written)?;
+        record.finish(false)?;
+        Ok(Some(
+            "this host has no IPv6 any more, so the nginx site does not listen on IPv6 addresses".to_owned(),
+        ))
+    }
+
+    /// Explains what in nginx's configuration is in the way of links, with files and lines. Only root can read all of it.
+    ///
+    /// # Errors
+    /// The files of the site cannot be read.
+    pub fn conflicts(&self, config: &Config) -> anyhow::Result<Vec<Finding>> {
+        if !config.nginx.manage {
+            return Ok(vec![]);
+        }
+        let links_toml = self.config.links_toml().display().to_string();
+        let conf = match ask_nginx() {
+            Ok(Answer::Accepted { conf, .. }) => conf,
+            Ok(Answer::Refused(why)) => return Ok(vec![conflicts::refused(&why)]),
+            Err(error) => return Ok(vec![Finding::error(links_toml, format!("{error:#}"))]),
+        };
+        let found = find(&self.files, &Record::read(&self.record)?)?;
+        let mut findings = conflicts::find(&found, &conf, &self.files, config);
+        if self.services.running()
+            && let Err(error) = self.check_ports(config)
+        {
+            findings.push(Finding::error(links_toml, format!("{error:#}")));
+        }
+        Ok(findings)
     }
 
     /// Undoes what the current rollout has changed of the site.
