@@ -827,7 +827,7 @@ mod tests {
         };
         assert_eq!(limit(""), (None, None));
         let (zone, line) = limit("shorten.access = \"open\"\nlimits.create = 7");
-        assert_eq!(zone.as_deref(), Some("$links_client zone=links_create:1m rate=7r/m;"));
+        assert_eq!(zone.as_deref(), Some("$links_creator zone=links_create:1m rate=7r/m;"));
         assert_eq!(line.as_deref(), Some("limit_req zone=links_create burst=7 nodelay;"));
     }
 

@@ -61,7 +61,7 @@ pub struct Edge {
     not_loaded: PathBuf,
     /// The configuration that the administrator edits.
     config: ConfigFiles,
-    pub(crate) services: Services,
+    services: Services,
 }
 
 /// The site that nginx will run: decided and tested, but not written yet.
@@ -464,7 +464,9 @@ impl Edge {
                 Some(_) => record.end_rollout()?,
             }
         }
-        notices.extend(self.drop_missing_ipv6(&mut record)?);
+        if config.is_none_or(|config| config.nginx.manage) {
+            notices.extend(self.drop_missing_ipv6(&mut record)?);
+        }
         Ok(notices)
     }
 
