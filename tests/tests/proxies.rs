@@ -38,10 +38,19 @@ fn only_trusted_proxies_report_a_client() -> Result<()> {
     };
 
     // Nobody is trusted unless links.toml says so.
-    assert_eq!(short_url(&inside("198.51.100.1"), "first")?, "http://links.example/first");
+    assert_eq!(
+        short_url(&inside("198.51.100.1"), "first")?,
+        "http://links.example/first"
+    );
     host.configure_links("[nginx]\ntrusted_proxies = \"127.0.0.0/8\"\n")?;
-    assert_eq!(short_url(&inside("198.51.100.1"), "second")?, "https://s.example.org/second");
-    assert_eq!(short_url(&outside("198.51.100.1"), "third")?, "http://links.example/third");
+    assert_eq!(
+        short_url(&inside("198.51.100.1"), "second")?,
+        "https://s.example.org/second"
+    );
+    assert_eq!(
+        short_url(&outside("198.51.100.1"), "third")?,
+        "http://links.example/third"
+    );
     // The last address that is no proxy's counts: clients can write anything before it. nginx answers some of these requests from
     // its cache.
     follow(&inside("198.51.100.99, 198.51.100.1"), "/second")?;
@@ -57,7 +66,10 @@ fn only_trusted_proxies_report_a_client() -> Result<()> {
         Ok((stats["clicks"] == 3 && stats["visitors"].as_u64() > Some(1)).then_some(()))
     })?;
 
-    host.write("/etc/links/cloudflare.txt", "# Cloudflare's, in this test\nno network\n")?;
+    host.write(
+        "/etc/links/cloudflare.txt",
+        "# Cloudflare's, in this test\nno network\n",
+    )?;
     host.write("/etc/links/links.toml", "[nginx]\ntrusted_proxies = [\"cloudflare\"]\n")?;
     let check = Check::of(&host.run(["linksctl", "check", "--json"])?)?;
     let place = |finding: &links_tests::Finding| finding.file == "/etc/links/cloudflare.txt" && finding.line == Some(2);
@@ -69,8 +81,14 @@ fn only_trusted_proxies_report_a_client() -> Result<()> {
     );
     host.write("/etc/links/cloudflare.txt", format!("{OUTSIDE}\n"))?;
     host.ok(["systemctl", "reload", "links"])?;
-    assert_eq!(short_url(&outside("198.51.100.1"), "fourth")?, "https://s.example.org/fourth");
-    assert_eq!(short_url(&inside("198.51.100.1"), "fifth")?, "http://links.example/fifth");
+    assert_eq!(
+        short_url(&outside("198.51.100.1"), "fourth")?,
+        "https://s.example.org/fourth"
+    );
+    assert_eq!(
+        short_url(&inside("198.51.100.1"), "fifth")?,
+        "http://links.example/fifth"
+    );
 
     host.configure_links("[nginx]\ntrusted_proxies = \"127.0.0.1\"\nproxy_protocol = true\n")?;
     let status = host.status()?;
@@ -124,9 +142,8 @@ fn a_client_that_goes_too_far_is_limited_and_others_are_not() -> Result<()> {
     let host = Host::builder().links_toml(LIMITED).serving()?;
     let token = host.token()?;
     let from = |address: &str| host.http().header("x-forwarded-for", address);
-    let create = |client: &Client, slug: &str| {
-        client.post("/shorten", json!({ "url": "https://example.com/", "slug": slug }))
-    };
+    let create =
+        |client: &Client, slug: &str| client.post("/shorten", json!({ "url": "https://example.com/", "slug": slug }));
 
     // Creating links. As many as the limit allows may come at once.
     let creator = from("198.51.100.1");
@@ -137,15 +154,27 @@ fn a_client_that_goes_too_far_is_limited_and_others_are_not() -> Result<()> {
     ensure!(accepted == 6, "{accepted} links were created: {created:?}");
     is_too_many_as_problem(&created[accepted])?;
     // A page of the allowed origin can read why.
-    assert_eq!(created[accepted].header("access-control-allow-origin"), "https://app.example");
+    assert_eq!(
+        created[accepted].header("access-control-allow-origin"),
+        "https://app.example"
+    );
     ensure!(create(&from("198.51.100.2"), "other")?.status == 200, "another client");
     // The clients of one IPv6 network are one client.
     for number in 0..6 {
         let address = format!("2001:db8:0:1::{number}");
-        ensure!(create(&from(&address), &format!("six-{number}"))?.status == 200, "{address}");
+        ensure!(
+            create(&from(&address), &format!("six-{number}"))?.status == 200,
+            "{address}"
+        );
     }
-    ensure!(create(&from("2001:db8:0:1:ffff::1"), "six")?.status == 429, "the same network");
-    ensure!(create(&from("2001:db8:0:2::1"), "six")?.status == 200, "another network");
+    ensure!(
+        create(&from("2001:db8:0:1:ffff::1"), "six")?.status == 429,
+        "the same network"
+    );
+    ensure!(
+        create(&from("2001:db8:0:2::1"), "six")?.status == 200,
+        "another network"
+    );
 
     // Unknown links.
     let guesser = from("198.51.100.3");
@@ -178,7 +207,10 @@ fn a_client_that_goes_too_far_is_limited_and_others_are_not() -> Result<()> {
     let right = from("198.51.100.5").bearer(&token);
     is_too_many_as_problem(&right.get("/api/v1/links/new-0")?)?;
     is_too_many_as_problem(&create(&right, "by-token")?)?;
-    ensure!(from("198.51.100.5").get("/api/v1/links/new-0")?.status == 401, "no token");
+    ensure!(
+        from("198.51.100.5").get("/api/v1/links/new-0")?.status == 401,
+        "no token"
+    );
     follow(&from("198.51.100.5"), "/new-2")?;
     ensure!(from("198.51.100.6").bearer(&token).get("/api/v1/links/new-0")?.status == 200);
     // Programs on this host have no limits.
@@ -212,7 +244,10 @@ fn is_too_many(answer: &Answer, content_type: &str) -> Result<()> {
 fn is_too_many_as_problem(answer: &Answer) -> Result<()> {
     is_too_many(answer, "application/problem+json")?;
     let problem: Value = answer.json()?;
-    ensure!(problem["status"] == 429 && problem["title"] == "Too Many Requests", "{answer}");
+    ensure!(
+        problem["status"] == 429 && problem["title"] == "Too Many Requests",
+        "{answer}"
+    );
     Ok(())
 }
 

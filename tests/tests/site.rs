@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use links_tests::servers::Squatter;
 use links_tests::http::Client;
+use links_tests::servers::Squatter;
 use links_tests::{Address, Check, DEB, Events, Host, LINKS_TOML, Output, eventually, wording};
 use serde_json::Value;
 
@@ -322,13 +322,19 @@ fn links_fits_in_with_any_layout_and_any_neighbour() -> Result<()> {
     host.write(LINKS_TOML, "")?;
     has_finding(&host, "error", NEIGHBOUR, Some(3))?;
     let refused = host.run(["linksctl", "rollout"])?;
-    ensure!(refused.status != 0 && refused.printed().contains(&format!("{NEIGHBOUR}:3")), "{refused}");
+    ensure!(
+        refused.status != 0 && refused.printed().contains(&format!("{NEIGHBOUR}:3")),
+        "{refused}"
+    );
 
     // Another site has the same name.
     let same = "/etc/nginx/conf.d/a.conf";
     host.write(LINKS_TOML, "public_url = \"http://links.example\"\n")?;
     host.ok(["rm", NEIGHBOUR])?;
-    host.write(same, "server {\n    listen 80;\n    server_name a.example links.example;\n    return 200 own;\n}\n")?;
+    host.write(
+        same,
+        "server {\n    listen 80;\n    server_name a.example links.example;\n    return 200 own;\n}\n",
+    )?;
     has_finding(&host, "error", same, Some(3))?;
     host.ok(["rm", same])?;
     host.reload_nginx()?;
@@ -347,7 +353,10 @@ fn links_fits_in_with_any_layout_and_any_neighbour() -> Result<()> {
     host.write(LINKS_TOML, &both)?;
     has_finding(&host, "error", NEIGHBOUR, Some(2))?;
     let refused = host.run(["linksctl", "rollout"])?;
-    ensure!(refused.status != 0 && refused.printed().contains(&format!("{NEIGHBOUR}:2")), "{refused}");
+    ensure!(
+        refused.status != 0 && refused.printed().contains(&format!("{NEIGHBOUR}:2")),
+        "{refused}"
+    );
     own("\nserver_names_hash_bucket_size 128;\n")?;
     host.configure_links(&both)?;
     assert_eq!(named(&long).get("/health")?.text(), "ok");
@@ -393,7 +402,10 @@ fn the_sample_site_counts_clicks_and_caches(host: &Host, site: &str) -> Result<(
         &format!("/api/v1/links/{}", link.slug),
         serde_json::json!({ "url": "https://example.org/" }),
     )?;
-    ensure!(changed.status == 200 && changed.header("links-edge").is_empty(), "{changed}");
+    ensure!(
+        changed.status == 200 && changed.header("links-edge").is_empty(),
+        "{changed}"
+    );
     assert_eq!(host.http().get(&path)?.header("location"), "https://example.org/");
     host.wait_until_counted(Duration::from_secs(60))?;
     let stats: Value = host.ok(["linksctl", "stats", &link.slug, "--json"])?.json()?;
@@ -415,9 +427,8 @@ fn no_findings(host: &Host) -> Result<()> {
 
 fn has_finding(host: &Host, severity: &str, file: &str, line: Option<usize>) -> Result<()> {
     let check = check(host)?;
-    let is_it = |finding: &&links_tests::Finding| {
-        finding.severity == severity && finding.file == file && finding.line == line
-    };
+    let is_it =
+        |finding: &&links_tests::Finding| finding.severity == severity && finding.file == file && finding.line == line;
     ensure!(
         check.findings.iter().filter(is_it).count() == 1,
         "a finding ({severity}) in {file}:{line:?} is expected: {check:?}"

@@ -46,6 +46,8 @@ impl fmt::Display for Place {
 pub struct Server {
     /// Where the block begins.
     pub place: Place,
+    /// Increases in the order in which nginx reads the servers.
+    pub position: usize,
     pub listens: Vec<Listen>,
     pub names: Vec<Name>,
 }
@@ -201,7 +203,7 @@ impl Conf {
     pub fn servers(&self) -> Vec<Server> {
         // Each with its block, and whether it has a `listen` directive.
         let mut servers: Vec<(usize, bool, Server)> = vec![];
-        for statement in self.flattened() {
+        for (position, statement) in self.flattened().into_iter().enumerate() {
             let [http, server] = statement.context.as_slice() else {
                 continue;
             };
@@ -211,9 +213,13 @@ impl Conf {
             let index = match servers.iter().position(|(id, ..)| *id == server.id) {
                 Some(index) => index,
                 None => {
-                    let place = server.place.clone();
-                    let (listens, names) = (vec![], vec![]);
-                    servers.push((server.id, false, Server { place, listens, names }));
+                    let new = Server {
+                        place: server.place.clone(),
+                        position,
+                        listens: vec![],
+                        names: vec![],
+                    };
+                    servers.push((server.id, false, new));
                     servers.len() - 1
                 }
             };
@@ -276,42 +282,27 @@ impl Conf {
             .collect()
     }
 
-    /// Whether nginx reads a file at `first` before one at `second`. A file that it does not read comes last.
-    pub fn reads_before(&self, first: &Path, second: &Path) -> bool {
-        let mut order = vec![];
-        self.note_order(&self.main, [first, second], &mut order, MAX_DEPTH);
-        order.first().is_some_and(|found| found == first)
-    }
-
-    /// Adds those of the two paths that an include of `file` leads to, in nginx's order.
-    fn note_order(&self, file: &Path, paths: [&Path; 2], order: &mut Vec<PathBuf>, depth: usize) {
-        if paths.contains(&file) {
-            return order.push(file.to_owned());
-        }
-        let Some(text) = self.files.get(file).filter(|_| depth > 0) else {
-            return;
+    /// The [`Server::position`] that a server in a file at this path has. It is that of no server if nginx does not read the file.
+    pub fn position(&self, path: &Path) -> usize {
+        let mut walk = Walk {
+            mark: Some(path),
+            ..Walk::default()
         };
-        for statement in statements(text) {
-            let Some(pattern) = self.included(&statement) else {
-                continue;
-            };
-            // glob(3) sorts by name. One of the paths may not exist yet.
-            let mut reached: BTreeSet<&Path> = self.matching(&pattern).map(PathBuf::as_path).collect();
-            reached.extend(paths.into_iter().filter(|path| pattern.matches_path_with(path, GLOB)));
-            for next in reached {
-                self.note_order(next, paths, order, depth - 1);
-            }
-        }
+        self.flatten(&self.main, &[], &mut walk, MAX_DEPTH);
+        walk.marked.unwrap_or(usize::MAX)
     }
 
     /// All directives without a block, in nginx's order, with includes replaced by what they include.
     fn flattened(&self) -> Vec<Flat> {
-        let mut flattened = vec![];
-        self.flatten(&self.main, &[], &mut flattened, &mut 0, MAX_DEPTH);
-        flattened
+        let mut walk = Walk::default();
+        self.flatten(&self.main, &[], &mut walk, MAX_DEPTH);
+        walk.flattened
     }
 
-    fn flatten(&self, file: &Path, around: &[Block], into: &mut Vec<Flat>, blocks: &mut usize, depth: usize) {
+    fn flatten<'a>(&'a self, file: &Path, around: &[Block], walk: &mut Walk<'a>, depth: usize) {
+        if walk.mark == Some(file) {
+            walk.marked.get_or_insert(walk.flattened.len());
+        }
         let Some(text) = self.files.get(file).filter(|_| depth > 0) else {
             return;
         };
@@ -324,8 +315,8 @@ impl Conf {
             };
             let inside = statement.context.iter().zip(&statement.blocks).map(|(name, start)| {
                 let id = *known.entry(*start).or_insert_with(|| {
-                    *blocks += 1;
-                    *blocks
+                    walk.blocks += 1;
+                    walk.blocks
                 });
                 Block {
                     name: name.clone(),
@@ -336,12 +327,14 @@ impl Conf {
             let context: Vec<_> = around.iter().cloned().chain(inside).collect();
             match self.included(&statement) {
                 Some(pattern) => {
-                    let next: Vec<_> = self.matching(&pattern).cloned().collect();
-                    for next in next {
-                        self.flatten(&next, &context, into, blocks, depth - 1);
+                    // glob(3) sorts by name. The marked file may not exist yet.
+                    let mark = walk.mark.filter(|mark| pattern.matches_path_with(mark, GLOB));
+                    let reached: BTreeSet<&Path> = self.matching(&pattern).map(PathBuf::as_path).chain(mark).collect();
+                    for next in reached {
+                        self.flatten(next, &context, walk, depth - 1);
                     }
                 }
-                None => into.push(Flat {
+                None => walk.flattened.push(Flat {
                     place: place(statement.span.start),
                     words: statement.words,
                     context,
@@ -388,6 +381,18 @@ impl Conf {
             .flat_map(|text| statements(text))
             .find_map(|statement| (statement.words.first()? == directive).then(|| statement.words.get(1).cloned())?)
     }
+}
+
+/// A walk through the whole configuration.
+#[derive(Debug, Default)]
+struct Walk<'a> {
+    flattened: Vec<Flat>,
+    /// The number of blocks so far.
+    blocks: usize,
+    /// A file whose position is wanted.
+    mark: Option<&'a Path>,
+    /// The number of directives before that file.
+    marked: Option<usize>,
 }
 
 /// A directive in the order of the whole configuration.
@@ -681,7 +686,10 @@ mod tests {
                 let marks: String = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| *mark).collect();
                 format!("{}@{}{marks}", listen.address, listen.place.line)
             });
-            let names = server.names.iter().map(|name| format!("{}@{}", name.name, name.place.line));
+            let names = server
+                .names
+                .iter()
+                .map(|name| format!("{}@{}", name.name, name.place.line));
             let all: Vec<_> = listens.chain(names).collect();
             format!("{} {}", server.place, all.join(" "))
         });
@@ -735,15 +743,25 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_in_the_order_of_their_names_and_includes() {
-        let conf = debian();
-        let before = |first: &str, second: &str| conf.reads_before(Path::new(first), Path::new(second));
-        assert!(before("/etc/nginx/sites-enabled/links", "/etc/nginx/sites-enabled/own"));
-        assert!(!before("/etc/nginx/sites-enabled/own", "/etc/nginx/sites-enabled/links"));
-        assert!(before("/etc/nginx/sites-enabled/default", "/etc/nginx/sites-enabled/links"));
-        assert!(before("/etc/nginx/conf.d/links.conf", "/etc/nginx/sites-enabled/default"));
-        assert!(before("/etc/nginx/nginx.conf", "/etc/nginx/conf.d/links.conf"));
-        assert!(!before("/etc/nginx/elsewhere", "/etc/nginx/sites-enabled/own"));
+    fn servers_are_read_in_the_order_of_names_and_includes() {
+        let main = "http {\n server { listen 1; }\n include conf.d/*.conf;\n include sites-enabled/*;\n server { listen 2; }\n}";
+        let conf = conf(&[
+            ("/etc/nginx/nginx.conf", main),
+            ("/etc/nginx/sites-enabled/default", "server { listen 3; }"),
+            ("/etc/nginx/sites-enabled/own", "server { listen 4; }"),
+        ]);
+        let before = |path: &str| {
+            let position = conf.position(Path::new(path));
+            let servers = conf.servers().into_iter().filter(|server| server.position < position);
+            servers
+                .map(|server| server.listens[0].address.port())
+                .collect::<Vec<_>>()
+        };
+        // None of these files exists.
+        assert_eq!(before("/etc/nginx/conf.d/links.conf"), [1]);
+        assert_eq!(before("/etc/nginx/sites-enabled/links"), [1, 3]);
+        assert_eq!(before("/etc/nginx/sites-enabled/own"), [1, 3]);
+        assert_eq!(before("/etc/nginx/elsewhere"), [1, 3, 4, 2]);
     }
 
     #[test]

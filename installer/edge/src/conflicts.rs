@@ -29,7 +29,10 @@ pub fn find(found: &Found, conf: &Conf, files: &Files, config: &Config) -> Vec<F
             )),
         );
     }
-    findings.extend(of_neighbours(&plan::neighbours(place, found, conf, files, config), config));
+    findings.extend(of_neighbours(
+        &plan::neighbours(place, found, conf, files, config),
+        config,
+    ));
     findings
 }
 
@@ -96,7 +99,10 @@ fn same_name(same: &SameName) -> Finding {
     let place = &same.name.place;
     let both = format!("this site has the host name {} on {} too", same.name.name, same.address);
     let finding = match same.hides_us {
-        true => error(place, format!("{both}, and nginx reads it first, so links gets no request")),
+        true => error(
+            place,
+            format!("{both}, and nginx reads it first, so links gets no request"),
+        ),
         false => warning(
             place,
             format!("{both}, but gets no request for it, because nginx reads links first"),
@@ -117,7 +123,9 @@ fn other_protocol(listen: &Listen, is_expected: bool) -> Finding {
         .help("give this site or links another address"),
         false => error(
             &listen.place,
-            format!("`proxy_protocol` makes nginx expect the PROXY protocol from the clients of links on {address} too"),
+            format!(
+                "`proxy_protocol` makes nginx expect the PROXY protocol from the clients of links on {address} too"
+            ),
         )
         .help("set proxy_protocol and trusted_proxies in [nginx] of links.toml, or give this site another address"),
     }
@@ -165,7 +173,10 @@ pub fn refused(message: &str) -> Finding {
             line: number,
         })
     });
-    let text = format!("nginx refuses its configuration: {}", message.trim().replace('\n', "; "));
+    let text = format!(
+        "nginx refuses its configuration: {}",
+        message.trim().replace('\n', "; ")
+    );
     let finding = Finding::error("nginx.conf", text).help("correct it; `nginx -t` tests it");
     match place {
         Some(place) => at(&place, finding),
@@ -216,7 +227,10 @@ mod tests {
 
     #[test]
     fn a_host_without_conflicts_has_no_findings() {
-        assert_eq!(with_site("server { listen 80; server_name blog.example; }", ""), [""; 0]);
+        assert_eq!(
+            with_site("server { listen 80; server_name blog.example; }", ""),
+            [""; 0]
+        );
         assert_eq!(with_site("server { listen 8080 default_server; }", NAMED), [""; 0]);
     }
 
@@ -308,7 +322,10 @@ mod tests {
         let message = "nginx: [emerg] unknown directive \"x\" in /etc/nginx/conf.d/broken.conf:7\n\
                        nginx: configuration file /etc/nginx/nginx.conf test failed\n";
         let finding = refused(message);
-        assert_eq!((finding.file.as_str(), finding.line), ("/etc/nginx/conf.d/broken.conf", Some(7)));
+        assert_eq!(
+            (finding.file.as_str(), finding.line),
+            ("/etc/nginx/conf.d/broken.conf", Some(7))
+        );
         let other = refused("nginx: [emerg] bind() to 0.0.0.0:80 failed");
         assert_eq!((other.file.as_str(), other.line), ("nginx.conf", None));
     }

@@ -51,8 +51,8 @@ pub struct SameName {
 pub struct Neighbours<'a> {
     conf: &'a Conf,
     config: &'a Config,
-    /// Where nginx reads the site of links.
-    read_at: &'a Path,
+    /// The position at which nginx reads the site of links.
+    position: usize,
     /// Files that do not count: those of links, and a site that makes way.
     except: Vec<&'a Path>,
     servers: Vec<Server>,
@@ -61,12 +61,12 @@ pub struct Neighbours<'a> {
 impl<'a> Neighbours<'a> {
     /// Finds the other sites: all servers that are not in one of the files in `except`. nginx reads the site of links at
     /// `read_at`.
-    pub fn new(conf: &'a Conf, config: &'a Config, read_at: &'a Path, except: Vec<&'a Path>) -> Self {
+    pub fn new(conf: &'a Conf, config: &'a Config, read_at: &Path, except: Vec<&'a Path>) -> Self {
         Self {
             servers: conf.servers_except(&except),
+            position: conf.position(read_at),
             conf,
             config,
-            read_at,
             except,
         }
     }
@@ -120,11 +120,16 @@ impl<'a> Neighbours<'a> {
     /// Whether the site can name this address too, without taking requests for unknown host names from the other server: nginx
     /// passes them to the default server, or else to the first server with that address.
     fn can_share(&self, address: SocketAddr) -> bool {
-        let mut others = self.listens().filter(|listen| listen.address == address);
-        nginx::server_names(self.config) != ["_"]
-            && others.any(|listen| {
-                listen.default_server || self.conf.reads_before(&listen.place.file, self.read_at)
-            })
+        let stays_default = |server: &Server| {
+            let mut listens = server.listens.iter().filter(|listen| listen.address == address);
+            listens.any(|listen| listen.default_server || self.is_before_us(server))
+        };
+        nginx::server_names(self.config) != ["_"] && self.servers.iter().any(stays_default)
+    }
+
+    /// Whether nginx reads a server before the site of links.
+    fn is_before_us(&self, server: &Server) -> bool {
+        server.position < self.position
     }
 
     /// The addresses of other sites that the site names as well.
@@ -164,7 +169,7 @@ impl<'a> Neighbours<'a> {
             found.extend(same.map(|name| SameName {
                 name: name.clone(),
                 address: listen.address,
-                hides_us: self.conf.reads_before(&server.place.file, self.read_at),
+                hides_us: self.is_before_us(server),
             }));
         }
         found
@@ -214,7 +219,9 @@ mod tests {
 
     fn conf(files: &[(&str, &str)]) -> Conf {
         let main = "# configuration file /etc/nginx/nginx.conf:\nhttp { include /etc/nginx/sites-enabled/*; }\n";
-        let files = files.iter().map(|(name, text)| format!("# configuration file {SITES}{name}:\n{text}\n"));
+        let files = files
+            .iter()
+            .map(|(name, text)| format!("# configuration file {SITES}{name}:\n{text}\n"));
         Conf::read(&(main.to_owned() + &files.collect::<String>())).unwrap()
     }
 
@@ -231,22 +238,32 @@ mod tests {
     }
 
     fn shared(files: &[(&str, &str)], links: &str) -> Vec<String> {
-        with(files, links, |found| found.shared().iter().map(ToString::to_string).collect())
+        with(files, links, |found| {
+            found.shared().iter().map(ToString::to_string).collect()
+        })
     }
 
     fn unreachable(files: &[(&str, &str)], links: &str) -> Vec<String> {
         with(files, links, |found| {
             let listens = found.unreachable().into_iter();
-            listens.map(|listen| format!("{}:{}", listen.address, listen.place.line)).collect()
+            listens
+                .map(|listen| format!("{}:{}", listen.address, listen.place.line))
+                .collect()
         })
     }
 
     #[test]
     fn an_address_of_another_site_is_shared_if_that_site_stays_its_default() {
-        let marked = ("own", "server {\nlisten 192.0.2.1:80 default_server;\nlisten [2001:db8::1]:80 default_server; }");
+        let marked = (
+            "own",
+            "server {\nlisten 192.0.2.1:80 default_server;\nlisten [2001:db8::1]:80 default_server; }",
+        );
         assert_eq!(shared(&[marked], NAMED), ["192.0.2.1:80", "[2001:db8::1]:80"]);
         // "links" is read before "own", but after "blog".
-        let (before, after) = (("blog", "server { listen 192.0.2.1; }"), ("own", "server {\nlisten 192.0.2.1; }"));
+        let (before, after) = (
+            ("blog", "server { listen 192.0.2.1; }"),
+            ("own", "server {\nlisten 192.0.2.1; }"),
+        );
         assert_eq!(shared(&[before], NAMED), ["192.0.2.1:80"]);
         assert_eq!(shared(&[after], NAMED), [""; 0]);
         assert_eq!(unreachable(&[after], NAMED), ["192.0.2.1:80:2"]);

@@ -703,10 +703,7 @@ mod tests {
         assert_eq!(site.matches("\nupstream ").count(), 17 + 1);
         assert_eq!(site.matches("\nupstream links_without_").count(), 16);
         // "/1/6" is two missing flags, "/16" is one: they must not be mistaken for each other.
-        assert!(
-            site.contains("    \"~^/16(/[a-z]+)*$\" links_without_16;\n"),
-            "{site}"
-        );
+        assert!(site.contains("    \"~^/16(/[a-z]+)*$\" links_without_16;\n"), "{site}");
     }
 
     #[test]
@@ -844,11 +841,17 @@ mod tests {
         }
         for route in ["location @links_by_flags {", "location @links_and_close {"] {
             let (inside, _) = location(&site, route);
-            let to_limited = ["error_page 419 = @links_limited;", "if ($links_limited) { return 419; }"];
+            let to_limited = [
+                "error_page 419 = @links_limited;",
+                "if ($links_limited) { return 419; }",
+            ];
             assert!(to_limited.iter().all(|line| inside.contains(line)), "{inside:?}");
         }
         let edge = server(&site, "127.0.0.1:7000");
-        assert!(edge.contains("    if ($http_links_limited) { return 429; }\n"), "{edge}");
+        assert!(
+            edge.contains("    if ($http_links_limited) { return 429; }\n"),
+            "{edge}"
+        );
     }
 
     #[test]
@@ -903,9 +906,15 @@ mod tests {
     fn a_sample_says_so_and_whether_it_caches() {
         let sample = site_for("nginx.manage = false", &PLAIN);
         assert!(sample.contains("# This is a sample for `manage = false`"), "{sample}");
-        assert!(sample.contains("# It caches nothing") && !sample.contains("proxy_cache_path"), "{sample}");
+        assert!(
+            sample.contains("# It caches nothing") && !sample.contains("proxy_cache_path"),
+            "{sample}"
+        );
         let caching = site_for("nginx = { manage = false, cache_ttl = \"5m\" }", &PLAIN);
-        assert!(!caching.contains("# It caches nothing") && caching.contains("\nproxy_cache_path"), "{caching}");
+        assert!(
+            !caching.contains("# It caches nothing") && caching.contains("\nproxy_cache_path"),
+            "{caching}"
+        );
         assert!(!site_of(2, PLAIN).contains("sample"));
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 
 use super::conf::{Conf, Overrides};
-use super::neighbours::{NAMES_BUCKET, Neighbours, NamesBucket, Terms};
+use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours, Terms};
 use super::record::{Change, State, digest};
 use super::released;
 use crate::nginx;
@@ -236,7 +236,7 @@ pub fn neighbours<'a>(
 ) -> Neighbours<'a> {
     let mut except = vec![files.enabled.as_path(), files.conf_d.as_path()];
     if place == Place::Sites && makes_way(found, config) {
-        except.push(&files.default_enabled);
+        except.push(files.default_enabled.as_path());
     }
     Neighbours::new(conf, config, place.read_at(files), except)
 }
@@ -249,7 +249,7 @@ pub fn around_sample(found: &Found, conf: &Conf, files: &Files, config: &Config)
     let in_use = ours.next().map(|format| format.place.file);
     let usual = place(found, conf, files).map_or(&*files.conf_d, |place| place.read_at(files));
     let read_at = in_use.as_deref().unwrap_or(usual);
-    let except = vec![read_at, &files.enabled, &files.conf_d];
+    let except = vec![read_at, files.enabled.as_path(), files.conf_d.as_path()];
     Neighbours::new(conf, config, read_at, except).terms()
 }
 
@@ -474,7 +474,10 @@ mod tests {
         let default = if terms.default_server { "default" } else { "other" };
         let shared = terms.shared.iter().map(|address| format!(" and {address}"));
         let bucket = terms.names_bucket.map(|size| format!(" in {size}"));
-        Ok(std::iter::once(default.to_owned()).chain(shared).chain(bucket).collect())
+        Ok(std::iter::once(default.to_owned())
+            .chain(shared)
+            .chain(bucket)
+            .collect())
     }
 
     fn plan(found: &Found, conf: &Conf, force: bool) -> Plan {
@@ -712,7 +715,10 @@ mod tests {
         let terms = |conf: &Conf| around_sample(&fresh(), conf, &files(), &Config::default());
         assert!(terms(&conf("own")).default_server);
         let other = "server { listen 80 default_server; }";
-        let other = super::tests::conf("include /etc/nginx/conf.d/*.conf;", &[("/etc/nginx/conf.d/x.conf", other)]);
+        let other = super::tests::conf(
+            "include /etc/nginx/conf.d/*.conf;",
+            &[("/etc/nginx/conf.d/x.conf", other)],
+        );
         assert!(!terms(&other).default_server);
     }
 

@@ -230,8 +230,6 @@ pub fn has_ipv6() -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
     use links_base::testing::{Response, Server};
     use links_config::links::Listen;
@@ -346,7 +344,10 @@ mod tests {
                 ..site(edited)
             };
             let addresses = public_addresses(&config, Some(&site)).into_iter();
-            addresses.filter(SocketAddr::is_ipv4).map(|address| address.to_string()).collect::<Vec<_>>()
+            addresses
+                .filter(SocketAddr::is_ipv4)
+                .map(|address| address.to_string())
+                .collect::<Vec<_>>()
         };
         // The last one is the server for the instances, and 192.0.2.1 is no address of this host.
         let text = "server {\n listen 80;\n listen 127.0.0.9:80;\n listen 192.0.2.1:80;\n listen 127.0.0.9:443 ssl;\n}\n\
@@ -363,7 +364,9 @@ mod tests {
             let (mut stream, _) = listener.accept().unwrap();
             let mut received = [0; 15];
             io::Read::read_exact(&mut stream, &mut received).unwrap();
-            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .unwrap();
             received
         });
         let mut config = Config {

@@ -83,13 +83,7 @@ fn ask_servers(layout: &Layout) -> anyhow::Result<Connectivity> {
     serde_json::from_str(&finished.stdout).context("Reading the servers' results")
 }
 
-fn report(
-    layout: &Layout,
-    reader: &impl Reader,
-    json: bool,
-    asks: Asks,
-    out: &mut impl Write,
-) -> anyhow::Result<u8> {
+fn report(layout: &Layout, reader: &impl Reader, json: bool, asks: Asks, out: &mut impl Write) -> anyhow::Result<u8> {
     let checked = check(&ConfigFiles::new(layout), reader);
     let mut findings = checked.findings;
     let unsafe_checkpoints = sqlite::observe(layout).and_then(|sqlite| sqlite.warning);

@@ -15,7 +15,9 @@ use links_rollout::{Appliance, Stage, peers};
 /// links.toml or the file with the networks of Cloudflare is wrong, or standard output cannot be written.
 pub fn print(layout: &Layout, appliance: &Appliance) -> anyhow::Result<()> {
     let config = load_links(&ConfigFiles::new(layout))?;
-    let site = appliance.edge.sample(&config, &peers(appliance, &config, Stage::Final))?;
+    let site = appliance
+        .edge
+        .sample(&config, &peers(appliance, &config, Stage::Final))?;
     io::stdout()
         .write_all(site.as_bytes())
         .context("Writing to standard output")

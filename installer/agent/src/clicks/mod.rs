@@ -64,11 +64,7 @@ impl Clicks {
     ///
     /// # Errors
     /// Fails if the kernel refuses to create a thread.
-    pub fn start(
-        layout: Layout,
-        progress: Arc<Mutex<Progress>>,
-        limits: Arc<Mutex<Limits>>,
-    ) -> anyhow::Result<Self> {
+    pub fn start(layout: Layout, progress: Arc<Mutex<Progress>>, limits: Arc<Mutex<Limits>>) -> anyhow::Result<Self> {
         let (running, asked) = mpsc::channel();
         let (ending, ended) = mpsc::channel::<()>();
         let thread = std::thread::Builder::new()
@@ -77,7 +73,10 @@ impl Clicks {
                 let _ending = ending;
                 let sink = Instances::new(layout.clone());
                 let host = Host::this(&layout);
-                work(&mut Executor::new(layout, host, sink, progress).limiting(limits), &asked);
+                work(
+                    &mut Executor::new(layout, host, sink, progress).limiting(limits),
+                    &asked,
+                );
             })
             .context("Starting the thread that counts clicks")?;
         Ok(Self { running, ended, thread })

@@ -275,7 +275,8 @@ fn nginx(section: &mut Section<'_, '_>) -> Nginx {
     let trusted_proxies = section
         .optional("trusted_proxies", one_or_more(trusted_proxy))
         .unwrap_or(default.trusted_proxies);
-    let trusts_everyone = |proxy: &TrustedProxy| matches!(proxy, TrustedProxy::Network(network) if network.prefix_len() == 0);
+    let trusts_everyone =
+        |proxy: &TrustedProxy| matches!(proxy, TrustedProxy::Network(network) if network.prefix_len() == 0);
     if trusted_proxies.iter().any(trusts_everyone) {
         section.document().warning(
             section.place_of(&["trusted_proxies"]),

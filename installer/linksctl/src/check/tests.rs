@@ -79,7 +79,12 @@ fn json_contains_the_same_findings() {
 fn nginx_is_checked_only_with_a_valid_configuration() {
     let nginx = |links: &str| {
         let mut out = Vec::new();
-        let ask = |config: &Config| Ok(vec![Finding::error("own.conf", format!("base_port {}", config.base_port))]);
+        let ask = |config: &Config| {
+            Ok(vec![Finding::error(
+                "own.conf",
+                format!("base_port {}", config.base_port),
+            )])
+        };
         let asks = Asks {
             nginx: Some(&ask),
             ..Asks::default()
@@ -87,7 +92,10 @@ fn nginx_is_checked_only_with_a_valid_configuration() {
         let status = report(&Layout::new("/r"), &host(links), false, asks, &mut out).unwrap();
         (status, String::from_utf8(out).unwrap())
     };
-    assert_eq!(nginx("base_port = 9000"), (EX_CONFIG, "own.conf: base_port 9000\n".to_owned()));
+    assert_eq!(
+        nginx("base_port = 9000"),
+        (EX_CONFIG, "own.conf: base_port 9000\n".to_owned())
+    );
     assert!(!nginx("instnaces = 3").1.contains("own.conf"));
 }
 
