@@ -47,9 +47,10 @@ const ROOTS: [&str; 34] = [
 ];
 
 /// Directories that user links may write. Only its own processes work in them.
-const OF_LINKS: [&str; 8] = [
+const OF_LINKS: [&str; 9] = [
     "/run/links/1",
     "/run/links/2",
+    "/run/links/limits",
     "/run/links/metrics",
     "/run/links/ready",
     "/run/links/sockets",

@@ -1,6 +1,6 @@
 //! `probe`: what a TLS server really serves. linksctl asks nginx after a reload.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
@@ -20,6 +20,9 @@ use links_config::acme::{Handshake, ProbeRequest, Probed};
 
 /// The maximum number of bytes of a response body that is printed.
 const LONGEST_BODY: usize = 64 << 10;
+/// What a connection begins with where the server expects the PROXY protocol. It then takes the address of the connection itself
+/// (The PROXY protocol, section 2.1).
+const PROXY_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 /// The maximum length of the requests in bytes.
 const LONGEST_INPUT: u64 = 1 << 20;
 
@@ -94,6 +97,10 @@ fn exchange_with(request: &ProbeRequest, probed: &mut Probed) -> anyhow::Result<
         limited.set_write_timeout(Some(left))?;
         limited.set_read_timeout(Some(left))
     };
+    if request.proxy_protocol {
+        limit_time()?;
+        socket.write_all(PROXY_UNKNOWN)?;
+    }
     while connection.is_handshaking() {
         limit_time()?;
         connection.complete_io(&mut socket).map_err(timed_out)?;
@@ -253,6 +260,7 @@ mod tests {
             path: None,
             headers: vec![],
             h2: false,
+            proxy_protocol: false,
             timeout_ms: 5000,
         }
     }

@@ -28,6 +28,8 @@ pub const ADMIN_TOKEN: &str = "admin_token";
 pub const CREDENTIAL_PREFIX: &str = "links_";
 /// File name of [`Layout::keepalive_flag`].
 pub const KEEPALIVE_FLAG: &str = "keepalive";
+/// The path of [`Layout::unlimited_flag`] relative to [`Layout::run_dir`].
+pub const UNLIMITED_FLAG: &str = "limits/none";
 
 /// File name of [`Layout::tls_chain`].
 pub const TLS_CHAIN: &str = "fullchain.pem";
@@ -273,6 +275,14 @@ impl Layout {
     /// While this flag is missing, nginx closes each connection after its next response.
     pub fn keepalive_flag(&self) -> PathBuf {
         self.run_dir().join(KEEPALIVE_FLAG)
+    }
+    /// The flags of clients that have reached a limit. The agent sets them, and nginx checks them.
+    pub fn limits_dir(&self) -> PathBuf {
+        self.run_dir().join("limits")
+    }
+    /// A symbolic link to the keep-alive flag. While it is missing, some client may have a flag.
+    pub fn unlimited_flag(&self) -> PathBuf {
+        self.run_dir().join(UNLIMITED_FLAG)
     }
     /// `RuntimeDirectory=` of the instance, with its rendered configuration (0600), temporary files and lock.
     pub fn instance_run_dir(&self, instance: u16) -> PathBuf {

@@ -335,6 +335,9 @@ pub struct ProbeRequest {
     /// Asks for HTTP/2 in the handshake.
     #[serde(default)]
     pub h2: bool,
+    /// Whether the server expects the PROXY protocol before the handshake.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     pub timeout_ms: u64,
 }
 

@@ -9,6 +9,7 @@ use super::credentials::{Credentials, Source};
 use super::files::ConfigFiles;
 use super::finding::{Finding, Override, Position};
 use super::links::{self, Access, Config, Input, Reading, input};
+use super::proxies;
 use super::reader::Reader;
 use super::runtime::{self, Origin, RuntimeToml, file_of};
 use super::telemetry;
@@ -79,8 +80,8 @@ pub struct Checked {
     pub loaded: Option<Loaded>,
 }
 
-/// Checks the configuration of a host for a person. Besides what [`load`] finds, this checks the permissions of the files and the
-/// file of countries.
+/// Checks the configuration of a host for a person. Besides what [`load`] finds, this checks the permissions of the files, the
+/// file of countries, and the file with Cloudflare's networks.
 ///
 /// If this user may not read the credentials, they are not checked, which is reported as a warning.
 pub fn check(files: &ConfigFiles, reader: &impl Reader) -> Checked {
@@ -94,6 +95,10 @@ pub fn check(files: &ConfigFiles, reader: &impl Reader) -> Checked {
         .as_ref()
         .and_then(|loaded| loaded.config.clicks.countries.as_deref());
     findings.extend(countries.and_then(|path| check_countries(path, reader)));
+    let networks = loaded
+        .as_ref()
+        .map(|loaded| proxies::networks(&loaded.config, files, reader));
+    findings.extend(networks.and_then(Result::err).unwrap_or_default());
     let directory = source.directory.display().to_string();
     match reader.list(&source.directory) {
         Ok(entries) => findings.extend(

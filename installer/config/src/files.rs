@@ -76,6 +76,11 @@ impl ConfigFiles {
         self.directory.join("runtime.toml")
     }
 
+    /// The networks of Cloudflare, if the administrator replaces those that links ships.
+    pub fn cloudflare(&self) -> PathBuf {
+        self.directory.join("cloudflare.txt")
+    }
+
     /// A directory with one file per credential, named like the credential (root, 0600).
     pub fn credentials_dir(&self) -> PathBuf {
         self.directory.join("credentials")

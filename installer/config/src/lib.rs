@@ -18,6 +18,7 @@ pub mod finding;
 pub mod links;
 pub mod load;
 pub mod network;
+pub mod proxies;
 pub mod reader;
 pub mod render;
 pub mod runtime;

@@ -20,6 +20,8 @@ pub struct Question<'a> {
     pub listen: SocketAddr,
     /// An address that leads there.
     pub to: SocketAddr,
+    /// Whether nginx expects the PROXY protocol there.
+    pub is_proxied: bool,
     pub certificate: &'a Certificate,
 }
 
@@ -82,6 +84,7 @@ fn probe(question: &Question, request: Request, timeout: Duration) -> ProbeReque
         path: request.path().map(str::to_owned),
         headers: vec![],
         h2: false,
+        proxy_protocol: question.is_proxied,
         timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     }
 }

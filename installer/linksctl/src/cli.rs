@@ -44,11 +44,13 @@ pub enum Command {
     /// Run nginx and the instances under --root in the foreground, without systemd
     Up(UpArgs),
 
-    /// Check links.toml, runtime.toml and the credentials, and list every error
+    /// Check links.toml, runtime.toml, the credentials and the nginx sites, and list every error
     ///
     /// If a file in links.toml.d replaces a value of another file, both positions are reported.
     ///
-    /// With --online it also connects to the servers that runtime.toml names (libSQL, Redis, Vault), as the runtime does.
+    /// Run as root, it also explains which of nginx's other sites are in the way of links, with file and line: another default
+    /// server, the same host name, an address or a directory that nginx does not read. With --online it also connects to the
+    /// servers that runtime.toml names (libSQL, Redis, Vault), as the runtime does.
     Check(CheckArgs),
 
     /// Show the instances, the release, the database and the addresses
@@ -97,6 +99,12 @@ pub enum Command {
 
     /// Set up HTTPS, show its certificates, and renew them
     Tls(TlsArgs),
+
+    /// Print an nginx site for a host on which links does not write it
+    ///
+    /// The site fits links.toml and this host as if links wrote it. With `[nginx] manage = false`, put it where nginx reads it,
+    /// change it as you like, and reload nginx. Run as root, the command also considers nginx's other sites.
+    SampleSite,
 
     /// Bring the host in line with links.toml, runtime.toml and the installed release
     ///
@@ -155,6 +163,7 @@ impl Command {
             | Self::Status(_)
             | Self::Version(_)
             | Self::Releases(_)
+            | Self::SampleSite
             | Self::Man { .. }
             | Self::Completions { .. } => true,
             Self::Token(args) => !args.rotate,

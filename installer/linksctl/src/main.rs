@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod delivery;
 mod manual;
+mod sample_site;
 mod setup;
 mod stats;
 mod status;
@@ -70,6 +71,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Releases(args) => rollout::list(&of_person(), args.json)?,
         Command::Restart(args) => rollout::restart(&of_person(), cli::style(args.json))?,
         Command::Scale(args) => rollout::scale(&of_person(), args.instances, cli::style(args.json))?,
+        Command::SampleSite => sample_site::print(&layout, &of_person())?,
         Command::Recover => rollout::recover(&of_person())?,
         Command::DeliverCredentials(args) => delivery::deliver(&layout, args.instance)?,
         Command::Prepare => setup::prepare(&of_person())?,

@@ -24,7 +24,9 @@ use links_base::{exec, files, rotation, secrets};
 use links_config::admin_token;
 use links_config::files::ConfigFiles;
 use links_config::links::{Config, Listen, keys};
-use links_config::load::{load, load_links};
+use links_config::load::{Invalid, load, load_links};
+use links_config::proxies;
+use links_config::reader::Disk;
 use links_edge::nginx::{self, CacheSize, HostFacts, Https};
 use links_release::{Release, Store};
 use links_rollout::{Appliance, Stage, peers};
@@ -123,6 +125,7 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
     make_directory(&layout.journal_dir(), 0o750)?;
     make_directory(&layout.agent_dir(), 0o700)?;
     make_directory(&layout.ready_dir(), 0o755)?;
+    make_directory(&layout.limits_dir(), 0o755)?;
     make_directory(&layout.metrics_dir(), 0o750)?;
     make_directory(&layout.sockets_dir(), 0o700)?;
     appliance(layout).edge.keep_connections()?;
@@ -205,17 +208,14 @@ fn ourselves(layout: &Layout) -> anyhow::Result<Command> {
 fn nginx_command(layout: &Layout, program: &Path, config: &Config) -> anyhow::Result<Command> {
     let directory = layout.run_dir().join("nginx");
     make_directory(&directory, 0o755)?;
+    let proxies = proxies::networks(config, &ConfigFiles::new(layout), &Disk).map_err(Invalid)?;
     // This nginx has its addresses to itself, so no other site can be the default server.
-    let facts = HostFacts {
-        ipv6: false,
-        default_server: true,
-        cache_size: CacheSize::MODEST,
-    };
+    let facts = HostFacts::alone(CacheSize::MODEST, proxies);
     let peers = peers(&appliance(layout), config, Stage::Final);
     let site = directory.join("site.conf");
     files::replace(
         &site,
-        nginx::site(config, &nginx::Paths::new(layout), facts, &peers, &Https::default())?.as_bytes(),
+        nginx::site(config, &nginx::Paths::new(layout), &facts, &peers, &Https::default())?.as_bytes(),
         0o644,
     )?;
     // If root starts nginx, its workers run as `nobody` by default, who cannot see ready flags below a private directory.

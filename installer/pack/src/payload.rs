@@ -170,6 +170,11 @@ pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path)
             repository!("packaging/deb/copyright"),
         ),
         file(
+            &format!("{doc}/cloudflare.txt"),
+            0o644,
+            repository!("packaging/nginx/cloudflare.txt"),
+        ),
+        file(
             &format!("{doc}/grafana-dashboard.json"),
             0o644,
             repository!("packaging/observability/grafana-dashboard.json"),
@@ -321,6 +326,7 @@ mod tests {
             layout.cache_dir(),
             layout.run_dir(),
             layout.ready_dir(),
+            layout.limits_dir(),
             layout.metrics_dir(),
             layout.fallback_credentials_base(),
             layout.tls_dir(),

@@ -293,13 +293,35 @@ tables! {
                     read again when it changes.",
         }
     }
+    "limits": "How many requests one address (IPv6: one /64) may send per minute before it gets 429 for a while. 0 turns a limit \
+               off. Addresses behind `nginx.trusted_proxies` are limited one by one, and programs on this host not at all." {
+        LIMITS_CREATE = "create" {
+            kind: Kind::Integer { from: 0, to: 60_000, unit: "" },
+            absent: Absent::Default("60"),
+            since: Since::V0_2_0,
+            about: "Links that it creates while `shorten.access` is `\"open\"`.",
+        }
+        LIMITS_WRONG_TOKENS = "wrong_tokens" {
+            kind: Kind::Integer { from: 0, to: 60_000, unit: "" },
+            absent: Absent::Default("30"),
+            since: Since::V0_2_0,
+            about: "Requests to the API with a wrong token or without one. After more of them, the address gets no answer from the \
+                    API.",
+        }
+        LIMITS_UNKNOWN_LINKS = "unknown_links" {
+            kind: Kind::Integer { from: 0, to: 60_000, unit: "" },
+            absent: Absent::Default("120"),
+            since: Since::V0_2_0,
+            about: "Requests for links that do not exist. After more of them, the address gets only the redirects in nginx's cache.",
+        }
+    }
     "nginx": "The nginx site of links. Your own directives go into /etc/links/nginx.d/*.conf." {
         NGINX_MANAGE = "manage" {
             kind: Kind::Boolean,
             absent: Absent::Default("true"),
             since: Since::V0_1_0,
-            about: "Whether links writes and enables its nginx site. With `false`, the site is yours, and so are the keys \
-                    below. Only the site of links counts clicks and caches redirects.",
+            about: "Whether links writes and enables its nginx site. With `false`, the site is yours: `linksctl sample-site` prints \
+                    one that counts clicks, and caches redirects if `cache_ttl` is set.",
         }
         NGINX_LISTEN = "listen" {
             kind: Kind::Form("a port, `\"ADDRESS:PORT\"`, or an array of them, such as `[\"192.0.2.1:80\", \"[2001:db8::1]:80\"]`"),
@@ -320,6 +342,20 @@ tables! {
             since: Since::V0_1_0,
             about: "Whether Debian's default site is disabled, if nobody has changed it. Removing links enables it again.",
         }
+        NGINX_TRUSTED_PROXIES = "trusted_proxies" {
+            kind: Kind::Form("a network, an address or `\"cloudflare\"`, or an array of them"),
+            absent: Absent::Unset { example: "[\"10.0.0.0/8\"]" },
+            since: Since::V0_2_0,
+            about: "The proxies in front of nginx. `\"cloudflare\"` stands for the networks in /etc/links/cloudflare.txt or, without \
+                    that file, those that links ships. From these proxies, `X-Forwarded-For`, `-Proto` and `-Host` count.",
+        }
+        NGINX_PROXY_PROTOCOL = "proxy_protocol" {
+            kind: Kind::Boolean,
+            absent: Absent::Default("false"),
+            since: Since::V0_2_0,
+            about: "Whether these proxies send the PROXY protocol. The client's address is then the one in it, and other requests \
+                    are refused.",
+        }
         NGINX_CACHE_TTL = "cache_ttl" {
             kind: Kind::Duration { from: Duration::ZERO, to: hours(1) },
             absent: Absent::Unset { example: "\"5s\"" },
@@ -327,7 +363,8 @@ tables! {
             about: "How long nginx answers a redirect from its cache. A change that is made through this host is visible at \
                     once; one that is made elsewhere, within this time. Without this key, it is `\"5s\"` if the database is on \
                     another machine, and `\"5m\"` if it is a file. It never exceeds the validity of a link, and clicks of a \
-                    link with `max_clicks` are always counted first. `\"0s\"` turns the cache off.",
+                    link with `max_clicks` are always counted first. `\"0s\"` turns the cache off. With `manage = false`, nginx caches \
+                    only if this is set.",
         }
         NGINX_CACHE_STALE = "cache_stale" {
             kind: Kind::Duration { from: Duration::ZERO, to: hours(24) },

@@ -8,10 +8,10 @@ use toml::de::DeValue;
 use super::input::Input;
 use super::keys::{self, Key};
 use super::settings::{
-    Access, Cache, Clicks, Config, Drain, Enabled, Health, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
-    Secrets, Shorten, Telemetry,
+    Access, Cache, Clicks, Config, Drain, Enabled, Health, Limits, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
+    Secrets, Shorten, Telemetry, TrustedProxy,
 };
-use super::tls::{plain_public_url, tls};
+use super::tls::{PlainHttp, plain_public_url, tls};
 use crate::document::{Document, Problem, Value, kind};
 use crate::finding::{Finding, Override};
 use crate::runtime::Reference;
@@ -120,11 +120,13 @@ fn config(mut top: Section<'_, '_>) -> Config {
         telemetry: top.table("telemetry", telemetry),
         metrics: top.table("metrics", metrics),
         clicks: top.table("clicks", clicks),
+        limits: top.table("limits", limits),
         nginx: top.table("nginx", nginx),
         tls: top.table("tls", tls),
     };
     ports(&top, &config);
     plain_public_url(&top, config.public_url.as_deref(), &config.tls);
+    redirected_proxies(&top, &config);
     top.refuse_unknown();
     config
 }
@@ -288,15 +290,64 @@ fn clicks(section: &mut Section<'_, '_>) -> Clicks {
     }
 }
 
+fn limits(section: &mut Section<'_, '_>) -> Limits {
+    Limits {
+        create: section.small(&keys::LIMITS_CREATE),
+        wrong_tokens: section.small(&keys::LIMITS_WRONG_TOKENS),
+        unknown_links: section.small(&keys::LIMITS_UNKNOWN_LINKS),
+    }
+}
+
 fn nginx(section: &mut Section<'_, '_>) -> Nginx {
+    let trusted_proxies = section
+        .given(&keys::NGINX_TRUSTED_PROXIES, trusted_proxies)
+        .unwrap_or_default();
+    let trusts_everyone =
+        |proxy: &TrustedProxy| matches!(proxy, TrustedProxy::Network(network) if network.prefix_len() == 0);
+    if trusted_proxies.iter().any(trusts_everyone) {
+        section.document().warning(
+            section.place_of(&["trusted_proxies"]),
+            "`nginx.trusted_proxies` contains every address: anyone who can reach nginx can claim any address, scheme and host",
+            Some("name only the networks of the proxies".to_owned()),
+        );
+    }
+    let proxy_protocol = section.boolean(&keys::NGINX_PROXY_PROTOCOL);
+    if proxy_protocol && trusted_proxies.is_empty() {
+        section.document().error(
+            section.place_of(&["proxy_protocol"]),
+            "`nginx.proxy_protocol` needs `trusted_proxies`: nginx accepts addresses only from proxies that it trusts",
+            Some("write their networks, such as trusted_proxies = [\"10.0.0.0/8\"]".to_owned()),
+        );
+    }
     Nginx {
         manage: section.boolean(&keys::NGINX_MANAGE),
         listen: section.get(&keys::NGINX_LISTEN, listens),
         server_name: section.get(&keys::NGINX_SERVER_NAME, server_names),
         replace_default_site: section.boolean(&keys::NGINX_REPLACE_DEFAULT_SITE),
+        trusted_proxies,
+        proxy_protocol,
         cache_ttl: section.given(&keys::NGINX_CACHE_TTL, duration(keys::NGINX_CACHE_TTL.durations())),
         cache_stale: section.duration(&keys::NGINX_CACHE_STALE),
     }
+}
+
+fn trusted_proxies(value: &Value<'_>) -> Result<Vec<TrustedProxy>, Problem> {
+    one_or_more(trusted_proxy)(value)
+}
+
+fn trusted_proxy(value: &Value<'_>) -> Result<TrustedProxy, Problem> {
+    let text = string(value)?;
+    if text == "cloudflare" {
+        return Ok(TrustedProxy::Cloudflare);
+    }
+    let network = TrustedProxy::network(text).map(TrustedProxy::Network);
+    network.ok_or_else(|| {
+        Problem::new(format!(
+            "must be a network, an address or \"cloudflare\", found \"{}\"",
+            text.escape_debug()
+        ))
+        .help("write \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\"")
+    })
 }
 
 fn listens(value: &Value<'_>) -> Result<Vec<Listen>, Problem> {
@@ -348,6 +399,17 @@ fn server_name(value: &Value<'_>) -> Result<String, Problem> {
         Problem::new(format!("must be a host name, found \"{}\"", name.escape_debug()))
             .help("write several as an array, and an international name in its xn-- form"),
     )
+}
+
+/// Warns about proxies that may be redirected without end, because they pass requests on without TLS that they got with it.
+fn redirected_proxies(top: &Section<'_, '_>, config: &Config) {
+    if config.tls.is_on() && config.tls.http == PlainHttp::Redirect && !config.nginx.trusted_proxies.is_empty() {
+        top.document().warning(
+            top.place_of(&["nginx", "trusted_proxies"]),
+            "a proxy that passes HTTPS requests on over HTTP is redirected to HTTPS again and again",
+            Some("write http = \"serve\" in [tls] if there is one".to_owned()),
+        );
+    }
 }
 
 /// Checks that the ports of the instances exist, and that nothing else listens on them or on `base_port`.

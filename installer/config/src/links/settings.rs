@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::tls::Tls;
 use crate::runtime::Reference;
@@ -30,6 +31,7 @@ pub struct Config {
     pub telemetry: Telemetry,
     pub metrics: Metrics,
     pub clicks: Clicks,
+    pub limits: Limits,
     pub nginx: Nginx,
     pub tls: Tls,
 }
@@ -165,6 +167,17 @@ pub struct Clicks {
     pub countries: Option<PathBuf>,
 }
 
+/// `[limits]`: how many requests of a kind one address may send per minute. 0 means any number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// Created links, if [`Access::Open`] lets everyone create them.
+    pub create: u16,
+    /// API requests with a wrong token, or without one.
+    pub wrong_tokens: u16,
+    /// Requests for links that do not exist.
+    pub unknown_links: u16,
+}
+
 /// `[nginx]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Nginx {
@@ -176,7 +189,12 @@ pub struct Nginx {
     pub server_name: Vec<String>,
     /// Whether links disables Debian's default site, if that is unmodified.
     pub replace_default_site: bool,
-    /// How long nginx caches a redirect. Less than a second means not at all. See [`Config::edge_ttl`] for `None`.
+    /// The proxies in front of nginx. They report the address, the scheme and the host of each request.
+    pub trusted_proxies: Vec<TrustedProxy>,
+    /// Whether these proxies send the PROXY protocol, with the client's address in it.
+    pub proxy_protocol: bool,
+    /// How long nginx caches a redirect. Less than a second means not at all. See [`Config::edge_ttl`] and
+    /// [`Config::edge_port`] for `None`.
     pub cache_ttl: Option<Duration>,
     /// How much longer nginx serves a cached redirect while no instance answers.
     pub cache_stale: Duration,
@@ -190,10 +208,22 @@ impl Config {
         self.public_url.clone().or_else(of_tls)
     }
 
-    /// The port on 127.0.0.1 where nginx answers the instances' questions about its cache. `None` if nginx has no cache, or if
-    /// links does not write its site.
+    /// The port on 127.0.0.1 where nginx answers the instances' questions about its cache. `None` if nginx has no cache.
+    ///
+    /// If links does not write the site, nobody knows whether that site has a cache. Only a cache that links.toml asks for is
+    /// used then, because redirects in a cache that the instances cannot reach would outlive their links.
     pub fn edge_port(&self) -> Option<u16> {
-        (self.nginx.manage && self.longest_edge_ttl().as_secs() > 0).then_some(self.base_port)
+        let has_cache = self.nginx.manage || self.nginx.cache_ttl.is_some();
+        (has_cache && self.longest_edge_ttl().as_secs() > 0).then_some(self.base_port)
+    }
+
+    /// How many links one address may create per minute. 0 means any number: without a token nobody can create links, or there
+    /// is no limit.
+    pub fn create_limit(&self) -> u16 {
+        match self.shorten.access {
+            Access::Open => self.limits.create,
+            Access::Token => 0,
+        }
     }
 
     /// How long nginx caches a redirect. Changes that are made through this host purge the cache at once. Only a remote
@@ -208,6 +238,40 @@ impl Config {
     /// How long nginx caches a redirect at most, with any database.
     pub fn longest_edge_ttl(&self) -> Duration {
         self.nginx.cache_ttl.unwrap_or(Duration::from_secs(300))
+    }
+}
+
+/// Proxies that nginx trusts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrustedProxy {
+    Network(IpNet),
+    /// The networks of Cloudflare ([`crate::proxies`]).
+    Cloudflare,
+}
+
+impl TrustedProxy {
+    /// Parses a network, or an address, which is a network of one. Bits of the address after the prefix are ignored.
+    pub fn network(text: &str) -> Option<IpNet> {
+        let network = text.parse().ok();
+        network
+            .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+            .map(|network: IpNet| network.trunc())
+    }
+}
+
+/// The form of links.toml.
+impl fmt::Display for TrustedProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) => network.fmt(f),
+            Self::Cloudflare => f.write_str("cloudflare"),
+        }
+    }
+}
+
+impl Serialize for TrustedProxy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::keys::{self, Absent, Since};
-use super::{Access, Config, Enabled, Listen, Protocol, read};
+use super::{Access, Config, Enabled, Limits, Listen, Protocol, TrustedProxy, read};
 use crate::finding::{Position, Severity};
 use crate::runtime::Reference;
 
@@ -212,6 +212,7 @@ fn every_key_is_read() {
         cache = { enabled = true, ttl = "1s", stale = "0s" }
         secrets = { ttl = "1h", stale = "24h" }
         metrics = { listen = "[::1]:9000", otlp_listen = "127.0.0.2:9001" }
+        limits = { create = 0, wrong_tokens = 1, unknown_links = 60000 }
         [telemetry]
         endpoint = "HTTPS://Otel.example/x/"
         protocol = "http/protobuf"
@@ -225,6 +226,8 @@ fn every_key_is_read() {
         listen = [8080, "127.0.0.1:8081", "[::]:8080"]
         server_name = ["s.example.org", "*.example.net", "xn--bcher-kva.example"]
         replace_default_site = false
+        trusted_proxies = ["10.1.2.3/8", "cloudflare", "2001:db8::1"]
+        proxy_protocol = true
         cache_ttl = "1h"
         cache_stale = "0s"
     "#;
@@ -262,7 +265,15 @@ fn every_key_is_read() {
         (false, false, true)
     );
     assert_eq!(telemetry.sampling.to_string(), "0.125");
-    assert!(!config.nginx.manage && !config.nginx.replace_default_site);
+    let limits = Limits {
+        create: 0,
+        wrong_tokens: 1,
+        unknown_links: 60_000,
+    };
+    assert_eq!(config.limits, limits);
+    assert!(!config.nginx.manage && !config.nginx.replace_default_site && config.nginx.proxy_protocol);
+    let trusted: Vec<_> = config.nginx.trusted_proxies.iter().map(ToString::to_string).collect();
+    assert_eq!(trusted, ["10.0.0.0/8", "cloudflare", "2001:db8::1/128"]);
     assert_eq!(
         (config.nginx.cache_ttl.map(seconds), seconds(config.nginx.cache_stale)),
         (Some(3_600), 0)
@@ -277,11 +288,13 @@ fn every_key_is_read() {
 }
 
 #[test]
-fn nginx_caches_redirects_in_a_managed_site_for_at_least_a_second() {
+fn nginx_caches_redirects_for_at_least_a_second_in_a_managed_site_or_on_request() {
     for (text, port) in [
         ("", Some(7000)),
         ("base_port = 9000", Some(9000)),
         ("nginx.manage = false", None),
+        ("nginx = { manage = false, cache_ttl = \"5m\" }", Some(7000)),
+        ("nginx = { manage = false, cache_ttl = \"0s\" }", None),
         ("nginx.cache_ttl = \"0s\"", None),
         ("nginx.cache_ttl = \"999ms\"", None),
         ("nginx.cache_ttl = \"1s\"", Some(7000)),
@@ -321,7 +334,7 @@ fn each_mistake_gets_one_finding_with_its_position() {
         ),
         (
             "port = 1",
-            "1:1: unknown key `port`; valid keys: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `nginx`, `tls`",
+            "1:1: unknown key `port`; valid keys: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `limits`, `nginx`, `tls`",
         ),
         (
             "[shorten]\nacess = \"token\"",
@@ -582,6 +595,26 @@ fn each_mistake_gets_one_finding_with_its_position() {
             "[nginx]\nlisten = \"80 ssl\"",
             "2:10: `nginx.listen` must be a port or ADDRESS:PORT, found \"80 ssl\"; write 80, \"127.0.0.1:8080\" or \"[::]:80\"",
         ),
+        (
+            "[nginx]\ntrusted_proxies = [\"10.0.0.0/8\", \"cloudfront\"]",
+            "2:34: `nginx.trusted_proxies` must be a network, an address or \"cloudflare\", found \"cloudfront\"; write \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\"",
+        ),
+        (
+            "nginx.trusted_proxies = \"10.0.0.0/33\"",
+            "1:25: `nginx.trusted_proxies` must be a network, an address or \"cloudflare\", found \"10.0.0.0/33\"; write \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\"",
+        ),
+        (
+            "nginx.trusted_proxies = \"0.0.0.0/0\"",
+            "1:25: warning: `nginx.trusted_proxies` contains every address: anyone who can reach nginx can claim any address, scheme and host; name only the networks of the proxies",
+        ),
+        (
+            "nginx.proxy_protocol = true",
+            "1:24: `nginx.proxy_protocol` needs `trusted_proxies`: nginx accepts addresses only from proxies that it trusts; write their networks, such as trusted_proxies = [\"10.0.0.0/8\"]",
+        ),
+        (
+            "[limits]\ncreate = -1",
+            "2:10: `limits.create` must be from 0 to 60000, found -1",
+        ),
         // nginx listens on an instance's port.
         (
             "nginx.listen = 7002\nbase_port = 7000",
@@ -609,6 +642,7 @@ fn nginx_may_use_other_ports_and_addresses() {
         "nginx.listen = \"192.0.2.1:7000\"",
         "nginx.listen = \"[::]:7001\"",
         "nginx.listen = \"192.0.2.1:7001\"",
+        "nginx = { proxy_protocol = true, trusted_proxies = \"cloudflare\" }",
         "nginx = { listen = 7001, manage = false }",
     ] {
         assert_eq!(found(text), [""; 0], "{text}");

@@ -351,6 +351,9 @@ mod tests {
         let named = format!("public_url = \"https://c.example\"\n{text}");
         assert_eq!(parsed(&named).base_url().as_deref(), Some("https://c.example"));
         assert_eq!(parsed("tls.names = \"a.example\"").base_url(), None);
+        let behind = format!("nginx.trusted_proxies = \"10.0.0.0/8\"\n{text}");
+        assert!(found(&behind).contains("again and again"), "{}", found(&behind));
+        assert_eq!(found(&format!("{behind}http = \"serve\"\n")), "");
         let plain = format!("public_url = \"http://b.example\"\n{text}");
         assert!(found(&plain).contains("https://b.example"), "{}", found(&plain));
     }
