@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::ensure;
 
 use crate::appliance::Appliance;
-use crate::apply::Failure;
 use crate::choice;
 use crate::downgrade;
 use crate::endpoints::Stage;
@@ -138,20 +137,7 @@ pub fn scale(appliance: &Appliance, instances: u16, style: Style) -> anyhow::Res
     if let Some(replaces) = &change.replaces {
         session.notice(replaces.to_string());
     }
-    change.apply(edited)?;
-    let scaled = session.roll(&release, Force::default());
-    let remove_failed = matches!(
-        scaled.as_ref().map_err(|error| error.downcast_ref::<Failure>()),
-        Err(Some(Failure::Afterwards { .. }))
-    );
-    if scaled.is_err()
-        && !remove_failed
-        && let Err(error) = change.undo(edited)
-    {
-        // The error to return is the rollout's own.
-        log::error!("linksctl: the number of instances could not be restored: {error:#}");
-    }
-    scaled
+    change.file.roll_out(&mut session, &release)
 }
 
 /// Runs `linksctl recover`, at boot and before the first instance starts.

@@ -24,6 +24,7 @@ mod releases;
 mod report;
 mod scale;
 mod session;
+mod settings_file;
 mod tls;
 
 pub use appliance::Appliance;

@@ -1,12 +1,9 @@
 //! The number of instances in `links.toml.d/instances.toml`, the file that `linksctl scale` writes.
 
-use std::fs;
-use std::io;
-
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use toml_edit::{DocumentMut, value};
 
-use links_base::files::{self, make_directory};
+use crate::settings_file::SettingsFile;
 use links_config::files::ConfigFiles;
 use links_config::finding::Override;
 use links_config::links::{Input, keys, read_all};
@@ -14,12 +11,10 @@ use links_config::links::{Input, keys, read_all};
 /// The file before the first `scale`.
 const NEW: &str = include_str!("../../../packaging/links.toml.d/instances.toml");
 
-/// A change of the file.
+/// A change of the number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The text before. `None` if there is no such file yet.
-    before: Option<String>,
-    after: String,
+    pub file: SettingsFile,
     /// A value in an earlier file that the new number replaces.
     pub replaces: Option<Override>,
 }
@@ -31,23 +26,10 @@ impl Change {
     /// # Errors
     /// A later file sets the number, so the change would have no effect. Or the file is not TOML.
     pub fn plan(edited: &ConfigFiles, inputs: &[Input], count: u16) -> anyhow::Result<Self> {
-        let file = edited.instances_toml().display().to_string();
-        let before = inputs
-            .iter()
-            .find(|input| input.file == file)
-            .map(|input| input.text.clone());
-        let after =
-            with_instances(before.as_deref().unwrap_or(NEW), count).with_context(|| format!("Reading {file}"))?;
-        let new = Input {
-            file: file.clone(),
-            text: after.clone(),
-        };
-        // The first file is links.toml. The others are in the byte order of their names.
-        let (first, others) = inputs.split_at(inputs.len().min(1));
-        let others = others.iter().filter(|input| input.file != file);
-        let (earlier, later): (Vec<_>, Vec<_>) = others.cloned().partition(|input| input.file < file);
-        let overrides = read_all(&[first, &earlier, &[new], &later].concat()).overrides;
-        let of_instances = overrides
+        let changed = SettingsFile::plan(edited.instances_toml(), inputs, NEW, |text| with_instances(text, count))?;
+        let file = changed.name();
+        let of_instances = read_all(&changed.among(inputs))
+            .overrides
             .into_iter()
             .filter(|replacing| replacing.key == keys::INSTANCES.path());
         let mut replaces = None;
@@ -64,45 +46,9 @@ impl Change {
             }
         }
         Ok(Self {
-            before,
-            after,
+            file: changed,
             replaces,
         })
-    }
-
-    /// Writes the file.
-    ///
-    /// # Errors
-    /// Somebody else has edited the file meanwhile, or the disk is full.
-    pub fn apply(&self, edited: &ConfigFiles) -> anyhow::Result<()> {
-        let path = edited.instances_toml();
-        match &self.before {
-            Some(before) if *before == self.after => Ok(()),
-            Some(before) => files::edit(&path, before.as_bytes(), self.after.as_bytes()),
-            None => {
-                make_directory(&edited.links_toml_d(), 0o755)?;
-                files::replace(&path, self.after.as_bytes(), 0o644)
-            }
-        }
-    }
-
-    /// Brings the file back to what it was before.
-    ///
-    /// # Errors
-    /// Somebody else has edited the file meanwhile, or the disk is full.
-    pub fn undo(&self, edited: &ConfigFiles) -> anyhow::Result<()> {
-        let path = edited.instances_toml();
-        match &self.before {
-            Some(before) if *before == self.after => Ok(()),
-            Some(before) => files::edit(&path, self.after.as_bytes(), before.as_bytes()),
-            None => {
-                let removed = fs::read_to_string(&path).and_then(|text| match text == self.after {
-                    true => fs::remove_file(&path),
-                    false => Err(io::Error::other("somebody else has edited it")),
-                });
-                removed.with_context(|| format!("Removing {}", path.display()))
-            }
-        }
     }
 }
 
@@ -125,6 +71,8 @@ fn with_instances(text: &str, count: u16) -> anyhow::Result<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
+    use std::fs;
+
     use super::*;
     use links_base::layout::{Layout, temporary};
     use links_config::links::inputs;
@@ -171,18 +119,18 @@ mod tests {
         let (_root, edited) = host("instances = 3 # of version 0.1.0\n", &[("a.toml", "[cache]\n")]);
         let change = plan(&edited, 5).unwrap();
         assert_eq!(change.replaces.as_ref().unwrap().replaced.line, 1);
-        change.apply(&edited).unwrap();
+        change.file.apply().unwrap();
         assert_eq!(load_links(&edited).unwrap().instances, 5);
         assert_eq!(
             fs::read_to_string(edited.links_toml()).unwrap(),
             "instances = 3 # of version 0.1.0\n"
         );
         let again = plan(&edited, 4).unwrap();
-        again.apply(&edited).unwrap();
+        again.file.apply().unwrap();
         assert_eq!(load_links(&edited).unwrap().instances, 4);
-        again.undo(&edited).unwrap();
+        again.file.undo().unwrap();
         assert_eq!(load_links(&edited).unwrap().instances, 5);
-        change.undo(&edited).unwrap();
+        change.file.undo().unwrap();
         assert!(!edited.instances_toml().exists());
     }
 
@@ -195,19 +143,9 @@ mod tests {
                 let place = format!("{}:2:13", edited.links_toml_d().join(name).display());
                 assert!(change.unwrap_err().to_string().starts_with(&place), "{name}");
             } else {
-                change.unwrap().apply(&edited).unwrap();
+                change.unwrap().file.apply().unwrap();
                 assert_eq!(load_links(&edited).unwrap().instances, 5);
             }
         }
-    }
-
-    #[test]
-    fn what_somebody_else_has_written_meanwhile_is_not_undone() {
-        let (_root, edited) = host("", &[]);
-        let change = plan(&edited, 5).unwrap();
-        change.apply(&edited).unwrap();
-        fs::write(edited.instances_toml(), "instances = 9\n").unwrap();
-        assert!(change.undo(&edited).is_err());
-        assert_eq!(load_links(&edited).unwrap().instances, 9);
     }
 }

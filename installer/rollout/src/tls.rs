@@ -1,26 +1,22 @@
 //! `[tls]` in `links.toml.d/tls.toml`, the file that `linksctl tls` writes.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use crate::appliance::Appliance;
-use crate::apply::Failure;
 use crate::choice;
 use crate::endpoints::Stage;
 use crate::executor::install_site;
-use crate::goal::Force;
 use crate::lock::LockWait;
 use crate::report::Style;
 use crate::session::Session;
-use links_base::files::{self, make_directory};
-use links_base::log;
+use crate::settings_file::SettingsFile;
 use links_config::files::ConfigFiles;
 use links_config::links::{Config, Input, Tls, read_all};
+use links_config::load::Invalid;
 use links_edge::{Mode, Notices};
 
 /// How long to wait for a rollout that is under way: longer than one takes in the worst case.
@@ -28,15 +24,12 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// The file before the first change.
 const NEW: &str = include_str!("../../../packaging/links.toml.d/tls.toml");
 
-/// A change of the file.
+/// A change of the settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsChange {
-    path: PathBuf,
-    /// The text before. `None` if there is no such file yet.
-    before: Option<String>,
-    after: String,
+    pub file: SettingsFile,
     /// All settings after the change.
-    config: Box<Config>,
+    pub config: Config,
 }
 
 impl TlsChange {
@@ -45,17 +38,10 @@ impl TlsChange {
     /// # Errors
     /// A file that is read later sets one of these keys to something else, or the settings are invalid.
     pub fn plan(edited: &ConfigFiles, inputs: &[Input], tls: &Tls) -> anyhow::Result<Self> {
-        let path = edited.tls_toml();
-        let file = path.display().to_string();
-        let before = inputs.iter().find(|input| input.file == file);
-        let before = before.map(|input| input.text.clone());
-        let after = with_tls(before.as_deref().unwrap_or(NEW), tls).with_context(|| format!("Reading {file}"))?;
-        let reading = read_all(&with_file(inputs, &file, &after));
-        let Some(config) = reading.config else {
-            let findings = reading.findings.iter().filter(|finding| finding.is_error());
-            let lines: Vec<_> = findings.map(ToString::to_string).collect();
-            bail!("the settings are wrong:\n{}", lines.join("\n"));
-        };
+        let changed = SettingsFile::plan(edited.tls_toml(), inputs, NEW, |text| with_tls(text, tls))?;
+        let file = changed.name();
+        let reading = read_all(&changed.among(inputs));
+        let config = reading.config.ok_or(Invalid(reading.findings))?;
         if config.tls != *tls {
             let by_others = reading
                 .overrides
@@ -69,69 +55,7 @@ impl TlsChange {
                 places.join(", ")
             );
         }
-        Ok(Self {
-            path,
-            before,
-            after,
-            config: Box::new(config),
-        })
-    }
-
-    /// All settings after the change.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The text of the file after the change.
-    pub fn text(&self) -> &str {
-        &self.after
-    }
-
-    /// Whether the file would stay as it is.
-    pub fn is_empty(&self) -> bool {
-        self.before.as_ref() == Some(&self.after)
-    }
-
-    /// Writes the file.
-    ///
-    /// # Errors
-    /// Somebody else has edited the file meanwhile, or the disk is full.
-    pub fn apply(&self) -> anyhow::Result<()> {
-        match &self.before {
-            _ if self.is_empty() => Ok(()),
-            Some(before) => files::edit(&self.path, before.as_bytes(), self.after.as_bytes()),
-            None => {
-                make_directory(self.path.parent().unwrap_or(Path::new("/")), 0o755)?;
-                ensure!(
-                    !self.path.exists(),
-                    "{} was written by somebody else meanwhile",
-                    self.path.display()
-                );
-                files::replace(&self.path, self.after.as_bytes(), 0o644)
-            }
-        }
-    }
-
-    /// Brings the file back to what it was before.
-    ///
-    /// # Errors
-    /// Somebody else has edited the file meanwhile, or the disk is full.
-    pub fn undo(&self) -> anyhow::Result<()> {
-        match &self.before {
-            _ if self.is_empty() => Ok(()),
-            Some(before) => files::edit(&self.path, self.after.as_bytes(), before.as_bytes()),
-            None => {
-                let removed = fs::read_to_string(&self.path).and_then(|text| match text == self.after {
-                    true => fs::remove_file(&self.path),
-                    false => Err(io::Error::other("somebody else has edited it")),
-                });
-                removed.with_context(|| format!("Removing {}", self.path.display()))
-            }
-        }
+        Ok(Self { file: changed, config })
     }
 }
 
@@ -142,18 +66,7 @@ impl TlsChange {
 pub fn apply_tls(appliance: &Appliance, change: &TlsChange, style: Style) -> anyhow::Result<()> {
     let mut session = Session::begin(appliance, LockWait::Until(LOCK_TIMEOUT), style)?;
     let release = choice::in_force(appliance)?;
-    change.apply()?;
-    let rolled = session.roll(&release, Force::default());
-    // After the commit, nothing is undone.
-    let is_over = matches!(
-        rolled.as_ref().map_err(|error| error.downcast_ref::<Failure>()),
-        Ok(()) | Err(Some(Failure::Afterwards { .. }))
-    );
-    if !is_over && let Err(error) = change.undo() {
-        // The error to return is the rollout's own.
-        log::error!("linksctl: {} could not be restored: {error:#}", change.path.display());
-    }
-    rolled
+    change.file.roll_out(&mut session, &release)
 }
 
 /// Writes the nginx site for `config` without changing what the instances run.
@@ -163,19 +76,6 @@ pub fn apply_tls(appliance: &Appliance, change: &TlsChange, style: Style) -> any
 pub fn write_site(appliance: &Appliance, config: &Config, style: Style) -> anyhow::Result<Notices> {
     let _session = Session::begin(appliance, LockWait::Until(LOCK_TIMEOUT), style)?;
     install_site(appliance, config, Stage::Final, Mode::default())
-}
-
-/// The inputs with this text for one of the files of links.toml.d.
-fn with_file(inputs: &[Input], file: &str, text: &str) -> Vec<Input> {
-    // The first file is links.toml. The others are in the byte order of their names.
-    let (first, others) = inputs.split_at(inputs.len().min(1));
-    let mut others: Vec<_> = others.iter().filter(|input| input.file != file).cloned().collect();
-    others.push(Input {
-        file: file.to_owned(),
-        text: text.to_owned(),
-    });
-    others.sort_by(|a, b| a.file.cmp(&b.file));
-    [first, &others].concat()
 }
 
 /// The text with these settings in `[tls]`, and everything else as it was.
@@ -234,6 +134,8 @@ fn utf8(path: &Path) -> anyhow::Result<&str> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
+    use std::fs;
+
     use super::*;
     use links_base::layout::{Layout, temporary};
     use links_config::links::{PlainHttp, TlsMode, inputs};
@@ -281,14 +183,14 @@ mod tests {
         };
         let (_root, edited) = host("instances = 3\n", &[]);
         let change = plan(&edited, &tls).unwrap();
-        change.apply().unwrap();
+        change.file.apply().unwrap();
         let config = load_links(&edited).unwrap();
         assert_eq!((&config.tls, config.instances), (&tls, 3));
-        assert_eq!(config, *change.config());
-        assert!(plan(&edited, &tls).unwrap().is_empty());
+        assert_eq!(config, change.config);
+        assert_eq!(plan(&edited, &tls).unwrap().file.text(), change.file.text());
 
         // What is not set any more is removed.
-        plan(&edited, &acme(&["a.example"])).unwrap().apply().unwrap();
+        plan(&edited, &acme(&["a.example"])).unwrap().file.apply().unwrap();
         assert_eq!(load_links(&edited).unwrap().tls, acme(&["a.example"]));
     }
 
@@ -312,24 +214,13 @@ mod tests {
         let of_links_toml = "[tls]\nmode = \"acme\"\nnames = \"x.example\"\nhsts = true\n";
         let (_root, edited) = host(of_links_toml, &[("a.toml", "tls.http = \"serve\"\n")]);
         let change = plan(&edited, &acme(&["a.example"])).unwrap();
-        change.apply().unwrap();
+        change.file.apply().unwrap();
         assert_eq!(load_links(&edited).unwrap().tls, acme(&["a.example"]));
-        change.undo().unwrap();
+        change.file.undo().unwrap();
         assert!(!edited.tls_toml().exists());
 
         let (_root, edited) = host("", &[("z.toml", "[tls]\nmode = \"off\"\n")]);
         let error = plan(&edited, &acme(&["a.example"])).unwrap_err().to_string();
         assert!(error.contains("z.toml:2:8 sets `tls.mode`"), "{error}");
-    }
-
-    #[test]
-    fn what_somebody_else_has_written_meanwhile_stays() {
-        let (_root, edited) = host("", &[]);
-        let change = plan(&edited, &acme(&["a.example"])).unwrap();
-        change.apply().unwrap();
-        assert!(change.apply().is_err());
-        fs::write(edited.tls_toml(), "[tls]\nmode = \"off\"\n").unwrap();
-        assert!(change.undo().is_err());
-        assert!(!load_links(&edited).unwrap().tls.is_on());
     }
 }

@@ -25,8 +25,8 @@ pub fn run(appliance: &Appliance, args: &TlsDisableArgs) -> anyhow::Result<ExitC
     let tls = disabled(&current, &args.names)?;
     let change = plan_change(appliance, &tls)?;
     if args.dry_run {
-        println!("write {} and apply it: {}", change.path().display(), summary(&tls));
-        print!("{}", change.text());
+        println!("write {} and apply it: {}", change.file.path().display(), summary(&tls));
+        print!("{}", change.file.text());
         return Ok(ExitCode::SUCCESS);
     }
     require_root()?;

@@ -96,10 +96,10 @@ pub fn run(layout: &Layout, appliance: &Appliance, mut args: TlsEnableArgs) -> a
     let current = load_links(edited)?;
     let tls = enabled(&current.tls, args)?;
     let change = plan_change(appliance, &tls)?;
-    let steps = plan(&tls, current.nginx.manage, change.path().to_owned());
+    let steps = plan(&tls, current.nginx.manage, change.file.path().to_owned());
     if dry_run {
         steps.iter().for_each(|step| println!("{step}"));
-        print!("{}", change.text());
+        print!("{}", change.file.text());
         return Ok(ExitCode::SUCCESS);
     }
     require_root()?;
