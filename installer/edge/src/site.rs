@@ -283,7 +283,7 @@ impl Edge {
             && !regrouped
             && running == Running::Yes
             // No wait makes nginx load a renewed certificate.
-            && self.has_loaded(&decided, config, live)
+            && has_loaded(&decided, config)
             && serves(SERVE_TIMEOUT).is_ok()
         {
             notices.extend(self.set_loaded(&decided.certificates));
@@ -359,13 +359,6 @@ impl Edge {
             true => self.set_loaded(&found.certificates).into_iter().collect(),
             false => vec!["nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned()],
         })
-    }
-
-    /// Whether nginx serves the certificates that the site names.
-    fn has_loaded(&self, decided: &Decided, config: &Config, live: bool) -> bool {
-        verify::ask_for_certificates(config, Some(&decided.conf), decided.expected(live))
-            .iter()
-            .all(|(.., answer)| answer.is_ok())
     }
 
     /// Records that nginx has loaded the certificates. A failure becomes a notice, because it costs only a second reload.
@@ -621,6 +614,13 @@ fn https(certificates: Vec<Certificate>) -> anyhow::Result<Https> {
         },
         certificates,
     })
+}
+
+/// Whether nginx serves the certificates that the site names. The instances have no part in it.
+fn has_loaded(decided: &Decided, config: &Config) -> bool {
+    verify::ask_for_certificates(config, Some(&decided.conf), decided.expected(false))
+        .iter()
+        .all(|(.., answer)| answer.is_ok())
 }
 
 /// Every address on which nginx listens for links.
