@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::conf::{Conf, Directive, Listen, Name, Server};
 use crate::nginx;
-use links_config::links::{self, Config};
+use links_config::links::{self, Config, TLS_PORT};
 
 /// The directive by which nginx finds room for long names.
 pub const NAMES_BUCKET: &str = "server_names_hash_bucket_size";
@@ -169,7 +169,7 @@ impl<'a> Neighbours<'a> {
         self.listens().filter(move |listen| {
             let address = listen.address;
             let is_own = !address.ip().is_unspecified() && !addresses.contains(&address);
-            !addresses.is_empty() && address.port() == nginx::TLS_PORT && is_own
+            !addresses.is_empty() && address.port() == TLS_PORT && is_own
         })
     }
 

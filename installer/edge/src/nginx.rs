@@ -18,12 +18,10 @@ use crate::neighbours::Terms;
 use links_base::endpoint::Endpoint;
 use links_base::layout::{self, Layout};
 use links_config::acme::State;
-use links_config::links::{Config, Listen, PlainHttp};
+use links_config::links::{Config, Listen, PlainHttp, TLS_PORT};
 
 /// The path at which each server of the site identifies itself, to this host only.
 pub const WHICH_SITE: &str = "/internal/site";
-/// The port of HTTPS.
-pub const TLS_PORT: u16 = 443;
 /// The name of a server that answers where no other one does.
 const ANY_NAME: &str = "_";
 /// The start of the answer at [`WHICH_SITE`], before the site's fingerprint.

@@ -11,11 +11,10 @@ use anyhow::{Context as _, anyhow, bail};
 use procfs::ProcError;
 use procfs::process::Process;
 
-use crate::nginx::TLS_PORT;
 use links_base::layout::Layout;
 use links_base::services::Services;
 use links_base::{connections, files};
-use links_config::links::Config;
+use links_config::links::{Config, TLS_PORT};
 
 pub const UNIT: &str = "nginx.service";
 /// How long a reload may take, besides reading the configuration. nginx needs about a tenth of a second, or 2.5 seconds if it

@@ -12,7 +12,7 @@ pub use earlier::{Earlier, Setting, for_0_1_0};
 pub use input::{Input, inputs, is_read};
 pub use read::{Reading, read, read_all};
 pub use settings::*;
-pub use tls::{PlainHttp, Tls, TlsMode, host_name, is_email, is_profile};
+pub use tls::{PlainHttp, TLS_PORT, Tls, TlsMode, host_name, is_email, is_profile};
 
 #[cfg(test)]
 mod tests;

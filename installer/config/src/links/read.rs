@@ -11,7 +11,7 @@ use super::settings::{
     Access, Cache, Clicks, Config, Drain, Enabled, Health, Limits, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
     Secrets, Shorten, Telemetry, TrustedProxy,
 };
-use super::tls::{PlainHttp, plain_public_url, tls};
+use super::tls::{PlainHttp, TLS_PORT, plain_public_url, tls};
 use crate::document::{Document, Problem, Value, kind};
 use crate::finding::{Finding, Override};
 use crate::runtime::Reference;
@@ -453,6 +453,13 @@ fn ports(top: &Section<'_, '_>, config: &Config) {
     }
     for listen in &config.nginx.listen {
         let port = listen.address().port();
+        if config.tls.is_on() && port == TLS_PORT {
+            top.document().error(
+                top.place_of(&["nginx", "listen"]),
+                format!("`nginx.listen` {listen} is for requests without HTTPS, but HTTPS has port {TLS_PORT}"),
+                Some("leave it out: the [tls] table opens it on the same addresses".to_owned()),
+            );
+        }
         if let Some(owner) = owner(port).filter(|_| listen.takes_loopback(port)) {
             let taken = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
             top.document().error(

@@ -9,6 +9,9 @@ use crate::document::{Problem, Value};
 use crate::section::Section;
 use crate::value::{absolute, one_or_more, string, text, url};
 
+/// The port of HTTPS.
+pub const TLS_PORT: u16 = 443;
+
 /// `[tls]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tls {
@@ -334,6 +337,13 @@ mod tests {
         ] {
             assert!(!is_email(text), "{text}");
         }
+    }
+
+    #[test]
+    fn the_port_of_https_is_not_for_requests_without_it() {
+        let on = "[tls]\nmode = \"acme\"\nnames = \"a.example\"\n[nginx]\nlisten = [80, 443]\n";
+        assert!(found(on).contains("HTTPS has port 443"), "{}", found(on));
+        assert_eq!(found("nginx.listen = [80, 443]"), "");
     }
 
     #[test]
