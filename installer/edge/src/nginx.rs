@@ -14,7 +14,6 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::certificates::Certificate;
-use crate::neighbours::Terms;
 use links_base::endpoint::Endpoint;
 use links_base::layout::{self, Layout};
 use links_config::acme::State;
@@ -178,6 +177,19 @@ struct Standalone<'a> {
     directory: &'a Path,
     site: &'a Path,
     user: Option<&'a str>,
+}
+
+/// What the site has to consider about the other sites of nginx.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Whether the site answers for host names that no other site has.
+    pub default_server: bool,
+    /// Addresses of other sites that the site names as well, because nginx passes requests there only to sites that name them.
+    pub shared: Vec<SocketAddr>,
+    /// The same for the addresses on which the site listens for clients with TLS.
+    pub tls_shared: Vec<SocketAddr>,
+    /// The value of `server_names_hash_bucket_size`, if the site has to set it.
+    pub names_bucket: Option<usize>,
 }
 
 /// The facts about the host that the site depends on.

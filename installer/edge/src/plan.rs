@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 
 use super::conf::{Conf, Overrides};
-use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours, Terms};
+use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours};
 use super::record::{Change, State, digest};
 use super::released;
 use crate::nginx;

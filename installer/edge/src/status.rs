@@ -97,7 +97,8 @@ impl Edge {
             .collect())
     }
 
-    /// An address of this host on which nginx answers for links without TLS. `None` if there is none for programs.
+    /// An address of this host on which nginx answers for links without TLS. `None` if no address is known that only the
+    /// site listens on.
     pub fn plain_address(&self, config: &Config) -> Option<SocketAddr> {
         verify::plain_address(config, conf().as_ref(), self.site_in_force().ok()?.as_ref())
     }

@@ -100,11 +100,8 @@ pub fn ask(config: &Config, conf: Option<&Conf>, expected: Expected) -> Vec<(Soc
     answers
 }
 
-/// The first address that leads to the site without TLS. `None` if nginx expects the PROXY protocol there.
+/// The first address that leads to the site without TLS.
 pub fn plain_address(config: &Config, conf: Option<&Conf>, site: Option<&Site>) -> Option<SocketAddr> {
-    if config.nginx.proxy_protocol {
-        return None;
-    }
     let others = others(conf, site);
     let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
     nginx::addresses(config, has_ipv6())

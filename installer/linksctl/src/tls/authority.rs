@@ -37,6 +37,8 @@ pub struct Request<'a> {
     pub force: bool,
     /// Where nginx has to serve the answers to the challenges before the authority is asked. `None` to ask at once.
     pub self_check: Option<SocketAddr>,
+    /// Whether nginx expects the PROXY protocol there.
+    pub is_proxied: bool,
     /// Only report what would be done.
     pub dry_run: bool,
 }
@@ -140,7 +142,11 @@ fn arguments(layout: &Layout, request: Request) -> Vec<OsString> {
     for (option, value) in options {
         arguments.extend(value.into_iter().flat_map(|value| [option.into(), value]));
     }
-    let flags = [("--force", request.force), ("--dry-run", request.dry_run)];
+    let flags = [
+        ("--proxy-protocol", request.self_check.is_some() && request.is_proxied),
+        ("--force", request.force),
+        ("--dry-run", request.dry_run),
+    ];
     arguments.extend(
         flags
             .into_iter()
@@ -173,6 +179,7 @@ mod tests {
             names: &names,
             force: true,
             self_check: Some(SocketAddr::from(([127, 0, 0, 1], 80))),
+            is_proxied: true,
             dry_run: false,
         };
         let shown = |request| {
@@ -184,7 +191,7 @@ mod tests {
         assert_eq!(
             shown(request),
             "--root / renew --directory https://ca.example/dir --email me@a.example --profile shortlived --ca-file /ca.pem \
-             --eab-kid kid --eab-key-file /eab --self-check 127.0.0.1:80 --force a.example b.example"
+             --eab-kid kid --eab-key-file /eab --self-check 127.0.0.1:80 --proxy-protocol --force a.example b.example"
         );
         let plain = Request {
             verb: Verb::Issue,

@@ -190,6 +190,7 @@ impl Host<'_> {
                     names,
                     force: false,
                     self_check,
+                    is_proxied: self.applied.nginx.proxy_protocol,
                     dry_run: false,
                 };
                 self.results = authority::ask(self.layout, request, &mut self.reporter)?.results;

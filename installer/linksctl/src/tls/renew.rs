@@ -89,6 +89,7 @@ fn ask_authority(
             true => appliance.edge.plain_address(config),
             false => None,
         },
+        is_proxied: config.nginx.proxy_protocol,
         dry_run: args.dry_run,
     };
     let obtained = authority::ask(layout, request, reporter)?;
