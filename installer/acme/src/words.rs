@@ -292,7 +292,11 @@ mod tests {
             During::Validation,
         );
         assert!(failure.message.contains("ca.example") && failure.message.contains("s.example.org"));
-        assert!(failure.message.ends_with("the authority's words."), "{}", failure.message);
+        assert!(
+            failure.message.ends_with("the authority's words."),
+            "{}",
+            failure.message
+        );
         assert!(failure.hint.contains("A or AAAA record"));
         assert_eq!(failure.acme_type.as_deref(), Some("urn:ietf:params:acme:error:dns"));
     }
