@@ -160,7 +160,9 @@ fn sentences(kind: FailureKind, problem: &Problem, authority: &str, name: &str) 
         ),
         Kind::Account => (
             format!("{authority} does not accept the account of this machine"),
-            "If it was deactivated, remove it with `/usr/lib/links/bin/links-acme deactivate`; the next attempt creates another.".to_owned(),
+            "If it was deactivated, run `/usr/lib/links/bin/links-acme deactivate` (with `--directory`, if [tls] has one). The \
+             next attempt then creates another."
+                .to_owned(),
         ),
         Kind::Profile => (
             format!("{authority} does not offer the profile"),

@@ -155,7 +155,7 @@ struct Meta {
     external_account_required: bool,
 }
 
-/// Repeats a request that the authority refuses because of its nonce. It has then done nothing with it (RFC 8555, section 6.5).
+/// Repeats a request that the authority refuses for its nonce, with which it has then done nothing (RFC 8555, section 6.5).
 async fn again<T>(mut request: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
     for _ in 0..NONCE_RETRIES {
         match request().await {
