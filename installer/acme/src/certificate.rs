@@ -187,10 +187,13 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 fn id(parsed: &X509Certificate<'_>) -> Option<CertificateId> {
-    let key = parsed.extensions().iter().find_map(|found| match found.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(identifier) => identifier.key_identifier.as_ref(),
-        _ => None,
-    })?;
+    let key = parsed
+        .extensions()
+        .iter()
+        .find_map(|found| match found.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(identifier) => identifier.key_identifier.as_ref(),
+            _ => None,
+        })?;
     Some(CertificateId {
         authority_key_identifier: BASE64URL_NOPAD.encode(key.0),
         serial: BASE64URL_NOPAD.encode(parsed.raw_serial()),
@@ -198,10 +201,13 @@ fn id(parsed: &X509Certificate<'_>) -> Option<CertificateId> {
 }
 
 fn ocsp(parsed: &X509Certificate<'_>) -> Option<String> {
-    let access = parsed.extensions().iter().find_map(|found| match found.parsed_extension() {
-        ParsedExtension::AuthorityInfoAccess(access) => Some(access),
-        _ => None,
-    })?;
+    let access = parsed
+        .extensions()
+        .iter()
+        .find_map(|found| match found.parsed_extension() {
+            ParsedExtension::AuthorityInfoAccess(access) => Some(access),
+            _ => None,
+        })?;
     access.iter().find_map(|found| match &found.access_location {
         GeneralName::URI(url) if found.access_method.to_id_string() == OCSP => Some(printable((*url).to_owned())),
         _ => None,
@@ -211,9 +217,9 @@ fn ocsp(parsed: &X509Certificate<'_>) -> Option<String> {
 /// Whether the value of the extension, a DER sequence of small integers, contains the feature.
 fn asks_for_stapling(value: &[u8]) -> bool {
     match value {
-        [0x30, length, integers @ ..] if usize::from(*length) == integers.len() => {
-            integers.chunks_exact(3).any(|integer| integer == [2, 1, STATUS_REQUEST])
-        }
+        [0x30, length, integers @ ..] if usize::from(*length) == integers.len() => integers
+            .chunks_exact(3)
+            .any(|integer| integer == [2, 1, STATUS_REQUEST]),
         _ => false,
     }
 }
@@ -229,7 +235,7 @@ pub fn printable(text: String) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 pub mod tests {
-    use rcgen::{CertificateParams, CustomExtension, DnType, DistinguishedName, IsCa, Issuer, KeyPair};
+    use rcgen::{CertificateParams, CustomExtension, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
     use time::{Duration, OffsetDateTime};
 
     use super::*;
@@ -240,7 +246,12 @@ pub mod tests {
         issued_with(names, not_before, lifetime, vec![])
     }
 
-    fn issued_with(names: &[&str], not_before: u64, lifetime: i64, extensions: Vec<CustomExtension>) -> (String, String) {
+    fn issued_with(
+        names: &[&str],
+        not_before: u64,
+        lifetime: i64,
+        extensions: Vec<CustomExtension>,
+    ) -> (String, String) {
         let (authority, authority_pem) = authority();
         let key = KeyPair::generate().unwrap();
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();

@@ -110,6 +110,10 @@ pub struct Renew {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub self_check: Option<SocketAddr>,
 
+    /// The address of --self-check expects the PROXY protocol
+    #[arg(long, requires = "self_check")]
+    pub proxy_protocol: bool,
+
     /// Renew certificates that are not due, and ignore pauses
     #[arg(long)]
     pub force: bool,

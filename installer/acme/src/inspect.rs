@@ -188,7 +188,10 @@ fn check_leaf(file: &Read<'_>, leaf: &Parsed, names: &[Name], now: u64, findings
     for name in names.iter().filter(|name| !name.is_covered_by(&facts.names)) {
         findings.problem(
             FileProblemKind::NameMissing,
-            format!("The certificate in {path} is not for {name}, only for {}.", facts.names.join(", ")),
+            format!(
+                "The certificate in {path} is not for {name}, only for {}.",
+                facts.names.join(", ")
+            ),
             "Get one for all names in [tls], or remove the name there.",
         );
     }
@@ -218,7 +221,12 @@ mod tests {
     }
 
     /// The kinds of the problems and of the warnings.
-    fn kinds(certificate: &Read<'_>, key: &Read<'_>, name: &str, now: u64) -> (Vec<FileProblemKind>, Vec<FileProblemKind>) {
+    fn kinds(
+        certificate: &Read<'_>,
+        key: &Read<'_>,
+        name: &str,
+        now: u64,
+    ) -> (Vec<FileProblemKind>, Vec<FileProblemKind>) {
         let names: Vec<_> = name.parse().into_iter().collect();
         let checked = check(certificate, key, &names, now);
         assert_eq!(checked.usable, checked.problems.is_empty());
@@ -250,14 +258,42 @@ mod tests {
         let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n";
         let soon = START + 80 * DAY;
         for (chain, key, name, now, problem, warning) in [
-            (&*chain, &*other_key, "s.example.org", START, Some(Kind::KeyMismatch), None),
+            (
+                &*chain,
+                &*other_key,
+                "s.example.org",
+                START,
+                Some(Kind::KeyMismatch),
+                None,
+            ),
             (&reversed, &key, "s.example.org", START, Some(Kind::ChainOrder), None),
             ("nothing", &key, "s.example.org", START, Some(Kind::NoCertificate), None),
             (&chain, "nothing", "s.example.org", START, Some(Kind::NoKey), None),
-            (&chain, encrypted, "s.example.org", START, Some(Kind::EncryptedKey), None),
+            (
+                &chain,
+                encrypted,
+                "s.example.org",
+                START,
+                Some(Kind::EncryptedKey),
+                None,
+            ),
             (&chain, &key, "s.example.com", START, Some(Kind::NameMissing), None),
-            (&chain, &key, "s.example.org", START - DAY, Some(Kind::NotYetValid), None),
-            (&chain, &key, "s.example.org", START + 91 * DAY, Some(Kind::Expired), None),
+            (
+                &chain,
+                &key,
+                "s.example.org",
+                START - DAY,
+                Some(Kind::NotYetValid),
+                None,
+            ),
+            (
+                &chain,
+                &key,
+                "s.example.org",
+                START + 91 * DAY,
+                Some(Kind::Expired),
+                None,
+            ),
             (&chain, &key, "s.example.org", soon, None, Some(Kind::ExpiresSoon)),
             (leaf, &key, "s.example.org", START, None, Some(Kind::NoChain)),
         ] {
@@ -270,7 +306,10 @@ mod tests {
             assert_eq!(warnings, warning.into_iter().collect::<Vec<_>>());
         }
         // Both authorities of these tests have the same name, so only the key tells them apart: a known limit.
-        assert_eq!(kinds(&read("c", &mixed), &read("k", &key), "s.example.org", START).0, []);
+        assert_eq!(
+            kinds(&read("c", &mixed), &read("k", &key), "s.example.org", START).0,
+            []
+        );
     }
 
     #[test]

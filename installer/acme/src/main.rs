@@ -31,6 +31,7 @@ use links_base::privileges::{self, require_root};
 use links_base::{clock, files, log};
 use links_config::acme::{EX_TEMPFAIL, Event};
 use links_config::load::{self, EX_CONFIG};
+use obtain::SelfCheck;
 use run::{EabFile, Order};
 use schedule::Asks;
 use store::{Issued, Store};
@@ -121,10 +122,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
                 privileges::give_up_for_network()?;
             }
             let requests = probe::read_requests(io::stdin().lock()).map_err(Usage)?;
-            probe::probe(requests)
-                .into_iter()
-                .map(Event::Probe)
-                .for_each(emit);
+            probe::probe(requests).into_iter().map(Event::Probe).for_each(emit);
             Ok(true)
         }
         Command::Network { as_user } => ca::network::serve(as_user).map(|()| true),
@@ -145,7 +143,10 @@ fn renew(layout: &Layout, store: &Store, args: Renew, asks: Asks) -> anyhow::Res
         emails: args.emails,
         roots: roots(&args.trust)?,
         eab,
-        self_check: args.self_check,
+        self_check: args.self_check.map(|address| SelfCheck {
+            address,
+            proxy_protocol: args.proxy_protocol,
+        }),
         asks: if args.force { Asks::Force } else { asks },
     };
     if args.dry_run {

@@ -15,7 +15,9 @@ pub enum Name {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Invalid {
-    #[error("an authority issues a certificate for all subdomains only to who controls their DNS; name each host instead")]
+    #[error(
+        "an authority issues a certificate for all subdomains only to who controls their DNS; name each host instead"
+    )]
     Wildcard,
     #[error("write it in ASCII, as its registrar does (`xn--...`)")]
     NotAscii,

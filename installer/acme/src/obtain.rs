@@ -1,12 +1,12 @@
 //! Gets one certificate, from the order to the file. Whatever kills this, either the old certificate is in place or the new
 //! one, and the next run continues the order.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
-use links_base::endpoint::Endpoint;
-use links_base::http::Request as HttpRequest;
+use links_base::http::{self, PROXY_UNKNOWN, Response};
 use links_base::log;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
@@ -33,7 +33,15 @@ pub struct Wanted<'a> {
     /// The certificate that the new one replaces.
     pub replaces: Option<CertificateId>,
     /// Where this machine serves the answers, if that is checked before the authority is asked.
-    pub self_check: Option<SocketAddr>,
+    pub self_check: Option<SelfCheck>,
+}
+
+/// Where nginx serves the answers on this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct SelfCheck {
+    pub address: SocketAddr,
+    /// Whether nginx expects the PROXY protocol there.
+    pub proxy_protocol: bool,
 }
 
 /// Gets the certificate and puts it in place. Returns its ID.
@@ -64,7 +72,14 @@ fn can_continue(kind: FailureKind) -> bool {
     use FailureKind as Kind;
     matches!(
         kind,
-        Kind::Network | Kind::Tls | Kind::Clock | Kind::Server | Kind::BadNonce | Kind::Storage | Kind::NotServed | Kind::Other
+        Kind::Network
+            | Kind::Tls
+            | Kind::Clock
+            | Kind::Server
+            | Kind::BadNonce
+            | Kind::Storage
+            | Kind::NotServed
+            | Kind::Other
     )
 }
 
@@ -82,7 +97,8 @@ fn order(
         });
     };
     let earlier = store.pending(name).map_err(|error| storage(&error))?;
-    let earlier = earlier.filter(|earlier| earlier.order.issued == *wanted.issued && earlier.order.account == wanted.account);
+    let earlier =
+        earlier.filter(|earlier| earlier.order.issued == *wanted.issued && earlier.order.account == wanted.account);
     let key = match earlier.as_ref().map(|earlier| KeyPair::from_pem(&earlier.key)) {
         Some(Ok(key)) => key,
         _ => KeyPair::generate().map_err(|error| cryptography(&error))?,
@@ -164,16 +180,30 @@ fn check(chain: &str, name: &Name, key: &[u8]) -> Attempt<Parsed> {
 /// Fetches the answer as the authority will, but from this machine. An answer that nginx does not serve would cost one of the
 /// few failed validations that authorities allow.
 fn self_check(wanted: &Wanted<'_>, name: &str, challenge: &Challenge) -> Attempt<()> {
-    let Some(address) = wanted.self_check else {
+    let Some(SelfCheck {
+        address,
+        proxy_protocol,
+    }) = wanted.self_check
+    else {
         return Ok(());
     };
     let path = format!("{WELL_KNOWN}{}", challenge.token);
-    let request = HttpRequest {
+    let request = http::Request {
         host: name,
-        ..HttpRequest::get(&path)
+        ..http::Request::get(&path)
     };
-    let why = match Endpoint::Tcp(address).send(&request, SELF_CHECK_TIMEOUT) {
-        Ok(response) if response.status == 200 && response.body.trim_end() == challenge.key_authorization => return Ok(()),
+    let fetch = || -> io::Result<Response> {
+        let deadline = Instant::now() + SELF_CHECK_TIMEOUT;
+        let mut connection = TcpStream::connect_timeout(&address, SELF_CHECK_TIMEOUT)?;
+        if proxy_protocol {
+            connection.write_all(PROXY_UNKNOWN)?;
+        }
+        http::send(connection.into(), &request, deadline)
+    };
+    let why = match fetch() {
+        Ok(response) if response.status == 200 && response.body.trim_end() == challenge.key_authorization => {
+            return Ok(());
+        }
         Ok(response) if response.status == 200 => "the response is another one".to_owned(),
         Ok(response) => format!("the response has status {}", response.status),
         Err(error) => error.to_string(),
@@ -286,7 +316,7 @@ mod tests {
         }
     }
 
-    fn run(fake: &mut Fake, layout: &Layout, self_check: Option<SocketAddr>) -> (Attempt<String>, Vec<Step>) {
+    fn run(fake: &mut Fake, layout: &Layout, served_at: Option<SocketAddr>) -> (Attempt<String>, Vec<Step>) {
         let store = Store::new(layout);
         store.prepare().unwrap();
         let mut steps = vec![];
@@ -299,7 +329,10 @@ mod tests {
             issued: &issued,
             account: "https://ca.example/account/1",
             replaces: None,
-            self_check,
+            self_check: served_at.map(|address| SelfCheck {
+                address,
+                proxy_protocol: false,
+            }),
         };
         let result = obtain(fake, &store, &wanted, &mut |event| match event {
             Event::Step { step, .. } => steps.push(step),

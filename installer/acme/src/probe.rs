@@ -1,6 +1,6 @@
 //! `probe`: what a TLS server really serves. linksctl asks nginx after a reload.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use data_encoding::HEXLOWER;
-use links_base::http::{Method, Request, Response, exchange, left};
+use links_base::http::{Method, PROXY_UNKNOWN, Request, Response, exchange, left};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -20,9 +20,6 @@ use links_config::acme::{Handshake, ProbeRequest, Probed};
 
 /// The maximum number of bytes of a response body that is printed.
 const LONGEST_BODY: usize = 64 << 10;
-/// What a connection begins with where the server expects the PROXY protocol. It then takes the address of the connection itself
-/// (The PROXY protocol, section 2.1).
-const PROXY_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 /// The maximum length of the requests in bytes.
 const LONGEST_INPUT: u64 = 1 << 20;
 
@@ -209,7 +206,7 @@ impl ServerCertVerifier for AnyCertificate {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::io::{Read as _, Write as _};
+    use std::io::Read as _;
     use std::net::{SocketAddr, TcpListener};
 
     use rustls::pki_types::PrivateKeyDer;
@@ -220,8 +217,10 @@ mod tests {
     use crate::certificate::tests::issued;
 
     /// A TLS server that answers every request with the path of it.
-    fn server(chain: &str, key: &str) -> SocketAddr {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
+    fn server(chain: &str, key: &str, expects_proxy: bool) -> SocketAddr {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
+            .map(Result::unwrap)
+            .collect();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -237,6 +236,10 @@ mod tests {
             for mut socket in listener.incoming().flatten() {
                 let config = Arc::clone(&config);
                 thread::spawn(move || {
+                    let mut line = vec![0; if expects_proxy { PROXY_UNKNOWN.len() } else { 0 }];
+                    if socket.read_exact(&mut line).is_err() || (expects_proxy && line != PROXY_UNKNOWN) {
+                        return;
+                    }
                     let mut connection = ServerConnection::new(config).unwrap();
                     let mut stream = Stream::new(&mut connection, &mut socket);
                     let mut request = [0; 4096];
@@ -268,7 +271,7 @@ mod tests {
     #[test]
     fn a_probe_shows_the_certificate_and_the_response() {
         let (chain, key) = issued(&["s.example.org"], 1_800_000_000, 86_400);
-        let address = server(&chain, &key);
+        let address = server(&chain, &key, false);
         let with_path = ProbeRequest {
             path: Some("/health".to_owned()),
             ..request(address)
@@ -277,16 +280,23 @@ mod tests {
             h2: true,
             ..request(address)
         };
-        let answers = probe(vec![with_path, with_h2]);
+        let behind_a_proxy = ProbeRequest {
+            proxy_protocol: true,
+            ..request(server(&chain, &key, true))
+        };
+        let answers = probe(vec![with_path, with_h2, behind_a_proxy]);
         let leaf = crate::certificate::chain(chain.as_bytes()).unwrap().swap_remove(0);
-        for (answer, alpn) in answers.iter().zip(["http/1.1", "h2"]) {
+        for (answer, alpn) in answers.iter().zip(["http/1.1", "h2", "http/1.1"]) {
             let tls = answer.tls.as_ref().unwrap();
             assert_eq!((&*tls.version, tls.alpn.as_deref()), ("TLSv1.3", Some(alpn)));
             assert_eq!(tls.certificate.as_ref(), Some(leaf.facts()));
             assert_eq!(tls.sha256, leaf.facts().sha256);
             assert_eq!(answer.error, None);
         }
-        assert_eq!((answers[0].status, answers[0].body.as_deref()), (Some(200), Some("/health")));
+        assert_eq!(
+            (answers[0].status, answers[0].body.as_deref()),
+            (Some(200), Some("/health"))
+        );
         assert_eq!(answers[1].status, None);
     }
 
@@ -309,7 +319,8 @@ mod tests {
 
     #[test]
     fn the_requests_are_a_json_array() {
-        let requests = read_requests(&br#"[{"address":"127.0.0.1:443","name":"a.example","timeout_ms":1}]"#[..]).unwrap();
+        let requests =
+            read_requests(&br#"[{"address":"127.0.0.1:443","name":"a.example","timeout_ms":1}]"#[..]).unwrap();
         assert_eq!((requests[0].path.as_ref(), requests[0].h2), (None, false));
         assert!(read_requests(&b"{}"[..]).is_err());
         let both = br#"[{"address":"127.0.0.1:443","name":"a.example","path":"/","h2":true,"timeout_ms":1}]"#;

@@ -1,7 +1,5 @@
 //! `issue` and `renew`: decides what is due, and gets it.
 
-use std::net::SocketAddr;
-
 use anyhow::Context as _;
 use links_base::clock;
 use links_base::layout::Layout;
@@ -12,15 +10,13 @@ use crate::ca::Authority;
 use crate::ca::child::Network;
 use crate::ca::protocol::{Eab, Open, Opened, Reply, Request};
 use crate::name::Name;
-use crate::obtain::{Wanted, obtain};
+use crate::obtain::{SelfCheck, Wanted, obtain};
 use crate::record::Record;
 use crate::schedule::{ARI_UNSUPPORTED_WAIT, Asks, Decision, Facts, ari_wait, decide};
 use crate::status;
 use crate::store::{Account, Issued, Live, Store};
 use crate::words::{Attempt, failure};
-use links_config::acme::{
-    AccountInUse, Action, End, Event, Failure, FailureKind, NameResult, Outcome, Planned, State,
-};
+use links_config::acme::{AccountInUse, Action, End, Event, Failure, FailureKind, NameResult, Outcome, Planned, State};
 
 /// What is asked for.
 #[derive(Debug)]
@@ -31,7 +27,7 @@ pub struct Order {
     /// The certificates, in PEM, that the authority's server is trusted by. `None`: those of this machine.
     pub roots: Option<String>,
     pub eab: Option<EabFile>,
-    pub self_check: Option<SocketAddr>,
+    pub self_check: Option<SelfCheck>,
     pub asks: Asks,
 }
 
@@ -152,7 +148,11 @@ fn refresh_window(
     authority.store.save_record(&item.text, &item.record)
 }
 
-fn one(authority: &mut Connection<'_>, mut item: Item<'_>, report: &mut dyn FnMut(Event)) -> anyhow::Result<NameResult> {
+fn one(
+    authority: &mut Connection<'_>,
+    mut item: Item<'_>,
+    report: &mut dyn FnMut(Event),
+) -> anyhow::Result<NameResult> {
     let (store, order) = (authority.store, authority.order);
     let decision = decide(&item.facts(&order.issued, clock::now()), order.asks);
     let (outcome, error) = match decision.action {
@@ -181,7 +181,13 @@ fn one(authority: &mut Connection<'_>, mut item: Item<'_>, report: &mut dyn FnMu
             }
         },
     };
-    let status = status::of(&item.text, item.live.as_ref(), &item.record, Some(&order.issued), clock::now());
+    let status = status::of(
+        &item.text,
+        item.live.as_ref(),
+        &item.record,
+        Some(&order.issued),
+        clock::now(),
+    );
     Ok(NameResult {
         name: item.text,
         outcome,
@@ -349,13 +355,7 @@ pub fn deactivate(layout: &Layout, store: &Store, directory: &str, roots: Option
 ///
 /// # Errors
 /// The authority refuses, or cannot be reached. Names before that one are gone.
-pub fn forget(
-    layout: &Layout,
-    store: &Store,
-    names: &[Name],
-    revoke: bool,
-    roots: Option<&str>,
-) -> anyhow::Result<()> {
+pub fn forget(layout: &Layout, store: &Store, names: &[Name], revoke: bool, roots: Option<&str>) -> anyhow::Result<()> {
     store.prepare()?;
     for name in names {
         let name = name.to_string();

@@ -284,10 +284,7 @@ mod tests {
     fn a_run_that_comes_too_early_after_a_failure_waits() {
         let due = START + 80 * DAY;
         let failed = |now| Facts {
-            failures: Some(Failures {
-                last: due,
-                pause: HOUR,
-            }),
+            failures: Some(Failures { last: due, pause: HOUR }),
             ..facts(now, days(90))
         };
         let soon = failed(due + HOUR - 1);
@@ -351,7 +348,10 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_day() {
         let of = |count| pause(FailureKind::Dns, count, START, None, None);
-        assert_eq!([1, 2, 3, 4, 5, 6, 7].map(of), [1, 2, 4, 8, 16, 24, 24].map(|hours| hours * HOUR));
+        assert_eq!(
+            [1, 2, 3, 4, 5, 6, 7].map(of),
+            [1, 2, 4, 8, 16, 24, 24].map(|hours| hours * HOUR)
+        );
         assert_eq!(of(u32::MAX), DAY);
         let network = |count| pause(FailureKind::Network, count, START, None, None);
         assert_eq!([1, 2, 3].map(network), [10, 20, 40].map(|minutes| minutes * MINUTE));

@@ -49,9 +49,7 @@ pub fn of(name: &str, live: Option<&Live>, record: &Record, wanted: Option<&Issu
             profile: live.issued.profile.clone(),
             ..live.certificate.facts().clone()
         }),
-        state: facts
-            .certificate
-            .map_or(State::Missing, |validity| validity.state(now)),
+        state: facts.certificate.map_or(State::Missing, |validity| validity.state(now)),
         next: next(&facts),
         ari: record.ari(),
         attempts: record.attempts,

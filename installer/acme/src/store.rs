@@ -138,7 +138,10 @@ impl Store {
         let id = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let path = self.layout.tls_chain(name);
         let Some(pem) = absent_as_none(fs::read(&path)).with_context(|| reading(&path))? else {
-            log::error!("{} leads nowhere, so {name} counts as a name without a certificate", link.display());
+            log::error!(
+                "{} leads nowhere, so {name} counts as a name without a certificate",
+                link.display()
+            );
             return Ok(None);
         };
         let issued: Option<Issued> = self.read(&link.join(ISSUED))?;
@@ -161,7 +164,14 @@ impl Store {
     ///
     /// # Errors
     /// The disk is full or read-only. The old certificate is then still in place.
-    pub fn install(&self, name: &str, leaf: &Parsed, chain: &str, key: &str, issued: &Issued) -> anyhow::Result<String> {
+    pub fn install(
+        &self,
+        name: &str,
+        leaf: &Parsed,
+        chain: &str,
+        key: &str,
+        issued: &Issued,
+    ) -> anyhow::Result<String> {
         let id = leaf.facts().sha256[..ID_LENGTH].to_owned();
         let before = absent_as_none(fs::read_link(self.layout.tls_live(name)))?;
         let before = before.and_then(|target| Some(target.file_name()?.to_string_lossy().into_owned()));
@@ -176,7 +186,8 @@ impl Store {
             files::replace(&unfinished.join(ISSUED), &serde_json::to_vec(issued)?, 0o644)?;
             // Exists if an earlier run was killed before the next step.
             remove(&directory.join(&id))?;
-            fs::rename(&unfinished, directory.join(&id)).with_context(|| format!("Storing the certificate of {name}"))?;
+            fs::rename(&unfinished, directory.join(&id))
+                .with_context(|| format!("Storing the certificate of {name}"))?;
             files::sync_directory(&directory)?;
             let target = Path::new("../certificates").join(name).join(&id);
             files::replace_link(&self.layout.tls_live(name), &target)?;

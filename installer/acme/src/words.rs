@@ -160,7 +160,9 @@ fn sentences(kind: FailureKind, problem: &Problem, authority: &str, name: &str) 
         ),
         Kind::Account => (
             format!("{authority} does not accept the account of this machine"),
-            "If it was deactivated, remove it with `/usr/lib/links/bin/links-acme deactivate`; the next attempt creates another.".to_owned(),
+            "If it was deactivated, run `/usr/lib/links/bin/links-acme deactivate` (with `--directory`, if [tls] has one). The \
+             next attempt then creates another."
+                .to_owned(),
         ),
         Kind::Profile => (
             format!("{authority} does not offer the profile"),
@@ -292,7 +294,11 @@ mod tests {
             During::Validation,
         );
         assert!(failure.message.contains("ca.example") && failure.message.contains("s.example.org"));
-        assert!(failure.message.ends_with("the authority's words."), "{}", failure.message);
+        assert!(
+            failure.message.ends_with("the authority's words."),
+            "{}",
+            failure.message
+        );
         assert!(failure.hint.contains("A or AAAA record"));
         assert_eq!(failure.acme_type.as_deref(), Some("urn:ietf:params:acme:error:dns"));
     }

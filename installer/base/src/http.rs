@@ -12,6 +12,10 @@ const HEAD_LIMIT: usize = 64 << 10;
 /// The maximum number of headers in a response.
 const MAX_HEADERS: usize = 64;
 
+/// What a client on this host sends first to a server that expects the PROXY protocol. The server then takes the addresses of
+/// the connection itself (The PROXY protocol, section 2.1).
+pub const PROXY_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
+
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     pub method: Method<'a>,

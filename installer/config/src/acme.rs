@@ -22,7 +22,10 @@ pub enum Event {
     /// The account at the certificate authority.
     Account(AccountInUse),
     /// A name has reached this step.
-    Step { name: String, step: Step },
+    Step {
+        name: String,
+        step: Step,
+    },
     /// What came of a name. There is one for each.
     Result(NameResult),
     /// The last line of `issue` and `renew`.
@@ -335,7 +338,7 @@ pub struct ProbeRequest {
     /// Asks for HTTP/2 in the handshake.
     #[serde(default)]
     pub h2: bool,
-    /// Whether the server expects the PROXY protocol before the handshake.
+    /// Whether the server expects a line of the PROXY protocol before the handshake.
     #[serde(default)]
     pub proxy_protocol: bool,
     pub timeout_ms: u64,

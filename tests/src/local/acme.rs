@@ -107,13 +107,37 @@ impl Acme {
         self.run_until(arguments, |_| false)
     }
 
+    /// Like [`Self::run`], but the command is that of a wrapper, which gets it as its further arguments.
+    ///
+    /// # Errors
+    /// Those of [`Self::run`].
+    pub fn run_with(&self, wrapper: &[&str], arguments: &[&str]) -> Result<Run> {
+        self.spawn(wrapper, arguments, |_| false)
+    }
+
     /// Like [`Self::run`], but kills the process, as `kill -9` does, at the first event for which `kills` is true.
     ///
     /// # Errors
     /// Those of [`Self::run`].
     pub fn run_until(&self, arguments: &[&str], mut kills: impl FnMut(&Value) -> bool) -> Result<Run> {
-        let mut command = Command::new(test_program("links-acme")?);
-        command.arg("--root").arg(&self.root).args(arguments).args(&self.options);
+        self.spawn(&[], arguments, &mut kills)
+    }
+
+    fn spawn(&self, wrapper: &[&str], arguments: &[&str], mut kills: impl FnMut(&Value) -> bool) -> Result<Run> {
+        let program = test_program("links-acme")?;
+        let mut command = match wrapper {
+            [] => Command::new(program),
+            [first, more @ ..] => {
+                let mut command = Command::new(first);
+                command.args(more).arg(program);
+                command
+            }
+        };
+        command
+            .arg("--root")
+            .arg(&self.root)
+            .args(arguments)
+            .args(&self.options);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -69,7 +69,8 @@ impl TestDir {
     pub fn pebble(&self, settings: Settings, challenges: &Path) -> Result<Pebble> {
         require(&[("openssl", "openssl"), ("curl", "curl")])?;
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let [acme, management, dns, dns_management] = [free_port()?, free_port()?, free_port()?, free_port()?].map(local);
+        let [acme, management, dns, dns_management] =
+            [free_port()?, free_port()?, free_port()?, free_port()?].map(local);
         let directory = self.path("pebble");
         let web = WebServer::start(challenges)?;
         let prepared = Command::new("bash")
@@ -78,10 +79,25 @@ impl TestDir {
             .args([acme.port(), management.port(), web.address.port()].map(|port| port.to_string()))
             .args([settings.lifetime.to_string(), settings.eab.to_string()])
             .output()?;
-        ensure!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
+        ensure!(
+            prepared.status.success(),
+            "{}",
+            String::from_utf8_lossy(&prepared.stderr)
+        );
 
         let mut command = Command::new(server("pebble-challtestsrv"));
-        command.args(["-defaultIPv6", "", "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", ""]);
+        command.args([
+            "-defaultIPv6",
+            "",
+            "-http01",
+            "",
+            "-https01",
+            "",
+            "-tlsalpn01",
+            "",
+            "-doh",
+            "",
+        ]);
         command.args(["-dns01", &dns.to_string(), "-management", &dns_management.to_string()]);
         let mut dns_process = Process::spawn(&mut command, &self.path("dns.err"))
             .context("Starting pebble-challtestsrv, which .ci/servers installs")?;
@@ -212,7 +228,11 @@ impl Pebble {
             .arg(chain)
             .arg(chain)
             .output()?;
-        ensure!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+        ensure!(
+            verified.status.success(),
+            "{}",
+            String::from_utf8_lossy(&verified.stderr)
+        );
         Ok(())
     }
 }

@@ -99,9 +99,15 @@ impl<'a> Pebble<'a> {
     /// Fails if pebble does not answer.
     pub fn issuer(&self) -> Result<String> {
         let url = format!("https://127.0.0.1:{MANAGEMENT}/roots/0");
-        let fetched = self
-            .machine
-            .ok(["curl", "--silent", "--show-error", "--fail", "--cacert", Self::ROOT_FILE, &url])?;
+        let fetched = self.machine.ok([
+            "curl",
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--cacert",
+            Self::ROOT_FILE,
+            &url,
+        ])?;
         Ok(fetched.stdout)
     }
 
@@ -111,9 +117,15 @@ impl<'a> Pebble<'a> {
     /// Fails if pebble does not answer, or does not know the certificate.
     pub fn certificate_status(&self, serial: &str) -> Result<String> {
         let url = format!("https://127.0.0.1:{MANAGEMENT}/cert-status-by-serial/{serial}");
-        let fetched = self
-            .machine
-            .ok(["curl", "--silent", "--show-error", "--fail", "--cacert", Self::ROOT_FILE, &url])?;
+        let fetched = self.machine.ok([
+            "curl",
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--cacert",
+            Self::ROOT_FILE,
+            &url,
+        ])?;
         let status: Value = fetched.json()?;
         let text = status["Status"].as_str().map(str::to_owned);
         text.with_context(|| format!("no status in {status}"))

@@ -120,12 +120,16 @@ fn no_response(error: &NoResponse, authority: &str) -> Box<Failure> {
         NoResponse::TimedOut => format!("{authority} does not respond: {error}."),
         NoResponse::Failed(_) => format!("This machine cannot get {what} {authority}: {}.", words::short(cause)),
     };
-    failure(FailureKind::Network, message, format!("{hint} links tries again later."))
+    failure(
+        FailureKind::Network,
+        message,
+        format!("{hint} links tries again later."),
+    )
 }
 
 /// The error and its causes.
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |error| error.source())
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
 /// The error about the server's certificate. TLS errors are inside of I/O errors.
@@ -143,13 +147,14 @@ fn certificate_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Cert
 fn untrusted(error: &CertificateError, authority: &str) -> Box<Failure> {
     use CertificateError as Invalid;
     match error {
-        Invalid::Expired | Invalid::ExpiredContext { .. } | Invalid::NotValidYet | Invalid::NotValidYetContext { .. } => {
-            failure(
-                FailureKind::Clock,
-                format!("By the clock of this machine, the certificate of {authority} itself is not valid now."),
-                "Check the date and time (`timedatectl`).",
-            )
-        }
+        Invalid::Expired
+        | Invalid::ExpiredContext { .. }
+        | Invalid::NotValidYet
+        | Invalid::NotValidYetContext { .. } => failure(
+            FailureKind::Clock,
+            format!("By the clock of this machine, the certificate of {authority} itself is not valid now."),
+            "Check the date and time (`timedatectl`).",
+        ),
         _ => failure(
             FailureKind::Tls,
             format!("This machine does not trust the certificate of {authority}: {error}."),

@@ -130,7 +130,11 @@ async fn answer(session: &mut Option<Session>, request: Request) -> Attempt<Repl
 }
 
 fn out_of_turn() -> Box<Failure> {
-    failure(FailureKind::Other, "links-acme has confused itself.", "Please report this as a bug of links.")
+    failure(
+        FailureKind::Other,
+        "links-acme has confused itself.",
+        "Please report this as a bug of links.",
+    )
 }
 
 fn decoded(base64: &str) -> Attempt<Vec<u8>> {
@@ -151,7 +155,7 @@ struct Meta {
     external_account_required: bool,
 }
 
-/// Repeats a request that the authority refuses because of its nonce. It has then done nothing with it (RFC 8555, section 6.5).
+/// Repeats a request that the authority refuses for its nonce, with which it has then done nothing (RFC 8555, section 6.5).
 async fn again<T>(mut request: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
     for _ in 0..NONCE_RETRIES {
         match request().await {
@@ -194,8 +198,8 @@ impl Session {
             .get(&open.directory)
             .await
             .map_err(|error| link.refused(&error))?;
-        let directory: Directory = serde_json::from_slice(&link.http.seen().fetched)
-            .map_err(|error| link.refused(&Error::Json(error)))?;
+        let directory: Directory =
+            serde_json::from_slice(&link.http.seen().fetched).map_err(|error| link.refused(&Error::Json(error)))?;
         let contacts: Vec<_> = open.emails.iter().map(|email| format!("mailto:{email}")).collect();
         let contacts: Vec<_> = contacts.iter().map(String::as_str).collect();
         let (account, created) = match open.account {
@@ -266,7 +270,10 @@ impl Session {
             replaces,
             resume,
         } = new;
-        if let Some(profile) = profile.as_deref().filter(|it| !self.profiles.iter().any(|known| known == it)) {
+        if let Some(profile) = profile
+            .as_deref()
+            .filter(|it| !self.profiles.iter().any(|known| known == it))
+        {
             return Err(unknown_profile(&self.link.authority, profile, &self.profiles));
         }
         let failed = |error| self.link.failed(&error, Some(&name), During::Request);
@@ -299,7 +306,9 @@ impl Session {
         profile: Option<&str>,
         replaces: Option<&CertificateId>,
     ) -> Result<Order, Error> {
-        let identifiers = [name.parse().map_or_else(|_| Identifier::Dns(name.to_owned()), Identifier::Ip)];
+        let identifiers = [name
+            .parse()
+            .map_or_else(|_| Identifier::Dns(name.to_owned()), Identifier::Ip)];
         let new = || {
             let new = instant_acme::NewOrder::new(&identifiers);
             match profile {
@@ -613,7 +622,10 @@ mod tests {
 
         /// Opens an account and orders a certificate.
         fn order(&self, profile: Option<&str>) -> Attempt<Reply> {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async {
                 let mut session = None;
                 let opened = answer(&mut session, Request::Open(self.open())).await?;
@@ -649,7 +661,10 @@ mod tests {
         let mut body = vec![0; length.map_or(0, |length| length.parse().unwrap())];
         reader.read_exact(&mut body)?;
         let url = |path: &str| format!("https://{address}/{path}");
-        let path = lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+        let path = lines
+            .first()
+            .and_then(|line| line.split(' ').nth(1))
+            .unwrap_or_default();
         let (status, fields, body) = match path {
             "/directory" => {
                 let directory = serde_json::json!({
@@ -663,7 +678,9 @@ mod tests {
             "/account" => (201, format!("location: {}\r\n", url("account/1")), "{}".to_owned()),
             "/order" => {
                 let jose: serde_json::Value = serde_json::from_slice(&body).unwrap();
-                let payload = BASE64URL_NOPAD.decode(jose["payload"].as_str().unwrap().as_bytes()).unwrap();
+                let payload = BASE64URL_NOPAD
+                    .decode(jose["payload"].as_str().unwrap().as_bytes())
+                    .unwrap();
                 orders.lock().unwrap().push(String::from_utf8(payload).unwrap());
                 (answer.0, answer.1.to_owned(), answer.2.clone())
             }
@@ -734,13 +751,19 @@ mod tests {
     fn an_authority_that_is_not_trusted_gets_no_account() {
         let fake = Fake::start((403, "", problem("caa")));
         let other = Fake::start((403, "", problem("caa")));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let open = Open {
             roots: Some(other.root.clone()),
             ..fake.open()
         };
         let failure = runtime.block_on(answer(&mut None, Request::Open(open))).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Tls);
-        assert!(runtime.block_on(answer(&mut None, Request::Validate)).is_err(), "before it is open");
+        assert!(
+            runtime.block_on(answer(&mut None, Request::Validate)).is_err(),
+            "before it is open"
+        );
     }
 }

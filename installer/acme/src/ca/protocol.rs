@@ -13,21 +13,15 @@ pub enum Request {
     /// Must be the first.
     Open(Open),
     /// When should this certificate be renewed?
-    RenewalInfo {
-        certificate: CertificateId,
-    },
+    RenewalInfo { certificate: CertificateId },
     /// Starts a certificate for a name. The following requests are about this order.
     Order(NewOrder),
     /// The answer to the challenge is in place.
     Validate,
     /// Issue the certificate. `csr` is DER in base64, and needed unless the order was finalized before.
-    Finalize {
-        csr: String,
-    },
+    Finalize { csr: String },
     /// The certificate is DER in base64.
-    Revoke {
-        certificate: String,
-    },
+    Revoke { certificate: String },
     /// Ends the account.
     Deactivate,
 }
@@ -173,7 +167,10 @@ mod tests {
             }
             .is_safe()
         };
-        assert!(is_safe("evaGxfADs6pSRb2LAv9IZf-_", format!("evaGxfADs6pSRb2LAv9IZf-_.{thumbprint}")));
+        assert!(is_safe(
+            "evaGxfADs6pSRb2LAv9IZf-_",
+            format!("evaGxfADs6pSRb2LAv9IZf-_.{thumbprint}")
+        ));
         for token in ["", "..", "../x", "a/b", ".x", "a b", "a\n"] {
             assert!(!is_safe(token, format!("{token}.{thumbprint}")), "{token:?}");
         }
