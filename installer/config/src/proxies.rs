@@ -1,13 +1,12 @@
 //! The networks of the proxies that nginx trusts.
 
 use std::io;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::files::ConfigFiles;
 use super::finding::Finding;
-use super::links::{Config, TrustedProxy};
+use super::links::{Config, TrustedProxy, network};
 use super::reader::Reader;
 
 /// Cloudflare's networks when this version was made.
@@ -67,14 +66,6 @@ fn parse(text: &str, file: &str) -> Result<Vec<IpNet>, Vec<Finding>> {
         true => Ok(networks),
         false => Err(findings),
     }
-}
-
-/// Parses a network, or an address, which is a network of one. Bits of the address after the prefix are ignored.
-pub(crate) fn network(text: &str) -> Option<IpNet> {
-    let network = text.parse().ok();
-    network
-        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
-        .map(|network: IpNet| network.trunc())
 }
 
 #[cfg(test)]

@@ -5,24 +5,13 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::conf::{Conf, Directive, Listen, Name, Server};
-use crate::nginx;
+use crate::nginx::{self, Terms};
 use links_config::links::{self, Config};
 
 /// The directive by which nginx finds room for long names.
 pub const NAMES_BUCKET: &str = "server_names_hash_bucket_size";
 /// nginx's default for [`NAMES_BUCKET`] on the processors of today: the size of a cache line.
 const DEFAULT_BUCKET: usize = 64;
-
-/// What the site has to consider.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// Whether the site answers for host names that no other site has.
-    pub default_server: bool,
-    /// Addresses of other sites that the site names as well, because nginx passes requests there only to sites that name them.
-    pub shared: Vec<SocketAddr>,
-    /// The value for [`NAMES_BUCKET`], if the site has to set it.
-    pub names_bucket: Option<usize>,
-}
 
 /// Whether nginx has room for the names of the site.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,6 @@ use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::neighbours::Terms;
 use links_base::endpoint::Endpoint;
 use links_base::layout::{self, Layout};
 use links_config::links::{Config, Listen};
@@ -117,12 +116,22 @@ struct Standalone<'a> {
     user: Option<&'a str>,
 }
 
+/// What the site has to consider because nginx has other sites.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Whether the site answers for host names that no other site has. Only one site per address may.
+    pub default_server: bool,
+    /// Addresses of other sites that the site names as well, because nginx passes requests there only to sites that name them.
+    pub shared: Vec<SocketAddr>,
+    /// The value for `server_names_hash_bucket_size`, if the site has to set it.
+    pub names_bucket: Option<usize>,
+}
+
 /// The facts about the host that the site depends on.
 #[derive(Clone, Debug)]
 pub struct HostFacts {
     /// Whether the kernel has IPv6. If so, a port without an address is listened on over IPv6 too.
     pub ipv6: bool,
-    /// What follows from the other sites. Only one site per address may answer for host names that no site has.
     pub terms: Terms,
     /// The networks of the trusted proxies.
     pub proxies: Vec<IpNet>,

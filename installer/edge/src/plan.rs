@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 
 use super::conf::{Conf, Overrides};
-use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours, Terms};
+use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours};
 use super::record::{Change, State, digest};
 use super::released;
-use crate::nginx;
+use crate::nginx::{self, Terms};
 use links_base::layout::Layout;
 use links_config::links::Config;
 

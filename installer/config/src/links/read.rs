@@ -8,11 +8,10 @@ use toml::de::DeValue;
 
 use super::settings::{
     Access, Cache, Clicks, Config, Drain, Enabled, Health, Limits, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
-    Secrets, Shorten, Telemetry, TrustedProxy,
+    Secrets, Shorten, Telemetry, TrustedProxy, network,
 };
 use crate::document::{Document, Problem, Value, kind};
 use crate::finding::Finding;
-use crate::proxies;
 use crate::runtime::Reference;
 use crate::section::Section;
 use crate::value::{boolean, duration, one_of, one_or_more, origin, small, string, url};
@@ -319,7 +318,7 @@ fn trusted_proxy(value: &Value<'_>) -> Result<TrustedProxy, Problem> {
     if text == "cloudflare" {
         return Ok(TrustedProxy::Cloudflare);
     }
-    let network = proxies::network(text).map(TrustedProxy::Network);
+    let network = network(text).map(TrustedProxy::Network);
     network.ok_or_else(|| {
         Problem::new(format!(
             "must be a network, an address or \"cloudflare\", found \"{}\"",

@@ -255,6 +255,14 @@ impl Serialize for TrustedProxy {
     }
 }
 
+/// Parses a network, or an address, which is a network of one. Bits of the address after the prefix are ignored.
+pub fn network(text: &str) -> Option<IpNet> {
+    let network = text.parse().ok();
+    network
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+        .map(|network: IpNet| network.trunc())
+}
+
 /// One `listen` directive of nginx.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
