@@ -424,7 +424,10 @@ fn check(host: &Host) -> Result<Check> {
 fn no_findings(host: &Host) -> Result<()> {
     let check = check(host)?;
     let about_nginx = |finding: &links_tests::Finding| finding.file.contains("nginx");
-    ensure!(check.status == 0 && !check.findings.iter().any(about_nginx), "{check:?}");
+    ensure!(
+        check.status == 0 && !check.findings.iter().any(about_nginx),
+        "{check:?}"
+    );
     Ok(())
 }
 

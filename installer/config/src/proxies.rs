@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::files::ConfigFiles;
 use super::finding::Finding;
-use super::links::{Config, TrustedProxy};
+use super::links::{Config, TrustedProxy, network};
 use super::reader::Reader;
 
 /// Cloudflare's networks when this version was made.
@@ -48,7 +48,7 @@ fn parse(text: &str, file: &str) -> Result<Vec<IpNet>, Vec<Finding>> {
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     let (mut networks, mut findings) = (vec![], vec![]);
     for (number, line) in lines {
-        match TrustedProxy::network(line) {
+        match network(line) {
             Some(network) => networks.push(network),
             None => findings.push(
                 Finding::error(file, format!("must be a network, found \"{}\"", line.escape_debug()))

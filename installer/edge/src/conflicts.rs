@@ -131,7 +131,7 @@ fn other_protocol(listen: &Listen, is_expected: bool) -> Finding {
     }
 }
 
-/// The directories for sites exist, but nginx does not read them.
+/// The directories for sites exist, but nginx would not read a site of links there.
 fn unread(conf: &Conf, files: &Files) -> Finding {
     let place = conf.http().unwrap_or_else(|| Place {
         file: conf.main().to_owned(),
@@ -141,7 +141,7 @@ fn unread(conf: &Conf, files: &Files) -> Finding {
         &place,
         format!(
             "nginx does not read {}, so the site of links is {}",
-            files.enabled.with_file_name("*").display(),
+            files.enabled.display(),
             files.conf_d.display()
         ),
     )
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(
             findings("include /etc/nginx/conf.d/*.conf;", &[], "ours", ""),
             [
-                "/etc/nginx/nginx.conf:2: warning: nginx does not read /etc/nginx/sites-enabled/*, so the site of links is /etc/nginx/conf.d/links.conf"
+                "/etc/nginx/nginx.conf:2: warning: nginx does not read /etc/nginx/sites-enabled/links, so the site of links is /etc/nginx/conf.d/links.conf"
             ]
         );
         let nowhere = findings("include /srv/*.conf;", &[], "ours", "");

@@ -179,16 +179,16 @@ struct Standalone<'a> {
     user: Option<&'a str>,
 }
 
-/// What the site has to consider about the other sites of nginx.
+/// What the site has to consider because nginx has other sites.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// Whether the site answers for host names that no other site has.
+    /// Whether the site answers for host names that no other site has. Only one site per address may.
     pub default_server: bool,
     /// Addresses of other sites that the site names as well, because nginx passes requests there only to sites that name them.
     pub shared: Vec<SocketAddr>,
     /// The same for the addresses on which the site listens for clients with TLS.
     pub tls_shared: Vec<SocketAddr>,
-    /// The value of `server_names_hash_bucket_size`, if the site has to set it.
+    /// The value for `server_names_hash_bucket_size`, if the site has to set it.
     pub names_bucket: Option<usize>,
 }
 
@@ -197,7 +197,6 @@ pub struct Terms {
 pub struct HostFacts {
     /// Whether the kernel has IPv6. If so, a port without an address is listened on over IPv6 too.
     pub ipv6: bool,
-    /// What follows from the other sites. Only one site per address may answer for host names that no site has.
     pub terms: Terms,
     /// The networks of the trusted proxies.
     pub proxies: Vec<IpNet>,

@@ -8,7 +8,7 @@ use super::conf::{Conf, Overrides};
 use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours};
 use super::record::{Change, State, digest};
 use super::released;
-use crate::nginx;
+use crate::nginx::{self, Terms};
 use links_base::layout::Layout;
 use links_config::links::Config;
 

@@ -11,7 +11,7 @@ use super::plan::Site;
 use crate::certificates::Certificate;
 use crate::handshake::{self, Question, Request as AfterHandshake};
 use crate::nginx;
-use links_base::http::{self, Request, Response};
+use links_base::http::{self, PROXY_UNKNOWN, Request, Response};
 use links_base::layout;
 use links_config::links::Config;
 
@@ -22,10 +22,6 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The maximum length of the body that is read, and so of what an error quotes.
 const QUOTE_BYTES: usize = 512;
-
-/// What begins a connection to an address where nginx expects the PROXY protocol. nginx then takes the address of the
-/// connection itself (The PROXY protocol, section 2.1).
-const PROXY_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// The kernel's table of IPv6 addresses (proc_net(5)). It is empty if IPv6 is switched off.
 const IPV6_ADDRESSES: &str = "/proc/net/if_inet6";

@@ -9,7 +9,7 @@ use super::input::Input;
 use super::keys::{self, Key};
 use super::settings::{
     Access, Cache, Clicks, Config, Drain, Enabled, Health, Limits, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
-    Secrets, Shorten, Telemetry, TrustedProxy,
+    Secrets, Shorten, Telemetry, TrustedProxy, network,
 };
 use super::tls::{PlainHttp, TLS_PORT, plain_public_url, tls};
 use crate::document::{Document, Problem, Value, kind};
@@ -340,7 +340,7 @@ fn trusted_proxy(value: &Value<'_>) -> Result<TrustedProxy, Problem> {
     if text == "cloudflare" {
         return Ok(TrustedProxy::Cloudflare);
     }
-    let network = TrustedProxy::network(text).map(TrustedProxy::Network);
+    let network = network(text).map(TrustedProxy::Network);
     network.ok_or_else(|| {
         Problem::new(format!(
             "must be a network, an address or \"cloudflare\", found \"{}\"",

@@ -249,16 +249,6 @@ pub enum TrustedProxy {
     Cloudflare,
 }
 
-impl TrustedProxy {
-    /// Parses a network, or an address, which is a network of one. Bits of the address after the prefix are ignored.
-    pub fn network(text: &str) -> Option<IpNet> {
-        let network = text.parse().ok();
-        network
-            .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
-            .map(|network: IpNet| network.trunc())
-    }
-}
-
 /// The form of links.toml.
 impl fmt::Display for TrustedProxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -273,6 +263,14 @@ impl Serialize for TrustedProxy {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
+}
+
+/// Parses a network, or an address, which is a network of one. Bits of the address after the prefix are ignored.
+pub fn network(text: &str) -> Option<IpNet> {
+    let network = text.parse().ok();
+    network
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+        .map(|network: IpNet| network.trunc())
 }
 
 /// One `listen` directive of nginx.
