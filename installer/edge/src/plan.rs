@@ -715,7 +715,7 @@ mod tests {
         let terms = |conf: &Conf| around_sample(&fresh(), conf, &files(), &Config::default());
         assert!(terms(&conf("own")).default_server);
         let other = "server { listen 80 default_server; }";
-        let other = super::tests::conf(
+        let other = tests::conf(
             "include /etc/nginx/conf.d/*.conf;",
             &[("/etc/nginx/conf.d/x.conf", other)],
         );
@@ -730,7 +730,7 @@ mod tests {
                 ipv6,
                 ..nginx::HostFacts::alone(nginx::CacheSize::MODEST, vec![])
             };
-            nginx::site(&config, &files().named, &facts, &nginx::Peers::new()).unwrap()
+            nginx::site(&config, &files().named, &facts, &nginx::Peers::new(), &nginx::Https::default()).unwrap()
         };
         let (with, without) = (site(true), site(false));
         let plan = without_ipv6(&installed(&with), &files()).unwrap();

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::keys::{self, Absent, Since};
-use super::{Access, Config, Enabled, Limits, Listen, Protocol, TrustedProxy, read};
+use super::{Access, Config, Enabled, Limits, Listen, Protocol, read};
 use crate::finding::{Position, Severity};
 use crate::runtime::Reference;
 

@@ -316,7 +316,7 @@ mod tests {
         );
         assert!(include_str!("../../../../packaging/deb/postrm").contains(&format!("${{{KEEP_ACCOUNTS}-}}\" = 1")));
 
-        let (root, layout) = links_base::layout::temporary(&[Layout::data_dir, Layout::tls_accounts_dir]);
+        let (root, layout) = layout::temporary(&[Layout::data_dir, Layout::tls_accounts_dir]);
         let account = layout.tls_accounts_dir().join("1");
         for file in [
             &account,
