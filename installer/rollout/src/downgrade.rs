@@ -180,7 +180,7 @@ fn kept_at(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Sets a value, and keeps the comment beside it.
+/// Sets a value, and keeps the comments above and beside it.
 fn set(top: &mut Table, setting: &Setting) -> anyhow::Result<()> {
     let mut value: Value = setting.value.to_string().parse()?;
     let Some((name, tables)) = setting.path.split_last() else {
@@ -193,10 +193,14 @@ fn set(top: &mut Table, setting: &Setting) -> anyhow::Result<()> {
             .as_table_like_mut()
             .with_context(|| format!("`{inner}` is no table"))?;
     }
-    if let Some(before) = table.get(name).and_then(Item::as_value) {
-        *value.decor_mut() = before.decor().clone();
+    // Only the value: inserting the key again would lose the comment above it.
+    match table.get_mut(name) {
+        Some(Item::Value(before)) => {
+            *value.decor_mut() = before.decor().clone();
+            *before = value;
+        }
+        _ => drop(table.insert(name, Item::Value(value))),
     }
-    table.insert(name, Item::Value(value));
     Ok(())
 }
 
