@@ -45,7 +45,9 @@ fn an_edited_and_scaled_configuration_survives_upgrades_and_downgrades_without_a
     }
     assert_eq!(host.read(&format!("{LINKS_TOML}.before-downgrade"))?, edited);
     // Version 0.1.0 applies the settings that it reads.
-    host.shell(&format!("sed -i 's/^instances = 4/instances = 2/' {LINKS_TOML}; systemctl reload links"))?;
+    host.shell(&format!(
+        "sed -i 's/^instances = 4/instances = 2/' {LINKS_TOML}; systemctl reload links"
+    ))?;
     host.wait_for_rotation(2)?;
     host.ok(["linksctl", "check"])?;
 
@@ -72,7 +74,9 @@ fn a_new_installation_has_a_small_links_toml_that_a_downgrade_keeps_too() -> Res
         .split_whitespace()
         .find(|word| word.starts_with("/usr/share/doc/"))
         .context("links.toml names its example")?;
-    host.shell(&format!("cp {example} {LINKS_TOML}; linksctl check; zgrep --quiet 'SH KEYS' /usr/share/man/man5/links.toml.5.gz"))?;
+    host.shell(&format!(
+        "cp {example} {LINKS_TOML}; linksctl check; zgrep --quiet 'SH KEYS' /usr/share/man/man5/links.toml.5.gz"
+    ))?;
     let conffiles = host
         .ok(["dpkg-query", "--show", "--showformat=${Conffiles}", "links-shortener"])?
         .stdout;
@@ -117,7 +121,9 @@ fn install(host: &Host, deb: &str, version: &str, count: u16) -> Result<()> {
     let releases = host.running_releases(count)?;
     ensure!(
         host.in_rotation()?.len() == usize::from(count)
-            && releases.iter().all(|release| release.starts_with(&format!("{version}-"))),
+            && releases
+                .iter()
+                .all(|release| release.starts_with(&format!("{version}-"))),
         "{count} instances should run {version}, not {releases:?}: {output}"
     );
     Ok(())
@@ -207,7 +213,11 @@ fn scale_writes_a_file_of_its_own(host: &Host, count: u16) -> Result<()> {
         .filter(|one| one["key"] == "instances" && one["position"]["file"] == INSTANCES_TOML)
         .filter_map(|one| one["replaced"]["file"].as_str())
         .collect();
-    let expected = if before.contains("\ninstances = ") { vec![LINKS_TOML] } else { vec![] };
+    let expected = if before.contains("\ninstances = ") {
+        vec![LINKS_TOML]
+    } else {
+        vec![]
+    };
     assert_eq!(replaced.into_iter().collect::<Vec<_>>(), expected, "{check}");
 
     // A file that is read later would win, so nothing is changed.

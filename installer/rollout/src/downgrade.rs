@@ -42,9 +42,9 @@ impl Change {
         };
         let concerns_0_1_0 = |input: &&Input| !for_0_1_0(&[(*input).clone()]).known.is_empty();
         let of_0_1_0: Vec<_> = others.iter().filter(concerns_0_1_0).collect();
-        let own = for_0_1_0(&inputs[..1]);
-        let is_readable = own.newer.is_empty() && !own.known.iter().any(|setting| setting.is_rewritten);
-        if of_0_1_0.is_empty() && is_readable {
+        let is_rewritten = for_0_1_0(&inputs[..1]).known.iter().any(|setting| setting.is_rewritten);
+        let has_newer = keep_known(parse(links_toml)?.as_table_mut(), &mut vec![]);
+        if of_0_1_0.is_empty() && !is_rewritten && !has_newer {
             return Ok(None);
         }
         let settings = for_0_1_0(inputs);
@@ -59,10 +59,7 @@ impl Change {
     }
 
     fn folding(edited: &ConfigFiles, before: &Input, all: &Earlier, folded: &[&Input]) -> anyhow::Result<Self> {
-        let mut document: DocumentMut = before
-            .text
-            .parse()
-            .with_context(|| format!("Reading {}", before.file))?;
+        let mut document = parse(before)?;
         for setting in &all.known {
             if setting.file != before.file || setting.is_rewritten {
                 set(document.as_table_mut(), setting).with_context(|| format!("Editing {}", before.file))?;
@@ -158,6 +155,10 @@ impl Change {
     }
 }
 
+fn parse(input: &Input) -> anyhow::Result<DocumentMut> {
+    input.text.parse().with_context(|| format!("Reading {}", input.file))
+}
+
 /// Whether both have the same keys with the same values.
 fn is_same(a: &Earlier, b: &Earlier) -> bool {
     let same = |a: &[Setting], b: &[Setting]| {
@@ -179,7 +180,7 @@ fn kept_at(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Sets a value, and keeps the comment beside it.
+/// Sets a value, and keeps the comments above and beside it.
 fn set(top: &mut Table, setting: &Setting) -> anyhow::Result<()> {
     let mut value: Value = setting.value.to_string().parse()?;
     let Some((name, tables)) = setting.path.split_last() else {
@@ -192,27 +193,33 @@ fn set(top: &mut Table, setting: &Setting) -> anyhow::Result<()> {
             .as_table_like_mut()
             .with_context(|| format!("`{inner}` is no table"))?;
     }
-    if let Some(before) = table.get(name).and_then(Item::as_value) {
-        *value.decor_mut() = before.decor().clone();
+    // Only the value: inserting the key again would lose the comment above it.
+    match table.get_mut(name) {
+        Some(Item::Value(before)) => {
+            *value.decor_mut() = before.decor().clone();
+            *before = value;
+        }
+        _ => drop(table.insert(name, Item::Value(value))),
     }
-    table.insert(name, Item::Value(value));
     Ok(())
 }
 
-/// Removes the keys and tables that version 0.1.0 does not know. `path` is the name of the table.
-fn keep_known(table: &mut dyn TableLike, path: &mut Vec<String>) {
+/// Removes the keys and tables that version 0.1.0 does not know. `path` is the name of the table. Returns whether there were any.
+fn keep_known(table: &mut dyn TableLike, path: &mut Vec<String>) -> bool {
     let names: Vec<_> = table.iter().map(|(name, _)| name.to_owned()).collect();
+    let mut has_removed = false;
     for name in names {
         path.push(name.clone());
         let dotted = path.join(".");
         let of_0_1_0 = || keys::all().filter(|key| key.since == Since::V0_1_0);
-        match table.get_mut(&name).and_then(Item::as_table_like_mut) {
+        has_removed |= match table.get_mut(&name).and_then(Item::as_table_like_mut) {
             Some(inner) if of_0_1_0().any(|key| key.table == dotted) => keep_known(inner, path),
-            None if of_0_1_0().any(|key| key.path() == dotted) => {}
-            _ => drop(table.remove(&name)),
-        }
+            None if of_0_1_0().any(|key| key.path() == dotted) => false,
+            _ => table.remove(&name).is_some(),
+        };
         path.pop();
     }
+    has_removed
 }
 
 /// Brings the settings into the form of version 0.1.0, and returns messages for the administrator.
@@ -262,7 +269,7 @@ mod tests {
 
     #[test]
     fn settings_that_version_0_1_0_reads_stay_byte_for_byte() {
-        for text in ["# mine\ninstances=3\n[drain]\ntimeout = '5s' # short\n", ""] {
+        for text in ["# mine\ninstances=3\r\n[drain]\ntimeout = '5s' # short\n", ""] {
             let (_root, edited) = host(text, &[]);
             assert_eq!(prepared(&edited), [""; 0]);
             assert_eq!(fs::read_to_string(edited.links_toml()).unwrap(), text);
@@ -312,6 +319,13 @@ mod tests {
         assert_eq!(newer, format!("{NEWER_HEADER}future.key = 1\nnginx.new = [1]\n"));
         // This one never concerned version 0.1.0.
         assert!(edited.links_toml_d().join("z.toml").exists());
+    }
+
+    #[test]
+    fn an_empty_table_that_version_0_1_0_does_not_know_is_removed() {
+        let (_root, edited) = host("instances = 3\n\n[future]\n", &[]);
+        assert_eq!(prepared(&edited), [""; 0]);
+        assert_eq!(fs::read_to_string(edited.links_toml()).unwrap(), "instances = 3\n");
     }
 
     #[test]

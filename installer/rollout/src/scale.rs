@@ -1,7 +1,7 @@
 //! The number of instances in `links.toml.d/instances.toml`, the file that `linksctl scale` writes.
 
 use anyhow::bail;
-use toml_edit::{DocumentMut, value};
+use toml_edit::{DocumentMut, Item, Value, value};
 
 use crate::settings_file::SettingsFile;
 use links_config::files::ConfigFiles;
@@ -58,13 +58,14 @@ impl Change {
 /// `text` is not TOML.
 fn with_instances(text: &str, count: u16) -> anyhow::Result<String> {
     let mut document: DocumentMut = text.parse()?;
-    let mut number = value(i64::from(count));
-    if let Some(before) = document.get(keys::INSTANCES.name).and_then(toml_edit::Item::as_value)
-        && let Some(number) = number.as_value_mut()
-    {
-        *number.decor_mut() = before.decor().clone();
+    // Only the value: inserting the key again would lose the comment above it.
+    if let Some(Item::Value(before)) = document.get_mut(keys::INSTANCES.name) {
+        let decor = before.decor().clone();
+        *before = Value::from(i64::from(count));
+        *before.decor_mut() = decor;
+    } else {
+        document.insert(keys::INSTANCES.name, value(i64::from(count)));
     }
-    document.insert(keys::INSTANCES.name, number);
     Ok(document.to_string())
 }
 

@@ -276,8 +276,8 @@ fn observe(appliance: &Appliance, payload: &Release) -> anyhow::Result<Observed>
 #[cfg(test)]
 mod tests {
     use super::Step::{
-        CheckConfiguration, EnableService, EndDowngrade, Import, MakeLinksToml, MakeToken, RefreshDropIns, ReloadUnits, RestartAgent,
-        RollOut, Site, Soak, Start,
+        CheckConfiguration, EnableService, EndDowngrade, Import, MakeLinksToml, MakeToken, RefreshDropIns, ReloadUnits,
+        RestartAgent, RollOut, Site, Soak, Start,
     };
     use super::*;
 
