@@ -86,17 +86,14 @@ fn with_tls(text: &str, tls: &Tls) -> anyhow::Result<String> {
     let mut document: DocumentMut = text.parse()?;
     let entry = document.entry("tls").or_insert(Item::Table(Table::new()));
     let table = entry.as_table_like_mut().context("`tls` is not a table")?;
-    let mut set = |key: &str, new: Option<Item>| match new {
-        Some(mut new) => {
-            // Keeps a comment behind the value.
-            if let Some(before) = table.get(key).and_then(Item::as_value)
-                && let Some(new) = new.as_value_mut()
-            {
-                *new.decor_mut() = before.decor().clone();
-            }
-            table.insert(key, new);
+    let mut set = |key: &str, new: Option<Item>| match (table.get_mut(key), new) {
+        // Only the value: inserting the key again would lose the comment above it.
+        (Some(Item::Value(before)), Some(Item::Value(mut new))) => {
+            *new.decor_mut() = before.decor().clone();
+            *before = new;
         }
-        None => drop(table.remove(key)),
+        (_, Some(new)) => drop(table.insert(key, new)),
+        (_, None) => drop(table.remove(key)),
     };
     set("mode", Some(value(tls.mode.word())));
     set("names", several(&tls.names));
@@ -196,9 +193,9 @@ mod tests {
 
     #[test]
     fn comments_and_the_settings_of_others_stay() {
-        let text = "# mine\n[tls]\nnames = [\"a.example\"] # ours\n# a note\n";
+        let text = "# mine\n[tls]\n# for all\nnames = [\"a.example\"] # ours\n# a note\n";
         let after = with_tls(text, &acme(&["b.example"])).unwrap();
-        for kept in ["# mine\n", "names = [\"b.example\"] # ours\n", "# a note\n"] {
+        for kept in ["# mine\n", "# for all\nnames = [\"b.example\"] # ours\n", "# a note\n"] {
             assert!(after.contains(kept), "{after}");
         }
         assert!(
