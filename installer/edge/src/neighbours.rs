@@ -309,9 +309,9 @@ mod tests {
             assert_eq!(bucket_for(&name(length)), size, "{length}");
         }
         let links = format!("nginx.server_name = \"{}\"", name(60)[0]);
-        assert_eq!(with(&[], &links, Neighbours::names_bucket), NamesBucket::Unset(128));
-        assert_eq!(with(&[], NAMED, Neighbours::names_bucket), NamesBucket::Sufficient);
-        let set = |size| with(&[("blog", size)], &links, Neighbours::names_bucket);
+        assert_eq!(with(&[], &links, |found| found.names_bucket()), NamesBucket::Unset(128));
+        assert_eq!(with(&[], NAMED, |found| found.names_bucket()), NamesBucket::Sufficient);
+        let set = |size| with(&[("blog", size)], &links, |found| found.names_bucket());
         assert_eq!(set("server_names_hash_bucket_size 128;"), NamesBucket::Sufficient);
         let found = set("\nserver_names_hash_bucket_size 64;");
         assert!(
@@ -320,6 +320,6 @@ mod tests {
         );
         // What the site itself sets does not count.
         let own = [("links", "server_names_hash_bucket_size 64;")];
-        assert_eq!(with(&own, &links, Neighbours::names_bucket), NamesBucket::Unset(128));
+        assert_eq!(with(&own, &links, |found| found.names_bucket()), NamesBucket::Unset(128));
     }
 }
