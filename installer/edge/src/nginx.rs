@@ -676,7 +676,7 @@ mod tests {
         let edge = server(&site, "127.0.0.1:7000");
         assert!(edge.contains("    proxy_cache links_edge;\n"), "{edge}");
         assert!(
-            edge.contains("        rewrite ^ $uri break;\n        proxy_pass http://$links_source;\n"),
+            edge.contains("        rewrite ^ $uri break;\n        proxy_pass http://$links_pool;\n"),
             "{edge}"
         );
     }

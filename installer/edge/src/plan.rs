@@ -706,20 +706,13 @@ mod tests {
     #[test]
     fn a_sample_that_is_in_use_is_no_neighbour_of_the_next_one() {
         let sample = "log_format links_l1 x; server { listen 80 default_server; }";
-        let conf = |name: &str| {
-            conf(
-                "include /etc/nginx/conf.d/*.conf;",
-                &[(&format!("/etc/nginx/conf.d/{name}.conf"), sample)],
-            )
+        let is_default = |site: &str| {
+            let includes = "include /etc/nginx/conf.d/*.conf;";
+            let conf = conf(includes, &[("/etc/nginx/conf.d/own.conf", site)]);
+            around_sample(&fresh(), &conf, &files(), &Config::default()).default_server
         };
-        let terms = |conf: &Conf| around_sample(&fresh(), conf, &files(), &Config::default());
-        assert!(terms(&conf("own")).default_server);
-        let other = "server { listen 80 default_server; }";
-        let other = tests::conf(
-            "include /etc/nginx/conf.d/*.conf;",
-            &[("/etc/nginx/conf.d/x.conf", other)],
-        );
-        assert!(!terms(&other).default_server);
+        assert!(is_default(sample));
+        assert!(!is_default("server { listen 80 default_server; }"));
     }
 
     #[test]
