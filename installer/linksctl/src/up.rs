@@ -61,6 +61,10 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
     }
     let release = prepare(layout, args)?;
     let config = load_links(&ConfigFiles::new(layout))?;
+    ensure!(
+        !config.tls.is_on(),
+        "`linksctl up` has no HTTPS: leave out the [tls] table, and set `public_url` if a server in front of it has HTTPS"
+    );
     let listen = args
         .listen
         .map_or_else(|| config.nginx.listen.clone(), |address| vec![Listen::Address(address)]);
