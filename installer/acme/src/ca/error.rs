@@ -132,13 +132,13 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// The error about the server's certificate. TLS errors are inside of I/O errors.
-fn certificate_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a CertificateError> {
-    let inner = error
-        .downcast_ref::<io::Error>()
-        .and_then(|error| error.get_ref())
-        .and_then(|error| error.downcast_ref());
-    match inner.or_else(|| error.downcast_ref()) {
+/// The error about the server's certificate. TLS errors are inside of one or more I/O errors, whose source is not what they
+/// contain, but the source of that.
+fn certificate_error<'a>(mut error: &'a (dyn StdError + 'static)) -> Option<&'a CertificateError> {
+    while let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        error = inner;
+    }
+    match error.downcast_ref() {
         Some(rustls::Error::InvalidCertificate(error)) => Some(error),
         _ => None,
     }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn refused(inner: rustls::Error) -> Error {
-        Error::Other(Box::new(NoResponse::Failed(Box::new(io::Error::other(inner)))))
+        Error::Other(Box::new(NoResponse::Failed(Box::new(io::Error::other(io::Error::other(inner))))))
     }
 
     #[test]

@@ -760,7 +760,7 @@ mod tests {
             ..fake.open()
         };
         let failure = runtime.block_on(answer(&mut None, Request::Open(open))).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Tls);
+        assert_eq!(failure.kind, FailureKind::Tls, "{failure:?}");
         assert!(
             runtime.block_on(answer(&mut None, Request::Validate)).is_err(),
             "before it is open"
