@@ -369,6 +369,9 @@ mod tests {
         );
         // What the site itself sets does not count.
         let own = [("links", "server_names_hash_bucket_size 64;")];
-        assert_eq!(with(&own, &links, |found| found.names_bucket()), NamesBucket::Unset(128));
+        assert_eq!(
+            with(&own, &links, |found| found.names_bucket()),
+            NamesBucket::Unset(128)
+        );
     }
 }
