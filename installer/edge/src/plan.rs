@@ -723,7 +723,14 @@ mod tests {
                 ipv6,
                 ..nginx::HostFacts::alone(nginx::CacheSize::MODEST, vec![])
             };
-            nginx::site(&config, &files().named, &facts, &nginx::Peers::new(), &nginx::Https::default()).unwrap()
+            nginx::site(
+                &config,
+                &files().named,
+                &facts,
+                &nginx::Peers::new(),
+                &nginx::Https::default(),
+            )
+            .unwrap()
         };
         let (with, without) = (site(true), site(false));
         let plan = without_ipv6(&installed(&with), &files()).unwrap();
