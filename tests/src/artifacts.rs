@@ -49,7 +49,13 @@ pub(crate) fn bao() -> PathBuf {
     std::env::var_os("LINKS_BAO").map_or_else(|| target_directory().join("servers/bao"), PathBuf::from)
 }
 
-/// The path of a program in tests/src/bin, which cargo builds with the tests.
+/// The path of a program that .ci/servers installs: the directory that `LINKS_SERVERS` names, or else target/servers.
+pub(crate) fn server(name: &str) -> PathBuf {
+    let directory = std::env::var_os("LINKS_SERVERS").map_or_else(|| target_directory().join("servers"), PathBuf::from);
+    directory.join(name)
+}
+
+/// The path of a program in tests/src/bin, which cargo builds with the tests, or of one of links in the same directory.
 ///
 /// # Errors
 /// Fails if the program is not built.
@@ -62,7 +68,7 @@ pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
         .find(|path| path.is_file());
     found.with_context(|| {
         format!(
-            "there is no {name} near {}: `cargo build -p links-tests` builds it",
+            "there is no {name} near {}: `cargo build --workspace` builds it",
             test.display()
         )
     })

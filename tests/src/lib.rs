@@ -26,6 +26,7 @@ mod events;
 mod failure;
 mod host;
 pub mod http;
+pub mod http2;
 pub mod load;
 pub mod local;
 mod machine;

@@ -34,6 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "links-db",
         &["links-base", "links-config", "links-platform", "links-store"],
     ),
+    ("links-acme", &["links-base", "links-config"]),
     (
         "links-agent",
         &[
@@ -64,9 +65,11 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Libraries that linksctl must not contain, because root runs it. Other programs do the work that needs them.
 const NOT_IN_LINKSCTL: &[&str] = &[
     "hyper",
+    "instant-acme",
     "libsqlite3-sys",
     "native-tls",
     "openssl",
+    "rcgen",
     "redis",
     "reqwest",
     "rusqlite",

@@ -1,11 +1,13 @@
 //! The end-to-end tests. They are one program, which compiles once and always has two machines to run at a time; soak.rs and
 //! wal.rs are programs of their own, because they measure or depend on timing.
 
+mod acme;
 mod appliance;
 mod arm64;
 mod changes;
 mod clicks;
 mod components;
+mod configuration;
 mod containers;
 mod crates;
 mod debian;
@@ -13,6 +15,7 @@ mod disturbances;
 mod edge;
 mod failures;
 mod foreground;
+mod https;
 mod lab;
 mod libsql;
 mod metrics;
@@ -21,6 +24,7 @@ mod moving;
 mod network;
 mod proofs;
 mod providers;
+mod proxies;
 mod redis;
 mod rollout;
 mod secrets;

@@ -1,11 +1,13 @@
 //! The nginx site. A change of it succeeds only if links answers through nginx; a failed change leaves nginx and its other
 //! sites as they were.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use links_tests::http::Client;
 use links_tests::servers::Squatter;
-use links_tests::{DEB, Events, Host, LINKS_TOML, Output, eventually, wording};
+use links_tests::{Address, Check, DEB, Events, Host, LINKS_TOML, Output, eventually, wording};
 use serde_json::Value;
 
 const SITE: &str = "/etc/nginx/sites-available/links";
@@ -258,6 +260,186 @@ fn a_change_that_fails_or_is_killed_leaves_the_old_site_or_the_new_one() -> Resu
         !host.exists("/etc/nginx/conf.d/links.conf")?,
         "the site should no longer be in conf.d"
     );
+    Ok(())
+}
+
+/// The main file of nginx.org's package, without what does not matter here.
+const NGINX_ORG: &str = "user nginx;\nworker_processes auto;\npid /run/nginx.pid;\nerror_log /var/log/nginx/error.log notice;\n\
+                         events { worker_connections 1024; }\nhttp {\n    include /etc/nginx/mime.types;\n    \
+                         include /etc/nginx/conf.d/*.conf;\n}\n";
+/// An address of the host that another site has for itself.
+const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+const NEIGHBOUR: &str = "/etc/nginx/conf.d/own.conf";
+
+/// Goes through the layouts and neighbours that links may meet, on a host with the nginx of nginx.org.
+#[test]
+fn links_fits_in_with_any_layout_and_any_neighbour() -> Result<()> {
+    let host = Host::builder().uninstalled()?;
+    host.shell(&format!(
+        "useradd --system nginx; rm -rf /etc/nginx/sites-*; ip address add {OWN}/32 dev lo"
+    ))?;
+    host.write("/etc/nginx/nginx.conf", NGINX_ORG)?;
+    host.write(
+        "/etc/nginx/conf.d/default.conf",
+        "server { listen 80; server_name localhost; return 200 welcome; }\n",
+    )?;
+    host.ok(["systemctl", "restart", "nginx"])?;
+    host.apt_install()?;
+    host.ok(["systemctl", "start", "links"])?;
+    host.wait_for_rotation(2)?;
+    serves(&host)?;
+    let site = "/etc/nginx/conf.d/links.conf";
+    ensure!(host.exists(site)?, "the site should be in conf.d");
+    assert_eq!(host.http().header("host", "localhost").get("/")?.text(), "welcome");
+    no_findings(&host)?;
+    let link = host.shorten("https://example.com/neighbours")?;
+    host.follow(&link)?;
+
+    // Another site has an address for itself, which links shares without becoming its default.
+    let own = |text: &str| -> Result<()> {
+        host.write(NEIGHBOUR, text)?;
+        host.reload_nginx()
+    };
+    own("server {\n    listen 192.0.2.10:80 default_server;\n    server_name own.example;\n    return 200 own;\n}\n")?;
+    let at_own = |name: &str| host.http_through(Address::Tcp((OWN, 80).into())).header("host", name);
+    has_finding(&host, "warning", NEIGHBOUR, Some(2))?;
+    assert_eq!(at_own("links.example").get("/health")?.text(), "own");
+    host.configure_links("public_url = \"http://links.example\"\n")?;
+    assert_eq!(at_own("links.example").get("/health")?.text(), "ok");
+    for name in ["own.example", "unknown.example"] {
+        assert_eq!(at_own(name).get("/health")?.text(), "own", "{name}");
+    }
+    serves(&host)?;
+    no_findings(&host)?;
+
+    // Another site answers for unknown host names.
+    own("server {\n    server_name own.example;\n    listen 80 default_server;\n    return 200 own;\n}\n")?;
+    host.ok(["linksctl", "rollout"])?;
+    let named = |name: &str| -> Client { host.http().header("host", name) };
+    assert_eq!(named("unknown.example").get("/health")?.text(), "own");
+    assert_eq!(named("links.example").get("/health")?.text(), "ok");
+    has_finding(&host, "warning", NEIGHBOUR, Some(3))?;
+    host.write(LINKS_TOML, "")?;
+    has_finding(&host, "error", NEIGHBOUR, Some(3))?;
+    let refused = host.run(["linksctl", "rollout"])?;
+    ensure!(
+        refused.status != 0 && refused.printed().contains(&format!("{NEIGHBOUR}:3")),
+        "{refused}"
+    );
+
+    // Another site has the same name.
+    let same = "/etc/nginx/conf.d/a.conf";
+    host.write(LINKS_TOML, "public_url = \"http://links.example\"\n")?;
+    host.ok(["rm", NEIGHBOUR])?;
+    host.write(
+        same,
+        "server {\n    listen 80;\n    server_name a.example links.example;\n    return 200 own;\n}\n",
+    )?;
+    has_finding(&host, "error", same, Some(3))?;
+    host.ok(["rm", same])?;
+    host.reload_nginx()?;
+
+    // A long name needs more room than nginx has by default.
+    let long = format!("{}.example", "long".repeat(12));
+    let (short, both) = (
+        "public_url = \"http://links.example\"\n",
+        format!("[nginx]\nserver_name = [\"links.example\", \"{long}\"]\n"),
+    );
+    host.configure_links(&both)?;
+    assert_eq!(named(&long).get("/health")?.text(), "ok");
+    serves(&host)?;
+    host.configure_links(short)?;
+    own("\nserver_names_hash_bucket_size 64;\n")?;
+    host.write(LINKS_TOML, &both)?;
+    has_finding(&host, "error", NEIGHBOUR, Some(2))?;
+    let refused = host.run(["linksctl", "rollout"])?;
+    ensure!(
+        refused.status != 0 && refused.printed().contains(&format!("{NEIGHBOUR}:2")),
+        "{refused}"
+    );
+    own("\nserver_names_hash_bucket_size 128;\n")?;
+    host.configure_links(&both)?;
+    assert_eq!(named(&long).get("/health")?.text(), "ok");
+    host.configure_links(short)?;
+    host.ok(["rm", NEIGHBOUR])?;
+    no_findings(&host)?;
+
+    // Directories that nginx does not read, and a configuration that it refuses.
+    host.ok(["mkdir", "/etc/nginx/sites-available", "/etc/nginx/sites-enabled"])?;
+    has_finding(&host, "warning", "/etc/nginx/nginx.conf", Some(6))?;
+    host.ok(["rmdir", "/etc/nginx/sites-available", "/etc/nginx/sites-enabled"])?;
+    host.write(NEIGHBOUR, "\n\nno_such_directive on;\n")?;
+    has_finding(&host, "error", NEIGHBOUR, Some(3))?;
+    host.ok(["rm", NEIGHBOUR])?;
+    no_findings(&host)?;
+
+    the_sample_site_counts_clicks_and_caches(&host, site)
+}
+
+/// With `manage = false`, the administrator writes the site, and starts from the sample.
+fn the_sample_site_counts_clicks_and_caches(host: &Host, site: &str) -> Result<()> {
+    host.write(LINKS_TOML, "[nginx]\nmanage = false\ncache_ttl = \"5m\"\n")?;
+    let sample = "/etc/nginx/conf.d/shortener.conf";
+    host.shell(&format!(
+        "linksctl sample-site | sed 's/client_max_body_size 1m;/client_max_body_size 2m;/' >{sample}; rm {site}"
+    ))?;
+    host.reload_nginx()?;
+    host.ok(["systemctl", "reload", "links"])?;
+    host.wait_for_rotation(2)?;
+    ensure!(!host.exists(site)?, "links should leave the site to the administrator");
+    // It is the same again, although it is in use.
+    let again = host.ok(["linksctl", "sample-site"])?.stdout;
+    ensure!(
+        again.contains("listen 80 default_server;") && host.read(sample)?.contains("listen 80 default_server;"),
+        "{again}"
+    );
+    let link = host.shorten("https://example.com/sample")?;
+    host.follow(&link)?;
+    let path = format!("/{}", link.slug);
+    assert_eq!(host.http_at(7000).head(&path)?.header("links-edge"), "HIT");
+    // A change reaches the cache.
+    let changed = host.site()?.patch(
+        &format!("/api/v1/links/{}", link.slug),
+        serde_json::json!({ "url": "https://example.org/" }),
+    )?;
+    ensure!(
+        changed.status == 200 && changed.header("links-edge").is_empty(),
+        "{changed}"
+    );
+    assert_eq!(host.http().get(&path)?.header("location"), "https://example.org/");
+    eventually("both clicks are counted", Duration::from_secs(60), || {
+        let stats: Value = host.ok(["linksctl", "stats", &link.slug, "--json"])?.json()?;
+        Ok((stats["bots"] == 2).then_some(()))
+    })?;
+    let status = host.status()?;
+    ensure!(status["ok"] == true, "{status}");
+    Ok(())
+}
+
+fn check(host: &Host) -> Result<Check> {
+    Check::of(&host.run(["linksctl", "check", "--json"])?)
+}
+
+/// Checks that there is no finding about nginx. There may be one about Spin's SQLite.
+fn no_findings(host: &Host) -> Result<()> {
+    let check = check(host)?;
+    let about_nginx = |finding: &links_tests::Finding| finding.file.contains("nginx");
+    ensure!(
+        check.status == 0 && !check.findings.iter().any(about_nginx),
+        "{check:?}"
+    );
+    Ok(())
+}
+
+fn has_finding(host: &Host, severity: &str, file: &str, line: Option<usize>) -> Result<()> {
+    let check = check(host)?;
+    let is_it =
+        |finding: &&links_tests::Finding| finding.severity == severity && finding.file == file && finding.line == line;
+    ensure!(
+        check.findings.iter().filter(is_it).count() == 1,
+        "a finding ({severity}) in {file}:{line:?} is expected: {check:?}"
+    );
+    ensure!((check.status == 0) == (severity == "warning"), "{check:?}");
     Ok(())
 }
 

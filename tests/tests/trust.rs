@@ -9,7 +9,7 @@ use links_tests::{DATABASE, DEB, Host, Output, RELEASED, eventually};
 
 /// Directories in which root's programs open, create, rename, chown or delete: linksctl and the maintainer scripts, systemd
 /// and systemd-tmpfiles, nginx's master and logrotate.
-const ROOTS: [&str; 32] = [
+const ROOTS: [&str; 34] = [
     "/etc",
     "/etc/links",
     "/etc/links/credentials",
@@ -40,14 +40,17 @@ const ROOTS: [&str; 32] = [
     "/var/lib/links/instances",
     "/var/lib/links/journal",
     "/var/lib/links/releases",
+    "/var/lib/links/tls",
+    "/var/lib/links/tls/challenges",
     "/var/log",
     "/var/log/nginx",
 ];
 
 /// Directories that user links may write. Only its own processes work in them.
-const OF_LINKS: [&str; 8] = [
+const OF_LINKS: [&str; 9] = [
     "/run/links/1",
     "/run/links/2",
+    "/run/links/limits",
     "/run/links/metrics",
     "/run/links/ready",
     "/run/links/sockets",

@@ -1,8 +1,8 @@
 //! The main loop of the agent, which links.service runs. It watches the instances, keeps systemd's `STATUS=` up to date,
-//! serves metrics, and counts clicks.
+//! serves metrics, counts clicks, and limits clients.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::checkpoint::Checkpoints;
 use crate::clicks::Clicks;
+use crate::limits::Limits;
 use crate::server::{Addresses, Server};
 use links_base::layout::Layout;
 use links_base::log;
@@ -51,7 +52,9 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
     // Started first, so that the agent opens the database before any instance if possible.
     let checkpoints = Checkpoints::start(layout.clone())?;
     let progress = Arc::default();
-    let clicks = Clicks::start(layout.clone(), Arc::clone(&progress))?;
+    let limits = edited.as_ref().map_or(Config::default().limits, |config| config.limits);
+    let limits = Arc::new(Mutex::new(Limits::new(layout, limits)));
+    let clicks = Clicks::start(layout.clone(), Arc::clone(&progress), Arc::clone(&limits))?;
     let server = Server::start(layout.clone(), progress)?;
     let mut last_status = String::new();
     notify(&[NotifyState::Ready]);
@@ -62,6 +65,7 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
             log::notice!("{status}");
             last_status = status;
         }
+        locked(&limits).refresh(edited.as_ref().map(|config| config.limits));
         server.serve_on(addresses(layout, wanted, edited.take()));
         ensure!(!server.is_gone(), "the metrics server has ended");
         ensure!(!clicks.is_gone(), "the thread that counts clicks has ended");
@@ -74,9 +78,15 @@ pub fn run(layout: &Layout) -> anyhow::Result<()> {
     }
     notify(&[NotifyState::Stopping]);
     clicks.stop();
+    locked(&limits).stop();
     server.stop();
     checkpoints.stop();
     Ok(())
+}
+
+/// Locks a mutex and ignores poisoning: no panic leaves the limits half updated.
+fn locked(limits: &Mutex<Limits>) -> MutexGuard<'_, Limits> {
+    limits.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The addresses to serve on. The address for scrapes follows the current links.toml; the addresses for exports follow the

@@ -10,6 +10,7 @@ mod exposition;
 mod families;
 mod forward;
 mod instances;
+mod limits;
 #[cfg(test)]
 mod observability;
 mod otlp;

@@ -1,11 +1,12 @@
 //! Runs other programs to their end, and captures their output.
 
 use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, killpg};
@@ -15,6 +16,8 @@ use nix::unistd::Pid;
 #[derive(Debug)]
 pub struct Finished {
     pub success: bool,
+    /// `None` if a signal ended it.
+    pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
@@ -56,6 +59,7 @@ impl From<Output> for Finished {
     fn from(output: Output) -> Self {
         Self {
             success: output.status.success(),
+            code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
@@ -71,11 +75,83 @@ where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
-    let child = command(program, arguments)
+    wait_within(program, start(program, &mut command(program, arguments))?, timeout)
+}
+
+/// Like [`finish_within`], with `input` as the program's standard input.
+///
+/// # Errors
+/// As [`finish`], or the program does not read its input.
+pub fn finish_with_input<I, S>(
+    program: &str,
+    arguments: I,
+    input: &[u8],
+    timeout: Duration,
+) -> anyhow::Result<Option<Finished>>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut child = start(program, command(program, arguments).stdin(Stdio::piped()))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        let input = input.to_vec();
+        // In a thread, because a program may write output before it has read all of its input. One that ends without reading
+        // it reports the reason itself.
+        std::thread::spawn(move || stdin.write_all(&input));
+    }
+    wait_within(program, child, timeout)
+}
+
+/// Runs a program, and passes each line of its standard output to `on_line` as soon as it is there. A program that takes
+/// longer than `timeout` is killed, which returns `None`. The result's `stdout` is empty.
+///
+/// # Errors
+/// As [`finish`].
+pub fn stream_within<I, S>(
+    program: &str,
+    arguments: I,
+    timeout: Duration,
+    mut on_line: impl FnMut(&str),
+) -> anyhow::Result<Option<Finished>>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut child = start(program, &mut command(program, arguments))?;
+    let deadline = Instant::now() + timeout;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let (sender, lines) = mpsc::channel();
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    // Both threads end with the program's output.
+    std::thread::spawn(move || {
+        let lines = stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines());
+        lines.map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    let errors = std::thread::spawn(move || {
+        let mut errors = vec![];
+        // What was read before an error is still of use.
+        let _ = stderr.map(|mut stderr| stderr.read_to_end(&mut errors));
+        String::from_utf8_lossy(&errors).into_owned()
+    });
+    while let Ok(line) = lines.recv_timeout(left()) {
+        on_line(&line);
+    }
+    let finished = wait_within(program, child, left())?;
+    Ok(finished.map(|finished| Finished {
+        stderr: errors.join().unwrap_or_default(),
+        ..finished
+    }))
+}
+
+fn start(program: &str, command: &mut Command) -> anyhow::Result<Child> {
+    command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("Starting {program}"))?;
+        .with_context(|| format!("Starting {program}"))
+}
+
+fn wait_within(program: &str, child: Child, timeout: Duration) -> anyhow::Result<Option<Finished>> {
     let group = Pid::from_raw(child.id().cast_signed());
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -157,6 +233,38 @@ mod tests {
         let run = |script: &str, timeout| finish_within("sh", ["-c", script], timeout).unwrap();
         assert_eq!(run("echo done", Duration::from_secs(60)).unwrap().stdout, "done\n");
         assert!(run("kill -STOP $$", Duration::from_millis(100)).is_none());
+    }
+
+    #[test]
+    fn a_program_gets_its_input() {
+        let run = |script: &str, input: &[u8]| finish_with_input("sh", ["-c", script], input, Duration::from_secs(60));
+        assert_eq!(run("cat", b"text").unwrap().unwrap().stdout, "text");
+        let long = vec![b'x'; 1 << 20];
+        assert_eq!(run("cat", &long).unwrap().unwrap().stdout.len(), long.len());
+        assert_eq!(run("exit 3", &long).unwrap().unwrap().code, Some(3));
+    }
+
+    #[test]
+    fn lines_arrive_while_the_program_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        let script = format!(
+            "mkfifo {0}; echo first; read line <{0}; echo $line; echo why >&2; exit 3",
+            fifo.display()
+        );
+        let mut seen = vec![];
+        let finished = stream_within("sh", ["-c", &script], Duration::from_secs(60), |line| {
+            // The program waits for this, so the first line must have arrived before its end.
+            if line == "first" {
+                std::fs::write(&fifo, "second\n").unwrap();
+            }
+            seen.push(line.to_owned());
+        });
+        let finished = finished.unwrap().unwrap();
+        assert_eq!(seen, ["first", "second"]);
+        assert_eq!((finished.code, finished.stderr.as_str()), (Some(3), "why\n"));
+        let late = stream_within("sh", ["-c", "kill -STOP $$"], Duration::from_millis(100), |_| {});
+        assert!(late.unwrap().is_none());
     }
 
     #[test]

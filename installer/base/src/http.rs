@@ -1,7 +1,7 @@
 //! HTTP/1.0 requests to servers on this host. Each request has its own connection, which ends with the response: a keep-alive
 //! connection would count as traffic while an instance drains.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,10 @@ use socket2::Socket;
 const HEAD_LIMIT: usize = 64 << 10;
 /// The maximum number of headers in a response.
 const MAX_HEADERS: usize = 64;
+
+/// What a client on this host sends first to a server that expects the PROXY protocol. The server then takes the addresses of
+/// the connection itself (The PROXY protocol, section 2.1).
+pub const PROXY_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -58,20 +62,38 @@ pub struct Response {
 /// The server closes the connection early, does not speak HTTP, or has not answered by `deadline`
 /// ([`io::ErrorKind::TimedOut`]).
 pub fn send(connection: OwnedFd, request: &Request<'_>, deadline: Instant) -> io::Result<Response> {
-    let mut socket = Socket::from(connection);
-    socket.set_write_timeout(Some(left(deadline)?))?;
-    socket.write_all(&head(request)?).map_err(timed_out)?;
+    let socket = Socket::from(connection);
+    exchange(&mut &socket, request, || {
+        let left = left(deadline)?;
+        socket.set_write_timeout(Some(left))?;
+        socket.set_read_timeout(Some(left))
+    })
+}
+
+/// Sends the request over `stream`, such as a TLS session, and reads the response. `limit_time` is called before each
+/// operation on the stream, and limits how long it may take.
+///
+/// # Errors
+/// Those of [`send`], or an error of `limit_time`.
+pub fn exchange<S: Read + Write>(
+    stream: &mut S,
+    request: &Request<'_>,
+    limit_time: impl Fn() -> io::Result<()>,
+) -> io::Result<Response> {
+    limit_time()?;
+    stream.write_all(&head(request)?).map_err(timed_out)?;
     if let Method::Post(body) = request.method {
-        socket.write_all(body).map_err(timed_out)?;
+        stream.write_all(body).map_err(timed_out)?;
     }
+    stream.flush().map_err(timed_out)?;
     let mut received = vec![];
     let mut chunk = [0; 16 << 10];
     loop {
         if let Some(response) = parse(&received, request.limit)? {
             return Ok(response);
         }
-        socket.set_read_timeout(Some(left(deadline)?))?;
-        match socket.read(&mut chunk).map_err(timed_out)? {
+        limit_time()?;
+        match stream.read(&mut chunk).map_err(timed_out)? {
             0 => return at_end(&received),
             count => received.extend_from_slice(&chunk[..count]),
         }
@@ -166,7 +188,11 @@ fn parse_head(received: &[u8]) -> io::Result<Option<(Response, usize, Option<usi
     Ok(Some((response, start, length)))
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
+/// The time until `deadline`.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] if it has passed.
+pub fn left(deadline: Instant) -> io::Result<Duration> {
     match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
         left => Ok(left),

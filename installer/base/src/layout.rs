@@ -8,10 +8,15 @@ use std::path::{Path, PathBuf};
 pub const PACKAGE: &str = "links-shortener";
 /// Name of the system user and group that the instances and the agent run as.
 pub const USER: &str = "links";
+/// Name of the system user that the network side of links-acme runs as. It owns no file.
+pub const ACME_USER: &str = "links-acme";
 /// The service that an administrator starts and stops.
 pub const SERVICE: &str = "links.service";
 /// Pattern for systemctl that matches every instance.
 pub const INSTANCES: &str = "links@*.service";
+/// The timer that renews certificates, and its service.
+pub const TLS_TIMER: &str = "links-tls.timer";
+pub const TLS_SERVICE: &str = "links-tls.service";
 /// The service that undoes an interrupted rollout at boot.
 pub const RECOVER: &str = "links-recover.service";
 /// The maximum number of instances. nginx gets one upstream pool per missing ready flag.
@@ -23,6 +28,13 @@ pub const ADMIN_TOKEN: &str = "admin_token";
 pub const CREDENTIAL_PREFIX: &str = "links_";
 /// File name of [`Layout::keepalive_flag`].
 pub const KEEPALIVE_FLAG: &str = "keepalive";
+/// The path of [`Layout::unlimited_flag`] relative to [`Layout::run_dir`].
+pub const UNLIMITED_FLAG: &str = "limits/none";
+
+/// File name of [`Layout::tls_chain`].
+pub const TLS_CHAIN: &str = "fullchain.pem";
+/// File name of [`Layout::tls_key`].
+pub const TLS_KEY: &str = "privkey.pem";
 
 /// The kernel's tables of TCP connections, for IPv4 and IPv6. `/proc/net` is hidden by `ProcSubset=pid`; these are not.
 pub const CONNECTION_TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
@@ -60,6 +72,10 @@ impl Layout {
     }
     pub fn links_toml(&self) -> PathBuf {
         self.at("etc/links/links.toml")
+    }
+    /// A directory with files that extend links.toml.
+    pub fn links_toml_d(&self) -> PathBuf {
+        self.at("etc/links/links.toml.d")
     }
     pub fn runtime_toml(&self) -> PathBuf {
         self.at("etc/links/runtime.toml")
@@ -181,6 +197,56 @@ impl Layout {
     pub fn replaced_site(&self) -> PathBuf {
         self.at("var/lib/links/site-replaced.conf")
     }
+
+    // Certificates, and what belongs to getting them. Only root writes there; user links-acme never sees a file of these.
+    pub fn tls_dir(&self) -> PathBuf {
+        self.at("var/lib/links/tls")
+    }
+    /// The answers to HTTP-01 challenges (RFC 8555, section 8.3), which nginx serves: one file per challenge, named like its
+    /// token.
+    pub fn tls_challenges_dir(&self) -> PathBuf {
+        self.at("var/lib/links/tls/challenges")
+    }
+    /// One symbolic link per name, to the directory of its certificate and key. Renaming it over replaces both at once.
+    pub fn tls_live_dir(&self) -> PathBuf {
+        self.at("var/lib/links/tls/live")
+    }
+    pub fn tls_live(&self, name: &str) -> PathBuf {
+        self.tls_live_dir().join(name)
+    }
+    /// The certificate that nginx serves for `name`, followed by its issuers' certificates.
+    pub fn tls_chain(&self, name: &str) -> PathBuf {
+        self.tls_live(name).join(TLS_CHAIN)
+    }
+    /// The private key of [`Self::tls_chain`] (root, 0600).
+    pub fn tls_key(&self, name: &str) -> PathBuf {
+        self.tls_live(name).join(TLS_KEY)
+    }
+    /// The issued certificates: a directory per name, and in it a directory per certificate.
+    pub fn tls_certificates_dir(&self) -> PathBuf {
+        self.at("var/lib/links/tls/certificates")
+    }
+    /// One file per name: when it is renewed, and what the last attempt came to.
+    pub fn tls_names_dir(&self) -> PathBuf {
+        self.at("var/lib/links/tls/names")
+    }
+    /// The keys and the orders of unfinished issuances, one directory per name (root, 0700).
+    pub fn tls_pending_dir(&self) -> PathBuf {
+        self.at("var/lib/links/tls/pending")
+    }
+    /// The accounts at certificate authorities, one directory each (root, 0700).
+    pub fn tls_accounts_dir(&self) -> PathBuf {
+        self.at("var/lib/links/tls/accounts")
+    }
+    /// Copies of the administrator's certificates and keys, one file per name (root, 0600), and a description of each.
+    pub fn tls_files_dir(&self) -> PathBuf {
+        self.at("var/lib/links/tls/files")
+    }
+    /// The lock that links-acme holds while it changes something.
+    pub fn tls_lock(&self) -> PathBuf {
+        self.at("var/lib/links/tls/lock")
+    }
+
     /// Compiled components, which may be deleted at any time.
     pub fn cache_dir(&self) -> PathBuf {
         self.at("var/cache/links")
@@ -209,6 +275,14 @@ impl Layout {
     /// While this flag is missing, nginx closes each connection after its next response.
     pub fn keepalive_flag(&self) -> PathBuf {
         self.run_dir().join(KEEPALIVE_FLAG)
+    }
+    /// The flags of clients that have reached a limit. The agent sets them, and nginx checks them.
+    pub fn limits_dir(&self) -> PathBuf {
+        self.run_dir().join("limits")
+    }
+    /// A symbolic link to the keep-alive flag. While it is missing, some client may have a flag.
+    pub fn unlimited_flag(&self) -> PathBuf {
+        self.run_dir().join(UNLIMITED_FLAG)
     }
     /// `RuntimeDirectory=` of the instance, with its rendered configuration (0600), temporary files and lock.
     pub fn instance_run_dir(&self, instance: u16) -> PathBuf {

@@ -6,15 +6,19 @@ use anyhow::{Context as _, bail};
 use nix::sys::prctl;
 use nix::unistd::{User, geteuid, setgroups, setresgid, setresuid};
 
-use crate::layout::{Layout, USER};
+use crate::layout::{ACME_USER, Layout, USER};
 
 /// The system user `links`.
 ///
 /// # Errors
 /// The user does not exist.
 pub fn links() -> anyhow::Result<User> {
-    User::from_name(USER)?
-        .with_context(|| format!("user {USER} does not exist; `systemd-sysusers links.conf` creates it"))
+    user(USER)
+}
+
+fn user(name: &str) -> anyhow::Result<User> {
+    User::from_name(name)?
+        .with_context(|| format!("user {name} does not exist; `systemd-sysusers links.conf` creates it"))
 }
 
 /// Whether this process has root's privileges on the host, where the database belongs to user `links`.
@@ -28,14 +32,25 @@ pub fn are_roots(layout: &Layout) -> bool {
 /// # Errors
 /// The user does not exist, or the kernel refuses. The process must then end, because it may have kept some privileges.
 pub fn give_up() -> anyhow::Result<()> {
-    let user = links()?;
+    become_user(links()?)
+}
+
+/// Like [`give_up`], but the process becomes one of user `links-acme`, who owns nothing: not even the database.
+///
+/// # Errors
+/// Those of [`give_up`].
+pub fn give_up_for_network() -> anyhow::Result<()> {
+    become_user(user(ACME_USER)?)
+}
+
+fn become_user(user: User) -> anyhow::Result<()> {
     let drop = || -> nix::Result<()> {
         setgroups(&[])?;
         setresgid(user.gid, user.gid, user.gid)?;
         setresuid(user.uid, user.uid, user.uid)?;
         prctl::set_no_new_privs()
     };
-    drop().with_context(|| format!("Becoming user {USER}"))
+    drop().with_context(|| format!("Becoming user {}", user.name))
 }
 
 /// The command needs root. This error is returned before the command has changed anything.

@@ -7,13 +7,14 @@ use url::Url;
 
 use super::credentials::{Credentials, Source};
 use super::files::ConfigFiles;
-use super::finding::Finding;
-use super::links::{self, Access, Config};
+use super::finding::{Finding, Override, Position};
+use super::links::{self, Access, Config, Input, Reading, input};
+use super::proxies;
 use super::reader::Reader;
 use super::runtime::{self, Origin, RuntimeToml, file_of};
 use super::telemetry;
 use crate::countries::Countries;
-use links_base::layout::ADMIN_TOKEN;
+use links_base::layout::{self, ADMIN_TOKEN};
 
 /// The minimum number of characters in a token that cannot be guessed.
 const SHORT_TOKEN: usize = 16;
@@ -26,6 +27,10 @@ pub struct Loaded {
     pub credentials: Credentials,
     /// Findings that are not errors.
     pub warnings: Vec<Finding>,
+    /// links.toml and the files that extend it, as they were read.
+    pub inputs: Vec<Input>,
+    /// The values in `inputs` that replace one of an earlier file.
+    pub overrides: Vec<Override>,
 }
 
 /// Reads the configuration to run it.
@@ -33,11 +38,19 @@ pub struct Loaded {
 /// # Errors
 /// All errors and warnings, if there is at least one error.
 pub fn load(files: &ConfigFiles, source: &Source, reader: &impl Reader) -> Result<Loaded, Vec<Finding>> {
-    let (config, mut findings) = read(&files.links_toml(), reader, links::read);
-    let (runtime, more) = read(&files.runtime_toml(), reader, runtime::read);
+    let (inputs, settings) = read_links(files, reader);
+    let Reading {
+        config,
+        mut findings,
+        overrides,
+    } = settings;
+    let (runtime, more) = match input::text(&files.runtime_toml(), reader) {
+        Ok(text) => runtime::read(&text, &files.runtime_toml().display().to_string()),
+        Err(error) => (None, vec![error]),
+    };
     findings.extend(more);
     let credentials = Credentials::load(source, reader)
-        .map_err(|error| findings.push(cannot_read(&source.directory, &error)))
+        .map_err(|error| findings.push(Finding::unreadable(&source.directory, &error)))
         .ok();
     if let Some(credentials) = &credentials {
         findings.extend(check_credentials(
@@ -45,7 +58,6 @@ pub fn load(files: &ConfigFiles, source: &Source, reader: &impl Reader) -> Resul
             runtime.as_ref(),
             credentials,
             source,
-            files,
         ));
     }
     match (config, runtime, credentials) {
@@ -54,6 +66,8 @@ pub fn load(files: &ConfigFiles, source: &Source, reader: &impl Reader) -> Resul
             runtime,
             credentials,
             warnings: findings,
+            inputs,
+            overrides,
         }),
         _ => Err(findings),
     }
@@ -66,8 +80,8 @@ pub struct Checked {
     pub loaded: Option<Loaded>,
 }
 
-/// Checks the configuration of a host for a person. Besides what [`load`] finds, this checks the permissions of the credentials
-/// and the file of countries.
+/// Checks the configuration of a host for a person. Besides what [`load`] finds, this checks the permissions of the files, the
+/// file of countries, and the file with Cloudflare's networks.
 ///
 /// If this user may not read the credentials, they are not checked, which is reported as a warning.
 pub fn check(files: &ConfigFiles, reader: &impl Reader) -> Checked {
@@ -76,10 +90,15 @@ pub fn check(files: &ConfigFiles, reader: &impl Reader) -> Checked {
         Ok(loaded) => (loaded.warnings.clone(), Some(loaded)),
         Err(findings) => (findings, None),
     };
+    findings.extend(check_modes(files, reader));
     let countries = loaded
         .as_ref()
         .and_then(|loaded| loaded.config.clicks.countries.as_deref());
     findings.extend(countries.and_then(|path| check_countries(path, reader)));
+    let networks = loaded
+        .as_ref()
+        .map(|loaded| proxies::networks(&loaded.config, files, reader));
+    findings.extend(networks.and_then(Result::err).unwrap_or_default());
     let directory = source.directory.display().to_string();
     match reader.list(&source.directory) {
         Ok(entries) => findings.extend(
@@ -115,24 +134,48 @@ fn check_countries(countries: &Path, reader: &impl Reader) -> Option<Finding> {
     Some(finding.help("`clicks.countries` in links.toml names it; without it, clicks have no country"))
 }
 
-pub(super) fn read<T>(
-    path: &Path,
-    reader: &impl Reader,
-    parse: impl FnOnce(&str, &str) -> (Option<T>, Vec<Finding>),
-) -> (Option<T>, Vec<Finding>) {
-    let file = path.display().to_string();
-    let text = match reader.read(path) {
-        Ok(bytes) => String::from_utf8(bytes).map_err(|_| Finding::error(&file, "is not UTF-8 text")),
-        Err(error) => Err(cannot_read(path, &error)),
+/// A warning for each file with settings that the agent, which runs as user `links`, cannot read.
+fn check_modes(files: &ConfigFiles, reader: &impl Reader) -> Vec<Finding> {
+    let links_toml = files.links_toml();
+    let unreadable = |directory: &Path, is_input: &dyn Fn(&str) -> bool| -> Vec<Finding> {
+        // If the directory cannot be listed, `load` has reported it.
+        let entries = reader.list(directory).unwrap_or_default();
+        let private = entries
+            .iter()
+            .filter(|entry| entry.is_file && is_input(&entry.name) && entry.mode & 0o044 == 0);
+        private
+            .map(|entry| {
+                let path = directory.join(&entry.name).display().to_string();
+                let message = format!(
+                    "cannot be read by user {}: its mode is {:04o}",
+                    layout::USER,
+                    entry.mode
+                );
+                Finding::warning(&path, message).help(format!("run `chmod a+r {path}`"))
+            })
+            .collect()
     };
-    match text {
-        Ok(text) => parse(&text, &file),
-        Err(finding) => (None, vec![finding]),
-    }
+    let mut findings = unreadable(files.directory(), &|name| links_toml.ends_with(name));
+    findings.extend(unreadable(&files.links_toml_d(), &links::is_read));
+    findings
 }
 
-fn cannot_read(path: &Path, error: &io::Error) -> Finding {
-    Finding::error(path.display().to_string(), format!("cannot be read: {error}"))
+/// Reads links.toml and the files that extend it.
+pub(super) fn read_links(files: &ConfigFiles, reader: &impl Reader) -> (Vec<Input>, Reading) {
+    match links::inputs(files, reader) {
+        Ok(inputs) => {
+            let reading = links::read_all(&inputs);
+            (inputs, reading)
+        }
+        Err(findings) => (
+            vec![],
+            Reading {
+                config: None,
+                findings,
+                overrides: vec![],
+            },
+        ),
+    }
 }
 
 /// Problems of the credentials that the two files ask for.
@@ -141,30 +184,25 @@ fn check_credentials(
     runtime: Option<&RuntimeToml>,
     credentials: &Credentials,
     source: &Source,
-    files: &ConfigFiles,
 ) -> Vec<Finding> {
     let file = |name: &str| source.file(name).display().to_string();
     let mut findings = Vec::new();
     let headers = config.and_then(|config| config.telemetry.headers.as_ref());
-    let of_links = headers.map(|reference| (files.links_toml(), reference));
     let of_runtime = runtime.map(RuntimeToml::references).unwrap_or_default();
-    let of_runtime = of_runtime.iter().map(|reference| (files.runtime_toml(), reference));
-    let references: Vec<_> = of_links.into_iter().chain(of_runtime).collect();
-    for (path, reference) in &references {
+    let references: Vec<_> = headers.into_iter().chain(of_runtime).collect();
+    for reference in &references {
         let name = &reference.credential;
         if credentials.get(name).is_none() && !credentials.unusable().contains_key(name) {
+            let Position { file, line, column } = &reference.position;
             findings.push(
-                Finding::error(
-                    path.display().to_string(),
-                    format!("the credential `{name}` is missing"),
-                )
-                .at((reference.line, reference.column))
-                .help(format!("put it into {}, mode 0600", file_of(name))),
+                Finding::error(file, format!("the credential `{name}` is missing"))
+                    .at((*line, *column))
+                    .help(format!("put it into {}, mode 0600", file_of(name))),
             );
         }
     }
     for (name, problem) in credentials.unusable() {
-        let used = name == ADMIN_TOKEN || references.iter().any(|(_, reference)| reference.credential == *name);
+        let used = name == ADMIN_TOKEN || references.iter().any(|reference| reference.credential == *name);
         findings.push(if used {
             Finding::error(file(name), problem)
         } else {

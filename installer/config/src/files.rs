@@ -57,8 +57,28 @@ impl ConfigFiles {
         self.directory.join("links.toml")
     }
 
+    /// A directory with files that extend links.toml.
+    pub fn links_toml_d(&self) -> PathBuf {
+        self.directory.join("links.toml.d")
+    }
+
+    /// The file of [`Self::links_toml_d`] that `linksctl scale` writes.
+    pub fn instances_toml(&self) -> PathBuf {
+        self.links_toml_d().join("instances.toml")
+    }
+
+    /// The file of [`Self::links_toml_d`] that `linksctl tls` writes.
+    pub fn tls_toml(&self) -> PathBuf {
+        self.links_toml_d().join("tls.toml")
+    }
+
     pub fn runtime_toml(&self) -> PathBuf {
         self.directory.join("runtime.toml")
+    }
+
+    /// The networks of Cloudflare, if the administrator replaces those that links ships.
+    pub fn cloudflare(&self) -> PathBuf {
+        self.directory.join("cloudflare.txt")
     }
 
     /// A directory with one file per credential, named like the credential (root, 0600).
@@ -89,6 +109,7 @@ mod tests {
         let layout = Layout::new("/r");
         let files = ConfigFiles::new(&layout);
         assert_eq!(files.links_toml(), layout.links_toml());
+        assert_eq!(files.links_toml_d(), layout.links_toml_d());
         assert_eq!(files.runtime_toml(), layout.runtime_toml());
         assert_eq!(files.credential("a"), layout.credential("a"));
         assert_eq!(files.fallback_credentials(2), layout.fallback_credentials_dir(2));

@@ -1,6 +1,8 @@
 //! A problem in a file, and its position.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +13,45 @@ pub enum Severity {
     Error,
     /// links starts, but the administrator should look at this.
     Warning,
+}
+
+/// A position in a file. Displayed as `FILE:LINE:COLUMN`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The path of the file.
+    pub file: String,
+    /// The line, starting at 1.
+    pub line: usize,
+    /// The column, starting at 1, in characters.
+    pub column: usize,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+/// A value that replaces the one of an earlier file. Displayed with both positions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Override {
+    /// The key with its tables, such as `health.timeout`.
+    pub key: String,
+    /// The value that counts.
+    pub position: Position,
+    /// The value that it replaces.
+    pub replaced: Position,
+}
+
+impl fmt::Display for Override {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            key,
+            position,
+            replaced,
+        } = self;
+        write!(f, "{position}: `{key}` replaces the value in {replaced}")
+    }
 }
 
 /// One problem in a file. Displayed as `FILE:LINE:COLUMN: MESSAGE; HELP`.
@@ -48,6 +89,11 @@ impl Finding {
             severity: Severity::Warning,
             ..Self::error(file, message)
         }
+    }
+
+    /// An error about a file or a directory that cannot be read.
+    pub fn unreadable(path: &Path, error: &io::Error) -> Self {
+        Self::error(path.display().to_string(), format!("cannot be read: {error}"))
     }
 
     #[must_use]

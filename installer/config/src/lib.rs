@@ -1,10 +1,11 @@
 //! links.toml, runtime.toml and the credentials: parsing, checking, and rendering for the runtime.
 //!
-//! * [`links`] reads links' own file, and [`runtime`] reads the file of the Spin runtime. Both are pure.
+//! * [`links`] reads links' own files, and [`runtime`] reads the file of the Spin runtime. Both are pure.
 //! * [`check`] finds everything that is wrong in the files and the credentials.
 //! * [`telemetry`] decides which telemetry is sent where.
 //! * [`render`] writes the file with which an instance's runtime is started.
 
+pub mod acme;
 pub mod admin_token;
 pub mod arguments;
 pub mod check;
@@ -17,6 +18,7 @@ pub mod finding;
 pub mod links;
 pub mod load;
 pub mod network;
+pub mod proxies;
 pub mod reader;
 pub mod render;
 pub mod runtime;

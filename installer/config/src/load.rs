@@ -7,9 +7,9 @@ use super::check::{self, Loaded};
 use super::credentials::Source;
 use super::files::{ConfigFiles, Places};
 use super::finding::Finding;
-use super::links::{self, Config};
+use super::links::{Config, Reading};
 use super::network::Network;
-use super::reader::Disk;
+use super::reader::{Disk, Reader};
 use super::render::{self, Variables};
 use super::runtime::{self, Database, Provider};
 use super::telemetry::Exports;
@@ -52,19 +52,24 @@ pub fn load_for_instance(files: &ConfigFiles, instance: u16) -> Result<Loaded, I
 /// # Errors
 /// [`Invalid`]
 pub fn load_as_kept(files: &ConfigFiles) -> Result<Loaded, Invalid> {
-    check::load(files, &Source::of_host(files), &Disk).map_err(Invalid)
+    load_through(files, &Disk)
 }
 
-/// Loads links.toml alone, for callers that need no secret.
+/// Loads the configuration like [`load_as_kept`], through a reader.
+///
+/// # Errors
+/// [`Invalid`]
+pub fn load_through(files: &ConfigFiles, reader: &impl Reader) -> Result<Loaded, Invalid> {
+    check::load(files, &Source::of_host(files), reader).map_err(Invalid)
+}
+
+/// Loads links.toml and the files that extend it, for callers that need no secret.
 ///
 /// # Errors
 /// [`Invalid`]
 pub fn load_links(files: &ConfigFiles) -> Result<Config, Invalid> {
-    let (config, findings) = check::read(&files.links_toml(), &Disk, links::read);
-    match config {
-        Some(config) if !findings.iter().any(Finding::is_error) => Ok(config),
-        _ => Err(Invalid(findings)),
-    }
+    let (_, Reading { config, findings, .. }) = check::read_links(files, &Disk);
+    config.ok_or(Invalid(findings))
 }
 
 /// The database that holds the links, from runtime.toml alone. `None` if that file is wrong.

@@ -1,7 +1,9 @@
 //! The file system as the checks see it. Tests replace it by an imaginary one.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub trait Reader {
     /// The contents of a file.
@@ -25,6 +27,50 @@ pub struct Entry {
     pub dangles: bool,
     /// The permission bits.
     pub mode: u32,
+}
+
+/// Reads each file and each directory only once, and then repeats the result. So everything that is derived from it belongs to
+/// one state, even if somebody edits the files meanwhile.
+pub struct Once<R> {
+    reader: R,
+    files: Results<Vec<u8>>,
+    directories: Results<Vec<Entry>>,
+}
+
+/// The results by path. Of an error, only the kind is kept.
+type Results<T> = RefCell<BTreeMap<PathBuf, Result<T, io::ErrorKind>>>;
+
+impl<R> Once<R> {
+    pub fn new(reader: R) -> Self {
+        Self {
+            reader,
+            files: RefCell::default(),
+            directories: RefCell::default(),
+        }
+    }
+}
+
+impl<R: Reader> Reader for Once<R> {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        once(&self.files, path, || self.reader.read(path))
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<Entry>> {
+        once(&self.directories, directory, || self.reader.list(directory))
+    }
+}
+
+fn once<T: Clone>(results: &Results<T>, path: &Path, read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    if let Some(result) = results.borrow().get(path) {
+        return result.clone().map_err(io::Error::from);
+    }
+    let result = read();
+    let kept = match &result {
+        Ok(contents) => Ok(contents.clone()),
+        Err(error) => Err(error.kind()),
+    };
+    results.borrow_mut().insert(path.to_owned(), kept);
+    result
 }
 
 /// The real file system.
@@ -93,5 +139,21 @@ mod tests {
         );
         assert_eq!(Disk.read(&at("link")).unwrap(), b"x\n");
         assert_eq!(Disk.list(&at("nowhere")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_was_read_once_stays_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("file"), "before").unwrap();
+        let once = Once::new(Disk);
+        for _ in 0..2 {
+            assert_eq!(once.read(&at("file")).unwrap(), b"before");
+            assert_eq!(once.read(&at("new")).unwrap_err().kind(), io::ErrorKind::NotFound);
+            assert_eq!(once.list(directory.path()).unwrap().len(), 1);
+            assert_eq!(once.list(&at("new")).unwrap_err().kind(), io::ErrorKind::NotFound);
+            std::fs::write(at("file"), "after").unwrap();
+            std::fs::write(at("new"), "").unwrap();
+        }
     }
 }

@@ -129,7 +129,7 @@ fn from_links_toml(config: &Config, runtime: &RuntimeToml) -> [(&'static str, St
     };
     let seconds = |duration: Duration| duration.as_secs().to_string();
     [
-        (PUBLIC_URL, config.public_url.clone().unwrap_or_default()),
+        (PUBLIC_URL, config.base_url().unwrap_or_default()),
         (SHORTEN_ACCESS, config.shorten.access.to_string()),
         (
             ALLOWED_ORIGIN,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
-use super::document::{Document, Problem, Value, kind, nearest, quoted};
+use super::document::{Document, Problem, Value, dotted, kind, nearest, quoted};
 
 /// A table of the document while it is being read.
 #[derive(Debug)]
@@ -47,11 +47,7 @@ impl<'d, 't> Section<'d, 't> {
 
     /// The dotted path of a key of this table, such as `health.timeout`.
     pub fn path(&self, key: &str) -> String {
-        if self.name.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.name)
-        }
+        dotted(&self.name, key)
     }
 
     /// The value of a key. The key counts as known from now on.
@@ -141,6 +137,14 @@ impl<'d, 't> Section<'d, 't> {
         self.inside(key, value, read)
     }
 
+    /// Reads the table `[key]`, which counts as empty if it is absent or no table, and reports its unknown keys.
+    pub fn table<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'d, 't>) -> T) -> T {
+        let value = self.value(key);
+        let table = value.and_then(|value| Some((self.table_of(key, value)?, value.span())));
+        let (table, span) = table.unwrap_or((self.document.empty(), self.span()));
+        self.within(key, table, span, read)
+    }
+
     /// Reads the table `[key.LABEL]` of every label.
     pub fn labelled(&mut self, key: &'static str, mut read: impl FnMut(&str, &mut Section<'d, 't>)) {
         let Some(value) = self.value(key) else { return };
@@ -180,18 +184,29 @@ impl<'d, 't> Section<'d, 't> {
     }
 
     fn inside<T>(&self, key: &str, value: &'d Value<'t>, read: impl FnOnce(&mut Section<'d, 't>) -> T) -> Option<T> {
+        let table = self.table_of(key, value)?;
+        Some(self.within(key, table, value.span(), read))
+    }
+
+    fn within<T>(
+        &self,
+        key: &str,
+        table: &'d DeTable<'t>,
+        span: Range<usize>,
+        read: impl FnOnce(&mut Section<'d, 't>) -> T,
+    ) -> T {
         let mut section = Section {
             document: self.document,
-            table: self.table_of(key, value)?,
+            table,
             name: self.path(key),
-            span: value.span(),
+            span,
             known: Vec::new(),
             refused: Vec::new(),
             accepts_unknown: false,
         };
         let contents = read(&mut section);
         section.refuse_unknown();
-        Some(contents)
+        contents
     }
 
     /// Accepts all keys of this table, because the `type` that decides which are valid is wrong itself.

@@ -1,6 +1,7 @@
 //! Converts one TOML value to one checked value. An error names the expected and the actual type.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
@@ -55,6 +56,15 @@ pub fn text(value: &Value<'_>) -> Result<String, Problem> {
     match string(value)? {
         "" => Err(Problem::new("must not be empty")),
         text => Ok(text.to_owned()),
+    }
+}
+
+/// An absolute path.
+pub fn absolute(value: &Value<'_>) -> Result<PathBuf, Problem> {
+    let path = PathBuf::from(string(value)?);
+    match path.is_absolute() {
+        true => Ok(path),
+        false => Err(Problem::new("must be an absolute path")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! nginx's configuration as text: the output of `nginx -T`, and which file includes which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -25,12 +26,54 @@ pub struct Conf {
     files: BTreeMap<PathBuf, String>,
 }
 
-/// A `listen` directive of a server.
+/// Where a directive is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub file: PathBuf,
+    /// The line, starting at 1.
+    pub line: usize,
+}
+
+/// The form `FILE:LINE`.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// A `server` block of the `http` block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Where the block begins.
+    pub place: Place,
+    /// Increases in the order in which nginx reads the servers.
+    pub position: usize,
+    pub listens: Vec<Listen>,
+    pub names: Vec<Name>,
+}
+
+/// A `listen` directive with an IP address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    pub file: PathBuf,
+    pub place: Place,
     pub address: SocketAddr,
     pub default_server: bool,
+    pub proxy_protocol: bool,
+}
+
+/// A name in a `server_name` directive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    pub place: Place,
+    /// In lower case, as nginx compares it.
+    pub name: String,
+}
+
+/// A directive outside of the servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directive {
+    pub place: Place,
+    pub arguments: Vec<String>,
 }
 
 /// Replacements for paths that nginx includes: the file to read instead, or `None` for no file.
@@ -63,6 +106,17 @@ impl Conf {
 
     pub fn main(&self) -> &Path {
         &self.main
+    }
+
+    /// Where the `http` block of the main file begins. `None` if it is empty or elsewhere.
+    pub fn http(&self) -> Option<Place> {
+        let text = self.files.get(&self.main)?;
+        let mut statements = statements(text).into_iter();
+        let inside = statements.find(|statement| statement.context.first().is_some_and(|name| name == "http"))?;
+        Some(Place {
+            file: self.main.clone(),
+            line: line(text, *inside.blocks.first()?),
+        })
     }
 
     /// Whether nginx would read a file at this path into its `http` block.
@@ -145,21 +199,156 @@ impl Conf {
         changed.then_some(rewritten)
     }
 
-    /// Every `listen` directive with an IP address, except those in the given files.
-    pub fn listens(&self, except: &[&Path]) -> Vec<Listen> {
-        let files = self.files.iter().filter(|(path, _)| !except.contains(&path.as_path()));
-        files
-            .flat_map(|(path, text)| statements(text).into_iter().map(move |statement| (path, statement)))
-            .filter_map(|(path, statement)| {
-                let [directive, address, rest @ ..] = statement.words.as_slice() else {
-                    return None;
-                };
-                Some(Listen {
-                    file: path.clone(),
-                    address: (directive == "listen").then(|| listen_address(address))??,
-                    default_server: rest.iter().any(|word| word == "default_server" || word == "default"),
-                })
+    /// Every server of the `http` block, in nginx's order.
+    pub fn servers(&self) -> Vec<Server> {
+        // Each with its block, and whether it has a `listen` directive.
+        let mut servers: Vec<(usize, bool, Server)> = vec![];
+        for (position, statement) in self.flattened().into_iter().enumerate() {
+            let [http, server] = statement.context.as_slice() else {
+                continue;
+            };
+            if http.name != "http" || server.name != "server" {
+                continue;
+            }
+            let index = match servers.iter().position(|(id, ..)| *id == server.id) {
+                Some(index) => index,
+                None => {
+                    let new = Server {
+                        place: server.place.clone(),
+                        position,
+                        listens: vec![],
+                        names: vec![],
+                    };
+                    servers.push((server.id, false, new));
+                    servers.len() - 1
+                }
+            };
+            let (_, has_listen, found) = &mut servers[index];
+            match statement.words.as_slice() {
+                [directive, address, rest @ ..] if directive == "listen" => {
+                    *has_listen = true;
+                    let has = |words: &[&str]| rest.iter().any(|word| words.contains(&word.as_str()));
+                    found.listens.extend(listen_address(address).map(|address| Listen {
+                        place: statement.place.clone(),
+                        address,
+                        default_server: has(&["default_server", "default"]),
+                        proxy_protocol: has(&["proxy_protocol"]),
+                    }));
+                }
+                [directive, names @ ..] if directive == "server_name" => {
+                    found.names.extend(names.iter().map(|name| Name {
+                        place: statement.place.clone(),
+                        name: name.to_lowercase(),
+                    }));
+                }
+                _ => {}
+            }
+        }
+        let complete = servers.into_iter().map(|(_, has_listen, mut server)| {
+            if !has_listen {
+                // The default of nginx.
+                server.listens.push(Listen {
+                    place: server.place.clone(),
+                    address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)),
+                    default_server: false,
+                    proxy_protocol: false,
+                });
+            }
+            server
+        });
+        complete.collect()
+    }
+
+    /// Every server of the `http` block that is not in one of the given files.
+    pub fn servers_except(&self, files: &[&Path]) -> Vec<Server> {
+        let mut servers = self.servers();
+        servers.retain(|server| !files.contains(&server.place.file.as_path()));
+        servers
+    }
+
+    /// The directives with this name at the level of the `http` block, except those in the given files.
+    pub fn of_http(&self, directive: &str, except: &[&Path]) -> Vec<Directive> {
+        let flattened = self.flattened().into_iter();
+        let wanted = flattened.filter(|statement| {
+            matches!(statement.context.as_slice(), [http] if http.name == "http")
+                && statement.words.first().is_some_and(|word| word == directive)
+                && !except.contains(&statement.place.file.as_path())
+        });
+        wanted
+            .map(|statement| Directive {
+                place: statement.place,
+                arguments: statement.words[1..].to_vec(),
             })
+            .collect()
+    }
+
+    /// The [`Server::position`] that a server in a file at this path has. It is that of no server if nginx does not read the file.
+    pub fn position(&self, path: &Path) -> usize {
+        let mut walk = Walk {
+            mark: Some(path),
+            ..Walk::default()
+        };
+        self.flatten(&self.main, &[], &mut walk, MAX_DEPTH);
+        walk.marked.unwrap_or(usize::MAX)
+    }
+
+    /// All directives without a block, in nginx's order, with includes replaced by what they include.
+    fn flattened(&self) -> Vec<Flat> {
+        let mut walk = Walk::default();
+        self.flatten(&self.main, &[], &mut walk, MAX_DEPTH);
+        walk.flattened
+    }
+
+    fn flatten<'a>(&'a self, file: &Path, around: &[Block], walk: &mut Walk<'a>, depth: usize) {
+        if walk.mark == Some(file) {
+            walk.marked.get_or_insert(walk.flattened.len());
+        }
+        let Some(text) = self.files.get(file).filter(|_| depth > 0) else {
+            return;
+        };
+        // The positions of the blocks are unique within a file only, and a file may be included several times.
+        let mut known: BTreeMap<usize, usize> = BTreeMap::new();
+        for statement in statements(text) {
+            let place = |offset| Place {
+                file: file.to_owned(),
+                line: line(text, offset),
+            };
+            let inside = statement.context.iter().zip(&statement.blocks).map(|(name, start)| {
+                let id = *known.entry(*start).or_insert_with(|| {
+                    walk.blocks += 1;
+                    walk.blocks
+                });
+                Block {
+                    name: name.clone(),
+                    id,
+                    place: place(*start),
+                }
+            });
+            let context: Vec<_> = around.iter().cloned().chain(inside).collect();
+            match self.included(&statement) {
+                Some(pattern) => {
+                    // glob(3) sorts by name. The marked file may not exist yet.
+                    let mark = walk.mark.filter(|mark| pattern.matches_path_with(mark, GLOB));
+                    let reached: BTreeSet<&Path> = self.matching(&pattern).map(PathBuf::as_path).chain(mark).collect();
+                    for next in reached {
+                        self.flatten(next, &context, walk, depth - 1);
+                    }
+                }
+                None => walk.flattened.push(Flat {
+                    place: place(statement.span.start),
+                    words: statement.words,
+                    context,
+                }),
+            }
+        }
+    }
+
+    /// The addresses of all `listen` directives, except those in the given files.
+    pub fn listens(&self, except: &[&Path]) -> Vec<SocketAddr> {
+        let servers = self.servers_except(except).into_iter();
+        servers
+            .flat_map(|server| server.listens)
+            .map(|listen| listen.address)
             .collect()
     }
 
@@ -194,8 +383,54 @@ impl Conf {
     }
 }
 
+/// A walk through the whole configuration.
+#[derive(Debug, Default)]
+struct Walk<'a> {
+    flattened: Vec<Flat>,
+    /// The number of blocks so far.
+    blocks: usize,
+    /// A file whose position is wanted.
+    mark: Option<&'a Path>,
+    /// The number of directives before that file.
+    marked: Option<usize>,
+}
+
+/// A directive in the order of the whole configuration.
+#[derive(Clone, Debug)]
+struct Flat {
+    place: Place,
+    words: Vec<String>,
+    context: Vec<Block>,
+}
+
+/// A block of the whole configuration.
+#[derive(Clone, Debug)]
+struct Block {
+    name: String,
+    /// Different for each block.
+    id: usize,
+    place: Place,
+}
+
+/// The number of the line that holds this byte.
+fn line(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
 fn include(path: &Path) -> String {
     format!("include \"{}\";\n", path.display())
+}
+
+/// The IP addresses on which the servers in a file of a site listen, with or without TLS.
+pub fn addresses(site: &str, tls: bool) -> Vec<SocketAddr> {
+    let listens = statements(site).into_iter().filter_map(|statement| {
+        let [directive, address, rest @ ..] = statement.words.as_slice() else {
+            return None;
+        };
+        let is_meant = directive == "listen" && rest.iter().any(|word| word == "ssl") == tls;
+        (is_meant && statement.context == ["server"]).then(|| listen_address(address))?
+    });
+    listens.collect()
 }
 
 /// Parses the argument of `listen` as nginx does. `None` for a host name or a Unix socket.
@@ -220,6 +455,8 @@ struct Statement {
     words: Vec<String>,
     /// The names of the blocks around the directive, within its file.
     context: Vec<String>,
+    /// The byte at which each of these blocks begins.
+    blocks: Vec<usize>,
     /// The bytes from the first word up to and including the semicolon.
     span: Range<usize>,
 }
@@ -228,7 +465,7 @@ struct Statement {
 fn statements(text: &str) -> Vec<Statement> {
     let bytes = text.as_bytes();
     let mut statements = vec![];
-    let mut context = vec![];
+    let (mut context, mut blocks) = (vec![], vec![]);
     let mut words: Vec<String> = vec![];
     let mut start = 0;
     let mut at = 0;
@@ -241,6 +478,7 @@ fn statements(text: &str) -> Vec<Statement> {
                 statements.push(Statement {
                     words: std::mem::take(&mut words),
                     context: context.clone(),
+                    blocks: blocks.clone(),
                     span: start..at,
                 });
             }
@@ -252,11 +490,13 @@ fn statements(text: &str) -> Vec<Statement> {
                     at = end_of_block(bytes, at);
                 } else {
                     context.push(name);
+                    blocks.push(start);
                 }
             }
             b'}' => {
                 words.clear();
                 context.pop();
+                blocks.pop();
                 at += 1;
             }
             _ => {
@@ -420,11 +660,8 @@ mod tests {
     fn listen_directives_are_found() {
         let conf = debian();
         let listens = conf.listens(&[Path::new("/etc/nginx/sites-enabled/own")]);
-        let found: Vec<_> = listens
-            .iter()
-            .map(|listen| (listen.address.to_string(), listen.default_server))
-            .collect();
-        assert_eq!(found, [("0.0.0.0:80".to_owned(), true), ("[::]:80".to_owned(), true)]);
+        let found: Vec<_> = listens.iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["0.0.0.0:80", "[::]:80"]);
         for (argument, address) in [
             ("*:81", Some("0.0.0.0:81")),
             ("[::1]", Some("[::1]:80")),
@@ -438,6 +675,93 @@ mod tests {
                 "{argument}"
             );
         }
+    }
+
+    /// Each server as its file, line, addresses and names.
+    fn servers(conf: &Conf) -> Vec<String> {
+        let servers = conf.servers();
+        let shown = servers.iter().map(|server| {
+            let listens = server.listens.iter().map(|listen| {
+                let marks = [(listen.default_server, " default"), (listen.proxy_protocol, " proxied")];
+                let marks: String = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| *mark).collect();
+                format!("{}@{}{marks}", listen.address, listen.place.line)
+            });
+            let names = server
+                .names
+                .iter()
+                .map(|name| format!("{}@{}", name.name, name.place.line));
+            let all: Vec<_> = listens.chain(names).collect();
+            format!("{} {}", server.place, all.join(" "))
+        });
+        shown.collect()
+    }
+
+    #[test]
+    fn servers_have_their_addresses_and_names_with_lines() {
+        let conf = conf(&[
+            (
+                "/etc/nginx/nginx.conf",
+                "stream { server { listen 1; } }\nhttp {\n  include sites/*;\n  server { server_name last; }\n}",
+            ),
+            (
+                "/etc/nginx/sites/b",
+                "server {\n  listen 80 default_server;\n  listen 127.0.0.1 proxy_protocol;\n  include names;\n\
+                 location / { proxy_set_header a b; }\n}\nserver { listen unix:/x; server_name Two; }",
+            ),
+            ("/etc/nginx/names", "\n\nserver_name one *.ONE.example;"),
+        ]);
+        assert_eq!(
+            servers(&conf),
+            [
+                "/etc/nginx/sites/b:1 0.0.0.0:80@2 default 127.0.0.1:80@3 proxied one@3 *.one.example@3",
+                "/etc/nginx/sites/b:7 two@7",
+                "/etc/nginx/nginx.conf:4 0.0.0.0:80@4 last@4",
+            ]
+        );
+        let except = conf.servers_except(&[Path::new("/etc/nginx/sites/b")]);
+        assert_eq!(except.len(), 1);
+    }
+
+    #[test]
+    fn directives_of_http_have_their_place() {
+        let conf = conf(&[
+            (
+                "/etc/nginx/nginx.conf",
+                "http {\n include own;\n server { server_names_hash_bucket_size 1; }\n}",
+            ),
+            ("/etc/nginx/own", "# one\nserver_names_hash_bucket_size 64;"),
+        ]);
+        let found = conf.of_http("server_names_hash_bucket_size", &[]);
+        let place = Place {
+            file: "/etc/nginx/own".into(),
+            line: 2,
+        };
+        let arguments = vec!["64".to_owned()];
+        assert_eq!(found, [Directive { place, arguments }]);
+        let except = [Path::new("/etc/nginx/own")];
+        assert!(conf.of_http("server_names_hash_bucket_size", &except).is_empty());
+    }
+
+    #[test]
+    fn servers_are_read_in_the_order_of_names_and_includes() {
+        let main = "http {\n server { listen 1; }\n include conf.d/*.conf;\n include sites-enabled/*;\n server { listen 2; }\n}";
+        let conf = conf(&[
+            ("/etc/nginx/nginx.conf", main),
+            ("/etc/nginx/sites-enabled/default", "server { listen 3; }"),
+            ("/etc/nginx/sites-enabled/own", "server { listen 4; }"),
+        ]);
+        let before = |path: &str| {
+            let position = conf.position(Path::new(path));
+            let servers = conf.servers().into_iter().filter(|server| server.position < position);
+            servers
+                .map(|server| server.listens[0].address.port())
+                .collect::<Vec<_>>()
+        };
+        // None of these files exists.
+        assert_eq!(before("/etc/nginx/conf.d/links.conf"), [1]);
+        assert_eq!(before("/etc/nginx/sites-enabled/links"), [1, 3]);
+        assert_eq!(before("/etc/nginx/sites-enabled/own"), [1, 3]);
+        assert_eq!(before("/etc/nginx/elsewhere"), [1, 3, 4, 2]);
     }
 
     #[test]
@@ -461,10 +785,10 @@ mod tests {
 
     #[test]
     fn text_in_a_comment_a_string_or_lua_is_not_a_directive() {
-        let text = "# listen 1;\nset $x 'listen 2;';\ncontent_by_lua_block { -- don't { }\n listen(3); }\n\
-                    server { listen 4; set $y \"a\\\"; listen 5;\"; }";
+        let text = "http {\n# listen 1;\nset $x 'listen 2;';\ncontent_by_lua_block { -- don't { }\n listen(3); }\n\
+                    server { listen 4; set $y \"a\\\"; listen 5;\"; } }";
         let conf = conf(&[("/n.conf", text)]);
-        let ports: Vec<_> = conf.listens(&[]).iter().map(|listen| listen.address.port()).collect();
+        let ports: Vec<_> = conf.listens(&[]).iter().map(SocketAddr::port).collect();
         assert_eq!(ports, [4]);
         assert_eq!(conf.argument("worker_connections"), None);
         assert_eq!(debian().argument("worker_connections").as_deref(), Some("768"));

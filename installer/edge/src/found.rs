@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 use crate::conf::Conf;
+use crate::nginx::Http2;
 use crate::plan::{Files, Found};
 use crate::record::{Record, State};
 use crate::reload::UNIT;
@@ -69,6 +70,14 @@ pub fn ask_nginx() -> anyhow::Result<Answer> {
         },
         None => Answer::Refused(exec::tail(&dump.stderr, ERROR_LINES)),
     })
+}
+
+/// How the installed nginx is told to speak HTTP/2.
+///
+/// # Errors
+/// nginx does not run.
+pub fn http2() -> anyhow::Result<Http2> {
+    Ok(Http2::of(&exec::finish("nginx", ["-V"])?.stderr))
 }
 
 /// nginx's configuration. `None` if the user may not read it or nginx refuses it.

@@ -2,9 +2,13 @@
 
 mod cache_size;
 mod candidate;
+mod certificates;
 mod click_journal;
 mod conf;
+mod conflicts;
 mod found;
+mod handshake;
+mod neighbours;
 pub mod nginx;
 mod plan;
 mod ports;
@@ -16,7 +20,8 @@ mod socket_group;
 mod status;
 mod verify;
 
+pub use certificates::{Certificate, Certificates, Pair};
 pub use click_journal::ClickJournal;
 pub use nginx::Peers;
 pub use site::{Edge, INSTALL, Mode, Notices};
-pub use status::Status;
+pub use status::{Status, TlsName};

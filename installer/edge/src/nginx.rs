@@ -6,22 +6,31 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use data_encoding::HEXLOWER;
+use ipnet::IpNet;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, UndefinedBehavior};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use crate::certificates::Certificate;
 use links_base::endpoint::Endpoint;
 use links_base::layout::{self, Layout};
-use links_config::links::{Config, Listen};
+use links_config::acme::State;
+use links_config::links::{Config, Listen, PlainHttp, TLS_PORT};
 
 /// The path at which each server of the site identifies itself, to this host only.
 pub const WHICH_SITE: &str = "/internal/site";
+/// The name of a server that answers where no other one does.
+const ANY_NAME: &str = "_";
 /// The start of the answer at [`WHICH_SITE`], before the site's fingerprint.
 const IDENTITY: &str = "links-site ";
 
 const SITE: &str = include_str!("../../../packaging/nginx/site.conf");
+/// The name of the journal's format, by which a site of links is recognised wherever it is.
+pub const LOG_FORMAT: &str = "links_l1";
+/// The page for people who meet an error of nginx. nginx replaces the variables in it.
+const ERROR_PAGE: &str = include_str!("../../../packaging/nginx/error.html");
 const UP: &str = include_str!("../../../packaging/nginx/up.conf");
 
 /// The values for the template packaging/nginx/site.conf.
@@ -30,17 +39,102 @@ struct Site {
     identity: String,
     which_site: &'static str,
     include_dir: PathBuf,
+    /// Whether the site is a sample for an administrator who writes it.
+    is_sample: bool,
     instances: Vec<Instance>,
     listen: Vec<String>,
     default_server: bool,
+    /// Addresses of other sites that the site names as well.
+    shared: Vec<SocketAddr>,
     server_name: Vec<String>,
+    names_bucket: Option<usize>,
+    /// The networks of the trusted proxies.
+    proxies: Vec<String>,
+    proxy_protocol: bool,
+    limits: Limits,
+    /// The origin whose pages may read nginx's errors.
+    allowed_origin: Option<String>,
+    error_page: &'static str,
     ready_dir: PathBuf,
     keepalive_flag: &'static str,
+    unlimited_flag: &'static str,
     journal: PathBuf,
     /// A pattern for the files that set the header by which nginx proves itself to the instances. It is a pattern because nginx
     /// has to start without any such file, too.
     proxy_secret: PathBuf,
     edge: Option<Edge>,
+    /// The directory of the answers to HTTP-01 challenges.
+    challenges_dir: PathBuf,
+    /// `None` while no name has a certificate.
+    tls: Option<Tls>,
+}
+
+/// The values for the servers with TLS.
+#[derive(Serialize)]
+struct Tls {
+    certificates: Vec<Certificate>,
+    listen: Vec<String>,
+    /// Addresses of other sites with TLS that the site names as well.
+    shared: Vec<SocketAddr>,
+    http2: Http2,
+    hsts: bool,
+    /// The names whose requests without TLS are redirected.
+    redirected: Vec<String>,
+}
+
+/// How nginx is told to speak HTTP/2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Http2 {
+    /// nginx was built without it.
+    #[default]
+    Unsupported,
+    /// By a parameter of `listen`.
+    Parameter,
+    /// By the directive `http2`, from nginx 1.25.1 on.
+    Directive,
+}
+
+impl Http2 {
+    /// Parses the output of `nginx -V`, which holds the version and the configure arguments.
+    pub fn of(output: &str) -> Self {
+        if !output.contains("--with-http_v2_module") {
+            return Self::Unsupported;
+        }
+        let number = |text: &str| {
+            let digits = text.split(|c: char| !c.is_ascii_digit()).next()?;
+            digits.parse::<u32>().ok()
+        };
+        // Forks print their name before the slash, and have nginx's version after it.
+        let version = output
+            .lines()
+            .find_map(|line| line.split_once("version: ")?.1.split_once('/'));
+        let parts = version.map(|(_, version)| version.splitn(3, '.').map_while(number).collect::<Vec<_>>());
+        match parts.as_deref() {
+            Some([major, minor, patch]) if (*major, *minor, *patch) >= (1, 25, 1) => Self::Directive,
+            _ => Self::Parameter,
+        }
+    }
+}
+
+/// What the site needs for HTTPS.
+#[derive(Clone, Debug, Default)]
+pub struct Https {
+    pub certificates: Vec<Certificate>,
+    pub http2: Http2,
+}
+
+/// The values for the limits per client.
+#[derive(Serialize)]
+struct Limits {
+    /// The directory of the agent's flags.
+    directory: PathBuf,
+    /// How many links a client may create per minute. 0 means any number.
+    create: u16,
+    /// Whether the agent limits requests for unknown links.
+    links: bool,
+    /// Whether the agent limits requests with wrong tokens.
+    tokens: bool,
 }
 
 /// The values for the cache of redirects.
@@ -85,14 +179,51 @@ struct Standalone<'a> {
     user: Option<&'a str>,
 }
 
+/// What the site has to consider because nginx has other sites.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Whether the site answers for host names that no other site has. Only one site per address may.
+    pub default_server: bool,
+    /// Addresses of other sites that the site names as well, because nginx passes requests there only to sites that name them.
+    pub shared: Vec<SocketAddr>,
+    /// The same for the addresses on which the site listens for clients with TLS.
+    pub tls_shared: Vec<SocketAddr>,
+    /// The value for `server_names_hash_bucket_size`, if the site has to set it.
+    pub names_bucket: Option<usize>,
+}
+
 /// The facts about the host that the site depends on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct HostFacts {
     /// Whether the kernel has IPv6. If so, a port without an address is listened on over IPv6 too.
     pub ipv6: bool,
-    /// Whether the site answers for host names that no other site has. Only one site per address may.
-    pub default_server: bool,
+    pub terms: Terms,
+    /// The networks of the trusted proxies.
+    pub proxies: Vec<IpNet>,
     pub cache_size: CacheSize,
+}
+
+impl HostFacts {
+    /// The facts for a site that has nginx to itself.
+    pub fn alone(cache_size: CacheSize, proxies: Vec<IpNet>) -> Self {
+        Self {
+            ipv6: false,
+            terms: Terms {
+                default_server: true,
+                shared: vec![],
+                tls_shared: vec![],
+                names_bucket: None,
+            },
+            proxies,
+            cache_size,
+        }
+    }
+
+    /// Those of these addresses that this host can have.
+    fn existing(&self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+        let exist = addresses.iter().filter(|address| self.ipv6 || address.is_ipv4());
+        exist.copied().collect()
+    }
 }
 
 /// The limits of nginx's cache of redirects.
@@ -116,9 +247,11 @@ impl CacheSize {
 pub struct Paths {
     pub include_dir: PathBuf,
     pub ready_dir: PathBuf,
+    pub limits_dir: PathBuf,
     pub journal: PathBuf,
     pub secrets_dir: PathBuf,
     pub cache_dir: PathBuf,
+    pub challenges_dir: PathBuf,
 }
 
 impl Paths {
@@ -126,9 +259,11 @@ impl Paths {
         Self {
             include_dir: layout.nginx_include_dir(),
             ready_dir: layout.ready_dir(),
+            limits_dir: layout.limits_dir(),
             journal: layout.journal(),
             secrets_dir: layout.secrets_dir(),
             cache_dir: layout.edge_cache_dir(),
+            challenges_dir: layout.tls_challenges_dir(),
         }
     }
 }
@@ -136,11 +271,11 @@ impl Paths {
 /// The endpoints of each instance that the site lists.
 pub type Peers = BTreeMap<u16, BTreeSet<Endpoint>>;
 
-/// Renders the site's file.
+/// Renders the site's file. With `manage = false`, it is a sample for the administrator.
 ///
 /// # Errors
 /// The template is broken, which the tests rule out.
-pub fn site(config: &Config, paths: &Paths, facts: HostFacts, peers: &Peers) -> anyhow::Result<String> {
+pub fn site(config: &Config, paths: &Paths, facts: &HostFacts, peers: &Peers, https: &Https) -> anyhow::Result<String> {
     let instances: Vec<_> = peers
         .iter()
         .map(|(number, endpoints)| Instance {
@@ -148,25 +283,38 @@ pub fn site(config: &Config, paths: &Paths, facts: HostFacts, peers: &Peers) -> 
             endpoints: endpoints.iter().map(Server::new).collect(),
         })
         .collect();
-    let mut listen: Vec<_> = config
-        .nginx
-        .listen
-        .iter()
-        .flat_map(|listen| listens(*listen, facts.ipv6))
-        .collect();
-    // With IPv6, `[80, "[::]:80"]` names the same address twice.
-    let mut seen = BTreeSet::new();
-    listen.retain(|address| seen.insert(address.clone()));
+    let tls = (!https.certificates.is_empty()).then(|| Tls {
+        certificates: https.certificates.clone(),
+        listen: listens(&tls_listen(config), facts.ipv6),
+        shared: facts.existing(&facts.terms.tls_shared),
+        http2: https.http2,
+        hsts: config.tls.hsts,
+        redirected: redirected(config, &https.certificates),
+    });
     let site = Site {
         identity: IDENTITY.to_owned(),
         which_site: WHICH_SITE,
         include_dir: paths.include_dir.clone(),
+        is_sample: !config.nginx.manage,
         instances,
-        listen,
-        default_server: facts.default_server,
-        server_name: server_names(config),
+        listen: listens(&config.nginx.listen, facts.ipv6),
+        default_server: facts.terms.default_server,
+        shared: facts.existing(&facts.terms.shared),
+        server_name: plain_names(config, tls.as_ref().map_or(&[], |tls| &tls.redirected)),
+        names_bucket: facts.terms.names_bucket,
+        proxies: facts.proxies.iter().map(ToString::to_string).collect(),
+        proxy_protocol: config.nginx.proxy_protocol,
+        limits: Limits {
+            directory: paths.limits_dir.clone(),
+            create: config.create_limit(),
+            links: config.limits.unknown_links > 0,
+            tokens: config.limits.wrong_tokens > 0,
+        },
+        allowed_origin: config.shorten.allowed_origin.clone(),
+        error_page: ERROR_PAGE.trim_end(),
         ready_dir: paths.ready_dir.clone(),
         keepalive_flag: layout::KEEPALIVE_FLAG,
+        unlimited_flag: layout::UNLIMITED_FLAG,
         journal: paths.journal.clone(),
         proxy_secret: paths.secrets_dir.join("proxy*.conf"),
         edge: config.edge_port().map(|port| Edge {
@@ -175,6 +323,8 @@ pub fn site(config: &Config, paths: &Paths, facts: HostFacts, peers: &Peers) -> 
             seconds: (config.longest_edge_ttl() + config.nginx.cache_stale).as_secs(),
             cache_size: facts.cache_size,
         }),
+        challenges_dir: paths.challenges_dir.clone(),
+        tls,
     };
     let anonymous = render(SITE, &site).context("Rendering the nginx site")?;
     let identity = format!("{IDENTITY}{}", fingerprint(&anonymous));
@@ -202,6 +352,17 @@ pub fn is_authentic(site: &str) -> bool {
     })
 }
 
+/// The site without the `listen` directives for all IPv6 addresses, as linksctl writes it on a host without IPv6. `None` if it
+/// has none, or if linksctl did not write it.
+pub fn without_ipv6(site: &str) -> Option<String> {
+    let identity = identity(site).filter(|_| is_authentic(site))?;
+    let anonymous = site.replace(identity, IDENTITY);
+    let is_ipv6 = |line: &&str| line.trim_start().starts_with("listen [::]:");
+    let kept: String = anonymous.split_inclusive('\n').filter(|line| !is_ipv6(line)).collect();
+    let identity = format!("{IDENTITY}{}", fingerprint(&kept));
+    (kept != anonymous).then(|| kept.replace(IDENTITY, &identity))
+}
+
 /// The main file of an nginx that runs only this site, with its files in `directory`. `user` is for one that root starts.
 ///
 /// # Errors
@@ -210,7 +371,7 @@ pub fn standalone(directory: &Path, site: &Path, user: Option<&str>) -> anyhow::
     render(UP, &Standalone { directory, site, user }).context("Rendering the configuration of nginx")
 }
 
-/// The host names of the site: the public URL's host, unless links.toml sets others.
+/// The host names of the site: the public URL's host, unless links.toml sets others, and the names with HTTPS.
 pub fn server_names(config: &Config) -> Vec<String> {
     let host = || {
         Some(
@@ -220,16 +381,73 @@ pub fn server_names(config: &Config) -> Vec<String> {
                 .to_owned(),
         )
     };
-    match config.nginx.server_name.as_slice() {
-        [any] if any == "_" => vec![host().unwrap_or_else(|| any.clone())],
+    let mut names = match config.nginx.server_name.as_slice() {
+        [any] if any == ANY_NAME => Vec::from_iter(host()),
         named => named.to_vec(),
+    };
+    for name in config.tls.served() {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    if names.is_empty() {
+        names.push(ANY_NAME.to_owned());
+    }
+    names
+}
+
+/// The host names of the server without TLS that answers requests itself.
+fn plain_names(config: &Config, redirected: &[String]) -> Vec<String> {
+    let mut names = server_names(config);
+    names.retain(|name| !redirected.contains(name));
+    if names.is_empty() {
+        names.push(ANY_NAME.to_owned());
+    }
+    names
+}
+
+/// The names whose requests without TLS are redirected. After a certificate has expired, that would lead to an error page.
+fn redirected(config: &Config, certificates: &[Certificate]) -> Vec<String> {
+    match config.tls.http {
+        PlainHttp::Redirect => {
+            let valid = certificates
+                .iter()
+                .filter(|certificate| certificate.state != State::Expired);
+            valid.map(|certificate| certificate.name.clone()).collect()
+        }
+        PlainHttp::Serve => vec![],
     }
 }
 
-/// The addresses on which the site listens for clients.
+/// The addresses on which the site listens for clients without TLS.
 pub fn addresses(config: &Config, ipv6: bool) -> Vec<SocketAddr> {
+    bound(&config.nginx.listen, ipv6)
+}
+
+/// The addresses on which the site listens for clients with TLS.
+pub fn tls_addresses(config: &Config, ipv6: bool) -> Vec<SocketAddr> {
+    bound(&tls_listen(config), ipv6)
+}
+
+/// The IP addresses of `[nginx] listen`, with the port of HTTPS.
+fn tls_listen(config: &Config) -> Vec<Listen> {
+    let mut listen: Vec<_> = config
+        .nginx
+        .listen
+        .iter()
+        .map(|listen| match listen {
+            Listen::Port(_) => Listen::Port(TLS_PORT),
+            Listen::Address(address) => Listen::Address(SocketAddr::new(address.ip(), TLS_PORT)),
+        })
+        .collect();
+    let mut seen = BTreeSet::new();
+    listen.retain(|listen| seen.insert(listen.address()));
+    listen
+}
+
+fn bound(listens: &[Listen], ipv6: bool) -> Vec<SocketAddr> {
     let mut addresses = vec![];
-    for listen in &config.nginx.listen {
+    for listen in listens {
         let both = match listen {
             Listen::Port(port) if ipv6 => Some(SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port))),
             _ => None,
@@ -243,15 +461,21 @@ pub fn addresses(config: &Config, ipv6: bool) -> Vec<SocketAddr> {
     addresses
 }
 
-/// The arguments of `listen` for one entry of links.toml. nginx reads a lone port as IPv4 only.
-fn listens(listen: Listen, ipv6: bool) -> Vec<String> {
-    let mut listens = vec![listen.to_string()];
-    if let Listen::Port(port) = listen
-        && ipv6
-    {
-        listens.push(format!("[::]:{port}"));
+/// The arguments of `listen`. nginx reads a lone port as IPv4 only.
+fn listens(listens: &[Listen], ipv6: bool) -> Vec<String> {
+    let mut arguments = vec![];
+    for listen in listens {
+        arguments.push(listen.to_string());
+        if let Listen::Port(port) = listen
+            && ipv6
+        {
+            arguments.push(format!("[::]:{port}"));
+        }
     }
-    listens
+    // With IPv6, `[80, "[::]:80"]` names the same address twice.
+    let mut seen = BTreeSet::new();
+    arguments.retain(|argument| seen.insert(argument.clone()));
+    arguments
 }
 
 pub fn render(template: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
@@ -265,6 +489,7 @@ pub fn render(template: &str, values: &impl Serialize) -> Result<String, minijin
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
+    use crate::certificates::example;
 
     fn paths() -> Paths {
         Paths::new(&Layout::new("/"))
@@ -275,7 +500,7 @@ mod tests {
             instances,
             ..Config::default()
         };
-        site(&config, &paths(), facts, &on_ports(instances)).unwrap()
+        site(&config, &paths(), &facts, &on_ports(instances), &Https::default()).unwrap()
     }
 
     fn on_ports(instances: u16) -> Peers {
@@ -298,9 +523,21 @@ mod tests {
 
     const PLAIN: HostFacts = HostFacts {
         ipv6: false,
-        default_server: false,
+        terms: Terms {
+            default_server: false,
+            shared: Vec::new(),
+            tls_shared: Vec::new(),
+            names_bucket: None,
+        },
+        proxies: Vec::new(),
         cache_size: CacheSize::MODEST,
     };
+
+    /// The site for this links.toml.
+    fn site_for(links: &str, facts: &HostFacts) -> String {
+        let config = Config::parse(links, "links.toml").unwrap();
+        site(&config, &paths(), facts, &on_ports(config.instances), &Https::default()).unwrap()
+    }
 
     /// The lines between the one that starts with `opening` and the next `}`.
     fn block<'a>(site: &'a str, opening: &str) -> Vec<&'a str> {
@@ -334,11 +571,11 @@ mod tests {
             block(&site, "map $links_missing "),
             [
                 "default links_all;",
-                "\"~^/1(/keepalive)?$\" links_without_1;",
-                "\"~^/2(/keepalive)?$\" links_without_2;"
+                "\"~^/1(/[a-z]+)*$\" links_without_1;",
+                "\"~^/2(/[a-z]+)*$\" links_without_2;"
             ]
         );
-        assert!(site.contains("    if (-e /run/links/ready/1/2/../keepalive) { break; }\n"));
+        assert!(site.contains("    if (-e /run/links/ready/1/2/../limits/none) { break; }\n"));
         assert!(site.contains(r#"if (!-e /run/links/ready/2) { set $links_missing "${links_missing}/2"; }"#));
         assert!(site.contains(
             r#"if (!-e /run/links/ready/../keepalive) { set $links_missing "${links_missing}/keepalive"; }"#
@@ -348,7 +585,7 @@ mod tests {
     #[test]
     fn without_its_flag_an_instance_is_retried_on_its_socket_but_not_on_its_port() {
         let pool = |peers: &Peers| {
-            let site = site(&Config::default(), &paths(), PLAIN, peers).unwrap();
+            let site = site(&Config::default(), &paths(), &PLAIN, peers, &Https::default()).unwrap();
             let servers = block(&site, "upstream links_without_1").into_iter();
             let servers = servers.filter_map(|line| line.strip_prefix("server ")?.split(" max_fails=0").next());
             servers.map(str::to_owned).collect::<Vec<_>>()
@@ -425,7 +662,7 @@ mod tests {
         let mut caching = 0;
         for block in site.split("    location ").skip(1) {
             let block = block.split("\n    }").next().unwrap();
-            if block.contains("proxy_cache links_edge;") {
+            if block.contains("proxy_cache links_edge;") && !block.starts_with("@links_limited ") {
                 caching += 1;
                 let sends_the_key = block.contains("proxy_pass http://links_all/;")
                     || block.contains("rewrite ^ $uri break;\n        proxy_pass http://$links_pool;");
@@ -433,6 +670,9 @@ mod tests {
             }
         }
         assert_eq!(caching, 3, "{site}");
+        // A client that has reached its limit is served from the same entries, without an instance.
+        let (limited, _) = location(&site, "location @links_limited {");
+        assert!(limited.ends_with(&["rewrite ^ $uri break;", "proxy_pass http://links_nothing;"]));
         let edge = server(&site, "127.0.0.1:7000");
         assert!(edge.contains("    proxy_cache links_edge;\n"), "{edge}");
         assert!(
@@ -448,10 +688,12 @@ mod tests {
         let headers = |line: &&str| line.trim().starts_with("proxy_set_header ");
         let (_, all) = location(&site, "location /");
         assert!(all.contains(&"proxy_set_header X-Request-Id $request_id;"), "{site}");
+        // These two lead back to nginx.
         let (lookup, _) = location(&site, LOOKUP);
+        let (limited, _) = location(&site, "location @links_limited {");
         assert_eq!(
             site.lines().filter(headers).count(),
-            all.into_iter().chain(lookup).filter(headers).count()
+            all.into_iter().chain(lookup).chain(limited).filter(headers).count()
         );
     }
 
@@ -531,6 +773,7 @@ mod tests {
             ]
         );
         let (_, all) = location(&site, "location /");
+        assert_eq!(LOG_FORMAT, "links_l1");
         let log = "access_log /var/lib/links/journal/clicks.log links_l1 buffer=512k flush=1s;";
         assert!(all.contains(&log), "{site}");
     }
@@ -573,15 +816,24 @@ mod tests {
             assert!(all.contains(&"recursive_error_pages on;"), "{all:?}");
         }
         let (inside, _) = location(&site, "location @links_not_kept {");
-        assert_eq!(inside, ["rewrite ^ $uri break;", "proxy_pass http://$links_pool;"]);
+        assert_eq!(inside[1..], ["rewrite ^ $uri break;", "proxy_pass http://$links_pool;"]);
     }
 
     #[test]
     fn with_a_ttl_of_zero_there_is_no_cache() {
         let mut config = Config::default();
         config.nginx.cache_ttl = Some(std::time::Duration::ZERO);
-        let site = site(&config, &paths(), PLAIN, &on_ports(config.instances)).unwrap();
+        let site = site(
+            &config,
+            &paths(),
+            &PLAIN,
+            &on_ports(config.instances),
+            &Https::default(),
+        )
+        .unwrap();
         assert!(!site.contains("cache ") && !site.contains("127.0.0.1:7000"), "{site}");
+        let (limited, _) = location(&site, "location @links_limited {");
+        assert_eq!(limited.last(), Some(&"return 429;"));
         assert!(site.contains("access_log "), "{site}");
     }
 
@@ -601,19 +853,13 @@ mod tests {
         assert_eq!(site.matches("\nupstream ").count(), 17 + 1);
         assert_eq!(site.matches("\nupstream links_without_").count(), 16);
         // "/1/6" is two missing flags, "/16" is one: they must not be mistaken for each other.
-        assert!(
-            site.contains("    \"~^/16(/keepalive)?$\" links_without_16;\n"),
-            "{site}"
-        );
+        assert!(site.contains("    \"~^/16(/[a-z]+)*$\" links_without_16;\n"), "{site}");
     }
 
     #[test]
     fn a_lone_port_is_listened_on_over_ipv6_if_the_host_has_it() {
-        let with = HostFacts {
-            ipv6: true,
-            default_server: true,
-            ..PLAIN
-        };
+        let mut with = HostFacts { ipv6: true, ..PLAIN };
+        with.terms.default_server = true;
         let site = site_of(2, with);
         assert!(
             site.contains("    listen 80 default_server;\n    listen [::]:80 default_server;\n"),
@@ -632,6 +878,9 @@ mod tests {
         config.nginx.server_name = vec!["a.example".into(), "b.example".into()];
         assert_eq!(server_names(&config), ["a.example", "b.example"]);
         assert_eq!(server_names(&Config::default()), ["_"]);
+        config.tls = with_tls("").tls;
+        config.nginx.server_name = vec!["b.example".into(), "c.example".into()];
+        assert_eq!(server_names(&config), ["b.example", "c.example", "a.example"]);
     }
 
     #[test]
@@ -658,6 +907,367 @@ mod tests {
         let include = "    include /etc/links/nginx.d/*.conf;\n";
         assert!(server(&site, "80").contains(include), "{site}");
         assert_eq!(site.matches(include).count(), 1);
+    }
+
+    const PROXIES: &str = "nginx.trusted_proxies = \"10.0.0.0/8\"";
+
+    #[test]
+    fn only_trusted_proxies_can_report_the_address_the_scheme_and_the_host() {
+        let mut facts = PLAIN;
+        let plain = site_for("", &facts);
+        let public = server(&plain, "80");
+        for line in [
+            "proxy_set_header X-Forwarded-Host $http_host;",
+            "proxy_set_header X-Forwarded-Proto $scheme;",
+        ] {
+            assert!(public.contains(line), "{public}");
+        }
+        assert!(!plain.contains("real_ip") && !plain.contains("geo "), "{plain}");
+
+        facts.proxies = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+        let behind = site_for(PROXIES, &facts);
+        let public = server(&behind, "80");
+        let lines = "    set_real_ip_from 10.0.0.0/8;\n    set_real_ip_from 2001:db8::/32;\n    \
+                     real_ip_header X-Forwarded-For;\n    real_ip_recursive on;\n";
+        assert!(public.contains(lines), "{public}");
+        assert!(public.contains("X-Forwarded-Host $links_host;"), "{public}");
+        assert!(public.contains("X-Forwarded-Proto $links_scheme;"), "{public}");
+        assert_eq!(
+            block(&behind, "geo $realip_remote_addr"),
+            ["default 0;", "10.0.0.0/8 1;", "2001:db8::/32 1;"]
+        );
+        // The server for the instances has no proxies in front.
+        assert!(!server(&behind, "127.0.0.1:7000").contains("real_ip"), "{behind}");
+    }
+
+    #[test]
+    fn with_the_proxy_protocol_the_address_is_the_one_in_it() {
+        let mut facts = PLAIN;
+        facts.proxies = vec!["10.0.0.0/8".parse().unwrap()];
+        facts.terms.shared = vec!["192.0.2.1:80".parse().unwrap(), "[2001:db8::1]:80".parse().unwrap()];
+        let site = site_for(&format!("{PROXIES}\nnginx.proxy_protocol = true"), &facts);
+        assert!(site.contains("    listen 80 proxy_protocol;\n"), "{site}");
+        assert!(site.contains("    listen 192.0.2.1:80 proxy_protocol;\n"), "{site}");
+        // This host has no IPv6.
+        assert!(!site.contains("listen [2001:db8::1]:80"), "{site}");
+        assert!(site.contains("    real_ip_header proxy_protocol;\n"), "{site}");
+    }
+
+    #[test]
+    fn limits_cost_nothing_while_they_are_off() {
+        let off = "limits = { create = 0, wrong_tokens = 0, unknown_links = 0 }\nshorten.access = \"open\"";
+        let site = site_for(off, &PLAIN);
+        for part in ["limit_req", "/limits/", "$links_client", "$http_links_limited"] {
+            assert!(!site.contains(part), "{part}: {site}");
+        }
+        assert!(
+            site.contains("    if (-e /run/links/ready/1/2/../keepalive) { break; }\n"),
+            "{site}"
+        );
+    }
+
+    #[test]
+    fn creating_links_is_limited_only_while_it_is_open() {
+        let limit = |links: &str| {
+            let site = site_for(links, &PLAIN);
+            let (create, _) = location(&site, "location = /shorten {");
+            let zone = site.lines().find_map(|line| line.strip_prefix("limit_req_zone "));
+            let line = create.into_iter().find(|line| line.starts_with("limit_req "));
+            (zone.map(str::to_owned), line.map(str::to_owned))
+        };
+        assert_eq!(limit(""), (None, None));
+        let (zone, line) = limit("shorten.access = \"open\"\nlimits.create = 7");
+        assert_eq!(zone.as_deref(), Some("$links_creator zone=links_create:1m rate=7r/m;"));
+        assert_eq!(line.as_deref(), Some("limit_req zone=links_create burst=7 nodelay;"));
+    }
+
+    #[test]
+    fn a_client_with_a_flag_gets_no_instance() {
+        let site = site_of(2, PLAIN);
+        for kind in ["links", "tokens"] {
+            let flag = format!("if (-e /run/links/limits/{kind}-$links_client) {{");
+            assert!(server(&site, "80").contains(&flag), "{site}");
+        }
+        for route in ["location = /shorten {", "location @links_api {"] {
+            let (inside, _) = location(&site, route);
+            assert!(inside.contains(&"if ($links_refused) { return 429; }"), "{inside:?}");
+        }
+        for route in ["location @links_by_flags {", "location @links_and_close {"] {
+            let (inside, _) = location(&site, route);
+            let to_limited = [
+                "error_page 419 = @links_limited;",
+                "if ($links_limited) { return 419; }",
+            ];
+            assert!(to_limited.iter().all(|line| inside.contains(line)), "{inside:?}");
+        }
+        let edge = server(&site, "127.0.0.1:7000");
+        assert!(
+            edge.contains("    if ($http_links_limited) { return 429; }\n"),
+            "{edge}"
+        );
+    }
+
+    #[test]
+    fn nginx_s_own_errors_are_problems_for_programs_and_pages_for_people() {
+        let links = "shorten = { access = \"open\", allowed_origin = \"https://app.example\" }";
+        let site = site_for(links, &PLAIN);
+        let problems = "error_page 413 429 500 502 503 504 @links_problem;";
+        for route in [
+            "location = /shorten {",
+            "location @links_create_and_close {",
+            "location /api/ {",
+            "location @links_api {",
+            "location @links_api_and_close {",
+        ] {
+            let (inside, _) = location(&site, route);
+            assert!(inside.contains(&problems), "{route} {inside:?}");
+        }
+        for route in [
+            "location / {",
+            "location @links_by_flags {",
+            "location @links_and_close {",
+        ] {
+            let (inside, _) = location(&site, route);
+            let pages = "error_page 413 429 502 503 504 @links_page;";
+            assert!(inside.contains(&pages), "{route} {inside:?}");
+        }
+        let (problem, all) = location(&site, "location @links_problem {");
+        assert!(problem.contains(&"add_header Access-Control-Allow-Origin \"https://app.example\" always;"));
+        for status in ["400", "414", "494"] {
+            let early = |line: &&&str| line.starts_with("error_page ") && line.contains(status);
+            assert!(all.iter().any(|line| early(&line)), "{all:?}");
+        }
+        // Without a cache, nothing else takes nginx's 500.
+        let without = site_for("nginx.cache_ttl = \"0s\"", &PLAIN);
+        let (inside, _) = location(&without, "location / {");
+        assert!(
+            inside.contains(&"error_page 413 429 500 502 503 504 @links_page;"),
+            "{inside:?}"
+        );
+    }
+
+    #[test]
+    fn the_error_page_is_one_short_argument_without_links_to_elsewhere() {
+        // A longer one would exceed nginx's limit for an argument (NGX_CONF_BUFFER).
+        assert!(ERROR_PAGE.len() < 4000);
+        assert!(!ERROR_PAGE.contains(['\'', '\\']));
+        assert!(!ERROR_PAGE.contains("://") && !ERROR_PAGE.contains("src=") && !ERROR_PAGE.contains("href="));
+        assert!(site_of(1, PLAIN).contains(&format!("default '{}';", ERROR_PAGE.trim_end())));
+    }
+
+    #[test]
+    fn a_sample_says_so_and_whether_it_caches() {
+        let sample = site_for("nginx.manage = false", &PLAIN);
+        assert!(sample.contains("# This is a sample for `manage = false`"), "{sample}");
+        assert!(
+            sample.contains("# It caches nothing") && !sample.contains("proxy_cache_path"),
+            "{sample}"
+        );
+        let caching = site_for("nginx = { manage = false, cache_ttl = \"5m\" }", &PLAIN);
+        assert!(
+            !caching.contains("# It caches nothing") && caching.contains("\nproxy_cache_path"),
+            "{caching}"
+        );
+        assert!(!site_of(2, PLAIN).contains("sample"));
+    }
+
+    #[test]
+    fn a_long_host_name_gets_room() {
+        let mut facts = PLAIN;
+        facts.terms.names_bucket = Some(128);
+        let site = site_for("", &facts);
+        assert!(site.contains("\nserver_names_hash_bucket_size 128;\n"), "{site}");
+        assert!(!site_of(2, PLAIN).contains("bucket_size"));
+    }
+
+    /// A configuration with HTTPS for a.example and b.example.
+    fn with_tls(more: &str) -> Config {
+        let text = format!("[tls]\nmode = \"acme\"\nnames = [\"a.example\", \"b.example\"]\n{more}");
+        Config::parse(&text, "links.toml").unwrap()
+    }
+
+    /// The site with these certificates.
+    fn tls_site(config: &Config, facts: &HostFacts, http2: Http2, certificates: &[Certificate]) -> String {
+        let https = Https {
+            certificates: certificates.to_vec(),
+            http2,
+        };
+        site(config, &paths(), facts, &on_ports(2), &https).unwrap()
+    }
+
+    /// The `server_name` of each server that listens on `listen`, in order.
+    fn names_on<'a>(site: &'a str, listen: &str) -> Vec<&'a str> {
+        let servers = site.split("\nserver {\n").skip(1);
+        let servers = servers.filter(|server| server.starts_with(&format!("    listen {listen};\n")));
+        servers
+            .map(|server| {
+                server
+                    .split("    server_name ")
+                    .nth(1)
+                    .unwrap()
+                    .split(';')
+                    .next()
+                    .unwrap()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn without_a_certificate_the_names_are_served_without_tls() {
+        let site = tls_site(&with_tls(""), &PLAIN, Http2::Parameter, &[]);
+        assert_eq!(names_on(&site, "80"), ["a.example b.example"]);
+        assert!(!site.contains("443") && !site.contains("ssl_"), "{site}");
+    }
+
+    #[test]
+    fn each_certificate_has_a_server_that_serves_what_the_plain_one_does() {
+        let both = [example("a.example"), example("b.example")];
+        let ipv6 = HostFacts { ipv6: true, ..PLAIN };
+        let site = tls_site(&with_tls("http = \"serve\"\n"), &ipv6, Http2::Parameter, &both);
+        assert_eq!(names_on(&site, "80"), ["a.example b.example"]);
+        assert_eq!(names_on(&site, "443 ssl http2"), ["a.example", "b.example"]);
+        assert_eq!(site.matches("    listen [::]:443 ssl http2;\n").count(), 2);
+        let (plain, tls) = (server(&site, "80"), server(&site, "443 ssl http2"));
+        for line in [
+            "ssl_certificate /var/lib/links/tls/live/b.example/fullchain.pem;",
+            "ssl_certificate_key /var/lib/links/tls/live/b.example/privkey.pem;",
+            "ssl_protocols TLSv1.2 TLSv1.3;",
+            "ssl_session_tickets off;",
+        ] {
+            assert!(tls.contains(&format!("    {line}\n")), "{line}: {tls}");
+        }
+        let body = |server: &str| {
+            server
+                .split_once("    server_tokens off;\n")
+                .unwrap()
+                .1
+                .split("\n}")
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(body(plain), body(tls));
+        assert!(
+            !site.contains("ssl_stapling") && !site.contains("Strict-Transport-Security"),
+            "{site}"
+        );
+    }
+
+    #[test]
+    fn only_a_certificate_that_asks_for_it_is_stapled() {
+        let mut staple = example("a.example");
+        staple.described.must_staple = true;
+        let site = tls_site(&with_tls(""), &PLAIN, Http2::Directive, &[staple, example("b.example")]);
+        assert_eq!(site.matches("    ssl_stapling on;\n").count(), 1);
+        assert_eq!(site.matches("    listen 443 ssl;\n    http2 on;\n").count(), 2);
+    }
+
+    #[test]
+    fn names_with_a_valid_certificate_are_redirected() {
+        let expired = Certificate {
+            state: State::Expired,
+            ..example("b.example")
+        };
+        let config = with_tls("hsts = true\n");
+        let site = tls_site(&config, &PLAIN, Http2::Unsupported, &[example("a.example"), expired]);
+        assert_eq!(names_on(&site, "80"), ["b.example", "a.example"]);
+        assert_eq!(names_on(&site, "443 ssl"), ["a.example", "b.example"]);
+        let redirecting = site
+            .split("    server_name a.example;\n")
+            .nth(1)
+            .unwrap()
+            .split("\n}")
+            .next()
+            .unwrap();
+        for line in [
+            "return 301 https://$host$request_uri;",
+            "location ^~ /internal/ { return 404; }",
+            "location ^~ /.well-known/acme-challenge/ {",
+            "location = /internal/site {",
+            "location = /health { proxy_pass http://$links_pool; }",
+            "access_log off;",
+            "keepalive_timeout 0;",
+        ] {
+            assert!(redirecting.contains(line), "{line}: {redirecting}");
+        }
+        let hsts = "    add_header Strict-Transport-Security \"max-age=31536000\" always;\n";
+        assert_eq!(site.matches(hsts).count(), 2);
+        assert!(!server(&site, "80").contains("Strict-Transport-Security"));
+        // If every name is redirected, the other server answers to no name.
+        let site = tls_site(
+            &config,
+            &PLAIN,
+            Http2::Unsupported,
+            &[example("a.example"), example("b.example")],
+        );
+        assert_eq!(names_on(&site, "80"), ["_", "a.example b.example"]);
+    }
+
+    #[test]
+    fn every_public_server_answers_challenges() {
+        let site = tls_site(&with_tls(""), &PLAIN, Http2::Parameter, &[example("a.example")]);
+        let alias = "        alias /var/lib/links/tls/challenges/;\n";
+        // Without TLS, with the redirects, and with TLS.
+        assert_eq!(site.matches(alias).count(), 3, "{site}");
+        assert!(server(&site_of(2, PLAIN), "80").contains(alias));
+    }
+
+    #[test]
+    fn tls_listens_where_the_plain_site_does() {
+        let mut config = Config::default();
+        config.nginx.listen = vec![
+            Listen::Port(80),
+            Listen::Port(8080),
+            Listen::Address("192.0.2.1:80".parse().unwrap()),
+            Listen::Address("[2001:db8::1]:80".parse().unwrap()),
+        ];
+        let addresses = tls_addresses(&config, true);
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            addresses,
+            ["0.0.0.0:443", "[::]:443", "192.0.2.1:443", "[2001:db8::1]:443"]
+        );
+    }
+
+    #[test]
+    fn an_address_of_another_site_with_tls_is_shared_like_one_without() {
+        let mut facts = PLAIN;
+        facts.terms.tls_shared = vec!["192.0.2.1:443".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()];
+        facts.proxies = vec!["10.0.0.0/8".parse().unwrap()];
+        let mut config = with_tls("");
+        config.nginx.proxy_protocol = true;
+        let site = tls_site(&config, &facts, Http2::Parameter, &[example("a.example")]);
+        let tls = server(&site, "443 ssl http2 proxy_protocol");
+        assert!(
+            tls.contains("    listen 192.0.2.1:443 ssl http2 proxy_protocol;\n"),
+            "{tls}"
+        );
+        // This host has no IPv6.
+        assert!(
+            !tls.contains("2001:db8") && tls.contains("    set_real_ip_from 10.0.0.0/8;\n"),
+            "{tls}"
+        );
+    }
+
+    #[test]
+    fn nginx_s_version_decides_how_it_is_told_to_speak_http2() {
+        let of = |version: &str| {
+            Http2::of(&format!(
+                "nginx version: {version}\nconfigure arguments: --with-http_v2_module\n"
+            ))
+        };
+        for (version, expected) in [
+            ("nginx/1.22.1", Http2::Parameter),
+            ("nginx/1.25.0", Http2::Parameter),
+            ("nginx/1.25.1", Http2::Directive),
+            ("nginx/1.26.3 (Debian)", Http2::Directive),
+            ("nginx/2.0.0", Http2::Directive),
+            ("openresty/1.27.1.2", Http2::Directive),
+            ("unknown", Http2::Parameter),
+        ] {
+            assert_eq!(of(version), expected, "{version}");
+        }
+        assert_eq!(Http2::of("nginx version: nginx/1.26.3\n"), Http2::Unsupported);
     }
 
     #[test]

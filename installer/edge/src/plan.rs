@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 
 use super::conf::{Conf, Overrides};
+use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours};
 use super::record::{Change, State, digest};
 use super::released;
-use crate::nginx;
+use crate::nginx::{self, Terms};
 use links_base::layout::Layout;
 use links_config::links::Config;
 
@@ -96,11 +97,10 @@ impl Plan {
         }
     }
 
-    /// Disables Debian's default site if nobody has changed it and links.toml does not forbid it.
+    /// Disables Debian's default site if links may.
     fn make_way(&mut self, found: &Found, files: &Files, config: &Config) {
         if let State::Link(target) = &found.default
-            && config.nginx.replace_default_site
-            && found.default_is_pristine
+            && makes_way(found, config)
         {
             let target = State::File(target.to_string_lossy().into_owned());
             self.add(files.parked.clone(), &found.parked, target);
@@ -130,16 +130,35 @@ impl Plan {
     }
 }
 
+/// Whether links may disable Debian's default site: nobody has changed it, and links.toml does not forbid it.
+fn makes_way(found: &Found, config: &Config) -> bool {
+    config.nginx.replace_default_site && found.default_is_pristine && matches!(found.default, State::Link(_))
+}
+
 /// The directory for the site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub enum Place {
     /// Debian's: sites-available, with a link in sites-enabled that enables the site.
     Sites,
     /// nginx's own: conf.d.
     ConfD,
 }
 
-fn place(found: &Found, conf: &Conf, files: &Files) -> anyhow::Result<Place> {
+impl Place {
+    /// Where nginx reads the site.
+    pub fn read_at(self, files: &Files) -> &Path {
+        match self {
+            Self::Sites => &files.enabled,
+            Self::ConfD => &files.conf_d,
+        }
+    }
+}
+
+/// The directory for the site that nginx reads.
+///
+/// # Errors
+/// nginx reads none of the usual directories.
+pub fn place(found: &Found, conf: &Conf, files: &Files) -> anyhow::Result<Place> {
     if found.has_sites && conf.includes(&files.enabled) {
         return Ok(Place::Sites);
     }
@@ -207,24 +226,52 @@ pub fn in_force(found: &Found, files: &Files) -> Option<Site> {
     }
 }
 
-/// Plans the installation of the site. `render` gives its text, depending on whether it is the default server. With `force`, a
-/// site that somebody else has edited is replaced as well.
+/// The other sites of nginx after links has written its own in this place.
+pub fn neighbours<'a>(
+    place: Place,
+    found: &Found,
+    conf: &'a Conf,
+    files: &'a Files,
+    config: &'a Config,
+) -> Neighbours<'a> {
+    let mut except = vec![files.enabled.as_path(), files.conf_d.as_path()];
+    if place == Place::Sites && makes_way(found, config) {
+        except.push(files.default_enabled.as_path());
+    }
+    Neighbours::new(conf, config, place.read_at(files), except)
+}
+
+/// What a sample of the site has to consider, wherever the administrator puts it. If one is in use already, it is no neighbour
+/// of the next one.
+pub fn around_sample(found: &Found, conf: &Conf, files: &Files, config: &Config) -> Terms {
+    let formats = conf.of_http("log_format", &[]).into_iter();
+    let mut ours = formats.filter(|format| format.arguments.first().is_some_and(|name| name == nginx::LOG_FORMAT));
+    let in_use = ours.next().map(|format| format.place.file);
+    let usual = place(found, conf, files).map_or(&*files.conf_d, |place| place.read_at(files));
+    let read_at = in_use.as_deref().unwrap_or(usual);
+    let except = vec![read_at, files.enabled.as_path(), files.conf_d.as_path()];
+    Neighbours::new(conf, config, read_at, except).terms()
+}
+
+/// Plans the installation of the site. `render` gives its text, depending on the other sites. With `force`, a site that
+/// somebody else has edited is replaced as well.
 ///
 /// # Errors
-/// nginx reads none of the usual directories, or no request would reach the site.
+/// nginx reads none of the usual directories, no request would reach the site, or nginx has no room for its names.
 pub fn install(
     found: &Found,
     conf: &Conf,
     files: &Files,
     config: &Config,
     force: bool,
-    render: impl FnOnce(bool) -> anyhow::Result<String>,
+    render: impl FnOnce(Terms) -> anyhow::Result<String>,
 ) -> anyhow::Result<Plan> {
     let place = place(found, conf, files)?;
     let mut plan = Plan::default();
-    let (file, was, read_at) = match place {
-        Place::Sites => (files.available.clone(), &found.available, files.enabled.clone()),
-        Place::ConfD => (files.conf_d.clone(), &found.conf_d, files.conf_d.clone()),
+    let read_at = place.read_at(files).to_owned();
+    let (file, was) = match place {
+        Place::Sites => (files.available.clone(), &found.available),
+        Place::ConfD => (files.conf_d.clone(), &found.conf_d),
     };
     let link = State::Link(files.available.clone());
 
@@ -258,18 +305,23 @@ pub fn install(
             }
         }
     }
-    let makes_way = plan.changes.iter().any(|change| change.path == files.default_enabled);
-    let other = other_default_server(conf, files, config, makes_way);
-    if let Some(other) = &other
+    let neighbours = neighbours(place, found, conf, files, config);
+    if let Some(other) = neighbours.default_server()
         && nginx::server_names(config) == ["_"]
     {
         bail!(
             "no request would reach links: {} answers for every host name that no other site has. Set public_url, or \
              server_name in [nginx], in links.toml",
-            other.display()
+            other.place
         );
     }
-    let text = render(other.is_none())?;
+    if let NamesBucket::TooSmall { set, needed } = neighbours.names_bucket() {
+        bail!(
+            "nginx has no room for the host names of links: set {NAMES_BUCKET} to {needed} in {}",
+            set.place
+        );
+    }
+    let text = render(neighbours.terms())?;
     if let State::File(old) = was
         && foreign(was, found, files).is_some()
     {
@@ -290,16 +342,19 @@ pub fn install(
     Ok(plan)
 }
 
-/// The file of another server that answers for unknown host names on an address of the site.
-fn other_default_server(conf: &Conf, files: &Files, config: &Config, default_makes_way: bool) -> Option<PathBuf> {
-    let mut except = vec![files.enabled.as_path(), files.conf_d.as_path()];
-    except.extend(default_makes_way.then_some(files.default_enabled.as_path()));
-    let addresses = nginx::addresses(config, true);
-    let listens = conf.listens(&except).into_iter();
-    listens
-        .filter(|listen| listen.default_server && addresses.contains(&listen.address))
-        .map(|listen| listen.file)
-        .next()
+/// Plans to take the IPv6 addresses of every host out of our site. `None` if that changes nothing, or somebody else has edited
+/// the site.
+pub fn without_ipv6(found: &Found, files: &Files) -> Option<Plan> {
+    let site = in_force(found, files).filter(|site| !site.edited)?;
+    let text = nginx::without_ipv6(&site.text)?;
+    let (file, before) = match found.enabled {
+        State::Absent => (&files.conf_d, &found.conf_d),
+        _ => (&files.available, &found.available),
+    };
+    let mut plan = Plan::default();
+    plan.add(file.clone(), before, State::File(text.clone()));
+    plan.site = Some(Site { text, ..site });
+    Some(plan)
 }
 
 /// Plans the removal of the site. Debian's default site is enabled again if links had disabled it.
@@ -414,9 +469,15 @@ mod tests {
         )
     }
 
-    /// Renders the site as the word `default`, or `other` if another server answers for unknown names.
-    fn to_default(is_default: bool) -> anyhow::Result<String> {
-        Ok(if is_default { "default" } else { "other" }.to_owned())
+    /// Renders the site as the word `default`, or `other` if another server answers for unknown names, with the other terms.
+    fn to_default(terms: Terms) -> anyhow::Result<String> {
+        let default = if terms.default_server { "default" } else { "other" };
+        let shared = terms.shared.iter().map(|address| format!(" and {address}"));
+        let bucket = terms.names_bucket.map(|size| format!(" in {size}"));
+        Ok(std::iter::once(default.to_owned())
+            .chain(shared)
+            .chain(bucket)
+            .collect())
     }
 
     fn plan(found: &Found, conf: &Conf, force: bool) -> Plan {
@@ -594,7 +655,7 @@ mod tests {
         assert_eq!(to(&elsewhere, &named).unwrap(), "other");
         let error = to(&elsewhere, &Config::default()).unwrap_err().to_string();
         assert!(
-            error.contains("/etc/nginx/nginx.conf answers for every host name"),
+            error.contains("/etc/nginx/nginx.conf:1 answers for every host name"),
             "{error}"
         );
 
@@ -613,7 +674,80 @@ mod tests {
             ..fresh()
         };
         let error = install(&changed, &debian(), &files(), &Config::default(), false, to_default).unwrap_err();
-        assert!(error.to_string().contains("sites-enabled/default answers"), "{error}");
+        assert!(error.to_string().contains("sites-enabled/default:1 answers"), "{error}");
+    }
+
+    #[test]
+    fn the_site_fits_in_with_its_neighbours() {
+        let own = "server { listen 192.0.2.1:80 default_server; }";
+        let mut conf = conf(
+            "include /etc/nginx/sites-enabled/*;",
+            &[("/etc/nginx/sites-enabled/own", own)],
+        );
+        let mut config = Config {
+            public_url: Some("https://s.example.org".into()),
+            ..Config::default()
+        };
+        let found = installed("default");
+        let to = |conf: &Conf, config: &Config| {
+            install(&found, conf, &files(), config, false, to_default).map(|plan| plan.site.unwrap().text)
+        };
+        assert_eq!(to(&conf, &config).unwrap(), "default and 192.0.2.1:80");
+        config.nginx.server_name = vec!["x".repeat(60)];
+        assert_eq!(to(&conf, &config).unwrap(), "default and 192.0.2.1:80 in 128");
+        conf = Conf::read(&format!(
+            "# configuration file /etc/nginx/nginx.conf:\nhttp {{\n{NAMES_BUCKET} 64;\ninclude /etc/nginx/sites-enabled/*; }}\n"
+        ))
+        .unwrap();
+        let error = to(&conf, &config).unwrap_err().to_string();
+        assert!(error.contains("to 128 in /etc/nginx/nginx.conf:2"), "{error}");
+    }
+
+    #[test]
+    fn a_sample_that_is_in_use_is_no_neighbour_of_the_next_one() {
+        let sample = "log_format links_l1 x; server { listen 80 default_server; }";
+        let is_default = |site: &str| {
+            let includes = "include /etc/nginx/conf.d/*.conf;";
+            let conf = conf(includes, &[("/etc/nginx/conf.d/own.conf", site)]);
+            around_sample(&fresh(), &conf, &files(), &Config::default()).default_server
+        };
+        assert!(is_default(sample));
+        assert!(!is_default("server { listen 80 default_server; }"));
+    }
+
+    #[test]
+    fn a_host_without_ipv6_gets_the_site_without_it() {
+        let config = Config::default();
+        let site = |ipv6| {
+            let facts = nginx::HostFacts {
+                ipv6,
+                ..nginx::HostFacts::alone(nginx::CacheSize::MODEST, vec![])
+            };
+            nginx::site(
+                &config,
+                &files().named,
+                &facts,
+                &nginx::Peers::new(),
+                &nginx::Https::default(),
+            )
+            .unwrap()
+        };
+        let (with, without) = (site(true), site(false));
+        let plan = without_ipv6(&installed(&with), &files()).unwrap();
+        assert_eq!(list(&plan), [format!("/etc/nginx/sites-available/links = {without}")]);
+        let conf_d = Found {
+            conf_d: file(&with),
+            ..fresh()
+        };
+        let plan = without_ipv6(&conf_d, &files()).unwrap();
+        assert_eq!(list(&plan), [format!("/etc/nginx/conf.d/links.conf = {without}")]);
+        assert_eq!(without_ipv6(&installed(&without), &files()), None);
+        let edited = Found {
+            available: file(&format!("{with}# edited")),
+            ..installed(&with)
+        };
+        assert_eq!(without_ipv6(&edited, &files()), None);
+        assert_eq!(without_ipv6(&fresh(), &files()), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use procfs::process::Process;
 use links_base::layout::Layout;
 use links_base::services::Services;
 use links_base::{connections, files};
-use links_config::links::Config;
+use links_config::links::{Config, TLS_PORT};
 
 pub const UNIT: &str = "nginx.service";
 /// How long a reload may take, besides reading the configuration. nginx needs about a tenth of a second, or 2.5 seconds if it
@@ -161,12 +161,10 @@ impl<'a> KeepAliveDrain<'a> {
         let drain = Self(nginx);
         let path = &nginx.keepalive_flag;
         files::remove_if_present(path).with_context(|| format!("Removing {}", path.display()))?;
-        let ports: Vec<_> = config
-            .nginx
-            .listen
-            .iter()
-            .map(|listen| listen.address().port())
-            .collect();
+        let plain = config.nginx.listen.iter().map(|listen| listen.address().port());
+        // HTTP/2 has no `Connection: close`. nginx ends such a connection by a GOAWAY at the reload: it answers the requests that
+        // it has got, and clients repeat the others over a new connection (RFC 9113, section 6.8).
+        let ports: Vec<_> = plain.chain(config.tls.is_on().then_some(TLS_PORT)).collect();
         let deadline = Instant::now() + DRAIN_TIMEOUT;
         let before = clients(&ports);
         while Instant::now() < deadline && !clients(&ports).is_disjoint(&before) {

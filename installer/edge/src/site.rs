@@ -6,20 +6,27 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use ipnet::IpNet;
 
 use crate::candidate::Candidate;
+use crate::certificates::{Certificate, Certificates};
 use crate::conf::Conf;
-use crate::found::{Answer, Running, ask_nginx, find, is_live};
-use crate::nginx::{self, HostFacts, Peers};
+use crate::found::{self, Answer, Running, ask_nginx, find, http2, is_live};
+use crate::nginx::{self, CacheSize, HostFacts, Http2, Https, Peers};
 use crate::plan::{Files, Plan};
 use crate::record::Record;
 use crate::reload::{Nginx, UNIT};
 use crate::verify::{Expected, has_ipv6};
-use crate::{cache_size, plan, ports, record, socket_group, verify};
+use crate::{cache_size, conflicts, plan, ports, record, socket_group, verify};
 use links_base::files;
 use links_base::layout::{self, Layout};
 use links_base::services::Services;
+use links_config::files::ConfigFiles;
+use links_config::finding::Finding;
 use links_config::links::Config;
+use links_config::load::Invalid;
+use links_config::proxies;
+use links_config::reader::Disk;
 
 /// A description of what [`Edge::install`] does, to be shown in plans.
 pub const INSTALL: &str = "write and enable the nginx site, test it, reload nginx, ask every address for /health";
@@ -46,6 +53,7 @@ pub struct Edge {
     /// The file of the [`Record`].
     pub(crate) record: PathBuf,
     pub(crate) nginx: Nginx,
+    pub certificates: Certificates,
     candidate: Candidate,
     /// The directory of the instances' sockets.
     sockets: PathBuf,
@@ -53,6 +61,8 @@ pub struct Edge {
     run: PathBuf,
     /// Exists while nginx may serve an outdated site.
     not_loaded: PathBuf,
+    /// The configuration that the administrator edits.
+    config: ConfigFiles,
     services: Services,
 }
 
@@ -60,15 +70,22 @@ pub struct Edge {
 struct Decided {
     conf: Conf,
     plan: Plan,
+    certificates: Vec<Certificate>,
     /// How long nginx takes to read its configuration.
     took: Duration,
 }
 
 impl Decided {
+    /// Whether the site listens for clients with TLS.
+    fn has_tls(&self) -> bool {
+        !self.certificates.is_empty()
+    }
+
     fn expected(&self, health: bool) -> Expected<'_> {
         Expected {
             site: self.plan.site.as_ref(),
             health,
+            certificates: &self.certificates,
         }
     }
 }
@@ -91,15 +108,17 @@ impl Edge {
             files: Files::new(layout),
             record: layout.site_state(),
             nginx: Nginx::new(layout),
+            certificates: Certificates::new(layout),
             candidate: Candidate::new(layout),
             sockets: layout.sockets_dir(),
             run: layout.run_dir(),
             not_loaded: layout.site_not_loaded(),
+            config: ConfigFiles::new(layout),
             services,
         }
     }
 
-    /// Decides on the site and tests it, without changing anything.
+    /// Decides on the site and tests it. This changes nothing except the copies of the administrator's certificates.
     ///
     /// # Errors
     /// The site cannot be what links.toml wants.
@@ -118,6 +137,8 @@ impl Edge {
                 let expected = Expected {
                     site: site.as_ref(),
                     health: is_live(self.services)?,
+                    // It would take a reload to change those that nginx serves.
+                    certificates: &[],
                 };
                 let advice = "Correct it (`nginx -t` tests it)";
                 return match site
@@ -135,26 +156,81 @@ impl Edge {
                 };
             }
         };
-        let facts = |default_server| HostFacts {
-            ipv6: has_ipv6(),
-            default_server,
-            cache_size: cache_size::of_cache(&self.run, &self.nginx, self.services, &conf),
-        };
-        let plan = plan::install(&found, &conf, &self.files, config, force, |default_server| {
-            nginx::site(config, &self.files.named, facts(default_server), peers)
+        let taken = self.certificates.take(&config.tls).context("HTTPS")?;
+        let https = https(taken.certificates)?;
+        let proxies = self.trusted_networks(config)?;
+        let mut plan = plan::install(&found, &conf, &self.files, config, force, |terms| {
+            let facts = HostFacts {
+                ipv6: has_ipv6(),
+                terms,
+                proxies,
+                cache_size: cache_size::of_cache(&self.run, &self.nginx, self.services, &conf),
+            };
+            nginx::site(config, &self.files.named, &facts, peers, &https)
         })?;
-        let decided = Decided { conf, plan, took };
+        plan.notices.extend(taken.problems);
+        let decided = Decided {
+            conf,
+            plan,
+            certificates: https.certificates,
+            took,
+        };
         if !decided.plan.changes.is_empty() {
             if self.services.running() {
-                self.check_ports(config)?;
+                self.check_ports(config, decided.has_tls())?;
             }
             self.test(&decided)?;
         }
         Ok(Outlook::Decided(Box::new(decided)))
     }
 
-    fn check_ports(&self, config: &Config) -> anyhow::Result<()> {
-        ports::check(&addresses(config), self.nginx.master())
+    /// The networks of the trusted proxies.
+    ///
+    /// # Errors
+    /// [`Invalid`]: the file with the networks of Cloudflare is wrong.
+    fn trusted_networks(&self, config: &Config) -> Result<Vec<IpNet>, Invalid> {
+        proxies::networks(config, &self.config, &Disk).map_err(Invalid)
+    }
+
+    /// The site for an administrator who writes it, with the endpoints in `peers`. It fits this host as far as this user may read
+    /// nginx's configuration.
+    ///
+    /// # Errors
+    /// The file with the networks of Cloudflare is wrong, or the files of the site or a certificate cannot be read.
+    pub fn sample(&self, config: &Config, peers: &Peers) -> anyhow::Result<String> {
+        let found = find(&self.files, &Record::read(&self.record)?)?;
+        let proxies = self.trusted_networks(config)?;
+        let https = https(self.certificates.find(&config.tls)?.certificates)?;
+        let mut sample = config.clone();
+        sample.nginx.manage = false;
+        let facts = match found::conf() {
+            Some(conf) => HostFacts {
+                ipv6: has_ipv6(),
+                terms: plan::around_sample(&found, &conf, &self.files, config),
+                proxies,
+                cache_size: cache_size::of_cache(&self.run, &self.nginx, self.services, &conf),
+            },
+            None => HostFacts {
+                ipv6: has_ipv6(),
+                ..HostFacts::alone(CacheSize::MODEST, proxies)
+            },
+        };
+        nginx::site(&sample, &self.files.named, &facts, peers, &https)
+    }
+
+    fn check_ports(&self, config: &Config, tls: bool) -> anyhow::Result<()> {
+        ports::check(&addresses(config, tls), self.nginx.master())
+    }
+
+    /// Checks that nginx can listen for clients with TLS.
+    ///
+    /// # Errors
+    /// Another program holds one of the addresses.
+    pub fn check_tls_ports(&self, config: &Config) -> anyhow::Result<()> {
+        match self.services.running() {
+            true => self.check_ports(config, true),
+            false => Ok(()),
+        }
     }
 
     fn test(&self, decided: &Decided) -> anyhow::Result<()> {
@@ -187,7 +263,9 @@ impl Edge {
     /// unless the error says otherwise.
     pub fn install(&self, config: &Config, peers: &Peers, mode: Mode) -> anyhow::Result<Notices> {
         if !config.nginx.manage {
-            return Ok(vec![]);
+            let mut notices = self.open_sockets_to_a_site_of_others()?;
+            notices.extend(self.load_for_others(config)?);
+            return Ok(notices);
         }
         let mut record = Record::read(&self.record)?;
         let decided = match self.look_ahead(config, peers, &record, mode.force)? {
@@ -201,14 +279,21 @@ impl Edge {
         let serves = |timeout| verify::wait(config, Some(&decided.conf), decided.expected(live), timeout);
         // nginx or an instance may just be restarting, hence the timeout. After a change of their group, the workers that run
         // now reach no instance.
-        if decided.plan.changes.is_empty() && !regrouped && running == Running::Yes && serves(SERVE_TIMEOUT).is_ok() {
+        if decided.plan.changes.is_empty()
+            && !regrouped
+            && running == Running::Yes
+            // No wait makes nginx load a renewed certificate.
+            && has_loaded(&decided, config)
+            && serves(SERVE_TIMEOUT).is_ok()
+        {
+            notices.extend(self.set_loaded(&decided.certificates));
             return Ok(notices);
         }
         if running == Running::Stopped && live {
             bail!("{}", NOT_RUNNING);
         }
         if running == Running::Yes || running == Running::Failed {
-            self.check_ports(config)?;
+            self.check_ports(config, decided.has_tls())?;
         }
 
         let written = match &decided.plan.site {
@@ -235,6 +320,9 @@ impl Edge {
             Ok(takes) => {
                 record.finish(mode.in_rollout)?;
                 self.note_whether_loaded(takes || running != Running::Yes)?;
+                if takes && matches!(running, Running::Yes | Running::Failed) {
+                    notices.extend(self.set_loaded(&decided.certificates));
+                }
                 if !takes {
                     notices.push(match running {
                         Running::Yes => "nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned(),
@@ -256,6 +344,43 @@ impl Edge {
                     anyhow!("{error:#}\nThe site could not be taken back; run `linksctl rollout`: {trouble:#}")
                 }
             }),
+        }
+    }
+
+    /// Reloads nginx for certificates that it has not loaded yet, for the administrator's own site.
+    fn load_for_others(&self, config: &Config) -> anyhow::Result<Notices> {
+        let found = self.certificates.take(&config.tls)?;
+        let is_loaded = |certificate: &Certificate| certificate.loaded_argument.is_none();
+        if found.certificates.iter().all(is_loaded) || Running::of(self.services)? != Running::Yes {
+            return Ok(vec![]);
+        }
+        let reloaded = self.nginx.reload(Some(config), self.services, Duration::ZERO, None)?;
+        Ok(match reloaded {
+            true => self.set_loaded(&found.certificates).into_iter().collect(),
+            false => vec!["nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned()],
+        })
+    }
+
+    /// Records that nginx has loaded the certificates. A failure becomes a notice, because it costs only a second reload.
+    fn set_loaded(&self, certificates: &[Certificate]) -> Option<String> {
+        let error = self.certificates.set_loaded(certificates).err()?;
+        Some(format!("the next renewal reloads nginx without need: {error:#}"))
+    }
+
+    /// Lets nginx's workers reach the instances through a site that links does not write. That is all that nginx needs from links
+    /// for such a site, which may not exist yet.
+    fn open_sockets_to_a_site_of_others(&self) -> anyhow::Result<Notices> {
+        match ask_nginx() {
+            Ok(Answer::Accepted { conf, .. }) => {
+                self.open_sockets(&conf, &mut Record::read(&self.record)?)?;
+                Ok(vec![])
+            }
+            Ok(Answer::Refused(why)) => Ok(vec![format!(
+                "nginx's configuration is broken, so it is unknown as which group its workers reach the instances. Correct it \
+                 (`nginx -t` tests it), then run `linksctl rollout`:\n{why}"
+            )]),
+            // Another web server may be in front of the instances.
+            Err(_) => Ok(vec![]),
         }
     }
 
@@ -354,7 +479,12 @@ impl Edge {
         let answer = ask_nginx();
         let mut why_not = None;
         if let Ok(Answer::Accepted { conf, took }) = answer {
-            let mut decided = Decided { conf, plan, took };
+            let mut decided = Decided {
+                conf,
+                plan,
+                certificates: vec![],
+                took,
+            };
             if let Err(error) = self.test(&decided) {
                 // Another site may have become the default server meanwhile.
                 let default = &self.files.default_enabled;
@@ -403,7 +533,52 @@ impl Edge {
                 Some(_) => record.end_rollout()?,
             }
         }
+        if config.is_none_or(|config| config.nginx.manage) {
+            notices.extend(self.drop_missing_ipv6(&mut record)?);
+        }
         Ok(notices)
+    }
+
+    /// Takes the IPv6 addresses out of the site if nginx is about to start on a host that has lost IPv6: it would not start with
+    /// them. The next rollout adds them again once the host has IPv6.
+    fn drop_missing_ipv6(&self, record: &mut Record) -> anyhow::Result<Option<String>> {
+        if has_ipv6() || self.nginx.master().is_some() {
+            return Ok(None);
+        }
+        let found = find(&self.files, record)?;
+        let Some(plan) = plan::without_ipv6(&found, &self.files) else {
+            return Ok(None);
+        };
+        let written = plan.site.as_ref().map(|site| record::digest(&site.text));
+        record.change(&plan.changes, written)?;
+        record.finish(false)?;
+        Ok(Some(
+            "this host has no IPv6 any more, so the nginx site does not listen on IPv6 addresses".to_owned(),
+        ))
+    }
+
+    /// Explains what in nginx's configuration is in the way of links, with files and lines. Only root can read all of it.
+    ///
+    /// # Errors
+    /// The files of the site cannot be read.
+    pub fn conflicts(&self, config: &Config) -> anyhow::Result<Vec<Finding>> {
+        if !config.nginx.manage {
+            return Ok(vec![]);
+        }
+        let links_toml = self.config.links_toml().display().to_string();
+        let conf = match ask_nginx() {
+            Ok(Answer::Accepted { conf, .. }) => conf,
+            Ok(Answer::Refused(why)) => return Ok(vec![conflicts::refused(&why)]),
+            Err(error) => return Ok(vec![Finding::error(links_toml, format!("{error:#}"))]),
+        };
+        let found = find(&self.files, &Record::read(&self.record)?)?;
+        let mut findings = conflicts::find(&found, &conf, &self.files, config);
+        if self.services.running()
+            && let Err(error) = self.check_ports(config, config.tls.is_on())
+        {
+            findings.push(Finding::error(links_toml, format!("{error:#}")));
+        }
+        Ok(findings)
     }
 
     /// Undoes what the current rollout has changed of the site.
@@ -427,9 +602,33 @@ impl Edge {
     }
 }
 
+/// What the site needs to serve these certificates.
+///
+/// # Errors
+/// nginx does not run.
+fn https(certificates: Vec<Certificate>) -> anyhow::Result<Https> {
+    Ok(Https {
+        http2: match certificates.is_empty() {
+            true => Http2::default(),
+            false => http2()?,
+        },
+        certificates,
+    })
+}
+
+/// Whether nginx serves the certificates that the site names. The instances have no part in it.
+fn has_loaded(decided: &Decided, config: &Config) -> bool {
+    verify::ask_for_certificates(config, Some(&decided.conf), decided.expected(false))
+        .iter()
+        .all(|(.., answer)| answer.is_ok())
+}
+
 /// Every address on which nginx listens for links.
-fn addresses(config: &Config) -> Vec<SocketAddr> {
+fn addresses(config: &Config, tls: bool) -> Vec<SocketAddr> {
     let mut addresses = nginx::addresses(config, has_ipv6());
+    if tls {
+        addresses.extend(nginx::tls_addresses(config, has_ipv6()));
+    }
     addresses.extend(config.edge_port().map(layout::edge_address));
     addresses
 }

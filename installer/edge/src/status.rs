@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, anyhow};
 
+use crate::certificates::Certificate;
 use crate::found::{conf, find};
 use crate::plan::{self, Site};
 use crate::record::Record;
@@ -23,6 +24,14 @@ pub struct Status {
     pub edited: bool,
     /// When nginx took its current configuration.
     pub since: Option<SystemTime>,
+}
+
+/// A name with HTTPS.
+#[derive(Debug)]
+pub struct TlsName {
+    pub certificate: Certificate,
+    /// Why nginx does not serve the certificate. `None` if it does.
+    pub trouble: Option<String>,
 }
 
 impl Edge {
@@ -44,12 +53,54 @@ impl Edge {
         let site = self
             .site_in_force()?
             .context("links has no nginx site: run `linksctl rollout`")?;
+        let found = self.certificates.find(&config.tls)?;
         let expected = Expected {
             site: Some(&site),
             health: true,
+            certificates: &found.certificates,
         };
         verify::wait(config, conf().as_ref(), expected, SERVE_TIMEOUT)
             .map_err(|wrong| anyhow!("links is not reached through nginx: {wrong}"))
+    }
+
+    /// Finds out which certificates there are, and whether nginx serves them. This needs no root privileges. Without `[nginx]
+    /// manage`, nobody knows what nginx has to serve.
+    ///
+    /// # Errors
+    /// The site or a certificate cannot be read.
+    pub fn tls_names(&self, config: &Config) -> anyhow::Result<Vec<TlsName>> {
+        let certificates = self.certificates.find(&config.tls)?.certificates;
+        let site = match config.nginx.manage {
+            true => self.site_in_force()?,
+            false => None,
+        };
+        let expected = Expected {
+            site: site.as_ref(),
+            health: true,
+            certificates: &certificates,
+        };
+        let answers = verify::ask_for_certificates(config, conf().as_ref(), expected);
+        let trouble = |name: &str| {
+            let mut of_name = answers.iter().filter(|(_, of, _)| *of == name).peekable();
+            if config.nginx.manage && of_name.peek().is_none() {
+                return Some("nginx does not use the certificate: `linksctl tls renew` makes it".to_owned());
+            }
+            of_name.find_map(|(listen, _, answer)| Some(format!("on {listen} {}", answer.as_ref().err()?)))
+        };
+        let troubles: Vec<_> = certificates
+            .iter()
+            .map(|certificate| trouble(&certificate.name))
+            .collect();
+        let names = certificates.iter().cloned().zip(troubles);
+        Ok(names
+            .map(|(certificate, trouble)| TlsName { certificate, trouble })
+            .collect())
+    }
+
+    /// An address of this host on which nginx answers for links without TLS. `None` if no address is known that only the
+    /// site listens on.
+    pub fn plain_address(&self, config: &Config) -> Option<SocketAddr> {
+        verify::plain_address(config, conf().as_ref(), self.site_in_force().ok()?.as_ref())
     }
 
     /// Finds out what nginx really serves. This needs no root privileges.
@@ -61,9 +112,11 @@ impl Edge {
             true => self.site_in_force()?,
             false => None,
         };
+        let found = self.certificates.find(&config.tls)?;
         let expected = Expected {
             site: site.as_ref(),
             health: true,
+            certificates: &found.certificates,
         };
         Ok(Status {
             addresses: verify::ask(config, conf().as_ref(), expected),

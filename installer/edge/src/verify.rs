@@ -1,15 +1,17 @@
 //! Checks that links answers through nginx on every address, by sending requests and not by reading files.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::conf::Conf;
+use super::conf::{self, Conf};
 use super::plan::Site;
+use crate::certificates::Certificate;
+use crate::handshake::{self, Question, Request as AfterHandshake};
 use crate::nginx;
-use links_base::endpoint::Endpoint;
-use links_base::http::{Request, Response};
+use links_base::http::{self, PROXY_UNKNOWN, Request, Response};
 use links_base::layout;
 use links_config::links::Config;
 
@@ -31,6 +33,26 @@ pub struct Expected<'a> {
     pub site: Option<&'a Site>,
     /// Whether an instance has to answer as well.
     pub health: bool,
+    /// The certificates that nginx has to serve, if the site names them.
+    pub certificates: &'a [Certificate],
+}
+
+impl<'a> Expected<'a> {
+    /// The text by which the site identifies itself. `None` if somebody else has written it.
+    fn identity(self) -> Option<&'a str> {
+        self.site
+            .filter(|site| !site.edited)
+            .and_then(|site| nginx::identity(&site.text))
+    }
+
+    /// The certificates that the site names.
+    fn served(self) -> Vec<&'a Certificate> {
+        let is_named = |certificate: &&Certificate| {
+            self.site
+                .is_some_and(|site| site.text.contains(&*certificate.chain.to_string_lossy()))
+        };
+        self.certificates.iter().filter(is_named).collect()
+    }
 }
 
 /// One address of the site.
@@ -39,26 +61,127 @@ struct Address {
     listen: SocketAddr,
     /// Whether the instances ask nginx about its cache on this address. Otherwise it is for clients.
     is_edge: bool,
+    /// Whether nginx expects the PROXY protocol there.
+    is_proxied: bool,
 }
 
 /// Checks every address of the site, and returns what is wrong with each.
 pub fn ask(config: &Config, conf: Option<&Conf>, expected: Expected) -> Vec<(SocketAddr, Result<(), String>)> {
-    let public = nginx::addresses(config, has_ipv6()).into_iter();
-    let public = public.map(|listen| Address { listen, is_edge: false });
+    let public = public_addresses(config, expected.site).into_iter();
+    let public = public.map(|listen| Address {
+        listen,
+        is_edge: false,
+        is_proxied: config.nginx.proxy_protocol,
+    });
     let edge = config.edge_port().map(|port| Address {
         listen: layout::edge_address(port),
         is_edge: true,
+        is_proxied: false,
     });
     let others = others(conf, expected.site);
     let host = host(config);
     let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
-    public
-        .chain(edge)
-        .filter_map(|address| {
-            let to = reached_at(address.listen, &others, &own)?;
-            Some((address.listen, ask_one(address, to, &host, expected)))
+    let plain = public.chain(edge).filter_map(|address| {
+        let to = reached_at(address.listen, &others, &own)?;
+        Some((address.listen, ask_one(address, to, &host, expected)))
+    });
+    let mut answers: Vec<_> = plain.collect();
+    for (listen, _, answer) in ask_with_tls(config, &others, &own, expected) {
+        match answers.last_mut() {
+            // The first thing that is wrong on an address is enough.
+            Some((last, so_far)) if *last == listen => *so_far = std::mem::replace(so_far, Ok(())).and(answer),
+            _ => answers.push((listen, answer)),
+        }
+    }
+    answers
+}
+
+/// The first address that leads to the site without TLS.
+pub fn plain_address(config: &Config, conf: Option<&Conf>, site: Option<&Site>) -> Option<SocketAddr> {
+    let others = others(conf, site);
+    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
+    nginx::addresses(config, has_ipv6())
+        .into_iter()
+        .find_map(|listen| reached_at(listen, &others, &own))
+}
+
+/// The answer on an address with TLS for a name.
+pub type TlsAnswer<'a> = (SocketAddr, &'a str, Result<(), String>);
+
+/// Checks every address with TLS for every certificate that is expected and that the site names.
+pub fn ask_for_certificates<'a>(config: &Config, conf: Option<&Conf>, expected: Expected<'a>) -> Vec<TlsAnswer<'a>> {
+    let others = others(conf, expected.site);
+    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
+    ask_with_tls(config, &others, &own, expected)
+}
+
+/// The answers are in the order of the addresses.
+fn ask_with_tls<'a>(
+    config: &Config,
+    others: &[SocketAddr],
+    own: &[Ipv6Addr],
+    expected: Expected<'a>,
+) -> Vec<TlsAnswer<'a>> {
+    let served = expected.served();
+    if served.is_empty() {
+        return vec![];
+    }
+    let addresses = with_shared(nginx::tls_addresses(config, has_ipv6()), expected.site, true).into_iter();
+    let reached = addresses.filter_map(|listen| Some((listen, reached_at(listen, others, own)?)));
+    let questions: Vec<_> = reached
+        .flat_map(|(listen, to)| {
+            served.iter().map(move |certificate| Question {
+                listen,
+                to,
+                is_proxied: config.nginx.proxy_protocol,
+                certificate,
+            })
         })
+        .collect();
+    if questions.is_empty() {
+        return vec![];
+    }
+    // The certificate and, on the addresses without TLS, the identity prove that this is the site.
+    let request = match (expected.health, expected.identity()) {
+        (true, _) => AfterHandshake::Health(HEALTH),
+        (false, Some(identity)) => AfterHandshake::Identity(nginx::WHICH_SITE, identity),
+        (false, None) => AfterHandshake::None,
+    };
+    let answers = match handshake::ask(&questions, request, TIMEOUT) {
+        Ok(answers) => answers,
+        Err(error) => vec![Err(format!("{error:#}")); questions.len()],
+    };
+    let answered = questions.iter().zip(answers);
+    answered
+        .map(|(question, answer)| (question.listen, question.certificate.name.as_str(), answer))
         .collect()
+}
+
+/// The addresses on which clients reach the site: those of links.toml, and those of this host that the site shares with others.
+fn public_addresses(config: &Config, site: Option<&Site>) -> Vec<SocketAddr> {
+    let edge = config.edge_port().map(layout::edge_address);
+    let mut addresses = with_shared(nginx::addresses(config, has_ipv6()), site, false);
+    addresses.retain(|address| edge != Some(*address));
+    addresses
+}
+
+/// The addresses, and those of this host that the site shares with others.
+fn with_shared(mut addresses: Vec<SocketAddr>, site: Option<&Site>, tls: bool) -> Vec<SocketAddr> {
+    let written = site
+        .filter(|site| !site.edited)
+        .map(|site| conf::addresses(&site.text, tls));
+    for address in written.unwrap_or_default() {
+        // nginx also accepts addresses that the host does not have, if it listens on all.
+        if !addresses.contains(&address) && is_of_this_host(address.ip()) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+/// Whether this host has the address.
+fn is_of_this_host(ip: IpAddr) -> bool {
+    TcpListener::bind((ip, 0)).is_ok()
 }
 
 /// Waits until every address answers as expected.
@@ -80,12 +203,9 @@ pub fn wait(config: &Config, conf: Option<&Conf>, expected: Expected, timeout: D
 }
 
 fn ask_one(address: Address, to: SocketAddr, host: &str, expected: Expected) -> Result<(), String> {
-    let identity = expected
-        .site
-        .filter(|site| !site.edited)
-        .and_then(|site| nginx::identity(&site.text));
+    let identity = expected.identity();
     if let Some(identity) = identity {
-        let answer = get(to, host, nginx::WHICH_SITE)?;
+        let answer = get(to, address.is_proxied, host, nginx::WHICH_SITE)?;
         if answer.status != 200 || answer.body.trim_end() != identity {
             return Err(match answer.body.starts_with("links-site ") {
                 true => "nginx still runs an earlier links site".to_owned(),
@@ -97,7 +217,7 @@ fn ask_one(address: Address, to: SocketAddr, host: &str, expected: Expected) -> 
     if !expected.health || (address.is_edge && identity.is_some()) {
         return Ok(());
     }
-    let answer = get(to, host, HEALTH)?;
+    let answer = get(to, address.is_proxied, host, HEALTH)?;
     let is_edited = expected.site.is_none_or(|site| site.edited);
     if answer.status == 200 || (is_edited && redirects_to_https(&answer)) {
         return Ok(());
@@ -124,14 +244,21 @@ fn redirects_to_https(response: &Response) -> bool {
             .is_some_and(|location| location.starts_with("https://"))
 }
 
-fn get(address: SocketAddr, host: &str, path: &str) -> Result<Response, String> {
+fn get(address: SocketAddr, is_proxied: bool, host: &str, path: &str) -> Result<Response, String> {
     let request = Request {
         host,
         limit: QUOTE_BYTES,
         ..Request::get(path)
     };
-    let response = Endpoint::Tcp(address).send(&request, TIMEOUT);
-    response.map_err(|error| format!("nothing answers ({error})"))
+    let send = || -> io::Result<Response> {
+        let deadline = Instant::now() + TIMEOUT;
+        let mut connection = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        if is_proxied {
+            connection.write_all(PROXY_UNKNOWN)?;
+        }
+        http::send(connection.into(), &request, deadline)
+    };
+    send().map_err(|error| format!("nothing answers ({error})"))
 }
 
 /// The addresses on which other servers of nginx listen.
@@ -139,8 +266,7 @@ fn others(conf: Option<&Conf>, site: Option<&Site>) -> Vec<SocketAddr> {
     let (Some(conf), Some(site)) = (conf, site) else {
         return vec![];
     };
-    let listens = conf.listens(&[&site.path]);
-    listens.into_iter().map(|listen| listen.address).collect()
+    conf.listens(&[&site.path])
 }
 
 /// An address of this host that reaches a socket on `listen` and that no other server of the same nginx listens on. `own` are
@@ -192,8 +318,6 @@ pub fn has_ipv6() -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
     use links_base::testing::{Response, Server};
     use links_config::links::Listen;
@@ -270,6 +394,7 @@ mod tests {
         let expected = Expected {
             site: Some(site),
             health,
+            certificates: &[],
         };
         wait(config, None, expected, Duration::ZERO)
     }
@@ -297,6 +422,53 @@ mod tests {
         assert_eq!(found(&server(&[MOVED]), &site(true), true), Ok(()));
         assert_eq!(found(&server(&[HEALTHY]), &site(true), true), Ok(()));
         assert!(found(&server(&[OURS, MOVED]), &site(false), true).is_err());
+    }
+
+    #[test]
+    fn an_address_that_the_site_shares_with_others_is_checked_too() {
+        let config = Config::default();
+        let with = |text: &str, edited| {
+            let site = Site {
+                text: text.to_owned(),
+                ..site(edited)
+            };
+            let addresses = public_addresses(&config, Some(&site)).into_iter();
+            addresses
+                .filter(SocketAddr::is_ipv4)
+                .map(|address| address.to_string())
+                .collect::<Vec<_>>()
+        };
+        // The last one is the server for the instances, and 192.0.2.1 is no address of this host.
+        let text = "server {\n listen 80;\n listen 127.0.0.9:80;\n listen 192.0.2.1:80;\n listen 127.0.0.9:443 ssl;\n}\n\
+                    server { listen 127.0.0.1:7000; }";
+        assert_eq!(with(text, false), ["0.0.0.0:80", "127.0.0.9:80"]);
+        assert_eq!(with(text, true), ["0.0.0.0:80"]);
+    }
+
+    #[test]
+    fn where_nginx_expects_the_proxy_protocol_the_request_begins_with_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut received = [0; 15];
+            io::Read::read_exact(&mut stream, &mut received).unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .unwrap();
+            received
+        });
+        let mut config = Config {
+            nginx: links_config::links::Nginx {
+                listen: vec![Listen::Address(address)],
+                cache_ttl: Some(Duration::ZERO),
+                ..Config::default().nginx
+            },
+            ..Config::default()
+        };
+        config.nginx.proxy_protocol = true;
+        assert_eq!(found(&config, &site(true), true), Ok(()));
+        assert_eq!(&server.join().unwrap(), PROXY_UNKNOWN);
     }
 
     #[test]

@@ -7,16 +7,18 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::setup;
 use links_config::arguments::CopyArgs;
+use links_config::links::{self, PlainHttp};
 use links_rollout::{self as rollout, Force, Mode, Style};
 
 /// Install, run and manage the links URL shortener
 ///
-/// The configuration is in /etc/links/links.toml (instances, ports, public URL, nginx) and in /etc/links/runtime.toml
-/// (databases, key-value stores and variables of the runtime). Secrets are files in /etc/links/credentials.
+/// The configuration is in /etc/links/links.toml and /etc/links/links.toml.d (instances, ports, public URL, nginx), which
+/// links.toml(5) describes, and in /etc/links/runtime.toml (databases, key-value stores and variables of the runtime). Secrets
+/// are files in /etc/links/credentials.
 #[derive(Debug, Parser)]
 #[command(name = "linksctl", version, propagate_version = true, max_term_width = 100)]
 #[command(
-    after_help = "Exit status: 0 success; 1 failure; 2 wrong usage; 77 root required; 78 wrong configuration; 130 interrupted."
+    after_help = "Exit status: 0 success; 1 failure; 2 wrong usage; 75 try again later; 77 root required; 78 wrong configuration; 130 interrupted."
 )]
 pub struct Cli {
     /// Use the directory tree under DIR instead of /
@@ -42,9 +44,13 @@ pub enum Command {
     /// Run nginx and the instances under --root in the foreground, without systemd
     Up(UpArgs),
 
-    /// Check links.toml, runtime.toml and the credentials, and list every error
+    /// Check links.toml, runtime.toml, the credentials and the nginx sites, and list every error
     ///
-    /// With --online it also connects to the servers that runtime.toml names (libSQL, Redis, Vault), as the runtime does.
+    /// If a file in links.toml.d replaces a value of another file, both positions are reported.
+    ///
+    /// Run as root, it also explains which of nginx's other sites are in the way of links, with file and line: another default
+    /// server, the same host name, an address or a directory that nginx does not read. With --online it also connects to the
+    /// servers that runtime.toml names (libSQL, Redis, Vault), as the runtime does.
     Check(CheckArgs),
 
     /// Show the instances, the release, the database and the addresses
@@ -86,8 +92,19 @@ pub enum Command {
     /// Restart every instance, one at a time
     Restart(RestartArgs),
 
-    /// Change the number of instances, also in links.toml
+    /// Change the number of instances
+    ///
+    /// The number is kept in links.toml.d/instances.toml, and replaces the one in links.toml.
     Scale(ScaleArgs),
+
+    /// Set up HTTPS, show its certificates, and renew them
+    Tls(TlsArgs),
+
+    /// Print an nginx site for a host on which links does not write it
+    ///
+    /// The site fits links.toml and this host as if links wrote it. With `[nginx] manage = false`, put it where nginx reads it,
+    /// change it as you like, and reload nginx. Run as root, the command also considers nginx's other sites.
+    SampleSite,
 
     /// Bring the host in line with links.toml, runtime.toml and the installed release
     ///
@@ -112,7 +129,8 @@ pub enum Command {
     #[command(hide = true)]
     Deconfigure(DeconfigureArgs),
 
-    /// Make nginx look for the instances on their ports too (run by the package's prerm before a downgrade to 0.1.0)
+    /// Make nginx look for the instances on their ports too, and let links.toml contain all settings that 0.1.0 knows (run by
+    /// the package's prerm before a downgrade to 0.1.0)
     #[command(hide = true)]
     PrepareDowngrade,
 
@@ -145,9 +163,11 @@ impl Command {
             | Self::Status(_)
             | Self::Version(_)
             | Self::Releases(_)
+            | Self::SampleSite
             | Self::Man { .. }
             | Self::Completions { .. } => true,
             Self::Token(args) => !args.rotate,
+            Self::Tls(args) => matches!(args.command, TlsCommand::Status(_)),
             _ => false,
         }
     }
@@ -358,6 +378,187 @@ pub struct UninstallArgs {
     /// Show what would be done, without doing it
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct TlsArgs {
+    #[command(subcommand)]
+    pub command: TlsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TlsCommand {
+    /// Turn on HTTPS for host names
+    ///
+    /// Gets a certificate for each name from Let's Encrypt or another authority that speaks ACME, makes nginx serve it, and
+    /// redirects requests without HTTPS. For that, each name must lead to this host, and the authority must reach port 80. The
+    /// certificates are renewed by links-tls.timer. With --certificate and --key, nginx serves your own certificates instead.
+    ///
+    /// Names are added to those that already have HTTPS, and other settings stay as they are. Nothing else than the names is
+    /// necessary. If a name gets no certificate, the others have HTTPS nevertheless, the timer tries again, and the exit status
+    /// is 1.
+    Enable(TlsEnableArgs),
+
+    /// Show the certificates, what nginx serves, and when each is renewed
+    ///
+    /// The exit status is 1 if a name has no valid certificate, or if nginx does not serve it.
+    Status(TlsStatusArgs),
+
+    /// Renew the certificates that are due, or take changed files, and make nginx load them
+    ///
+    /// links-tls.timer runs this command. It is quick if there is nothing to do.
+    Renew(TlsRenewArgs),
+
+    /// Turn off HTTPS, or remove names from it
+    ///
+    /// The certificates and the account stay on this host until links is purged. Browsers that were told to use nothing but
+    /// HTTPS (--hsts) continue to do so.
+    Disable(TlsDisableArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct TlsEnableArgs {
+    /// The host names, the one for short URLs first (default: those that had HTTPS before)
+    #[arg(value_name = "NAME", value_parser = host_name)]
+    pub names: Vec<String>,
+
+    /// The contact of the account at the authority
+    #[arg(long, value_name = "ADDRESS", value_parser = email)]
+    pub email: Option<String>,
+
+    /// The directory of the authority (default: Let's Encrypt)
+    #[arg(long, value_name = "URL", value_parser = directory)]
+    pub directory: Option<String>,
+
+    /// The authority's profile for the certificates, such as `shortlived`
+    #[arg(long, value_name = "NAME", value_parser = profile)]
+    pub profile: Option<String>,
+
+    /// A file with the roots that the connection to the authority trusts (default: the system's)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub ca_file: Option<PathBuf>,
+
+    /// The identifier of your external account, if the authority asks for one
+    #[arg(long, value_name = "ID", requires = "eab_key_file")]
+    pub eab_kid: Option<String>,
+
+    /// A file with the key of your external account
+    #[arg(long, value_name = "FILE", requires = "eab_kid", value_hint = ValueHint::FilePath)]
+    pub eab_key_file: Option<PathBuf>,
+
+    /// A file with a certificate and its chain to use instead of an authority; can be repeated
+    #[arg(long, value_name = "FILE", requires = "key", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with_all = ["email", "directory", "profile", "ca_file", "eab_kid"])]
+    pub certificate: Vec<PathBuf>,
+
+    /// The file with the key of each --certificate, in the same order
+    #[arg(long, value_name = "FILE", requires = "certificate", value_hint = ValueHint::FilePath)]
+    pub key: Vec<PathBuf>,
+
+    /// What requests without HTTPS get (default: redirect)
+    #[arg(long, value_name = "ANSWER")]
+    pub http: Option<TlsHttp>,
+
+    /// Tell browsers to use nothing but HTTPS for these names for a year, which cannot be taken back
+    #[arg(long, value_name = "BOOLEAN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub hsts: Option<bool>,
+
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show what would be done, without doing it
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TlsHttp {
+    /// A redirect to HTTPS
+    Redirect,
+    /// The same as with HTTPS
+    Serve,
+}
+
+impl From<TlsHttp> for PlainHttp {
+    fn from(http: TlsHttp) -> Self {
+        match http {
+            TlsHttp::Redirect => Self::Redirect,
+            TlsHttp::Serve => Self::Serve,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct TlsStatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct TlsRenewArgs {
+    /// The names to renew (default: all)
+    #[arg(value_name = "NAME", value_parser = host_name)]
+    pub names: Vec<String>,
+
+    /// Renew certificates that are not due too
+    #[arg(long)]
+    pub force: bool,
+
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show what would be done, without doing it
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Report only changes and failures (used by links-tls.service)
+    #[arg(long, hide = true)]
+    pub from_systemd: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct TlsDisableArgs {
+    /// The names to remove (default: all)
+    #[arg(value_name = "NAME", value_parser = host_name)]
+    pub names: Vec<String>,
+
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show what would be done, without doing it
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn host_name(text: &str) -> Result<String, String> {
+    links::host_name(text)
+        .ok_or_else(|| "not a host name; write it without https://, and each subdomain by itself".to_owned())
+}
+
+fn email(text: &str) -> Result<String, String> {
+    match links::is_email(text) {
+        true => Ok(text.to_owned()),
+        false => Err("not an email address".to_owned()),
+    }
+}
+
+fn directory(text: &str) -> Result<String, String> {
+    match url::Url::parse(text) {
+        Ok(url) if url.scheme() == "https" => Ok(url.into()),
+        Ok(_) => Err("the URL must begin with https://".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn profile(text: &str) -> Result<String, String> {
+    match links::is_profile(text) {
+        true => Ok(text.to_owned()),
+        false => Err("not the name of a profile".to_owned()),
+    }
 }
 
 #[derive(Args, Debug)]

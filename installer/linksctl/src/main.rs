@@ -4,9 +4,11 @@ mod check;
 mod cli;
 mod delivery;
 mod manual;
+mod sample_site;
 mod setup;
 mod stats;
 mod status;
+mod tls;
 mod token;
 mod up;
 
@@ -16,10 +18,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use cli::{Cli, Command, DbArgs, DbCommand};
+use cli::{Cli, Command, DbArgs, DbCommand, TlsArgs};
 use links_base::layout::Layout;
 use links_base::services::{self, OnBehalfOf, Services};
 use links_base::{log, programs};
+use links_config::acme::EX_TEMPFAIL;
 use links_config::load;
 use links_rollout::{self as rollout, Appliance, Failure, Stage};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -60,6 +63,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             return Err(become_program(programs::DATABASE, &layout, arguments));
         }
         Command::Token(args) => token::show(&layout, args.rotate)?,
+        Command::Tls(TlsArgs { command }) => return tls::run(&layout, &of_person(), command),
         Command::Install(args) => setup::install(&layout, args.no_start, args.dry_run)?,
         Command::Uninstall(args) => setup::uninstall(&layout, args.purge, args.dry_run)?,
         Command::Rollout(args) => rollout::rollout(&of_person(), &args.into())?,
@@ -67,6 +71,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Releases(args) => rollout::list(&of_person(), args.json)?,
         Command::Restart(args) => rollout::restart(&of_person(), cli::style(args.json))?,
         Command::Scale(args) => rollout::scale(&of_person(), args.instances, cli::style(args.json))?,
+        Command::SampleSite => sample_site::print(&layout, &of_person())?,
         Command::Recover => rollout::recover(&of_person())?,
         Command::DeliverCredentials(args) => delivery::deliver(&layout, args.instance)?,
         Command::Prepare => setup::prepare(&of_person())?,
@@ -97,6 +102,7 @@ fn end_on_broken_pipe() -> anyhow::Result<()> {
 fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref() {
         Some(Failure::Interrupted(_)) => ExitCode::from(INTERRUPTED),
+        _ if error.is::<tls::Busy>() => EX_TEMPFAIL.into(),
         _ => load::exit_code(error).into(),
     }
 }

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::UpArgs;
+use crate::setup::LINKS_TOML;
 use links_base::endpoint::check_free;
 use links_base::files::make_directory;
 use links_base::layout::{Layout, edge_address};
@@ -22,14 +23,14 @@ use links_base::services::{OnBehalfOf, Services};
 use links_base::{exec, files, rotation, secrets};
 use links_config::admin_token;
 use links_config::files::ConfigFiles;
-use links_config::links::{Config, Listen};
-use links_config::load::{load, load_links};
-use links_edge::nginx::{self, CacheSize, HostFacts};
+use links_config::links::{Config, Listen, keys};
+use links_config::load::{Invalid, load, load_links};
+use links_config::proxies;
+use links_config::reader::Disk;
+use links_edge::nginx::{self, CacheSize, HostFacts, Https};
 use links_release::{Release, Store};
 use links_rollout::{Appliance, Stage, peers};
 
-/// The links.toml that the package ships.
-const LINKS_TOML: &str = include_str!("../../../packaging/links.toml");
 /// How much longer to wait for a start or a stop than an instance's own deadline for it.
 const MARGIN: Duration = Duration::from_secs(10);
 
@@ -60,6 +61,10 @@ pub fn run(layout: &Layout, args: &UpArgs) -> anyhow::Result<()> {
     }
     let release = prepare(layout, args)?;
     let config = load_links(&ConfigFiles::new(layout))?;
+    ensure!(
+        !config.tls.is_on(),
+        "`linksctl up` has no HTTPS: leave out the [tls] table, and set `public_url` if a server in front of it has HTTPS"
+    );
     let listen = args
         .listen
         .map_or_else(|| config.nginx.listen.clone(), |address| vec![Listen::Address(address)]);
@@ -124,6 +129,7 @@ fn prepare(layout: &Layout, args: &UpArgs) -> anyhow::Result<Release> {
     make_directory(&layout.journal_dir(), 0o750)?;
     make_directory(&layout.agent_dir(), 0o700)?;
     make_directory(&layout.ready_dir(), 0o755)?;
+    make_directory(&layout.limits_dir(), 0o755)?;
     make_directory(&layout.metrics_dir(), 0o750)?;
     make_directory(&layout.sockets_dir(), 0o700)?;
     appliance(layout).edge.keep_connections()?;
@@ -153,17 +159,16 @@ fn appliance(layout: &Layout) -> Appliance {
     Appliance::new(layout, Services::of_host(OnBehalfOf::Person))
 }
 
-/// The shipped links.toml with free ports.
+/// The links.toml of an installation with free ports.
 fn first_links_toml(listen: SocketAddr, base_port: u16, metrics: SocketAddr, otlp: SocketAddr) -> String {
-    LINKS_TOML
-        .replacen("#listen = \"127.0.0.1:9464\"", &format!("listen = \"{metrics}\""), 1)
-        .replacen(
-            "#otlp_listen = \"127.0.0.1:9465\"",
-            &format!("otlp_listen = \"{otlp}\""),
-            1,
-        )
-        .replacen("#base_port = 7000", &format!("base_port = {base_port}"), 1)
-        .replacen("#listen = 80", &format!("listen = \"{listen}\""), 1)
+    let values = [
+        (&keys::BASE_PORT, base_port.to_string()),
+        (&keys::METRICS_LISTEN, format!("\"{metrics}\"")),
+        (&keys::METRICS_OTLP_LISTEN, format!("\"{otlp}\"")),
+        (&keys::NGINX_LISTEN, format!("\"{listen}\"")),
+    ];
+    let lines = values.map(|(key, value)| format!("{} = {value}\n", key.path()));
+    format!("{LINKS_TOML}\n{}", lines.concat())
 }
 
 /// Three different addresses: each port is held until all are found.
@@ -207,17 +212,14 @@ fn ourselves(layout: &Layout) -> anyhow::Result<Command> {
 fn nginx_command(layout: &Layout, program: &Path, config: &Config) -> anyhow::Result<Command> {
     let directory = layout.run_dir().join("nginx");
     make_directory(&directory, 0o755)?;
+    let proxies = proxies::networks(config, &ConfigFiles::new(layout), &Disk).map_err(Invalid)?;
     // This nginx has its addresses to itself, so no other site can be the default server.
-    let facts = HostFacts {
-        ipv6: false,
-        default_server: true,
-        cache_size: CacheSize::MODEST,
-    };
+    let facts = HostFacts::alone(CacheSize::MODEST, proxies);
     let peers = peers(&appliance(layout), config, Stage::Final);
     let site = directory.join("site.conf");
     files::replace(
         &site,
-        nginx::site(config, &nginx::Paths::new(layout), facts, &peers)?.as_bytes(),
+        nginx::site(config, &nginx::Paths::new(layout), &facts, &peers, &Https::default())?.as_bytes(),
         0o644,
     )?;
     // If root starts nginx, its workers run as `nobody` by default, who cannot see ready flags below a private directory.
@@ -352,7 +354,7 @@ mod tests {
     use links_config::links::{Metrics, read};
 
     #[test]
-    fn the_first_links_toml_is_the_shipped_one_with_free_ports() {
+    fn the_first_links_toml_is_that_of_an_installation_with_free_ports() {
         let listen = SocketAddr::from(([127, 0, 0, 1], 8123));
         let metrics = SocketAddr::from(([127, 0, 0, 1], 8124));
         let otlp = SocketAddr::from(([127, 0, 0, 1], 8125));

@@ -178,6 +178,7 @@ mod tests {
             ("spin.toml", "app"),
             ("runtime/spin", "binary"),
             ("linksctl", "ctl"),
+            ("links-acme", "acme"),
             ("links-agent", "agent"),
             ("links-db", "db"),
             ("links-run", "run"),
@@ -218,7 +219,7 @@ mod tests {
         assert_eq!(back, list);
         let find = |path: &str| list.entries.iter().find(|entry| entry.path == path).unwrap();
         assert_eq!(find("usr/bin/linksctl").mode, "0755");
-        assert!(find("etc/links/links.toml").file.as_ref().unwrap().conffile);
+        assert!(find("etc/links/runtime.toml").file.as_ref().unwrap().conffile);
         assert!(find("usr/bin").file.is_none());
         let made: BTreeSet<_> = items
             .iter()

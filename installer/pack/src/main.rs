@@ -12,6 +12,7 @@ mod identity;
 mod interface;
 mod item;
 mod libraries;
+mod links_toml;
 mod pack;
 mod payload;
 mod program;

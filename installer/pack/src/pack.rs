@@ -22,7 +22,7 @@ use crate::payload::{self, Document, Entry, HELPERS, LINKSCTL};
 use crate::publish::{Published, publish};
 use crate::release::Release as SpinRelease;
 use crate::source::{self, Found};
-use crate::{app, control, download};
+use crate::{app, control, download, links_toml};
 use links_base::emulator::Emulator;
 use links_base::{exec, layout, log};
 use links_release::manifest::RuntimeKind;
@@ -218,12 +218,17 @@ impl Plan {
         exec::run_command(self.emulator.wrap(command))
     }
 
+    /// The date of the release in the manual pages.
+    fn date(&self) -> anyhow::Result<String> {
+        let newest = self.releases.first().context("CHANGELOG.md names no release")?;
+        Ok(newest.date.to_string())
+    }
+
     fn document(&self, document: Document) -> anyhow::Result<Vec<u8>> {
         match document {
-            Document::ManPage => {
-                let newest = self.releases.first().context("CHANGELOG.md names no release")?;
-                gzip(self.linksctl(&["man", &newest.date.to_string()])?.as_bytes())
-            }
+            Document::ManPage => gzip(self.linksctl(&["man", &self.date()?])?.as_bytes()),
+            Document::SettingsManPage => gzip(links_toml::man_page(&self.date()?).as_bytes()),
+            Document::SettingsExample => Ok(links_toml::example().into_bytes()),
             Document::BashCompletion => Ok(self.linksctl(&["completions", "bash"])?.into_bytes()),
             Document::ZshCompletion => Ok(self.linksctl(&["completions", "zsh"])?.into_bytes()),
             Document::Changelog => {

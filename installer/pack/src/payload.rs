@@ -9,7 +9,7 @@ use links_base::programs;
 /// The program that people run.
 pub const LINKSCTL: &str = "linksctl";
 /// The programs that linksctl runs.
-pub const HELPERS: [&str; 3] = [programs::AGENT, programs::DATABASE, programs::RUN];
+pub const HELPERS: [&str; 4] = [programs::ACME, programs::AGENT, programs::DATABASE, programs::RUN];
 
 /// One file of the payload. The directories follow from the paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,10 @@ impl std::fmt::Display for Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Document {
     ManPage,
+    /// The man page of links.toml.
+    SettingsManPage,
+    /// A links.toml with every key.
+    SettingsExample,
     BashCompletion,
     ZshCompletion,
     Changelog,
@@ -58,6 +62,8 @@ impl std::fmt::Display for Document {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::ManPage => "manual page",
+            Self::SettingsManPage => "manual page of links.toml",
+            Self::SettingsExample => "documented links.toml",
             Self::BashCompletion => "completions for bash",
             Self::ZshCompletion => "completions for zsh",
             Self::Changelog => "CHANGELOG.md in Debian's format",
@@ -89,7 +95,6 @@ pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path)
     };
     let doc = format!("usr/share/doc/{}", layout::PACKAGE);
     let mut entries = vec![
-        conffile(layout.links_toml(), repository!("packaging/links.toml")),
         conffile(layout.runtime_toml(), Source::File(runtime_config.to_owned())),
         conffile(layout.needrestart(), repository!("packaging/needrestart/links.conf")),
         file("usr/bin/linksctl", 0o755, Source::File(programs.join(LINKSCTL))),
@@ -107,6 +112,16 @@ pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path)
             "usr/lib/systemd/system/links-recover.service",
             0o644,
             repository!("systemd/links-recover.service"),
+        ),
+        file(
+            "usr/lib/systemd/system/links-tls.service",
+            0o644,
+            repository!("systemd/links-tls.service"),
+        ),
+        file(
+            "usr/lib/systemd/system/links-tls.timer",
+            0o644,
+            repository!("systemd/links-tls.timer"),
         ),
         file(
             "usr/lib/systemd/system/nginx.service.d/10-links.conf",
@@ -129,6 +144,16 @@ pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path)
             Source::Made(Document::ManPage),
         ),
         file(
+            "usr/share/man/man5/links.toml.5.gz",
+            0o644,
+            Source::Made(Document::SettingsManPage),
+        ),
+        file(
+            &format!("{doc}/examples/links.toml"),
+            0o644,
+            Source::Made(Document::SettingsExample),
+        ),
+        file(
             "usr/share/bash-completion/completions/linksctl",
             0o644,
             Source::Made(Document::BashCompletion),
@@ -143,6 +168,11 @@ pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path)
             &format!("{doc}/copyright"),
             0o644,
             repository!("packaging/deb/copyright"),
+        ),
+        file(
+            &format!("{doc}/cloudflare.txt"),
+            0o644,
+            repository!("packaging/nginx/cloudflare.txt"),
         ),
         file(
             &format!("{doc}/grafana-dashboard.json"),
@@ -213,6 +243,7 @@ mod tests {
             executable,
             [
                 "usr/bin/linksctl",
+                "usr/lib/links/bin/links-acme",
                 "usr/lib/links/bin/links-agent",
                 "usr/lib/links/bin/links-db",
                 "usr/lib/links/bin/links-run",
@@ -222,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn configuration_is_a_conffile_and_nothing_else_is() {
+    fn files_that_only_people_edit_are_conffiles_and_nothing_else_is() {
         let conffiles: Vec<_> = entries()
             .into_iter()
             .filter(|entry| entry.conffile)
@@ -230,11 +261,7 @@ mod tests {
             .collect();
         assert_eq!(
             conffiles,
-            [
-                "etc/links/links.toml",
-                "etc/links/runtime.toml",
-                "etc/needrestart/conf.d/links.conf"
-            ]
+            ["etc/links/runtime.toml", "etc/needrestart/conf.d/links.conf"]
         );
         assert!(
             entries()
@@ -249,15 +276,11 @@ mod tests {
         assert!(paths.is_sorted_by(|a, b| a < b), "{paths:?}");
     }
 
-    /// While the package's own conffile stays the same, dpkg does not ask about an edited one. New keys get defaults and are
-    /// documented elsewhere.
+    /// While the package's own conffile stays the same, dpkg does not ask about an edited one. links.toml was a conffile in
+    /// version 0.1.0 and is none any more: dpkg keeps it.
     #[test]
     fn conffiles_are_those_of_version_0_1_0() {
         let of_0_1_0 = [
-            (
-                "etc/links/links.toml",
-                "b7e4b8c2949cb2772049abd5100e46ee0ecccd2dba3ee144fc5af332854fdf07",
-            ),
             (
                 "etc/links/runtime.toml",
                 "57467b4f25ae698958ebd2a815ebc2f33fd52e5f1a6af38c18b0592e7b728661",
@@ -293,6 +316,7 @@ mod tests {
         let layout = Layout::new("/");
         for dir in [
             layout.credentials_dir(),
+            layout.links_toml_d(),
             layout.state_dir(),
             layout.data_dir(),
             layout.releases_dir(),
@@ -302,8 +326,11 @@ mod tests {
             layout.cache_dir(),
             layout.run_dir(),
             layout.ready_dir(),
+            layout.limits_dir(),
             layout.metrics_dir(),
             layout.fallback_credentials_base(),
+            layout.tls_dir(),
+            layout.tls_challenges_dir(),
         ] {
             let line = format!("d {} ", dir.display());
             assert!(tmpfiles.lines().any(|found| found.starts_with(&line)), "{line}");
@@ -313,11 +340,10 @@ mod tests {
         let keepalive = format!("f {} 0644 root root -", layout.keepalive_flag().display());
         assert!(tmpfiles.lines().any(|line| line == keepalive), "{keepalive}");
         let sysusers = include_str!("../../../packaging/sysusers.d/links.conf");
-        assert!(
-            sysusers
-                .lines()
-                .any(|line| line.starts_with(&format!("u {} - ", layout::USER)))
-        );
+        for user in [layout::USER, layout::ACME_USER] {
+            let line = format!("u {user} - ");
+            assert!(sysusers.lines().any(|found| found.starts_with(&line)), "{line}");
+        }
         let postrm = include_str!("../../../packaging/deb/postrm");
         for path in [
             layout.config_dir(),
@@ -334,5 +360,7 @@ mod tests {
             assert!(postrm.split_whitespace().any(|word| word == path), "{path}");
         }
         assert!(postrm.contains(&format!(".target.wants/{}\n", layout::SERVICE)));
+        assert!(postrm.contains(&format!("for user in {} {};", layout::USER, layout::ACME_USER)));
+        assert!(postrm.contains(&format!("--canonicalize {})", layout.links_toml().display())));
     }
 }

@@ -1,17 +1,25 @@
 //! Snapshots of the configuration as it was applied. A rollback needs them after the files in /etc/links have changed.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use links_base::files;
+use links_base::files::{self, make_directory};
 use links_base::layout::{self, Layout};
-use links_config::credentials::{Source, is_name};
+use links_config::check::Loaded;
+use links_config::credentials::is_name;
 use links_config::files::ConfigFiles;
-use links_config::load::load_as_kept;
+use links_config::links::{self, Earlier, Input, Setting};
+use links_config::load::load_through;
+use links_config::reader::{Disk, Once, Reader};
 
+/// The first line of the files with settings in a snapshot.
+const HEADER: &str = "# A copy of the configuration in /etc/links, made by linksctl.\n";
+/// The file in links.toml.d of a snapshot with the keys that version 0.1.0 does not know.
+const NEWER: &str = "newer.toml";
 const STAGING_PREFIX: &str = ".taking-";
 
 /// The configuration that the administrator edits, and the snapshots of it.
@@ -53,25 +61,29 @@ impl Snapshots {
         }
     }
 
-    /// The digest of the edited configuration, which is also the name of its snapshot.
+    /// The edited configuration and its digest, which is also the name of its snapshot.
     ///
     /// # Errors
     /// The configuration is invalid.
-    pub fn digest(&self) -> anyhow::Result<String> {
-        digest(&self.edited)
+    pub fn preview(&self) -> anyhow::Result<Applied> {
+        self.load(&Once::new(Disk))
     }
 
-    /// Takes a snapshot of the edited configuration, atomically, and returns its digest, which is its name. Two configurations
-    /// that no instance can distinguish share one snapshot.
+    /// Takes a snapshot of the edited configuration, atomically. Each file is read once, so the snapshot and the result belong to
+    /// one state of the files. Two configurations that no instance can distinguish share one snapshot.
     ///
     /// # Errors
     /// The configuration is invalid, or the snapshot cannot be written.
-    pub fn take(&self) -> anyhow::Result<String> {
-        // Validate the original first, so that errors name the files that people edit.
-        load_as_kept(&self.edited)?;
+    pub fn take(&self) -> anyhow::Result<Applied> {
+        let reader = Once::new(Disk);
+        let taken = self.load(&reader)?;
         let applied = &self.applied;
         fs::create_dir_all(applied).with_context(|| format!("Making {}", applied.display()))?;
         files::remove_leftovers(applied, STAGING_PREFIX)?;
+        let directory = applied.join(&taken.digest);
+        if directory.exists() {
+            return Ok(taken);
+        }
         let staging = tempfile::Builder::new()
             .prefix(STAGING_PREFIX)
             .permissions(Permissions::from_mode(0o755))
@@ -80,51 +92,80 @@ impl Snapshots {
         // The instances' user must be able to read it, whatever the umask.
         fs::set_permissions(staging.path(), Permissions::from_mode(0o755))?;
         let copy = self.edited.copy_in(staging.path().to_owned());
-        copy_files(&self.edited, &copy)
+        write(&taken.loaded, &reader, &self.edited, &copy)
             .with_context(|| format!("Copying the configuration to {}", applied.display()))?;
-        // Compute the digest of the copy, because the original may be changing right now.
-        let digest = digest(&copy)?;
-        let directory = applied.join(&digest);
-        if !directory.exists() {
-            fs::rename(staging.path(), &directory).with_context(|| format!("Making {}", directory.display()))?;
-            // The directory was renamed, so there is nothing to clean up.
-            let _ = staging.keep();
-            files::sync_directory(applied)?;
-        }
-        Ok(digest)
+        fs::rename(staging.path(), &directory).with_context(|| format!("Making {}", directory.display()))?;
+        // The directory was renamed, so there is nothing to clean up.
+        let _ = staging.keep();
+        files::sync_directory(applied)?;
+        Ok(taken)
+    }
+
+    /// Writes these settings into the snapshot with this digest, after a rollout has applied them. They may differ from those in
+    /// the snapshot in what no instance notices, such as the addresses of nginx.
+    ///
+    /// # Errors
+    /// The snapshot cannot be written.
+    pub fn update(&self, digest: &str, settings: &[Input]) -> anyhow::Result<()> {
+        write_settings(settings, &self.with_digest(digest))
+    }
+
+    fn load(&self, reader: &Once<Disk>) -> anyhow::Result<Applied> {
+        let loaded = load_through(&self.edited, reader)?;
+        Ok(Applied {
+            digest: loaded.digest(self.edited.places())?,
+            loaded,
+        })
     }
 }
 
-fn digest(files: &ConfigFiles) -> anyhow::Result<String> {
-    Ok(load_as_kept(files)?.digest(files.places())?)
+/// A configuration, and the name of its snapshot.
+pub struct Applied {
+    pub digest: String,
+    pub loaded: Loaded,
 }
 
-fn copy_files(from: &ConfigFiles, to: &ConfigFiles) -> anyhow::Result<()> {
-    for (source, target) in [
-        (from.links_toml(), to.links_toml()),
-        (from.runtime_toml(), to.runtime_toml()),
-    ] {
-        copy_file(&source, &target, 0o644)?;
+/// Writes a snapshot to `to`, with what `reader` has read of `from`.
+fn write(loaded: &Loaded, reader: &impl Reader, from: &ConfigFiles, to: &ConfigFiles) -> anyhow::Result<()> {
+    write_settings(&loaded.inputs, to)?;
+    files::replace(&to.runtime_toml(), &reader.read(&from.runtime_toml())?, 0o644)?;
+    let (source, target) = (from.credentials_dir(), to.credentials_dir());
+    make_directory(&target, 0o700)?;
+    let entries = match reader.list(&source) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
+        entries => entries.with_context(|| format!("Reading {}", source.display()))?,
+    };
+    for entry in entries.iter().filter(|entry| entry.is_file && is_name(&entry.name)) {
+        let path = source.join(&entry.name);
+        let secret = reader
+            .read(&path)
+            .with_context(|| format!("Reading {}", path.display()))?;
+        files::replace(&target.join(&entry.name), &secret, 0o600)?;
     }
-    let target = to.credentials_dir();
-    fs::create_dir(&target)?;
-    fs::set_permissions(&target, Permissions::from_mode(0o700))?;
-    let source = Source::of_host(from).directory;
-    let names = files::list(&source).with_context(|| format!("Reading {}", source.display()))?;
-    for name in names.iter().filter(|name| is_name(name)) {
-        let path = source.join(name);
-        if path.is_file() {
-            copy_file(&path, &target.join(name), 0o600)?;
-        }
-    }
-    files::sync_directory(&target)?;
     files::sync_directory(to.directory())?;
     Ok(())
 }
 
-fn copy_file(source: &Path, target: &Path, mode: u32) -> anyhow::Result<()> {
-    let mut open = File::open(source).with_context(|| format!("Opening {}", source.display()))?;
-    files::replace_from(target, &mut open, mode)
+/// Writes all settings into one file, and those that version 0.1.0 does not know beside it: during a downgrade, a linksctl 0.1.0
+/// that was just unpacked may have to start an instance with this snapshot.
+fn write_settings(settings: &[Input], to: &ConfigFiles) -> anyhow::Result<()> {
+    let Earlier { known, newer } = links::for_0_1_0(settings);
+    replace_if_changed(&to.links_toml(), &known)?;
+    let path = to.links_toml_d().join(NEWER);
+    if newer.is_empty() {
+        return files::remove_if_present(&path).with_context(|| format!("Removing {}", path.display()));
+    }
+    make_directory(&to.links_toml_d(), 0o755)?;
+    replace_if_changed(&path, &newer)
+}
+
+fn replace_if_changed(path: &Path, settings: &[Setting]) -> anyhow::Result<()> {
+    let lines = settings.iter().map(Setting::to_string);
+    let text = HEADER.to_owned() + &lines.collect::<String>();
+    if fs::read(path).is_ok_and(|current| current == text.as_bytes()) {
+        return Ok(());
+    }
+    files::replace(path, text.as_bytes(), 0o644)
 }
 
 #[cfg(test)]
@@ -133,6 +174,16 @@ mod tests {
     use super::*;
     use links_base::layout::temporary;
     use links_config::admin_token;
+    use links_config::load::{load_as_kept, load_links};
+
+    /// Takes a snapshot, and returns its digest.
+    fn taken(layout: &Layout) -> String {
+        Snapshots::new(layout).take().unwrap().digest
+    }
+
+    fn digest_of(files: &ConfigFiles) -> String {
+        load_as_kept(files).unwrap().digest(files.places()).unwrap()
+    }
 
     fn layout() -> (tempfile::TempDir, Layout) {
         let (root, layout) = temporary(&[Layout::config_dir]);
@@ -146,9 +197,9 @@ mod tests {
     fn a_snapshot_is_complete_and_its_secrets_are_private() {
         let (_root, layout) = layout();
         fs::write(layout.credentials_dir().join(".half-written"), "x").unwrap();
-        let digest = Snapshots::new(&layout).take().unwrap();
+        let digest = taken(&layout);
         let copy = Snapshots::new(&layout).with_digest(&digest);
-        assert_eq!(super::digest(&copy).unwrap(), digest);
+        assert_eq!(digest_of(&copy), digest);
         assert_eq!(
             admin_token::read(&copy).unwrap(),
             admin_token::read(&ConfigFiles::new(&layout)).unwrap()
@@ -169,9 +220,9 @@ mod tests {
         std::os::unix::fs::symlink(&sink, layout.credential("vault_token")).unwrap();
         let runtime = "[[variables_provider]]\ntype = \"vault\"\nurl = \"http://127.0.0.1:8200\"\ntoken = \"credential:vault_token\"\nmount = \"secret\"\n";
         fs::write(layout.runtime_toml(), runtime).unwrap();
-        let first = Snapshots::new(&layout).take().unwrap();
+        let first = taken(&layout);
         fs::write(&sink, "hvs.second\n").unwrap();
-        let second = Snapshots::new(&layout).take().unwrap();
+        let second = taken(&layout);
         assert_ne!(first, second, "a new secret makes no new snapshot");
         for (digest, token) in [(first, "hvs.first\n"), (second, "hvs.second\n")] {
             let copy = Snapshots::new(&layout).with_digest(&digest);
@@ -184,19 +235,52 @@ mod tests {
     #[test]
     fn a_change_that_no_instance_notices_makes_no_new_snapshot() {
         let (_root, layout) = layout();
-        let first = Snapshots::new(&layout).take().unwrap();
+        let first = taken(&layout);
         fs::write(layout.links_toml(), "instances = 3 # and a comment\n").unwrap();
-        assert_eq!(Snapshots::new(&layout).take().unwrap(), first);
+        assert_eq!(taken(&layout), first);
         fs::write(layout.links_toml(), "[drain]\ntimeout = \"1s\"\n").unwrap();
-        assert_ne!(Snapshots::new(&layout).take().unwrap(), first);
+        assert_ne!(taken(&layout), first);
         assert_eq!(files::list(&layout.applied_dir()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn files_that_extend_links_toml_are_part_of_a_snapshot() {
+        let (_root, layout) = layout();
+        let before = taken(&layout);
+        let drop_in = layout.links_toml_d().join("mine.toml");
+        fs::create_dir(layout.links_toml_d()).unwrap();
+        fs::write(&drop_in, "[health]\nstart_timeout = \"1m30s\"\n").unwrap();
+        let after = taken(&layout);
+        assert_ne!(after, before);
+        fs::remove_file(&drop_in).unwrap();
+        let copy = Snapshots::new(&layout).with_digest(&after);
+        let config = load_links(&copy).unwrap();
+        assert_eq!(config.health.start_timeout.as_secs(), 90);
+        // Version 0.1.0 reads this file and no other.
+        let text = fs::read_to_string(copy.links_toml()).unwrap();
+        assert_eq!(text, format!("{HEADER}health.start_timeout = \"90s\"\n"));
+        assert_eq!(taken(&layout), before);
+    }
+
+    #[test]
+    fn a_snapshot_is_brought_up_to_what_was_applied() {
+        let (_root, layout) = layout();
+        let snapshots = Snapshots::new(&layout);
+        let digest = taken(&layout);
+        fs::write(layout.links_toml(), "instances = 3\n").unwrap();
+        let taken = snapshots.take().unwrap();
+        assert_eq!(taken.digest, digest);
+        let config = || load_links(&snapshots.with_digest(&digest)).unwrap();
+        assert_eq!(config().instances, 2);
+        snapshots.update(&digest, &taken.loaded.inputs).unwrap();
+        assert_eq!(config().instances, 3);
     }
 
     #[test]
     fn the_error_about_an_invalid_configuration_names_the_edited_file() {
         let (_root, layout) = layout();
         fs::write(layout.links_toml(), "instnaces = 3\n").unwrap();
-        let error = Snapshots::new(&layout).take().unwrap_err().to_string();
+        let error = Snapshots::new(&layout).take().err().unwrap().to_string();
         let named = format!("{}:1:1", layout.links_toml().display());
         assert!(error.contains(&named), "{error}");
         assert!(!layout.applied_dir().exists());
@@ -206,7 +290,7 @@ mod tests {
     fn leftovers_of_an_interrupted_snapshot_are_removed() {
         let (_root, layout) = layout();
         fs::create_dir_all(layout.applied_dir().join(".taking-abc")).unwrap();
-        let digest = Snapshots::new(&layout).take().unwrap();
+        let digest = taken(&layout);
         assert_eq!(files::list(&layout.applied_dir()).unwrap(), [digest]);
     }
 
@@ -215,7 +299,7 @@ mod tests {
         let (_root, layout) = layout();
         let snapshots = Snapshots::new(&layout);
         assert_eq!(snapshots.of_instance(1), (snapshots.edited().clone(), None));
-        let digest = Snapshots::new(&layout).take().unwrap();
+        let digest = taken(&layout);
         fs::create_dir_all(layout.instances_dir()).unwrap();
         files::replace_link(&layout.instance_config(1), &Path::new("../applied").join(&digest)).unwrap();
         let (own, named) = snapshots.of_instance(1);
@@ -232,9 +316,8 @@ mod tests {
         let (_root, layout) = layout();
         let runtime = "[[variables_provider]]\ntype = \"env\"\ndotenv_path = \"variables.env\"\n";
         fs::write(layout.runtime_toml(), runtime).unwrap();
-        let snapshots = Snapshots::new(&layout);
-        let first = snapshots.take().unwrap();
-        assert_eq!(snapshots.take().unwrap(), first);
-        assert_eq!(snapshots.digest().unwrap(), first);
+        let first = taken(&layout);
+        assert_eq!(taken(&layout), first);
+        assert_eq!(Snapshots::new(&layout).preview().unwrap().digest, first);
     }
 }

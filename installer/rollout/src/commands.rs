@@ -1,14 +1,13 @@
 //! The commands of `linksctl` that change what runs: `rollout`, `rollback`, `restart`, `scale`, and those that the package and
 //! systemd run.
 
-use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 
 use crate::appliance::Appliance;
-use crate::apply::Failure;
 use crate::choice;
+use crate::downgrade;
 use crate::endpoints::Stage;
 use crate::executor::install_site;
 use crate::goal::{Force, Goal};
@@ -16,7 +15,7 @@ use crate::lock::{Lock, LockWait, held_by};
 use crate::observe::{applied_config, site_lists_ports};
 use crate::recovery;
 use crate::report::Style;
-use crate::scale::with_instances;
+use crate::scale::Change;
 use crate::session::{Session, show};
 use links_base::layout;
 use links_base::privileges::require_root;
@@ -126,34 +125,19 @@ pub fn restart(appliance: &Appliance, style: Style) -> anyhow::Result<()> {
 /// Runs `linksctl scale INSTANCES`.
 ///
 /// # Errors
-/// links.toml cannot be edited. For others see [`Session::bring_about`]; links.toml is restored after those.
+/// The number of instances cannot be set. For others see [`Session::bring_about`]; the number is restored after those.
 pub fn scale(appliance: &Appliance, instances: u16, style: Style) -> anyhow::Result<()> {
     require_root()?;
     let mut session = Session::begin(appliance, LockWait::None, style)?;
     let edited = appliance.snapshots.edited();
-    let path = edited.links_toml();
-    let before = fs::read_to_string(&path).with_context(|| format!("Reading {}", path.display()))?;
-    // Report mistakes that are already in the configuration before editing it.
-    load_as_kept(edited)?;
+    // Report mistakes that are already in the configuration before changing it.
+    let loaded = load_as_kept(edited)?;
     let release = choice::in_force(appliance)?;
-    let after = with_instances(&before, instances)?;
-    if after != before {
-        files::edit(&path, before.as_bytes(), after.as_bytes())?;
+    let change = Change::plan(edited, &loaded.inputs, instances)?;
+    if let Some(replaces) = &change.replaces {
+        session.notice(replaces.to_string());
     }
-    let scaled = session.roll(&release, Force::default());
-    let remove_failed = matches!(
-        scaled.as_ref().map_err(|error| error.downcast_ref::<Failure>()),
-        Err(Some(Failure::Afterwards { .. }))
-    );
-    if scaled.is_err()
-        && !remove_failed
-        && after != before
-        && let Err(error) = files::edit(&path, after.as_bytes(), before.as_bytes())
-    {
-        // The error to return is the rollout's own.
-        log::error!("linksctl: `instances` in links.toml could not be restored: {error:#}");
-    }
-    scaled
+    change.file.roll_out(&mut session, &release)
 }
 
 /// Runs `linksctl recover`, at boot and before the first instance starts.
@@ -176,7 +160,8 @@ pub fn recover(appliance: &Appliance) -> anyhow::Result<()> {
 
 /// Runs `linksctl prepare-downgrade` or `abort-downgrade`. They set or remove the downgrade marker, which decides who counts
 /// the clicks, and change the site. The site has to list the ports before a downgrade, because linksctl 0.1.0 changes the site
-/// only after it has moved the instances to their ports.
+/// only after it has moved the instances to their ports. `prepare-downgrade` also brings the settings into the form of version
+/// 0.1.0, which this version reads too.
 ///
 /// # Errors
 /// The marker or the site cannot be changed.
@@ -188,6 +173,9 @@ pub fn change_stage(appliance: &Appliance, stage: Stage) -> anyhow::Result<()> {
         Stage::Transition => files::replace(marker, b"", 0o644)?,
         Stage::Final => files::remove_if_present(marker)?,
     }
+    if stage == Stage::Transition {
+        prepare_settings(appliance);
+    }
     let config = applied_config(appliance)?;
     if stage == Stage::Transition && site_lists_ports(appliance, &config) {
         return Ok(());
@@ -196,6 +184,18 @@ pub fn change_stage(appliance: &Appliance, stage: Stage) -> anyhow::Result<()> {
         eprintln!("linksctl: {notice}");
     }
     Ok(())
+}
+
+/// Brings the settings into the form of version 0.1.0. A failure does not prevent the downgrade, which the administrator wants.
+fn prepare_settings(appliance: &Appliance) {
+    let edited = appliance.snapshots.edited();
+    let prepared = load_as_kept(edited)
+        .map_err(anyhow::Error::from)
+        .and_then(|loaded| downgrade::prepare(edited, &loaded.inputs));
+    match prepared {
+        Ok(notices) => notices.iter().for_each(|notice| eprintln!("linksctl: {notice}")),
+        Err(error) => eprintln!("linksctl: version 0.1.0 may not read the settings as they are: {error:#}"),
+    }
 }
 
 /// Describes an unfinished rollout, for `linksctl status`.

@@ -1,21 +1,21 @@
 //! What a rollout has to bring about: a release with the configuration that the administrator edits. Nothing here depends on
 //! what runs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::appliance::Appliance;
 use crate::endpoints;
 use crate::plan::Wanted;
-use links_config::check::Loaded;
-use links_config::files::Places;
-use links_config::links::Config;
-use links_config::load::load_as_kept;
+use links_config::links::{Config, Input};
+use links_release::snapshot::Applied;
 use links_release::{Release, Version};
 
 /// What a rollout has to bring about, and with which settings.
 pub struct Goal {
     pub wanted: Wanted,
     pub(crate) config: Config,
+    /// The files with the settings of `config`.
+    pub(crate) inputs: Vec<Input>,
     /// The path of the local database, if there is one.
     pub(crate) database: Option<PathBuf>,
     /// Whether to replace a site that somebody else has edited.
@@ -37,11 +37,9 @@ impl Goal {
     /// # Errors
     /// The configuration is invalid.
     pub(crate) fn take(appliance: &Appliance, release: &Release, force: Force) -> anyhow::Result<Self> {
-        let edited = appliance.snapshots.edited();
-        let loaded = load_as_kept(edited)?;
-        loaded.log_warnings();
-        let digest = appliance.snapshots.take()?;
-        Self::new(release, digest, loaded, force, edited.places(), &appliance.sockets)
+        let taken = appliance.snapshots.take()?;
+        taken.loaded.log_warnings();
+        Self::new(appliance, release, taken, force)
     }
 
     /// The same goal as [`Self::take`], for a dry run: no snapshot is taken.
@@ -49,26 +47,17 @@ impl Goal {
     /// # Errors
     /// The configuration is invalid.
     pub(crate) fn preview(appliance: &Appliance, release: &Release, force: Force) -> anyhow::Result<Self> {
-        let edited = appliance.snapshots.edited();
-        let loaded = load_as_kept(edited)?;
-        let digest = appliance.snapshots.digest()?;
-        Self::new(release, digest, loaded, force, edited.places(), &appliance.sockets)
+        Self::new(appliance, release, appliance.snapshots.preview()?, force)
     }
 
-    /// The goal to run `release` with the configuration `loaded`, whose snapshot is `digest`.
+    /// The goal to run `release` with this configuration.
     ///
     /// # Errors
     /// A credential is missing.
-    fn new(
-        release: &Release,
-        digest: String,
-        loaded: Loaded,
-        force: Force,
-        places: &Places,
-        sockets: &Path,
-    ) -> anyhow::Result<Self> {
+    fn new(appliance: &Appliance, release: &Release, applied: Applied, force: Force) -> anyhow::Result<Self> {
+        let Applied { digest, loaded } = applied;
         let config = &loaded.config;
-        let endpoint = |instance| (instance, endpoints::of(release, config, sockets, instance));
+        let endpoint = |instance| (instance, endpoints::of(release, config, &appliance.sockets, instance));
         Ok(Self {
             wanted: Wanted {
                 version: Version {
@@ -84,8 +73,9 @@ impl Goal {
                 base_port: config.base_port,
                 network: loaded.network()?,
             },
-            database: loaded.local_database(places),
+            database: loaded.local_database(appliance.snapshots.edited().places()),
             config: loaded.config,
+            inputs: loaded.inputs,
             force_site: force.site,
         })
     }

@@ -1,99 +1,152 @@
-//! Changes the number of instances in links.toml and leaves everything else as it was written.
+//! The number of instances in `links.toml.d/instances.toml`, the file that `linksctl scale` writes.
 
-use anyhow::Context as _;
-use toml_edit::{DocumentMut, Formatted, Item, Value};
+use anyhow::bail;
+use toml_edit::{DocumentMut, Item, Value, value};
 
-const KEY: &str = "instances";
-/// The start of the line that shows the default in the shipped file.
-const COMMENTED: &str = "#instances = ";
+use crate::settings_file::SettingsFile;
+use links_config::files::ConfigFiles;
+use links_config::finding::Override;
+use links_config::links::{Input, keys, read_all};
 
-/// The text of links.toml with `count` instances.
+/// The file before the first `scale`.
+const NEW: &str = include_str!("../../../packaging/links.toml.d/instances.toml");
+
+/// A change of the number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub file: SettingsFile,
+    /// A value in an earlier file that the new number replaces.
+    pub replaces: Option<Override>,
+}
+
+impl Change {
+    /// Plans to set the number of instances to `count`. `inputs` are the files with the settings, in the order in which they are
+    /// read.
+    ///
+    /// # Errors
+    /// A later file sets the number, so the change would have no effect. Or the file is not TOML.
+    pub fn plan(edited: &ConfigFiles, inputs: &[Input], count: u16) -> anyhow::Result<Self> {
+        let changed = SettingsFile::plan(edited.instances_toml(), inputs, NEW, |text| with_instances(text, count))?;
+        let file = changed.name();
+        let of_instances = read_all(&changed.among(inputs))
+            .overrides
+            .into_iter()
+            .filter(|replacing| replacing.key == keys::INSTANCES.path());
+        let mut replaces = None;
+        for replacing in of_instances {
+            if replacing.replaced.file == file {
+                bail!(
+                    "{} sets `{}` too, and is read after {file}: change the number there, or remove it",
+                    replacing.position,
+                    replacing.key
+                );
+            }
+            if replacing.position.file == file {
+                replaces = Some(replacing);
+            }
+        }
+        Ok(Self {
+            file: changed,
+            replaces,
+        })
+    }
+}
+
+/// The text with `count` instances, and everything else as it was.
 ///
 /// # Errors
-/// `text` is not valid TOML.
-pub fn with_instances(text: &str, count: u16) -> anyhow::Result<String> {
-    let mut document: DocumentMut = text.parse().context("Reading links.toml")?;
-    if let Some(Item::Value(value)) = document.get_mut(KEY) {
-        let decor = value.decor().clone();
-        *value = Value::Integer(Formatted::new(i64::from(count)));
-        *value.decor_mut() = decor;
-        return Ok(document.to_string());
+/// `text` is not TOML.
+fn with_instances(text: &str, count: u16) -> anyhow::Result<String> {
+    let mut document: DocumentMut = text.parse()?;
+    // Only the value: inserting the key again would lose the comment above it.
+    if let Some(Item::Value(before)) = document.get_mut(keys::INSTANCES.name) {
+        let decor = before.decor().clone();
+        *before = Value::from(i64::from(count));
+        *before.decor_mut() = decor;
+    } else {
+        document.insert(keys::INSTANCES.name, value(i64::from(count)));
     }
-    let line = format!("{KEY} = {count}");
-    // The line goes to its explanation if that is still there, and above the first table in any case.
-    let tables = document
-        .iter()
-        .any(|(_, item)| item.is_table() || item.is_array_of_tables());
-    let mut lines: Vec<_> = text.lines().collect();
-    let first_table = match tables {
-        true => lines.iter().position(|line| line.trim_start().starts_with('[')),
-        false => None,
-    };
-    let commented = lines.iter().position(|line| line.starts_with(COMMENTED));
-    match (commented, first_table) {
-        (Some(at), table) if table.is_none_or(|table| at < table) => lines[at] = &line,
-        (_, Some(table)) => lines.insert(table, &line),
-        (_, None) => lines.push(&line),
-    }
-    let edited = lines.join("\n") + "\n";
-    // If a multi-line string contains what looks like a table, let toml_edit insert the key, away from its explanation.
-    let right = edited
-        .parse::<DocumentMut>()
-        .is_ok_and(|edited| edited.get(KEY).and_then(Item::as_integer) == Some(i64::from(count)));
-    if right {
-        return Ok(edited);
-    }
-    document.insert(KEY, toml_edit::value(i64::from(count)));
     Ok(document.to_string())
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use super::*;
-    use links_config::links::read;
+    use std::fs;
 
-    #[track_caller]
-    fn expect(text: &str, expected: &str) {
-        assert_eq!(with_instances(text, 5).unwrap(), expected);
+    use super::*;
+    use links_base::layout::{Layout, temporary};
+    use links_config::links::inputs;
+    use links_config::load::load_links;
+    use links_config::reader::Disk;
+
+    /// A host with these files in links.toml.d, and this links.toml.
+    fn host(links_toml: &str, others: &[(&str, &str)]) -> (tempfile::TempDir, ConfigFiles) {
+        let (root, layout) = temporary(&[Layout::config_dir]);
+        let edited = ConfigFiles::new(&layout);
+        fs::write(edited.links_toml(), links_toml).unwrap();
+        for (name, text) in others {
+            fs::create_dir_all(edited.links_toml_d()).unwrap();
+            fs::write(edited.links_toml_d().join(name), text).unwrap();
+        }
+        (root, edited)
+    }
+
+    fn plan(edited: &ConfigFiles, count: u16) -> anyhow::Result<Change> {
+        Change::plan(edited, &inputs(edited, &Disk).unwrap(), count)
     }
 
     #[test]
     fn only_the_number_changes() {
-        expect(
-            "# mine\ninstances  =  3 # three\nbase_port = 7100\n\n[drain]\ntimeout = \"5s\"\n",
-            "# mine\ninstances  =  5 # three\nbase_port = 7100\n\n[drain]\ntimeout = \"5s\"\n",
-        );
-    }
-
-    #[test]
-    fn a_missing_key_gets_its_own_line() {
-        expect(
-            "# How many.\n#instances = 2\n\n[drain]\n",
-            "# How many.\ninstances = 5\n\n[drain]\n",
-        );
-        expect("", "instances = 5\n");
-        expect(
-            "[drain]\ntimeout = \"5s\"\n",
-            "instances = 5\n[drain]\ntimeout = \"5s\"\n",
-        );
-        expect("base_port = 7100\n", "base_port = 7100\ninstances = 5\n");
-    }
-
-    #[test]
-    fn the_shipped_file_keeps_all_its_explanations() {
-        let shipped = include_str!("../../../packaging/links.toml");
-        let edited = with_instances(shipped, 5).unwrap();
-        assert_eq!(edited, shipped.replacen("#instances = 2", "instances = 5", 1));
-        assert_eq!(read(&edited, "links.toml").0.map(|config| config.instances), Some(5));
-        assert_eq!(
-            with_instances(&edited, 2).unwrap(),
-            shipped.replacen("#instances", "instances", 1)
-        );
-    }
-
-    #[test]
-    fn invalid_toml_is_refused() {
+        for (text, expected) in [
+            (
+                "# mine\ninstances  =  3 # three\n\n[drain]\ntimeout = \"5s\"\n",
+                "# mine\ninstances  =  5 # three\n\n[drain]\ntimeout = \"5s\"\n",
+            ),
+            (
+                "[drain]\ntimeout = \"5s\"\n",
+                "instances = 5\n[drain]\ntimeout = \"5s\"\n",
+            ),
+            ("", "instances = 5\n"),
+        ] {
+            assert_eq!(with_instances(text, 5).unwrap(), expected);
+        }
         assert!(with_instances("instances = = 3\n", 5).is_err());
+        assert_eq!(with_instances(NEW, 2).unwrap(), NEW);
+    }
+
+    #[test]
+    fn the_number_is_in_a_file_of_its_own_and_replaces_that_of_links_toml() {
+        let (_root, edited) = host("instances = 3 # of version 0.1.0\n", &[("a.toml", "[cache]\n")]);
+        let change = plan(&edited, 5).unwrap();
+        assert_eq!(change.replaces.as_ref().unwrap().replaced.line, 1);
+        change.file.apply().unwrap();
+        assert_eq!(load_links(&edited).unwrap().instances, 5);
+        assert_eq!(
+            fs::read_to_string(edited.links_toml()).unwrap(),
+            "instances = 3 # of version 0.1.0\n"
+        );
+        let again = plan(&edited, 4).unwrap();
+        again.file.apply().unwrap();
+        assert_eq!(load_links(&edited).unwrap().instances, 4);
+        again.file.undo().unwrap();
+        assert_eq!(load_links(&edited).unwrap().instances, 5);
+        change.file.undo().unwrap();
+        assert!(!edited.instances_toml().exists());
+    }
+
+    #[test]
+    fn a_number_in_a_later_file_is_an_error_that_names_it() {
+        for (name, is_later) in [("z.toml", true), ("instances.toml.toml", true), ("a.toml", false)] {
+            let (_root, edited) = host("", &[(name, "\ninstances = 7\n")]);
+            let change = plan(&edited, 5);
+            if is_later {
+                let place = format!("{}:2:13", edited.links_toml_d().join(name).display());
+                assert!(change.unwrap_err().to_string().starts_with(&place), "{name}");
+            } else {
+                change.unwrap().file.apply().unwrap();
+                assert_eq!(load_links(&edited).unwrap().instances, 5);
+            }
+        }
     }
 }

@@ -75,6 +75,11 @@ impl<'a> Session<'a> {
         edge.check(&goal.config, &peers, goal.force_site, serves)
     }
 
+    /// Reports something that the administrator has to know.
+    pub(crate) fn notice(&mut self, text: String) {
+        self.reporter.report(&Event::Notice { text });
+    }
+
     pub(crate) fn roll(&mut self, release: &Release, force: Force) -> anyhow::Result<()> {
         let goal = self.goal(release, force)?;
         self.bring_about(&goal)
@@ -100,8 +105,15 @@ impl<'a> Session<'a> {
             notices,
         };
         let applied = apply::apply(&plan, &observed, &mut executor, &mut self.reporter);
-        let notices = executor.notices;
+        let mut notices = executor.notices;
         self.keep_outcome(goal, &plan, &applied);
+        if matches!(applied, Ok(()) | Err(Failure::Afterwards { .. })) {
+            let updated = self
+                .appliance
+                .snapshots
+                .update(&goal.wanted.version.config, &goal.inputs);
+            notices.extend(updated.err().map(|error| format!("{error:#}")));
+        }
         for text in notices {
             self.reporter.report(&Event::Notice { text });
         }

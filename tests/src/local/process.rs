@@ -50,6 +50,13 @@ impl Process {
         }
     }
 
+    /// Reads and discards all that the process prints.
+    pub(super) fn discard_output(&mut self) {
+        if let Some(stdout) = self.child.stdout.take() {
+            drain(BufReader::new(stdout));
+        }
+    }
+
     /// The last lines that the process has written to standard error.
     pub fn errors(&self) -> String {
         tail(&self.errors)

@@ -3,6 +3,7 @@
 
 mod collector;
 pub(crate) mod libsql;
+mod pebble;
 mod prometheus;
 mod redis;
 mod rotel;
@@ -12,6 +13,7 @@ mod vault;
 
 pub use collector::{Collected, Collector};
 pub use libsql::LibSql;
+pub use pebble::Pebble;
 pub use prometheus::Prometheus;
 pub use redis::redis;
 pub use rotel::rotel;

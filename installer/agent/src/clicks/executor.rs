@@ -18,6 +18,7 @@ use super::report::{Report, Topic};
 use super::salts;
 use super::search::{Search, under_new_name};
 use super::sink::Sink;
+use crate::limits::Limits;
 use links_base::layout::{Layout, USER};
 use links_base::log;
 
@@ -33,6 +34,8 @@ pub struct Executor<S> {
     report: Report,
     /// Whether an older version is being installed, which will count everything that follows.
     hands_over: bool,
+    /// Learns of every request.
+    limits: Option<Arc<Mutex<Limits>>>,
 }
 
 impl<S: Sink> Executor<S> {
@@ -46,7 +49,14 @@ impl<S: Sink> Executor<S> {
             left: None,
             report: Report::new(progress),
             hands_over: false,
+            limits: None,
         }
+    }
+
+    /// Makes the executor report every request to `limits`.
+    pub fn limiting(mut self, limits: Arc<Mutex<Limits>>) -> Self {
+        self.limits = Some(limits);
+        self
     }
 
     /// Performs an action. Waiting is left to the caller.
@@ -287,6 +297,7 @@ impl<S: Sink> Executor<S> {
             aggregator: &mut self.aggregator,
             report: &mut self.report,
             layout: &self.layout,
+            limits: self.limits.as_deref(),
         };
         match reader.read(from, until) {
             Ok(aggregated) => {

@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::instances::Instances;
+use super::limits::Limits;
 use executor::Executor;
 use identity::Host;
 use links_base::layout::Layout;
@@ -59,11 +60,11 @@ pub struct Clicks {
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Clicks {
-    /// Starts the thread, which keeps `progress` up to date.
+    /// Starts the thread, which keeps `progress` up to date and reports the requests to `limits`.
     ///
     /// # Errors
     /// Fails if the kernel refuses to create a thread.
-    pub fn start(layout: Layout, progress: Arc<Mutex<Progress>>) -> anyhow::Result<Self> {
+    pub fn start(layout: Layout, progress: Arc<Mutex<Progress>>, limits: Arc<Mutex<Limits>>) -> anyhow::Result<Self> {
         let (running, asked) = mpsc::channel();
         let (ending, ended) = mpsc::channel::<()>();
         let thread = std::thread::Builder::new()
@@ -72,7 +73,10 @@ impl Clicks {
                 let _ending = ending;
                 let sink = Instances::new(layout.clone());
                 let host = Host::this(&layout);
-                work(&mut Executor::new(layout, host, sink, progress), &asked);
+                work(
+                    &mut Executor::new(layout, host, sink, progress).limiting(limits),
+                    &asked,
+                );
             })
             .context("Starting the thread that counts clicks")?;
         Ok(Self { running, ended, thread })

@@ -1,6 +1,7 @@
 //! Reads lines of the journal into the aggregate.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::aggregator::{Aggregator, NeedsSalt, Taken};
@@ -11,6 +12,7 @@ use super::progress::Progress;
 use super::report::{Report, Topic};
 use super::salts;
 use super::source::lines;
+use crate::limits::Limits;
 use links_base::layout::Layout;
 
 /// The maximum number of lines that are read at once.
@@ -22,6 +24,7 @@ pub struct Reader<'a> {
     pub aggregator: &'a mut Aggregator,
     pub report: &'a mut Report,
     pub layout: &'a Layout,
+    pub limits: Option<&'a Mutex<Limits>>,
 }
 
 impl Reader<'_> {
@@ -53,6 +56,7 @@ impl Reader<'_> {
         let mut left = MAX_LINES;
         let limit = open.ends().unwrap_or(u64::MAX);
         let (aggregator, layout, reported) = (&mut *self.aggregator, self.layout, &mut open.reported);
+        let limits = self.limits;
         let mut salts = Ok(());
         let mut oldest = None;
         let mut fault = None;
@@ -82,7 +86,12 @@ impl Reader<'_> {
                 *reported = position;
                 progress.lines += 1;
                 match &line {
-                    Some(line) => progress.traffic.take(line),
+                    Some(line) => {
+                        progress.traffic.take(line);
+                        if let Some(limits) = limits.filter(|_| Limits::concern(line)) {
+                            limits.lock().unwrap_or_else(PoisonError::into_inner).take(line);
+                        }
+                    }
                     None => progress.malformed += 1,
                 }
             }

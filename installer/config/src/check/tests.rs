@@ -152,6 +152,43 @@ fn each_problem_has_its_message() {
             host().with("/etc/links/credentials/.admin_token.swp", "a\nb\n", 0o600),
             vec![],
         ),
+        (
+            host().with(
+                "/etc/links/links.toml.d/a.toml",
+                "[telemetry]\nheaders = \"credential:turso\"",
+                0o644,
+            ),
+            vec![
+                "/etc/links/links.toml.d/a.toml:2:11: the credential `turso` is missing; put it into /etc/links/credentials/turso, mode 0600",
+            ],
+        ),
+        (
+            host()
+                .with("/etc/links/links.toml", "instances = 99\nbase_port = 8000", 0o644)
+                .with("/etc/links/links.toml.d/a.toml", "instances = 3", 0o644)
+                .with("/etc/links/links.toml.d/b.toml", "nginx.listen = 8003", 0o644),
+            vec![
+                "/etc/links/links.toml.d/b.toml:1:16: `nginx.listen` 8003 takes 127.0.0.1:8003 from instance 3; change `base_port` or the nginx port",
+            ],
+        ),
+        (
+            host()
+                .with("/etc/links/links.toml.d/.a.toml", "wrong", 0o644)
+                .with("/etc/links/links.toml.d/a.toml~", "wrong", 0o644)
+                .with("/etc/links/links.toml.d/a.toml.dpkg-old", "wrong", 0o644)
+                .with("/etc/links/links.toml.d/README", "wrong", 0o644),
+            vec![],
+        ),
+        (
+            host()
+                .with("/etc/links/links.toml", "", 0o600)
+                .with("/etc/links/links.toml.d/a.toml", "", 0o640)
+                .with("/etc/links/links.toml.d/b.toml", "", 0o600),
+            vec![
+                "/etc/links/links.toml: warning: cannot be read by user links: its mode is 0600; run `chmod a+r /etc/links/links.toml`",
+                "/etc/links/links.toml.d/b.toml: warning: cannot be read by user links: its mode is 0600; run `chmod a+r /etc/links/links.toml.d/b.toml`",
+            ],
+        ),
         // Without the file, Vault may supply the admin token, or links.toml does not ask for one.
         (
             host()
@@ -175,12 +212,15 @@ fn each_problem_has_its_message() {
 fn all_files_are_checked_at_once() {
     let files = host()
         .with("/etc/links/links.toml", "instances = 0\nports = 1", 0o644)
+        .with("/etc/links/links.toml.d/a.toml", "instances = -1", 0o644)
+        .with("/etc/links/links.toml.d/b.toml", "\nsnorten = 1", 0o644)
         .with("/etc/links/runtime.toml", "[sqlite]", 0o644)
         .with("/etc/links/credentials/admin_token", "", 0o666);
     let found = found(&files);
     let expected = [
-        "/etc/links/links.toml:1:13: ",
         "/etc/links/links.toml:2:1: ",
+        "/etc/links/links.toml.d/a.toml:1:13: ",
+        "/etc/links/links.toml.d/b.toml:2:1: ",
         "/etc/links/runtime.toml:1:2: ",
         "/etc/links/credentials/admin_token: is empty",
         "/etc/links/credentials/admin_token: is accessible",
@@ -189,6 +229,34 @@ fn all_files_are_checked_at_once() {
     for (message, expected) in found.iter().zip(expected) {
         assert!(message.starts_with(expected), "{message}");
     }
+}
+
+#[test]
+fn a_value_that_replaces_another_is_known_with_both_positions() {
+    let files = host()
+        .with(
+            "/etc/links/links.toml",
+            "instances = 3\n[drain]\ntimeout = \"1s\"",
+            0o644,
+        )
+        .with("/etc/links/links.toml.d/10.toml", "instances = 4", 0o644)
+        .with("/etc/links/links.toml.d/9.toml", "[drain]\n", 0o644);
+    let loaded = check(&ConfigFiles::new(&Layout::new("/")), &files).loaded.unwrap();
+    assert_eq!((loaded.config.instances, loaded.config.drain.timeout.as_secs()), (4, 1));
+    let overrides: Vec<_> = loaded.overrides.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        overrides,
+        ["/etc/links/links.toml.d/10.toml:1:13: `instances` replaces the value in /etc/links/links.toml:1:13"]
+    );
+    let names: Vec<_> = loaded.inputs.iter().map(|input| input.file.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "/etc/links/links.toml",
+            "/etc/links/links.toml.d/10.toml",
+            "/etc/links/links.toml.d/9.toml"
+        ]
+    );
 }
 
 #[test]

@@ -1,27 +1,22 @@
-//! Reads `links.toml` into a [`Config`].
+//! Reads `links.toml` and the files in `links.toml.d` into a [`Config`].
 
 use std::net::{SocketAddr, SocketAddrV4};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
 
+use super::input::Input;
+use super::keys::{self, Key};
 use super::settings::{
-    Access, Cache, Clicks, Config, Drain, Enabled, Health, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
-    Secrets, Shorten, Telemetry,
+    Access, Cache, Clicks, Config, Drain, Enabled, Health, Limits, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
+    Secrets, Shorten, Telemetry, TrustedProxy, network,
 };
+use super::tls::{PlainHttp, TLS_PORT, plain_public_url, tls};
 use crate::document::{Document, Problem, Value, kind};
-use crate::finding::Finding;
+use crate::finding::{Finding, Override};
 use crate::runtime::Reference;
 use crate::section::Section;
-use crate::value::{boolean, duration, one_of, one_or_more, origin, small, string, url};
-use links_base::layout::MAX_INSTANCES;
-
-/// The maximum timeout of a probe. Two probes in a row must end before the watchdog fires (`WatchdogSec=30` in links@.service).
-const LONGEST_PROBE: Duration = Duration::from_secs(10);
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3600);
+use crate::value::{absolute, boolean, duration, integer, one_of, one_or_more, origin, small, string, url};
 
 #[cfg(any(test, feature = "testing"))]
 impl Config {
@@ -32,51 +27,115 @@ impl Config {
     }
 }
 
-/// Reads `links.toml`. Returns the configuration if there are no errors, and all findings, which may be only warnings.
+/// What [`read_all`] has found.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The configuration. `None` if there are errors.
+    pub config: Option<Config>,
+    /// All findings, which may be only warnings.
+    pub findings: Vec<Finding>,
+    /// The values that replace one of an earlier file.
+    pub overrides: Vec<Override>,
+}
+
+/// Reads `links.toml` alone. Returns the configuration if there are no errors, and all findings, which may be only warnings.
 pub fn read(text: &str, file: &str) -> (Option<Config>, Vec<Finding>) {
-    let document = Document::new(text, file);
-    let config = document.parse().map(|table| config(&document, table.get_ref()));
+    let Reading { config, findings, .. } = read_document(Document::new(text, file));
+    (config, findings)
+}
+
+/// Reads `links.toml` and the files that extend it.
+pub fn read_all(inputs: &[Input]) -> Reading {
+    let files = inputs.iter().map(|input| (input.text.as_str(), input.file.as_str()));
+    read_document(Document::of_files(files))
+}
+
+fn read_document(document: Document<'_>) -> Reading {
+    let config = document
+        .parse()
+        .map(|table| config(Section::top(&document, table.get_ref())));
+    let overrides = document.overrides();
     let findings = document.into_findings();
-    (config.filter(|_| !findings.iter().any(Finding::is_error)), findings)
+    Reading {
+        config: config.filter(|_| !findings.iter().any(Finding::is_error)),
+        findings,
+        overrides,
+    }
+}
+
+impl Default for Config {
+    /// The settings of an empty `links.toml`.
+    fn default() -> Self {
+        let document = Document::new("", "");
+        config(Section::top(&document, document.empty()))
+    }
+}
+
+/// The keys that are declared in [`keys`].
+impl<'d, 't> Section<'d, 't> {
+    /// The value of a key. If it is absent or wrong, its default.
+    pub(super) fn get<T>(&mut self, key: &'static Key, read: impl Fn(&Value<'_>) -> Result<T, Problem>) -> T {
+        self.optional(key.name, &read).unwrap_or_else(|| key.default(read))
+    }
+
+    /// The value of a key without a default. `None` if it is absent or wrong.
+    pub(super) fn given<T>(&mut self, key: &'static Key, read: impl Fn(&Value<'_>) -> Result<T, Problem>) -> Option<T> {
+        self.optional(key.name, read)
+    }
+
+    pub(super) fn boolean(&mut self, key: &'static Key) -> bool {
+        self.get(key, boolean)
+    }
+
+    pub(super) fn duration(&mut self, key: &'static Key) -> Duration {
+        self.get(key, duration(key.durations()))
+    }
+
+    /// An integer whose declared range is one of `u16`.
+    pub(super) fn small(&mut self, key: &'static Key) -> u16 {
+        let read = integer(key.integers());
+        // Every integer in the range fits, so the other value is never used.
+        self.get(key, |value| {
+            read(value).map(|integer| u16::try_from(integer).unwrap_or(u16::MAX))
+        })
+    }
+
+    pub(super) fn word(&mut self, key: &'static Key) -> &'static str {
+        self.get(key, |value| one_of(key.words())(value))
+    }
 }
 
 /// Reads all keys. One that is absent or wrong gets its default.
-fn config(document: &Document<'_>, table: &toml::de::DeTable<'_>) -> Config {
-    let default = Config::default();
-    let mut top = Section::top(document, table);
+fn config(mut top: Section<'_, '_>) -> Config {
     let config = Config {
-        instances: top
-            .optional("instances", small(1..=MAX_INSTANCES))
-            .unwrap_or(default.instances),
-        // The port of the first instance is unprivileged, and exists.
-        base_port: top
-            .optional("base_port", small(1023..=u16::MAX - 1))
-            .unwrap_or(default.base_port),
-        public_url: top.optional("public_url", origin),
-        shorten: top.section("shorten", shorten).unwrap_or(default.shorten),
-        health: top.section("health", health).unwrap_or(default.health),
-        drain: top.section("drain", drain).unwrap_or(default.drain),
-        rollout: top.section("rollout", rollout).unwrap_or(default.rollout),
-        cache: top.section("cache", cache).unwrap_or(default.cache),
-        secrets: top.section("secrets", secrets).unwrap_or(default.secrets),
-        telemetry: top.section("telemetry", telemetry).unwrap_or(default.telemetry),
-        metrics: top.section("metrics", metrics).unwrap_or(default.metrics),
-        clicks: top.section("clicks", clicks).unwrap_or(default.clicks),
-        nginx: top.section("nginx", nginx).unwrap_or(default.nginx),
+        instances: top.small(&keys::INSTANCES),
+        base_port: top.small(&keys::BASE_PORT),
+        public_url: top.given(&keys::PUBLIC_URL, origin),
+        shorten: top.table("shorten", shorten),
+        health: top.table("health", health),
+        drain: top.table("drain", drain),
+        rollout: top.table("rollout", rollout),
+        cache: top.table("cache", cache),
+        secrets: top.table("secrets", secrets),
+        telemetry: top.table("telemetry", telemetry),
+        metrics: top.table("metrics", metrics),
+        clicks: top.table("clicks", clicks),
+        limits: top.table("limits", limits),
+        nginx: top.table("nginx", nginx),
+        tls: top.table("tls", tls),
     };
     ports(&top, &config);
+    plain_public_url(&top, config.public_url.as_deref(), &config.tls);
+    redirected_proxies(&top, &config);
     top.refuse_unknown();
     config
 }
 
 fn shorten(section: &mut Section<'_, '_>) -> Shorten {
-    let default = Config::default().shorten;
-    let access = section
-        .optional("access", one_of(&["token", "open"]))
-        .map_or(default.access, |word| match word {
-            "open" => Access::Open,
-            _ => Access::Token,
-        });
+    let access = match section.word(&keys::SHORTEN_ACCESS) {
+        "open" => Access::Open,
+        _ => Access::Token,
+    };
     if access == Access::Open {
         section.document().warning(
             section.place_of(&["access"]),
@@ -86,49 +145,35 @@ fn shorten(section: &mut Section<'_, '_>) -> Shorten {
     }
     Shorten {
         access,
-        allowed_origin: section.optional("allowed_origin", origin),
+        allowed_origin: section.given(&keys::SHORTEN_ALLOWED_ORIGIN, origin),
     }
 }
 
 fn health(section: &mut Section<'_, '_>) -> Health {
-    let default = Config::default().health;
     Health {
-        start_timeout: section
-            .optional("start_timeout", duration(SECOND..=10 * MINUTE))
-            .unwrap_or(default.start_timeout),
-        interval: section
-            .optional("interval", duration(Duration::from_millis(100)..=MINUTE))
-            .unwrap_or(default.interval),
-        timeout: section
-            .optional("timeout", duration(Duration::from_millis(100)..=LONGEST_PROBE))
-            .unwrap_or(default.timeout),
+        start_timeout: section.duration(&keys::HEALTH_START_TIMEOUT),
+        interval: section.duration(&keys::HEALTH_INTERVAL),
+        timeout: section.duration(&keys::HEALTH_TIMEOUT),
     }
 }
 
 fn drain(section: &mut Section<'_, '_>) -> Drain {
     Drain {
-        timeout: section
-            .optional("timeout", duration(Duration::ZERO..=HOUR))
-            .unwrap_or(Config::default().drain.timeout),
+        timeout: section.duration(&keys::DRAIN_TIMEOUT),
     }
 }
 
 fn rollout(section: &mut Section<'_, '_>) -> Rollout {
     Rollout {
-        min_healthy: section
-            .optional("min_healthy", duration(Duration::ZERO..=10 * MINUTE))
-            .unwrap_or(Config::default().rollout.min_healthy),
+        min_healthy: section.duration(&keys::ROLLOUT_MIN_HEALTHY),
     }
 }
 
 fn cache(section: &mut Section<'_, '_>) -> Cache {
-    let default = Config::default().cache;
     Cache {
-        enabled: section.optional("enabled", enabled).unwrap_or(default.enabled),
-        ttl: section.optional("ttl", duration(SECOND..=HOUR)).unwrap_or(default.ttl),
-        stale: section
-            .optional("stale", duration(Duration::ZERO..=30 * 24 * HOUR))
-            .unwrap_or(default.stale),
+        enabled: section.get(&keys::CACHE_ENABLED, enabled),
+        ttl: section.duration(&keys::CACHE_TTL),
+        stale: section.duration(&keys::CACHE_STALE),
     }
 }
 
@@ -142,32 +187,26 @@ fn enabled(value: &Value<'_>) -> Result<Enabled, Problem> {
 }
 
 fn secrets(section: &mut Section<'_, '_>) -> Secrets {
-    let default = Config::default().secrets;
     Secrets {
-        ttl: section.optional("ttl", duration(SECOND..=HOUR)).unwrap_or(default.ttl),
-        stale: section
-            .optional("stale", duration(Duration::ZERO..=24 * HOUR))
-            .unwrap_or(default.stale),
+        ttl: section.duration(&keys::SECRETS_TTL),
+        stale: section.duration(&keys::SECRETS_STALE),
     }
 }
 
 fn telemetry(section: &mut Section<'_, '_>) -> Telemetry {
-    let default = Config::default().telemetry;
-    let protocol = section
-        .optional("protocol", one_of(&["http/protobuf", "grpc"]))
-        .map_or(default.protocol, |word| match word {
-            "grpc" => Protocol::Grpc,
-            _ => Protocol::Http,
-        });
+    let protocol = match section.word(&keys::TELEMETRY_PROTOCOL) {
+        "grpc" => Protocol::Grpc,
+        _ => Protocol::Http,
+    };
     let document = section.document();
     Telemetry {
-        endpoint: section.optional("endpoint", endpoint(protocol)),
+        endpoint: section.given(&keys::TELEMETRY_ENDPOINT, endpoint(protocol)),
         protocol,
-        headers: section.optional("headers", |value| Reference::read(document, value)),
-        traces: section.optional("traces", boolean).unwrap_or(default.traces),
-        metrics: section.optional("metrics", boolean).unwrap_or(default.metrics),
-        logs: section.optional("logs", boolean).unwrap_or(default.logs),
-        sampling: section.optional("sampling", sampling).unwrap_or(default.sampling),
+        headers: section.given(&keys::TELEMETRY_HEADERS, |value| Reference::read(document, value)),
+        traces: section.boolean(&keys::TELEMETRY_TRACES),
+        metrics: section.boolean(&keys::TELEMETRY_METRICS),
+        logs: section.boolean(&keys::TELEMETRY_LOGS),
+        sampling: section.get(&keys::TELEMETRY_SAMPLING, sampling),
     }
 }
 
@@ -203,10 +242,9 @@ fn sampling(value: &Value<'_>) -> Result<Sampling, Problem> {
 }
 
 fn metrics(section: &mut Section<'_, '_>) -> Metrics {
-    let default = Config::default().metrics;
     let metrics = Metrics {
-        listen: section.optional("listen", metrics_listen).unwrap_or(default.listen),
-        otlp_listen: section.optional("otlp_listen", loopback).unwrap_or(default.otlp_listen),
+        listen: section.get(&keys::METRICS_LISTEN, metrics_listen),
+        otlp_listen: section.get(&keys::METRICS_OTLP_LISTEN, loopback),
     };
     if metrics.listen.is_some_and(|listen| !listen.ip().is_loopback()) {
         section.document().warning(
@@ -246,36 +284,70 @@ fn socket(value: &Value<'_>) -> Result<SocketAddr, Problem> {
 
 fn clicks(section: &mut Section<'_, '_>) -> Clicks {
     Clicks {
-        countries: section.optional("countries", absolute),
+        countries: section.given(&keys::CLICKS_COUNTRIES, |value| {
+            absolute(value).map_err(|problem| problem.help("write \"/var/lib/GeoIP/GeoLite2-Country.mmdb\""))
+        }),
     }
 }
 
-fn absolute(value: &Value<'_>) -> Result<PathBuf, Problem> {
-    let path = PathBuf::from(string(value)?);
-    if !path.is_absolute() {
-        return Err(Problem::new("must be an absolute path").help("write \"/var/lib/GeoIP/GeoLite2-Country.mmdb\""));
+fn limits(section: &mut Section<'_, '_>) -> Limits {
+    Limits {
+        create: section.small(&keys::LIMITS_CREATE),
+        wrong_tokens: section.small(&keys::LIMITS_WRONG_TOKENS),
+        unknown_links: section.small(&keys::LIMITS_UNKNOWN_LINKS),
     }
-    Ok(path)
 }
 
 fn nginx(section: &mut Section<'_, '_>) -> Nginx {
-    let default = Config::default().nginx;
-    Nginx {
-        manage: section.optional("manage", boolean).unwrap_or(default.manage),
-        listen: section.optional("listen", listens).unwrap_or(default.listen),
-        server_name: section
-            .optional("server_name", one_or_more(server_name))
-            .unwrap_or(default.server_name),
-        replace_default_site: section
-            .optional("replace_default_site", boolean)
-            .unwrap_or(default.replace_default_site),
-        cache_ttl: section
-            .optional("cache_ttl", duration(Duration::ZERO..=HOUR))
-            .or(default.cache_ttl),
-        cache_stale: section
-            .optional("cache_stale", duration(Duration::ZERO..=24 * HOUR))
-            .unwrap_or(default.cache_stale),
+    let trusted_proxies = section
+        .given(&keys::NGINX_TRUSTED_PROXIES, trusted_proxies)
+        .unwrap_or_default();
+    let trusts_everyone =
+        |proxy: &TrustedProxy| matches!(proxy, TrustedProxy::Network(network) if network.prefix_len() == 0);
+    if trusted_proxies.iter().any(trusts_everyone) {
+        section.document().warning(
+            section.place_of(&["trusted_proxies"]),
+            "`nginx.trusted_proxies` contains every address: anyone who can reach nginx can claim any address, scheme and host",
+            Some("name only the networks of the proxies".to_owned()),
+        );
     }
+    let proxy_protocol = section.boolean(&keys::NGINX_PROXY_PROTOCOL);
+    if proxy_protocol && trusted_proxies.is_empty() {
+        section.document().error(
+            section.place_of(&["proxy_protocol"]),
+            "`nginx.proxy_protocol` needs `trusted_proxies`: nginx accepts addresses only from proxies that it trusts",
+            Some("write their networks, such as trusted_proxies = [\"10.0.0.0/8\"]".to_owned()),
+        );
+    }
+    Nginx {
+        manage: section.boolean(&keys::NGINX_MANAGE),
+        listen: section.get(&keys::NGINX_LISTEN, listens),
+        server_name: section.get(&keys::NGINX_SERVER_NAME, server_names),
+        replace_default_site: section.boolean(&keys::NGINX_REPLACE_DEFAULT_SITE),
+        trusted_proxies,
+        proxy_protocol,
+        cache_ttl: section.given(&keys::NGINX_CACHE_TTL, duration(keys::NGINX_CACHE_TTL.durations())),
+        cache_stale: section.duration(&keys::NGINX_CACHE_STALE),
+    }
+}
+
+fn trusted_proxies(value: &Value<'_>) -> Result<Vec<TrustedProxy>, Problem> {
+    one_or_more(trusted_proxy)(value)
+}
+
+fn trusted_proxy(value: &Value<'_>) -> Result<TrustedProxy, Problem> {
+    let text = string(value)?;
+    if text == "cloudflare" {
+        return Ok(TrustedProxy::Cloudflare);
+    }
+    let network = network(text).map(TrustedProxy::Network);
+    network.ok_or_else(|| {
+        Problem::new(format!(
+            "must be a network, an address or \"cloudflare\", found \"{}\"",
+            text.escape_debug()
+        ))
+        .help("write \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\"")
+    })
 }
 
 fn listens(value: &Value<'_>) -> Result<Vec<Listen>, Problem> {
@@ -311,6 +383,10 @@ fn listen(value: &Value<'_>) -> Result<Listen, Problem> {
     }
 }
 
+fn server_names(value: &Value<'_>) -> Result<Vec<String>, Problem> {
+    one_or_more(server_name)(value)
+}
+
 /// A host name, `*.example.org`, `.example.org` or `_`. Only characters without a special meaning to nginx are allowed, and no
 /// regular expression.
 fn server_name(value: &Value<'_>) -> Result<String, Problem> {
@@ -323,6 +399,17 @@ fn server_name(value: &Value<'_>) -> Result<String, Problem> {
         Problem::new(format!("must be a host name, found \"{}\"", name.escape_debug()))
             .help("write several as an array, and an international name in its xn-- form"),
     )
+}
+
+/// Warns about proxies that may be redirected without end, because they pass requests on without TLS that they got with it.
+fn redirected_proxies(top: &Section<'_, '_>, config: &Config) {
+    if config.tls.is_on() && config.tls.http == PlainHttp::Redirect && !config.nginx.trusted_proxies.is_empty() {
+        top.document().warning(
+            top.place_of(&["nginx", "trusted_proxies"]),
+            "a proxy that passes HTTPS requests on over HTTP is redirected to HTTPS again and again",
+            Some("write http = \"serve\" in [tls] if there is one".to_owned()),
+        );
+    }
 }
 
 /// Checks that the ports of the instances exist, and that nothing else listens on them or on `base_port`.
@@ -366,6 +453,13 @@ fn ports(top: &Section<'_, '_>, config: &Config) {
     }
     for listen in &config.nginx.listen {
         let port = listen.address().port();
+        if config.tls.is_on() && port == TLS_PORT {
+            top.document().error(
+                top.place_of(&["nginx", "listen"]),
+                format!("`nginx.listen` {listen} is for requests without HTTPS, but HTTPS has port {TLS_PORT}"),
+                Some("leave it out: the [tls] table opens it on the same addresses".to_owned()),
+            );
+        }
         if let Some(owner) = owner(port).filter(|_| listen.takes_loopback(port)) {
             let taken = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, port);
             top.document().error(

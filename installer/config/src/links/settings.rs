@@ -5,11 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize, Serializer};
 
+use super::tls::Tls;
 use crate::runtime::Reference;
 
-/// The settings in `links.toml`, with defaults filled in. All ranges, formats and ports have been checked.
+/// The settings in `links.toml` and the files that extend it, with the defaults of [`super::keys`]. All ranges, formats and ports
+/// have been checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Config {
     /// The number of instances, from 1 to [`links_base::layout::MAX_INSTANCES`].
@@ -28,7 +31,9 @@ pub struct Config {
     pub telemetry: Telemetry,
     pub metrics: Metrics,
     pub clicks: Clicks,
+    pub limits: Limits,
     pub nginx: Nginx,
+    pub tls: Tls,
 }
 
 /// `[shorten]`
@@ -156,10 +161,21 @@ pub struct Metrics {
 }
 
 /// `[clicks]`: how redirects are counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Clicks {
     /// A file in MaxMind's format with the countries of IP addresses. `None` if countries are not recorded.
     pub countries: Option<PathBuf>,
+}
+
+/// `[limits]`: how many requests of a kind one address may send per minute. 0 means any number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// Created links, if [`Access::Open`] lets everyone create them.
+    pub create: u16,
+    /// API requests with a wrong token, or without one.
+    pub wrong_tokens: u16,
+    /// Requests for links that do not exist.
+    pub unknown_links: u16,
 }
 
 /// `[nginx]`
@@ -173,17 +189,41 @@ pub struct Nginx {
     pub server_name: Vec<String>,
     /// Whether links disables Debian's default site, if that is unmodified.
     pub replace_default_site: bool,
-    /// How long nginx caches a redirect. Less than a second means not at all. See [`Config::edge_ttl`] for `None`.
+    /// The proxies in front of nginx. They report the address, the scheme and the host of each request.
+    pub trusted_proxies: Vec<TrustedProxy>,
+    /// Whether these proxies send the PROXY protocol, with the client's address in it.
+    pub proxy_protocol: bool,
+    /// How long nginx caches a redirect. Less than a second means not at all. See [`Config::edge_ttl`] and
+    /// [`Config::edge_port`] for `None`.
     pub cache_ttl: Option<Duration>,
     /// How much longer nginx serves a cached redirect while no instance answers.
     pub cache_stale: Duration,
 }
 
 impl Config {
-    /// The port on 127.0.0.1 where nginx answers the instances' questions about its cache. `None` if nginx has no cache, or if
-    /// links does not write its site.
+    /// How short URLs begin: `public_url`, or else HTTPS with the first name that has it. `None` if each response uses the
+    /// scheme and the host of its request.
+    pub fn base_url(&self) -> Option<String> {
+        let of_tls = || Some(format!("https://{}", self.tls.served().first()?));
+        self.public_url.clone().or_else(of_tls)
+    }
+
+    /// The port on 127.0.0.1 where nginx answers the instances' questions about its cache. `None` if nginx has no cache.
+    ///
+    /// If links does not write the site, nobody knows whether that site has a cache. Only a cache that links.toml asks for is
+    /// used then, because redirects in a cache that the instances cannot reach would outlive their links.
     pub fn edge_port(&self) -> Option<u16> {
-        (self.nginx.manage && self.longest_edge_ttl().as_secs() > 0).then_some(self.base_port)
+        let has_cache = self.nginx.manage || self.nginx.cache_ttl.is_some();
+        (has_cache && self.longest_edge_ttl().as_secs() > 0).then_some(self.base_port)
+    }
+
+    /// How many links one address may create per minute. 0 means any number: without a token nobody can create links, or there
+    /// is no limit.
+    pub fn create_limit(&self) -> u16 {
+        match self.shorten.access {
+            Access::Open => self.limits.create,
+            Access::Token => 0,
+        }
     }
 
     /// How long nginx caches a redirect. Changes that are made through this host purge the cache at once. Only a remote
@@ -199,6 +239,38 @@ impl Config {
     pub fn longest_edge_ttl(&self) -> Duration {
         self.nginx.cache_ttl.unwrap_or(Duration::from_secs(300))
     }
+}
+
+/// Proxies that nginx trusts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrustedProxy {
+    Network(IpNet),
+    /// The networks of Cloudflare ([`crate::proxies`]).
+    Cloudflare,
+}
+
+/// The form of links.toml.
+impl fmt::Display for TrustedProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) => network.fmt(f),
+            Self::Cloudflare => f.write_str("cloudflare"),
+        }
+    }
+}
+
+impl Serialize for TrustedProxy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Parses a network, or an address, which is a network of one. Bits of the address after the prefix are ignored.
+pub fn network(text: &str) -> Option<IpNet> {
+    let network = text.parse().ok();
+    network
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+        .map(|network: IpNet| network.trunc())
 }
 
 /// One `listen` directive of nginx.
@@ -254,62 +326,5 @@ impl fmt::Display for Access {
             Self::Token => "token",
             Self::Open => "open",
         })
-    }
-}
-
-impl Default for Config {
-    /// The settings of an empty `links.toml`.
-    fn default() -> Self {
-        Self {
-            instances: 2,
-            base_port: 7000,
-            public_url: None,
-            shorten: Shorten {
-                access: Access::Token,
-                allowed_origin: None,
-            },
-            health: Health {
-                start_timeout: Duration::from_secs(30),
-                interval: Duration::from_secs(1),
-                timeout: Duration::from_secs(2),
-            },
-            drain: Drain {
-                timeout: Duration::from_secs(30),
-            },
-            rollout: Rollout {
-                min_healthy: Duration::from_secs(2),
-            },
-            cache: Cache {
-                enabled: Enabled::Auto,
-                ttl: Duration::from_secs(60),
-                stale: Duration::from_secs(24 * 3600),
-            },
-            secrets: Secrets {
-                ttl: Duration::from_secs(30),
-                stale: Duration::from_secs(15 * 60),
-            },
-            telemetry: Telemetry {
-                endpoint: None,
-                protocol: Protocol::Http,
-                headers: None,
-                traces: true,
-                metrics: true,
-                logs: false,
-                sampling: Sampling(1_000_000),
-            },
-            metrics: Metrics {
-                listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
-                otlp_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9465)),
-            },
-            clicks: Clicks::default(),
-            nginx: Nginx {
-                manage: true,
-                listen: vec![Listen::Port(80)],
-                server_name: vec!["_".to_owned()],
-                replace_default_site: true,
-                cache_ttl: None,
-                cache_stale: Duration::from_secs(600),
-            },
-        }
     }
 }

@@ -7,11 +7,14 @@
 
 use std::time::Duration;
 
-use super::{Access, Config, Enabled, Listen, Protocol, read};
-use crate::finding::Severity;
+use super::keys::{self, Absent, Since};
+use super::{Access, Config, Enabled, Limits, Listen, Protocol, read};
+use crate::finding::{Position, Severity};
 use crate::runtime::Reference;
 
 const SHIPPED: &str = include_str!("../../../../packaging/links.toml");
+/// The file that version 0.1.0 installed. It shows each key with its default, commented out.
+const OF_0_1_0: &str = include_str!("released-0.1.0.toml");
 
 /// The text with every commented-out key enabled. Prose has a blank after its `#`, keys have none.
 fn uncommented(text: &str) -> String {
@@ -32,13 +35,15 @@ fn found(text: &str) -> Vec<String> {
 
 #[test]
 fn the_shipped_file_means_the_defaults() {
-    assert_eq!(Config::parse(SHIPPED, "links.toml").unwrap(), Config::default());
-    assert_eq!(Config::parse("", "links.toml").unwrap(), Config::default());
+    for text in [SHIPPED, OF_0_1_0, ""] {
+        assert_eq!(Config::parse(text, "links.toml").unwrap(), Config::default());
+    }
 }
 
+/// Upgrades keep the file of 0.1.0, and downgrades give the settings back to it.
 #[test]
-fn the_shipped_file_shows_every_key_with_its_default() {
-    let text = uncommented(SHIPPED);
+fn the_keys_of_version_0_1_0_keep_their_names_and_defaults() {
+    let text = uncommented(OF_0_1_0);
     let mut expected = Config {
         public_url: Some("https://s.example.org".to_owned()),
         ..Config::default()
@@ -55,21 +60,130 @@ fn the_shipped_file_shows_every_key_with_its_default() {
         .unwrap();
     expected.telemetry.headers = Some(Reference {
         credential: "otlp_headers".to_owned(),
-        line,
-        column: 11,
+        position: Position {
+            file: "links.toml".to_owned(),
+            line,
+            column: 11,
+        },
     });
     assert_eq!(Config::parse(&text, "links.toml").unwrap(), expected);
 
     let shown: toml::Table = toml::from_str(&text).unwrap();
-    let serde_json::Value::Object(known) = serde_json::to_value(&expected).unwrap() else {
-        panic!("a configuration is a table");
+    let mut paths = vec![];
+    for (name, value) in &shown {
+        match value.as_table() {
+            Some(table) => paths.extend(table.keys().map(|key| format!("{name}.{key}"))),
+            None => paths.push(name.clone()),
+        }
+    }
+    paths.sort();
+    let mut declared: Vec<_> = keys::all()
+        .filter(|key| key.since == Since::V0_1_0)
+        .map(keys::Key::path)
+        .collect();
+    declared.sort();
+    assert_eq!(paths, declared);
+}
+
+/// The `valid keys` that an unknown key in this table is answered with.
+fn valid_keys(table: &str) -> Vec<String> {
+    let header = if table.is_empty() {
+        String::new()
+    } else {
+        format!("[{table}]\n")
     };
-    for (key, value) in &known {
-        assert!(shown.contains_key(key), "`{key}` is not in the shipped file");
-        for inner in value.as_object().into_iter().flat_map(serde_json::Map::keys) {
+    let (_, findings) = read(&format!("{header}zzzzzzzz = 1"), "links.toml");
+    let help = findings
+        .iter()
+        .find(|finding| finding.message.contains("`zzzzzzzz`"))
+        .and_then(|finding| finding.help.clone())
+        .unwrap_or_default();
+    let mut names: Vec<_> = help.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_parser_accepts_exactly_the_declared_keys() {
+    for table in keys::TABLES {
+        let inner = keys::TABLES.iter().filter_map(|inner| {
+            let path = match table.name {
+                "" => inner.name,
+                name => inner.name.strip_prefix(name)?.strip_prefix('.')?,
+            };
+            (!path.is_empty() && !path.contains('.')).then_some(path)
+        });
+        let mut declared: Vec<_> = table.keys.iter().map(|key| key.name).chain(inner).collect();
+        declared.sort_unstable();
+        assert_eq!(valid_keys(table.name), declared, "in [{}]", table.name);
+    }
+    for key in keys::all() {
+        let text = format!("{} = {}", key.path(), key.sample());
+        let (config, findings) = read(&text, "links.toml");
+        assert!(config.is_some(), "{text}: {findings:?}");
+        let of_default = matches!(key.absent, Absent::Default(_)).then(Config::default);
+        assert!(of_default.is_none_or(|default| config == Some(default)), "{text}");
+    }
+}
+
+#[test]
+fn the_parser_keeps_to_the_declared_ranges_and_words() {
+    // Whether this value of the key is refused because of its range.
+    let refused = |key: &keys::Key, value: &str| {
+        let (_, findings) = read(&format!("{} = {value}", key.path()), "links.toml");
+        let range = format!("`{}` must be ", key.path());
+        findings.iter().any(|finding| finding.message.starts_with(&range))
+    };
+    let milli = Duration::from_millis(1);
+    for key in keys::all() {
+        let (inside, outside) = match &key.kind {
+            keys::Kind::Boolean => (vec!["true".to_owned(), "false".to_owned()], vec!["1".to_owned()]),
+            keys::Kind::Integer { from, to, .. } => (
+                vec![from.to_string(), to.to_string()],
+                vec![(from - 1).to_string(), (to + 1).to_string()],
+            ),
+            keys::Kind::Duration { from, to } => {
+                let quoted = |duration: Duration| format!("\"{}ms\"", duration.as_millis());
+                let below = from.checked_sub(milli).map(quoted);
+                (
+                    vec![quoted(*from), quoted(*to)],
+                    below.into_iter().chain([quoted(*to + milli)]).collect(),
+                )
+            }
+            keys::Kind::Word(words) => (
+                words.iter().map(|word| format!("{word:?}")).collect(),
+                vec!["\"zzzzzzzz\"".to_owned()],
+            ),
+            keys::Kind::Form(_) => (vec![], vec!["1979-05-27".to_owned()]),
+        };
+        for value in inside {
+            assert!(!refused(key, &value), "{} = {value}", key.path());
+        }
+        for value in outside {
+            assert!(refused(key, &value), "{} = {value}", key.path());
+        }
+    }
+}
+
+#[test]
+fn declarations_are_sentences_about_bare_keys() {
+    let is_bare = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    for table in keys::TABLES {
+        assert!(
+            table.name.split('.').all(|name| name.chars().all(is_bare)),
+            "{}",
+            table.name
+        );
+        assert_eq!(table.about.is_empty(), table.name.is_empty(), "{}", table.name);
+        for key in table.keys {
+            let about = key.about;
+            assert!(!key.name.is_empty() && key.name.chars().all(is_bare), "{}", key.path());
+            assert!(about.ends_with('.') && !about.contains("  "), "{about}");
+            let texts = [about.to_owned(), key.kind.to_string()];
             assert!(
-                shown[key].get(inner).is_some(),
-                "`{key}.{inner}` is not in the shipped file"
+                texts.iter().all(|text| text.matches('`').count() % 2 == 0),
+                "{}: a backtick is missing",
+                key.path()
             );
         }
     }
@@ -98,6 +212,7 @@ fn every_key_is_read() {
         cache = { enabled = true, ttl = "1s", stale = "0s" }
         secrets = { ttl = "1h", stale = "24h" }
         metrics = { listen = "[::1]:9000", otlp_listen = "127.0.0.2:9001" }
+        limits = { create = 0, wrong_tokens = 1, unknown_links = 60000 }
         [telemetry]
         endpoint = "HTTPS://Otel.example/x/"
         protocol = "http/protobuf"
@@ -111,6 +226,8 @@ fn every_key_is_read() {
         listen = [8080, "127.0.0.1:8081", "[::]:8080"]
         server_name = ["s.example.org", "*.example.net", "xn--bcher-kva.example"]
         replace_default_site = false
+        trusted_proxies = ["10.1.2.3/8", "cloudflare", "2001:db8::1"]
+        proxy_protocol = true
         cache_ttl = "1h"
         cache_stale = "0s"
     "#;
@@ -148,7 +265,15 @@ fn every_key_is_read() {
         (false, false, true)
     );
     assert_eq!(telemetry.sampling.to_string(), "0.125");
-    assert!(!config.nginx.manage && !config.nginx.replace_default_site);
+    let limits = Limits {
+        create: 0,
+        wrong_tokens: 1,
+        unknown_links: 60_000,
+    };
+    assert_eq!(config.limits, limits);
+    assert!(!config.nginx.manage && !config.nginx.replace_default_site && config.nginx.proxy_protocol);
+    let trusted: Vec<_> = config.nginx.trusted_proxies.iter().map(ToString::to_string).collect();
+    assert_eq!(trusted, ["10.0.0.0/8", "cloudflare", "2001:db8::1/128"]);
     assert_eq!(
         (config.nginx.cache_ttl.map(seconds), seconds(config.nginx.cache_stale)),
         (Some(3_600), 0)
@@ -163,11 +288,13 @@ fn every_key_is_read() {
 }
 
 #[test]
-fn nginx_caches_redirects_in_a_managed_site_for_at_least_a_second() {
+fn nginx_caches_redirects_for_at_least_a_second_in_a_managed_site_or_on_request() {
     for (text, port) in [
         ("", Some(7000)),
         ("base_port = 9000", Some(9000)),
         ("nginx.manage = false", None),
+        ("nginx = { manage = false, cache_ttl = \"5m\" }", Some(7000)),
+        ("nginx = { manage = false, cache_ttl = \"0s\" }", None),
         ("nginx.cache_ttl = \"0s\"", None),
         ("nginx.cache_ttl = \"999ms\"", None),
         ("nginx.cache_ttl = \"1s\"", Some(7000)),
@@ -207,7 +334,7 @@ fn each_mistake_gets_one_finding_with_its_position() {
         ),
         (
             "port = 1",
-            "1:1: unknown key `port`; valid keys: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `nginx`",
+            "1:1: unknown key `port`; valid keys: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `limits`, `nginx`, `tls`",
         ),
         (
             "[shorten]\nacess = \"token\"",
@@ -468,6 +595,26 @@ fn each_mistake_gets_one_finding_with_its_position() {
             "[nginx]\nlisten = \"80 ssl\"",
             "2:10: `nginx.listen` must be a port or ADDRESS:PORT, found \"80 ssl\"; write 80, \"127.0.0.1:8080\" or \"[::]:80\"",
         ),
+        (
+            "[nginx]\ntrusted_proxies = [\"10.0.0.0/8\", \"cloudfront\"]",
+            "2:34: `nginx.trusted_proxies` must be a network, an address or \"cloudflare\", found \"cloudfront\"; write \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\"",
+        ),
+        (
+            "nginx.trusted_proxies = \"10.0.0.0/33\"",
+            "1:25: `nginx.trusted_proxies` must be a network, an address or \"cloudflare\", found \"10.0.0.0/33\"; write \"10.0.0.0/8\", \"2001:db8::/32\" or \"192.0.2.1\"",
+        ),
+        (
+            "nginx.trusted_proxies = \"0.0.0.0/0\"",
+            "1:25: warning: `nginx.trusted_proxies` contains every address: anyone who can reach nginx can claim any address, scheme and host; name only the networks of the proxies",
+        ),
+        (
+            "nginx.proxy_protocol = true",
+            "1:24: `nginx.proxy_protocol` needs `trusted_proxies`: nginx accepts addresses only from proxies that it trusts; write their networks, such as trusted_proxies = [\"10.0.0.0/8\"]",
+        ),
+        (
+            "[limits]\ncreate = -1",
+            "2:10: `limits.create` must be from 0 to 60000, found -1",
+        ),
         // nginx listens on an instance's port.
         (
             "nginx.listen = 7002\nbase_port = 7000",
@@ -495,6 +642,7 @@ fn nginx_may_use_other_ports_and_addresses() {
         "nginx.listen = \"192.0.2.1:7000\"",
         "nginx.listen = \"[::]:7001\"",
         "nginx.listen = \"192.0.2.1:7001\"",
+        "nginx = { proxy_protocol = true, trusted_proxies = \"cloudflare\" }",
         "nginx = { listen = 7001, manage = false }",
     ] {
         assert_eq!(found(text), [""; 0], "{text}");
@@ -550,7 +698,7 @@ interval = \"never\"
 /// An interrupted copy may leave such a file. It is either valid or has errors, and never causes a panic.
 #[test]
 fn a_file_cut_off_anywhere_is_handled() {
-    let text = uncommented(SHIPPED);
+    let text = uncommented(OF_0_1_0);
     for (end, _) in text.char_indices() {
         let (config, findings) = read(&text[..end], "links.toml");
         assert_eq!(

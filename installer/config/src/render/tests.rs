@@ -157,15 +157,15 @@ fn the_cache_is_on_for_remote_databases_unless_links_toml_overrides_it() {
 }
 
 #[test]
-fn a_site_that_links_does_not_manage_has_no_edge_port() {
+fn a_site_that_links_does_not_manage_has_an_edge_port_only_on_request() {
     for (links, port) in [
         ("base_port = 9000\nnginx.cache_ttl = \"7s\"", "9000"),
-        ("nginx = { manage = false, cache_ttl = \"7s\" }", "0"),
+        ("nginx = { manage = false, cache_ttl = \"7s\" }", "7000"),
+        ("nginx.manage = false", "0"),
     ] {
         let table = render("", links, &[]);
         let values = values(&table["variables_provider"][0]);
         assert!(values.contains(&("edge_port", port)), "{links}: {values:?}");
-        assert!(values.contains(&("edge_ttl", "7")), "{values:?}");
     }
 }
 

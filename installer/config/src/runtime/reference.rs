@@ -8,6 +8,7 @@ use url::Url;
 
 use crate::credentials::is_name;
 use crate::document::{Document, Problem, Value};
+use crate::finding::Position;
 use crate::value::{string, text, url};
 use links_base::layout::Layout;
 
@@ -16,23 +17,18 @@ pub const PREFIX: &str = "credential:";
 /// The prefix of a reference to a variable in the instances' environment.
 const VARIABLE_PREFIX: &str = "env:";
 
-/// A reference to a credential, and its position in the file.
+/// A reference to a credential, and its position.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reference {
     pub credential: String,
-    /// The line, starting at 1.
-    pub line: usize,
-    /// The column, starting at 1, in characters.
-    pub column: usize,
+    pub position: Position,
 }
 
 impl Reference {
     fn new(credential: &str, document: &Document<'_>, value: &Value<'_>) -> Self {
-        let (line, column) = document.place(value.span().start);
         Self {
             credential: credential.to_owned(),
-            line,
-            column,
+            position: document.position(value.span().start),
         }
     }
 
@@ -102,7 +98,7 @@ pub fn collect<'t>(document: &Document<'t>, table: &DeTable<'t>) -> Vec<Referenc
     for (_, value) in table {
         visit(document, value, &mut references);
     }
-    references.sort_by_key(|reference| (reference.line, reference.column));
+    references.sort_by_key(|reference| (reference.position.line, reference.position.column));
     references
 }
 

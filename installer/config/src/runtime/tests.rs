@@ -216,8 +216,8 @@ fn the_database_the_references_and_the_suppliers_of_variables_are_known() {
     assert_eq!(remote.database(), Database::LibSql("https://x.example".to_owned()));
     let reference = &remote.references()[0];
     assert_eq!(
-        (reference.credential.as_str(), reference.line, reference.column),
-        ("t", 4, 9)
+        (reference.credential.as_str(), reference.position.to_string()),
+        ("t", "runtime.toml:4:9".to_owned())
     );
 
     let other = parse("[[variables_provider]]\ntype = \"static\"\nvalues = { greeting = \"hello\" }");

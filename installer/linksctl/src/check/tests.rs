@@ -5,10 +5,11 @@
     reason = "a failed unwrap is a failed test"
 )]
 
-use super::{EX_CONFIG, FINE, report};
+use super::{Asks, EX_CONFIG, FINE, report};
 use links_base::layout::Layout;
 use links_config::connectivity::{Connectivity, Outcome, Tried};
 use links_config::finding::Finding;
+use links_config::links::Config;
 use links_config::testing::Files;
 
 fn host(links: &str) -> Files {
@@ -20,7 +21,7 @@ fn host(links: &str) -> Files {
 
 fn output(links: &str, json: bool) -> (u8, String) {
     let mut out = Vec::new();
-    let status = report(&Layout::new("/r"), &host(links), json, None, &mut out).unwrap();
+    let status = report(&Layout::new("/r"), &host(links), json, Asks::default(), &mut out).unwrap();
     (status, String::from_utf8(out).unwrap())
 }
 
@@ -69,9 +70,58 @@ fn json_contains_the_same_findings() {
             "message": "unknown key `instnaces`",
             "help": "did you mean `instances`?",
         }],
+        "overrides": [],
     });
     assert_eq!(report, expected);
     assert!(output("", true).1.contains("\"ok\": true"));
+}
+
+#[test]
+fn a_value_that_replaces_another_is_reported_with_both_files() {
+    let report = |json| {
+        let host = host("instances = 3").with("/r/etc/links/links.toml.d/instances.toml", "\ninstances = 4", 0o644);
+        let mut out = Vec::new();
+        let status = report(&Layout::new("/r"), &host, json, Asks::default(), &mut out).unwrap();
+        assert_eq!(status, FINE);
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(
+        report(false),
+        "/r/etc/links/links.toml.d/instances.toml:2:13: `instances` replaces the value in /r/etc/links/links.toml:1:13\n\
+         the configuration is fine: /r/etc/links/links.toml, /r/etc/links/links.toml.d/instances.toml, \
+         /r/etc/links/runtime.toml\n"
+    );
+    let json: serde_json::Value = serde_json::from_str(&report(true)).unwrap();
+    let expected = serde_json::json!([{
+        "key": "instances",
+        "position": { "file": "/r/etc/links/links.toml.d/instances.toml", "line": 2, "column": 13 },
+        "replaced": { "file": "/r/etc/links/links.toml", "line": 1, "column": 13 },
+    }]);
+    assert_eq!(json["overrides"], expected);
+}
+
+#[test]
+fn nginx_is_checked_only_with_a_valid_configuration() {
+    let nginx = |links: &str| {
+        let mut out = Vec::new();
+        let ask = |config: &Config| {
+            Ok(vec![Finding::error(
+                "own.conf",
+                format!("base_port {}", config.base_port),
+            )])
+        };
+        let asks = Asks {
+            nginx: Some(&ask),
+            ..Asks::default()
+        };
+        let status = report(&Layout::new("/r"), &host(links), false, asks, &mut out).unwrap();
+        (status, String::from_utf8(out).unwrap())
+    };
+    assert_eq!(
+        nginx("base_port = 9000"),
+        (EX_CONFIG, "own.conf: base_port 9000\n".to_owned())
+    );
+    assert!(!nginx("instnaces = 3").1.contains("own.conf"));
 }
 
 #[test]
@@ -92,7 +142,11 @@ fn results_of_online_checks_are_reported_with_the_rest() {
     let ask = |connectivity: Connectivity, links: &str, json| {
         let mut out = Vec::new();
         let ask = || Ok(connectivity.clone());
-        let status = report(&layout, &host(links), json, Some(&ask), &mut out).unwrap();
+        let asks = Asks {
+            servers: Some(&ask),
+            ..Asks::default()
+        };
+        let status = report(&layout, &host(links), json, asks, &mut out).unwrap();
         (status, String::from_utf8(out).unwrap())
     };
     let silent = Finding::error("runtime.toml", "does not answer").at((2, 1));

@@ -14,9 +14,14 @@ use links_rollout::{Appliance, Force, Goal, Session, Stage, install_site};
 use super::output::{print, print_notices};
 use super::session;
 
+/// The links.toml of a first installation. It belongs to the administrator afterwards, and is no file of the package: dpkg would
+/// ask about it at each upgrade that changes it.
+pub const LINKS_TOML: &str = include_str!("../../../../packaging/links.toml");
+
 /// The state of the host on which `configure` decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Observed {
+    has_links_toml: bool,
     has_token: bool,
     /// Whether an installation has succeeded. Since then the administrator decides whether links.service is enabled and runs.
     configured_before: bool,
@@ -36,6 +41,7 @@ enum Step {
     RefreshDropIns,
     /// Ends a downgrade that failed, or that this upgrade follows.
     EndDowngrade,
+    MakeLinksToml,
     MakeToken,
     /// Comes before any step that affects an instance.
     CheckConfiguration,
@@ -60,6 +66,7 @@ impl fmt::Display for Step {
         match self {
             Self::RefreshDropIns => write!(f, "bring the drop-ins of the units up to this version"),
             Self::EndDowngrade => write!(f, "end the downgrade that was prepared"),
+            Self::MakeLinksToml => write!(f, "create links.toml"),
             Self::MakeToken => write!(f, "create the admin token"),
             Self::CheckConfiguration => write!(f, "check the configuration"),
             Self::Import => write!(f, "copy the release into the store and verify every file"),
@@ -89,6 +96,10 @@ fn plan(observed: &Observed, start: bool) -> Vec<Step> {
     }
     if observed.has_downgrade_marker {
         steps.push(Step::EndDowngrade);
+    }
+    // Later, a missing file was removed by the administrator.
+    if !observed.has_links_toml && !observed.configured_before {
+        steps.push(Step::MakeLinksToml);
     }
     if !observed.has_token {
         steps.push(Step::MakeToken);
@@ -184,6 +195,7 @@ impl Host<'_> {
         match step {
             Step::RefreshDropIns => self.appliance.drop_ins.refresh()?,
             Step::EndDowngrade => files::remove_if_present(&self.appliance.downgrade_marker)?,
+            Step::MakeLinksToml => files::replace(&snapshots.edited().links_toml(), LINKS_TOML.as_bytes(), 0o644)?,
             Step::MakeToken => admin_token::make(snapshots.edited())?,
             Step::CheckConfiguration => load_as_kept(snapshots.edited()).map(drop)?,
             Step::Import => {
@@ -251,6 +263,7 @@ pub fn prepare(appliance: &Appliance) -> anyhow::Result<()> {
 
 fn observe(appliance: &Appliance, payload: &Release) -> anyhow::Result<Observed> {
     Ok(Observed {
+        has_links_toml: appliance.snapshots.edited().links_toml().exists(),
         has_token: admin_token::exists(appliance.snapshots.edited()),
         configured_before: appliance.configured_marker.exists(),
         is_current: appliance.state.current().as_ref() == Some(&payload.id),
@@ -263,12 +276,13 @@ fn observe(appliance: &Appliance, payload: &Release) -> anyhow::Result<Observed>
 #[cfg(test)]
 mod tests {
     use super::Step::{
-        CheckConfiguration, EnableService, EndDowngrade, Import, MakeToken, RefreshDropIns, ReloadUnits, RestartAgent,
-        RollOut, Site, Soak, Start,
+        CheckConfiguration, EnableService, EndDowngrade, Import, MakeLinksToml, MakeToken, RefreshDropIns, ReloadUnits,
+        RestartAgent, RollOut, Site, Soak, Start,
     };
     use super::*;
 
     const FRESH: Observed = Observed {
+        has_links_toml: false,
         has_token: false,
         configured_before: false,
         is_current: false,
@@ -278,6 +292,7 @@ mod tests {
     };
 
     const UPGRADED: Observed = Observed {
+        has_links_toml: true,
         has_token: true,
         configured_before: true,
         is_current: false,
@@ -295,7 +310,7 @@ mod tests {
     #[test]
     fn a_first_install_ends_with_a_running_service_and_its_site() {
         let end = [RollOut { site: false }, Start, Soak, Site, EnableService];
-        expect(&FRESH, true, &[&[MakeToken], &BODY[..3], &end]);
+        expect(&FRESH, true, &[&[MakeLinksToml, MakeToken], &BODY[..3], &end]);
     }
 
     #[test]
@@ -311,12 +326,21 @@ mod tests {
 
     #[test]
     fn a_first_install_without_start_starts_nothing() {
-        expect(&FRESH, false, &[&[MakeToken], &BODY, &[EnableService]]);
+        expect(&FRESH, false, &[&[MakeLinksToml, MakeToken], &BODY, &[EnableService]]);
     }
 
     #[test]
     fn an_upgrade_rolls_out_and_restarts_the_agent() {
         expect(&UPGRADED, true, &[&BODY, &[RestartAgent]]);
+    }
+
+    #[test]
+    fn only_a_first_install_creates_links_toml() {
+        let removed = Observed {
+            has_links_toml: false,
+            ..UPGRADED
+        };
+        expect(&removed, true, &[&BODY, &[RestartAgent]]);
     }
 
     #[test]

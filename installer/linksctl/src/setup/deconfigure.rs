@@ -69,7 +69,9 @@ pub fn plan(observed: &Observed) -> Vec<Step> {
     if observed.has_systemd {
         // The pattern also matches instances that were started by hand.
         let others = [layout::INSTANCES, layout::RECOVER].map(str::to_owned);
-        steps.push(Step::Stop([&units[..], &others].concat()));
+        // A renewal that is under way is cut off, which it survives.
+        let renewal = [layout::TLS_TIMER, layout::TLS_SERVICE].map(str::to_owned);
+        steps.push(Step::Stop([&units[..], &others, &renewal].concat()));
     }
     steps.push(Step::Disable(units));
     if observed.network != Network::default() {
@@ -159,7 +161,8 @@ mod tests {
             shown(&observed),
             [
                 "remove the nginx site, restore the default site, reload nginx",
-                "stop links.service, links@1.service, links@2.service, links@*.service, links-recover.service",
+                "stop links.service, links@1.service, links@2.service, links@*.service, links-recover.service, \
+                 links-tls.timer, links-tls.service",
                 "disable links.service, links@1.service, links@2.service",
                 "let the instances and the agent reach this machine only",
                 "remove /var/lib/links/configured",

@@ -9,7 +9,7 @@ mod payload;
 mod session;
 mod uninstall;
 
-pub use configure::{How, configure, prepare};
+pub use configure::{How, LINKS_TOML, configure, prepare};
 pub use deconfigure::deconfigure;
 pub use install::install;
 pub use uninstall::uninstall;

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use nix::unistd::User;
 
 use super::output::{print, print_notices};
 use super::payload::{Payload, listed_files, unit};
@@ -17,6 +18,9 @@ use links_base::{exec, files};
 use links_release::payload::List;
 use links_rollout::Appliance;
 
+/// The environment variable that makes a purge keep the accounts at certificate authorities if it is 1, as in postrm.
+const KEEP_ACCOUNTS: &str = "LINKS_KEEP_ACME_ACCOUNT";
+
 /// The state of the host on which `uninstall` decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Observed {
@@ -25,8 +29,10 @@ struct Observed {
     configured: Option<deconfigure::Observed>,
     /// Whether systemd runs.
     has_systemd: bool,
-    /// Whether user `links` exists.
-    has_user: bool,
+    /// Those of our users that exist.
+    users: Vec<&'static str>,
+    /// Whether a purge keeps the accounts at certificate authorities.
+    keeps_accounts: bool,
 }
 
 /// A step of `uninstall`.
@@ -36,11 +42,16 @@ enum Step {
     RemoveFile(PathBuf),
     /// Removes a directory with everything in it.
     RemoveTree(PathBuf),
+    /// Removes everything in a directory except one directory below it.
+    Empty {
+        directory: PathBuf,
+        kept: PathBuf,
+    },
     /// Removes a directory of the payload, unless something else is in it.
     RemoveEmpty(PathBuf),
     ReloadUnits,
     /// Also removes the group of the same name (userdel(8), USERGROUPS_ENAB).
-    RemoveUser,
+    RemoveUser(&'static str),
 }
 
 impl fmt::Display for Step {
@@ -48,9 +59,17 @@ impl fmt::Display for Step {
         match self {
             Self::Deconfigure(step) => write!(f, "{step}"),
             Self::RemoveFile(path) | Self::RemoveTree(path) => write!(f, "remove {}", path.display()),
+            Self::Empty { directory, kept } => {
+                write!(
+                    f,
+                    "remove everything in {} except {}",
+                    directory.display(),
+                    kept.display()
+                )
+            }
             Self::RemoveEmpty(path) => write!(f, "remove {} if it is empty", path.display()),
             Self::ReloadUnits => write!(f, "make systemd reload the unit files"),
-            Self::RemoveUser => write!(f, "remove user {}", layout::USER),
+            Self::RemoveUser(user) => write!(f, "remove user {user}"),
         }
     }
 }
@@ -63,6 +82,8 @@ struct Paths {
     record: PathBuf,
     /// The directories that contain only our data and configuration.
     ours: [PathBuf; 4],
+    state: PathBuf,
+    accounts: PathBuf,
 }
 
 impl Paths {
@@ -76,6 +97,8 @@ impl Paths {
                 layout.run_dir(),
                 layout.config_dir(),
             ],
+            state: layout.state_dir(),
+            accounts: layout.tls_accounts_dir(),
         }
     }
 }
@@ -90,7 +113,13 @@ fn plan(list: &List, paths: &Paths, observed: &Observed, purge: bool) -> Vec<Ste
     steps.extend(removed.map(|(entry, _)| Step::RemoveFile(paths.root.join(&entry.path))));
     steps.push(Step::RemoveFile(paths.record.clone()));
     if purge {
-        steps.extend(paths.ours.iter().cloned().map(Step::RemoveTree));
+        steps.extend(paths.ours.iter().map(|directory| match observed.keeps_accounts {
+            true if *directory == paths.state => Step::Empty {
+                directory: directory.clone(),
+                kept: paths.accounts.clone(),
+            },
+            _ => Step::RemoveTree(directory.clone()),
+        }));
     }
     // The deepest directory first.
     for entry in list.entries.iter().rev().filter(|entry| entry.file.is_none()) {
@@ -102,8 +131,8 @@ fn plan(list: &List, paths: &Paths, observed: &Observed, purge: bool) -> Vec<Ste
     if observed.has_systemd {
         steps.push(Step::ReloadUnits);
     }
-    if purge && observed.has_user {
-        steps.push(Step::RemoveUser);
+    if purge {
+        steps.extend(observed.users.iter().copied().map(Step::RemoveUser));
     }
     steps
 }
@@ -168,8 +197,19 @@ fn observe(root: &Path, list: &List, appliance: &Appliance) -> anyhow::Result<Ob
             false => None,
         },
         has_systemd: appliance.services.running(),
-        has_user: nix::unistd::User::from_name(layout::USER)?.is_some(),
+        users: existing_users()?,
+        keeps_accounts: std::env::var_os(KEEP_ACCOUNTS).is_some_and(|value| value == "1"),
     })
+}
+
+fn existing_users() -> anyhow::Result<Vec<&'static str>> {
+    let mut users = vec![];
+    for user in [layout::USER, layout::ACME_USER] {
+        if User::from_name(user)?.is_some() {
+            users.push(user);
+        }
+    }
+    Ok(users)
 }
 
 /// Applies one step, and returns messages for the administrator.
@@ -179,23 +219,43 @@ fn apply(step: &Step, appliance: &Appliance) -> anyhow::Result<Vec<String>> {
         Step::RemoveFile(path) => {
             files::remove_if_present(path).with_context(|| format!("Removing {}", path.display()))?;
         }
-        Step::RemoveTree(path) => {
-            if let Left::MountPoint(left) = files::remove_tree(path)? {
-                return Ok(vec![format!(
-                    "{} is a mount point, so it was emptied but not removed",
-                    left.display()
-                )]);
-            }
-        }
+        Step::RemoveTree(path) => return remove_tree(path),
+        Step::Empty { directory, kept } => return empty(directory, kept),
         // An error means that the directory is missing or not empty, so there is nothing to remove.
         Step::RemoveEmpty(path) => drop(fs::remove_dir(path)),
         Step::ReloadUnits => appliance.services.reload_units()?,
-        Step::RemoveUser => drop(exec::run("userdel", [layout::USER])?),
+        Step::RemoveUser(user) => drop(exec::run("userdel", [user])?),
     }
     Ok(vec![])
 }
 
+fn remove_tree(path: &Path) -> anyhow::Result<Vec<String>> {
+    let notice = |left: PathBuf| format!("{} is a mount point, so it was emptied but not removed", left.display());
+    Ok(match files::remove_tree(path)? {
+        Left::Nothing => vec![],
+        Left::MountPoint(left) => vec![notice(left)],
+    })
+}
+
+/// Removes everything in `directory` except `kept`, which is below it, and the directories on the way there.
+fn empty(directory: &Path, kept: &Path) -> anyhow::Result<Vec<String>> {
+    let names = files::list(directory).with_context(|| format!("Reading {}", directory.display()))?;
+    let mut notices = vec![];
+    for path in names
+        .iter()
+        .map(|name| directory.join(name))
+        .filter(|path| path != kept)
+    {
+        notices.extend(match kept.starts_with(&path) {
+            true => empty(&path, kept)?,
+            false => remove_tree(&path)?,
+        });
+    }
+    Ok(notices)
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::super::payload::tests::list;
     use super::*;
@@ -214,7 +274,7 @@ mod tests {
     #[test]
     fn conffiles_and_data_stay_unless_purged() {
         let observed = Observed {
-            has_user: true,
+            users: vec![layout::USER, layout::ACME_USER],
             ..Observed::default()
         };
         assert_eq!(
@@ -237,8 +297,39 @@ mod tests {
                 "remove /etc/links",
                 "remove /usr/lib/links/dir if it is empty",
                 "remove user links",
+                "remove user links-acme",
             ]
         );
+    }
+
+    #[test]
+    fn a_purge_keeps_the_accounts_if_it_is_asked_to() {
+        let observed = Observed {
+            keeps_accounts: true,
+            ..Observed::default()
+        };
+        let steps = shown(&observed, true);
+        let kept = "remove everything in /var/lib/links except /var/lib/links/tls/accounts".to_owned();
+        assert!(
+            steps.contains(&kept) && !steps.contains(&"remove /var/lib/links".to_owned()),
+            "{steps:?}"
+        );
+        assert!(include_str!("../../../../packaging/deb/postrm").contains(&format!("${{{KEEP_ACCOUNTS}-}}\" = 1")));
+
+        let (root, layout) = layout::temporary(&[Layout::data_dir, Layout::tls_accounts_dir]);
+        let account = layout.tls_accounts_dir().join("1");
+        for file in [
+            &account,
+            &layout.tls_dir().join("lock"),
+            &layout.data_dir().join("links.db"),
+        ] {
+            fs::write(file, "").unwrap();
+        }
+        empty(&layout.state_dir(), &layout.tls_accounts_dir()).unwrap();
+        assert_eq!(files::list(&layout.state_dir()).unwrap(), ["tls"]);
+        assert_eq!(files::list(&layout.tls_dir()).unwrap(), ["accounts"]);
+        assert!(account.exists());
+        drop(root);
     }
 
     #[test]
@@ -251,7 +342,7 @@ mod tests {
         let observed = Observed {
             configured: Some(configured),
             has_systemd: true,
-            has_user: false,
+            ..Observed::default()
         };
         let steps = shown(&observed, true);
         assert_eq!(steps[..first.len()], first);
