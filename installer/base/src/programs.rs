@@ -13,6 +13,8 @@ pub const RUN: &str = "links-run";
 pub const AGENT: &str = "links-agent";
 /// Name of the program that works on databases.
 pub const DATABASE: &str = "links-db";
+/// Name of the program that compresses, encrypts and transfers backups.
+pub const BACKUP: &str = "links-backup";
 /// Where the packages put these programs, relative to the directory of linksctl.
 const INSTALLED: &str = "../lib/links/bin";
 

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 
 use links_base::files;
 use links_base::layout::{self, Layout};
+use links_config::backup::NOT_FOR_INSTANCES;
 use links_config::credentials::{Source, is_name};
 use links_config::files::ConfigFiles;
 use links_config::load::load_as_kept;
@@ -111,7 +112,8 @@ fn copy_files(from: &ConfigFiles, to: &ConfigFiles) -> anyhow::Result<()> {
     fs::set_permissions(&target, Permissions::from_mode(0o700))?;
     let source = Source::of_host(from).directory;
     let names = files::list(&source).with_context(|| format!("Reading {}", source.display()))?;
-    for name in names.iter().filter(|name| is_name(name)) {
+    let is_for_instances = |name: &&String| is_name(name) && !NOT_FOR_INSTANCES.contains(&name.as_str());
+    for name in names.iter().filter(is_for_instances) {
         let path = source.join(name);
         if path.is_file() {
             copy_file(&path, &target.join(name), 0o600)?;
@@ -146,6 +148,9 @@ mod tests {
     fn a_snapshot_is_complete_and_its_secrets_are_private() {
         let (_root, layout) = layout();
         fs::write(layout.credentials_dir().join(".half-written"), "x").unwrap();
+        for name in NOT_FOR_INSTANCES {
+            fs::write(layout.credential(name), "x").unwrap();
+        }
         let digest = Snapshots::new(&layout).take().unwrap();
         let copy = Snapshots::new(&layout).with_digest(&digest);
         assert_eq!(super::digest(&copy).unwrap(), digest);

@@ -1,5 +1,6 @@
 //! `links.toml`, the settings of links. Every key has a default, so the file may be empty.
 
+mod backup;
 mod read;
 mod settings;
 

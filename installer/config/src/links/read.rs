@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
+use super::backup::backup;
 use super::settings::{
     Access, Cache, Clicks, Config, Drain, Enabled, Health, Listen, Metrics, Nginx, Protocol, Rollout, Sampling,
     Secrets, Shorten, Telemetry,
@@ -63,6 +64,7 @@ fn config(document: &Document<'_>, table: &toml::de::DeTable<'_>) -> Config {
         metrics: top.section("metrics", metrics).unwrap_or(default.metrics),
         clicks: top.section("clicks", clicks).unwrap_or(default.clicks),
         nginx: top.section("nginx", nginx).unwrap_or(default.nginx),
+        backup: top.section("backup", backup).unwrap_or(default.backup),
     };
     ports(&top, &config);
     top.refuse_unknown();

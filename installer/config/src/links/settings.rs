@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backup;
 use crate::runtime::Reference;
 
 /// The settings in `links.toml`, with defaults filled in. All ranges, formats and ports have been checked.
@@ -29,6 +30,7 @@ pub struct Config {
     pub metrics: Metrics,
     pub clicks: Clicks,
     pub nginx: Nginx,
+    pub backup: backup::Settings,
 }
 
 /// `[shorten]`
@@ -310,6 +312,7 @@ impl Default for Config {
                 cache_ttl: None,
                 cache_stale: Duration::from_secs(600),
             },
+            backup: backup::Settings::default(),
         }
     }
 }

@@ -1,0 +1,256 @@
+//! Where backups go and for whom they are encrypted, as links.toml and the command line write it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+/// Name of the credential with the access key ID for S3.
+pub const S3_ACCESS_KEY_ID: &str = "s3_access_key_id";
+/// Name of the credential with the secret access key for S3.
+pub const S3_SECRET_ACCESS_KEY: &str = "s3_secret_access_key";
+/// Credentials that the instances do not get.
+pub const NOT_FOR_INSTANCES: [&str; 2] = [S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY];
+
+/// The beginning of a place in S3.
+const S3_SCHEME: &str = "s3://";
+
+/// A place for backups, or one backup: a path, or `s3://BUCKET/PREFIX`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    Path(PathBuf),
+    S3(S3Place),
+}
+
+/// A prefix or a key in a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct S3Place {
+    pub bucket: String,
+    /// Without a slash at its beginning or end. Empty for the whole bucket.
+    pub key: String,
+}
+
+impl S3Place {
+    /// The place of `name` below this one.
+    #[must_use]
+    pub fn join(&self, name: &str) -> Self {
+        Self {
+            bucket: self.bucket.clone(),
+            key: match self.key.as_str() {
+                "" => name.to_owned(),
+                prefix => format!("{prefix}/{name}"),
+            },
+        }
+    }
+
+    /// The part of a key after this prefix and a slash. `None` for a key elsewhere.
+    pub fn name_of<'k>(&self, key: &'k str) -> Option<&'k str> {
+        match self.key.as_str() {
+            "" => Some(key),
+            prefix => key.strip_prefix(prefix)?.strip_prefix('/'),
+        }
+    }
+}
+
+impl Place {
+    /// The place of the file `name` below this one.
+    #[must_use]
+    pub fn join(&self, name: &str) -> Self {
+        match self {
+            Self::Path(directory) => Self::Path(directory.join(name)),
+            Self::S3(prefix) => Self::S3(prefix.join(name)),
+        }
+    }
+}
+
+impl FromStr for S3Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rest = text
+            .strip_prefix(S3_SCHEME)
+            .ok_or_else(|| format!("must start with {S3_SCHEME}"))?;
+        let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+        // Amazon S3 User Guide, "General purpose bucket naming rules".
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
+        if !(3..=63).contains(&bucket.len()) || !bucket.bytes().all(is_plain) {
+            return Err(format!(
+                "the bucket \"{}\" must have 3 to 63 lower-case letters, digits, dots and hyphens",
+                bucket.escape_debug()
+            ));
+        }
+        let key = key.trim_end_matches('/');
+        if key.starts_with('/') || key.contains("//") || key.contains(char::is_control) {
+            return Err("the prefix after the bucket must not have an empty part".to_owned());
+        }
+        Ok(Self {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+        })
+    }
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with(S3_SCHEME) {
+            return text.parse().map(Self::S3);
+        }
+        if text.is_empty() {
+            return Err("must not be empty".to_owned());
+        }
+        if let Some((scheme, _)) = text.split_once("://") {
+            return Err(format!("`{scheme}` is unknown: write a path or {S3_SCHEME}BUCKET/PREFIX"));
+        }
+        std::path::absolute(Path::new(text))
+            .map(Self::Path)
+            .map_err(|error| error.to_string())
+    }
+}
+
+impl fmt::Display for S3Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.key.as_str() {
+            "" => write!(f, "{S3_SCHEME}{}", self.bucket),
+            key => write!(f, "{S3_SCHEME}{}/{key}", self.bucket),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::S3(place) => place.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Place {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A public key of age for X25519, `age1...` (age's specification, "The X25519 recipient type"). Only the form is checked
+/// here: links-backup checks the checksum.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Recipient(String);
+
+impl Recipient {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Recipient {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const LENGTH: usize = 62;
+        // BIP 173, "Bech32".
+        const DIGITS: &str = "qpzry9x8gf2tvdw0s3jn54khce6mua7l";
+        if text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-") {
+            // Not repeated, because it is a secret.
+            return Err("is a secret key of age, which must not be on this host: use its public key, age1...".to_owned());
+        }
+        match text.strip_prefix("age1") {
+            Some(digits) if text.len() == LENGTH && digits.chars().all(|digit| DIGITS.contains(digit)) => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err(format!(
+                "must be a public key of age: age1 and {} more letters and digits (`age-keygen` prints it)",
+                LENGTH - "age1".len()
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Recipient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// `[backup]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Settings {
+    /// The time between two backups. `None` if the timer is off.
+    pub every: Option<Duration>,
+    /// The time of the day in UTC from which `every` is counted.
+    pub at: Duration,
+    /// A directory, or a prefix in S3.
+    pub to: Option<Place>,
+    /// How many of the backups in `to` are kept.
+    pub keep: u16,
+    /// The keys for which a backup is encrypted. Without one it is not encrypted.
+    pub encrypt_to: Vec<Recipient>,
+    /// Whether a backup that is not encrypted contains secrets.
+    pub plain_secrets: bool,
+    /// The origin of an S3 server, such as `https://s3.example.org`. `None` for Amazon's in `s3_region`.
+    pub s3_endpoint: Option<String>,
+    pub s3_region: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            every: None,
+            at: Duration::ZERO,
+            to: None,
+            keep: 14,
+            encrypt_to: vec![],
+            plain_secrets: false,
+            s3_endpoint: None,
+            s3_region: "us-east-1".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+
+    #[test]
+    fn a_place_is_a_path_or_a_prefix_in_a_bucket() {
+        for (text, shown) in [
+            ("/var/backups/links", "/var/backups/links"),
+            ("s3://backups", "s3://backups"),
+            ("s3://backups/", "s3://backups"),
+            ("s3://backups/vm-1/links/", "s3://backups/vm-1/links"),
+        ] {
+            assert_eq!(text.parse::<Place>().unwrap().to_string(), shown);
+        }
+        assert!("relative".parse::<Place>().unwrap().to_string().starts_with('/'));
+        for text in ["", "s3://", "s3://ab", "s3://Upper/x", "s3://backups//x", "https://x.example/"] {
+            assert!(text.parse::<Place>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_key_is_relative_to_the_prefix() {
+        let whole: S3Place = "s3://backups".parse().unwrap();
+        let prefix: S3Place = "s3://backups/vm".parse().unwrap();
+        for place in [&whole, &prefix] {
+            let below = place.join("a.tar.zst");
+            assert_eq!(place.name_of(&below.key), Some("a.tar.zst"));
+        }
+        assert_eq!(prefix.name_of("vm2/a.tar.zst"), None);
+    }
+
+    #[test]
+    fn a_recipient_is_a_public_key_and_a_secret_key_is_not_repeated() {
+        assert_eq!(KEY.parse::<Recipient>().unwrap().as_str(), KEY);
+        for text in ["", "age1", &KEY[..61], &KEY.to_uppercase(), "ssh-ed25519 AAAA"] {
+            assert!(text.parse::<Recipient>().is_err(), "{text}");
+        }
+        let secret = "AGE-SECRET-KEY-1HUSH";
+        assert!(!secret.parse::<Recipient>().unwrap_err().contains("HUSH"));
+    }
+}
