@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Name of the credential with the access key ID for S3.
 pub const S3_ACCESS_KEY_ID: &str = "s3_access_key_id";
@@ -173,6 +173,26 @@ impl fmt::Display for Recipient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// What a database of links holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseFacts {
+    /// The version of the tables. 0 if there are none.
+    pub schema: u32,
+    pub links: u64,
+    /// Clicks on all links, those of bots included. They are only as recent as `journals` says.
+    pub clicks: u64,
+    /// How far each click journal has been counted, the latest first.
+    pub journals: Vec<JournalPosition>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalPosition {
+    /// The random name of the journal.
+    pub journal: String,
+    /// In bytes.
+    pub position: u64,
 }
 
 /// `[backup]`
