@@ -1,10 +1,13 @@
 //! Runs other programs to their end, and captures their output.
 
 use std::ffi::OsStr;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -89,6 +92,78 @@ where
     }
 }
 
+/// Kills a process group when its time is over. A process of another user can be suspended by that user, and must not suspend
+/// the process that waits for it.
+#[derive(Debug)]
+pub struct Watchdog {
+    has_fired: Arc<AtomicBool>,
+    /// Dropped to call the watchdog off.
+    _alive: Sender<()>,
+}
+
+impl Watchdog {
+    /// Watches a child that leads a process group of its own, until the watchdog is dropped or `timeout` is over.
+    pub fn start(child: &Child, timeout: Duration) -> Self {
+        let group = Pid::from_raw(child.id().cast_signed());
+        let (alive, ended) = mpsc::channel::<()>();
+        let has_fired = Arc::new(AtomicBool::new(false));
+        let fires = Arc::clone(&has_fired);
+        std::thread::spawn(move || {
+            if ended.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
+                fires.store(true, Ordering::Relaxed);
+                // ESRCH: the program has just ended by itself.
+                let _ = killpg(group, Signal::SIGKILL);
+            }
+        });
+        Self {
+            has_fired,
+            _alive: alive,
+        }
+    }
+
+    pub fn has_fired(&self) -> bool {
+        self.has_fired.load(Ordering::Relaxed)
+    }
+}
+
+/// Like [`finish_within`], with what `feed` writes as the program's standard input. A program that ends before it has read
+/// everything is judged by its exit status.
+///
+/// # Errors
+/// The program cannot be started, or `feed` fails for another reason than the program's end.
+pub fn feed_within<I, S>(
+    program: &str,
+    arguments: I,
+    timeout: Duration,
+    feed: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> anyhow::Result<Option<Finished>>
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let mut child = command(program, arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("Starting {program}"))?;
+    let watchdog = Watchdog::start(&child, timeout);
+    let input = child.stdin.take();
+    let output = std::thread::spawn(move || child.wait_with_output());
+    let fed = input.map_or(Ok(()), |mut input| feed(&mut input));
+    let output = output
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread that waits has panicked")))
+        .with_context(|| format!("Waiting for {program}"))?;
+    if watchdog.has_fired() {
+        return Ok(None);
+    }
+    match fed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).with_context(|| format!("Feeding {program}")),
+        _ => Ok(Some(output.into())),
+    }
+}
+
 /// Runs a program that must succeed, and returns its standard output.
 ///
 /// # Errors
@@ -144,6 +219,20 @@ mod tests {
         let run = |script: &str, timeout| finish_within("sh", ["-c", script], timeout).unwrap();
         assert_eq!(run("echo done", Duration::from_secs(60)).unwrap().stdout, "done\n");
         assert!(run("kill -STOP $$", Duration::from_millis(100)).is_none());
+    }
+
+    #[test]
+    fn a_program_is_fed_through_its_standard_input() {
+        let feed = |script: &str, timeout, bytes: &[u8]| {
+            feed_within("sh", ["-c", script], timeout, |input| input.write_all(bytes)).unwrap()
+        };
+        let minute = Duration::from_secs(60);
+        assert_eq!(feed("cat", minute, b"abc").unwrap().stdout, "abc");
+        // More than fits into a pipe.
+        let much = vec![b'x'; 1 << 20];
+        assert!(feed("exit 0", minute, &much).unwrap().success);
+        assert!(!feed("exit 3", minute, &much).unwrap().success);
+        assert!(feed("kill -STOP $$", Duration::from_millis(100), &much).is_none());
     }
 
     #[test]

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_is_never_finished_holds_up_no_snapshot_for_long() {
+    fn a_snapshot_waits_for_a_batch_that_is_added_in_parts() {
         let directory = tempfile::tempdir().unwrap();
         let (path, writer) = database(directory.path());
         writer
