@@ -19,6 +19,7 @@ use super::forward;
 use links_base::instance_stats::InstanceStats;
 use links_base::layout::{Layout, MAX_INSTANCES};
 use links_base::rotation;
+use links_config::backup::Settings;
 use links_config::files::ConfigFiles;
 use links_config::load::load_links;
 use links_release::{Backups, Outcome, State, Store, Verdict, sqlite};
@@ -40,7 +41,7 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
     let (state, store) = (State::new(layout), Store::new(layout));
     let config = load_links(&ConfigFiles::new(layout)).ok();
     let wanted = config.as_ref().map(|config| config.instances);
-    backups(page, layout, config.and_then(|config| config.backup.every));
+    backups(page, layout, config.map(|config| config.backup).unwrap_or_default());
     page.add_known(&INSTANCES, &[], wanted.map(f64::from));
     let ready = rotation::ready_instances(&layout.ready_dir()).unwrap_or_default();
     for instance in shown(&state, wanted) {
@@ -87,9 +88,9 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
     }
 }
 
-/// Adds what the record of the backups says. `every` is the time between two backups.
-fn backups(page: &mut Exposition, layout: &Layout, every: Option<Duration>) {
-    page.add_known(&BACKUP_INTERVAL, &[], every.map(|every| every.as_secs_f64()));
+/// Adds what the record of the backups says about the place of links.toml. Without one, about all places.
+fn backups(page: &mut Exposition, layout: &Layout, settings: Settings) {
+    page.add_known(&BACKUP_INTERVAL, &[], settings.every.map(|every| every.as_secs_f64()));
     // A record that cannot be read is as good as none: the alert is that there has been no backup for too long.
     let Ok(record) = Backups::read(&layout.backups_record()) else {
         return;
@@ -99,7 +100,8 @@ fn backups(page: &mut Exposition, layout: &Layout, every: Option<Duration>) {
         page.add(&BACKUP_TIME, &[], last.ended as f64);
         page.add(&BACKUP_FAILURES, &[], f64::from(record.failures));
     }
-    if let Some(latest) = record.latest() {
+    let place = settings.to.map(|place| place.to_string());
+    if let Some(latest) = record.latest_in(place.as_deref()) {
         page.add(&BACKUP_GOOD_TIME, &[], latest.begun as f64);
         page.add(&BACKUP_DURATION, &[], latest.seconds as f64);
         page.add(&BACKUP_SIZE, &[], latest.bytes as f64);

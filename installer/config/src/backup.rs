@@ -1,6 +1,7 @@
 //! Where backups go and for whom they are encrypted, as links.toml and the command line write it.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -175,6 +176,105 @@ impl fmt::Display for Recipient {
     }
 }
 
+/// Why a backup cannot be made or used, for programs. links-backup ends with [`Problem::exit_code`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Problem {
+    /// The file was changed or cut off, or it is no backup.
+    Damaged,
+    /// There is no such file, directory, bucket or object.
+    Missing,
+    /// A server does not answer.
+    Unreachable,
+    /// A server refuses.
+    Refused,
+    /// The file is encrypted, and no key was given.
+    Locked,
+    /// None of the keys opens the file.
+    WrongKey,
+    /// A later version has made the backup.
+    Newer,
+    /// There is no space left.
+    Full,
+    ReadOnly,
+    /// The host would lose something, so it takes `--force`.
+    Refusal,
+    Other,
+}
+
+impl Problem {
+    /// The problems that links-backup reports by its exit status. The first ones are those of sysexits.h.
+    const EXIT_CODES: [(Self, u8); 6] = [
+        (Self::Damaged, 65),
+        (Self::Missing, 66),
+        (Self::Unreachable, 69),
+        (Self::Refused, 80),
+        (Self::Locked, 81),
+        (Self::WrongKey, 82),
+    ];
+
+    pub fn exit_code(self) -> u8 {
+        let mut codes = Self::EXIT_CODES.iter();
+        codes.find(|(problem, _)| *problem == self).map_or(1, |(_, code)| *code)
+    }
+
+    pub fn of_exit_code(code: i32) -> Self {
+        let mut codes = Self::EXIT_CODES.iter();
+        codes
+            .find(|(_, known)| i32::from(*known) == code)
+            .map_or(Self::Other, |(problem, _)| *problem)
+    }
+
+    /// The problem that an error is about.
+    pub fn of(error: &anyhow::Error) -> Self {
+        let known = error.chain().find_map(|cause| {
+            if let Some(trouble) = cause.downcast_ref::<Trouble>() {
+                return Some(trouble.problem);
+            }
+            match cause.downcast_ref::<io::Error>()?.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Self::Full),
+                io::ErrorKind::ReadOnlyFilesystem => Some(Self::ReadOnly),
+                io::ErrorKind::NotFound => Some(Self::Missing),
+                _ => None,
+            }
+        });
+        known.unwrap_or(Self::Other)
+    }
+
+    /// An error about this problem.
+    pub fn error(self, text: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Trouble {
+            problem: self,
+            text: text.into(),
+        })
+    }
+}
+
+/// An error whose problem is known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Trouble {
+    pub problem: Problem,
+    text: String,
+}
+
+/// What links-backup prints while it uploads, one event per line as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Uploading {
+    /// An upload in parts was begun. Until it is ended, its parts take space on the server.
+    Begun { id: String },
+    /// The object is complete.
+    Done,
+}
+
+/// An object in S3, as links-backup lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    pub name: String,
+    pub bytes: u64,
+}
+
 /// What a database of links holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseFacts {
@@ -262,6 +362,20 @@ mod tests {
             assert_eq!(place.name_of(&below.key), Some("a.tar.zst"));
         }
         assert_eq!(prefix.name_of("vm2/a.tar.zst"), None);
+    }
+
+    #[test]
+    fn the_problem_of_an_error_is_found_through_its_context() {
+        let error = Problem::WrongKey.error("no").context("Opening a file");
+        assert_eq!(Problem::of(&error), Problem::WrongKey);
+        assert_eq!(format!("{error:#}"), "Opening a file: no");
+        let full = anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull)).context("Writing");
+        assert_eq!(Problem::of(&full), Problem::Full);
+        assert_eq!(Problem::of(&anyhow::anyhow!("x")), Problem::Other);
+        for (problem, code) in Problem::EXIT_CODES {
+            assert_eq!(Problem::of_exit_code(problem.exit_code().into()), problem, "{code}");
+        }
+        assert_eq!((Problem::Other.exit_code(), Problem::of_exit_code(1)), (1, Problem::Other));
     }
 
     #[test]

@@ -32,6 +32,8 @@ enum Command {
     AskServers,
     /// Print the version of the tables, or nothing if there are none
     SchemaVersion { database: PathBuf },
+    /// Print the number of links, or nothing if there is no database
+    CountLinks { database: PathBuf },
     /// Write a copy of the database
     BackUp { database: PathBuf, target: PathBuf },
     /// Write a copy of the database, and print what it holds as JSON
@@ -79,6 +81,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             give_up_root(&layout)?;
             if let Some(version) = database::schema_version(&database)? {
                 println!("{version}");
+            }
+        }
+        Command::CountLinks { database } => {
+            give_up_root(&layout)?;
+            if let Some(links) = database::count_links(&database)? {
+                println!("{links}");
             }
         }
         Command::BackUp { database, target } => {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use ureq::Agent;
 use ureq::http::{self, HeaderMap};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, Timeout};
 
 use links_base::duration;
 
@@ -14,7 +14,18 @@ const LONGEST: u64 = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Client {
     agent: Agent,
-    limit: Duration,
+    limits: Limits,
+}
+
+/// How long a client waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For a connection, with TLS.
+    pub connect: Duration,
+    /// For the server to take or send anything at all.
+    pub silence: Duration,
+    /// For the whole request.
+    pub whole: Duration,
 }
 
 /// A request of any method.
@@ -57,8 +68,19 @@ pub struct Answer {
 impl Client {
     /// `limit` bounds each whole request.
     pub fn new(limit: Duration) -> Self {
+        Self::with(Limits {
+            connect: limit,
+            silence: limit,
+            whole: limit,
+        })
+    }
+
+    pub fn with(limits: Limits) -> Self {
         let config = Agent::config_builder()
-            .timeout_global(Some(limit))
+            .timeout_global(Some(limits.whole))
+            .timeout_connect(Some(limits.connect))
+            .timeout_per_read(Some(limits.silence))
+            .timeout_per_write(Some(limits.silence))
             .http_status_as_error(false)
             .max_redirects(0)
             // The instances use no proxy either.
@@ -67,7 +89,7 @@ impl Client {
             .build();
         Self {
             agent: config.into(),
-            limit,
+            limits,
         }
     }
 
@@ -93,7 +115,7 @@ impl Client {
                 body,
             })
         });
-        read.map_err(|error| reason(&error, self.limit))
+        read.map_err(|error| reason(&error, self.limits))
     }
 
     /// Sends a GET request.
@@ -128,7 +150,7 @@ impl Client {
                 body,
             })
         });
-        read.map_err(|error| reason(&error, self.limit))
+        read.map_err(|error| reason(&error, self.limits))
     }
 }
 
@@ -150,9 +172,11 @@ pub fn too_late(limit: Duration) -> String {
     format!("no answer within {}", duration::show(limit))
 }
 
-fn reason(error: &ureq::Error, limit: Duration) -> String {
+fn reason(error: &ureq::Error, limits: Limits) -> String {
     match error {
-        ureq::Error::Timeout(_) => too_late(limit),
+        ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => too_late(limits.connect),
+        ureq::Error::Timeout(Timeout::PerRead | Timeout::PerWrite) => too_late(limits.silence),
+        ureq::Error::Timeout(_) => too_late(limits.whole),
         ureq::Error::HostNotFound => "its name cannot be resolved".to_owned(),
         ureq::Error::ConnectionFailed => "the connection failed".to_owned(),
         ureq::Error::Io(error) => error.to_string(),

@@ -104,9 +104,15 @@ impl Backups {
         files::replace(path, &serde_json::to_vec_pretty(self)?, 0o644)
     }
 
-    /// The latest backup.
-    pub fn latest(&self) -> Option<&Written> {
-        self.written.iter().max_by_key(|written| written.begun)
+    /// The latest backup in a place, or in any place.
+    pub fn latest_in(&self, place: Option<&str>) -> Option<&Written> {
+        let mut here: Vec<_> = self
+            .written
+            .iter()
+            .filter(|written| place.is_none_or(|place| written.place == place))
+            .collect();
+        here.sort_by_key(|written| written.begun);
+        here.pop()
     }
 
     /// Notes an attempt that failed.
@@ -166,7 +172,7 @@ mod tests {
         assert_eq!(record, Backups::default());
         record.failed(10, 11, "the disk is full".to_owned());
         record.failed(20, 21, "the disk is full".to_owned());
-        assert_eq!((record.failures, record.latest()), (2, None));
+        assert_eq!((record.failures, record.latest_in(None)), (2, None));
         record.succeeded(Written::at("/b", "two", 30), 33);
         record.succeeded(Written::at("/b", "one", 25), 28);
         // The same file again.
@@ -175,8 +181,9 @@ mod tests {
         let read = Backups::read(&path).unwrap();
         assert_eq!(read, record);
         assert_eq!((read.failures, read.written.len()), (0, 2));
-        assert_eq!(read.latest().map(|written| written.name.as_str()), Some("two"));
-        assert_eq!(read.last.and_then(|last| last.error), None);
+        let latest = |place| read.latest_in(place).map(|written| written.name.as_str());
+        assert_eq!((latest(None), latest(Some("/b")), latest(Some("/c"))), (Some("two"), Some("two"), None));
+        assert_eq!(read.last.as_ref().and_then(|last| last.error.clone()), None);
     }
 
     #[test]

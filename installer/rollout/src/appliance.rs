@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::database_work::DatabaseWork;
+use crate::lock::held_by;
 use crate::network::DropIns;
 use crate::timer::BackupTimer;
 use links_base::layout::Layout;
@@ -49,6 +50,11 @@ pub struct Appliance {
 }
 
 impl Appliance {
+    /// A description of the process that has the right to change what runs, if any.
+    pub fn rollout_holder(&self) -> Option<String> {
+        held_by(&self.lock)
+    }
+
     pub fn new(layout: &Layout, services: Services) -> Self {
         Self {
             services,

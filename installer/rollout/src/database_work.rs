@@ -42,6 +42,8 @@ impl Purpose {
 
 /// How long reading the version may take. User `links` can suspend the process, which must not suspend the rollout.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long counting the links may take.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// How long swapping two databases may take.
 const SWAP_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// How long copying the database may take.
@@ -82,6 +84,18 @@ impl DatabaseWork {
                 .parse()
                 .map(Some)
                 .with_context(|| format!("Parsing the version {version:?} of {}", database.display())),
+        }
+    }
+
+    /// The number of links. `None` if there is no database yet, or an empty one.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn count_links(&self, database: &Path) -> anyhow::Result<Option<u64>> {
+        let count = self.delegate(&["count-links".into(), database.into()], COUNT_TIMEOUT)?;
+        match count.trim() {
+            "" => Ok(None),
+            count => count.parse().map(Some).context("Parsing the number of links"),
         }
     }
 
