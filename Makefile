@@ -44,7 +44,7 @@ deb: build ## both packages, the .deb and the tarball, into target/packages/
 build:
 	component/build.sh
 	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" \
-		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked -p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-pack
+		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked -p links-host -p linksctl -p links-run -p links-agent -p links-backup -p links-db -p links-pack
 
 lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
 	$(CARGO) fmt --all --check

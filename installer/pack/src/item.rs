@@ -179,6 +179,7 @@ mod tests {
             ("runtime/spin", "binary"),
             ("linksctl", "ctl"),
             ("links-agent", "agent"),
+            ("links-backup", "backup"),
             ("links-db", "db"),
             ("links-run", "run"),
             ("r", "rt"),

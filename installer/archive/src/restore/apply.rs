@@ -9,7 +9,7 @@ pub trait Host {
     /// Carries out a step.
     ///
     /// # Errors
-    /// It fails, perhaps half done.
+    /// It fails, perhaps half done. Only the first step leaves nothing then.
     fn perform(&mut self, step: &Step) -> anyhow::Result<()>;
 
     /// Puts everything back as it was before the first step.
@@ -59,11 +59,7 @@ pub fn apply(plan: &Plan, host: &mut impl Host) -> Result<(), Failure> {
     for step in &plan.steps {
         let done = match host.is_interrupted() {
             true => Err(anyhow::anyhow!("interrupted")),
-            false => {
-                // A journal that cannot be written may be there in part.
-                is_begun = true;
-                host.perform(step).map_err(|error| error.context(format!("Could not {step}")))
-            }
+            false => host.perform(step).map_err(|error| error.context(format!("Could not {step}"))),
         };
         if let Err(error) = done {
             return Err(match is_begun {
@@ -74,6 +70,7 @@ pub fn apply(plan: &Plan, host: &mut impl Host) -> Result<(), Failure> {
                 },
             });
         }
+        is_begun = true;
     }
     Ok(())
 }
@@ -134,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_step_that_fails_is_the_last_one_and_everything_is_put_back() {
-        for fails in ["begin", "stop", "swap_database", "swap", "roll_out", "start", "soak", "site", "count_links", "commit"] {
+        for fails in ["stop", "swap_database", "swap", "roll_out", "start", "soak", "site", "count_links", "commit"] {
             let (applied, did) = applied(Fake {
                 fails,
                 ..Fake::default()
@@ -142,6 +139,16 @@ mod tests {
             assert!(matches!(applied, Err(Failure::TakenBack(_))), "{fails}");
             assert_eq!(did[did.len() - 2..], [fails, "take_back"]);
         }
+    }
+
+    #[test]
+    fn a_restore_that_cannot_begin_changes_nothing() {
+        let (applied, did) = applied(Fake {
+            fails: "begin",
+            ..Fake::default()
+        });
+        assert!(matches!(applied, Err(Failure::Untouched(_))));
+        assert_eq!(did, ["begin"]);
     }
 
     #[test]

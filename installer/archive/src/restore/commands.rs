@@ -1,17 +1,18 @@
 //! The commands `linksctl restore`, with `--check` and `--dry-run`, and `linksctl restore --undo`.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
 
-use super::apply::apply;
-use super::apply::Host as _;
+use super::apply::{Host as _, apply};
 use super::executor::{Executor, marker};
 use super::journal::Journal;
 use super::observe::observe;
-use super::plan::{self, Plan, Step, plan};
+use super::plan::{Plan, Step, plan};
 use super::staging::{Purpose, Staging, Unpacking};
 use crate::check::{Contents, agrees};
 use crate::manifest::Manifest;
@@ -142,9 +143,10 @@ impl Restoring<'_> {
     fn apart(&self) -> anyhow::Result<Staging> {
         let state = self.layout.state_dir();
         files::remove_leftovers(&state, APART)?;
-        // Of root alone, like every temporary directory of this crate: it has secrets.
         let directory = tempfile::Builder::new()
             .prefix(APART)
+            // It has secrets.
+            .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&state)
             .with_context(|| format!("Making a directory in {}", state.display()))?;
         Ok(Staging::Apart(directory))
@@ -184,7 +186,7 @@ impl Restoring<'_> {
         };
         staging.clean()?;
         let work = &self.appliance.database_work;
-        let mut unpacking = Unpacking::new(&staging, work, &self.edited, Purpose::Restore(plan::target, self.now));
+        let mut unpacking = Unpacking::new(&staging, work, &self.edited, Purpose::Restore { now: self.now });
         let prepared = self.prepare(&mut unpacking);
         let staged_at = unpacking.staged_at.take();
         let clean = || -> anyhow::Result<()> {

@@ -24,10 +24,10 @@ use links_edge::Mode;
 use links_rollout::{Appliance, Force, Goal, Session, Stage, install_site};
 
 /// The host, with the right to change what runs.
-pub struct Executor<'a> {
+pub struct Executor<'a, 's> {
     pub layout: &'a Layout,
     pub appliance: &'a Appliance,
-    pub session: &'a mut Session<'a>,
+    pub session: &'a mut Session<'s>,
     pub reporter: &'a Reporter,
     pub journal: Journal,
     pub staging: &'a Staging,
@@ -35,19 +35,35 @@ pub struct Executor<'a> {
     pub rolled_out: Option<Goal>,
 }
 
-impl Executor<'_> {
+impl Executor<'_, '_> {
     fn config(&self) -> anyhow::Result<Config> {
         Ok(load_links(self.appliance.snapshots.edited())?)
     }
 
+    /// Leaves nothing if it fails.
     fn begin(&self) -> anyhow::Result<()> {
         let asides: BTreeSet<_> = self.journal.items.iter().map(|item| &item.aside).collect();
-        for aside in asides {
+        for aside in &asides {
             // Never one of an earlier restore.
             ensure!(!aside.exists(), "{} exists already", aside.display());
-            make_directory(aside, 0o700)?;
         }
-        self.journal.write(&self.layout.restore_journal())
+        let path = self.layout.restore_journal();
+        let begun = asides
+            .iter()
+            .try_for_each(|aside| make_directory(aside, 0o700))
+            .and_then(|()| self.journal.write(&path));
+        begun.inspect_err(|_| {
+            self.remove_empty_asides();
+            // The first error is the one to report.
+            let _ = Journal::remove(&path);
+        })
+    }
+
+    fn remove_empty_asides(&self) {
+        for item in &self.journal.items {
+            // It is gone already, or something is in it.
+            let _ = fs::remove_dir(&item.aside);
+        }
     }
 
     /// Stops the agent and all instances, also those that were started by hand.
@@ -136,10 +152,7 @@ impl Executor<'_> {
             Some(text) => files::replace(&marker, text.as_bytes(), 0o644)?,
             None => files::remove_if_present(&marker).with_context(|| format!("Removing {}", marker.display()))?,
         }
-        for item in &journal.items {
-            // It is gone already, or something else is in it.
-            let _ = fs::remove_dir(&item.aside);
-        }
+        self.remove_empty_asides();
         self.staging.clean()
     }
 
@@ -158,7 +171,7 @@ impl Executor<'_> {
     }
 }
 
-impl apply::Host for Executor<'_> {
+impl apply::Host for Executor<'_, '_> {
     fn perform(&mut self, step: &Step) -> anyhow::Result<()> {
         self.reporter.step(step.name(), &step.to_string());
         match step {

@@ -11,4 +11,4 @@ mod observe;
 mod plan;
 mod staging;
 
-pub use commands::{Request, run, undo, unfinished};
+pub use commands::{Mode, Request, run, undo, unfinished};

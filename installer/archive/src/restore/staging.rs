@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+use super::plan::target;
 use crate::archive::{Sink, contents, copy};
 use crate::check::inspect;
 use crate::items::{BASES, CONFIG};
@@ -69,6 +70,10 @@ impl Staging {
         let parent = path.parent().unwrap_or(Path::new("/"));
         if !parent.is_dir() {
             // The directory of the staged files. Directories in the backup come before what they contain.
+            let base = parent.parent().unwrap_or(Path::new("/"));
+            if !base.is_dir() {
+                make_directory(base, 0o755)?;
+            }
             make_directory(parent, 0o700)?;
         }
         match &entry.content {
@@ -103,15 +108,14 @@ impl Staging {
 }
 
 /// What is done with the database.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Nothing: only its digest is checked.
     Preview,
     /// It is checked as a database.
     Check,
-    /// It is written beside the file that it will replace. The function tells which one that is, from the local database of the
-    /// restored configuration.
-    Restore(fn(&Manifest, Option<PathBuf>, &Path, u64) -> Option<PathBuf>, u64),
+    /// It is written beside the file that it will replace in a restore at this time, in seconds since 1970.
+    Restore { now: u64 },
 }
 
 /// A sink that writes a backup into a staging area.
@@ -141,16 +145,16 @@ impl<'a> Unpacking<'a> {
     }
 
     fn take_database(&mut self, entry: &Entry, source: &mut dyn Read) -> anyhow::Result<()> {
-        match &self.purpose {
+        match self.purpose {
             Purpose::Preview => {}
             Purpose::Check => self.found = Some(inspect(self.work, entry, source)?),
-            Purpose::Restore(target, now) => {
+            Purpose::Restore { now } => {
                 let Some(manifest) = &self.manifest else {
                     bail!("the database comes before the manifest");
                 };
                 // All files of the configuration come before the database.
                 let local = self.staging.check(self.edited)?.local_database(self.edited.places());
-                let target = target(manifest, local, &self.edited.places().data, *now);
+                let target = target(manifest, local, &self.edited.places().data, now);
                 let target = target.context("There is no place for the database")?;
                 let feed = |input: &mut dyn Write| copy(entry, source, input).map_err(io::Error::other);
                 self.found = Some(self.work.stage(&target, feed)?);
