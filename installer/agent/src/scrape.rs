@@ -95,12 +95,12 @@ fn backups(page: &mut Exposition, layout: &Layout, settings: Settings) {
     let Ok(record) = Backups::read(&layout.backups_record()) else {
         return;
     };
-    if let Some(last) = &record.last {
+    let place = settings.to.map(|place| place.to_string());
+    if let Some((last, failures)) = place.as_deref().and_then(|place| record.last_at(place)) {
         page.add(&BACKUP_SUCCESS, &[], f64::from(u8::from(last.error.is_none())));
         page.add(&BACKUP_TIME, &[], last.ended as f64);
-        page.add(&BACKUP_FAILURES, &[], f64::from(record.failures));
+        page.add(&BACKUP_FAILURES, &[], f64::from(failures));
     }
-    let place = settings.to.map(|place| place.to_string());
     if let Some(latest) = record.latest_in(place.as_deref()) {
         page.add(&BACKUP_GOOD_TIME, &[], latest.begun as f64);
         page.add(&BACKUP_DURATION, &[], latest.seconds as f64);
@@ -233,7 +233,7 @@ mod tests {
         fs::write(layout.links_toml(), "[backup]\nevery = \"24h\"\nto = \"/b\"\n").unwrap();
         let mut backups = Backups::default();
         backups.succeeded(Written::at("/b", "a.tar.zst", 1000), 1003);
-        backups.failed(2000, 2001, "the disk is full".to_owned());
+        backups.failed("/b", 2000, 2001, "the disk is full".to_owned());
         backups.write(&layout.backups_record()).unwrap();
         let source = root.path().join("bundle");
         fs::create_dir(&source).unwrap();

@@ -116,10 +116,12 @@ fn is_due(settings: &Settings, record: &Backups, now: u64) -> bool {
     let (Some(every), Some(to)) = (settings.every, &settings.to) else {
         return false;
     };
+    let place = to.to_string();
+    let last = record.last_at(&place);
     let past = Past {
-        latest: record.latest_in(Some(&to.to_string())).map(|written| written.begun),
-        last: record.last.as_ref(),
-        failures: record.failures,
+        latest: record.latest_in(Some(&place)).map(|written| written.begun),
+        last: last.map(|(last, _)| last),
+        failures: last.map_or(0, |(_, failures)| failures),
     };
     schedule::is_due(every, settings.at, past, now)
 }
@@ -160,7 +162,7 @@ fn locked(
         Err(error) => {
             if decided.is_configured {
                 let mut record = making.record;
-                record.failed(begun, clock::now(), format!("{error:#}"));
+                record.failed(&decided.place.to_string(), begun, clock::now(), format!("{error:#}"));
                 // The first error is the one to report.
                 if let Err(second) = record.write(&layout.backups_record()) {
                     log::error!("{second:#}");
@@ -418,12 +420,10 @@ impl Making<'_> {
     }
 
     fn keep_record(&mut self, written: &Written) -> anyhow::Result<()> {
-        let last = self.record.last.clone().filter(|_| !self.decided.is_configured);
-        let failures = self.record.failures;
-        self.record.succeeded(written.clone(), clock::now());
-        if !self.decided.is_configured {
+        match self.decided.is_configured {
+            true => self.record.succeeded(written.clone(), clock::now()),
             // A backup elsewhere does not end the failures of the timer.
-            (self.record.last, self.record.failures) = (last, failures);
+            false => self.record.add(written.clone()),
         }
         self.record.write(&self.layout.backups_record())
     }

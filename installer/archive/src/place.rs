@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use crate::child;
 use crate::directory::Directory;
 use links_base::layout::Layout;
-use links_config::backup::{Object, Place, S3Place};
+use links_config::backup::{Object, Place, Problem, S3Place};
 
 /// A place that can be reached.
 #[derive(Debug)]
@@ -107,7 +107,8 @@ pub fn of_new(to: &Place) -> anyhow::Result<(Place, Option<String>)> {
         return Ok((to.clone(), None));
     }
     let parent = path.parent().filter(|parent| parent.is_dir());
-    let parent = parent.with_context(|| format!("There is no directory {}", missing(path).display()))?;
+    let missing = || Problem::Missing.error(format!("there is no directory {}", missing(path).display()));
+    let parent = parent.ok_or_else(missing)?;
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.with_context(|| format!("{} is no name for a file", path.display()))?;
     Ok((Place::Path(parent.to_owned()), Some(name.to_owned())))

@@ -166,7 +166,8 @@ fn backup(settings: &Settings, record: &Backups, now: u64) -> Backup {
     let latest = record.latest_in(to.as_deref()).cloned();
     let age = latest.as_ref().map(|latest| now.saturating_sub(latest.begun));
     let every = settings.every.map(|every| every.as_secs());
-    let failure = record.last.as_ref().and_then(|last| last.error.clone());
+    let last = to.as_deref().and_then(|to| record.last_at(to)).map(|(last, _)| last.clone());
+    let failure = last.as_ref().and_then(|last| last.error.clone());
     let is_late = every.is_some_and(|every| age.is_none_or(|age| age > 2 * every));
     Backup {
         trouble: match (failure, is_late) {
@@ -178,7 +179,7 @@ fn backup(settings: &Settings, record: &Backups, now: u64) -> Backup {
         to,
         latest,
         age_seconds: age,
-        last: record.last.clone(),
+        last,
     }
 }
 
@@ -446,7 +447,7 @@ mod tests {
         let recent = backup(&settings, &record, now);
         assert_eq!((recent.trouble, recent.age_seconds), (None, Some(100_000)));
         assert!(backup(&settings, &record, now + 100_000).trouble.is_some());
-        record.failed(now, now, "the disk is full".to_owned());
+        record.failed("/b", now, now, "the disk is full".to_owned());
         assert!(backup(&settings, &record, now).trouble.unwrap().contains("the disk is full"));
         settings.every = None;
         settings.to = None;

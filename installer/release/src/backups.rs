@@ -17,9 +17,9 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Backups {
     format: u32,
-    /// The last attempt.
+    /// The last attempt at the place of links.toml.
     pub last: Option<Attempt>,
-    /// How many attempts have failed since the last backup.
+    /// How many attempts in a row have failed, if the last one did.
     pub failures: u32,
     /// The backups that were written and not removed by links, the oldest first.
     pub written: Vec<Written>,
@@ -30,6 +30,8 @@ pub struct Backups {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
+    /// The directory, or the prefix in S3.
+    pub place: String,
     /// In seconds since 1970.
     pub begun: u64,
     pub ended: u64,
@@ -115,24 +117,38 @@ impl Backups {
         here.pop()
     }
 
+    /// The last attempt at a place, and how many attempts there have failed in a row.
+    pub fn last_at(&self, place: &str) -> Option<(&Attempt, u32)> {
+        let last = self.last.as_ref().filter(|last| last.place == place)?;
+        Some((last, self.failures))
+    }
+
     /// Notes an attempt that failed.
-    pub fn failed(&mut self, begun: u64, ended: u64, error: String) {
-        self.failures = self.failures.saturating_add(1);
+    pub fn failed(&mut self, place: &str, begun: u64, ended: u64, error: String) {
+        let before = self.last_at(place).map_or(0, |(_, failures)| failures);
+        self.failures = before.saturating_add(1);
         self.last = Some(Attempt {
+            place: place.to_owned(),
             begun,
             ended,
             error: Some(error),
         });
     }
 
-    /// Notes a backup that was written.
+    /// Notes a backup that was written to the place of links.toml.
     pub fn succeeded(&mut self, written: Written, ended: u64) {
         self.failures = 0;
         self.last = Some(Attempt {
+            place: written.place.clone(),
             begun: written.begun,
             ended,
             error: None,
         });
+        self.add(written);
+    }
+
+    /// Notes a backup that was written to any place.
+    pub fn add(&mut self, written: Written) {
         self.written
             .retain(|other| (&other.place, &other.name) != (&written.place, &written.name));
         self.written.push(written);
@@ -170,9 +186,12 @@ mod tests {
         let path = layout.backups_record();
         let mut record = Backups::read(&path).unwrap();
         assert_eq!(record, Backups::default());
-        record.failed(10, 11, "the disk is full".to_owned());
-        record.failed(20, 21, "the disk is full".to_owned());
+        record.failed("/a", 5, 6, "the disk is full".to_owned());
+        record.failed("/b", 10, 11, "the disk is full".to_owned());
+        record.failed("/b", 20, 21, "the disk is full".to_owned());
         assert_eq!((record.failures, record.latest_in(None)), (2, None));
+        assert_eq!(record.last_at("/b").map(|(last, failures)| (last.begun, failures)), Some((20, 2)));
+        assert_eq!(record.last_at("/a"), None);
         record.succeeded(Written::at("/b", "two", 30), 33);
         record.succeeded(Written::at("/b", "one", 25), 28);
         // The same file again.
