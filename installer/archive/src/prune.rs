@@ -14,14 +14,17 @@ pub struct Decision {
     pub forget: Vec<String>,
 }
 
-/// Keeps the latest `keep` backups in `place`. `present` are the names and sizes of all files there.
+/// Keeps the latest `keep` backups in `place`, or all of them if that is 0. `present` are the names and sizes of all files there.
 pub fn decide(written: &[Written], place: &str, present: &BTreeMap<String, u64>, keep: usize) -> Decision {
     let here = || written.iter().filter(|written| written.place == place);
     let mut intact: Vec<_> = here()
         .filter(|written| present.get(&written.name) == Some(&written.bytes))
         .collect();
     intact.sort_by_key(|written| (written.begun, written.name.clone()));
-    let surplus = intact.len().saturating_sub(keep.max(1));
+    let surplus = match keep {
+        0 => 0,
+        keep => intact.len().saturating_sub(keep),
+    };
     let missing = here().filter(|written| !present.contains_key(&written.name));
     Decision {
         remove: intact[..surplus].iter().map(|written| written.name.clone()).collect(),
@@ -45,7 +48,7 @@ mod tests {
     #[test]
     fn the_oldest_are_removed() {
         let present = place(&[("1", 1000), ("2", 1000), ("3", 1000)]);
-        for (keep, removed) in [(4, vec![]), (3, vec![]), (2, vec!["1"]), (1, vec!["1", "2"]), (0, vec!["1", "2"])] {
+        for (keep, removed) in [(4, vec![]), (3, vec![]), (2, vec!["1"]), (1, vec!["1", "2"]), (0, vec![])] {
             assert_eq!(decide(&written(), "/b", &present, keep).remove, removed, "{keep}");
         }
     }

@@ -304,7 +304,7 @@ pub struct Settings {
     pub at: Duration,
     /// A directory, or a prefix in S3.
     pub to: Option<Place>,
-    /// How many of the backups in `to` are kept.
+    /// How many of the backups in `to` are kept. 0 keeps all.
     pub keep: u16,
     /// The keys for which a backup is encrypted. Without one it is not encrypted.
     pub encrypt_to: Vec<Recipient>,

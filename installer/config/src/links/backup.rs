@@ -16,7 +16,7 @@ pub fn backup(section: &mut Section<'_, '_>) -> Settings {
         every: section.optional("every", duration(HOUR..=30 * DAY)),
         at: section.optional("at", time_of_day).unwrap_or(default.at),
         to: section.optional("to", place),
-        keep: section.optional("keep", small(1..=1000)).unwrap_or(default.keep),
+        keep: section.optional("keep", small(0..=1000)).unwrap_or(default.keep),
         encrypt_to: section
             .optional("encrypt_to", one_or_more(recipient))
             .unwrap_or(default.encrypt_to),
