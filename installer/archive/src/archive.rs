@@ -3,7 +3,7 @@
 use std::io::{self, Read, Seek as _, Write};
 use std::path::Path;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 use tar::{Archive, Builder, EntryType, Header};
@@ -19,7 +19,10 @@ use links_config::backup::Problem;
 pub fn write(manifest: &Manifest, gathered: &mut [Gathered], output: impl Write) -> anyhow::Result<()> {
     let mut builder = Builder::new(output);
     let bytes = serde_json::to_vec_pretty(manifest)?;
-    ensure!(bytes.len() as u64 <= manifest::LIMIT, "there are too many files for a backup");
+    ensure!(
+        bytes.len() as u64 <= manifest::LIMIT,
+        "there are too many files for a backup"
+    );
     let mut header = header(manifest, EntryType::Regular, 0o644, bytes.len() as u64);
     builder.append_data(&mut header, manifest::NAME, &bytes[..])?;
     for Gathered { entry, contents } in gathered {
@@ -196,13 +199,12 @@ pub fn contents(entry: &Entry, contents: &mut dyn Read, limit: u64) -> anyhow::R
     Ok(bytes)
 }
 
-/// Writes an entry with all its bytes.
+/// Writes everything that is left of an entry. The error keeps its kind: a broken pipe means that its reader has a reason.
 ///
 /// # Errors
 /// Reading or writing fails.
-pub fn copy(entry: &Entry, contents: &mut dyn Read, output: &mut dyn Write) -> anyhow::Result<()> {
-    io::copy(contents, output).with_context(|| format!("Writing {}", entry.path.display()))?;
-    Ok(())
+pub fn copy(contents: &mut dyn Read, output: &mut dyn Write) -> io::Result<()> {
+    io::copy(contents, output).map(drop)
 }
 
 #[cfg(test)]
@@ -276,7 +278,9 @@ pub mod tests {
     }
 
     fn problem(archive: &[u8]) -> Option<Problem> {
-        read(archive, &mut Kept::default()).err().map(|error| Problem::of(&error))
+        read(archive, &mut Kept::default())
+            .err()
+            .map(|error| Problem::of(&error))
     }
 
     #[test]
@@ -313,7 +317,12 @@ pub mod tests {
             let mut changed = archive.clone();
             let at = at(part);
             changed[at..at + part.len()].copy_from_slice(replacement);
-            assert_eq!(problem(&changed), Some(Problem::Damaged), "{}", String::from_utf8_lossy(part));
+            assert_eq!(
+                problem(&changed),
+                Some(Problem::Damaged),
+                "{}",
+                String::from_utf8_lossy(part)
+            );
         }
     }
 
@@ -328,7 +337,8 @@ pub mod tests {
         let mut header = Header::new_gnu();
         header.set_size(1);
         header.set_mode(0o644);
-        more.append_data(&mut header, "etc/links/variables.env", &b"x"[..]).unwrap();
+        more.append_data(&mut header, "etc/links/variables.env", &b"x"[..])
+            .unwrap();
         assert_eq!(problem(&more.into_inner().unwrap()), Some(Problem::Damaged));
     }
 

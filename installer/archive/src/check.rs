@@ -1,6 +1,6 @@
 //! `linksctl backup verify`: reads a whole backup and checks everything in it, without changing anything.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -167,7 +167,7 @@ impl Sink for Inspection<'_> {
 
     fn take(&mut self, entry: &Entry, contents: &mut dyn Read) -> anyhow::Result<()> {
         if entry.path == Path::new(manifest::DATABASE) {
-            self.found = Some(inspect(self.work, entry, contents)?);
+            self.found = Some(inspect(self.work, contents)?);
         }
         Ok(())
     }
@@ -177,9 +177,9 @@ impl Sink for Inspection<'_> {
 ///
 /// # Errors
 /// It is not a sound database, or there is no room to inspect it.
-pub fn inspect(work: &DatabaseWork, entry: &Entry, contents: &mut dyn Read) -> anyhow::Result<DatabaseFacts> {
-    let feed = |input: &mut dyn io::Write| copy(entry, contents, input).map_err(io::Error::other);
-    work.inspect(feed).context("Checking the database of the backup")
+pub fn inspect(work: &DatabaseWork, contents: &mut dyn Read) -> anyhow::Result<DatabaseFacts> {
+    work.inspect(|input| copy(contents, input))
+        .context("Checking the database of the backup")
 }
 
 /// Whether this process may read the place as it is, or needs root for that.
@@ -215,6 +215,9 @@ mod tests {
         let manifest = Manifest::new(1_900_000_000, 5, Some(database(1)), true, vec![]);
         let text = Contents::of(&manifest).text();
         assert!(text.starts_with("made at 20300317T174640Z by links "), "{text}");
-        assert!(text.ends_with(": 1 link with 7 clicks, the configuration and the secrets; 0 bytes"), "{text}");
+        assert!(
+            text.ends_with(": 1 link with 7 clicks, the configuration and the secrets; 0 bytes"),
+            "{text}"
+        );
     }
 }

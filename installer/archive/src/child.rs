@@ -82,10 +82,16 @@ impl Child {
     /// It fails. The error has its [`Problem`].
     pub fn finish(mut self) -> anyhow::Result<()> {
         let status = self.child.wait().context("Waiting for links-backup")?;
-        let stderr = self.stderr.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
+        let stderr = self
+            .stderr
+            .take()
+            .and_then(|reader| reader.join().ok())
+            .unwrap_or_default();
         if self.watchdog.has_fired() {
             let hours = TIMEOUT.as_secs() / 3600;
-            return Err(Problem::Unreachable.error(format!("links-backup did not finish within {hours} h and was killed")));
+            return Err(
+                Problem::Unreachable.error(format!("links-backup did not finish within {hours} h and was killed"))
+            );
         }
         if status.success() {
             return Ok(());
@@ -146,7 +152,8 @@ pub fn pump(mut from: impl Read, into: &mut impl Write, what: &str) -> anyhow::R
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error).context("Reading from links-backup"),
         };
-        into.write_all(&buffer[..read]).with_context(|| format!("Writing {what}"))?;
+        into.write_all(&buffer[..read])
+            .with_context(|| format!("Writing {what}"))?;
         bytes += read as u64;
     }
 }

@@ -133,9 +133,13 @@ impl Directory {
     /// # Errors
     /// The directory cannot be read, or a file cannot be removed.
     pub fn remove_leftovers(&self) -> anyhow::Result<()> {
-        let names = self.names().with_context(|| format!("Reading {}", self.path.display()))?;
+        let names = self
+            .names()
+            .with_context(|| format!("Reading {}", self.path.display()))?;
         let end = format!(".{}{PARTIAL}", self.mark);
-        let leftovers = names.iter().filter(|name| name.starts_with('.') && name.ends_with(&end));
+        let leftovers = names
+            .iter()
+            .filter(|name| name.starts_with('.') && name.ends_with(&end));
         leftovers.into_iter().try_for_each(|name| self.remove(name))
     }
 }
@@ -203,7 +207,10 @@ mod tests {
         assert!(names(root.path())[0].ends_with(PARTIAL));
         partial.publish().unwrap();
         assert_eq!(names(root.path()), ["a.tar.zst"]);
-        let mode = fs::metadata(root.path().join("a.tar.zst")).unwrap().permissions().mode();
+        let mode = fs::metadata(root.path().join("a.tar.zst"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(directory.files().unwrap(), [("a.tar.zst".to_owned(), 3)].into());
 

@@ -101,7 +101,10 @@ fn add(root: &Path, path: &Path, depth: usize, gathered: &mut Vec<Gathered>) -> 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     let read = || -> anyhow::Result<Vec<u8>> {
         // Opening a FIFO would wait for a writer.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
         let mut bytes = vec![];
         file.take(LIMIT + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > LIMIT {
@@ -137,14 +140,22 @@ mod tests {
     use super::*;
 
     fn paths(gathered: &[Gathered]) -> Vec<&str> {
-        gathered.iter().map(|found| found.entry.path.to_str().unwrap()).collect()
+        gathered
+            .iter()
+            .map(|found| found.entry.path.to_str().unwrap())
+            .collect()
     }
 
     #[test]
     fn the_administrators_files_are_gathered_and_secrets_only_if_asked_for() {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
-        for directory in ["etc/links/credentials", "etc/links/nginx.d", "etc/links/replaced-1", "var/lib/links/tls/live"] {
+        for directory in [
+            "etc/links/credentials",
+            "etc/links/nginx.d",
+            "etc/links/replaced-1",
+            "var/lib/links/tls/live",
+        ] {
             fs::create_dir_all(at(directory)).unwrap();
         }
         for (path, text) in [
@@ -158,7 +169,11 @@ mod tests {
         ] {
             fs::write(at(path), text).unwrap();
         }
-        fs::set_permissions(at("etc/links/credentials/admin_token"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(
+            at("etc/links/credentials/admin_token"),
+            fs::Permissions::from_mode(0o600),
+        )
+        .unwrap();
         symlink(at("sink"), at("etc/links/credentials/vault_token")).unwrap();
         symlink(at("nowhere"), at("etc/links/credentials/dangling")).unwrap();
         symlink("../certificates/a/1", at("var/lib/links/tls/live/a")).unwrap();

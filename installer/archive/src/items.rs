@@ -59,7 +59,10 @@ pub fn items<'n>(others: impl IntoIterator<Item = &'n str>) -> Vec<Item> {
 
 /// The item to which a path in a backup belongs. `None` if no backup may contain it.
 pub fn item_of(path: &Path) -> Option<Item> {
-    if !path.components().all(|component| matches!(component, Component::Normal(_))) {
+    if !path
+        .components()
+        .all(|component| matches!(component, Component::Normal(_)))
+    {
         return None;
     }
     let base = BASES.iter().find(|base| path.starts_with(base))?;
@@ -100,7 +103,12 @@ mod tests {
 
     #[test]
     fn unknown_files_of_the_administrator_are_secret_and_copies_are_left_out() {
-        let items = items(["links.toml", "variables.env", ".links.toml.swp", "replaced-20300317T174640Z"]);
+        let items = items([
+            "links.toml",
+            "variables.env",
+            ".links.toml.swp",
+            "replaced-20300317T174640Z",
+        ]);
         let others: Vec<_> = items.iter().skip(KNOWN.len()).collect();
         assert_eq!(others.len(), 1);
         assert!(others[0].is_secret && others[0].path == Path::new("etc/links/variables.env"));

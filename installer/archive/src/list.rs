@@ -40,7 +40,9 @@ fn listed(files: BTreeMap<String, u64>, record: &Backups, place: &str) -> Vec<Li
             let begun = recorded.as_ref().map(|written| written.begun);
             Some(Listed {
                 begun: begun.or_else(|| names::time_of(&name))?,
-                encrypted: recorded.as_ref().map_or_else(|| names::is_encrypted(&name), |written| written.encrypted),
+                encrypted: recorded
+                    .as_ref()
+                    .map_or_else(|| names::is_encrypted(&name), |written| written.encrypted),
                 name,
                 bytes,
                 recorded,
@@ -109,7 +111,18 @@ mod tests {
             .iter()
             .map(|listed| (listed.name.as_str(), listed.encrypted, listed.recorded.is_some()))
             .collect();
-        assert_eq!(known, [(first.as_str(), true, false), (&second, false, false), ("mine", false, true)]);
-        assert!(line(&found[2]).ends_with("10 links and 20 clicks"), "{}", line(&found[2]));
+        assert_eq!(
+            known,
+            [
+                (first.as_str(), true, false),
+                (&second, false, false),
+                ("mine", false, true)
+            ]
+        );
+        assert!(
+            line(&found[2]).ends_with("10 links and 20 clicks"),
+            "{}",
+            line(&found[2])
+        );
     }
 }

@@ -156,7 +156,9 @@ fn locked(
     let made = making.make();
     match made {
         Ok(written) => {
-            let removed = making.keep_record(&written).and_then(|()| making.prune(settings.keep.into()));
+            let removed = making
+                .keep_record(&written)
+                .and_then(|()| making.prune(settings.keep.into()));
             report(&written, &removed?, reporter)
         }
         Err(error) => {
@@ -309,8 +311,12 @@ impl Making<'_> {
 
     fn copy_database(&self, copy: &Path) -> anyhow::Result<Option<Database>> {
         let edited = ConfigFiles::new(self.layout);
-        let database = load::database(&edited)
-            .with_context(|| format!("{} is wrong: `linksctl check` says how", edited.runtime_toml().display()))?;
+        let database = load::database(&edited).with_context(|| {
+            format!(
+                "{} is wrong: `linksctl check` says how",
+                edited.runtime_toml().display()
+            )
+        })?;
         let work = &self.appliance.database_work;
         if let runtime::Database::LibSql(_) = database {
             self.reporter.notice(
@@ -356,7 +362,9 @@ impl Making<'_> {
             // The end of this thread closes the pipe.
             let writer = scope.spawn(|| archive::write(manifest, gathered, io::BufWriter::new(input)));
             let pumped = pump(output, &mut counting, "the backup");
-            let archived = writer.join().unwrap_or_else(|_| Err(anyhow!("the thread that reads the files has panicked")));
+            let archived = writer
+                .join()
+                .unwrap_or_else(|_| Err(anyhow!("the thread that reads the files has panicked")));
             (archived, pumped)
         });
         // A full disk breaks the pipes behind it.
@@ -503,14 +511,20 @@ mod tests {
             ..Settings::default()
         };
         let by_default = decide(&request(), &settings).unwrap();
-        assert_eq!((&by_default.place, by_default.is_configured, by_default.secrets), (&here, true, true));
+        assert_eq!(
+            (&by_default.place, by_default.is_configured, by_default.secrets),
+            (&here, true, true)
+        );
         assert_eq!(by_default.encrypt_to, key(0));
 
         let mut asked = request();
         asked.encrypt_to = key(1);
         asked.to = Some(here.join("mine"));
         let decided = decide(&asked, &settings).unwrap();
-        assert_eq!((decided.encrypt_to, decided.name.as_deref(), decided.is_configured), (key(1), Some("mine"), false));
+        assert_eq!(
+            (decided.encrypt_to, decided.name.as_deref(), decided.is_configured),
+            (key(1), Some("mine"), false)
+        );
     }
 
     #[test]

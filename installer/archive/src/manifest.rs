@@ -104,7 +104,8 @@ impl Manifest {
     }
 
     fn parse_for(bytes: &[u8], own: &str) -> anyhow::Result<Self> {
-        let damaged = |error: serde_json::Error| Problem::Damaged.error(format!("its manifest cannot be parsed: {error}"));
+        let damaged =
+            |error: serde_json::Error| Problem::Damaged.error(format!("its manifest cannot be parsed: {error}"));
         let origin: Origin = serde_json::from_slice(bytes).map_err(damaged)?;
         if origin.format > FORMAT || is_later(&origin.links, own) {
             let links = &origin.links;
@@ -195,7 +196,10 @@ pub mod tests {
     }
 
     fn manifest(entries: Vec<Entry>) -> Manifest {
-        let database = entries.iter().any(|entry| entry.path == Path::new(DATABASE)).then(|| database(3));
+        let database = entries
+            .iter()
+            .any(|entry| entry.path == Path::new(DATABASE))
+            .then(|| database(3));
         Manifest::new(1000, 5, database, false, entries)
     }
 

@@ -12,7 +12,9 @@ const ENCRYPTED: &str = ".tar.zst.age";
 
 /// A time in seconds since 1970 as a part of a file name, such as `20301231T235959Z`.
 pub fn stamp(seconds: u64) -> String {
-    let time = i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let time = i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     let text = time.and_then(|time| time.format(STAMP).ok());
     // A clock past the year 9999 is wrong anyway.
     text.unwrap_or_else(|| seconds.to_string())
@@ -46,7 +48,10 @@ mod tests {
         let names = [(1_900_000_000, true), (1_900_000_001, false)].map(|(at, encrypted)| backup(at, encrypted));
         assert_eq!(names[0], "links-20300317T174640Z.tar.zst.age");
         assert!(names[0] < names[1]);
-        assert_eq!(names.clone().map(|name| time_of(&name)), [Some(1_900_000_000), Some(1_900_000_001)]);
+        assert_eq!(
+            names.clone().map(|name| time_of(&name)),
+            [Some(1_900_000_000), Some(1_900_000_001)]
+        );
         assert!(is_encrypted(&names[0]) && !is_encrypted(&names[1]));
     }
 

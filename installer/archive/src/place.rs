@@ -117,7 +117,11 @@ pub fn of_new(to: &Place) -> anyhow::Result<(Place, Option<String>)> {
 /// The first directory on a path that does not exist.
 fn missing(path: &Path) -> &Path {
     let ancestors: Vec<_> = path.ancestors().collect();
-    ancestors.into_iter().rev().find(|ancestor| !ancestor.exists()).unwrap_or(path)
+    ancestors
+        .into_iter()
+        .rev()
+        .find(|ancestor| !ancestor.exists())
+        .unwrap_or(path)
 }
 
 /// The place of one backup, and its name there.
@@ -126,9 +130,10 @@ fn missing(path: &Path) -> &Path {
 /// It names no file.
 pub fn of_backup(at: &Place) -> anyhow::Result<(Place, String)> {
     let split = match at {
-        Place::Path(path) => path.parent().zip(path.file_name().and_then(|name| name.to_str())).map(|(parent, name)| {
-            (Place::Path(parent.to_owned()), name.to_owned())
-        }),
+        Place::Path(path) => path
+            .parent()
+            .zip(path.file_name().and_then(|name| name.to_str()))
+            .map(|(parent, name)| (Place::Path(parent.to_owned()), name.to_owned())),
         Place::S3(object) => {
             let (prefix, name) = object.key.rsplit_once('/').unwrap_or(("", &object.key));
             let place = S3Place {

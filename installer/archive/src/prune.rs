@@ -48,14 +48,26 @@ mod tests {
     #[test]
     fn the_oldest_are_removed() {
         let present = place(&[("1", 1000), ("2", 1000), ("3", 1000)]);
-        for (keep, removed) in [(4, vec![]), (3, vec![]), (2, vec!["1"]), (1, vec!["1", "2"]), (0, vec![])] {
+        for (keep, removed) in [
+            (4, vec![]),
+            (3, vec![]),
+            (2, vec!["1"]),
+            (1, vec!["1", "2"]),
+            (0, vec![]),
+        ] {
             assert_eq!(decide(&written(), "/b", &present, keep).remove, removed, "{keep}");
         }
     }
 
     #[test]
     fn what_somebody_else_has_written_or_changed_stays_and_does_not_count() {
-        let present = place(&[("0", 1000), ("1", 1000), ("2", 999), ("3", 1000), ("links-19990101T000000Z.tar.zst", 7)]);
+        let present = place(&[
+            ("0", 1000),
+            ("1", 1000),
+            ("2", 999),
+            ("3", 1000),
+            ("links-19990101T000000Z.tar.zst", 7),
+        ]);
         assert_eq!(decide(&written(), "/b", &present, 2), Decision::default());
         assert_eq!(decide(&written(), "/b", &present, 1).remove, ["1"]);
     }

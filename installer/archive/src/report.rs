@@ -152,6 +152,9 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
-        assert_eq!((count(1, "link"), count(0, "link")), ("1 link".to_owned(), "0 links".to_owned()));
+        assert_eq!(
+            (count(1, "link"), count(0, "link")),
+            ("1 link".to_owned(), "0 links".to_owned())
+        );
     }
 }

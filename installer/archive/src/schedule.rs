@@ -54,7 +54,12 @@ mod tests {
             latest,
             ..Past::default()
         };
-        is_due(Duration::from_secs(DAY), Duration::from_secs(HALF_PAST_THREE), past, now)
+        is_due(
+            Duration::from_secs(DAY),
+            Duration::from_secs(HALF_PAST_THREE),
+            past,
+            now,
+        )
     }
 
     #[test]

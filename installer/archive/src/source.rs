@@ -70,7 +70,11 @@ impl Source {
             Sealed::Download(child, output) => (Stdio::from(output), Some(child)),
         };
         let mut arguments: Vec<OsString> = vec!["open".into()];
-        arguments.extend(self.identity.iter().flat_map(|path| ["--identity".into(), path.clone().into()]));
+        arguments.extend(
+            self.identity
+                .iter()
+                .flat_map(|path| ["--identity".into(), path.clone().into()]),
+        );
         let mut opening = Child::start(&self.root, arguments, stdin, Stdio::piped())?;
         let read = archive::read(opening.output()?, sink);
         match read {

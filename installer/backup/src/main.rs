@@ -25,7 +25,11 @@ use links_config::load::load_links;
 use s3::server::Server;
 
 #[derive(Debug, Parser)]
-#[command(name = "links-backup", version, about = "Compress, encrypt and transfer backups of links, for linksctl")]
+#[command(
+    name = "links-backup",
+    version,
+    about = "Compress, encrypt and transfer backups of links, for linksctl"
+)]
 struct Cli {
     /// Work on the tree under DIR instead of /
     #[arg(long, value_name = "DIR", default_value = "/")]

@@ -77,7 +77,9 @@ pub fn open(
 ) -> anyhow::Result<()> {
     let mut input = BufReader::with_capacity(BUFFER, input);
     let mut head = vec![];
-    Read::by_ref(&mut input).take(AGE_MAGIC.len() as u64).read_to_end(&mut head)?;
+    Read::by_ref(&mut input)
+        .take(AGE_MAGIC.len() as u64)
+        .read_to_end(&mut head)?;
     let (is_encrypted, is_compressed) = (head == AGE_MAGIC, head.starts_with(ZSTD_MAGIC));
     let input = Cursor::new(head).chain(input);
     if is_encrypted {
@@ -90,14 +92,18 @@ pub fn open(
         return decompress(BufReader::with_capacity(BUFFER, decrypted), &mut output);
     }
     if !is_compressed {
-        return Err(Problem::Damaged.error("it is no backup of links: it begins neither as age's nor as zstd's files do"));
+        return Err(
+            Problem::Damaged.error("it is no backup of links: it begins neither as age's nor as zstd's files do")
+        );
     }
     decompress(input, &mut output)
 }
 
 fn refused(error: DecryptError) -> anyhow::Error {
     match error {
-        DecryptError::NoMatchingKeys => Problem::WrongKey.error("it was encrypted for other keys than those in the file"),
+        DecryptError::NoMatchingKeys => {
+            Problem::WrongKey.error("it was encrypted for other keys than those in the file")
+        }
         // age reports it for a file that was changed.
         other => Problem::Damaged.error(format!("it cannot be decrypted: {other}")),
     }
@@ -168,7 +174,10 @@ mod tests {
         for key in &keys {
             assert_eq!(opened(&sealed, Some(key)), Ok(plain()));
         }
-        assert_eq!(opened(&sealed, Some(&x25519::Identity::generate())), Err(Problem::WrongKey));
+        assert_eq!(
+            opened(&sealed, Some(&x25519::Identity::generate())),
+            Err(Problem::WrongKey)
+        );
         assert_eq!(opened(&sealed, None), Err(Problem::Locked));
     }
 
@@ -182,7 +191,10 @@ mod tests {
                 changed[at] ^= 1;
                 // A changed key stanza is one for somebody else.
                 let problem = open(&changed).unwrap_err();
-                assert!(matches!(problem, Problem::Damaged | Problem::WrongKey), "{at}: {problem:?}");
+                assert!(
+                    matches!(problem, Problem::Damaged | Problem::WrongKey),
+                    "{at}: {problem:?}"
+                );
             }
             for length in [0, 3, sealed.len() / 2, sealed.len() - 1] {
                 assert_eq!(open(&sealed[..length]), Err(Problem::Damaged), "{length}");
@@ -204,6 +216,9 @@ mod tests {
     fn an_error_about_the_file_of_keys_does_not_repeat_it() {
         let error = identities(&b"AGE-SECRET-KEY-1HUSH\n"[..]).err().unwrap();
         assert!(!format!("{error:#}").contains("HUSH"));
-        assert_eq!(Problem::of(&identities(&b"# nothing\n"[..]).err().unwrap()), Problem::WrongKey);
+        assert_eq!(
+            Problem::of(&identities(&b"# nothing\n"[..]).err().unwrap()),
+            Problem::WrongKey
+        );
     }
 }

@@ -159,7 +159,9 @@ where
         return Ok(None);
     }
     match fed {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).with_context(|| format!("Feeding {program}")),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).with_context(|| format!("Feeding {program}"))
+        }
         _ => Ok(Some(output.into())),
     }
 }

@@ -104,7 +104,9 @@ impl FromStr for Place {
             return Err("must not be empty".to_owned());
         }
         if let Some((scheme, _)) = text.split_once("://") {
-            return Err(format!("`{scheme}` is unknown: write a path or {S3_SCHEME}BUCKET/PREFIX"));
+            return Err(format!(
+                "`{scheme}` is unknown: write a path or {S3_SCHEME}BUCKET/PREFIX"
+            ));
         }
         std::path::absolute(Path::new(text))
             .map(Self::Path)
@@ -156,7 +158,9 @@ impl FromStr for Recipient {
         const DIGITS: &str = "qpzry9x8gf2tvdw0s3jn54khce6mua7l";
         if text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-") {
             // Not repeated, because it is a secret.
-            return Err("is a secret key of age, which must not be on this host: use its public key, age1...".to_owned());
+            return Err(
+                "is a secret key of age, which must not be on this host: use its public key, age1...".to_owned(),
+            );
         }
         match text.strip_prefix("age1") {
             Some(digits) if text.len() == LENGTH && digits.chars().all(|digit| DIGITS.contains(digit)) => {
@@ -348,7 +352,14 @@ mod tests {
             assert_eq!(text.parse::<Place>().unwrap().to_string(), shown);
         }
         assert!("relative".parse::<Place>().unwrap().to_string().starts_with('/'));
-        for text in ["", "s3://", "s3://ab", "s3://Upper/x", "s3://backups//x", "https://x.example/"] {
+        for text in [
+            "",
+            "s3://",
+            "s3://ab",
+            "s3://Upper/x",
+            "s3://backups//x",
+            "https://x.example/",
+        ] {
             assert!(text.parse::<Place>().is_err(), "{text}");
         }
     }
@@ -375,7 +386,10 @@ mod tests {
         for (problem, code) in Problem::EXIT_CODES {
             assert_eq!(Problem::of_exit_code(problem.exit_code().into()), problem, "{code}");
         }
-        assert_eq!((Problem::Other.exit_code(), Problem::of_exit_code(1)), (1, Problem::Other));
+        assert_eq!(
+            (Problem::Other.exit_code(), Problem::of_exit_code(1)),
+            (1, Problem::Other)
+        );
     }
 
     #[test]

@@ -47,7 +47,11 @@ pub fn stage(database: &Path, input: &mut impl Read) -> anyhow::Result<DatabaseF
     let path = staged(&real(database));
     let staged = || -> anyhow::Result<DatabaseFacts> {
         remove_with_companions(&path)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
         io::copy(input, &mut file)?;
         file.sync_all()?;
         let facts = database::inspect(&path)?;
@@ -67,7 +71,8 @@ pub fn stage(database: &Path, input: &mut impl Read) -> anyhow::Result<DatabaseF
 /// # Errors
 /// It cannot be removed.
 pub fn unstage(database: &Path) -> anyhow::Result<()> {
-    remove_with_companions(&staged(&real(database))).with_context(|| format!("Cleaning up beside {}", database.display()))
+    remove_with_companions(&staged(&real(database)))
+        .with_context(|| format!("Cleaning up beside {}", database.display()))
 }
 
 /// Makes the staged file the database. The former database gets the suffix `aside` after its name.

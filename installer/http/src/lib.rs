@@ -104,8 +104,14 @@ impl Client {
             .iter()
             .fold(builder, |builder, (name, value)| builder.header(*name, *value));
         let sent = match request.body {
-            Some(body) => builder.body(body).map_err(Into::into).and_then(|built| self.agent.run(built)),
-            None => builder.body(()).map_err(Into::into).and_then(|built| self.agent.run(built)),
+            Some(body) => builder
+                .body(body)
+                .map_err(Into::into)
+                .and_then(|built| self.agent.run(built)),
+            None => builder
+                .body(())
+                .map_err(Into::into)
+                .and_then(|built| self.agent.run(built)),
         };
         let read = sent.and_then(|mut response| {
             let body = response.body_mut().with_config().limit(LONGEST).read_to_vec()?;

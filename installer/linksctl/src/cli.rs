@@ -381,7 +381,11 @@ pub struct RestoreArgs {
 
 /// How a backup or a restore reports what it does.
 pub fn archive_style(json: bool) -> archive::Style {
-    if json { archive::Style::Json } else { archive::Style::Text }
+    if json {
+        archive::Style::Json
+    } else {
+        archive::Style::Text
+    }
 }
 
 #[derive(Args, Debug)]

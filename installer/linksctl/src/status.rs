@@ -8,18 +8,18 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use links_archive::restore::unfinished;
 use links_base::endpoint::Endpoint;
 use links_base::health::Probe;
 use links_base::layout::{self, Layout};
 use links_base::services::{OnBehalfOf, Services};
-use links_archive::restore::unfinished;
 use links_base::{clock, connections, rotation, sandbox};
 use links_config::backup::Settings;
 use links_config::files::ConfigFiles;
 use links_config::load::{load_links, local_database};
 use links_edge as edge;
-use links_release::sqlite::{self, Sqlite};
 use links_release::backups::{Attempt, Written};
+use links_release::sqlite::{self, Sqlite};
 use links_release::{Backups, Release, Store};
 use links_rollout::{self as rollout, Appliance};
 
@@ -166,7 +166,10 @@ fn backup(settings: &Settings, record: &Backups, now: u64) -> Backup {
     let latest = record.latest_in(to.as_deref()).cloned();
     let age = latest.as_ref().map(|latest| now.saturating_sub(latest.begun));
     let every = settings.every.map(|every| every.as_secs());
-    let last = to.as_deref().and_then(|to| record.last_at(to)).map(|(last, _)| last.clone());
+    let last = to
+        .as_deref()
+        .and_then(|to| record.last_at(to))
+        .map(|(last, _)| last.clone());
     let failure = last.as_ref().and_then(|last| last.error.clone());
     let is_late = every.is_some_and(|every| age.is_none_or(|age| age > 2 * every));
     Backup {
@@ -202,7 +205,11 @@ fn backup_lines(backup: &Backup) -> Vec<String> {
         (Some(latest), Some(seconds)) => format!("{}, {}/{}", age(seconds), latest.place, latest.name),
         _ => "none yet".to_owned(),
     };
-    let timer = if backup.every_seconds.is_none() { ", the timer is off" } else { "" };
+    let timer = if backup.every_seconds.is_none() {
+        ", the timer is off"
+    } else {
+        ""
+    };
     let mut lines = vec![format!("backup      {latest}{timer}")];
     lines.extend(backup.trouble.as_ref().map(|trouble| format!("            {trouble}")));
     lines
@@ -448,7 +455,12 @@ mod tests {
         assert_eq!((recent.trouble, recent.age_seconds), (None, Some(100_000)));
         assert!(backup(&settings, &record, now + 100_000).trouble.is_some());
         record.failed("/b", now, now, "the disk is full".to_owned());
-        assert!(backup(&settings, &record, now).trouble.unwrap().contains("the disk is full"));
+        assert!(
+            backup(&settings, &record, now)
+                .trouble
+                .unwrap()
+                .contains("the disk is full")
+        );
         settings.every = None;
         settings.to = None;
         let lines = backup_lines(&backup(&settings, &record, now));

@@ -190,7 +190,10 @@ mod tests {
         record.failed("/b", 10, 11, "the disk is full".to_owned());
         record.failed("/b", 20, 21, "the disk is full".to_owned());
         assert_eq!((record.failures, record.latest_in(None)), (2, None));
-        assert_eq!(record.last_at("/b").map(|(last, failures)| (last.begun, failures)), Some((20, 2)));
+        assert_eq!(
+            record.last_at("/b").map(|(last, failures)| (last.begun, failures)),
+            Some((20, 2))
+        );
         assert_eq!(record.last_at("/a"), None);
         record.succeeded(Written::at("/b", "two", 30), 33);
         record.succeeded(Written::at("/b", "one", 25), 28);
@@ -201,7 +204,10 @@ mod tests {
         assert_eq!(read, record);
         assert_eq!((read.failures, read.written.len()), (0, 2));
         let latest = |place| read.latest_in(place).map(|written| written.name.as_str());
-        assert_eq!((latest(None), latest(Some("/b")), latest(Some("/c"))), (Some("two"), Some("two"), None));
+        assert_eq!(
+            (latest(None), latest(Some("/b")), latest(Some("/c"))),
+            (Some("two"), Some("two"), None)
+        );
         assert_eq!(read.last.as_ref().and_then(|last| last.error.clone()), None);
     }
 

@@ -129,7 +129,9 @@ impl DatabaseWork {
         };
         let report = self.make(target, Purpose::Backup, work)?;
         let report: serde_json::Value = serde_json::from_str(&report).context("Parsing the report of the copy")?;
-        report["links"].as_u64().context("The report of the copy has no number of links")
+        report["links"]
+            .as_u64()
+            .context("The report of the copy has no number of links")
     }
 
     /// Has links-db make a file, and moves it to `target`. `work` are the arguments, for the path at which it makes the file.
@@ -209,7 +211,8 @@ impl DatabaseWork {
     /// # Errors
     /// It cannot be removed.
     pub fn unstage(&self, database: &Path) -> anyhow::Result<()> {
-        self.delegate(&["unstage".into(), database.into()], SWAP_TIMEOUT).map(drop)
+        self.delegate(&["unstage".into(), database.into()], SWAP_TIMEOUT)
+            .map(drop)
     }
 
     /// Makes what [`Self::stage`] has written the database, and keeps the former one under its name with the suffix `aside`.
@@ -250,7 +253,10 @@ impl DatabaseWork {
     /// Like [`Self::delegate`], with what `feed` writes as standard input.
     fn feed(&self, work: &[OsString], feed: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<String> {
         let (program, arguments) = self.command(work)?;
-        succeeded(exec::feed_within(&program, arguments, COPY_TIMEOUT, feed)?, COPY_TIMEOUT)
+        succeeded(
+            exec::feed_within(&program, arguments, COPY_TIMEOUT, feed)?,
+            COPY_TIMEOUT,
+        )
     }
 }
 

@@ -33,7 +33,9 @@ impl<'a> S3<'a> {
         machine
             .copy_in(&target_directory().join("servers/moto.tar"), "/var/tmp/moto.tar")
             .context("Copying Moto, which .ci/servers installs")?;
-        machine.shell("mkdir /opt/moto; tar --extract --file /var/tmp/moto.tar --directory /opt/moto; rm /var/tmp/moto.tar")?;
+        machine.shell(
+            "mkdir /opt/moto; tar --extract --file /var/tmp/moto.tar --directory /opt/moto; rm /var/tmp/moto.tar",
+        )?;
         let command = "/usr/bin/python3 -m moto.server -H 127.0.0.1 -p 5000";
         let server = Server::run(machine, "moto", 5000, command, "PYTHONPATH=/opt/moto\n", "")?;
         let s3 = Self { server };
@@ -67,7 +69,10 @@ impl<'a> S3<'a> {
         let answer = self.client().get(path)?;
         ensure!(answer.status == 200, "{answer}");
         let text = answer.text();
-        let parts = text.split("<Key>").skip(1).filter_map(|part| part.split("</Key>").next());
+        let parts = text
+            .split("<Key>")
+            .skip(1)
+            .filter_map(|part| part.split("</Key>").next());
         Ok(parts.map(str::to_owned).collect())
     }
 }

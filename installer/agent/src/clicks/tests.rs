@@ -833,7 +833,10 @@ fn nothing_is_counted_until_a_restore_has_ended() {
     host.stop();
     fs::remove_file(host.layout.restore_journal()).unwrap();
     host.settle();
-    assert_eq!((host.database.counted(), host.progress().error), (host.written.clone(), None));
+    assert_eq!(
+        (host.database.counted(), host.progress().error),
+        (host.written.clone(), None)
+    );
 }
 
 /// The directory belongs to root. Only root and nginx create, rename and remove files in it.

@@ -59,7 +59,9 @@ pub fn apply(plan: &Plan, host: &mut impl Host) -> Result<(), Failure> {
     for step in &plan.steps {
         let done = match host.is_interrupted() {
             true => Err(anyhow::anyhow!("interrupted")),
-            false => host.perform(step).map_err(|error| error.context(format!("Could not {step}"))),
+            false => host
+                .perform(step)
+                .map_err(|error| error.context(format!("Could not {step}"))),
         };
         if let Err(error) = done {
             return Err(match is_begun {
@@ -110,7 +112,8 @@ mod tests {
         }
 
         fn is_interrupted(&mut self) -> bool {
-            self.interrupted_after.is_some_and(|after| self.did.iter().any(|did| did == after))
+            self.interrupted_after
+                .is_some_and(|after| self.did.iter().any(|did| did == after))
                 || self.interrupted_after == Some("")
         }
     }
@@ -131,7 +134,17 @@ mod tests {
 
     #[test]
     fn a_step_that_fails_is_the_last_one_and_everything_is_put_back() {
-        for fails in ["stop", "swap_database", "swap", "roll_out", "start", "soak", "site", "count_links", "commit"] {
+        for fails in [
+            "stop",
+            "swap_database",
+            "swap",
+            "roll_out",
+            "start",
+            "soak",
+            "site",
+            "count_links",
+            "commit",
+        ] {
             let (applied, did) = applied(Fake {
                 fails,
                 ..Fake::default()
@@ -158,7 +171,10 @@ mod tests {
             ..Fake::default()
         });
         let text = applied.unwrap_err().to_string();
-        assert!(text.contains("start failed") && text.contains("take_back failed"), "{text}");
+        assert!(
+            text.contains("start failed") && text.contains("take_back failed"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -69,7 +69,10 @@ struct Report<'a> {
 /// The backup cannot be read or does not fit this host, or a step fails; everything is put back then.
 pub fn run(layout: &Layout, appliance: &Appliance, request: &Request) -> anyhow::Result<()> {
     require_root()?;
-    ensure!(layout.is_host(), "a restore works on this host, and not on a tree below --root");
+    ensure!(
+        layout.is_host(),
+        "a restore works on this host, and not on a tree below --root"
+    );
     let reporter = Reporter::new(request.style);
     let restored = locked(layout, appliance, request, &reporter);
     restored.inspect_err(|error| reporter.failure(error))
@@ -79,11 +82,14 @@ fn locked(layout: &Layout, appliance: &Appliance, request: &Request, reporter: &
     let path = layout.backup_lock();
     let holder = format!("{} (`linksctl restore`)", std::process::id());
     let Some(_lock) = files::lock(&path, 0o644, &holder)? else {
-        bail!("a backup or a restore is under way already, by process {}", held_by(&path).unwrap_or_default());
+        bail!(
+            "a backup or a restore is under way already, by process {}",
+            held_by(&path).unwrap_or_default()
+        );
     };
     let identity = request.identity.as_deref().map(source::identity).transpose()?;
     let source = Source::new(layout, request.from.clone(), identity);
-    let mut restoring = Restoring {
+    let restoring = Restoring {
         layout,
         appliance,
         reporter,
@@ -172,13 +178,16 @@ impl Restoring<'_> {
         Ok(())
     }
 
-    fn restore(&mut self, style: Style) -> anyhow::Result<()> {
+    fn restore(&self, style: Style) -> anyhow::Result<()> {
         let of_rollouts = match style {
             Style::Text => rollout::Style::Text,
             Style::Json => rollout::Style::Json,
         };
         let mut session = Session::begin_in_restore(self.appliance, LockWait::None, of_rollouts)?;
-        ensure!(Journal::read(&self.layout.restore_journal())?.is_none(), RestoreInterrupted);
+        ensure!(
+            Journal::read(&self.layout.restore_journal())?.is_none(),
+            RestoreInterrupted
+        );
         let stamp = names::stamp(self.now);
         let staging = Staging::Beside {
             root: self.layout.root().to_owned(),
@@ -222,7 +231,10 @@ impl Restoring<'_> {
         let mut text = format!("restored {}: {}", self.source.place, contents.text());
         if !kept.is_empty() {
             let paths: Vec<_> = kept.iter().map(|path| path.display().to_string()).collect();
-            text.push_str(&format!("\nWhat it replaced is kept until you remove it: {}", paths.join(" ")));
+            text.push_str(&format!(
+                "\nWhat it replaced is kept until you remove it: {}",
+                paths.join(" ")
+            ));
         }
         if let Some(file) = &prepared.plan.links_file {
             text.push_str(&format!(
@@ -260,7 +272,9 @@ fn kept(plan: &Plan) -> Vec<PathBuf> {
                 name.push(aside);
                 PathBuf::from(name)
             }
-            Step::SwapItem { aside, is_here: true, .. } => aside.clone(),
+            Step::SwapItem {
+                aside, is_here: true, ..
+            } => aside.clone(),
             _ => continue,
         };
         if !kept.contains(&path) {
@@ -298,7 +312,10 @@ pub fn undo(layout: &Layout, appliance: &Appliance, style: Style) -> anyhow::Res
         executor.take_back()
     };
     undone().inspect_err(|error| reporter.failure(error))?;
-    let text = format!("everything is as it was before the restore; `systemctl status {}` shows it", layout::SERVICE);
+    let text = format!(
+        "everything is as it was before the restore; `systemctl status {}` shows it",
+        layout::SERVICE
+    );
     reporter.result(&text, &json!({ "event": "done" }))
 }
 

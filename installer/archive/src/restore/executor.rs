@@ -15,9 +15,9 @@ use super::journal::{self, Journal};
 use super::plan::{Step, undone};
 use super::staging::Staging;
 use crate::report::{Reporter, count};
+use links_base::exec;
 use links_base::files::{self, make_directory};
 use links_base::layout::{self, Layout};
-use links_base::exec;
 use links_config::links::Config;
 use links_config::load::load_links;
 use links_edge::Mode;
@@ -126,7 +126,11 @@ impl Executor<'_, '_> {
         let found = self.appliance.database_work.count_links(path)?.unwrap_or(0);
         // There may be more by now, because links serves.
         if found < links {
-            bail!("{} has {}, and the backup has {links}", path.display(), count(found, "link"));
+            bail!(
+                "{} has {}, and the backup has {links}",
+                path.display(),
+                count(found, "link")
+            );
         }
         Ok(())
     }
@@ -195,7 +199,8 @@ impl apply::Host for Executor<'_, '_> {
     }
 
     fn take_back(&mut self) -> anyhow::Result<()> {
-        self.reporter.undo("put the former files back, and start links with them");
+        self.reporter
+            .undo("put the former files back, and start links with them");
         self.put_files_back()?;
         // Nothing of the restore is left, so nothing is left to undo either. Until links runs, nobody counts clicks.
         Journal::remove(&self.layout.restore_journal())?;

@@ -241,7 +241,12 @@ mod tests {
         let setting = Setting::new();
         setting.make("nginx.d", "old");
         setting.make("staged/nginx.d", "new");
-        swap(&setting.at("nginx.d"), &setting.at("replaced"), &setting.at("staged/nginx.d")).unwrap();
+        swap(
+            &setting.at("nginx.d"),
+            &setting.at("replaced"),
+            &setting.at("staged/nginx.d"),
+        )
+        .unwrap();
         assert_eq!(setting.text("nginx.d").as_deref(), Some("new"));
         assert_eq!(setting.text("replaced/nginx.d").as_deref(), Some("old"));
         let item = setting.item(true);
@@ -267,13 +272,23 @@ mod tests {
     fn what_was_not_here_goes_again_and_what_the_backup_lacks_comes_back() {
         let setting = Setting::new();
         setting.make("staged/nginx.d", "new");
-        swap(&setting.at("nginx.d"), &setting.at("replaced"), &setting.at("staged/nginx.d")).unwrap();
+        swap(
+            &setting.at("nginx.d"),
+            &setting.at("replaced"),
+            &setting.at("staged/nginx.d"),
+        )
+        .unwrap();
         assert_eq!(setting.text("nginx.d").as_deref(), Some("new"));
         unswap(&setting.item(false)).unwrap();
         assert!(!setting.at("nginx.d").exists());
 
         setting.make("nginx.d", "old");
-        swap(&setting.at("nginx.d"), &setting.at("replaced"), &setting.at("staged/none")).unwrap();
+        swap(
+            &setting.at("nginx.d"),
+            &setting.at("replaced"),
+            &setting.at("staged/none"),
+        )
+        .unwrap();
         assert!(!setting.at("nginx.d").exists());
         unswap(&setting.item(true)).unwrap();
         assert_eq!(setting.text("nginx.d").as_deref(), Some("old"));

@@ -13,7 +13,12 @@ use links_rollout::Appliance;
 ///
 /// # Errors
 /// systemd does not answer.
-pub fn observe(layout: &Layout, appliance: &Appliance, manifest: &Manifest, loaded: &Loaded) -> anyhow::Result<Observed> {
+pub fn observe(
+    layout: &Layout,
+    appliance: &Appliance,
+    manifest: &Manifest,
+    loaded: &Loaded,
+) -> anyhow::Result<Observed> {
     let states = items(manifest).into_iter().map(|item| {
         let path = layout.root().join(&item.path);
         ItemState {

@@ -133,7 +133,10 @@ impl fmt::Display for Step {
             Self::RenewJournal => write!(f, "give the click journal a new name, so that no click counts twice"),
             Self::RollOut => write!(f, "point the instances to the restored configuration"),
             Self::Start => write!(f, "start {}", layout::SERVICE),
-            Self::Soak => write!(f, "wait until every instance has stayed healthy for rollout.min_healthy"),
+            Self::Soak => write!(
+                f,
+                "wait until every instance has stayed healthy for rollout.min_healthy"
+            ),
             Self::EmptyCache => write!(f, "empty nginx's cache of redirects"),
             Self::Site => write!(f, "{}", links_edge::INSTALL),
             Self::CountLinks { links, .. } => write!(f, "check that the database has {}", count(*links, "link")),
@@ -142,7 +145,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// A restore, with the suffix for what it replaces.
+/// A restore that was decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub steps: Vec<Step>,
@@ -360,7 +363,10 @@ pub mod tests {
         ] {
             let observed = observed(now);
             let refused = plan(&whole, &observed, NOW, false).err();
-            assert_eq!(refused.map(|error| Problem::of(&error)), is_refused.then_some(Problem::Refusal));
+            assert_eq!(
+                refused.map(|error| Problem::of(&error)),
+                is_refused.then_some(Problem::Refusal)
+            );
             assert!(plan(&whole, &observed, NOW, true).is_ok());
         }
     }
@@ -374,8 +380,14 @@ pub mod tests {
             let file = PathBuf::from("/data/links-of-20300317T174640Z.db");
             assert_eq!(plan.links_file, Some(file));
             let names: Vec<_> = plan.steps.iter().map(Step::name).collect();
-            assert!(names.contains(&"swap_database") && !names.contains(&"renew_journal"), "{names:?}");
-            assert!(!names.contains(&"empty_cache") && !names.contains(&"count_links"), "{names:?}");
+            assert!(
+                names.contains(&"swap_database") && !names.contains(&"renew_journal"),
+                "{names:?}"
+            );
+            assert!(
+                !names.contains(&"empty_cache") && !names.contains(&"count_links"),
+                "{names:?}"
+            );
         }
     }
 
@@ -383,7 +395,9 @@ pub mod tests {
     fn without_a_database_only_the_configuration_is_restored() {
         assert_eq!(
             names(&manifest(None), &observed(Some(Present::Links(9)))),
-            ["begin", "stop", "swap", "swap", "swap", "roll_out", "start", "soak", "site", "commit"]
+            [
+                "begin", "stop", "swap", "swap", "swap", "roll_out", "start", "soak", "site", "commit"
+            ]
         );
     }
 
@@ -400,7 +414,10 @@ pub mod tests {
     #[test]
     fn public_files_that_the_backup_lacks_go_and_secrets_that_it_lacks_stay() {
         let paths = |manifest: &Manifest| -> Vec<String> {
-            items(manifest).iter().map(|item| item.path.display().to_string()).collect()
+            items(manifest)
+                .iter()
+                .map(|item| item.path.display().to_string())
+                .collect()
         };
         let public = ["links.toml", "links.toml.d", "runtime.toml", "nginx.d"].map(|name| format!("etc/links/{name}"));
         assert_eq!(paths(&manifest(None)), public);

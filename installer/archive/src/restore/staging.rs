@@ -1,7 +1,7 @@
 //! Writes the files of a backup: beside what they will replace, or, to look at them only, into a temporary directory.
 
 use std::fs::{self, Permissions};
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,10 @@ const LIMIT: u64 = 16 << 20;
 #[derive(Debug)]
 pub enum Staging {
     /// In a directory with this stamp in each directory whose entries they replace: renames work only within a file system.
-    Beside { root: PathBuf, stamp: String },
+    Beside {
+        root: PathBuf,
+        stamp: String,
+    },
     Apart(tempfile::TempDir),
 }
 
@@ -144,10 +147,10 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    fn take_database(&mut self, entry: &Entry, source: &mut dyn Read) -> anyhow::Result<()> {
+    fn take_database(&mut self, source: &mut dyn Read) -> anyhow::Result<()> {
         match self.purpose {
             Purpose::Preview => {}
-            Purpose::Check => self.found = Some(inspect(self.work, entry, source)?),
+            Purpose::Check => self.found = Some(inspect(self.work, source)?),
             Purpose::Restore { now } => {
                 let Some(manifest) = &self.manifest else {
                     bail!("the database comes before the manifest");
@@ -156,8 +159,7 @@ impl<'a> Unpacking<'a> {
                 let local = self.staging.check(self.edited)?.local_database(self.edited.places());
                 let target = target(manifest, local, &self.edited.places().data, now);
                 let target = target.context("There is no place for the database")?;
-                let feed = |input: &mut dyn Write| copy(entry, source, input).map_err(io::Error::other);
-                self.found = Some(self.work.stage(&target, feed)?);
+                self.found = Some(self.work.stage(&target, |input| copy(source, input))?);
                 self.staged_at = Some(target);
             }
         }
@@ -173,7 +175,7 @@ impl Sink for Unpacking<'_> {
 
     fn take(&mut self, entry: &Entry, source: &mut dyn Read) -> anyhow::Result<()> {
         if entry.path == Path::new(manifest::DATABASE) {
-            return self.take_database(entry, source);
+            return self.take_database(source);
         }
         self.staging
             .write(entry, source)
@@ -203,7 +205,10 @@ mod tests {
         let at = layout.config_dir().join(".restored-1");
         assert_eq!(fs::read_to_string(at.join("links.toml")).unwrap(), "instances = 3\n");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&at), mode(&at.join("links.toml")), mode(&at.join("nginx.d"))), (0o700, 0o640, 0o755));
+        assert_eq!(
+            (mode(&at), mode(&at.join("links.toml")), mode(&at.join("nginx.d"))),
+            (0o700, 0o640, 0o755)
+        );
         assert_eq!(files::list(&at.join("nginx.d")).unwrap().len(), 1);
 
         // The backup has no secrets, so those of this host count.

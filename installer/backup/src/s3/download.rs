@@ -72,7 +72,11 @@ mod tests {
     #[test]
     fn an_object_that_is_replaced_meanwhile_is_not_mixed() {
         let (server, _) = server(|request| {
-            let tag = if request.header("range").is_some() { "\"u\"" } else { "\"t\"" };
+            let tag = if request.header("range").is_some() {
+                "\"u\""
+            } else {
+                "\"t\""
+            };
             Response::from((200, "abc".to_owned())).header("etag", tag)
         });
         assert!(download(&server, "a", &mut vec![]).is_err());

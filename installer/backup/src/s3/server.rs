@@ -18,7 +18,11 @@ const LIMITS: Limits = Limits {
 /// How long a signature is valid, which begins right before its request.
 const SIGNATURE: Duration = Duration::from_secs(3600);
 /// The pauses before a request is repeated because there was no answer, or one that blames the server.
-const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
+const PAUSES: [Duration; 3] = [
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(8),
+];
 /// How much of a server's explanation is shown.
 const EXPLANATION: usize = 300;
 
@@ -42,7 +46,11 @@ impl Server {
             Some(endpoint) => (endpoint.clone(), UrlStyle::Path),
             // A certificate for `*.s3...` does not cover a bucket with a dot in its name.
             None => {
-                let style = if bucket.contains('.') { UrlStyle::Path } else { UrlStyle::VirtualHost };
+                let style = if bucket.contains('.') {
+                    UrlStyle::Path
+                } else {
+                    UrlStyle::VirtualHost
+                };
                 (format!("https://s3.{region}.amazonaws.com"), style)
             }
         };
@@ -254,7 +262,10 @@ pub mod tests {
     }
 
     fn error(status: u16, code: &str) -> (u16, String) {
-        (status, format!("<Error><Code>{code}</Code><Message>a\u{7}b</Message></Error>"))
+        (
+            status,
+            format!("<Error><Code>{code}</Code><Message>a\u{7}b</Message></Error>"),
+        )
     }
 
     #[test]
@@ -262,7 +273,11 @@ pub mod tests {
         let mut left = 2;
         let (failing, asked) = server(move |_| {
             left -= 1;
-            if left >= 0 { error(503, "SlowDown") } else { (200, String::new()) }
+            if left >= 0 {
+                error(503, "SlowDown")
+            } else {
+                (200, String::new())
+            }
         });
         failing.remove("a").unwrap();
         assert_eq!(*asked.lock().unwrap(), ["DELETE /backups/a"; 3]);
@@ -276,7 +291,10 @@ pub mod tests {
             let failure = refusing.remove("a").unwrap_err();
             assert_eq!(Problem::of(&failure), problem);
             let text = format!("{failure:#}");
-            assert!(text.contains(code) && text.contains("ab") && !text.contains("HUSH"), "{text}");
+            assert!(
+                text.contains(code) && text.contains("ab") && !text.contains("HUSH"),
+                "{text}"
+            );
             assert_eq!(asked.lock().unwrap().len(), attempts);
         }
     }
@@ -306,7 +324,11 @@ pub mod tests {
         let (listing, _) = server(move |request| {
             let is_second = request.path.contains("continuation-token=t");
             let next = "<NextContinuationToken>t</NextContinuationToken><IsTruncated>true</IsTruncated>";
-            let body = if is_second { page("vm%2Fb", "") } else { page("vm%2Fa", next) };
+            let body = if is_second {
+                page("vm%2Fb", "")
+            } else {
+                page("vm%2Fa", next)
+            };
             (200, body)
         });
         let found = listing.list(&"s3://backups/vm".parse().unwrap()).unwrap();
@@ -327,7 +349,13 @@ pub mod tests {
             server.bucket.object_url("k").to_string()
         };
         assert_eq!(host("backups", None), "https://backups.s3.eu-central-1.amazonaws.com/k");
-        assert_eq!(host("back.ups", None), "https://s3.eu-central-1.amazonaws.com/back.ups/k");
-        assert_eq!(host("backups", Some("https://x.example")), "https://x.example/backups/k");
+        assert_eq!(
+            host("back.ups", None),
+            "https://s3.eu-central-1.amazonaws.com/back.ups/k"
+        );
+        assert_eq!(
+            host("backups", Some("https://x.example")),
+            "https://x.example/backups/k"
+        );
     }
 }

@@ -122,12 +122,14 @@ fn complete(server: &Server, key: &str, bytes: u64, id: &str, tags: &[String]) -
             .complete_multipart_upload(Some(&server.credentials), key, id, tags)
     };
     let body = action().body();
-    let completed = server.demand(&action(), &[], Some(body.as_bytes())).and_then(|response| {
-        // The status is sent before the server knows whether it succeeds.
-        CompleteMultipartUploadResponse::parse(&response.text())
-            .map(drop)
-            .map_err(|_| Problem::Refused.error("the server could not put the parts together"))
-    });
+    let completed = server
+        .demand(&action(), &[], Some(body.as_bytes()))
+        .and_then(|response| {
+            // The status is sent before the server knows whether it succeeds.
+            CompleteMultipartUploadResponse::parse(&response.text())
+                .map(drop)
+                .map_err(|_| Problem::Refused.error("the server could not put the parts together"))
+        });
     match completed {
         // The answer to an earlier attempt may have been lost: the upload is gone then, and the object is there.
         Err(error) => match server.head(key) {
@@ -164,7 +166,9 @@ mod tests {
                 "HEAD" => Response::from((404, String::new())),
                 "POST" if has("uploads=1") => Response::from((
                     200,
-                    format!("<InitiateMultipartUploadResult {NS}><UploadId>u1</UploadId></InitiateMultipartUploadResult>"),
+                    format!(
+                        "<InitiateMultipartUploadResult {NS}><UploadId>u1</UploadId></InitiateMultipartUploadResult>"
+                    ),
                 )),
                 "PUT" if refused.is_some_and(|number| has(&format!("partNumber={number}&"))) => {
                     Response::from((403, String::new()))
@@ -175,7 +179,8 @@ mod tests {
                 }
                 "POST" => {
                     complete.store(true, Ordering::Relaxed);
-                    let body = format!("<CompleteMultipartUploadResult {NS}><ETag>t</ETag></CompleteMultipartUploadResult>");
+                    let body =
+                        format!("<CompleteMultipartUploadResult {NS}><ETag>t</ETag></CompleteMultipartUploadResult>");
                     Response::from((200, body))
                 }
                 _ => Response::from((204, String::new())),
@@ -190,7 +195,10 @@ mod tests {
         assert_eq!(part_size(PART * PARTS), PART);
         for bytes in [PART * PARTS + 1, 1 << 40, 5 << 40] {
             let size = part_size(bytes);
-            assert!(bytes.div_ceil(size) <= PARTS && size > PART && size.is_multiple_of(STEP), "{bytes}");
+            assert!(
+                bytes.div_ceil(size) <= PARTS && size > PART && size.is_multiple_of(STEP),
+                "{bytes}"
+            );
         }
     }
 
@@ -215,7 +223,10 @@ mod tests {
         assert!(upload(&server, "a", bytes, &mut &input[..], &mut vec![]).is_err());
         let asked = asked.lock().unwrap();
         let posts = asked.iter().filter(|asked| asked.starts_with("POST")).count();
-        assert_eq!((posts, asked.last().map(String::as_str)), (1, Some("DELETE /backups/a")));
+        assert_eq!(
+            (posts, asked.last().map(String::as_str)),
+            (1, Some("DELETE /backups/a"))
+        );
     }
 
     #[test]

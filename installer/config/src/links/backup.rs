@@ -55,8 +55,11 @@ fn time_of_day(value: &Value<'_>) -> Result<Duration, Problem> {
         Some((number(hours, 24)? * 60 + number(minutes, 60)?) * 60)
     };
     parse().map(Duration::from_secs).ok_or_else(|| {
-        Problem::new(format!("must be a time of the day in UTC, found \"{}\"", text.escape_debug()))
-            .help("write it as \"03:30\"")
+        Problem::new(format!(
+            "must be a time of the day in UTC, found \"{}\"",
+            text.escape_debug()
+        ))
+        .help("write it as \"03:30\"")
     })
 }
 
