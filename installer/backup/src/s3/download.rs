@@ -23,7 +23,7 @@ pub fn download(server: &Server, key: &str, output: &mut impl Write) -> anyhow::
         let last = (position + PART).min(bytes) - 1;
         let range = format!("bytes={position}-{last}");
         let action = server.bucket.get_object(Some(&server.credentials), key);
-        let response = server.demand(&action, &[("range", &range)], None)?;
+        let response = server.demand(&action, &[("range", range.as_str())], None)?;
         if tag.is_some() && response.header("etag").map(str::to_owned) != tag {
             bail!("{key} was replaced while it was read");
         }

@@ -70,7 +70,7 @@ fn digest(part: &[u8]) -> String {
 
 fn put(server: &Server, key: &str, body: &[u8]) -> anyhow::Result<()> {
     let action = server.bucket.put_object(Some(&server.credentials), key);
-    server.demand(&action, &[("content-md5", &digest(body))], Some(body))?;
+    server.demand(&action, &[("content-md5", digest(body).as_str())], Some(body))?;
     Ok(())
 }
 
@@ -103,7 +103,7 @@ fn parts(server: &Server, key: &str, bytes: u64, input: &mut impl Read, id: &str
     for number in 1..=u16::MAX {
         let part = read(input, left.min(size))?;
         let action = server.bucket.upload_part(Some(&server.credentials), key, number, id);
-        let response = server.demand(&action, &[("content-md5", &digest(&part))], Some(&part))?;
+        let response = server.demand(&action, &[("content-md5", digest(&part).as_str())], Some(&part))?;
         let tag = response.header("etag").context("the server gives a part no tag")?;
         tags.push(tag.to_owned());
         left -= part.len() as u64;
