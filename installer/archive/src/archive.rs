@@ -148,7 +148,10 @@ fn is_of_kind<R: Read>(found: &Found<'_, R>, content: &Content) -> bool {
         Content::File { bytes, .. } => kind == EntryType::Regular && found.size() == *bytes,
         Content::Directory => kind == EntryType::Directory,
         Content::Link { target } => {
-            kind == EntryType::Symlink && found.link_name().is_ok_and(|name| name.as_deref() == Some(target.as_path()))
+            kind == EntryType::Symlink
+                && found
+                    .link_name()
+                    .is_ok_and(|name| name.as_deref() == Some(target.as_path()))
         }
     }
 }

@@ -219,9 +219,9 @@ struct Making<'a> {
 impl Making<'_> {
     /// Makes the backup. Cheap checks come first, so that a place that cannot be reached costs no copy of the database.
     fn make(&mut self) -> anyhow::Result<Written> {
-        let root = self.layout.root();
-        let keys = || self.decided.encrypt_to.iter().map(|key| OsString::from(key.as_str()));
-        if !self.decided.encrypt_to.is_empty() {
+        let (root, decided) = (self.layout.root(), self.decided);
+        let keys = || decided.encrypt_to.iter().map(|key| OsString::from(key.as_str()));
+        if !decided.encrypt_to.is_empty() {
             child::run(root, [OsString::from("recipients")].into_iter().chain(keys()))?;
         }
         let store = Store::open(self.layout, &self.decided.place)?;

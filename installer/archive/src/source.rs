@@ -48,7 +48,7 @@ impl Source {
                 Ok(Sealed::File(file))
             }
             Place::S3(object) => {
-                let arguments = ["get".into(), object.to_string().into()];
+                let arguments = ["get", &object.to_string()].map(OsString::from);
                 let mut child = Child::start(&self.root, arguments, Stdio::null(), Stdio::piped())?;
                 let output = child.output()?;
                 Ok(Sealed::Download(child, output))
@@ -70,11 +70,9 @@ impl Source {
             Sealed::Download(child, output) => (Stdio::from(output), Some(child)),
         };
         let mut arguments: Vec<OsString> = vec!["open".into()];
-        arguments.extend(
-            self.identity
-                .iter()
-                .flat_map(|path| ["--identity".into(), path.clone().into()]),
-        );
+        if let Some(identity) = &self.identity {
+            arguments.extend([OsString::from("--identity"), identity.into()]);
+        }
         let mut opening = Child::start(&self.root, arguments, stdin, Stdio::piped())?;
         let read = archive::read(opening.output()?, sink);
         match read {

@@ -108,8 +108,9 @@ impl FromStr for Place {
                 "`{scheme}` is unknown: write a path or {S3_SCHEME}BUCKET/PREFIX"
             ));
         }
+        // Each directory has one spelling, because places are compared as texts.
         std::path::absolute(Path::new(text))
-            .map(Self::Path)
+            .map(|path| Self::Path(path.components().collect()))
             .map_err(|error| error.to_string())
     }
 }
@@ -345,6 +346,7 @@ mod tests {
     fn a_place_is_a_path_or_a_prefix_in_a_bucket() {
         for (text, shown) in [
             ("/var/backups/links", "/var/backups/links"),
+            ("/var//backups/./links/", "/var/backups/links"),
             ("s3://backups", "s3://backups"),
             ("s3://backups/", "s3://backups"),
             ("s3://backups/vm-1/links/", "s3://backups/vm-1/links"),

@@ -231,8 +231,12 @@ impl DatabaseWork {
     /// The file system refuses a change.
     pub fn unswap(&self, database: &Path, aside: &str, replaced: bool, undone: Option<&str>) -> anyhow::Result<()> {
         let mut work = vec!["unswap".into(), database.into(), aside.into()];
-        work.extend(replaced.then(|| "--replaced".into()));
-        work.extend(undone.into_iter().flat_map(|undone| ["--undone".into(), undone.into()]));
+        work.extend(replaced.then(|| OsString::from("--replaced")));
+        work.extend(
+            undone
+                .into_iter()
+                .flat_map(|undone| ["--undone", undone].map(OsString::from)),
+        );
         self.delegate(&work, SWAP_TIMEOUT).map(drop)
     }
 

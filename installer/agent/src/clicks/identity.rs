@@ -18,8 +18,8 @@
 //! was made are common to all copies: each copy sends them under the old name, and the database counts them once, from
 //! whichever copy comes first. Lines written since then belong to one copy and have a name of their own. The boundary is the
 //! first line that is not older than the file (if the inode differs) or the boot (in all other cases). If that time is
-//! unknown, or after a restore of the database, the boundary is the end of the file as it is found. It has to be right only if several copies share one database:
-//! with a database of its own, a copy counts each line once wherever the boundary is.
+//! unknown, or the database was restored, the boundary is the end of the file as it is found. It has to be right only if
+//! several copies share one database: with a database of its own, a copy counts each line once wherever the boundary is.
 //!
 //! Positions in the database are offsets in the file. However, the first range of a name starts at 0 in the database and
 //! contains the lines from the beginning of its segment on.
