@@ -1,11 +1,13 @@
 //! Reads a backup: a file or an object, decrypted and decompressed by links-backup.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Stdio};
 
 use anyhow::Context as _;
+use nix::libc;
 
 use crate::archive::{self, Sink};
 use crate::child::Child;
@@ -41,7 +43,9 @@ impl Source {
     fn sealed(&self) -> anyhow::Result<Sealed> {
         match &self.place {
             Place::Path(path) => {
-                let file = File::open(path).with_context(|| format!("Opening {}", path.display()))?;
+                // Opening a FIFO would wait for a writer.
+                let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+                let file = file.with_context(|| format!("Opening {}", path.display()))?;
                 if !file.metadata()?.is_file() {
                     return Err(Problem::Damaged.error(format!("{} is not a file", path.display())));
                 }
