@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
@@ -67,19 +67,27 @@ struct Decided {
 
 /// Combines the command line with links.toml. A key on the command line replaces those of links.toml.
 fn decide(request: &Request, settings: &Settings) -> anyhow::Result<Decided> {
-    let to = request.to.as_ref().or(settings.to.as_ref()).ok_or_else(|| {
-        anyhow!("links.toml does not say where backups go: give --to, or set `to` in its section [backup]")
-    })?;
-    let (place, name) = place::of_new(to)?;
+    let (place, name, is_configured) = match (&request.to, &settings.to) {
+        (Some(to), configured) => {
+            let (place, name) = place::of_new(to)?;
+            let is_configured = name.is_none() && configured.as_ref() == Some(&place);
+            (place, name, is_configured)
+        }
+        // If this is a directory that is not mounted, no file may take its name.
+        (None, Some(to)) => (to.clone(), None, true),
+        (None, None) => {
+            bail!("links.toml does not say where backups go: give --to, or set `to` in its section [backup]")
+        }
+    };
     let encrypt_to = match request.encrypt_to.is_empty() && !request.plain_secrets {
         true => settings.encrypt_to.clone(),
         false => request.encrypt_to.clone(),
     };
     Ok(Decided {
         secrets: !encrypt_to.is_empty() || request.plain_secrets || settings.plain_secrets,
-        is_configured: settings.to.as_ref() == Some(&place) && name.is_none(),
         place,
         name,
+        is_configured,
         encrypt_to,
     })
 }
@@ -141,7 +149,7 @@ fn locked(
             log::notice!("a backup is under way already, by process {holder}");
             return Ok(());
         }
-        anyhow::bail!("a backup is under way already, by process {holder}");
+        bail!("a backup is under way already, by process {holder}");
     };
     let decided = decide(request, settings)?;
     let begun = clock::now();
@@ -551,6 +559,21 @@ mod tests {
         assert_eq!(secrets(&request(), &settings), (true, true));
         // A person who wants plain secrets does not want them encrypted.
         assert_eq!(secrets(&plain, &settings), (true, false));
+    }
+
+    #[test]
+    fn the_directory_of_links_toml_does_not_become_a_file() {
+        let root = tempfile::tempdir().unwrap();
+        let missing = Place::Path(root.path().join("unmounted"));
+        let settings = Settings {
+            to: Some(missing.clone()),
+            ..Settings::default()
+        };
+        let decided = decide(&request(), &settings).unwrap();
+        assert_eq!(
+            (decided.place, decided.name, decided.is_configured),
+            (missing, None, true)
+        );
     }
 
     #[test]
