@@ -12,7 +12,7 @@ PROFILE = dist
 PROGRAMS = target/$(PROFILE)
 PACK_CROSS = $(if $(IS_CROSS),--arch $(ARCH) --programs target/aarch64-unknown-linux-gnu/$(PROFILE) \
 	--emulator "$$(.ci/cross emulator)")
-PACKED := -p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-acme
+PACKED := -p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-acme -p links-backup
 # The programs in packages for others contain the list of their crates (cargo-auditable).
 AUDITABLE = $(if $(filter dist,$(PROFILE)),auditable)
 # What tests turn on in the dependencies. With it, everything but the packages for others shares one build of them.

@@ -22,6 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("links-host", &[]),
     ("links-base", &[]),
+    ("links-http", &["links-base"]),
     ("links-config", &["links-base", "links-store"]),
     ("links-release", &["links-base", "links-config", "links-store"]),
     ("links-edge", &["links-base", "links-config"]),
@@ -32,7 +33,25 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("links-run", &["links-base", "links-config", "links-release"]),
     (
         "links-db",
-        &["links-base", "links-config", "links-platform", "links-store"],
+        &[
+            "links-base",
+            "links-config",
+            "links-http",
+            "links-platform",
+            "links-store",
+        ],
+    ),
+    ("links-backup", &["links-base", "links-config", "links-http"]),
+    (
+        "links-archive",
+        &[
+            "links-base",
+            "links-config",
+            "links-edge",
+            "links-release",
+            "links-rollout",
+            "links-store",
+        ],
     ),
     ("links-acme", &["links-base", "links-config"]),
     (
@@ -49,6 +68,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "linksctl",
         &[
+            "links-archive",
             "links-base",
             "links-config",
             "links-domain",
@@ -64,6 +84,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// Libraries that linksctl must not contain, because root runs it. Other programs do the work that needs them.
 const NOT_IN_LINKSCTL: &[&str] = &[
+    "age",
     "hyper",
     "instant-acme",
     "libsqlite3-sys",
@@ -74,8 +95,10 @@ const NOT_IN_LINKSCTL: &[&str] = &[
     "reqwest",
     "rusqlite",
     "rustls",
+    "rusty-s3",
     "tokio",
     "ureq",
+    "zstd",
 ];
 
 #[derive(Deserialize)]

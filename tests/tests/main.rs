@@ -4,6 +4,7 @@
 mod acme;
 mod appliance;
 mod arm64;
+mod backup;
 mod changes;
 mod clicks;
 mod components;

@@ -60,6 +60,14 @@ families! {
     ROLLOUT_TIME: Gauge, "links_rollout_last_timestamp_seconds", "When that rollout ended, in seconds since 1970.";
     ROLLOUT_DURATION: Gauge, "links_rollout_last_duration_seconds", "How long that rollout took.";
 
+    BACKUP_INTERVAL: Gauge, "links_backup_interval_seconds", "Time between two backups, as links.toml asks; absent while the timer is off.";
+    BACKUP_SUCCESS: Gauge, "links_backup_last_success", "Whether the last attempt to make a backup succeeded.";
+    BACKUP_TIME: Gauge, "links_backup_last_timestamp_seconds", "When the last attempt to make a backup ended, in seconds since 1970.";
+    BACKUP_FAILURES: Gauge, "links_backup_failures", "Attempts to make a backup that have failed since the last one that succeeded.";
+    BACKUP_GOOD_TIME: Gauge, "links_backup_last_success_timestamp_seconds", "When the last backup was begun that succeeded, in seconds since 1970.";
+    BACKUP_DURATION: Gauge, "links_backup_last_success_duration_seconds", "How long the last backup that succeeded took.";
+    BACKUP_SIZE: Gauge, "links_backup_last_success_size_bytes", "Size of the last backup that succeeded.";
+
     HTTP_REQUESTS: Counter, "links_http_requests_total", "Requests that nginx has answered, by route and status.";
     HTTP_DURATION: Histogram, "links_http_request_duration_seconds", "Time in nginx from the first byte of a request to the last byte of its response.";
     HTTP_UPSTREAM: Histogram, "links_http_upstream_duration_seconds", "Time that instances took for the requests that nginx passed to them.";

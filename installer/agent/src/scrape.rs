@@ -8,6 +8,7 @@ use super::counters::Counters;
 use super::database::Facts;
 use super::exposition::Exposition;
 use super::families::{
+    BACKUP_DURATION, BACKUP_FAILURES, BACKUP_GOOD_TIME, BACKUP_INTERVAL, BACKUP_SIZE, BACKUP_SUCCESS, BACKUP_TIME,
     BUILD_INFO, CHECKPOINT_FAILURES, CLICK_BATCHES, CLICKS, DATABASE_FREE, DATABASE_LINKS, DATABASE_LOG, DATABASE_SIZE,
     DRAIN, HTTP_CACHE, HTTP_DURATION, HTTP_REQUESTS, HTTP_UPSTREAM, INSTANCE_INFO, INSTANCES, JOURNAL_LAG,
     JOURNAL_LAG_BYTES, JOURNAL_LINES, JOURNAL_MALFORMED, JOURNAL_REPLACED, Kind, OTLP_DROPPED, OTLP_FORWARDED,
@@ -18,9 +19,10 @@ use super::forward;
 use links_base::instance_stats::InstanceStats;
 use links_base::layout::{Layout, MAX_INSTANCES};
 use links_base::rotation;
+use links_config::backup::Settings;
 use links_config::files::ConfigFiles;
 use links_config::load::load_links;
-use links_release::{Outcome, State, Store, Verdict, sqlite};
+use links_release::{Backups, Outcome, State, Store, Verdict, sqlite};
 
 /// The label with the number of an instance. Prometheus itself sets `instance`, to the address that it scrapes.
 pub const LABEL: &str = "links_instance";
@@ -37,9 +39,9 @@ pub struct Received {
 pub fn host(page: &mut Exposition, layout: &Layout) {
     page.add(&BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     let (state, store) = (State::new(layout), Store::new(layout));
-    let wanted = load_links(&ConfigFiles::new(layout))
-        .map(|config| config.instances)
-        .ok();
+    let config = load_links(&ConfigFiles::new(layout)).ok();
+    let wanted = config.as_ref().map(|config| config.instances);
+    backups(page, layout, config.map(|config| config.backup).unwrap_or_default());
     page.add_known(&INSTANCES, &[], wanted.map(f64::from));
     let ready = rotation::ready_instances(&layout.ready_dir()).unwrap_or_default();
     for instance in shown(&state, wanted) {
@@ -83,6 +85,26 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
         page.add(&ROLLOUT_INFO, &labels, 1.0);
         page.add(&ROLLOUT_TIME, &[], outcome.ended);
         page.add_known(&ROLLOUT_DURATION, &[], outcome.seconds);
+    }
+}
+
+/// Adds what the record of the backups says about the place of links.toml. Without one, about all places.
+fn backups(page: &mut Exposition, layout: &Layout, settings: Settings) {
+    page.add_known(&BACKUP_INTERVAL, &[], settings.every.map(|every| every.as_secs_f64()));
+    // A record that cannot be read is as good as none: the alert is that there has been no backup for too long.
+    let Ok(record) = Backups::read(&layout.backups_record()) else {
+        return;
+    };
+    let place = settings.to.map(|place| place.to_string());
+    if let Some((last, failures)) = place.as_deref().and_then(|place| record.last_at(place)) {
+        page.add(&BACKUP_SUCCESS, &[], f64::from(u8::from(last.error.is_none())));
+        page.add(&BACKUP_TIME, &[], last.ended as f64);
+        page.add(&BACKUP_FAILURES, &[], f64::from(failures));
+    }
+    if let Some(latest) = record.latest_in(place.as_deref()) {
+        page.add(&BACKUP_GOOD_TIME, &[], latest.begun as f64);
+        page.add(&BACKUP_DURATION, &[], latest.seconds as f64);
+        page.add(&BACKUP_SIZE, &[], latest.bytes as f64);
     }
 }
 
@@ -186,6 +208,7 @@ mod tests {
     use super::*;
     use links_base::clock;
     use links_base::instance_stats::Recorder;
+    use links_release::backups::Written;
     use links_release::testing::bundle;
     use links_release::{Store, Version};
 
@@ -207,7 +230,11 @@ mod tests {
         ] {
             fs::create_dir_all(directory).unwrap();
         }
-        fs::write(layout.links_toml(), "").unwrap();
+        fs::write(layout.links_toml(), "[backup]\nevery = \"24h\"\nto = \"/b\"\n").unwrap();
+        let mut backups = Backups::default();
+        backups.succeeded(Written::at("/b", "a.tar.zst", 1000), 1003);
+        backups.failed("/b", 2000, 2001, "the disk is full".to_owned());
+        backups.write(&layout.backups_record()).unwrap();
         let source = root.path().join("bundle");
         fs::create_dir(&source).unwrap();
         let release = Store::new(&layout).import(&bundle(&source, b"").directory).unwrap().id;
@@ -237,6 +264,11 @@ mod tests {
             "links_instance_starts_total{links_instance=\"1\"} 1",
             "links_instance_resident_memory_bytes{links_instance=\"1\"} 4096",
             "links_instance_last_drain_seconds{links_instance=\"1\"} 0.25",
+            "links_backup_interval_seconds 86400",
+            "links_backup_last_success 0",
+            "links_backup_failures 1",
+            "links_backup_last_success_timestamp_seconds 1000",
+            "links_backup_last_success_size_bytes 1000",
             "links_rollout_last_success 0",
             "links_rollout_last_duration_seconds 3",
             &format!("links_rollout_last_info{{release=\"{release}\",result=\"failed\"}} 1"),

@@ -1,11 +1,13 @@
 //! Runs other programs to their end, and captures their output.
 
 use std::ffi::OsStr;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -78,28 +80,37 @@ where
     wait_within(program, start(program, &mut command(program, arguments))?, timeout)
 }
 
-/// Like [`finish_within`], with `input` as the program's standard input.
+/// Like [`finish_within`], with what `feed` writes as the program's standard input. A program that ends before it has read
+/// everything is judged by its exit status.
 ///
 /// # Errors
-/// As [`finish`], or the program does not read its input.
-pub fn finish_with_input<I, S>(
+/// The program cannot be started, or `feed` fails for another reason than the program's end.
+pub fn feed_within<I, S>(
     program: &str,
     arguments: I,
-    input: &[u8],
     timeout: Duration,
+    feed: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> anyhow::Result<Option<Finished>>
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
 {
     let mut child = start(program, command(program, arguments).stdin(Stdio::piped()))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        let input = input.to_vec();
-        // In a thread, because a program may write output before it has read all of its input. One that ends without reading
-        // it reports the reason itself.
-        std::thread::spawn(move || stdin.write_all(&input));
+    let deadline = Instant::now() + timeout;
+    let watchdog = Watchdog::start(&child, timeout);
+    let (group, input) = (group_of(&child), child.stdin.take());
+    // Read from now on, because a program may write output before it has read all of its input.
+    let output = collect(child);
+    let fed = input.map_or(Ok(()), |mut input| feed(&mut input));
+    let left = deadline.saturating_duration_since(Instant::now());
+    let finished = outcome(program, group, &output, left)?;
+    match fed {
+        _ if watchdog.has_fired() => Ok(None),
+        Err(error) if finished.is_some() && error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).with_context(|| format!("Feeding {program}"))
+        }
+        _ => Ok(finished),
     }
-    wait_within(program, child, timeout)
 }
 
 /// Runs a program, and passes each line of its standard output to `on_line` as soon as it is there. A program that takes
@@ -152,19 +163,73 @@ fn start(program: &str, command: &mut Command) -> anyhow::Result<Child> {
 }
 
 fn wait_within(program: &str, child: Child, timeout: Duration) -> anyhow::Result<Option<Finished>> {
-    let group = Pid::from_raw(child.id().cast_signed());
-    let (sender, receiver) = mpsc::channel();
+    let group = group_of(&child);
+    outcome(program, group, &collect(child), timeout)
+}
+
+/// The process group that a child of [`command`] leads.
+fn group_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+/// Reads the output of a child, and waits for its end.
+fn collect(child: Child) -> Receiver<io::Result<Output>> {
+    let (sender, output) = mpsc::channel();
     std::thread::spawn(move || {
         // Fails after the timeout, when the receiver is gone.
         let _ = sender.send(child.wait_with_output());
     });
-    match receiver.recv_timeout(timeout) {
+    output
+}
+
+/// What a child has returned. Kills its group, and returns `None`, if it does not end within `timeout`.
+fn outcome(
+    program: &str,
+    group: Pid,
+    output: &Receiver<io::Result<Output>>,
+    timeout: Duration,
+) -> anyhow::Result<Option<Finished>> {
+    match output.recv_timeout(timeout) {
         Ok(output) => Ok(Some(output.with_context(|| format!("Waiting for {program}"))?.into())),
         Err(_) => {
             // ESRCH: the program has just ended by itself.
             let _ = killpg(group, Signal::SIGKILL);
             Ok(None)
         }
+    }
+}
+
+/// Kills a process group when its time is over. A process of another user can be suspended by that user, and must not suspend
+/// the process that waits for it.
+#[derive(Debug)]
+pub struct Watchdog {
+    has_fired: Arc<AtomicBool>,
+    /// Dropped to call the watchdog off.
+    _alive: Sender<()>,
+}
+
+impl Watchdog {
+    /// Watches a child that leads a process group of its own, until the watchdog is dropped or `timeout` is over.
+    pub fn start(child: &Child, timeout: Duration) -> Self {
+        let group = group_of(child);
+        let (alive, ended) = mpsc::channel::<()>();
+        let has_fired = Arc::new(AtomicBool::new(false));
+        let fires = Arc::clone(&has_fired);
+        std::thread::spawn(move || {
+            if ended.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
+                fires.store(true, Ordering::Relaxed);
+                // ESRCH: the program has just ended by itself.
+                let _ = killpg(group, Signal::SIGKILL);
+            }
+        });
+        Self {
+            has_fired,
+            _alive: alive,
+        }
+    }
+
+    pub fn has_fired(&self) -> bool {
+        self.has_fired.load(Ordering::Relaxed)
     }
 }
 
@@ -236,12 +301,18 @@ mod tests {
     }
 
     #[test]
-    fn a_program_gets_its_input() {
-        let run = |script: &str, input: &[u8]| finish_with_input("sh", ["-c", script], input, Duration::from_secs(60));
-        assert_eq!(run("cat", b"text").unwrap().unwrap().stdout, "text");
-        let long = vec![b'x'; 1 << 20];
-        assert_eq!(run("cat", &long).unwrap().unwrap().stdout.len(), long.len());
-        assert_eq!(run("exit 3", &long).unwrap().unwrap().code, Some(3));
+    fn a_program_is_fed_through_its_standard_input() {
+        let feed = |script: &str, timeout, bytes: &[u8]| {
+            feed_within("sh", ["-c", script], timeout, |input| input.write_all(bytes)).unwrap()
+        };
+        let minute = Duration::from_secs(60);
+        assert_eq!(feed("cat", minute, b"abc").unwrap().stdout, "abc");
+        // More than fits into a pipe.
+        let much = vec![b'x'; 1 << 20];
+        assert_eq!(feed("cat", minute, &much).unwrap().stdout.len(), much.len());
+        assert!(feed("exit 0", minute, &much).unwrap().success);
+        assert_eq!(feed("exit 3", minute, &much).unwrap().code, Some(3));
+        assert!(feed("kill -STOP $$", Duration::from_millis(100), &much).is_none());
     }
 
     #[test]

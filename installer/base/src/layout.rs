@@ -19,6 +19,8 @@ pub const TLS_TIMER: &str = "links-tls.timer";
 pub const TLS_SERVICE: &str = "links-tls.service";
 /// The service that undoes an interrupted rollout at boot.
 pub const RECOVER: &str = "links-recover.service";
+/// The timer that makes backups. It is enabled exactly while links.toml says how often.
+pub const BACKUP_TIMER: &str = "links-backup.timer";
 /// The maximum number of instances. nginx gets one upstream pool per missing ready flag.
 pub const MAX_INSTANCES: u16 = 16;
 /// Name of the credential that holds the admin token, and of the component's variable.
@@ -141,6 +143,18 @@ impl Layout {
     /// Copies of the local database, each made before a release changed its tables.
     pub fn backups_dir(&self) -> PathBuf {
         self.at("var/lib/links/backups")
+    }
+    /// A record of the backups that this host has written, and of the last attempt (`links_release::Backups`).
+    pub fn backups_record(&self) -> PathBuf {
+        self.at("var/lib/links/backups.json")
+    }
+    /// What a restore is changing, so that it can be undone. While it exists, no click is counted.
+    pub fn restore_journal(&self) -> PathBuf {
+        self.at("var/lib/links/restore.json")
+    }
+    /// Random bytes, new with each restore of the database. The agent then gives the click journal another name.
+    pub fn restored_marker(&self) -> PathBuf {
+        self.at("var/lib/links/restored")
     }
     /// A directory with two symbolic links per instance: one to its release, one to its configuration.
     pub fn instances_dir(&self) -> PathBuf {
@@ -358,6 +372,11 @@ impl Layout {
         self.at("run/links/site-not-loaded")
     }
 
+    /// The lock that a running backup holds.
+    pub fn backup_lock(&self) -> PathBuf {
+        self.at("run/links/backup.lock")
+    }
+
     /// The lock that a running rollout holds.
     pub fn rollout_lock(&self) -> PathBuf {
         self.at("run/links/rollout.lock")
@@ -371,6 +390,11 @@ impl Layout {
     /// The directory where `systemctl enable links@N` creates its symbolic links.
     pub fn service_wants_dir(&self) -> PathBuf {
         self.at("etc/systemd/system/links.service.wants")
+    }
+
+    /// The symbolic link that `systemctl enable links-backup.timer` creates.
+    pub fn backup_timer_enabled(&self) -> PathBuf {
+        self.at("etc/systemd/system/timers.target.wants").join(BACKUP_TIMER)
     }
 
     /// The drop-in that lets the instances reach other machines. Exists only while the configuration needs it.

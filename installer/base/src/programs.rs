@@ -15,6 +15,8 @@ pub const AGENT: &str = "links-agent";
 pub const DATABASE: &str = "links-db";
 /// Name of the program that gets certificates.
 pub const ACME: &str = "links-acme";
+/// Name of the program that compresses, encrypts and transfers backups.
+pub const BACKUP: &str = "links-backup";
 /// Where the packages put these programs, relative to the directory of linksctl.
 const INSTALLED: &str = "../lib/links/bin";
 

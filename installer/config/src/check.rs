@@ -5,6 +5,7 @@ use std::path::Path;
 
 use url::Url;
 
+use super::backup::{NOT_FOR_INSTANCES, Place};
 use super::credentials::{Credentials, Source};
 use super::files::ConfigFiles;
 use super::finding::{Finding, Override, Position};
@@ -99,6 +100,7 @@ pub fn check(files: &ConfigFiles, reader: &impl Reader) -> Checked {
         .as_ref()
         .map(|loaded| proxies::networks(&loaded.config, files, reader));
     findings.extend(networks.and_then(Result::err).unwrap_or_default());
+    findings.extend(loaded.iter().flat_map(|loaded| check_backup(loaded, &source)));
     let directory = source.directory.display().to_string();
     match reader.list(&source.directory) {
         Ok(entries) => findings.extend(
@@ -122,6 +124,24 @@ pub fn check(files: &ConfigFiles, reader: &impl Reader) -> Checked {
         Err(_) => {}
     }
     Checked { findings, loaded }
+}
+
+/// Errors about the credentials for backups in S3. [`load`] does not look for them, because the instances do not have them.
+fn check_backup(loaded: &Loaded, source: &Source) -> Vec<Finding> {
+    let Some(Place::S3(_)) = &loaded.config.backup.to else {
+        return vec![];
+    };
+    let credentials = &loaded.credentials;
+    let missing = NOT_FOR_INSTANCES.iter().filter(|name| credentials.get(name).is_none());
+    let finding = |name: &&str| {
+        let path = source.file(name).display().to_string();
+        match credentials.unusable().get(*name) {
+            Some(why) => Finding::error(path, why.clone()),
+            None => Finding::error(&path, "is missing, so no backup reaches S3")
+                .help(format!("put the key into {path}, mode 0600")),
+        }
+    };
+    missing.map(finding).collect()
 }
 
 /// A warning if the file of countries is unusable. This is no error, because clicks are counted without it.

@@ -2,12 +2,14 @@
 //!
 //! * [`links`] reads links' own files, and [`runtime`] reads the file of the Spin runtime. Both are pure.
 //! * [`check`] finds everything that is wrong in the files and the credentials.
+//! * [`backup`] says where backups go.
 //! * [`telemetry`] decides which telemetry is sent where.
 //! * [`render`] writes the file with which an instance's runtime is started.
 
 pub mod acme;
 pub mod admin_token;
 pub mod arguments;
+pub mod backup;
 pub mod check;
 pub mod connectivity;
 pub mod countries;

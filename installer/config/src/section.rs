@@ -56,6 +56,11 @@ impl<'d, 't> Section<'d, 't> {
         self.table.get(key)
     }
 
+    /// Whether the table has a key.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// The span of the value at a path of keys, or of the longest part of the path that exists.
     pub fn place_of(&self, path: &[&str]) -> Range<usize> {
         let (mut table, mut span) = (self.table, self.span());

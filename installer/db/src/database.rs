@@ -1,18 +1,28 @@
 //! The local SQLite database: its schema version, the number of its links, and copies of it. The component owns its contents.
 
 use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use links_base::files;
-use links_store::sql::{COUNT_LINKS, HAS_TABLE, SCHEMA_VERSION};
+use links_config::backup::{DatabaseFacts, JournalPosition};
+use links_store::sql::{
+    COUNT_CLICKS, COUNT_LINKS, COUNT_UNFINISHED_BATCHES, HAS_TABLE, JOURNAL_POSITIONS, QUICK_CHECK, SCHEMA_VERSION,
+};
 
 /// How long to wait for another process's lock. In WAL mode, readers do not wait for writers.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a snapshot waits for a moment at which no batch of clicks is added in parts.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(10);
+const BATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// The beginning of the names of databases that are inspected.
+const INSPECTED: &str = ".inspected-";
 
 /// The version of the tables, or none if there is no database or an empty one.
 ///
@@ -85,6 +95,95 @@ pub fn back_up(path: &Path, target: &Path) -> anyhow::Result<()> {
         })
         .map_err(|error| explain(error, path))
         .with_context(|| format!("Copying the database to {}", target.display()))
+}
+
+/// Like [`back_up`], if possible at a moment at which no batch of clicks is added in parts. Returns what the copy holds.
+///
+/// # Errors
+/// Those of [`back_up`].
+pub fn snapshot(path: &Path, target: &Path) -> anyhow::Result<DatabaseFacts> {
+    await_whole_batches(path).with_context(|| format!("Reading the database {}", path.display()))?;
+    back_up(path, target)?;
+    let facts = facts(&open_own(target)?);
+    facts.with_context(|| format!("Reading the copy {}", target.display()))
+}
+
+/// Waits until every batch of clicks is added completely, but not for long: the copy of a batch of which a part is missing lacks
+/// clicks of a few seconds, and that is no reason not to make one.
+fn await_whole_batches(path: &Path) -> rusqlite::Result<()> {
+    let database = open(path)?;
+    if !has_table(&database, "click_batches")? {
+        return Ok(());
+    }
+    let deadline = Instant::now() + BATCH_TIMEOUT;
+    while Instant::now() < deadline {
+        let unfinished: i64 = database.query_row(COUNT_UNFINISHED_BATCHES, [], |row| row.get(0))?;
+        if unfinished == 0 {
+            break;
+        }
+        // SQLite tells nobody about another connection's changes.
+        std::thread::sleep(BATCH_INTERVAL);
+    }
+    Ok(())
+}
+
+/// Checks a database that belongs to this process, and returns what it holds.
+///
+/// # Errors
+/// It is not a sound database.
+pub fn inspect(path: &Path) -> anyhow::Result<DatabaseFacts> {
+    let database = open_own(path)?;
+    let verdict: String = database.query_row(QUICK_CHECK, [], |row| row.get(0))?;
+    ensure!(verdict == "ok", "the database is damaged: {verdict}");
+    let facts = facts(&database)?;
+    database.close().map_err(|(_, error)| error)?;
+    Ok(facts)
+}
+
+/// Inspects the database that `input` returns, in a temporary file in `directory`.
+///
+/// # Errors
+/// Those of [`inspect`], or the file cannot be written.
+pub fn inspect_stream(input: &mut impl Read, directory: &Path) -> anyhow::Result<DatabaseFacts> {
+    files::remove_leftovers(directory, INSPECTED)?;
+    // A directory, because SQLite makes files beside the database.
+    let own = tempfile::Builder::new()
+        .prefix(INSPECTED)
+        .tempdir_in(directory)
+        .with_context(|| format!("Making a directory in {}", directory.display()))?;
+    let path = own.path().join("links.db");
+    let mut file = File::create_new(&path)?;
+    io::copy(input, &mut file).with_context(|| format!("Writing {}", path.display()))?;
+    inspect(&path)
+}
+
+/// Opens a database that no other process uses. Reading a database in WAL mode creates files beside it.
+fn open_own(path: &Path) -> rusqlite::Result<Connection> {
+    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+}
+
+fn facts(database: &Connection) -> rusqlite::Result<DatabaseFacts> {
+    let count = |sql: &str| database.query_row(sql, [], |row| row.get::<_, i64>(0).map(i64::unsigned_abs));
+    let mut facts = DatabaseFacts::default();
+    if has_table(database, "schema_version")? {
+        let version: Option<u32> = database.query_row(SCHEMA_VERSION, [], |row| row.get(0))?;
+        facts.schema = version.unwrap_or(0);
+    }
+    if has_table(database, "links")? {
+        facts.links = count(COUNT_LINKS)?;
+    }
+    if has_table(database, "click_days")? {
+        facts.clicks = count(COUNT_CLICKS)?;
+        let mut statement = database.prepare(JOURNAL_POSITIONS)?;
+        let rows = statement.query_map([], |row| {
+            Ok(JournalPosition {
+                journal: row.get(0)?,
+                position: row.get::<_, i64>(1)?.unsigned_abs(),
+            })
+        })?;
+        facts.journals = rows.collect::<Result<_, _>>()?;
+    }
+    Ok(facts)
 }
 
 fn explain(error: anyhow::Error, path: &Path) -> anyhow::Error {
@@ -177,6 +276,57 @@ mod tests {
             .filter(|name| name.starts_with("copy"))
             .collect();
         assert_eq!(names, ["copy.db"]);
+    }
+
+    #[test]
+    fn a_snapshot_tells_what_it_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("links.db");
+        let writer = Connection::open(&path).unwrap();
+        for statement in links_store::schema::SCHEMA.concat() {
+            writer.execute(statement, []).unwrap();
+        }
+        writer
+            .execute_batch(
+                "INSERT INTO links (slug, url, created_at) VALUES ('a', 'https://example.com/', 1);
+                 INSERT INTO click_days VALUES (1, 0, 5, 2), (1, 1, 5, 2);
+                 INSERT INTO click_batches VALUES ('0a', 0, 900, '~', 10, ''), ('0b', 300, 700, '~', 20, '')",
+            )
+            .unwrap();
+        let facts = snapshot(&path, &directory.path().join("copy.db")).unwrap();
+        let position = |journal: &str, position| JournalPosition {
+            journal: journal.to_owned(),
+            position,
+        };
+        let expected = DatabaseFacts {
+            schema: u32::try_from(links_store::schema::SCHEMA.len()).unwrap(),
+            links: 1,
+            clicks: 7,
+            journals: vec![position("0b", 700), position("0a", 900)],
+        };
+        assert_eq!(facts, expected);
+        let copy = fs::read(directory.path().join("copy.db")).unwrap();
+        assert_eq!(inspect_stream(&mut &copy[..], directory.path()).unwrap(), expected);
+        assert!(inspect_stream(&mut &copy[..copy.len() / 2], directory.path()).is_err());
+        let left = files::list(directory.path()).unwrap();
+        assert!(left.iter().all(|name| !name.starts_with(INSPECTED)), "{left:?}");
+    }
+
+    #[test]
+    fn a_snapshot_waits_for_a_batch_that_is_added_in_parts() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, writer) = database(directory.path());
+        writer
+            .execute_batch("CREATE TABLE click_batches (through); INSERT INTO click_batches VALUES ('a')")
+            .unwrap();
+        let begun = Instant::now();
+        let finisher = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            writer.execute("UPDATE click_batches SET through = '~'", []).unwrap();
+        });
+        await_whole_batches(&path).unwrap();
+        assert!((Duration::from_millis(150)..BATCH_TIMEOUT).contains(&begun.elapsed()));
+        finisher.join().unwrap();
     }
 
     #[test]

@@ -4,4 +4,6 @@ pub mod connectivity;
 pub mod copy;
 pub mod database;
 mod libsql;
-mod remote;
+pub mod swap;
+
+use links_http as remote;

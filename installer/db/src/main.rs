@@ -1,5 +1,6 @@
 //! links-db: does the database work for linksctl, which opens no database itself.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,9 +8,10 @@ use clap::{Parser, Subcommand};
 use links_base::layout::Layout;
 use links_base::{log, privileges};
 use links_config::arguments::CopyArgs;
+use links_config::backup::DatabaseFacts;
 use links_config::files::ConfigFiles;
 use links_config::load::{self, load_as_kept};
-use links_db::{connectivity, copy, database};
+use links_db::{connectivity, copy, database, swap};
 
 #[derive(Debug, Parser)]
 #[command(name = "links-db", version, about = "Work on the databases of links, for linksctl")]
@@ -30,8 +32,31 @@ enum Command {
     AskServers,
     /// Print the version of the tables, or nothing if there are none
     SchemaVersion { database: PathBuf },
+    /// Print the number of links, or nothing if there is no database
+    CountLinks { database: PathBuf },
     /// Write a copy of the database
     BackUp { database: PathBuf, target: PathBuf },
+    /// Write a copy of the database, and print what it holds as JSON
+    Snapshot { database: PathBuf, target: PathBuf },
+    /// Check the database on standard input, in a temporary file in DIRECTORY, and print what it holds as JSON
+    Inspect { directory: PathBuf },
+    /// Write standard input beside the database, check it, and print what it holds as JSON
+    Stage { database: PathBuf },
+    /// Remove what `stage` has written
+    Unstage { database: PathBuf },
+    /// Replace the database by what `stage` has written; the former one gets the suffix ASIDE
+    Swap { database: PathBuf, aside: String },
+    /// Undo `swap`
+    Unswap {
+        database: PathBuf,
+        aside: String,
+        /// Whether there was a database before
+        #[arg(long)]
+        replaced: bool,
+        /// The suffix under which the restored database is kept (default: it is removed)
+        #[arg(long)]
+        undone: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -58,11 +83,54 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 println!("{version}");
             }
         }
+        Command::CountLinks { database } => {
+            give_up_root(&layout)?;
+            if let Some(links) = database::count_links(&database)? {
+                println!("{links}");
+            }
+        }
         Command::BackUp { database, target } => {
             give_up_root(&layout)?;
             database::back_up(&database, &target)?;
         }
+        Command::Snapshot { database, target } => {
+            give_up_root(&layout)?;
+            print(&database::snapshot(&database, &target)?)?;
+        }
+        Command::Inspect { directory } => {
+            give_up_root(&layout)?;
+            print(&database::inspect_stream(&mut io::stdin().lock(), &directory)?)?;
+        }
+        Command::Stage { database } => {
+            give_up_root(&layout)?;
+            print(&swap::stage(&database, &mut io::stdin().lock())?)?;
+        }
+        Command::Unstage { database } => {
+            give_up_root(&layout)?;
+            swap::unstage(&database)?;
+        }
+        Command::Swap { database, aside } => {
+            give_up_root(&layout)?;
+            swap::swap(&database, &aside)?;
+        }
+        Command::Unswap {
+            database,
+            aside,
+            replaced,
+            undone,
+        } => {
+            give_up_root(&layout)?;
+            match replaced {
+                true => swap::unswap(&database, &aside, undone.as_deref())?,
+                false => swap::take_away(&database, undone.as_deref())?,
+            }
+        }
     }
+    Ok(())
+}
+
+fn print(facts: &DatabaseFacts) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(facts)?);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Finds out which certificate nginx really serves for a name, by TLS handshakes. links-acme makes them, because linksctl
 //! contains no TLS.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ pub fn ask(questions: &[Question], request: Request, timeout: Duration) -> anyho
     let program = programs::path(programs::ACME)?;
     let timeout = timeout + OVERHEAD;
     let input = serde_json::to_vec(&requests)?;
-    let finished = exec::finish_with_input(&program.to_string_lossy(), ["probe"], &input, timeout)?
+    let finished = exec::feed_within(&program.to_string_lossy(), ["probe"], timeout, |stdin| stdin.write_all(&input))?
         .with_context(|| format!("the TLS handshakes took longer than {timeout:?}"))?;
     ensure!(finished.success, "{}", finished.stderr.trim_end());
     let probed = events(&finished.stdout)?.into_iter().filter_map(|event| match event {

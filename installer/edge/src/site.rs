@@ -402,6 +402,18 @@ impl Edge {
         files::remove_directory_if_present(cache).with_context(|| format!("Removing {}", cache.display()))
     }
 
+    /// Empties nginx's cache of redirects, because the links have been replaced by others.
+    ///
+    /// # Errors
+    /// The cache cannot be removed, or nginx cannot be reloaded, which then creates it again.
+    pub fn empty_cache(&self, config: &Config) -> anyhow::Result<()> {
+        self.remove_cache()?;
+        if Running::of(self.services)? == Running::Yes {
+            self.nginx.reload(Some(config), self.services, Duration::ZERO, None)?;
+        }
+        Ok(())
+    }
+
     /// Gives the directory of the sockets to the recorded group, at boot and before the first instance starts. nginx is not
     /// asked for the group at that time, because `nginx -T` needs the network and more privileges.
     ///

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::setup;
+use links_archive as archive;
 use links_config::arguments::CopyArgs;
+use links_config::backup::{Place, Recipient};
 use links_config::links::{self, PlainHttp};
 use links_rollout::{self as rollout, Force, Mode, Style};
 
@@ -66,6 +68,18 @@ pub enum Command {
 
     /// Work on the database
     Db(DbArgs),
+
+    /// Make a backup while links serves: the links, the clicks, the configuration and, if it is encrypted, the secrets
+    ///
+    /// links.toml says where backups go and how often they are made (section [backup]). A backup is a tar archive, compressed
+    /// with zstd and encrypted with age: `age -d -i KEY FILE | zstd -d | tar -t` lists it without links.
+    Backup(BackupArgs),
+
+    /// Restore the links and the configuration from a backup
+    ///
+    /// links is stopped, everything is replaced and kept with the time in its name, and links is started. If it does not serve
+    /// then, everything is put back.
+    Restore(RestoreArgs),
 
     /// Print the admin token, which the API requires
     Token(TokenArgs),
@@ -166,6 +180,7 @@ impl Command {
             | Self::SampleSite
             | Self::Man { .. }
             | Self::Completions { .. } => true,
+            Self::Backup(args) => matches!(args.command, Some(BackupCommand::List(_))),
             Self::Token(args) => !args.rotate,
             Self::Tls(args) => matches!(args.command, TlsCommand::Status(_)),
             _ => false,
@@ -270,6 +285,127 @@ pub struct VersionArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct BackupArgs {
+    #[command(subcommand)]
+    pub command: Option<BackupCommand>,
+
+    #[command(flatten)]
+    pub make: MakeBackupArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Check a backup: every digest in it, and that its database is sound
+    Verify(VerifyBackupArgs),
+
+    /// List the backups in a place
+    List(ListBackupsArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct MakeBackupArgs {
+    /// A directory, a new file, or a prefix in S3 (default: `to` in [backup] of links.toml)
+    #[arg(long, value_name = "DIR|FILE|s3://BUCKET/PREFIX", value_hint = ValueHint::AnyPath)]
+    pub to: Option<Place>,
+
+    /// Encrypt the backup for this public key of age, with the secrets in it; several are possible (default: `encrypt_to` in
+    /// links.toml)
+    #[arg(long, value_name = "age1...")]
+    pub encrypt_to: Vec<Recipient>,
+
+    /// Put the secrets into a backup that is not encrypted: credentials, keys of certificates, the ACME account
+    #[arg(long, conflicts_with = "encrypt_to")]
+    pub plain_secrets: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Make a backup only if links.toml says that one is due (run by links-backup.timer)
+    #[arg(long, hide = true)]
+    pub scheduled: bool,
+}
+
+impl From<MakeBackupArgs> for archive::make::Request {
+    fn from(args: MakeBackupArgs) -> Self {
+        Self {
+            to: args.to,
+            encrypt_to: args.encrypt_to,
+            plain_secrets: args.plain_secrets,
+            is_scheduled: args.scheduled,
+            style: archive_style(args.json),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct VerifyBackupArgs {
+    /// The file, or the object as s3://BUCKET/KEY
+    #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    pub backup: Place,
+
+    /// A file with the secret key of age, if the backup is encrypted
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub identity: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ListBackupsArgs {
+    /// A directory, or a prefix in S3 (default: `to` in [backup] of links.toml)
+    #[arg(long, value_name = "DIR|s3://BUCKET/PREFIX", value_hint = ValueHint::AnyPath)]
+    pub to: Option<Place>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct RestoreArgs {
+    /// The file, or the object as s3://BUCKET/KEY
+    #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath, required_unless_present = "undo")]
+    pub backup: Option<Place>,
+
+    /// A file with the secret key of age, if the backup is encrypted
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub identity: Option<PathBuf>,
+
+    /// Only check whether the backup can be restored here
+    #[arg(long, conflicts_with = "dry_run")]
+    pub check: bool,
+
+    /// Show what would be done, without doing it
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Replace the links that this host has; they are kept beside the database
+    #[arg(long)]
+    pub force: bool,
+
+    /// Put everything back after a restore that was interrupted
+    #[arg(long, conflicts_with_all = ["backup", "identity", "check", "dry_run", "force"])]
+    pub undo: bool,
+
+    /// Print events as JSON, one per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a backup or a restore reports what it does.
+pub fn archive_style(json: bool) -> archive::Style {
+    if json {
+        archive::Style::Json
+    } else {
+        archive::Style::Text
+    }
 }
 
 #[derive(Args, Debug)]
@@ -597,6 +733,46 @@ mod tests {
         include_str!("../../../packaging/deb/postinst"),
         include_str!("../../../packaging/deb/prerm"),
     ];
+
+    #[test]
+    fn backup_is_a_command_of_its_own_and_has_others() {
+        const KEY: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+        for line in [
+            "backup".to_owned(),
+            format!("backup --to s3://backups/vm --encrypt-to {KEY} --encrypt-to {KEY} --json"),
+            "backup --to /b --plain-secrets".to_owned(),
+            "backup verify /b/x.tar.zst --identity key.txt".to_owned(),
+            "backup list --to /b".to_owned(),
+            "restore /b/x.tar.zst --check".to_owned(),
+            "restore s3://backups/x.tar.zst --dry-run --force".to_owned(),
+            "restore --undo".to_owned(),
+        ] {
+            let words = std::iter::once("linksctl").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+        for line in [
+            "restore".to_owned(),
+            "restore /b/x.tar.zst --undo".to_owned(),
+            "backup --to /b verify /b/x".to_owned(),
+            format!("backup --encrypt-to {KEY} --plain-secrets"),
+            "backup --to s3://x".to_owned(),
+            "backup --encrypt-to AGE-SECRET-KEY-1X".to_owned(),
+        ] {
+            let words = std::iter::once("linksctl").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_timer_calls_linksctl_correctly() {
+        let unit = include_str!("../../../systemd/links-backup.service");
+        let calls: Vec<_> = unit
+            .lines()
+            .filter_map(|line| line.strip_prefix("ExecStart=/usr/bin/"))
+            .collect();
+        assert_eq!(calls.len(), 1);
+        assert!(Cli::try_parse_from(calls[0].split(' ')).is_ok(), "{calls:?}");
+    }
 
     #[test]
     fn the_package_scripts_call_linksctl_correctly() {

@@ -1,5 +1,6 @@
 //! linksctl: the command that installs, runs and manages the appliance.
 
+mod backup;
 mod check;
 mod cli;
 mod delivery;
@@ -62,6 +63,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let arguments = ["copy".to_owned()].into_iter().chain(args.to_arguments());
             return Err(become_program(programs::DATABASE, &layout, arguments));
         }
+        Command::Backup(args) => backup::run(&layout, &of_person(), args)?,
+        Command::Restore(args) => backup::restore(&layout, &of_person(), args)?,
         Command::Token(args) => token::show(&layout, args.rotate)?,
         Command::Tls(TlsArgs { command }) => return tls::run(&layout, &of_person(), command),
         Command::Install(args) => setup::install(&layout, args.no_start, args.dry_run)?,

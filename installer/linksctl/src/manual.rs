@@ -27,6 +27,10 @@ pub fn man_page(date: &str) -> anyhow::Result<Vec<u8>> {
     writeln!(page, ".SH COMMANDS")?;
     for subcommand in command.get_subcommands().filter(|command| shown(command)) {
         if subcommand.has_subcommands() {
+            // A command that also works without one of its subcommands.
+            if !subcommand.is_subcommand_required_set() {
+                write_subcommand(&mut page, subcommand.get_name(), subcommand.clone())?;
+            }
             for inner in subcommand.get_subcommands().filter(|command| shown(command)) {
                 let heading = format!("{} {}", subcommand.get_name(), inner.get_name());
                 write_subcommand(&mut page, &heading, inner.clone())?;
@@ -101,6 +105,9 @@ mod tests {
             ".SS rollout",
             ".SS status",
             ".SS db copy",
+            ".SS backup\n",
+            ".SS backup verify",
+            ".SS restore",
             "\\-\\-resume",
             ".SH FILES",
             "dry\\-run",

@@ -8,16 +8,19 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use links_archive::restore::unfinished;
 use links_base::endpoint::Endpoint;
 use links_base::health::Probe;
 use links_base::layout::{self, Layout};
 use links_base::services::{OnBehalfOf, Services};
-use links_base::{connections, rotation, sandbox};
+use links_base::{clock, connections, rotation, sandbox};
+use links_config::backup::Settings;
 use links_config::files::ConfigFiles;
 use links_config::load::{load_links, local_database};
 use links_edge as edge;
+use links_release::backups::{Attempt, Written};
 use links_release::sqlite::{self, Sqlite};
-use links_release::{Release, Store};
+use links_release::{Backups, Release, Store};
 use links_rollout::{self as rollout, Appliance};
 
 #[derive(Serialize)]
@@ -36,6 +39,25 @@ struct Status {
     sqlite: Option<Sqlite>,
     public_url: Option<String>,
     nginx: Nginx,
+    /// None if this user may not read the record.
+    backup: Option<Backup>,
+    /// The restore that is under way or was interrupted.
+    restore: Option<String>,
+}
+
+/// The backups in the place of links.toml. Without one, those in any place.
+#[derive(Serialize)]
+struct Backup {
+    /// The time between two backups in seconds, or none if the timer is off.
+    every_seconds: Option<u64>,
+    to: Option<String>,
+    latest: Option<Written>,
+    /// The seconds since the latest one was begun.
+    age_seconds: Option<u64>,
+    /// The last attempt at the place of links.toml.
+    last: Option<Attempt>,
+    /// Why the backups need attention, if they do.
+    trouble: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -132,7 +154,65 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
         sqlite: sqlite::observe(layout),
         public_url: config.public_url.clone(),
         nginx,
+        backup: Backups::read(&layout.backups_record())
+            .ok()
+            .map(|record| backup(&config.backup, &record, clock::now())),
+        restore: unfinished(layout, &appliance)?,
     })
+}
+
+fn backup(settings: &Settings, record: &Backups, now: u64) -> Backup {
+    let to = settings.to.as_ref().map(ToString::to_string);
+    let latest = record.latest_in(to.as_deref()).cloned();
+    let age = latest.as_ref().map(|latest| now.saturating_sub(latest.begun));
+    let every = settings.every.map(|every| every.as_secs());
+    let last = to
+        .as_deref()
+        .and_then(|to| record.last_at(to))
+        .map(|(last, _)| last.clone());
+    let failure = last.as_ref().and_then(|last| last.error.clone());
+    let is_late = every.is_some_and(|every| age.is_none_or(|age| age > 2 * every));
+    Backup {
+        trouble: match (failure, is_late) {
+            (Some(error), _) => Some(format!("the last attempt failed: {error}")),
+            (None, true) => Some("it is late: `journalctl -u links-backup` shows why".to_owned()),
+            (None, false) => None,
+        },
+        every_seconds: every,
+        to,
+        latest,
+        age_seconds: age,
+        last,
+    }
+}
+
+/// A time span for a person, in its largest unit.
+fn age(seconds: u64) -> String {
+    let (number, unit) = match seconds {
+        0..7200 => (seconds / 60, "minutes"),
+        7200..172_800 => (seconds / 3600, "hours"),
+        _ => (seconds / 86_400, "days"),
+    };
+    format!("{number} {unit} ago")
+}
+
+fn backup_lines(backup: &Backup) -> Vec<String> {
+    // Without a word about backups in links.toml, and without one by hand, there is nothing to tell.
+    if backup.to.is_none() && backup.latest.is_none() {
+        return vec![];
+    }
+    let latest = match (&backup.latest, backup.age_seconds) {
+        (Some(latest), Some(seconds)) => format!("{}, {}/{}", age(seconds), latest.place, latest.name),
+        _ => "none yet".to_owned(),
+    };
+    let timer = if backup.every_seconds.is_none() {
+        ", the timer is off"
+    } else {
+        ""
+    };
+    let mut lines = vec![format!("backup      {latest}{timer}")];
+    lines.extend(backup.trouble.as_ref().map(|trouble| format!("            {trouble}")));
+    lines
 }
 
 fn nginx(status: edge::Status) -> Nginx {
@@ -211,6 +291,8 @@ fn text(status: &Status) -> String {
         lines.extend(sqlite.warning.as_ref().map(|warning| format!("     {warning}")));
     }
     lines.extend(nginx_lines(&status.nginx));
+    lines.extend(status.backup.iter().flat_map(backup_lines));
+    lines.extend(status.restore.iter().map(|restore| format!("restore     {restore}")));
     if let Some(url) = &status.public_url {
         lines.push(format!("public URL  {url}"));
     }
@@ -281,6 +363,7 @@ pub fn version(layout: &Layout, json: bool) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
     use links_release::sqlite::By;
@@ -326,6 +409,15 @@ mod tests {
                 edited: true,
                 since: Some("2030-01-31T18:00:00Z".into()),
             },
+            backup: Some(Backup {
+                every_seconds: Some(86_400),
+                to: Some("/b".into()),
+                latest: Some(Written::at("/b", "a.tar.zst", 1000)),
+                age_seconds: Some(7300),
+                last: None,
+                trouble: Some("the last attempt failed: the disk is full".into()),
+            }),
+            restore: Some("interrupted".into()),
         };
         assert_eq!(
             text(&status),
@@ -342,7 +434,36 @@ mod tests {
              nginx       running since 2030-01-31T18:00:00Z, links is reachable on 0.0.0.0:80\n\
              \x20           not on 127.0.0.1:7000: nothing answers\n\
              \x20           /etc/nginx/sites-enabled/links was edited, so linksctl keeps it; `linksctl rollout --force` \
-             replaces it\n"
+             replaces it\n\
+             backup      2 hours ago, /b/a.tar.zst\n\
+             \x20           the last attempt failed: the disk is full\n\
+             restore     interrupted\n"
         );
+    }
+
+    #[test]
+    fn backups_that_are_late_or_fail_are_reported() {
+        let now = 1_900_000_000;
+        let mut settings = Settings::default();
+        let mut record = Backups::default();
+        assert!(backup_lines(&backup(&settings, &record, now)).is_empty());
+        settings.every = Some(std::time::Duration::from_secs(86_400));
+        settings.to = Some("/b".parse().unwrap());
+        assert!(backup(&settings, &record, now).trouble.is_some());
+        record.succeeded(Written::at("/b", "a", now - 100_000), now - 99_000);
+        let recent = backup(&settings, &record, now);
+        assert_eq!((recent.trouble, recent.age_seconds), (None, Some(100_000)));
+        assert!(backup(&settings, &record, now + 100_000).trouble.is_some());
+        record.failed("/b", now, now, "the disk is full".to_owned());
+        assert!(
+            backup(&settings, &record, now)
+                .trouble
+                .unwrap()
+                .contains("the disk is full")
+        );
+        settings.every = None;
+        settings.to = None;
+        let lines = backup_lines(&backup(&settings, &record, now));
+        assert!(lines[0].ends_with("/b/a, the timer is off"), "{lines:?}");
     }
 }

@@ -180,6 +180,7 @@ mod tests {
             ("linksctl", "ctl"),
             ("links-acme", "acme"),
             ("links-agent", "agent"),
+            ("links-backup", "backup"),
             ("links-db", "db"),
             ("links-run", "run"),
             ("r", "rt"),

@@ -9,7 +9,13 @@ use links_base::programs;
 /// The program that people run.
 pub const LINKSCTL: &str = "linksctl";
 /// The programs that linksctl runs.
-pub const HELPERS: [&str; 4] = [programs::ACME, programs::AGENT, programs::DATABASE, programs::RUN];
+pub const HELPERS: [&str; 5] = [
+    programs::ACME,
+    programs::AGENT,
+    programs::BACKUP,
+    programs::DATABASE,
+    programs::RUN,
+];
 
 /// One file of the payload. The directories follow from the paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +128,16 @@ pub fn table(bundle: &[bundle::Planned], programs: &Path, runtime_config: &Path)
             "usr/lib/systemd/system/links-tls.timer",
             0o644,
             repository!("systemd/links-tls.timer"),
+        ),
+        file(
+            "usr/lib/systemd/system/links-backup.service",
+            0o644,
+            repository!("systemd/links-backup.service"),
+        ),
+        file(
+            "usr/lib/systemd/system/links-backup.timer",
+            0o644,
+            repository!("systemd/links-backup.timer"),
         ),
         file(
             "usr/lib/systemd/system/nginx.service.d/10-links.conf",
@@ -245,6 +261,7 @@ mod tests {
                 "usr/bin/linksctl",
                 "usr/lib/links/bin/links-acme",
                 "usr/lib/links/bin/links-agent",
+                "usr/lib/links/bin/links-backup",
                 "usr/lib/links/bin/links-db",
                 "usr/lib/links/bin/links-run",
                 "usr/lib/links/bundle/runtime/spin"
@@ -355,6 +372,7 @@ mod tests {
             layout.service_wants_dir(),
             layout.instances_network(),
             layout.agent_network(),
+            layout.backup_timer_enabled(),
         ] {
             let path = path.display().to_string();
             assert!(postrm.split_whitespace().any(|word| word == path), "{path}");

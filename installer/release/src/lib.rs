@@ -1,5 +1,6 @@
 //! The releases and configurations on the host, and which of them each instance runs.
 
+pub mod backups;
 pub mod journal;
 pub mod manifest;
 pub mod outcome;
@@ -13,6 +14,7 @@ pub mod store;
 pub mod testing;
 pub mod version;
 
+pub use backups::Backups;
 pub use journal::Journal;
 pub use outcome::{Outcome, Verdict};
 pub use snapshot::Snapshots;

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 
 use links_base::files::{self, make_directory};
 use links_base::layout::{self, Layout};
+use links_config::backup::NOT_FOR_INSTANCES;
 use links_config::check::Loaded;
 use links_config::credentials::is_name;
 use links_config::files::ConfigFiles;
@@ -135,7 +136,8 @@ fn write(loaded: &Loaded, reader: &impl Reader, from: &ConfigFiles, to: &ConfigF
         Err(error) if error.kind() == io::ErrorKind::NotFound => vec![],
         entries => entries.with_context(|| format!("Reading {}", source.display()))?,
     };
-    for entry in entries.iter().filter(|entry| entry.is_file && is_name(&entry.name)) {
+    let is_for_instances = |name: &str| is_name(name) && !NOT_FOR_INSTANCES.contains(&name);
+    for entry in entries.iter().filter(|entry| entry.is_file && is_for_instances(&entry.name)) {
         let path = source.join(&entry.name);
         let secret = reader
             .read(&path)
@@ -197,6 +199,9 @@ mod tests {
     fn a_snapshot_is_complete_and_its_secrets_are_private() {
         let (_root, layout) = layout();
         fs::write(layout.credentials_dir().join(".half-written"), "x").unwrap();
+        for name in NOT_FOR_INSTANCES {
+            fs::write(layout.credential(name), "x").unwrap();
+        }
         let digest = taken(&layout);
         let copy = Snapshots::new(&layout).with_digest(&digest);
         assert_eq!(digest_of(&copy), digest);

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use crate::database_work::DatabaseWork;
+use crate::lock::held_by;
 use crate::network::DropIns;
+use crate::timer::BackupTimer;
 use links_base::layout::Layout;
 use links_base::secrets;
 use links_base::services::Services;
@@ -21,7 +23,8 @@ pub struct Appliance {
     pub click_journal: ClickJournal,
     pub drop_ins: DropIns,
     pub(crate) secrets: secrets::Files,
-    pub(crate) database_work: DatabaseWork,
+    pub database_work: DatabaseWork,
+    pub backup_timer: BackupTimer,
     /// The release in the installed package.
     pub bundle: PathBuf,
     /// The lock that a running rollout holds.
@@ -38,6 +41,8 @@ pub struct Appliance {
     pub wants: PathBuf,
     /// Every place where nginx may read the site.
     pub(crate) site_places: [PathBuf; 2],
+    /// Exists while a restore is under way, or was interrupted.
+    pub(crate) restore_journal: PathBuf,
     /// Exists while an older version is being installed.
     pub downgrade_marker: PathBuf,
     /// Exists once an installation has succeeded.
@@ -45,6 +50,11 @@ pub struct Appliance {
 }
 
 impl Appliance {
+    /// A description of the process that has the right to change what runs, if any.
+    pub fn rollout_holder(&self) -> Option<String> {
+        held_by(&self.lock)
+    }
+
     pub fn new(layout: &Layout, services: Services) -> Self {
         Self {
             services,
@@ -56,6 +66,7 @@ impl Appliance {
             drop_ins: DropIns::new(layout),
             secrets: secrets::Files::new(layout),
             database_work: DatabaseWork::new(layout),
+            backup_timer: BackupTimer::new(layout),
             bundle: layout.bundle(),
             lock: layout.rollout_lock(),
             journal: layout.rollout_journal(),
@@ -64,6 +75,7 @@ impl Appliance {
             sockets: layout.sockets_dir(),
             wants: layout.service_wants_dir(),
             site_places: layout.nginx_site_places(),
+            restore_journal: layout.restore_journal(),
             downgrade_marker: layout.downgrade_marker(),
             configured_marker: layout.configured_marker(),
         }

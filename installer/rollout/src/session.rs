@@ -1,12 +1,15 @@
 //! A session: the right to change what runs, which only one process has at a time.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Instant;
 
+use anyhow::ensure;
 use nix::sys::stat::{Mode, umask};
 
 use crate::appliance::Appliance;
 use crate::apply::{self, Failure};
+use crate::choice;
 use crate::endpoints::Stage;
 use crate::executor::Executor;
 use crate::goal::{Force, Goal};
@@ -17,8 +20,23 @@ use crate::observe::{observe, peers};
 use crate::plan::{self, Observed, Plan};
 use crate::recovery;
 use crate::report::{Event, Reporter, Style};
-use links_base::layout;
+use links_base::layout::{self, BACKUP_TIMER};
 use links_release::{Journal, Outcome, Release, Verdict, Version};
+
+/// A restore was interrupted, so that nobody knows which half of the host is that of the backup.
+#[derive(Debug)]
+pub struct RestoreInterrupted;
+
+impl fmt::Display for RestoreInterrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "a restore was interrupted, or is under way: `linksctl restore --undo` puts everything back as it was before it"
+        )
+    }
+}
+
+impl std::error::Error for RestoreInterrupted {}
 
 /// The right to change what runs.
 pub struct Session<'a> {
@@ -33,12 +51,26 @@ impl<'a> Session<'a> {
     /// Takes the right, and undoes what an interrupted rollout has left.
     ///
     /// # Errors
-    /// Another process has the right, or what was left cannot be undone.
+    /// Another process has the right, a restore was interrupted ([`RestoreInterrupted`]), or what was left cannot be undone.
     pub fn begin(appliance: &'a Appliance, wait: LockWait, style: Style) -> anyhow::Result<Self> {
         Self::with(appliance, Lock::take(&appliance.lock, wait)?, style)
     }
 
+    /// Like [`Self::begin`], also after a restore that was interrupted.
+    ///
+    /// # Errors
+    /// Another process has the right, or what was left cannot be undone.
+    pub fn begin_in_restore(appliance: &'a Appliance, wait: LockWait, style: Style) -> anyhow::Result<Self> {
+        Self::take(appliance, Lock::take(&appliance.lock, wait)?, style)
+    }
+
     pub(crate) fn with(appliance: &'a Appliance, lock: Lock, style: Style) -> anyhow::Result<Self> {
+        // Half of the configuration may be that of the backup.
+        ensure!(!appliance.restore_journal.exists(), RestoreInterrupted);
+        Self::take(appliance, lock, style)
+    }
+
+    fn take(appliance: &'a Appliance, lock: Lock, style: Style) -> anyhow::Result<Self> {
         // links.service sets a strict umask for its agent. Files that are created here are for others to read, unless their
         // mode says otherwise.
         umask(Mode::S_IWGRP | Mode::S_IWOTH);
@@ -119,6 +151,14 @@ impl<'a> Session<'a> {
         }
         self.prune()?;
         applied?;
+        let Appliance {
+            backup_timer, services, ..
+        } = self.appliance;
+        if let Err(error) = backup_timer.follow(&goal.config, *services) {
+            // The rollout has succeeded nevertheless.
+            let text = format!("{BACKUP_TIMER} is not as links.toml asks: {error:#}");
+            self.reporter.report(&Event::Notice { text });
+        }
         self.reporter.report(&Event::Done {
             seconds: self.begun.elapsed().as_secs_f64(),
         });
@@ -160,6 +200,19 @@ impl<'a> Session<'a> {
             None => self.appliance.state.prune(),
             Some(_) => Ok(()),
         }
+    }
+
+    /// The release of the last successful rollout. Before the first rollout, the installed one.
+    ///
+    /// # Errors
+    /// The release is damaged, or none is installed.
+    pub fn release_in_force(&self) -> anyhow::Result<Release> {
+        choice::in_force(self.appliance)
+    }
+
+    /// Whether a signal asks this process to stop.
+    pub fn is_interrupted(&self) -> bool {
+        self.interruption.came()
     }
 
     /// Starts every instance that links.service has not started, and watches each until it has been healthy for

@@ -68,6 +68,11 @@ impl<S: Sink> Executor<S> {
         }
         self.hands_over = hands_over;
         match action {
+            // A restore that fails puts the former database back, which has to get them.
+            Action::Ship { .. } if self.layout.restore_journal().exists() => self.fail(
+                Topic::Database,
+                "a restore is under way or was interrupted; until it has ended, none is counted".to_owned(),
+            ),
             Action::Ship { .. } if hands_over => self.fail(
                 Topic::Database,
                 "an older version of links is being installed, which will count them".to_owned(),

@@ -11,14 +11,15 @@
 //! * its inode number or birth time differs from the record, but the bytes before the position are the same;
 //! * the machine ID has changed;
 //! * the boot ID has changed (a clone of a virtual machine shares everything else);
-//! * the device has changed within one boot.
+//! * the device has changed within one boot;
+//! * the database was restored from a backup (`linksctl restore`): it may have counted lines that this file does not have.
 //!
 //! The boundary between the old name and the new one is the beginning of a line ([`Segment`]). Lines written before the copy
 //! was made are common to all copies: each copy sends them under the old name, and the database counts them once, from
 //! whichever copy comes first. Lines written since then belong to one copy and have a name of their own. The boundary is the
 //! first line that is not older than the file (if the inode differs) or the boot (in all other cases). If that time is
-//! unknown, the boundary is the end of the file as it is found. It has to be right only if several copies share one database:
-//! with a database of its own, a copy counts each line once wherever the boundary is.
+//! unknown, or the database was restored, the boundary is the end of the file as it is found. It has to be right only if
+//! several copies share one database: with a database of its own, a copy counts each line once wherever the boundary is.
 //!
 //! Positions in the database are offsets in the file. However, the first range of a name starts at 0 in the database and
 //! contains the lines from the beginning of its segment on.
@@ -115,6 +116,9 @@ pub struct Origin {
     pub machine: String,
     pub boot: String,
     pub device: u64,
+    /// The restore of the database after which the name began. Here, an empty string is a database that was never restored.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub restore: String,
 }
 
 /// The facts about this host that tell copies apart. An empty string is unknown.
@@ -122,6 +126,8 @@ pub struct Origin {
 pub struct Host {
     pub machine: String,
     pub boot: String,
+    /// Random bytes that identify the last restore of the database. Empty if it was never restored.
+    pub restore: String,
     /// When the host was booted, in milliseconds since 1970.
     pub booted: Option<u64>,
 }
@@ -137,9 +143,11 @@ impl Host {
             .ok()
             .and_then(|since| now.checked_sub(since.into()))
             .and_then(|booted| u64::try_from(booted.as_millis()).ok());
+        let restore = fs::read_to_string(layout.restored_marker()).unwrap_or_default();
         Self {
             machine: machine.trim().to_owned(),
             boot: boot.trim().replace('-', ""),
+            restore: restore.trim().to_owned(),
             booted,
         }
     }
@@ -149,6 +157,7 @@ impl Host {
             machine: self.machine.clone(),
             boot: self.boot.clone(),
             device,
+            restore: self.restore.clone(),
         }
     }
 }
@@ -173,6 +182,9 @@ pub fn relation(record: &Record, inode: Inode, device: u64, host: &Host) -> Rela
     let Some(journal) = &record.journal else {
         return Relation::Continued;
     };
+    if journal.origin.restore != host.restore {
+        return Relation::Copied { since: None };
+    }
     let differs = |then: &str, now: &str| !then.is_empty() && !now.is_empty() && then != now;
     let is_other_boot = differs(&journal.origin.boot, &host.boot);
     if differs(&journal.origin.machine, &host.machine) || is_other_boot && !journal.is_legacy {
@@ -316,6 +328,7 @@ mod tests {
             machine: machine.to_owned(),
             boot: boot.to_owned(),
             booted: Some(9),
+            ..Host::default()
         }
     }
 
@@ -354,6 +367,15 @@ mod tests {
             let found = relation(&record(is_legacy), inode, device, &host);
             assert_eq!(found, expected, "{is_legacy} {inode:?} {device} {host:?}");
         }
+        // The first restore, another one, and the same one again.
+        let mut restored = host("m", "b");
+        restored.restore = "r".to_owned();
+        let at_the_end = Relation::Copied { since: None };
+        assert_eq!(relation(&record(false), FILE, 1, &restored), at_the_end);
+        let after = record(false).at(FILE, restored.origin(1));
+        assert_eq!(relation(&after, FILE, 1, &host("m", "b")), at_the_end);
+        assert_eq!(relation(&after, FILE, 1, &restored), Relation::Continued);
+
         let of_0_1_0 = Record {
             journal: None,
             ..record(true)

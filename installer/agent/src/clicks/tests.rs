@@ -163,6 +163,7 @@ impl Host {
         let facts = identity::Host {
             machine: "0123456789abcdef".to_owned(),
             boot: "first".to_owned(),
+            restore: String::new(),
             booted: Some(0),
         };
         Self {
@@ -754,6 +755,90 @@ fn a_restored_database_gets_what_the_journal_still_has() {
     host.settle();
     assert!(host.database.counted() != counted);
     assert_eq!(host.database.counted(), host.written);
+}
+
+impl Host {
+    /// Restores the database from a backup, as `linksctl restore` does, and starts the agent.
+    fn restore(&mut self, backup: Database, id: &str) {
+        self.database = backup;
+        fs::write(self.layout.restored_marker(), id).unwrap();
+        self.facts.restore = id.to_owned();
+        self.kill();
+    }
+}
+
+/// The backup is made, and the database restored, at any step.
+#[test]
+fn a_restore_counts_no_click_twice_and_loses_none_that_the_journal_has() {
+    for step in (0..90).step_by(3) {
+        let mut host = at_step(step, false);
+        let backup = host.database.copy();
+        host.clicks(7);
+        for _ in 0..step % 17 {
+            host.step();
+        }
+        host.restore(backup, "r1");
+        host.clicks(5);
+        host.settle();
+        host.settle();
+        // No line was released, because the agent was killed.
+        assert_eq!(host.database.counted(), host.written, "step {step}");
+        let record = host.record().unwrap().journal.unwrap();
+        assert_eq!(record.origin.restore, "r1", "step {step}");
+    }
+}
+
+/// The machine is rolled back to an older snapshot, and then a later backup of its database is restored. The database has
+/// counted lines that the journal has not, or has not counted yet.
+#[test]
+fn a_restored_database_that_is_ahead_of_the_journal_counts_no_click_twice() {
+    let mut host = Host::new();
+    host.clicks(50);
+    host.settle();
+    host.clicks(10);
+    let files = [host.layout.journal(), host.layout.journal_position()].map(|path| (fs::read(&path).unwrap(), path));
+    host.clicks(30);
+    host.settle();
+    let backup = host.database.copy();
+    let mut expected = backup.counted();
+    host.stop();
+    for (bytes, path) in files {
+        // The same file, with its inode.
+        fs::write(path, bytes).unwrap();
+    }
+    host.restore(backup, "r1");
+    // The agent starts, and finds the end of the old name.
+    host.settle();
+    host.written.clear();
+    host.clicks(20);
+    host.settle();
+    host.settle();
+    for (slug, counts) in &host.written {
+        let sum = expected.entry(slug.clone()).or_default();
+        *sum = (sum.0 + counts.0, sum.1 + counts.1);
+    }
+    assert_eq!(host.database.counted(), expected);
+}
+
+#[test]
+fn nothing_is_counted_until_a_restore_has_ended() {
+    let mut host = Host::new();
+    host.clicks(100);
+    host.settle();
+    let counted = host.database.counted();
+    fs::write(host.layout.restore_journal(), b"").unwrap();
+    host.clicks(100);
+    host.settle();
+    assert_eq!(host.database.counted(), counted);
+    assert!(host.progress().error.is_some());
+    // The former database comes back, and gets everything.
+    host.stop();
+    fs::remove_file(host.layout.restore_journal()).unwrap();
+    host.settle();
+    assert_eq!(
+        (host.database.counted(), host.progress().error),
+        (host.written.clone(), None)
+    );
 }
 
 /// The directory belongs to root. Only root and nginx create, rename and remove files in it.

@@ -287,3 +287,15 @@ fn a_service_reads_the_credentials_from_systemd() {
     assert_eq!(Source::new(&config, None), Source::of_host(&config));
     assert_eq!(Source::new(&config, Some("".into())), Source::of_host(&config));
 }
+
+#[test]
+fn backups_in_s3_need_credentials() {
+    let host = host().with("/etc/links/links.toml", "[backup]\nto = \"s3://backups/links\"", 0o644);
+    let key = "/etc/links/credentials/s3_access_key_id";
+    let secret = "/etc/links/credentials/s3_secret_access_key";
+    let missing = format!("{secret}: is missing, so no backup reaches S3; put the key into {secret}, mode 0600");
+    let empty = host.clone().with(key, "\n", 0o600);
+    assert_eq!(found(&empty), [format!("{key}: is empty"), missing]);
+    let complete = host.with(key, "AKIA\n", 0o600).with(secret, "s3cret\n", 0o600);
+    assert_eq!(found(&complete), [""; 0]);
+}

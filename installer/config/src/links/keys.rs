@@ -453,6 +453,59 @@ tables! {
             about: "For `\"files\"`: the file with the key of each certificate, in the same order.",
         }
     }
+    "backup": "Backups. docs/backup.md describes them, restores, and encryption." {
+        BACKUP_EVERY = "every" {
+            kind: Kind::Duration { from: hours(1), to: hours(30 * 24) },
+            absent: Absent::Unset { example: "\"24h\"" },
+            since: Since::V0_2_0,
+            about: "The time between two backups. Without it, backups are made only by `linksctl backup`.",
+        }
+        BACKUP_AT = "at" {
+            kind: Kind::Form("a time of the day in UTC, such as `\"03:30\"`"),
+            absent: Absent::Default("\"00:00\""),
+            since: Since::V0_2_0,
+            about: "The time from which `every` is counted.",
+        }
+        BACKUP_TO = "to" {
+            kind: Kind::Form("the absolute path of a directory, or `\"s3://BUCKET/PREFIX\"`"),
+            absent: Absent::Unset { example: "\"/var/backups/links\"" },
+            since: Since::V0_2_0,
+            about: "Where the backups go. For S3, the keys are in the credentials `s3_access_key_id` and \
+                    `s3_secret_access_key`, which the instances do not get.",
+        }
+        BACKUP_KEEP = "keep" {
+            kind: Kind::Integer { from: 0, to: 1000, unit: "" },
+            absent: Absent::Default("14"),
+            since: Since::V0_2_0,
+            about: "How many backups stay in `to`. Only backups that this host has written, read again, and finds unchanged \
+                    count and are removed. 0 keeps all.",
+        }
+        BACKUP_ENCRYPT_TO = "encrypt_to" {
+            kind: Kind::Form("a public key of age, `age1...`, or an array of them"),
+            absent: Absent::Unset { example: "\"age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p\"" },
+            since: Since::V0_2_0,
+            about: "The keys for which backups are encrypted. Only encrypted backups contain the secrets: credentials, keys of \
+                    certificates, the ACME account.",
+        }
+        BACKUP_PLAIN_SECRETS = "plain_secrets" {
+            kind: Kind::Boolean,
+            absent: Absent::Default("false"),
+            since: Since::V0_2_0,
+            about: "Whether backups that are not encrypted contain the secrets too.",
+        }
+        BACKUP_S3_ENDPOINT = "s3_endpoint" {
+            kind: ORIGIN,
+            absent: Absent::Unset { example: "\"https://s3.example.org\"" },
+            since: Since::V0_2_0,
+            about: "The S3-compatible server. Without it, Amazon's in `s3_region`.",
+        }
+        BACKUP_S3_REGION = "s3_region" {
+            kind: Kind::Form("the name of a region"),
+            absent: Absent::Default("\"us-east-1\""),
+            since: Since::V0_2_0,
+            about: "The region, which is a part of each signature.",
+        }
+    }
 }
 
 /// All keys, in the order of the documentation.

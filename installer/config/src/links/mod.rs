@@ -1,6 +1,7 @@
 //! `links.toml`, the settings of links, and the files in `links.toml.d`, which extend it. Every key has a default, so all of them
 //! may be empty.
 
+mod backup;
 mod earlier;
 pub(crate) mod input;
 pub mod keys;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
+use super::backup::backup;
 use super::input::Input;
 use super::keys::{self, Key};
 use super::settings::{
@@ -123,6 +124,7 @@ fn config(mut top: Section<'_, '_>) -> Config {
         limits: top.table("limits", limits),
         nginx: top.table("nginx", nginx),
         tls: top.table("tls", tls),
+        backup: top.table("backup", backup),
     };
     ports(&top, &config);
     plain_public_url(&top, config.public_url.as_deref(), &config.tls);

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::tls::Tls;
+use crate::backup;
 use crate::runtime::Reference;
 
 /// The settings in `links.toml` and the files that extend it, with the defaults of [`super::keys`]. All ranges, formats and ports
@@ -34,6 +35,7 @@ pub struct Config {
     pub limits: Limits,
     pub nginx: Nginx,
     pub tls: Tls,
+    pub backup: backup::Settings,
 }
 
 /// `[shorten]`

@@ -118,7 +118,12 @@ fn the_parser_accepts_exactly_the_declared_keys() {
         assert_eq!(valid_keys(table.name), declared, "in [{}]", table.name);
     }
     for key in keys::all() {
-        let text = format!("{} = {}", key.path(), key.sample());
+        // Backups cannot be made regularly without a place for them.
+        let needed = match key.path().as_str() {
+            "backup.every" => "backup.to = \"/b\"\n",
+            _ => "",
+        };
+        let text = format!("{needed}{} = {}", key.path(), key.sample());
         let (config, findings) = read(&text, "links.toml");
         assert!(config.is_some(), "{text}: {findings:?}");
         let of_default = matches!(key.absent, Absent::Default(_)).then(Config::default);
@@ -230,6 +235,14 @@ fn every_key_is_read() {
         proxy_protocol = true
         cache_ttl = "1h"
         cache_stale = "0s"
+        [backup]
+        every = "24h"
+        at = "03:30"
+        to = "s3://backups/vm-1/"
+        keep = 30
+        encrypt_to = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+        s3_endpoint = "https://S3.example:443"
+        s3_region = "eu-central-1"
     "#;
     let config = Config::parse(text, "links.toml").unwrap();
     assert_eq!((config.instances, config.base_port), (16, 9000));
@@ -285,6 +298,45 @@ fn every_key_is_read() {
         config.nginx.server_name,
         ["s.example.org", "*.example.net", "xn--bcher-kva.example"]
     );
+    let backup = &config.backup;
+    assert_eq!(
+        (backup.every.map(seconds), seconds(backup.at), backup.keep),
+        (Some(86_400), 12_600, 30)
+    );
+    assert_eq!(
+        backup.to.as_ref().map(ToString::to_string).as_deref(),
+        Some("s3://backups/vm-1")
+    );
+    assert_eq!((backup.encrypt_to.len(), backup.plain_secrets), (1, false));
+    assert_eq!(backup.s3_endpoint.as_deref(), Some("https://s3.example"));
+    assert_eq!(backup.s3_region, "eu-central-1");
+}
+
+#[test]
+fn backups_need_a_place_and_public_keys() {
+    const KEY: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+    for (text, errors) in [
+        ("to = \"/b\"", 0),
+        ("to = \"/b\"\nevery = \"1h\"\nat = \"23:59\"", 0),
+        ("to = \"/b\"\nplain_secrets = true", 0),
+        (&format!("encrypt_to = [\"{KEY}\", \"{KEY}\"]"), 0),
+        ("every = \"24h\"", 1),
+        // A place that is wrong is reported once.
+        ("every = \"24h\"\nto = \"b\"", 1),
+        ("to = \"/b\"\nevery = \"59m\"", 1),
+        ("at = \"24:00\"", 1),
+        ("at = \"3:30\"", 1),
+        ("keep = 0", 0),
+        ("keep = 1001", 1),
+        ("encrypt_to = \"AGE-SECRET-KEY-1HUSH\"", 1),
+        (&format!("encrypt_to = \"{KEY}\"\nplain_secrets = true"), 1),
+        ("s3_region = \"eu/central\"", 1),
+        ("s3_endpoint = \"https://x.example/path\"", 1),
+    ] {
+        let found = found(&format!("[backup]\n{text}"));
+        assert_eq!(found.len(), errors, "{text}: {found:?}");
+        assert!(found.iter().all(|finding| !finding.contains("HUSH")), "{found:?}");
+    }
 }
 
 #[test]
@@ -334,7 +386,7 @@ fn each_mistake_gets_one_finding_with_its_position() {
         ),
         (
             "port = 1",
-            "1:1: unknown key `port`; valid keys: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `limits`, `nginx`, `tls`",
+            "1:1: unknown key `port`; valid keys: `instances`, `base_port`, `public_url`, `shorten`, `health`, `drain`, `rollout`, `cache`, `secrets`, `telemetry`, `metrics`, `clicks`, `limits`, `nginx`, `tls`, `backup`",
         ),
         (
             "[shorten]\nacess = \"token\"",

@@ -36,6 +36,8 @@ pub enum Step {
     /// Stops units, given by name or pattern.
     Stop(Vec<String>),
     Disable(Vec<String>),
+    /// Turns off the timer that makes backups.
+    StopBackups,
     /// Sets what the units let the appliance reach.
     Network(Network),
     /// Removes the record that links was configured, so that the next `configure` is a first one.
@@ -55,6 +57,7 @@ impl fmt::Display for Step {
             Self::RemoveSite => write!(f, "remove the nginx site, restore the default site, reload nginx"),
             Self::Stop(units) => write!(f, "stop {}", units.join(", ")),
             Self::Disable(units) => write!(f, "disable {}", units.join(", ")),
+            Self::StopBackups => write!(f, "turn off {}", layout::BACKUP_TIMER),
             Self::Network(network) => write!(f, "let {network}"),
             Self::RemoveMarker(path) => write!(f, "remove {}", path.display()),
         }
@@ -73,7 +76,7 @@ pub fn plan(observed: &Observed) -> Vec<Step> {
         let renewal = [layout::TLS_TIMER, layout::TLS_SERVICE].map(str::to_owned);
         steps.push(Step::Stop([&units[..], &others, &renewal].concat()));
     }
-    steps.push(Step::Disable(units));
+    steps.extend([Step::Disable(units), Step::StopBackups]);
     if observed.network != Network::default() {
         steps.push(Step::Network(Network::default()));
     }
@@ -92,7 +95,7 @@ pub fn deconfigure(appliance: &Appliance, dry_run: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     // Never in the middle of a rollout, which may also change what is enabled. So this observes under the lock.
-    let _session = session::begin(appliance)?;
+    let _session = session::begin_removal(appliance)?;
     let mut notices = vec![];
     for step in plan(&observe(appliance)?) {
         notices.extend(apply(&step, appliance)?);
@@ -125,6 +128,7 @@ pub fn apply(step: &Step, appliance: &Appliance) -> anyhow::Result<Vec<String>> 
             exec::run("systemctl", arguments).map(|_| vec![])
         }
         Step::Disable(units) => services.disable(units).map(|()| vec![]),
+        Step::StopBackups => appliance.backup_timer.turn_off(services).map(|()| vec![]),
         Step::Network(network) => appliance.drop_ins.set(*network, services).map(|()| vec![]),
         Step::RemoveMarker(path) => {
             let removed = files::remove_if_present(path).with_context(|| format!("Removing {}", path.display()));
@@ -164,6 +168,7 @@ mod tests {
                 "stop links.service, links@1.service, links@2.service, links@*.service, links-recover.service, \
                  links-tls.timer, links-tls.service",
                 "disable links.service, links@1.service, links@2.service",
+                "turn off links-backup.timer",
                 "let the instances and the agent reach this machine only",
                 "remove /var/lib/links/configured",
             ]
@@ -174,7 +179,11 @@ mod tests {
     fn without_systemd_nothing_is_stopped() {
         assert_eq!(
             plan(&Observed::default()),
-            [Step::RemoveSite, Step::Disable(vec![layout::SERVICE.to_owned()])]
+            [
+                Step::RemoveSite,
+                Step::Disable(vec![layout::SERVICE.to_owned()]),
+                Step::StopBackups
+            ]
         );
     }
 
@@ -185,6 +194,6 @@ mod tests {
             ..Observed::default()
         };
         let required: Vec<_> = plan(&observed).iter().map(Step::is_required).collect();
-        assert_eq!(required, [false, true, false]);
+        assert_eq!(required, [false, true, false, false]);
     }
 }

@@ -176,7 +176,7 @@ fn remove(
 ) -> anyhow::Result<()> {
     // Never in the middle of a rollout, which may also change what is enabled. So the steps are planned under the lock.
     let _session = match is_configured {
-        true => Some(session::begin(appliance)?),
+        true => Some(session::begin_removal(appliance)?),
         false => None,
     };
     for step in steps()? {

@@ -1,9 +1,10 @@
-//! An HTTP client with a time limit. Its errors are reasons for people.
+//! An HTTP client with time limits, for the programs that linksctl runs. Its errors are reasons for people.
 
 use std::time::Duration;
 
-use ureq::Agent;
+use ureq::http::{self, HeaderMap};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, Timeout};
 
 use links_base::duration;
 
@@ -13,7 +14,48 @@ const LONGEST: u64 = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Client {
     agent: Agent,
-    limit: Duration,
+    limits: Limits,
+}
+
+/// How long a client waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For a connection, with TLS.
+    pub connect: Duration,
+    /// For the server to take or send anything at all.
+    pub silence: Duration,
+    /// For the whole request.
+    pub whole: Duration,
+}
+
+/// A request of any method.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub method: &'a str,
+    pub url: &'a str,
+    pub headers: &'a [(&'a str, &'a str)],
+    /// `None` for a request without a body. An empty body has a length of its own.
+    pub body: Option<&'a [u8]>,
+}
+
+/// A response of any status.
+#[derive(Clone, Debug)]
+pub struct Response {
+    pub status: u16,
+    headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// The value of a header field. `None` if it is missing or not plain text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
 }
 
 /// An answer of any status.
@@ -26,8 +68,19 @@ pub struct Answer {
 impl Client {
     /// `limit` bounds each whole request.
     pub fn new(limit: Duration) -> Self {
+        Self::with(Limits {
+            connect: limit,
+            silence: limit,
+            whole: limit,
+        })
+    }
+
+    pub fn with(limits: Limits) -> Self {
         let config = Agent::config_builder()
-            .timeout_global(Some(limit))
+            .timeout_global(Some(limits.whole))
+            .timeout_connect(Some(limits.connect))
+            .timeout_per_read(Some(limits.silence))
+            .timeout_per_write(Some(limits.silence))
             .http_status_as_error(false)
             .max_redirects(0)
             // The instances use no proxy either.
@@ -36,8 +89,39 @@ impl Client {
             .build();
         Self {
             agent: config.into(),
-            limit,
+            limits,
         }
+    }
+
+    /// Sends a request and returns the response, whose body is in memory.
+    ///
+    /// # Errors
+    /// There is no response. The reason never contains the URL, which may be a secret.
+    pub fn send(&self, request: &Request<'_>) -> Result<Response, String> {
+        let builder = http::Request::builder().method(request.method).uri(request.url);
+        let builder = request
+            .headers
+            .iter()
+            .fold(builder, |builder, (name, value)| builder.header(*name, *value));
+        let sent = match request.body {
+            Some(body) => builder
+                .body(body)
+                .map_err(Into::into)
+                .and_then(|built| self.agent.run(built)),
+            None => builder
+                .body(())
+                .map_err(Into::into)
+                .and_then(|built| self.agent.run(built)),
+        };
+        let read = sent.and_then(|mut response| {
+            let body = response.body_mut().with_config().limit(LONGEST).read_to_vec()?;
+            Ok(Response {
+                status: response.status().as_u16(),
+                headers: response.headers().clone(),
+                body,
+            })
+        });
+        read.map_err(|error| reason(&error, self.limits))
     }
 
     /// Sends a GET request.
@@ -72,7 +156,7 @@ impl Client {
                 body,
             })
         });
-        read.map_err(|error| reason(&error, self.limit))
+        read.map_err(|error| reason(&error, self.limits))
     }
 }
 
@@ -94,9 +178,11 @@ pub fn too_late(limit: Duration) -> String {
     format!("no answer within {}", duration::show(limit))
 }
 
-fn reason(error: &ureq::Error, limit: Duration) -> String {
+fn reason(error: &ureq::Error, limits: Limits) -> String {
     match error {
-        ureq::Error::Timeout(_) => too_late(limit),
+        ureq::Error::Timeout(Timeout::Connect | Timeout::Resolve) => too_late(limits.connect),
+        ureq::Error::Timeout(Timeout::PerRead | Timeout::PerWrite) => too_late(limits.silence),
+        ureq::Error::Timeout(_) => too_late(limits.whole),
         ureq::Error::HostNotFound => "its name cannot be resolved".to_owned(),
         ureq::Error::ConnectionFailed => "the connection failed".to_owned(),
         ureq::Error::Io(error) => error.to_string(),
@@ -127,6 +213,30 @@ mod tests {
         assert_eq!((answer.status, answer.body.as_str()), (503, "/p?q Some(\"1\")"));
         let answer = client.post_json(&server.url("/"), &[], "{\"a\": 1}").unwrap();
         assert_eq!((answer.status, answer.body.as_str()), (200, "{\"a\": 1}"));
+    }
+
+    #[test]
+    fn a_request_of_any_method_gets_its_response() {
+        let server = Server::start(|request| {
+            let body = format!("{} {} {}", request.method, request.path, request.body);
+            links_base::testing::Response::from((201, body)).header("x-b", "2")
+        });
+        let client = Client::new(Duration::from_secs(5));
+        for (method, body, text) in [
+            ("PUT", Some(&b"abc"[..]), "PUT /k?q abc"),
+            ("PUT", Some(b""), "PUT /k?q "),
+            ("DELETE", None, "DELETE /k?q "),
+        ] {
+            let request = Request {
+                method,
+                url: &server.url("/k?q"),
+                headers: &[("x-a", "1")],
+                body,
+            };
+            let response = client.send(&request).unwrap();
+            assert_eq!((response.status, response.text().as_str()), (201, text));
+            assert_eq!(response.header("x-b"), Some("2"));
+        }
     }
 
     #[test]
