@@ -5,8 +5,12 @@ DIST  := target/packages
 # The profile of the programs in the packages. Packages for tests use `release`, like the tests themselves.
 PROFILE = dist
 PROGRAMS = target/$(PROFILE)
-# The programs in packages for others contain the list of their crates (cargo-auditable).
-AUDITABLE = $(if $(filter dist,$(PROFILE)),auditable)
+# Packages for others have the same bytes wherever they are built, and their programs contain the list of their crates.
+BUILD = $(if $(filter dist,$(PROFILE)),.ci/build,$(CARGO) build)
+# The runtime to pack, for --runtime of links-pack.
+RUNTIME =
+# The directory of the apt repository.
+REPO = target/repo
 # Uses the profile of the other targets, so that the output of the dependencies' build scripts is reused.
 CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
 # Excludes the crates that are only built for Wasm.
@@ -14,10 +18,10 @@ NATIVE := --exclude links-redirect --exclude links-api --exclude hello
 SMOKE := apt_install_sets_up_nginx_and_the_first_link_redirects
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test soak deb lint bench clean build packages-run packages-bench packages-test
+.PHONY: help run check test soak deb repo release lint bench clean build packages-run packages-bench packages-test packages-repo
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run check test soak: PROFILE = release
 
@@ -39,12 +43,18 @@ soak: packages-test released deb ## the long tests: three million clicks, a mill
 
 deb: build ## both packages, the .deb and the tarball, into target/packages/
 	rm -rf $(DIST)
-	$(PROGRAMS)/links-pack --out $(DIST)
+	$(PROGRAMS)/links-pack --out $(DIST) $(if $(RUNTIME),--runtime $(RUNTIME))
+
+repo: packages-repo ## add the .debs in target/packages to a signed apt repository in target/repo: REPO_KEY=KEY signs it, REPO_URL=URL is where hosts find it
+	@[ -x $(PROGRAMS)/links-pack ] || { echo "$(PROGRAMS)/links-pack is missing: run 'make deb' first" >&2; exit 1; }
+	$(PROGRAMS)/links-pack repo --packages $(DIST) --out $(REPO)
+
+release: ## everything that is published, from a clean tree: packages, bills of materials, signed sums, apt repository; see docs/releasing.md
+	.ci/release
 
 build:
 	component/build.sh
-	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" \
-		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked -p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-pack
+	$(BUILD) --profile $(PROFILE) --locked -p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-pack
 
 lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
 	$(CARGO) fmt --all --check
@@ -60,7 +70,7 @@ bench: packages-bench deb ## measure this build on this machine; PEER=URL of ano
 clean: ## remove the build output (the caches below ~/.cache/links stay)
 	$(CARGO) clean
 
-packages-run packages-bench packages-test:
+packages-run packages-bench packages-test packages-repo:
 	@.ci/packages $(@:packages-%=%)
 
 packages-test: servers

@@ -109,8 +109,8 @@ where
     let mut command: Vec<OsString> = vec!["--chdir".into(), directory.into()];
     // apt ignores a Release file that is older than the one it has, so its date is the current time.
     command.extend(["--unset=SOURCE_DATE_EPOCH", PROGRAM].map(OsString::from));
-    // No apt that is still in use needs the weak digests.
-    for digest in ["MD5", "SHA1"] {
+    // Only SHA256: apt looks for an index under the strongest digest that the Release file has for it.
+    for digest in ["MD5", "SHA1", "SHA512"] {
         command.extend(["-o".into(), format!("APT::FTPArchive::{digest}=false").into()]);
     }
     command.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));

@@ -218,15 +218,15 @@ fn fingerprint(listed: &str) -> anyhow::Result<String> {
         capabilities.contains('S'),
         "{fingerprint} cannot sign; make a key with the usage \"sign\""
     );
-    // What apt's Apt::Key::Assert-Pubkey-Algo accepts: RSA (1), ECDSA (19) and EdDSA (22).
+    // What apt accepts: RSA (1), of 2048 bits only until 2030 in Debian 13; ECDSA (19); EdDSA (22). DSA is not accepted.
     let is_accepted = match algorithm {
-        "1" => bits.parse::<u32>().is_ok_and(|bits| bits >= 2048),
+        "1" => bits.parse::<u32>().is_ok_and(|bits| bits >= 3072),
         "19" | "22" => true,
         _ => false,
     };
     anyhow::ensure!(
         is_accepted,
-        "apt does not accept signatures by {fingerprint} (OpenPGP algorithm {algorithm}, {bits} bits); make an ed25519 key"
+        "apt does not accept signatures of {fingerprint} (OpenPGP algorithm {algorithm}, {bits} bits); make an ed25519 key"
     );
     Ok(fingerprint.to_owned())
 }
@@ -259,7 +259,7 @@ mod tests {
             "sec:e:255:22:A8C4579A1B6550A0:1795958601:1795958602::u:::sc:::+::ed25519:::0:",
             "sec:r:255:22:A8C4579A1B6550A0:1795958601:::u:::sc:::+::ed25519:::0:",
             "sec:u:255:22:A8C4579A1B6550A0:1795958601:::u:::cC:::+::ed25519:::0:",
-            "sec:u:1024:1:A8C4579A1B6550A0:1795958601:::u:::scSC:::+:::::0:",
+            "sec:u:2048:1:A8C4579A1B6550A0:1795958601:::u:::scSC:::+:::::0:",
             "sec:u:2048:17:A8C4579A1B6550A0:1795958601:::u:::scSC:::+:::::0:",
         ] {
             let error = fingerprint(&listed(sec)).unwrap_err().to_string();
