@@ -81,10 +81,6 @@ struct Repository {
 }
 
 impl Repository {
-    fn at(&self, path: impl AsRef<Path>) -> PathBuf {
-        self.out.join(path)
-    }
-
     /// Writes everything, and the signed file that names the new indexes last.
     fn write(&self, signer: &Signer) -> anyhow::Result<()> {
         self.put_packages_into_the_pool()?;
@@ -113,8 +109,7 @@ impl Repository {
     }
 
     fn put_packages_into_the_pool(&self) -> anyhow::Result<()> {
-        let pool = self.at(layout::pool());
-        files::make_directory(&pool, DIRECTORY_MODE)?;
+        let pool = self.make_directory(&layout::pool())?;
         for package in &self.plan.added {
             let reading = || format!("Reading {}", package.path.display());
             let mut file = File::open(&package.path).with_context(reading)?;
@@ -125,12 +120,23 @@ impl Repository {
 
     /// Replaces a file of the repository, unless it has these contents already.
     fn replace(&self, path: &Path, contents: &[u8]) -> anyhow::Result<()> {
-        let path = self.at(path);
-        if fs::read(&path).is_ok_and(|found| found == contents) {
+        let target = self.out.join(path);
+        if fs::read(&target).is_ok_and(|found| found == contents) {
             return Ok(());
         }
-        files::make_directory(path.parent().unwrap_or(&self.out), DIRECTORY_MODE)?;
-        files::replace(&path, contents, FILE_MODE)
+        self.make_directory(path.parent().unwrap_or(Path::new("")))?;
+        files::replace(&target, contents, FILE_MODE)
+    }
+
+    /// Creates a directory of the repository, and those above it, so that a web server can read them whatever the umask.
+    fn make_directory(&self, path: &Path) -> anyhow::Result<PathBuf> {
+        let mut directory = self.out.clone();
+        files::make_directory(&directory, DIRECTORY_MODE)?;
+        for part in path {
+            directory.push(part);
+            files::make_directory(&directory, DIRECTORY_MODE)?;
+        }
+        Ok(directory)
     }
 
     /// Prints what was written, or, without a key, what would be.
