@@ -10,7 +10,7 @@ BUILD = $(if $(filter dist,$(PROFILE)),.ci/build,$(CARGO) build)
 # The runtime to pack, for --runtime of links-pack.
 RUNTIME =
 # The directory of the apt repository.
-REPO = target/repo
+REPO ?= target/repo
 # Uses the profile of the other targets, so that the output of the dependencies' build scripts is reused.
 CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked -- -D warnings
 # Excludes the crates that are only built for Wasm.
