@@ -120,7 +120,7 @@ fn the_scripts_and_the_programs_have_one_version() -> Result<()> {
     let newest = ok(&mut Command::new(script("newest-release")))?;
     let (version, time) = newest.trim().split_once(' ').context("no time")?;
     assert_eq!(version, env!("CARGO_PKG_VERSION"));
-    ensure!(time.parse::<u64>()? % 86_400 == 0, "{time} is not midnight");
+    ensure!(time.parse::<u64>()?.is_multiple_of(86_400), "{time} is not midnight");
     Ok(())
 }
 
