@@ -47,7 +47,7 @@ deb: build ## both packages, the .deb and the tarball, into target/packages/
 
 repo: packages-repo ## add the .debs in target/packages to a signed apt repository in target/repo: REPO_KEY=KEY signs it, REPO_URL=URL is where hosts find it
 	@[ -x $(PROGRAMS)/links-pack ] || { echo "$(PROGRAMS)/links-pack is missing: run 'make deb' first" >&2; exit 1; }
-	$(PROGRAMS)/links-pack repo --packages $(DIST) --out $(REPO)
+	$(PROGRAMS)/links-pack repo $(addprefix --packages ,$(DIST) $(wildcard $(DIST)-*)) --out $(REPO)
 
 release: ## everything that is published, from a clean tree: packages, bills of materials, signed sums, apt repository; see docs/releasing.md
 	.ci/release

@@ -26,9 +26,9 @@ pub enum Command {
 /// how to make one. Needs the Debian packages apt-utils, gpg, gpg-agent and gpgv.
 #[derive(Debug, clap::Args)]
 pub struct RepositoryArgs {
-    /// The directory of the .debs to add, one for each architecture or several
+    /// The directory of the .debs to add; give the option again for another directory
     #[arg(long, value_name = "DIR", default_value = "target/packages", value_hint = ValueHint::DirPath)]
-    pub packages: PathBuf,
+    pub packages: Vec<PathBuf>,
 
     /// The directory of the repository; an existing repository is extended
     #[arg(long, value_name = "DIR", default_value = "target/repo", value_hint = ValueHint::DirPath)]

@@ -40,7 +40,11 @@ pub fn write(args: &RepositoryArgs) -> anyhow::Result<()> {
     let key = KeySource::new(args.key.as_deref())?;
     let url = BaseUrl::new(args.url.as_deref())?;
     let pool = args.out.join(layout::pool());
-    let plan = Plan::make(packages(&args.packages)?, packages(&pool)?)
+    let mut found = Vec::new();
+    for directory in &args.packages {
+        found.extend(packages(directory)?);
+    }
+    let plan = Plan::make(found, packages(&pool)?)
         .with_context(|| format!("Planning the repository in {}", args.out.display()))?;
     let repository = Repository {
         out: args.out.clone(),

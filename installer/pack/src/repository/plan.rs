@@ -44,9 +44,9 @@ impl Plan {
         );
         let architectures = found.iter().chain(&pool).map(|package| package.identity.arch);
         let architectures = architectures.collect();
-        let mut added = Vec::new();
+        let mut added: Vec<Package> = Vec::new();
         for package in found {
-            match pool.iter().find(|old| old.name == package.name) {
+            match pool.iter().chain(&added).find(|old| old.name == package.name) {
                 None => added.push(package),
                 Some(old) if old.sha256 == package.sha256 => {}
                 Some(old) => anyhow::bail!(
@@ -108,6 +108,14 @@ mod tests {
         let name = "links-shortener_0.2.0_amd64.deb";
         let error = Plan::make(vec![package("packages", name, "a")], vec![package("pool", name, "b")]).unwrap_err();
         assert!(error.to_string().contains("packages/links-shortener_0.2.0"), "{error}");
+    }
+
+    #[test]
+    fn a_package_in_two_directories_is_added_once_if_it_is_the_same() {
+        let name = "links-shortener_0.2.0_amd64.deb";
+        let found = |other| vec![package("one", name, "a"), package("two", name, other)];
+        assert_eq!(Plan::make(found("a"), vec![]).unwrap().added.len(), 1);
+        assert!(Plan::make(found("b"), vec![]).is_err());
     }
 
     #[test]
