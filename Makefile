@@ -13,10 +13,14 @@ PROGRAMS = target/$(PROFILE)
 PACK_CROSS = $(if $(IS_CROSS),--arch $(ARCH) --programs target/aarch64-unknown-linux-gnu/$(PROFILE) \
 	--emulator "$$(.ci/cross emulator)")
 PACKED := -p links-host -p linksctl -p links-run -p links-agent -p links-db -p links-acme -p links-backup
-# The programs in packages for others contain the list of their crates (cargo-auditable).
-AUDITABLE = $(if $(filter dist,$(PROFILE)),auditable)
+# Packages for others have the same bytes wherever they are built, and their programs contain the list of their crates.
+BUILD = $(if $(filter dist,$(PROFILE)),.ci/build,$(CARGO) build)
 # What tests turn on in the dependencies. With it, everything but the packages for others shares one build of them.
 SHARED := --features links-host/as-in-tests
+# The runtime to pack, for --runtime of links-pack.
+RUNTIME =
+# The directory of the apt repository.
+REPO ?= target/repo
 # Uses the profile of the other targets, so that the output of the dependencies' build scripts is reused.
 CLIPPY := $(CARGO) clippy --release --workspace --all-targets --locked $(SHARED) -- -D warnings
 # Excludes the crates that are only built for Wasm.
@@ -25,10 +29,10 @@ TESTS := $(CARGO) test --release --locked --workspace $(NATIVE) $(SHARED)
 SMOKE := appliance::apt_install_sets_up_nginx_and_the_first_link_redirects
 
 .DEFAULT_GOAL := help
-.PHONY: help run check test soak deb lint bench clean build packages-run packages-bench packages-test
+.PHONY: help run check test soak deb repo release lint bench clean build packages-run packages-bench packages-test packages-repo
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run check test soak: PROFILE = release
 
@@ -54,14 +58,20 @@ soak: packages-test released deb ## the long tests (three million clicks, a mill
 
 deb: build ## both packages, the .deb and the tarball, into target/packages/; ARCH=arm64 makes those for arm64, into target/packages-arm64/
 	rm -rf $(DIST)
-	$(PROGRAMS)/links-pack --out $(DIST) $(PACK_CROSS)
+	$(PROGRAMS)/links-pack --out $(DIST) $(PACK_CROSS) $(if $(RUNTIME),--runtime $(RUNTIME))
+
+repo: packages-repo ## add the .debs in target/packages to a signed apt repository in target/repo: REPO_KEY=KEY signs it, REPO_URL=URL is where hosts find it
+	@[ -x $(PROGRAMS)/links-pack ] || { echo "$(PROGRAMS)/links-pack is missing: run 'make deb' first" >&2; exit 1; }
+	$(PROGRAMS)/links-pack repo $(addprefix --packages ,$(DIST) $(wildcard $(DIST)-*)) --out $(REPO)
+
+release: ## everything that is published, from a clean tree: packages, bills of materials, signed sums, apt repository; see docs/releasing.md
+	.ci/release
 
 # The components are linked on one processor, so the programs are built beside them.
 build:
 	$(if $(IS_CROSS),.ci/cross true && $(CARGO) build --profile $(PROFILE) --locked -p links-pack)
 	component/build.sh & components=$$!; \
-	PATH="$(if $(AUDITABLE),$$(.ci/tools cargo-auditable):)$$PATH" $(if $(IS_CROSS),.ci/cross) \
-		$(CARGO) $(AUDITABLE) build --profile $(PROFILE) --locked $(if $(AUDITABLE),,$(SHARED)) \
+	$(if $(IS_CROSS),.ci/cross) $(BUILD) --profile $(PROFILE) --locked $(if $(filter release,$(PROFILE)),$(SHARED)) \
 		$(PACKED) $(if $(IS_CROSS),,-p links-pack) && wait $$components
 
 lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
@@ -78,7 +88,7 @@ bench: packages-bench deb ## measure this build on this machine; PEER=URL of ano
 clean: ## remove the build output (the caches below ~/.cache/links stay)
 	$(CARGO) clean
 
-packages-run packages-bench packages-test:
+packages-run packages-bench packages-test packages-repo:
 	@.ci/packages $(@:packages-%=%)
 
 packages-test: servers

@@ -157,22 +157,19 @@ use_debian() {
     say "compiler: $(/usr/bin/rustc --version), from Debian's rustc-web"
 }
 
-cargo_home=${CARGO_HOME:-$HOME/.cargo}
-rustflags=("--remap-path-prefix=$root=/links" "--remap-path-prefix=$cargo_home=/cargo")
-# Panic messages name source files. Those of registries begin with the name of the crate, which makes the components 1.5 KB
-# smaller.
-for registry in "$cargo_home"/registry/src/*/; do
-    rustflags+=("--remap-path-prefix=${registry%/}=")
-done
+unset RUSTC RUSTC_WRAPPER RUSTFLAGS
+command -v cargo >/dev/null || die "cargo is not on PATH: install Rust first (https://rustup.rs)"
+command -v wasm-opt >/dev/null || die "wasm-opt is not on PATH: install Debian's package binaryen first"
+
+prefixes=$("$root/.ci/path-prefixes")
+mapfile -t prefixes <<<"$prefixes"
+rustflags=("${prefixes[@]/#/--remap-path-prefix=}")
 # SHA-256 in a loop instead of 64 repeated rounds. A request hashes a few hundred bytes at most.
 rustflags+=(--cfg 'sha2_backend_soft="compact"')
 cargo_args=(--release --locked --target "$target" --no-default-features)
 for package in "${packages[@]}"; do
     cargo_args+=(--package "$package")
 done
-unset RUSTC RUSTC_WRAPPER RUSTFLAGS
-command -v cargo >/dev/null || die "cargo is not on PATH: install Rust first (https://rustup.rs)"
-command -v wasm-opt >/dev/null || die "wasm-opt is not on PATH: install Debian's package binaryen first"
 
 if active_has_target; then
     say "compiler: $(rustc --version)"

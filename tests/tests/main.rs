@@ -27,6 +27,8 @@ mod proofs;
 mod providers;
 mod proxies;
 mod redis;
+mod releasing;
+mod repository;
 mod rollout;
 mod secrets;
 mod site;

@@ -2,13 +2,59 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueHint};
+use clap::{Parser, Subcommand, ValueHint};
 
 use crate::identity::Arch;
 
 /// Build the bundle and write the .deb and the tarball
 #[derive(Debug, Parser)]
-#[command(name = "links-pack", version)]
+#[command(name = "links-pack", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    #[command(flatten)]
+    pub pack: Args,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Repo(RepositoryArgs),
+}
+
+/// Write a signed apt repository of the packages, for any server of static files
+///
+/// Packages that are in the repository already stay there. The key and the URL are required; without the key, the command says
+/// how to make one. Needs the Debian packages apt-utils, gpg, gpg-agent and gpgv.
+#[derive(Debug, clap::Args)]
+pub struct RepositoryArgs {
+    /// The directory of the .debs to add; give the option again for another directory
+    #[arg(long, value_name = "DIR", default_value = "target/packages", value_hint = ValueHint::DirPath)]
+    pub packages: Vec<PathBuf>,
+
+    /// The directory of the repository; an existing repository is extended
+    #[arg(long, value_name = "DIR", default_value = "target/repo", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+
+    /// The key that signs the repository: the fingerprint of a key in gpg's keyring, or a file with a secret key
+    #[arg(long, value_name = "KEY", env = "REPO_KEY")]
+    pub key: Option<String>,
+
+    /// The URL under which hosts will find the repository, such as https://apt.example.org
+    #[arg(long, value_name = "URL", env = "REPO_URL", value_hint = ValueHint::Url)]
+    pub url: Option<String>,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Show what the repository would contain, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+// Without a doc comment, which clap would print as the description of links-pack.
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// The application manifest; its components are taken from the paths it names
     #[arg(long, value_name = "FILE", default_value = "component/spin.toml", value_hint = ValueHint::FilePath)]

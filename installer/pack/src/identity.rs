@@ -3,7 +3,7 @@
 use links_base::layout;
 
 /// The architectures that both Debian and the Spin releases support.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Arch {
     Amd64,
     Arm64,
@@ -66,6 +66,17 @@ impl Identity {
         })
     }
 
+    /// The identity of the package in a file with this name, if the name is one of [`Identity::deb_name`].
+    pub fn of_deb(name: &str) -> Option<Self> {
+        let (package, rest) = name.strip_suffix(".deb")?.split_once('_')?;
+        let (version, arch) = rest.rsplit_once('_')?;
+        let arch = [Arch::Amd64, Arch::Arm64]
+            .into_iter()
+            .find(|known| known.debian() == arch)?;
+        let identity = Self::new(version, arch).ok()?;
+        (package == layout::PACKAGE).then_some(identity)
+    }
+
     pub fn deb_name(&self) -> String {
         format!("{}_{}_{}.deb", layout::PACKAGE, self.version, self.arch.debian())
     }
@@ -93,6 +104,22 @@ mod tests {
         assert_eq!(identity.top_directory(), "links-0.1.0-amd64");
         let arm = Identity::new("1.0.0~rc1", Arch::from_rust("aarch64").unwrap()).unwrap();
         assert_eq!(arm.deb_name(), "links-shortener_1.0.0~rc1_arm64.deb");
+        for identity in [identity, arm] {
+            assert_eq!(Identity::of_deb(&identity.deb_name()), Some(identity));
+        }
+    }
+
+    #[test]
+    fn other_files_are_not_packages() {
+        for name in [
+            "links-shortener_0.1.0_amd64.deb.new",
+            "links-shortener_0.1.0_riscv64.deb",
+            "links-shortener_1:0.1.0_amd64.deb",
+            "links-shortener-dbg_0.1.0_amd64.deb",
+            "links-0.1.0-amd64.tar.gz",
+        ] {
+            assert_eq!(Identity::of_deb(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! links-pack makes a bundle from files, and a .deb and a tarball from the bundle. The packages do not contain links-pack.
+//! links-pack makes a bundle from files, a .deb and a tarball from the bundle, and an apt repository from .debs. The packages
+//! do not contain links-pack.
 
 mod app;
 mod archive;
@@ -18,18 +19,24 @@ mod payload;
 mod program;
 mod publish;
 mod release;
+mod repository;
 mod sections;
 mod source;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use cli::Args;
+use cli::{Cli, Command};
 use links_base::log;
 use links_config::load;
 
 fn main() -> ExitCode {
-    match pack::pack(&Args::parse()) {
+    let cli = Cli::parse();
+    let done = match &cli.command {
+        None => pack::pack(&cli.pack),
+        Some(Command::Repo(args)) => repository::write(args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("links-pack: {error:#}");
