@@ -25,7 +25,7 @@ pub const TLS: &str = "var/lib/links/tls";
 pub const BASES: [&str; 2] = [CONFIG, TLS];
 
 /// The items that every version knows. A restore replaces the public ones even if the backup does not have them.
-const KNOWN: [(&str, Class); 9] = [
+const KNOWN: [(&str, Class); 10] = [
     ("etc/links/links.toml", Class::Public),
     ("etc/links/links.toml.d", Class::Public),
     ("etc/links/runtime.toml", Class::Public),
@@ -33,6 +33,7 @@ const KNOWN: [(&str, Class); 9] = [
     ("etc/links/credentials", Class::Secret),
     ("var/lib/links/tls/accounts", Class::Secret),
     ("var/lib/links/tls/certificates", Class::Secret),
+    ("var/lib/links/tls/files", Class::Secret),
     ("var/lib/links/tls/names", Class::Secret),
     ("var/lib/links/tls/live", Class::Secret),
 ];

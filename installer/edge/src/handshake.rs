@@ -1,7 +1,6 @@
 //! Finds out which certificate nginx really serves for a name, by TLS handshakes. links-acme makes them, because linksctl
 //! contains no TLS.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 

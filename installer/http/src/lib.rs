@@ -148,7 +148,7 @@ impl Client {
         self.answer(request.send(body))
     }
 
-    fn answer(&self, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, String> {
+    fn answer(&self, response: Result<http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, String> {
         let read = response.and_then(|mut response| {
             let body = response.body_mut().with_config().limit(LONGEST).read_to_string()?;
             Ok(Answer {

@@ -15,7 +15,7 @@ pub fn backup(section: &mut Section<'_, '_>) -> Settings {
         to: section.given(&keys::BACKUP_TO, place),
         keep: section.small(&keys::BACKUP_KEEP),
         encrypt_to: section
-            .given(&keys::BACKUP_ENCRYPT_TO, one_or_more(recipient))
+            .given(&keys::BACKUP_ENCRYPT_TO, recipients)
             .unwrap_or_default(),
         plain_secrets: section.boolean(&keys::BACKUP_PLAIN_SECRETS),
         s3_endpoint: section.given(&keys::BACKUP_S3_ENDPOINT, origin),
@@ -45,7 +45,8 @@ fn time_of_day(value: &Value<'_>) -> Result<Duration, Problem> {
         let (hours, minutes) = text.split_once(':')?;
         let number = |digits: &str, below: u64| {
             let is_plain = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_digit());
-            digits.parse().ok().filter(|number| is_plain && *number < below)
+            let number = digits.parse::<u64>().ok();
+            number.filter(|number| is_plain && *number < below)
         };
         Some((number(hours, 24)? * 60 + number(minutes, 60)?) * 60)
     };
@@ -67,6 +68,10 @@ fn place(value: &Value<'_>) -> Result<Place, Problem> {
         }
         _ => Ok(place),
     }
+}
+
+fn recipients(value: &Value<'_>) -> Result<Vec<Recipient>, Problem> {
+    one_or_more(recipient)(value)
 }
 
 fn recipient(value: &Value<'_>) -> Result<Recipient, Problem> {
