@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use links_tests::{
-    Artifacts, Broken, Builder, Crowd, DEB, Fault, Host, LINKS_TOML, RELEASED, RELEASED_DEB, Seed, Traffic, eventually, verify,
+    Artifacts, Broken, Builder, Crowd, DEB, Fault, Host, LINKS_TOML, RELEASED, RELEASED_DEB, Seed, Traffic, eventually,
+    verify,
 };
 
 /// Clicks per second, beside the requests of [`Traffic`].

@@ -150,12 +150,12 @@ mod tests {
     }
 
     fn opened(sealed: &[u8], key: Option<&x25519::Identity>) -> Result<Vec<u8>, Problem> {
-        let identities = key.map(|key| {
+        let keys = key.map(|key| {
             let file = format!("# a comment\n{}\n", key.to_string().expose_secret());
-            super::identities(file.as_bytes()).unwrap()
+            identities(file.as_bytes()).unwrap()
         });
         let mut output = vec![];
-        open(sealed, &mut output, identities.as_deref())
+        open(sealed, &mut output, keys.as_deref())
             .map(|()| output)
             .map_err(|error| Problem::of(&error))
     }

@@ -45,7 +45,7 @@ fn staged(database: &Path) -> PathBuf {
 /// The disk is full, this user may not write there, or `input` is not a sound database.
 pub fn stage(database: &Path, input: &mut impl Read) -> anyhow::Result<DatabaseFacts> {
     let path = staged(&real(database));
-    let staged = || -> anyhow::Result<DatabaseFacts> {
+    let mut write = || -> anyhow::Result<DatabaseFacts> {
         remove_with_companions(&path)?;
         let mut file = OpenOptions::new()
             .write(true)
@@ -58,7 +58,7 @@ pub fn stage(database: &Path, input: &mut impl Read) -> anyhow::Result<DatabaseF
         remove_companions(&path)?;
         Ok(facts)
     };
-    staged()
+    write()
         .inspect_err(|_| {
             // The first error is the one to report.
             let _ = remove_with_companions(&path);

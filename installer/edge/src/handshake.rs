@@ -56,8 +56,10 @@ pub fn ask(questions: &[Question], request: Request, timeout: Duration) -> anyho
     let program = programs::path(programs::ACME)?;
     let timeout = timeout + OVERHEAD;
     let input = serde_json::to_vec(&requests)?;
-    let finished = exec::feed_within(&program.to_string_lossy(), ["probe"], timeout, |stdin| stdin.write_all(&input))?
-        .with_context(|| format!("the TLS handshakes took longer than {timeout:?}"))?;
+    let finished = exec::feed_within(&program.to_string_lossy(), ["probe"], timeout, |stdin| {
+        stdin.write_all(&input)
+    })?
+    .with_context(|| format!("the TLS handshakes took longer than {timeout:?}"))?;
     ensure!(finished.success, "{}", finished.stderr.trim_end());
     let probed = events(&finished.stdout)?.into_iter().filter_map(|event| match event {
         Event::Probe(probed) => Some(probed),

@@ -137,7 +137,10 @@ fn write(loaded: &Loaded, reader: &impl Reader, from: &ConfigFiles, to: &ConfigF
         entries => entries.with_context(|| format!("Reading {}", source.display()))?,
     };
     let is_for_instances = |name: &str| is_name(name) && !NOT_FOR_INSTANCES.contains(&name);
-    for entry in entries.iter().filter(|entry| entry.is_file && is_for_instances(&entry.name)) {
+    for entry in entries
+        .iter()
+        .filter(|entry| entry.is_file && is_for_instances(&entry.name))
+    {
         let path = source.join(&entry.name);
         let secret = reader
             .read(&path)

@@ -178,7 +178,9 @@ mod tests {
     }
 
     fn refused(inner: rustls::Error) -> Error {
-        Error::Other(Box::new(NoResponse::Failed(Box::new(io::Error::other(io::Error::other(inner))))))
+        Error::Other(Box::new(NoResponse::Failed(Box::new(io::Error::other(
+            io::Error::other(inner),
+        )))))
     }
 
     #[test]

@@ -14,9 +14,7 @@ pub fn backup(section: &mut Section<'_, '_>) -> Settings {
         at: section.get(&keys::BACKUP_AT, time_of_day),
         to: section.given(&keys::BACKUP_TO, place),
         keep: section.small(&keys::BACKUP_KEEP),
-        encrypt_to: section
-            .given(&keys::BACKUP_ENCRYPT_TO, recipients)
-            .unwrap_or_default(),
+        encrypt_to: section.given(&keys::BACKUP_ENCRYPT_TO, recipients).unwrap_or_default(),
         plain_secrets: section.boolean(&keys::BACKUP_PLAIN_SECRETS),
         s3_endpoint: section.given(&keys::BACKUP_S3_ENDPOINT, origin),
         s3_region: section.get(&keys::BACKUP_S3_REGION, region),
