@@ -93,9 +93,12 @@ pub fn exchange<S: Read + Write>(
             return Ok(response);
         }
         limit_time()?;
-        match stream.read(&mut chunk).map_err(timed_out)? {
-            0 => return at_end(&received),
-            count => received.extend_from_slice(&chunk[..count]),
+        match stream.read(&mut chunk) {
+            Ok(0) => return at_end(&received),
+            Ok(count) => received.extend_from_slice(&chunk[..count]),
+            // A process that was stopped and continued gets this even if it handles no signal (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(timed_out(error)),
         }
     }
 }

@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::links::Config;
-
 /// Name of the credential with the access key ID for S3.
 pub const S3_ACCESS_KEY_ID: &str = "s3_access_key_id";
 /// Name of the credential with the secret access key for S3.
@@ -320,13 +318,6 @@ pub struct Settings {
     /// The origin of an S3 server, such as `https://s3.example.org`. `None` for Amazon's in `s3_region`.
     pub s3_endpoint: Option<String>,
     pub s3_region: String,
-}
-
-impl Default for Settings {
-    /// The settings of an empty `links.toml`.
-    fn default() -> Self {
-        Config::default().backup
-    }
 }
 
 #[cfg(test)]

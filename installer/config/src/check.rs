@@ -221,7 +221,15 @@ fn check_credentials(
             );
         }
     }
+    // `check_backup` reports these.
+    let is_for_backups = |name: &str| {
+        NOT_FOR_INSTANCES.contains(&name)
+            && config.is_some_and(|config| matches!(config.backup.to, Some(Place::S3(_))))
+    };
     for (name, problem) in credentials.unusable() {
+        if is_for_backups(name) {
+            continue;
+        }
         let used = name == ADMIN_TOKEN || references.iter().any(|reference| reference.credential == *name);
         findings.push(if used {
             Finding::error(file(name), problem)

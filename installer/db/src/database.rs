@@ -290,7 +290,7 @@ mod tests {
             .execute_batch(
                 "INSERT INTO links (slug, url, created_at) VALUES ('a', 'https://example.com/', 1);
                  INSERT INTO click_days VALUES (1, 0, 5, 2), (1, 1, 5, 2);
-                 INSERT INTO click_batches VALUES ('0a', 0, 900, '~', 10, ''), ('0b', 300, 700, '~', 20, '')",
+                 INSERT INTO click_batches VALUES ('0a', 0, 900, '~', 10, '{}'), ('0b', 300, 700, '~', 20, '{}')",
             )
             .unwrap();
         let facts = snapshot(&path, &directory.path().join("copy.db")).unwrap();

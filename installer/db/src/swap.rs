@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::database::{self, BUSY_TIMEOUT};
@@ -17,8 +18,10 @@ use links_base::files;
 use links_config::backup::DatabaseFacts;
 use links_store::sql::EMPTY_LOG;
 
+/// The write-ahead log that SQLite keeps beside a database.
+const LOG: &str = "-wal";
 /// The files that SQLite keeps beside a database.
-const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
+const COMPANIONS: [&str; 2] = [LOG, "-shm"];
 
 /// The file behind the database's path. SQLite keeps its companions beside that one.
 fn real(database: &Path) -> PathBuf {
@@ -146,7 +149,7 @@ fn put_away(database: &Path, undone: Option<&str>) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the database a second name. A database that SQLite cannot read any more is moved with its companions instead.
+/// Gives the database a second name. A database that SQLite cannot read any more is moved with its log instead.
 fn put_aside(database: &Path, aside: &Path) -> anyhow::Result<()> {
     ensure!(!aside.exists(), "{} exists already", aside.display());
     match empty_log(database) {
@@ -156,10 +159,11 @@ fn put_aside(database: &Path, aside: &Path) -> anyhow::Result<()> {
             database.display()
         ),
         Err(_) => {
-            for suffix in ["", COMPANIONS[0], COMPANIONS[1]] {
+            for suffix in ["", LOG] {
                 rename_if_present(&with_suffix(database, suffix), &with_suffix(aside, suffix))?;
             }
-            return Ok(());
+            // The other companion is an index of the log.
+            return Ok(remove_companions(database)?);
         }
     }
     remove_companions(database)?;
@@ -170,6 +174,8 @@ fn put_aside(database: &Path, aside: &Path) -> anyhow::Result<()> {
 /// Writes everything in the write-ahead log into the database. Returns false if another connection prevents that.
 fn empty_log(database: &Path) -> rusqlite::Result<bool> {
     let connection = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    // Otherwise SQLite changes a database that it cannot read, and deletes its log.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     let is_blocked = connection.query_row(EMPTY_LOG, [], |row| row.get::<_, bool>(0))?;
     connection.close().map_err(|(_, error)| error)?;
@@ -266,8 +272,8 @@ mod tests {
         // Before the rename, the old database has two names.
         put_aside(&path, &with_suffix(&path, ASIDE)).unwrap();
         unswap(&path, ASIDE, None).unwrap();
-        assert_eq!(links(&path), Some(1));
         assert_eq!(names(directory.path()), ["links.db"]);
+        assert_eq!(links(&path), Some(1));
     }
 
     #[test]

@@ -318,7 +318,7 @@ pub mod tests {
         let page = |key: &str, next: &str| {
             format!(
                 "<?xml version=\"1.0\"?><ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
-                 <Contents><Key>{key}</Key><Size>7</Size></Contents>{next}</ListBucketResult>"
+                 <EncodingType>url</EncodingType><Contents><Key>{key}</Key><Size>7</Size></Contents>{next}</ListBucketResult>"
             )
         };
         let (listing, _) = server(move |request| {

@@ -3,10 +3,18 @@
 use std::time::Duration;
 
 use super::keys;
+use super::settings::Config;
 use crate::backup::{Place, Recipient, Settings};
 use crate::document::{Problem, Value};
 use crate::section::Section;
 use crate::value::{duration, one_or_more, origin, string, text};
+
+impl Default for Settings {
+    /// The settings of an empty `links.toml`.
+    fn default() -> Self {
+        Config::default().backup
+    }
+}
 
 pub fn backup(section: &mut Section<'_, '_>) -> Settings {
     let settings = Settings {
