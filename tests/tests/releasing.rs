@@ -1,5 +1,6 @@
 //! The scripts that make a release: which commits they refuse, and what they sign.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -163,6 +164,27 @@ fn a_change_of_a_download_or_of_the_sums_is_noticed() -> Result<()> {
     ensure!(is_signed()? && !is_complete()?, "the package was changed");
     write("SHA256SUMS", &text.replace('a', "b"))?;
     ensure!(!is_signed()?, "the sums were changed");
+    Ok(())
+}
+
+/// The programs that the Makefile builds for the packages are those whose crates are listed.
+#[test]
+fn the_bill_of_a_package_is_about_all_of_its_programs() -> Result<()> {
+    let makefile = include_str!("../../Makefile");
+    let packed = makefile.lines().find_map(|line| line.strip_prefix("PACKED := "));
+    let packed: BTreeSet<_> = packed
+        .context("no PACKED")?
+        .split(' ')
+        .filter(|word| *word != "-p")
+        .collect();
+    let bill = include_str!("../../.ci/sbom");
+    let listed = bill
+        .lines()
+        .find_map(|line| line.strip_prefix("readonly programs=(")?.strip_suffix(')'));
+    assert_eq!(
+        listed.context("no programs")?.split(' ').collect::<BTreeSet<_>>(),
+        packed
+    );
     Ok(())
 }
 

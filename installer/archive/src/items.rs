@@ -25,11 +25,12 @@ pub const TLS: &str = "var/lib/links/tls";
 pub const BASES: [&str; 2] = [CONFIG, TLS];
 
 /// The items that every version knows. A restore replaces the public ones even if the backup does not have them.
-const KNOWN: [(&str, Class); 10] = [
+const KNOWN: [(&str, Class); 11] = [
     ("etc/links/links.toml", Class::Public),
     ("etc/links/links.toml.d", Class::Public),
     ("etc/links/runtime.toml", Class::Public),
     ("etc/links/nginx.d", Class::Public),
+    ("etc/links/cloudflare.txt", Class::Public),
     ("etc/links/credentials", Class::Secret),
     ("var/lib/links/tls/accounts", Class::Secret),
     ("var/lib/links/tls/certificates", Class::Secret),
@@ -100,7 +101,32 @@ pub fn is_inner_link(path: &Path, target: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use links_base::layout::Layout;
+    use links_config::files::ConfigFiles;
+
     use super::*;
+
+    #[test]
+    fn the_known_items_are_where_links_keeps_them() {
+        let layout = Layout::new("/");
+        let kept = [
+            layout.links_toml(),
+            layout.links_toml_d(),
+            layout.runtime_toml(),
+            layout.nginx_include_dir(),
+            ConfigFiles::new(&layout).cloudflare(),
+            layout.credentials_dir(),
+            layout.tls_accounts_dir(),
+            layout.tls_certificates_dir(),
+            layout.tls_files_dir(),
+            layout.tls_names_dir(),
+            layout.tls_live_dir(),
+        ];
+        let known = KNOWN.iter().map(|(path, _)| Path::new("/").join(path));
+        assert_eq!(known.collect::<BTreeSet<_>>(), BTreeSet::from(kept));
+    }
 
     #[test]
     fn unknown_files_of_the_administrator_are_secret_and_copies_are_left_out() {

@@ -223,8 +223,7 @@ fn check_credentials(
     }
     // `check_backup` reports these.
     let is_for_backups = |name: &str| {
-        NOT_FOR_INSTANCES.contains(&name)
-            && config.is_some_and(|config| matches!(config.backup.to, Some(Place::S3(_))))
+        NOT_FOR_INSTANCES.contains(&name) && config.is_some_and(|config| matches!(config.backup.to, Some(Place::S3(_))))
     };
     for (name, problem) in credentials.unusable() {
         if is_for_backups(name) {
