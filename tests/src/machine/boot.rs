@@ -14,7 +14,6 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::Syncs;
 use super::directory::Directory;
 use crate::cgroup::{Cgroup, MemoryGroup};
 use crate::namespace::NetNamespace;
@@ -24,6 +23,15 @@ use crate::tree::Tree;
 const BOOT: &str = include_str!("../../lab/boot.sh");
 /// How long systemd may take to boot, and to end after `poweroff`.
 pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// What a sync of a file inside does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syncs {
+    /// Nothing. A machine that is killed loses nothing even so, because this computer keeps its page cache.
+    Ignored,
+    /// It writes to the disk of this computer, and takes as long.
+    Real,
+}
 
 /// One boot of a machine. It is killed when dropped.
 #[derive(Debug)]

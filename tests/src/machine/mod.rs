@@ -14,17 +14,9 @@ use crate::cgroup::MemoryGroup;
 use crate::process;
 use crate::tree::Tree;
 use boot::Running;
+pub use boot::Syncs;
 use directory::Directory;
 use slot::Slot;
-
-/// What a sync of a file inside does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Syncs {
-    /// Nothing. A machine that is killed loses nothing even so, because this computer keeps its page cache.
-    Ignored,
-    /// It writes to the disk of this computer, and takes as long.
-    Real,
-}
 
 /// Debian, booted from a [`Tree`]. Its writes go to a directory of its own, which is removed when this is dropped.
 ///

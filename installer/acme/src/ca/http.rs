@@ -21,13 +21,13 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
-use super::HTTP_TIMEOUT;
-
 /// The maximum length of a response in bytes. A chain of certificates takes a few KiB.
 const LONGEST: usize = 256 << 10;
 /// Shorter than any server keeps a connection. Nobody watches idle ones while the other process works.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one request may take.
+pub const HTTP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What instant-acme does not pass on of a response.
 #[derive(Clone, Debug, Default)]

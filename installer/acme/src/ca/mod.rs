@@ -11,6 +11,7 @@ pub mod protocol;
 use std::time::Duration;
 
 use crate::words::Attempt;
+use http::HTTP_TIMEOUT;
 use protocol::{Reply, Request};
 
 /// Who answers requests about certificates: an authority, through the network process.
@@ -22,8 +23,6 @@ pub trait Authority {
     fn ask(&mut self, request: &Request) -> Attempt<Reply>;
 }
 
-/// How long one request over HTTP may take.
-const HTTP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the authority may take to validate a name, or to issue a certificate.
 const PROCESSING_TIMEOUT: Duration = Duration::from_secs(120);
 
