@@ -10,8 +10,8 @@ pub mod protocol;
 
 use std::time::Duration;
 
+use self::http::HTTP_TIMEOUT;
 use crate::words::Attempt;
-use http::HTTP_TIMEOUT;
 use protocol::{Reply, Request};
 
 /// Who answers requests about certificates: an authority, through the network process.
