@@ -44,7 +44,7 @@ echo links-lab >"$target/etc/hostname"
 : >"$target/etc/resolv.conf"
 # mmdebstrap empties it. Without an ID, systemd would give every machine another one at its first boot.
 tr --delete - </proc/sys/kernel/random/uuid >"$target/etc/machine-id"
-# No console and no network: what would wait for one of them, or fail without it, stays off.
-for unit in console-getty.service getty@.service apt-daily.timer apt-daily-upgrade.timer; do
+# No console, no network and a kernel without its modules: what would wait for one of them, or fail without it, stays off.
+for unit in console-getty.service getty@.service apt-daily.timer apt-daily-upgrade.timer systemd-modules-load.service; do
     ln -sf /dev/null "$target/etc/systemd/system/$unit"
 done
