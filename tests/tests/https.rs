@@ -93,8 +93,9 @@ impl<'a> Curl<'a> {
 
     fn get(&self, url: &str) -> Result<Answer> {
         let host = url.split('/').nth(2).unwrap_or_default();
-        let resolve = |port: &str| format!("--resolve={host}:{port}:127.0.0.1");
-        let ports = [resolve("80"), resolve("443")];
+        let resolve = |port: &str| format!("{host}:{port}:127.0.0.1");
+        let (plain, tls) = (resolve("80"), resolve("443"));
+        let resolve = ["--resolve", &plain, "--resolve", &tls];
         let format = "\n%{http_code}\n%{http_version}\n%{redirect_url}\n%header{strict-transport-security}";
         let common = [
             "curl",
@@ -109,7 +110,7 @@ impl<'a> Curl<'a> {
         let output = self.host.run(
             common
                 .into_iter()
-                .chain(ports.iter().map(String::as_str))
+                .chain(resolve)
                 .chain(self.arguments.iter().map(String::as_str))
                 .chain([url]),
         )?;
