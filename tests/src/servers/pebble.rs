@@ -40,9 +40,13 @@ impl<'a> Pebble<'a> {
     /// Fails if pebble is missing or does not start.
     pub fn start_in(machine: &'a Machine, settings: Settings) -> Result<Self> {
         for program in ["pebble", "pebble-challtestsrv"] {
-            machine
-                .copy_in(&server(program), &format!("/usr/local/bin/{program}"))
-                .context("Copying pebble, which .ci/servers installs")?;
+            let path = format!("/usr/local/bin/{program}");
+            // A second pebble may start while the first still ends, and a running program cannot be replaced.
+            if !machine.exists(&path)? {
+                machine
+                    .copy_in(&server(program), &path)
+                    .context("Copying pebble, which .ci/servers installs")?;
+            }
         }
         machine.write("/var/tmp/pebble.sh", PREPARE)?;
         let ports = [ACME, MANAGEMENT, HTTP].map(|port| port.to_string());
