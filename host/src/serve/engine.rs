@@ -9,6 +9,7 @@ use wasmtime::{Cache, Config, Engine, InstanceAllocationStrategy, PoolingAllocat
 
 use crate::bindings::Imports;
 use crate::guest::context::Context;
+use crate::guest::usage;
 
 /// The interval at which a component that computes without a pause yields its thread. Spin's value.
 const TICK: Duration = Duration::from_millis(10);
@@ -52,6 +53,7 @@ pub fn engine(cache: &CodeCache, pooling: bool) -> Result<Engine> {
     std::thread::Builder::new().name("tick".to_owned()).spawn(move || {
         while let Some(engine) = weak.upgrade() {
             engine.increment_epoch();
+            usage::tick();
             drop(engine);
             std::thread::sleep(TICK);
         }

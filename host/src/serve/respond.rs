@@ -145,7 +145,7 @@ impl App {
             Err(Error::ConnectionReadTimeout) => return fixed(StatusCode::REQUEST_TIMEOUT, ""),
             Err(_) => return fixed(StatusCode::BAD_REQUEST, ""),
         };
-        let Ok(Ok(permit)) = timeout(PERMIT_TIMEOUT, self.permits.clone().acquire_owned()).await else {
+        let Some(permit) = self.permit().await else {
             return overloaded();
         };
         let permit = Arc::new(permit);
@@ -165,6 +165,16 @@ impl App {
             }
             fixed(StatusCode::INTERNAL_SERVER_ERROR, "")
         })
+    }
+
+    /// A permit to call a component; `None` if there is none in time.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        // Usually there is one, and no timer is needed.
+        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        let permit = timeout(PERMIT_TIMEOUT, self.permits.clone().acquire_owned()).await;
+        permit.ok()?.ok()
     }
 
     /// Turns a component's response into the response that is sent.

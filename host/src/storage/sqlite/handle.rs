@@ -48,6 +48,40 @@ impl Handle {
     /// # Errors
     /// The statement fails, or the write lock is not free in time.
     pub async fn execute(&self, sql: String, parameters: Vec<Value>) -> Result<Answer, Error> {
+        let attempt = match is_change(&sql) {
+            true => None,
+            false => self.attempt(&sql, &parameters)?,
+        };
+        match attempt {
+            Some(Attempt::Done(table)) => Ok(table.into()),
+            // This future is large. The one of a quick read is not, and is created for every redirect.
+            attempt => Box::pin(self.execute_later(sql, parameters, attempt)).await,
+        }
+    }
+
+    /// Runs a statement if it is a quick read. `None` if it has to wait for the session or for a new connection.
+    fn attempt(&self, sql: &str, parameters: &[Value]) -> Result<Option<Attempt>, Error> {
+        let Ok(mut session) = self.0.try_write() else {
+            return Ok(None);
+        };
+        if session.connection.is_none() {
+            let Some(connection) = session.database.pool.take_idle() else {
+                return Ok(None);
+            };
+            session.use_connection(connection);
+        }
+        let attempt = session.connection()?.attempt(sql, parameters);
+        session.finish_statement()?;
+        attempt.map(Some)
+    }
+
+    /// Runs a statement that waits, after an attempt to run it as a quick read, if there was one.
+    async fn execute_later(
+        &self,
+        sql: String,
+        parameters: Vec<Value>,
+        attempt: Option<Attempt>,
+    ) -> Result<Answer, Error> {
         if is_change(&sql) {
             let session = self.0.clone().read_owned().await;
             if session.connection.is_none() {
@@ -55,7 +89,10 @@ impl Handle {
             }
         }
         let mut session = with_connection(self.0.clone().write_owned().await).await?;
-        let attempt = session.connection()?.attempt(&sql, &parameters);
+        let attempt = match attempt {
+            Some(attempt) => Ok(attempt),
+            None => session.connection()?.attempt(&sql, &parameters),
+        };
         let (session, kind) = match attempt {
             Ok(Attempt::Done(table)) => {
                 session.finish_statement()?;
@@ -105,10 +142,7 @@ async fn classify(mut session: Owned, sql: String) -> Result<(Owned, Kind), Erro
 async fn with_connection(mut session: Owned) -> Result<Owned, Error> {
     if session.connection.is_none() {
         let database = session.database.clone();
-        let connection = database.connection().await?;
-        // For the SQL function last_insert_rowid().
-        connection.set_last_insert_rowid(session.written().last_insert_rowid);
-        session.connection = Some(StdMutex::new(connection));
+        session.use_connection(database.connection().await?);
     }
     Ok(session)
 }

@@ -1,6 +1,7 @@
 //! The idle connections of a database.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use super::connection::Connection;
 use super::error::io;
@@ -10,8 +11,7 @@ use crate::storage::place::{Identity, Place};
 /// The maximum number of idle connections of a database: one for each thread that runs quick reads, one for group commit and
 /// one for a transaction.
 fn max_pooled() -> usize {
-    static MAX_POOLED: LazyLock<usize> =
-        LazyLock::new(|| std::thread::available_parallelism().map_or(2, usize::from) + 2);
+    static MAX_POOLED: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(2, usize::from) + 2);
     *MAX_POOLED
 }
 
@@ -24,7 +24,8 @@ pub struct Pool {
 
 #[derive(Default)]
 struct Idle {
-    connections: Vec<Connection>,
+    /// Each with the thread that used it last.
+    connections: Vec<(ThreadId, Connection)>,
     /// The identity of the file that the connections have opened.
     identity: Option<Identity>,
 }
@@ -51,9 +52,15 @@ impl Pool {
         Connection::open(&self.place, self.allow_attach_file)
     }
 
-    /// Takes an idle connection.
+    /// Takes an idle connection, if possible one whose pages are in the cache of this thread's processor.
     pub fn take_idle(&self) -> Option<Connection> {
-        self.idle().connections.pop()
+        let this = thread::current().id();
+        let mut idle = self.idle();
+        let connections = &mut idle.connections;
+        let last = connections.len().checked_sub(1)?;
+        let of_this = connections.iter().rposition(|(thread, _)| *thread == this);
+        let (_, connection) = connections.swap_remove(of_this.unwrap_or(last));
+        Some(connection)
     }
 
     /// Takes an idle connection, or opens one. May block.
@@ -71,7 +78,7 @@ impl Pool {
         if self.place != Place::Memory && connection.reset() {
             let mut idle = self.idle();
             if idle.connections.len() < max_pooled() && idle.identity == connection.identity() {
-                idle.connections.push(connection);
+                idle.connections.push((thread::current().id(), connection));
             }
         }
     }
