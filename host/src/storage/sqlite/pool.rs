@@ -111,3 +111,29 @@ impl Pool {
         self.idle().connections.len()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_takes_the_connection_that_it_used_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Pool::new(Place::File(dir.path().join("a.db")), false);
+        pool.adopt(pool.open().unwrap());
+        let here = pool.take_idle().unwrap();
+        here.run("CREATE TABLE t (a)", &[]).unwrap();
+        here.run("INSERT INTO t VALUES (1)", &[]).unwrap();
+        pool.give_back(here);
+        thread::scope(|scope| {
+            let there = scope.spawn(|| pool.give_back(pool.open().unwrap()));
+            there.join().unwrap();
+        });
+        assert_eq!(pool.len(), 2);
+        // Only the connection of this thread has changed rows.
+        assert_eq!(pool.take_idle().unwrap().changes(), 1);
+        assert_eq!(pool.take_idle().unwrap().changes(), 0, "another's is better than none");
+        assert!(pool.take_idle().is_none());
+    }
+}
