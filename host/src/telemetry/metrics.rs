@@ -22,7 +22,11 @@ impl Requests {
         let counted = count.clone();
         meter
             .u64_observable_counter("spin.request_count")
-            .with_callback(move |counter| counter.observe(counted.load(Relaxed), &attributes))
+            .with_callback(move |counter| match counted.load(Relaxed) {
+                // Spin does not report a component before its first request.
+                0 => {}
+                count => counter.observe(count, &attributes),
+            })
             .build();
         Self(count)
     }
