@@ -109,7 +109,7 @@ static TICKED_AT: AtomicU64 = AtomicU64::new(0);
 pub fn tick() {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     let since_start = u64::try_from(START.elapsed().as_nanos());
-    TICKED_AT.store(since_start.unwrap_or(u64::MAX), Relaxed);
+    TICKED_AT.fetch_max(since_start.unwrap_or(u64::MAX), Relaxed);
 }
 
 fn now() -> Duration {

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::rt::{Sleep, Timer};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// A timer that stays registered when its deadline moves. It may then expire too early, and is reset at that point. Registering
 /// it for each deadline would lock the timers of the whole runtime.
@@ -14,7 +14,12 @@ use tokio::time::{Instant, sleep_until};
 pub struct LazyTimer(Pin<Box<tokio::time::Sleep>>);
 
 impl LazyTimer {
-    pub fn new(deadline: Instant) -> Self {
+    /// A timer that expires after `duration`, which may be of any length, unless its deadline moves.
+    pub fn after(duration: Duration) -> Self {
+        Self(Box::pin(sleep(duration)))
+    }
+
+    fn at(deadline: Instant) -> Self {
         Self(Box::pin(sleep_until(deadline)))
     }
 
@@ -80,7 +85,7 @@ impl Future for ConnectionSleep {
 
     fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let timer = this.timer.get_or_insert_with(|| LazyTimer::new(this.deadline));
+        let timer = this.timer.get_or_insert_with(|| LazyTimer::at(this.deadline));
         timer.poll_until(this.deadline, task)
     }
 }
@@ -107,7 +112,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_deadline_may_move_in_both_directions() {
         let start = Instant::now();
-        let mut timer = LazyTimer::new(start + SECOND * 10);
+        let mut timer = LazyTimer::after(SECOND * 10);
         for (deadline, within) in [(30, 20), (20, 10)] {
             let until = poll_fn(|task| timer.poll_until(start + SECOND * deadline, task));
             assert!(timeout(SECOND * within / 4, until).await.is_err());

@@ -26,7 +26,7 @@ impl Stop {
         Expiration {
             idle,
             request,
-            timer: LazyTimer::new(Instant::now() + idle),
+            timer: LazyTimer::after(idle),
             stopped: Box::pin(self.stopped.clone().cancelled_owned()),
             _instance: self.instances.token(),
         }
