@@ -48,71 +48,45 @@ impl Handle {
     /// # Errors
     /// The statement fails, or the write lock is not free in time.
     pub async fn execute(&self, sql: String, parameters: Vec<Value>) -> Result<Answer, Error> {
-        let attempt = match is_change(&sql) {
-            true => None,
-            false => self.attempt(&sql, &parameters)?,
-        };
-        match attempt {
-            Some(Attempt::Done(table)) => Ok(table.into()),
-            // This future is large. The one of a quick read is not, and is created for every redirect.
-            attempt => Box::pin(self.execute_later(sql, parameters, attempt)).await,
-        }
-    }
-
-    /// Runs a statement if it is a quick read. `None` if it has to wait for the session or for a new connection.
-    fn attempt(&self, sql: &str, parameters: &[Value]) -> Result<Option<Attempt>, Error> {
-        let Ok(mut session) = self.0.try_write() else {
-            return Ok(None);
-        };
-        if session.connection.is_none() {
-            let Some(connection) = session.database.pool.take_idle() else {
-                return Ok(None);
-            };
-            session.use_connection(connection);
-        }
-        let attempt = session.connection()?.attempt(sql, parameters);
-        session.finish_statement()?;
-        attempt.map(Some)
-    }
-
-    /// Runs a statement that waits, after an attempt to run it as a quick read, if there was one.
-    async fn execute_later(
-        &self,
-        sql: String,
-        parameters: Vec<Value>,
-        attempt: Option<Attempt>,
-    ) -> Result<Answer, Error> {
         if is_change(&sql) {
             let session = self.0.clone().read_owned().await;
             if session.connection.is_none() {
-                return group::change(session, sql, parameters).await;
+                return Box::pin(group::change(session, sql, parameters)).await;
             }
         }
-        let mut session = with_connection(self.0.clone().write_owned().await).await?;
-        let attempt = match attempt {
-            Some(attempt) => Ok(attempt),
-            None => session.connection()?.attempt(&sql, &parameters),
+        let mut session = match self.session_now() {
+            Some(session) => session,
+            None => Box::pin(self.session()).await?,
         };
-        let (session, kind) = match attempt {
+        let attempt = session.connection()?.attempt(&sql, &parameters);
+        match attempt {
+            // The other futures are boxed, because they are large and this one is created for every redirect.
+            Ok(Attempt::Later(kind)) => Box::pin(execute_kind(session, sql, parameters, Some(kind))).await,
+            Ok(Attempt::Unknown) => Box::pin(execute_kind(session, sql, parameters, None)).await,
             Ok(Attempt::Done(table)) => {
                 session.finish_statement()?;
-                return Ok(table.into());
+                Ok(table.into())
             }
-            Ok(Attempt::Later(kind)) => (session, kind),
-            Ok(Attempt::Unknown) => classify(session, sql.clone()).await?,
             Err(error) => {
                 session.finish_statement()?;
-                return Err(error);
+                Err(error)
             }
-        };
-        match kind {
-            Kind::Read => read(session, sql, parameters).await,
-            Kind::Write => {
-                let session = with_write_lock(session).await?;
-                run(session, sql, parameters, true).await
-            }
-            Kind::Other => run(session, sql, parameters, false).await,
         }
+    }
+
+    /// The session with a connection; `None` if either has to be waited for.
+    fn session_now(&self) -> Option<Owned> {
+        let mut session = self.0.clone().try_write_owned().ok()?;
+        if session.connection.is_none() {
+            let connection = session.database.pool.take_idle()?;
+            session.use_connection(connection);
+        }
+        Some(session)
+    }
+
+    /// The session with a connection.
+    async fn session(&self) -> Result<Owned, Error> {
+        with_connection(self.0.clone().write_owned().await).await
     }
 
     /// The row id of the last INSERT through this handle, or 0 before the first one.
@@ -127,6 +101,27 @@ impl Handle {
 }
 
 type Owned = OwnedRwLockWriteGuard<Session>;
+
+/// Executes a statement that is not a quick read. Its kind may be unknown.
+async fn execute_kind(
+    session: Owned,
+    sql: String,
+    parameters: Vec<Value>,
+    kind: Option<Kind>,
+) -> Result<Answer, Error> {
+    let (session, kind) = match kind {
+        Some(kind) => (session, kind),
+        None => classify(session, sql.clone()).await?,
+    };
+    match kind {
+        Kind::Read => read(session, sql, parameters).await,
+        Kind::Write => {
+            let session = with_write_lock(session).await?;
+            run(session, sql, parameters, true).await
+        }
+        Kind::Other => run(session, sql, parameters, false).await,
+    }
+}
 
 async fn classify(mut session: Owned, sql: String) -> Result<(Owned, Kind), Error> {
     on_blocking_pool(move || {

@@ -57,9 +57,10 @@ impl Pool {
         let this = thread::current().id();
         let mut idle = self.idle();
         let connections = &mut idle.connections;
-        let last = connections.len().checked_sub(1)?;
         let of_this = connections.iter().rposition(|(thread, _)| *thread == this);
-        let (_, connection) = connections.swap_remove(of_this.unwrap_or(last));
+        let place = of_this.or(connections.len().checked_sub(1))?;
+        // In order, so that the last one is always the most recently used.
+        let (_, connection) = connections.remove(place);
         Some(connection)
     }
 
