@@ -3,5 +3,5 @@
 pub mod context;
 mod key_value;
 mod sqlite;
-mod usage;
+pub mod usage;
 mod variables;

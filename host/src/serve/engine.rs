@@ -10,6 +10,7 @@ use wasmtime::{Cache, Config, Engine, InstanceAllocationStrategy, PoolingAllocat
 use super::address_space::{self, MOST_INSTANCES};
 use crate::bindings::Imports;
 use crate::guest::context::Context;
+use crate::guest::usage;
 
 /// The interval at which a component that computes without a pause yields its thread. Spin's value.
 const TICK: Duration = Duration::from_millis(10);
@@ -59,6 +60,7 @@ pub fn prepare(cache: &CodeCache, pooling: bool) -> Result<Prepared> {
     std::thread::Builder::new().name("tick".to_owned()).spawn(move || {
         while let Some(engine) = weak.upgrade() {
             engine.increment_epoch();
+            usage::tick();
             drop(engine);
             std::thread::sleep(TICK);
         }

@@ -6,6 +6,7 @@ pub mod component;
 pub mod endpoint;
 pub mod engine;
 pub mod instances;
+mod lazy_timer;
 pub mod listen;
 mod pace;
 pub mod precompiled;

@@ -156,7 +156,7 @@ impl App {
             Err(Error::ConnectionReadTimeout) => return fixed(StatusCode::REQUEST_TIMEOUT, ""),
             Err(_) => return fixed(StatusCode::BAD_REQUEST, ""),
         };
-        let Ok(Ok(permit)) = timeout(PERMIT_TIMEOUT, self.permits.clone().acquire_owned()).await else {
+        let Some(permit) = acquire(&self.permits).await else {
             return overloaded();
         };
         let permit = Arc::new(permit);
@@ -191,17 +191,27 @@ impl App {
             // The body is not sent, but content-length may give its size.
             _ if to_head => ResponseBody::Unsent(size),
             Some(size) if size <= MAX_BUFFERED => ResponseBody::Fixed(Full::new(collect(body, size).await?)),
-            _ => match timeout(PERMIT_TIMEOUT, self.streams.clone().acquire_owned()).await {
-                Ok(Ok(stream)) => ResponseBody::Component {
+            _ => match acquire(&self.streams).await {
+                Some(stream) => ResponseBody::Component {
                     body,
                     _stream: stream,
                     _permit: permit,
                 },
-                _ => return Ok(overloaded()),
+                None => return Ok(overloaded()),
             },
         };
         Ok(Response::from_parts(head, body))
     }
+}
+
+/// A permit; `None` if there is none in time.
+async fn acquire(permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    // Usually there is one, and no timer is needed.
+    if let Ok(permit) = permits.clone().try_acquire_owned() {
+        return Some(permit);
+    }
+    let permit = timeout(PERMIT_TIMEOUT, permits.clone().acquire_owned()).await;
+    permit.ok()?.ok()
 }
 
 fn fixed(status: StatusCode, text: &'static str) -> Response<ResponseBody> {

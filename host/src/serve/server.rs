@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use super::lazy_timer::ConnectionTimer;
 use super::listen::{Listener, Peer};
 use super::pace::Paced;
 use super::respond::App;
@@ -129,7 +130,6 @@ fn poll_accept(listeners: &[Listener], task: &mut Context<'_>) -> Poll<io::Resul
 
 /// What all connections share.
 struct Server {
-    http: Builder,
     connections: GracefulShutdown,
     /// Notified whenever a connection has closed.
     closed: Arc<Notify>,
@@ -139,11 +139,7 @@ struct Server {
 
 impl Server {
     fn new(app: Arc<App>, timeout: Duration) -> Self {
-        let mut http = Builder::new();
-        // This timeout starts with the connection, so it also bounds the wait for the first byte and for the next request.
-        http.timer(TokioTimer::new()).header_read_timeout(timeout);
         Self {
-            http,
             connections: GracefulShutdown::new(),
             closed: Arc::new(Notify::new()),
             app,
@@ -158,9 +154,10 @@ impl Server {
             let (app, peer) = (app.clone(), peer.clone());
             async move { Ok::<_, Infallible>(app.respond(request, peer).await) }
         });
-        let connection = self
-            .http
-            .serve_connection(TokioIo::new(Paced::new(stream, self.timeout)), service);
+        let mut http = Builder::new();
+        // This timeout starts with the connection, so it also bounds the wait for the first byte and for the next request.
+        http.timer(ConnectionTimer::default()).header_read_timeout(self.timeout);
+        let connection = http.serve_connection(TokioIo::new(Paced::new(stream, self.timeout)), service);
         let connection = self.connections.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

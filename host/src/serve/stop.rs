@@ -5,11 +5,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use wasmtime_wasi_http::handler::{WorkerExpiration, WorkerStatus};
+
+use super::lazy_timer::LazyTimer;
 
 /// Ends the instances at shutdown. Clones share their state.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +26,7 @@ impl Stop {
         Expiration {
             idle,
             request,
-            timer: Box::pin(sleep(idle)),
+            timer: LazyTimer::after(idle),
             stopped: Box::pin(self.stopped.clone().cancelled_owned()),
             _instance: self.instances.token(),
         }
@@ -43,7 +45,7 @@ impl Stop {
 pub struct Expiration {
     idle: Duration,
     request: Option<Duration>,
-    timer: Pin<Box<Sleep>>,
+    timer: LazyTimer,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     _instance: TaskTrackerToken,
 }
@@ -63,17 +65,7 @@ impl WorkerExpiration for Expiration {
         let Some(end) = limit.and_then(|limit| Instant::from_std(since).checked_add(limit)) else {
             return Poll::Pending;
         };
-        // A timer that expires too early is reset at that point, which is cheaper than resetting it for each request.
-        if self.timer.deadline() > end {
-            self.timer.as_mut().reset(end);
-        }
-        while self.timer.as_mut().poll(task).is_ready() {
-            if self.timer.deadline() >= end {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(end);
-        }
-        Poll::Pending
+        self.timer.poll_until(end, task)
     }
 }
 

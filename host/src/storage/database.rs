@@ -49,7 +49,8 @@ impl Connection {
     pub async fn execute(&self, sql: String, parameters: Vec<Value>) -> Result<Answer, Error> {
         match self {
             Self::File(handle) => handle.execute(sql, parameters).await,
-            Self::Server(connection) => connection.execute(sql, parameters).await,
+            // This future is large, and would make that of a local database as large.
+            Self::Server(connection) => Box::pin(connection.execute(sql, parameters)).await,
         }
     }
 

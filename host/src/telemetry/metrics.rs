@@ -1,31 +1,38 @@
 //! Metrics of components: their requests, and what their instances use.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter};
+use opentelemetry::metrics::{Histogram, Meter};
 
-/// Counts the requests of a component.
+/// Counts the requests of a component. OpenTelemetry's own counter looks its attributes up for every request.
 #[derive(Debug)]
-pub struct Requests {
-    count: Counter<u64>,
-    attributes: [KeyValue; 3],
-}
+pub struct Requests(Arc<AtomicU64>);
 
 impl Requests {
     pub(super) fn new(meter: &Meter, application: &str, component: &str) -> Self {
-        Self {
-            count: meter.u64_counter("spin.request_count").build(),
-            attributes: [
-                KeyValue::new("trigger_type", "http"),
-                KeyValue::new("app_id", application.to_owned()),
-                KeyValue::new("component_id", component.to_owned()),
-            ],
-        }
+        let count = Arc::new(AtomicU64::new(0));
+        let attributes = [
+            KeyValue::new("trigger_type", "http"),
+            KeyValue::new("app_id", application.to_owned()),
+            KeyValue::new("component_id", component.to_owned()),
+        ];
+        let counted = count.clone();
+        meter
+            .u64_observable_counter("spin.request_count")
+            .with_callback(move |counter| match counted.load(Relaxed) {
+                // Spin does not report a component before its first request.
+                0 => {}
+                count => counter.observe(count, &attributes),
+            })
+            .build();
+        Self(count)
     }
 
     pub fn count(&self) {
-        self.count.add(1, &self.attributes);
+        self.0.fetch_add(1, Relaxed);
     }
 }
 

@@ -140,6 +140,12 @@ pub struct Change {
 }
 
 impl Session {
+    pub fn use_connection(&mut self, connection: Connection) {
+        // For the SQL function last_insert_rowid().
+        connection.set_last_insert_rowid(self.written().last_insert_rowid);
+        self.connection = Some(Mutex::new(connection));
+    }
+
     /// Locks the connection. Never blocks, because a statement has exclusive use of the session.
     pub fn connection(&self) -> Result<std::sync::MutexGuard<'_, Connection>, Error> {
         let connection = self.connection.as_ref().ok_or(Error::InvalidConnection)?;

@@ -51,31 +51,42 @@ impl Handle {
         if is_change(&sql) {
             let session = self.0.clone().read_owned().await;
             if session.connection.is_none() {
-                return group::change(session, sql, parameters).await;
+                return Box::pin(group::change(session, sql, parameters)).await;
             }
         }
-        let mut session = with_connection(self.0.clone().write_owned().await).await?;
+        let mut session = match self.session_now() {
+            Some(session) => session,
+            None => Box::pin(self.session()).await?,
+        };
         let attempt = session.connection()?.attempt(&sql, &parameters);
-        let (session, kind) = match attempt {
+        match attempt {
+            // The other futures are boxed, because they are large and this one is created for every redirect.
+            Ok(Attempt::Later(kind)) => Box::pin(execute_kind(session, sql, parameters, Some(kind))).await,
+            Ok(Attempt::Unknown) => Box::pin(execute_kind(session, sql, parameters, None)).await,
             Ok(Attempt::Done(table)) => {
                 session.finish_statement()?;
-                return Ok(table.into());
+                Ok(table.into())
             }
-            Ok(Attempt::Later(kind)) => (session, kind),
-            Ok(Attempt::Unknown) => classify(session, sql.clone()).await?,
             Err(error) => {
                 session.finish_statement()?;
-                return Err(error);
+                Err(error)
             }
-        };
-        match kind {
-            Kind::Read => read(session, sql, parameters).await,
-            Kind::Write => {
-                let session = with_write_lock(session).await?;
-                run(session, sql, parameters, true).await
-            }
-            Kind::Other => run(session, sql, parameters, false).await,
         }
+    }
+
+    /// The session with a connection; `None` if either has to be waited for.
+    fn session_now(&self) -> Option<Owned> {
+        let mut session = self.0.clone().try_write_owned().ok()?;
+        if session.connection.is_none() {
+            let connection = session.database.pool.take_idle()?;
+            session.use_connection(connection);
+        }
+        Some(session)
+    }
+
+    /// The session with a connection.
+    async fn session(&self) -> Result<Owned, Error> {
+        with_connection(self.0.clone().write_owned().await).await
     }
 
     /// The row id of the last INSERT through this handle, or 0 before the first one.
@@ -91,6 +102,27 @@ impl Handle {
 
 type Owned = OwnedRwLockWriteGuard<Session>;
 
+/// Executes a statement that is not a quick read. Its kind may be unknown.
+async fn execute_kind(
+    session: Owned,
+    sql: String,
+    parameters: Vec<Value>,
+    kind: Option<Kind>,
+) -> Result<Answer, Error> {
+    let (session, kind) = match kind {
+        Some(kind) => (session, kind),
+        None => classify(session, sql.clone()).await?,
+    };
+    match kind {
+        Kind::Read => read(session, sql, parameters).await,
+        Kind::Write => {
+            let session = with_write_lock(session).await?;
+            run(session, sql, parameters, true).await
+        }
+        Kind::Other => run(session, sql, parameters, false).await,
+    }
+}
+
 async fn classify(mut session: Owned, sql: String) -> Result<(Owned, Kind), Error> {
     on_blocking_pool(move || {
         let kind = session.connection()?.classify(&sql);
@@ -105,10 +137,7 @@ async fn classify(mut session: Owned, sql: String) -> Result<(Owned, Kind), Erro
 async fn with_connection(mut session: Owned) -> Result<Owned, Error> {
     if session.connection.is_none() {
         let database = session.database.clone();
-        let connection = database.connection().await?;
-        // For the SQL function last_insert_rowid().
-        connection.set_last_insert_rowid(session.written().last_insert_rowid);
-        session.connection = Some(StdMutex::new(connection));
+        session.use_connection(database.connection().await?);
     }
     Ok(session)
 }

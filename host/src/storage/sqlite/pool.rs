@@ -1,6 +1,7 @@
 //! The idle connections of a database.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use super::connection::Connection;
 use super::error::io;
@@ -10,8 +11,7 @@ use crate::storage::place::{Identity, Place};
 /// The maximum number of idle connections of a database: one for each thread that runs quick reads, one for group commit and
 /// one for a transaction.
 fn max_pooled() -> usize {
-    static MAX_POOLED: LazyLock<usize> =
-        LazyLock::new(|| std::thread::available_parallelism().map_or(2, usize::from) + 2);
+    static MAX_POOLED: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(2, usize::from) + 2);
     *MAX_POOLED
 }
 
@@ -24,7 +24,8 @@ pub struct Pool {
 
 #[derive(Default)]
 struct Idle {
-    connections: Vec<Connection>,
+    /// Each with the thread that used it last.
+    connections: Vec<(ThreadId, Connection)>,
     /// The identity of the file that the connections have opened.
     identity: Option<Identity>,
 }
@@ -51,9 +52,16 @@ impl Pool {
         Connection::open(&self.place, self.allow_attach_file)
     }
 
-    /// Takes an idle connection.
+    /// Takes an idle connection, if possible one whose pages are in the cache of this thread's processor.
     pub fn take_idle(&self) -> Option<Connection> {
-        self.idle().connections.pop()
+        let this = thread::current().id();
+        let mut idle = self.idle();
+        let connections = &mut idle.connections;
+        let of_this = connections.iter().rposition(|(thread, _)| *thread == this);
+        let place = of_this.or(connections.len().checked_sub(1))?;
+        // In order, so that the last one is always the most recently used.
+        let (_, connection) = connections.remove(place);
+        Some(connection)
     }
 
     /// Takes an idle connection, or opens one. May block.
@@ -71,7 +79,7 @@ impl Pool {
         if self.place != Place::Memory && connection.reset() {
             let mut idle = self.idle();
             if idle.connections.len() < max_pooled() && idle.identity == connection.identity() {
-                idle.connections.push(connection);
+                idle.connections.push((thread::current().id(), connection));
             }
         }
     }
@@ -102,5 +110,31 @@ impl Pool {
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.idle().connections.len()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic fails the test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_takes_the_connection_that_it_used_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Pool::new(Place::File(dir.path().join("a.db")), false);
+        pool.adopt(pool.open().unwrap());
+        let here = pool.take_idle().unwrap();
+        here.run("CREATE TABLE t (a)", &[]).unwrap();
+        here.run("INSERT INTO t VALUES (1)", &[]).unwrap();
+        pool.give_back(here);
+        thread::scope(|scope| {
+            let there = scope.spawn(|| pool.give_back(pool.open().unwrap()));
+            there.join().unwrap();
+        });
+        assert_eq!(pool.len(), 2);
+        // Only the connection of this thread has changed rows.
+        assert_eq!(pool.take_idle().unwrap().changes(), 1);
+        assert_eq!(pool.take_idle().unwrap().changes(), 0, "another's is better than none");
+        assert!(pool.take_idle().is_none());
     }
 }
