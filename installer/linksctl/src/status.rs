@@ -152,7 +152,7 @@ fn observe(layout: &Layout) -> anyhow::Result<Status> {
         sandbox: sandbox::lacks(layout, appliance.services),
         database: database(layout),
         sqlite: sqlite::observe(layout),
-        public_url: config.public_url.clone(),
+        public_url: config.base_url(),
         nginx,
         backup: Backups::read(&layout.backups_record())
             .ok()
