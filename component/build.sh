@@ -188,9 +188,8 @@ WASM_LD=$(find_wasm_ld) || die "wasm-ld is missing: install the rustup component
 export WASM_LD
 rustflags+=(-C "link-arg=--wasm-ld-path=$root/component/wasm-ld.sh")
 
-# Small output, and always the same bytes, whatever the workspace's profile says about native programs. Optimized for size, the
-# components are as fast as those optimized for speed.
-export CARGO_PROFILE_RELEASE_OPT_LEVEL=s
+# Small output, and always the same bytes, whatever the workspace's profile says about native programs.
+export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
 export CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_PANIC=abort
 export CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_INCREMENTAL=0
 # spin-sdk's build script writes the commit of the surrounding git repository into the component.

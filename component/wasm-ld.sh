@@ -17,4 +17,4 @@ while [ $# -gt 0 ]; do
 done
 # What rustc's wasm32-wasip2 uses beyond the first version of WebAssembly.
 features=(bulk-memory multivalue mutable-globals nontrapping-float-to-int reference-types sign-ext)
-exec wasm-opt -O3 --converge "${features[@]/#/--enable-}" "$output" -o "$output"
+exec wasm-opt --reorder-functions -Oz --converge "${features[@]/#/--enable-}" "$output" -o "$output"

@@ -1,6 +1,6 @@
-//! Writes the files of `sql/` as Rust, without their comments: a constant for each statement (`src/sql.rs`), the
-//! statements of the migration scripts and the columns of a link (`src/schema.rs`). Comments would be part of the components and of every
-//! statement that they send.
+//! Writes the files of `sql/` as Rust, without their comments and indentation: a constant for each statement (`src/sql.rs`), the
+//! statements of the migration scripts and the columns of a link (`src/schema.rs`). They would be part of the components and of
+//! every statement that these send.
 //!
 //! A statement may name all columns of a link at once, in the order in which the scripts add them. `id` is not among them,
 //! because it belongs to one database.
@@ -63,9 +63,9 @@ fn read() -> io::Result<Vec<(String, String)>> {
     Ok(files)
 }
 
-/// Removes the lines that are comments as a whole. The files have no others.
+/// Removes indentation and the lines that are comments as a whole. The files have no other comments.
 fn without_comments(sql: &str) -> String {
-    let lines = sql.lines().filter(|line| !line.trim_start().starts_with("--"));
+    let lines = sql.lines().map(str::trim_start).filter(|line| !line.starts_with("--"));
     lines.map(|line| format!("{line}\n")).collect()
 }
 
@@ -105,7 +105,7 @@ fn columns(scripts: &[String]) -> io::Result<Vec<Column>> {
         let mut lines = statement.trim().lines();
         let first = lines.next().unwrap_or_default();
         if first == "CREATE TABLE IF NOT EXISTS links (" {
-            let definitions = lines.map_while(|line| line.strip_prefix("    "));
+            let definitions = lines.take_while(|line| !line.starts_with(')'));
             for definition in definitions.filter(|definition| !definition.starts_with("id ")) {
                 columns.push(Column::of(definition)?);
             }

@@ -125,7 +125,7 @@ impl Batch {
 
     fn fault(&self) -> Option<String> {
         if !is_journal_name(&self.journal) {
-            return Some(format!("{:?} is not a journal name", self.journal));
+            return Some(format!("\"{}\" is not a journal name", self.journal));
         }
         // The database's integers are signed.
         if self.start >= self.stop || i64::try_from(self.stop).is_err() {
@@ -134,7 +134,7 @@ impl Batch {
         let is_slug = |slug: &str| slug.is_empty() || Slug::in_path(slug).is_some();
         let bounds = [&self.after, &self.through].into_iter().flatten();
         if let Some(bound) = bounds.into_iter().find(|bound| bound.is_empty() || !is_slug(bound)) {
-            return Some(format!("{bound:?} is not a slug"));
+            return Some(format!("\"{bound}\" is not a slug"));
         }
         let clicks = self
             .clicks
@@ -147,10 +147,11 @@ impl Batch {
             .details
             .iter()
             .find(|Detail(slug, day, kind, name, _)| !is_slug(slug) || *day > LAST_DAY || !kind.allows(name));
-        let fault = clicks.map(|entry| format!("{entry:?} is not valid"));
-        fault
-            .or_else(|| visitors.map(|entry| format!("{entry:?} is not valid")))
-            .or_else(|| details.map(|entry| format!("{entry:?} is not valid")))
+        let invalid = |what: &str, slug: &str, day: u32| format!("the {what} of \"{slug}\" on day {day} are not valid");
+        let clicks = clicks.map(|Clicks(slug, hour, ..)| invalid("clicks", slug, hour / 24));
+        clicks
+            .or_else(|| visitors.map(|Visitors(slug, day, ..)| invalid("visitors", slug, *day)))
+            .or_else(|| details.map(|Detail(slug, day, ..)| invalid("details", slug, *day)))
     }
 }
 

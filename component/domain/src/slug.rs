@@ -108,7 +108,7 @@ impl Slug {
         // Checked before the shape, so that `robots.txt` is refused as a reserved word and not for its dot.
         if is_reserved(text) {
             return Err(Refused::new(format!(
-                "The slug {text:?} is reserved. Choose another one."
+                "The slug \"{text}\" is reserved. Choose another one."
             )));
         }
         if !has_shape(text) {

@@ -41,10 +41,25 @@ pub async fn request(method: &Method, authority: &str, path_with_query: &str) ->
         };
         match outcome {
             Ok(response) => return Ok(Response(response)),
-            Err(failed) => error = format!("{failed:?}"),
+            Err(failed) => error = text(failed),
         }
     }
     Err(error)
+}
+
+/// The cause in words. The derived `Debug` of this type is 4 KB of Wasm.
+fn text(error: ErrorCode) -> String {
+    let text = match error {
+        ErrorCode::InternalError(Some(message)) => return message,
+        ErrorCode::ConnectionRefused => "the connection was refused",
+        ErrorCode::ConnectionTerminated => "the connection was closed",
+        ErrorCode::ConnectionTimeout | ErrorCode::ConnectionReadTimeout | ErrorCode::HttpResponseTimeout => {
+            "there was no answer in time"
+        }
+        ErrorCode::HttpRequestDenied => "spin.toml does not allow this address",
+        _ => "the request failed",
+    };
+    text.to_owned()
 }
 
 fn without_body(method: &Method, authority: &str, path_with_query: &str) -> Result<types::Request, ErrorCode> {

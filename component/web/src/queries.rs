@@ -27,7 +27,7 @@ pub fn span(query: Option<&str>, now: i64) -> Result<Span, Problem> {
             _ => {
                 return Err(Problem::new(
                     400,
-                    format!("Unknown parameter {name:?}; expected from, to or granularity."),
+                    format!("Unknown parameter \"{name}\"; expected from, to or granularity."),
                 ));
             }
         }
