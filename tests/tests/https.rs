@@ -497,6 +497,8 @@ fn neither_kills_nor_expiry_nor_wrong_files_take_links_down() -> Result<()> {
         "nginx serves an earlier certificate"
     );
 
+    a_revoked_certificate_is_replaced(&host)?;
+
     // The authority has lost its memory, and issues certificates for a short time. Without it, they expire, and nothing is
     // redirected to an error page then.
     first.server.stop()?;
@@ -536,6 +538,32 @@ fn neither_kills_nor_expiry_nor_wrong_files_take_links_down() -> Result<()> {
     follow(&host, NAME, slug)?;
 
     own_files(&host, slug)
+}
+
+/// The authority suggests to renew it at once (RFC 9773).
+fn a_revoked_certificate_is_replaced(host: &Host) -> Result<()> {
+    let before = served(host, NAME)?;
+    // Somebody else with the account's key revokes it, so that this host learns of it by the suggestion only.
+    host.shell("mkdir -p /var/tmp/else/var/lib/links; cp -a /var/lib/links/tls /var/tmp/else/var/lib/links/")?;
+    let command = [
+        "/usr/lib/links/bin/links-acme",
+        "--root",
+        "/var/tmp/else",
+        "forget",
+        "--revoke",
+    ];
+    host.ok([&command[..], &["--ca-file", Pebble::ROOT_FILE, NAME]].concat())?;
+    // As if the time for the next question had come.
+    let file = format!("/var/lib/links/tls/names/{NAME}.json");
+    let mut record: Value = serde_json::from_str(&host.read(&file)?)?;
+    record["ari_asked"] = Value::Null;
+    host.write(&file, record.to_string())?;
+    let renewed = renew(host, &[])?;
+    ensure!(
+        renewed.status == 0 && served(host, NAME)? != before,
+        "the revoked certificate is still served: {renewed}"
+    );
+    Ok(())
 }
 
 /// Certificates of the administrator, of which nginx gets a checked copy.

@@ -189,12 +189,15 @@ pub fn remove_leftovers(directory: &Path, prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A locked file. The lock ends when this is dropped.
+pub type Lock = Flock<File>;
+
 /// Locks the file at `path`, and writes `holder` into it. Creates the file with `mode` if it is missing. Returns `None` if
 /// another process holds the lock. The kernel releases the lock when this process ends, even if it is killed.
 ///
 /// # Errors
 /// The file cannot be opened or written.
-pub fn lock(path: &Path, mode: u32, holder: &str) -> anyhow::Result<Option<Flock<File>>> {
+pub fn lock(path: &Path, mode: u32, holder: &str) -> anyhow::Result<Option<Lock>> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)

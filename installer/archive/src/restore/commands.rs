@@ -217,6 +217,7 @@ impl Restoring<'_> {
             journal: Journal::new(&prepared.plan, &stamp, prepared.was_active, marker(self.layout)?),
             staging: &staging,
             rolled_out: None,
+            certificates: None,
         };
         apply(&prepared.plan, &mut executor).inspect_err(|_| {
             let _ = clean();
@@ -308,6 +309,7 @@ pub fn undo(layout: &Layout, appliance: &Appliance, style: Style) -> anyhow::Res
             journal,
             staging: &staging,
             rolled_out: None,
+            certificates: None,
         };
         executor.take_back()
     };

@@ -21,7 +21,7 @@ use links_base::layout::{self, Layout};
 use links_config::links::Config;
 use links_config::load::load_links;
 use links_edge::Mode;
-use links_rollout::{Appliance, Force, Goal, Session, Stage, install_site};
+use links_rollout::{Appliance, Force, Goal, Session, Stage, held_by, install_site};
 
 /// The host, with the right to change what runs.
 pub struct Executor<'a, 's> {
@@ -33,6 +33,8 @@ pub struct Executor<'a, 's> {
     pub staging: &'a Staging,
     /// What was rolled out, once it was.
     pub rolled_out: Option<Goal>,
+    /// Held while certificates are swapped, so that links-acme does not write into either of them.
+    pub certificates: Option<files::Lock>,
 }
 
 impl Executor<'_, '_> {
@@ -40,8 +42,28 @@ impl Executor<'_, '_> {
         Ok(load_links(self.appliance.snapshots.edited())?)
     }
 
+    /// Takes the lock of links-acme if certificates are among what is swapped.
+    fn lock_certificates(&mut self) -> anyhow::Result<()> {
+        let directory = self.layout.tls_dir();
+        if self.certificates.is_some() || !self.journal.items.iter().any(|item| item.path.starts_with(&directory)) {
+            return Ok(());
+        }
+        make_directory(&directory, 0o755)?;
+        let path = self.layout.tls_lock();
+        let lock = files::lock(&path, 0o600, &std::process::id().to_string())?;
+        let holder = || held_by(&path).unwrap_or_default();
+        self.certificates = Some(lock.with_context(|| {
+            format!(
+                "process {} is getting certificates at the moment: try again when it has ended",
+                holder()
+            )
+        })?);
+        Ok(())
+    }
+
     /// Leaves nothing if it fails.
-    fn begin(&self) -> anyhow::Result<()> {
+    fn begin(&mut self) -> anyhow::Result<()> {
+        self.lock_certificates()?;
         let asides: BTreeSet<_> = self.journal.items.iter().map(|item| &item.aside).collect();
         for aside in &asides {
             // Never one of an earlier restore.
@@ -136,7 +158,8 @@ impl Executor<'_, '_> {
     }
 
     /// Puts the files back. links is stopped then.
-    fn put_files_back(&self) -> anyhow::Result<()> {
+    fn put_files_back(&mut self) -> anyhow::Result<()> {
+        self.lock_certificates()?;
         let journal = &self.journal;
         if self.appliance.services.running() {
             self.stop()?;
@@ -157,6 +180,7 @@ impl Executor<'_, '_> {
             None => files::remove_if_present(&marker).with_context(|| format!("Removing {}", marker.display()))?,
         }
         self.remove_empty_asides();
+        self.certificates = None;
         self.staging.clean()
     }
 
@@ -184,7 +208,10 @@ impl apply::Host for Executor<'_, '_> {
             Step::SwapDatabase { path, aside, .. } => self.appliance.database_work.swap(path, aside),
             Step::SwapItem { path, aside, .. } => self.swap_item(path, aside),
             Step::RenewJournal => self.renew_journal(),
-            Step::RollOut => self.roll_out(),
+            Step::RollOut => {
+                self.certificates = None;
+                self.roll_out()
+            }
             Step::Start => {
                 self.journal.is_started = true;
                 self.journal.write(&self.layout.restore_journal())?;
