@@ -13,6 +13,7 @@ mod containers;
 mod crates;
 mod debian;
 mod disturbances;
+mod documents;
 mod edge;
 mod failures;
 mod foreground;

@@ -3,13 +3,15 @@
 //!
 //! All runtimes are measured in the same run, in alternating rounds: links-host, and Spin if `$SPIN` names its binary.
 //! Further sections measure the cost of a remote database and of many links, how fast a backlog of clicks is counted, how
-//! fast nginx answers from its cache, what clients notice of rollouts, and how much the agent and the whole appliance use.
+//! fast nginx answers from its cache, what HTTPS costs, how long a backup takes and how large it is, what clients notice of
+//! rollouts, and how much the agent and the whole appliance use.
 //! If `$PEER` is the URL of a redirect of another shortener, that one is measured beside nginx. If `$PEER_SLUGS` names a file
 //! with slugs of that shortener, one per line, `$PEER` is the URL before the slugs, and they are requested in the same
 //! distributions as the appliance's links. An unexpected answer ends the run with an error.
 
 mod agent;
 mod backlog;
+mod backup;
 mod edge;
 mod growth;
 mod load;
@@ -17,6 +19,7 @@ mod memory;
 mod peer;
 mod remote;
 mod rollouts;
+mod tls;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,11 +36,11 @@ const SECONDS_PER_ROUND: u32 = 4;
 const CREATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/create.lua");
 
 /// The sections that the command line can name. Without names, all of them are measured.
-const SECTIONS: [&str; 8] = [
-    "runtimes", "remote", "growth", "backlog", "edge", "rollouts", "agent", "memory",
+const SECTIONS: [&str; 10] = [
+    "runtimes", "remote", "growth", "backlog", "edge", "tls", "backup", "rollouts", "agent", "memory",
 ];
 /// The sections that need a machine of the lab.
-const IN_THE_LAB: [&str; 4] = ["edge", "rollouts", "agent", "memory"];
+const IN_THE_LAB: [&str; 6] = ["edge", "tls", "backup", "rollouts", "agent", "memory"];
 
 fn main() -> Result<()> {
     let names: Vec<_> = std::env::args().skip(1).collect();
@@ -94,6 +97,12 @@ fn main() -> Result<()> {
         let edge = edge::measure(peer::Peer::from_environment()?.as_ref())?;
         results.edge.insert(edge).print();
     }
+    if wanted("tls") {
+        results.tls.insert(tls::measure()?).print();
+    }
+    if wanted("backup") {
+        results.backup.insert(backup::measure()?).print();
+    }
     if wanted("rollouts") {
         results.rollouts.insert(rollouts::measure()?).print();
     }
@@ -117,6 +126,8 @@ struct Results {
     growth: Option<Vec<growth::Figures>>,
     backlog: Option<backlog::Figures>,
     edge: Option<edge::Figures>,
+    tls: Option<tls::Figures>,
+    backup: Option<backup::Figures>,
     rollouts: Option<rollouts::Figures>,
     agent: Option<agent::Figures>,
     memory: Option<memory::Figures>,

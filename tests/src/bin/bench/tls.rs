@@ -1,0 +1,225 @@
+//! What HTTPS costs: redirects from nginx's cache over plain HTTP/1.1 and over TLS 1.3, on kept and on fresh connections, and what
+//! testssl.sh finds about the configuration of TLS.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use links_tests::Host;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::load::Wrk;
+use crate::{ROUNDS, SECONDS_PER_ROUND, median};
+
+const NAME: &str = "s.example";
+const CERTIFICATES: &str = include_str!("../../../lab/https.sh");
+const CONNECTIONS: u32 = 64;
+/// The number of connections of one run with fresh HTTP/2 connections, one request on each.
+const FRESH: u32 = 2_000;
+/// The requests that are under way at the same time on a kept HTTP/2 connection.
+const STREAMS: u32 = 10;
+
+/// What testssl.sh finds because the test's authority is private. Everything else counts.
+const OF_THE_AUTHORITY: [&str; 7] = [
+    "cert_trust",
+    "cert_chain_of_trust",
+    "cert_revocation",
+    "cert_ocspRevoked",
+    "OCSP_stapling",
+    "DNS_CAArecord",
+    "certificate_transparency",
+];
+
+#[derive(Clone, Copy)]
+enum Load {
+    /// HTTP/1.1 by wrk.
+    Kept(&'static str),
+    /// HTTP/1.1 by wrk, which is asked to close each connection after its first answer.
+    Fresh(&'static str),
+    /// HTTP/2 by h2load.
+    KeptHttp2,
+    FreshHttp2,
+}
+
+const SUBJECTS: [(&str, Load); 6] = [
+    ("HTTP/1.1, kept", Load::Kept("http")),
+    ("TLS 1.3, HTTP/1.1, kept", Load::Kept("https")),
+    ("TLS 1.3, HTTP/2, kept", Load::KeptHttp2),
+    ("HTTP/1.1, fresh", Load::Fresh("http")),
+    ("TLS 1.3, HTTP/1.1, fresh", Load::Fresh("https")),
+    ("TLS 1.3, HTTP/2, fresh", Load::FreshHttp2),
+];
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    rows: Vec<Row>,
+    findings: Vec<Finding>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    name: &'static str,
+    /// The median of the runs.
+    per_second: f64,
+    runs: Vec<f64>,
+}
+
+/// One finding of testssl.sh.
+#[derive(Clone, Debug, Serialize)]
+struct Finding {
+    id: String,
+    severity: String,
+    finding: String,
+}
+
+/// Measures all loads in turns.
+///
+/// # Errors
+/// Fails if the lab does not work here, if an answer is not the redirect, or if testssl.sh finds something serious.
+pub fn measure() -> Result<Figures> {
+    let packages = [
+        "bsdextrautils",
+        "dnsutils",
+        "nghttp2-client",
+        "procps",
+        "testssl.sh",
+        "wrk",
+    ];
+    let host = Host::builder().real_syncs().packages(&packages).serving()?;
+    let link = host.shorten("https://example.com/over-tls")?;
+    host.write("/var/tmp/https.sh", CERTIFICATES)?;
+    host.ok(["bash", "/var/tmp/https.sh", "/etc/own", NAME, "30"])?;
+    host.shell(&format!("echo 127.0.0.1 {NAME} >>/etc/hosts"))?;
+    let files = [
+        "--certificate",
+        "/etc/own/fullchain.pem",
+        "--key",
+        "/etc/own/privkey.pem",
+        "--http",
+        "serve",
+    ];
+    host.ok([&["linksctl", "tls", "enable"], &files[..]].concat())?;
+    let mut runs = vec![vec![]; SUBJECTS.len()];
+    for _ in 0..ROUNDS {
+        for ((name, load), runs) in SUBJECTS.iter().zip(&mut runs) {
+            let run = load.run(&host, &link.slug).with_context(|| (*name).to_owned())?;
+            runs.push(run);
+        }
+    }
+    let rows = SUBJECTS.iter().zip(runs);
+    Ok(Figures {
+        rows: rows
+            .map(|((name, _), runs)| Row {
+                name,
+                per_second: median(runs.clone()),
+                runs,
+            })
+            .collect(),
+        findings: findings(&host)?,
+    })
+}
+
+impl Load {
+    /// Redirects per second.
+    fn run(self, host: &Host, slug: &str) -> Result<f64> {
+        let wrk = |scheme: &str, headers: &str| -> Result<f64> {
+            let command =
+                format!("wrk --latency -t1 -c{CONNECTIONS} -d{SECONDS_PER_ROUND}s {headers} {scheme}://{NAME}/{slug}");
+            Ok(Wrk::parse(&host.shell(&command)?.stdout)?.per_second)
+        };
+        let h2load = |load: &str| h2load(&host.shell(&format!("h2load -t1 {load} https://{NAME}/{slug}"))?.stdout);
+        match self {
+            Load::Kept(scheme) => wrk(scheme, ""),
+            Load::Fresh(scheme) => wrk(scheme, "-H 'Connection: close'"),
+            Load::KeptHttp2 => h2load(&format!("-c{CONNECTIONS} -m{STREAMS} -D{SECONDS_PER_ROUND}")),
+            Load::FreshHttp2 => h2load(&format!("-c{FRESH} -n{FRESH} -m1")),
+        }
+    }
+}
+
+/// The requests per second in the output of h2load.
+fn h2load(text: &str) -> Result<f64> {
+    ensure!(
+        text.contains(" 0 failed, 0 errored, 0 timeout") && text.contains(" 0 2xx, ") && text.contains(" 0 4xx, 0 5xx"),
+        "h2load reports failed requests:\n{text}"
+    );
+    ensure!(text.contains("TLS Protocol: TLSv1.3"), "not over TLS 1.3:\n{text}");
+    let line = text.lines().find_map(|line| line.strip_prefix("finished in "));
+    let rate = line.and_then(|line| line.split(", ").nth(1)?.strip_suffix(" req/s"));
+    Ok(rate
+        .with_context(|| format!("the output of h2load has no rate\n{text}"))?
+        .parse()?)
+}
+
+/// What testssl.sh finds beyond what is in order.
+fn findings(host: &Host) -> Result<Vec<Finding>> {
+    // Its exit status counts findings.
+    host.shell(&format!(
+        "testssl --quiet --color 0 --warnings off --nodns min --ip 127.0.0.1 --severity LOW --jsonfile /var/tmp/tls.json \
+         https://{NAME} >/var/tmp/testssl.log || true"
+    ))?;
+    let found: Vec<Value> = serde_json::from_str(&host.read("/var/tmp/tls.json")?)?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let findings: Vec<_> = found
+        .iter()
+        .map(|found| Finding {
+            id: text(&found["id"]),
+            severity: text(&found["severity"]),
+            finding: text(&found["finding"]),
+        })
+        .filter(|found| !OF_THE_AUTHORITY.iter().any(|known| found.id.starts_with(known)))
+        .collect();
+    let serious: Vec<_> = findings
+        .iter()
+        .filter(|found| ["HIGH", "CRITICAL", "FATAL"].contains(&found.severity.as_str()))
+        .collect();
+    if !serious.is_empty() {
+        bail!("testssl.sh finds: {serious:#?}");
+    }
+    Ok(findings)
+}
+
+impl Figures {
+    pub fn print(&self) {
+        let plain = self.rows.first().map_or(1.0, |row| row.per_second);
+        println!(
+            "\n{:<31} {:>10} {:>10}",
+            "one link from nginx's cache", "requests/s", "of plain"
+        );
+        for row in &self.rows {
+            println!(
+                "{:<31} {:>10.0} {:>10.2}",
+                row.name,
+                row.per_second,
+                row.per_second / plain
+            );
+        }
+        println!(
+            "\nmedians of {ROUNDS} rounds of {SECONDS_PER_ROUND} s, {CONNECTIONS} connections, or {FRESH} fresh ones over HTTP/2; {STREAMS} \
+             requests at a time on a kept HTTP/2 connection; an ECDSA certificate for P-256"
+        );
+        println!(
+            "\ntestssl.sh finds nothing serious, and {} lesser things:",
+            self.findings.len()
+        );
+        for Finding { id, severity, finding } in &self.findings {
+            println!("    {severity} {id}: {finding}");
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "TLS Protocol: TLSv1.3\n\nfinished in 4.00s, 21345.75 req/s, 3.34MB/s\n\
+        requests: 85383 total, 85383 started, 85383 done, 85383 succeeded, 0 failed, 0 errored, 0 timeout\n\
+        status codes: 0 2xx, 85383 3xx, 0 4xx, 0 5xx\n";
+
+    #[test]
+    fn the_output_of_h2load_is_parsed_and_failures_are_an_error() {
+        assert!((h2load(OUTPUT).unwrap() - 21345.75).abs() < 0.001);
+        for (sound, failed) in [("0 failed", "1 failed"), ("0 5xx", "7 5xx"), ("TLSv1.3", "TLSv1.2")] {
+            assert!(h2load(&OUTPUT.replace(sound, failed)).is_err(), "{failed}");
+        }
+    }
+}
