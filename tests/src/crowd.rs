@@ -1,6 +1,6 @@
 //! Clients that follow links, and the check that each of their clicks is counted once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -146,9 +146,18 @@ impl Crowd {
     /// # Errors
     /// Fails if a click is missing or was counted twice. The error names the links.
     pub fn is_counted_once(&self, host: &Host) -> Result<()> {
-        let wanted = self.answers();
-        let last = self.settled(host, |counted| *counted == wanted)?;
-        ensure!(last == wanted, "{}", difference(&wanted, &last));
+        self.settles_at(host, &self.answers())
+    }
+
+    /// Waits until each link has exactly this many clicks, and checks that again when nothing is left to count.
+    ///
+    /// # Errors
+    /// Fails if they differ after three minutes. The error names the links.
+    pub fn settles_at(&self, host: &Host, wanted: &Counts) -> Result<()> {
+        let settled = self.settled(host, |counted| difference(wanted, counted).is_empty());
+        let difference = difference(wanted, &self.counts(host)?);
+        settled.with_context(|| difference.clone())?;
+        ensure!(difference.is_empty(), "{difference}");
         Ok(())
     }
 
@@ -165,8 +174,7 @@ impl Crowd {
         waited.with_context(|| {
             let counted = last.values().sum::<u64>();
             let log = host.journal("links").unwrap_or_default();
-            let differing = difference(&self.answers(), &last);
-            format!("{counted} clicks are counted:\n{differing}\nthe log of the agent:\n{log}")
+            format!("{counted} clicks are counted; the log of the agent:\n{log}")
         })?;
         host.wait_until_counted(COUNTED_WITHIN)?;
         self.counts(host)
@@ -190,9 +198,11 @@ impl Crowd {
 }
 
 fn difference(wanted: &Counts, found: &Counts) -> String {
-    let lines = wanted.iter().filter_map(|(slug, wanted)| {
-        let found = found.get(slug).copied().unwrap_or_default();
-        (found != *wanted).then(|| format!("{slug}: {wanted} answered, {found} counted"))
+    let slugs: BTreeSet<_> = wanted.keys().chain(found.keys()).collect();
+    let of = |counts: &Counts, slug: &String| counts.get(slug).copied().unwrap_or_default();
+    let lines = slugs.into_iter().filter_map(|slug| {
+        let (wanted, found) = (of(wanted, slug), of(found, slug));
+        (found != wanted).then(|| format!("{slug}: {wanted} expected, {found} counted"))
     });
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -71,9 +71,7 @@ fn counts_each_click_once_from_now_on(host: &Host, crowd: &Crowd) -> Result<()> 
         *expected.entry(slug).or_default() += new;
     }
     expected.retain(|_, count| *count > 0);
-    let settled = crowd.settled(host, |counted| *counted == expected)?;
-    ensure!(settled == expected, "expected {expected:?}, counted {settled:?}");
-    Ok(())
+    crowd.settles_at(host, &expected)
 }
 
 fn none_is_lost(host: &Host, links: &[Link]) -> Result<()> {
@@ -289,9 +287,7 @@ fn crowd_is_as_before(host: &Host, crowd: &Crowd) -> Result<()> {
         .into_iter()
         .filter(|(_, answers)| *answers > 0)
         .collect();
-    let found = crowd.settled(host, |counted| *counted == wanted)?;
-    ensure!(found == wanted, "expected {wanted:?}, counted {found:?}");
-    Ok(())
+    crowd.settles_at(host, &wanted)
 }
 
 /// The places of these checks share a host with enough links for an upload in two parts.

@@ -83,11 +83,12 @@ impl<'a> Pebble<'a> {
         self.configure_dns("/set-servfail", &json!({ "host": name }))
     }
 
-    /// Points a name to an address.
+    /// Points a name to an address, and to no other.
     ///
     /// # Errors
     /// Fails if the DNS server refuses the request.
     pub fn point(&self, name: &str, address: &str) -> Result<()> {
+        self.configure_dns("/clear-a", &json!({ "host": name }))?;
         self.configure_dns("/add-a", &json!({ "host": name, "addresses": [address] }))
     }
 

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::unit::Server;
 use crate::artifacts::target_directory;
+use crate::http::Client;
 use crate::machine::Machine;
 
 /// A server with the interface of S3. It keeps objects in memory and accepts any signature. The machine's tree must contain
@@ -43,8 +44,13 @@ impl<'a> S3<'a> {
         Ok(s3)
     }
 
+    /// The host, because Moto would take the first label of another name for a bucket.
+    fn api(&self) -> Client {
+        self.client().header("host", "127.0.0.1:5000")
+    }
+
     fn create_bucket(&self) -> Result<()> {
-        let made = self.client().put(&format!("/{}", Self::BUCKET), "")?;
+        let made = self.api().put(&format!("/{}", Self::BUCKET), "")?;
         ensure!(made.status == 200, "{made}");
         Ok(())
     }
@@ -66,7 +72,7 @@ impl<'a> S3<'a> {
     }
 
     fn listed(&self, path: &str) -> Result<Vec<String>> {
-        let answer = self.client().get(path)?;
+        let answer = self.api().get(path)?;
         ensure!(answer.status == 200, "{answer}");
         let text = answer.text();
         let parts = text
