@@ -20,7 +20,7 @@ fn prometheus_gets_the_state_of_the_appliance() -> Result<()> {
     assert_eq!(checked.stdout, "", "promtool check metrics, on\n{page}");
     let rules = "/usr/share/doc/links-shortener/links.rules.yml";
     let checked = host.ok(["promtool", "check", "rules", rules])?.stdout;
-    ensure!(checked.contains("SUCCESS: 16 rules found"), "{checked}");
+    ensure!(checked.contains("SUCCESS: 17 rules found"), "{checked}");
 
     prometheus.reaches("sum(links_instance_up) + sum(links_instance_ready)", 4.0)?;
     prometheus.reaches("links_instances_wanted", 2.0)?;

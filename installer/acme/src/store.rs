@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use data_encoding::HEXLOWER;
 use links_base::files;
-use links_base::layout::{Layout, TLS_CHAIN, TLS_KEY};
+use links_base::layout::{Layout, TLS_CHAIN, TLS_DESCRIPTION, TLS_KEY};
 use links_base::log;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -184,6 +184,8 @@ impl Store {
             files::replace(&unfinished.join(TLS_KEY), key.as_bytes(), 0o600)?;
             files::replace(&unfinished.join(TLS_CHAIN), chain.as_bytes(), 0o644)?;
             files::replace(&unfinished.join(ISSUED), &serde_json::to_vec(issued)?, 0o644)?;
+            let described = serde_json::to_vec(leaf.facts())?;
+            files::replace(&unfinished.join(TLS_DESCRIPTION), &described, 0o644)?;
             // Exists if an earlier run was killed before the next step.
             remove(&directory.join(&id))?;
             fs::rename(&unfinished, directory.join(&id))

@@ -60,6 +60,9 @@ families! {
     ROLLOUT_TIME: Gauge, "links_rollout_last_timestamp_seconds", "When that rollout ended, in seconds since 1970.";
     ROLLOUT_DURATION: Gauge, "links_rollout_last_duration_seconds", "How long that rollout took.";
 
+    CERTIFICATE_START: Gauge, "links_certificate_not_before_timestamp_seconds", "When the certificate of a name with HTTPS began to be valid, in seconds since 1970.";
+    CERTIFICATE_END: Gauge, "links_certificate_not_after_timestamp_seconds", "When the certificate of a name with HTTPS ends, in seconds since 1970; 0 if the name has none.";
+
     BACKUP_INTERVAL: Gauge, "links_backup_interval_seconds", "Time between two backups, as links.toml asks; absent while the timer is off.";
     BACKUP_SUCCESS: Gauge, "links_backup_last_success", "Whether the last attempt to make a backup succeeded.";
     BACKUP_TIME: Gauge, "links_backup_last_timestamp_seconds", "When the last attempt to make a backup ended, in seconds since 1970.";

@@ -1,6 +1,7 @@
 //! Collects the metrics for a scrape, from a few small files and from memory.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::clicks::{Durations, Progress};
@@ -9,18 +10,20 @@ use super::database::Facts;
 use super::exposition::Exposition;
 use super::families::{
     BACKUP_DURATION, BACKUP_FAILURES, BACKUP_GOOD_TIME, BACKUP_INTERVAL, BACKUP_SIZE, BACKUP_SUCCESS, BACKUP_TIME,
-    BUILD_INFO, CHECKPOINT_FAILURES, CLICK_BATCHES, CLICKS, DATABASE_FREE, DATABASE_LINKS, DATABASE_LOG, DATABASE_SIZE,
-    DRAIN, HTTP_CACHE, HTTP_DURATION, HTTP_REQUESTS, HTTP_UPSTREAM, INSTANCE_INFO, INSTANCES, JOURNAL_LAG,
-    JOURNAL_LAG_BYTES, JOURNAL_LINES, JOURNAL_MALFORMED, JOURNAL_REPLACED, Kind, OTLP_DROPPED, OTLP_FORWARDED,
-    OTLP_IGNORED, OTLP_QUEUED, OTLP_RECEIVED, OTLP_REJECTED, READY, RESIDENT, ROLLOUT_DURATION, ROLLOUT_INFO,
-    ROLLOUT_SUCCESS, ROLLOUT_TIME, START_TIME, STARTS, UP,
+    BUILD_INFO, CERTIFICATE_END, CERTIFICATE_START, CHECKPOINT_FAILURES, CLICK_BATCHES, CLICKS, DATABASE_FREE,
+    DATABASE_LINKS, DATABASE_LOG, DATABASE_SIZE, DRAIN, HTTP_CACHE, HTTP_DURATION, HTTP_REQUESTS, HTTP_UPSTREAM,
+    INSTANCE_INFO, INSTANCES, JOURNAL_LAG, JOURNAL_LAG_BYTES, JOURNAL_LINES, JOURNAL_MALFORMED, JOURNAL_REPLACED, Kind,
+    OTLP_DROPPED, OTLP_FORWARDED, OTLP_IGNORED, OTLP_QUEUED, OTLP_RECEIVED, OTLP_REJECTED, READY, RESIDENT,
+    ROLLOUT_DURATION, ROLLOUT_INFO, ROLLOUT_SUCCESS, ROLLOUT_TIME, START_TIME, STARTS, UP,
 };
 use super::forward;
 use links_base::instance_stats::InstanceStats;
 use links_base::layout::{Layout, MAX_INSTANCES};
 use links_base::rotation;
+use links_config::acme::Certificate;
 use links_config::backup::Settings;
 use links_config::files::ConfigFiles;
+use links_config::links::{Tls, TlsMode};
 use links_config::load::load_links;
 use links_release::{Backups, Outcome, State, Store, Verdict, sqlite};
 
@@ -41,6 +44,9 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
     let (state, store) = (State::new(layout), Store::new(layout));
     let config = load_links(&ConfigFiles::new(layout)).ok();
     let wanted = config.as_ref().map(|config| config.instances);
+    if let Some(config) = &config {
+        certificates(page, layout, &config.tls);
+    }
     backups(page, layout, config.map(|config| config.backup).unwrap_or_default());
     page.add_known(&INSTANCES, &[], wanted.map(f64::from));
     let ready = rotation::ready_instances(&layout.ready_dir()).unwrap_or_default();
@@ -85,6 +91,29 @@ pub fn host(page: &mut Exposition, layout: &Layout) {
         page.add(&ROLLOUT_INFO, &labels, 1.0);
         page.add(&ROLLOUT_TIME, &[], outcome.ended);
         page.add_known(&ROLLOUT_DURATION, &[], outcome.seconds);
+    }
+}
+
+/// Adds when the certificates of `[tls]` are valid.
+fn certificates(page: &mut Exposition, layout: &Layout, tls: &Tls) {
+    for name in tls.served() {
+        let path = match tls.mode {
+            TlsMode::Files => layout.tls_file_description(name),
+            TlsMode::Acme | TlsMode::Off => layout.tls_description(name),
+        };
+        let described = fs::read(path).ok();
+        let described = described.and_then(|text| serde_json::from_slice::<Certificate>(&text).ok());
+        let labels = [("name", name.as_str())];
+        page.add_known(
+            &CERTIFICATE_START,
+            &labels,
+            described.as_ref().map(|certificate| certificate.not_before as f64),
+        );
+        page.add(
+            &CERTIFICATE_END,
+            &labels,
+            described.map_or(0.0, |certificate| certificate.not_after as f64),
+        );
     }
 }
 
@@ -200,7 +229,6 @@ pub fn otlp(page: &mut Exposition, received: &Received, forwarded: forward::Coun
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::fs;
 
     use super::super::clicks::line;
     use super::super::counters::{Amount, Point, Temporality};
@@ -230,7 +258,14 @@ mod tests {
         ] {
             fs::create_dir_all(directory).unwrap();
         }
-        fs::write(layout.links_toml(), "[backup]\nevery = \"24h\"\nto = \"/b\"\n").unwrap();
+        let links_toml =
+            "[backup]\nevery = \"24h\"\nto = \"/b\"\n[tls]\nmode = \"acme\"\nnames = [\"a.example\", \"b.example\"]\n";
+        fs::write(layout.links_toml(), links_toml).unwrap();
+        let description = layout.tls_description("a.example");
+        fs::create_dir_all(description.parent().unwrap()).unwrap();
+        let certificate = r#"{"issuer": "ca", "names": ["a.example"], "serial": "1", "sha256": "2", "self_signed": false,
+            "not_before": 1000, "not_after": 9000, "must_staple": false, "ocsp": null, "directory": null, "profile": null}"#;
+        fs::write(description, certificate).unwrap();
         let mut backups = Backups::default();
         backups.succeeded(Written::at("/b", "a.tar.zst", 1000), 1003);
         backups.failed("/b", 2000, 2001, "the disk is full".to_owned());
@@ -264,6 +299,9 @@ mod tests {
             "links_instance_starts_total{links_instance=\"1\"} 1",
             "links_instance_resident_memory_bytes{links_instance=\"1\"} 4096",
             "links_instance_last_drain_seconds{links_instance=\"1\"} 0.25",
+            "links_certificate_not_before_timestamp_seconds{name=\"a.example\"} 1000",
+            "links_certificate_not_after_timestamp_seconds{name=\"a.example\"} 9000",
+            "links_certificate_not_after_timestamp_seconds{name=\"b.example\"} 0",
             "links_backup_interval_seconds 86400",
             "links_backup_last_success 0",
             "links_backup_failures 1",

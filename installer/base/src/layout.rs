@@ -37,6 +37,8 @@ pub const UNLIMITED_FLAG: &str = "limits/none";
 pub const TLS_CHAIN: &str = "fullchain.pem";
 /// File name of [`Layout::tls_key`].
 pub const TLS_KEY: &str = "privkey.pem";
+/// Name of the file beside them that describes the certificate (`links_config::acme::Certificate`).
+pub const TLS_DESCRIPTION: &str = "certificate.json";
 
 /// The kernel's tables of TCP connections, for IPv4 and IPv6. `/proc/net` is hidden by `ProcSubset=pid`; these are not.
 pub const CONNECTION_TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
@@ -236,6 +238,9 @@ impl Layout {
     pub fn tls_key(&self, name: &str) -> PathBuf {
         self.tls_live(name).join(TLS_KEY)
     }
+    pub fn tls_description(&self, name: &str) -> PathBuf {
+        self.tls_live(name).join(TLS_DESCRIPTION)
+    }
     /// The issued certificates: a directory per name, and in it a directory per certificate.
     pub fn tls_certificates_dir(&self) -> PathBuf {
         self.at("var/lib/links/tls/certificates")
@@ -255,6 +260,10 @@ impl Layout {
     /// Copies of the administrator's certificates and keys, one file per name (root, 0600), and a description of each.
     pub fn tls_files_dir(&self) -> PathBuf {
         self.at("var/lib/links/tls/files")
+    }
+    /// The description of a copy, for users who cannot read that.
+    pub fn tls_file_description(&self, name: &str) -> PathBuf {
+        self.tls_files_dir().join(format!("{name}.json"))
     }
     /// The lock that links-acme holds while it changes something.
     pub fn tls_lock(&self) -> PathBuf {

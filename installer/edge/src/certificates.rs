@@ -189,14 +189,9 @@ impl Certificates {
         self.layout.tls_files_dir().join(format!("{name}.pem"))
     }
 
-    /// The file that describes [`Self::copy_of`] for users who cannot read that.
-    fn description_of(&self, name: &str) -> PathBuf {
-        self.layout.tls_files_dir().join(format!("{name}.json"))
-    }
-
     /// The description of the copy for a name. `None` if there is no copy.
     fn copied(&self, name: &str) -> anyhow::Result<Option<acme::Certificate>> {
-        let path = self.description_of(name);
+        let path = self.layout.tls_file_description(name);
         let bytes = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             bytes => bytes.with_context(|| format!("Reading {}", path.display()))?,
@@ -250,7 +245,7 @@ impl Certificates {
                 ));
                 continue;
             }
-            files::replace(&self.description_of(name), &serde_json::to_vec(described)?, 0o644)?;
+            files::replace(&self.layout.tls_file_description(name), &serde_json::to_vec(described)?, 0o644)?;
             fs::rename(&staged, self.copy_of(name))
                 .and_then(|()| files::sync_directory(&directory))
                 .with_context(|| format!("Writing {}", self.copy_of(name).display()))?;
