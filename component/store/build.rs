@@ -48,7 +48,7 @@ fn main() -> io::Result<()> {
     fs::write(target.join("sql.rs"), constants)
 }
 
-/// The names of the files without `.sql`, in order, and the SQL without comments.
+/// The names of the files without `.sql`, in order, and the compact SQL.
 fn read() -> io::Result<Vec<(String, String)>> {
     let mut files = vec![];
     for entry in fs::read_dir("sql")? {
@@ -57,14 +57,14 @@ fn read() -> io::Result<Vec<(String, String)>> {
         let name = name
             .strip_suffix(".sql")
             .ok_or_else(|| io::Error::other(format!("sql/{name} is not SQL")))?;
-        files.push((name.to_owned(), without_comments(&fs::read_to_string(entry.path())?)));
+        files.push((name.to_owned(), compact(&fs::read_to_string(entry.path())?)));
     }
     files.sort();
     Ok(files)
 }
 
 /// Removes indentation and the lines that are comments as a whole. The files have no other comments.
-fn without_comments(sql: &str) -> String {
+fn compact(sql: &str) -> String {
     let lines = sql.lines().map(str::trim_start).filter(|line| !line.starts_with("--"));
     lines.map(|line| format!("{line}\n")).collect()
 }

@@ -64,8 +64,10 @@ const OF_ALL: [&str; 6] = ["/dev/mqueue", "/dev/shm", "/run/lock", "/tmp", "/var
 
 const JOURNAL: &str = "/var/lib/links/journal/clicks.log";
 const RUNS: &str = "/run/links/1/runs.json";
+/// A directory that only root may enter. No sandbox hides it, as ProtectHome= would hide the home of root.
+const PRIVATE: &str = "/srv/private";
 /// A file that belongs to root. The attacks try to change or expose it.
-const TARGET: &str = "/root/target";
+const TARGET: &str = "/srv/private/target";
 
 #[test]
 fn user_links_can_write_no_directory_that_root_works_in() -> Result<()> {
@@ -130,12 +132,12 @@ fn user_links_can_write_no_directory_that_root_works_in() -> Result<()> {
 
 /// Shell commands that put something else in the place of the file `$1`.
 const TRICKS: [(&str, &str); 4] = [
-    ("a symbolic link", "ln --symbolic /root/target \"$1\""),
+    ("a symbolic link", "ln --symbolic /srv/private/target \"$1\""),
     ("a FIFO", "mkfifo \"$1\""),
     ("a hard link", "touch \"$1.other\"; ln \"$1.other\" \"$1\""),
     (
         "a directory of symbolic links",
-        "mkdir \"$1\"; ln --symbolic /root/target \"$1/links.db\"; ln --symbolic /root \"$1/x\"",
+        "mkdir \"$1\"; ln --symbolic /srv/private/target \"$1/links.db\"; ln --symbolic /srv/private \"$1/x\"",
     ),
 ];
 
@@ -211,6 +213,7 @@ impl Attack {
             host: Host::builder().first_release(RELEASED).serving()?,
         };
         attack.host.wait_for_rotation(2)?;
+        attack.host.ok(["mkdir", "--mode=0700", PRIVATE])?;
         attack.host.write(TARGET, "root's\n")?;
         attack.host.ok(["chmod", "600", TARGET])?;
         Ok(attack)
@@ -242,7 +245,7 @@ impl Attack {
         let state = self
             .host
             .shell(&format!(
-                "stat --format='%U:%G %a' {TARGET}; cat {TARGET}; find /root -newer /root/target -type f -name 'x*'; \
+                "stat --format='%U:%G %a' {TARGET}; cat {TARGET}; find {PRIVATE} -newer {TARGET} -type f -name 'x*'; \
                  find / -xdev \\( -path /proc -o -path /tmp -o -path /var/tmp -o -path /var/lib/links -o -path /var/cache/links \\) -prune \
                  -o -user links -print"
             ))?
@@ -257,7 +260,7 @@ impl Attack {
             "mv clicks.log moved",
             "touch new",
             "mkdir new",
-            "ln --symbolic --force /root/target clicks.log",
+            "ln --symbolic --force /srv/private/target clicks.log",
             "chmod 777 .",
         ] {
             let script = format!("cd /var/lib/links/journal && {attempt}");
@@ -398,7 +401,7 @@ impl Attack {
             }
         }
         // Otherwise a copy into a directory of root's would read the database with root's rights.
-        let copied = host.run(["linksctl", "db", "copy", "--to", "sqlite:/root/x.db"])?;
+        let copied = host.run(["linksctl", "db", "copy", "--to", "sqlite:/srv/private/x.db"])?;
         ensure!(
             copied.status == 1 && copied.stderr.contains("user links"),
             "the error should name the user: {copied}"
@@ -409,22 +412,22 @@ impl Attack {
 
     fn purges_across_a_mount_point(&self) -> Result<()> {
         let host = &self.host;
-        host.shell("mkdir /root/kept; touch /root/kept/file; systemctl stop links")?;
+        host.shell("mkdir /srv/private/kept; touch /srv/private/kept/file; systemctl stop links")?;
         host.wait_until_stopped()?;
         host.shell("mount -t tmpfs tmpfs /var/lib/links/data && chown links /var/lib/links/data")?;
         as_links(
             host,
-            "cd /var/lib/links/data && touch x && mkdir d && ln --symbolic /root/kept d/out && ln --symbolic /root/kept out",
+            "cd /var/lib/links/data && touch x && mkdir d && ln --symbolic /srv/private/kept d/out && ln --symbolic /srv/private/kept out",
         )?;
         let purged = host.ok(["apt-get", "--yes", "purge", "links-shortener"])?;
         ensure!(
             purged.printed().contains("links-shortener: /var/lib/links "),
             "apt should name the directory that stays: {purged}"
         );
-        let left = host.ok(["find", "/var/lib/links", "/root/kept"])?.stdout;
+        let left = host.ok(["find", "/var/lib/links", "/srv/private/kept"])?.stdout;
         assert_eq!(
             left,
-            "/var/lib/links\n/var/lib/links/data\n/root/kept\n/root/kept/file\n"
+            "/var/lib/links\n/var/lib/links/data\n/srv/private/kept\n/srv/private/kept/file\n"
         );
         ensure!(
             !host
