@@ -3,7 +3,8 @@
 # cannot read components, so it cannot come later.
 #
 # Environment:
-#   WASM_LD    the wasm-ld to call
+#   WASM_LD           the wasm-ld to call
+#   WASM_OPT_LEVEL    wasm-opt's level, such as -O3
 set -euo pipefail
 
 "$WASM_LD" "$@"
@@ -18,4 +19,4 @@ done
 # What rustc's wasm32-wasip2 uses beyond the first version of WebAssembly.
 features=(bulk-memory multivalue mutable-globals nontrapping-float-to-int reference-types sign-ext)
 # The first pass gives the functions that are called most often the shortest numbers, which saves 1.2 KB of the api.
-exec wasm-opt --reorder-functions -Oz --converge "${features[@]/#/--enable-}" "$output" -o "$output"
+exec wasm-opt --reorder-functions "$WASM_OPT_LEVEL" --converge "${features[@]/#/--enable-}" "$output" -o "$output"
