@@ -31,6 +31,7 @@ use Step::{Cannot, File, Given, Runs, Test};
 const AUTHORITY: &str = "--directory https://127.0.0.1:14000/dir --ca-file /etc/pebble/cert.pem";
 const ENABLE: &str = "linksctl tls enable s.example.org --email me@example.org";
 const BACKUP: &str = "linksctl backup --to /var/backups/links --encrypt-to age1...";
+const DIRECTORY: &str = "mkdir -p -m 700 /var/backups/links";
 const WITH_AUTHORITY: &[(&str, &str)] = &[("s.example.org", "s.example.org AUTHORITY")];
 const PUBLIC_KEY: (&str, &str) = ("age1...", "$(age-keygen -y backup.key)");
 const FILE: (&str, &str) = ("FILE", "$(ls /var/backups/links/*.age | tail -n 1)");
@@ -41,14 +42,12 @@ const MOVING: &str = "links_move_to_libsql_and_redis_and_back_under_load";
 const REPOSITORY: &str = "a_host_installs_from_the_repository_and_follows_it_and_refuses_what_was_changed";
 const UPGRADES: &str = "upgrades_downgrades_and_rollbacks_cost_no_request_and_no_click";
 const TARBALL: &str = "the_tarball_installs_and_uninstalls_without_apt";
+const HTTPS: &str = "https_takes_one_command_and_a_name_that_fails_takes_no_other_down";
 const CI: &str = ".ci/run runs it";
-const RELEASE: &str = ".ci/reproducible runs .ci/release, which it calls";
+const RELEASE: &str = "it builds everything twice; the tests of releasing.rs and repository.rs run its parts";
 
 const STEPS: &[Step] = &[
     File("README.md"),
-    Cannot("make run", "this machine builds links already"),
-    Cannot("make check", CI),
-    Cannot("make test", CI),
     Test(
         "curl -fsSo /etc/apt/sources.list.d/links.sources https://apt.example.org/links.sources",
         REPOSITORY,
@@ -69,7 +68,8 @@ const STEPS: &[Step] = &[
     Test("apt install ./links-shortener_NEW_amd64.deb", UPGRADES),
     Test("linksctl rollback", UPGRADES),
     Test("apt install ./links-shortener_OLD_amd64.deb", UPGRADES),
-    Given("mkdir -p /var/backups/links; age-keygen -o backup.key"),
+    Given("age-keygen -o backup.key"),
+    Runs(DIRECTORY, &[]),
     Runs(BACKUP, &[PUBLIC_KEY]),
     Runs("linksctl restore FILE --identity backup.key", &[FILE, FORCED]),
     Runs("linksctl stats", &[]),
@@ -77,6 +77,8 @@ const STEPS: &[Step] = &[
         r#"curl -H "Authorization: Bearer $(linksctl token)" http://localhost/api/v1/links/SLUG/stats"#,
         &[("curl", "curl --fail"), ("SLUG", "k3x9qa")],
     ),
+    Cannot("make run", "this machine builds links already"),
+    Cannot("make test", CI),
     File("docs/https.md"),
     Runs(ENABLE, WITH_AUTHORITY),
     Runs("linksctl tls status", &[]),
@@ -119,6 +121,7 @@ const STEPS: &[Step] = &[
     ),
     Given("linksctl tls disable"),
     File("docs/backup.md"),
+    Runs(DIRECTORY, &[]),
     Runs(BACKUP, &[PUBLIC_KEY]),
     Runs(
         "linksctl restore /var/backups/links/links-20301231T040000Z.tar.zst.age --identity backup.key",
@@ -132,6 +135,13 @@ const STEPS: &[Step] = &[
     Runs("linksctl restore FILE --identity backup.key --check", &[FILE, FORCED]),
     Runs("linksctl restore FILE --identity backup.key --dry-run", &[FILE, FORCED]),
     Runs("linksctl restore FILE --identity backup.key", &[FILE, FORCED]),
+    Runs(
+        "linksctl db copy --resume --from sqlite:/var/lib/links/data/links.db.replaced-20301231T120000Z",
+        &[("/var/lib/links/data/links.db.replaced-20301231T120000Z", "$(ls /var/lib/links/data/*.replaced-*Z | tail -n 1)")],
+    ),
+    Test("apt install links-shortener", REPOSITORY),
+    Runs("linksctl backup --to /root/links.tar.zst.age --encrypt-to age1...", &[PUBLIC_KEY]),
+    Runs("linksctl restore /root/links.tar.zst.age --identity backup.key", &[FORCED]),
     File("docs/databases.md"),
     Runs("linksctl check --online", &[]),
     Test("linksctl db copy --to libsql://links-you.turso.io --token credential:turso_token", MOVING),
@@ -163,10 +173,12 @@ const STEPS: &[Step] = &[
     Runs("journalctl -u links-tls -u links-backup", &[]),
     Runs("journalctl -u links -u 'links@*' --since today --priority warning", &[]),
     Runs("linksctl status", &[]),
+    Runs("linksctl tls status", &[]),
     Runs("curl http://127.0.0.1:9464/metrics", &[("curl", "curl --fail")]),
     Runs("apt remove links-shortener", &[("remove", "remove --yes")]),
     Runs("apt purge links-shortener", &[("purge", "purge --yes")]),
     File("docs/releasing.md"),
+    Cannot("mkdir -m 700 ../keys", RELEASE),
     Cannot("gpg --quick-generate-key 'links apt repository' ed25519 sign never", RELEASE),
     Cannot("gpg --armor --export-secret-keys 'links apt repository' >../keys/repository.key", RELEASE),
     Cannot("minisign -G -p ../keys/links.pub -s ../keys/links.key", RELEASE),
@@ -179,6 +191,81 @@ const STEPS: &[Step] = &[
     Test(
         "minisign -V -p links.pub -m SHA256SUMS && sha256sum --check --ignore-missing SHA256SUMS",
         "a_change_of_a_download_or_of_the_sums_is_noticed",
+    ),
+];
+
+/// Commands of links and apt in running text, and a test that runs each of them.
+const MENTIONED: &[(&str, &str)] = &[
+    ("LINKS_KEEP_ACME_ACCOUNT=1 apt purge links-shortener", HTTPS),
+    (
+        "apt remove links-shortener",
+        "removal_keeps_the_links_and_purge_leaves_nothing",
+    ),
+    ("linksctl agent", "killing_the_agent_loses_no_request"),
+    (
+        "linksctl backup",
+        "a_backup_under_load_is_restored_on_another_host_and_on_the_same_one",
+    ),
+    ("linksctl check", "links_fits_in_with_any_layout_and_any_neighbour"),
+    (
+        "linksctl configure",
+        "links_serves_in_a_container_and_names_the_missing_protection",
+    ),
+    ("linksctl db copy", MOVING),
+    (
+        "linksctl deliver-credentials",
+        "links_serves_in_a_container_and_names_the_missing_protection",
+    ),
+    (
+        "linksctl prepare-downgrade",
+        "an_edited_and_scaled_configuration_survives_upgrades_and_downgrades_without_a_question",
+    ),
+    (
+        "linksctl releases",
+        "a_rollout_and_a_rollback_change_the_release_and_no_request_fails",
+    ),
+    (
+        "linksctl restart",
+        "clients_do_not_notice_a_rollout_rollback_or_restart_by_linksctl",
+    ),
+    (
+        "linksctl restore --undo",
+        "a_backup_under_load_is_restored_on_another_host_and_on_the_same_one",
+    ),
+    (
+        "linksctl rollout",
+        "clients_do_not_notice_a_rollout_rollback_or_restart_by_linksctl",
+    ),
+    (
+        "linksctl rollout --force",
+        "an_edited_site_is_kept_until_it_is_replaced_by_force",
+    ),
+    ("linksctl run N", "killing_a_supervisor_leaves_no_process_behind"),
+    ("linksctl sample-site", "the_commands_in_the_documents_work"),
+    ("linksctl scale", "scale_adds_and_removes_instances"),
+    ("linksctl scale 4", "scale_adds_and_removes_instances"),
+    ("linksctl tls", HTTPS),
+    ("linksctl tls disable NAME", HTTPS),
+    ("linksctl tls enable", HTTPS),
+    ("linksctl tls enable --hsts=false", HTTPS),
+    (
+        "linksctl tls renew",
+        "neither_kills_nor_expiry_nor_wrong_files_take_links_down",
+    ),
+    ("linksctl uninstall", TARBALL),
+    ("linksctl uninstall --purge", TARBALL),
+    ("linksctl up", "the_printed_commands_work_and_ctrl_c_ends_every_process"),
+    (
+        "systemctl reload links",
+        "clients_do_not_notice_a_restart_or_reload_of_the_service",
+    ),
+    (
+        "systemctl restart links",
+        "clients_do_not_notice_a_restart_or_reload_of_the_service",
+    ),
+    (
+        "systemctl status links",
+        "an_installed_appliance_passes_its_checks_starts_at_boot_and_stops_on_request",
     ),
 ];
 
@@ -195,7 +282,12 @@ fn every_command_in_the_documents_is_run_by_a_test() -> Result<()> {
             Given(_) => {}
         }
     }
-    let documented = documented()?;
+    let documents = documents()?;
+    for (file, text) in &documents {
+        ensure!(!text.contains("@SIZES@"), "{file} has a gap");
+    }
+    let documented = all_of(&documents, commands);
+    ensure!(documented.len() > 30, "only {} commands were found", documented.len());
     for command in &documented {
         ensure!(tested.contains(command), "no test runs {command:?}");
     }
@@ -204,14 +296,28 @@ fn every_command_in_the_documents_is_run_by_a_test() -> Result<()> {
     for (file, command) in &tested {
         ensure!(is_documented(command), "{file} does not contain `{command}`");
     }
+    let mentioned = all_of(&documents, mentioned);
+    for (file, command) in &mentioned {
+        let is_tested =
+            MENTIONED.iter().any(|(known, _)| known == command) || tested.iter().any(|(_, tested)| tested == command);
+        ensure!(is_tested, "no test runs `{command}` of {file}");
+    }
+    for (command, _) in MENTIONED {
+        ensure!(
+            mentioned.iter().any(|(_, found)| found == command),
+            "no document contains `{command}`"
+        );
+    }
     let tests = tests()?;
-    for step in STEPS {
-        if let Test(command, test) = step {
-            ensure!(
-                tests.contains(&format!("fn {test}(")),
-                "no test {test} runs `{command}`"
-            );
-        }
+    let in_steps = STEPS.iter().filter_map(|step| match step {
+        Test(command, test) => Some((*command, *test)),
+        _ => None,
+    });
+    for (command, test) in in_steps.chain(MENTIONED.iter().copied()) {
+        ensure!(
+            tests.contains(&format!("fn {test}(")),
+            "no test {test} runs `{command}`"
+        );
     }
     Ok(())
 }
@@ -253,21 +359,44 @@ fn the_commands_in_the_documents_work() -> Result<()> {
     Ok(())
 }
 
-/// The commands of all documents, each with its file.
-fn documented() -> Result<Vec<(String, String)>> {
+/// The names and the texts of all documents.
+fn documents() -> Result<Vec<(String, String)>> {
     let mut files = vec!["README.md".to_owned()];
     for entry in fs::read_dir(Path::new(ROOT).join("docs"))? {
         files.push(format!("docs/{}", entry?.file_name().to_string_lossy()));
     }
-    let mut all = vec![];
-    for file in files {
+    let read = |file: String| {
         let text = fs::read_to_string(Path::new(ROOT).join(&file)).with_context(|| file.clone())?;
-        all.extend(commands(&text).into_iter().map(|command| (file.clone(), command)));
-    }
-    match all.len() {
-        0..30 => bail!("only {} commands were found", all.len()),
-        _ => Ok(all),
-    }
+        Ok((file, text))
+    };
+    files.into_iter().map(read).collect()
+}
+
+/// What `find` finds in the documents, each with its file.
+fn all_of(documents: &[(String, String)], find: fn(&str) -> Vec<String>) -> Vec<(String, String)> {
+    let of_one = |(file, text): &(String, String)| {
+        let file = file.clone();
+        find(text).into_iter().map(move |command| (file.clone(), command))
+    };
+    documents.iter().flat_map(of_one).collect()
+}
+
+/// The commands of links and apt, with at least one argument, in the running text of a document.
+fn mentioned(text: &str) -> Vec<String> {
+    let lines = text.lines().filter(|line| !line.starts_with("    "));
+    let text = lines.collect::<Vec<_>>().join(" ");
+    let quoted = text.split('`').skip(1).step_by(2);
+    let commands = quoted.filter(|quoted| {
+        let mut words = quoted.split(' ').skip_while(|word| word.contains('='));
+        let program = words.next().unwrap_or_default();
+        let is_ours = match program {
+            "linksctl" => true,
+            "apt" | "systemctl" => quoted.contains(" links"),
+            _ => false,
+        };
+        is_ours && words.next().is_some()
+    });
+    commands.map(str::to_owned).collect()
 }
 
 /// The commands in the indented blocks of a document.

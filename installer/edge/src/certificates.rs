@@ -245,7 +245,11 @@ impl Certificates {
                 ));
                 continue;
             }
-            files::replace(&self.layout.tls_file_description(name), &serde_json::to_vec(described)?, 0o644)?;
+            files::replace(
+                &self.layout.tls_file_description(name),
+                &serde_json::to_vec(described)?,
+                0o644,
+            )?;
             fs::rename(&staged, self.copy_of(name))
                 .and_then(|()| files::sync_directory(&directory))
                 .with_context(|| format!("Writing {}", self.copy_of(name).display()))?;

@@ -55,7 +55,7 @@ pub enum Command {
     /// servers that runtime.toml names (libSQL, Redis, Vault), as the runtime does.
     Check(CheckArgs),
 
-    /// Show the instances, the release, the database and the addresses
+    /// Show the instances, the release, the database, the addresses and the last backup
     Status(StatusArgs),
 
     /// Show click statistics for one link, or for all links
@@ -71,14 +71,14 @@ pub enum Command {
 
     /// Make a backup while links serves: the links, the clicks, the configuration and, if it is encrypted, the secrets
     ///
-    /// links.toml says where backups go and how often they are made (section [backup]). A backup is a tar archive, compressed
-    /// with zstd and encrypted with age: `age -d -i KEY FILE | zstd -d | tar -t` lists it without links.
+    /// [backup] in links.toml sets where backups go and how often they are made. A backup is a tar archive, compressed with zstd
+    /// and encrypted with age: `age -d -i KEY FILE | zstd -d | tar -t` lists it without links.
     Backup(BackupArgs),
 
     /// Restore the links and the configuration from a backup
     ///
-    /// links is stopped, everything is replaced and kept with the time in its name, and links is started. If it does not serve
-    /// then, everything is put back.
+    /// Stops links, replaces the database and the configuration, and starts links. What is replaced stays on this host, with the
+    /// time in its name. If links does not serve afterwards, everything is put back.
     Restore(RestoreArgs),
 
     /// Print the admin token, which the API requires
@@ -302,7 +302,7 @@ pub enum BackupCommand {
     /// Check a backup: every digest in it, and that its database is sound
     Verify(VerifyBackupArgs),
 
-    /// List the backups in a place
+    /// List the backups in a directory or in S3
     List(ListBackupsArgs),
 }
 
@@ -312,8 +312,7 @@ pub struct MakeBackupArgs {
     #[arg(long, value_name = "DIR|FILE|s3://BUCKET/PREFIX", value_hint = ValueHint::AnyPath)]
     pub to: Option<Place>,
 
-    /// Encrypt the backup for this public key of age, with the secrets in it; several are possible (default: `encrypt_to` in
-    /// links.toml)
+    /// Encrypt the backup, secrets included, to this age public key; can be repeated (default: `encrypt_to` in links.toml)
     #[arg(long, value_name = "age1...")]
     pub encrypt_to: Vec<Recipient>,
 
@@ -530,9 +529,8 @@ pub enum TlsCommand {
     /// redirects requests without HTTPS. For that, each name must lead to this host, and the authority must reach port 80. The
     /// certificates are renewed by links-tls.timer. With --certificate and --key, nginx serves your own certificates instead.
     ///
-    /// Names are added to those that already have HTTPS, and other settings stay as they are. Nothing else than the names is
-    /// necessary. If a name gets no certificate, the others have HTTPS nevertheless, the timer tries again, and the exit status
-    /// is 1.
+    /// Names are added to those that already have HTTPS, and other settings stay as they are. Only the names are required. If a
+    /// name gets no certificate, the others have HTTPS nevertheless, the timer tries again, and the exit status is 1.
     Enable(TlsEnableArgs),
 
     /// Show the certificates, what nginx serves, and when each is renewed
@@ -547,8 +545,8 @@ pub enum TlsCommand {
 
     /// Turn off HTTPS, or remove names from it
     ///
-    /// The certificates and the account stay on this host until links is purged. Browsers that were told to use nothing but
-    /// HTTPS (--hsts) continue to do so.
+    /// The certificates and the account stay on this host until links is purged. Browsers that got --hsts continue to use only
+    /// HTTPS.
     Disable(TlsDisableArgs),
 }
 
@@ -591,11 +589,11 @@ pub struct TlsEnableArgs {
     #[arg(long, value_name = "FILE", requires = "certificate", value_hint = ValueHint::FilePath)]
     pub key: Vec<PathBuf>,
 
-    /// What requests without HTTPS get (default: redirect)
+    /// The response to http:// (initially a redirect)
     #[arg(long, value_name = "ANSWER")]
     pub http: Option<TlsHttp>,
 
-    /// Tell browsers to use nothing but HTTPS for these names for a year, which cannot be taken back
+    /// Make browsers use only HTTPS for these names for a year, even after HTTPS is turned off
     #[arg(long, value_name = "BOOLEAN", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub hsts: Option<bool>,
 

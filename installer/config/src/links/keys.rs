@@ -305,8 +305,8 @@ tables! {
             kind: Kind::Integer { from: 0, to: 60_000, unit: "" },
             absent: Absent::Default("30"),
             since: Since::V0_2_0,
-            about: "Requests to the API with a wrong token or without one. After more of them, the address gets no answer from the \
-                    API.",
+            about: "Requests to the API with a wrong token or without one. After more of them, the address gets 429 for API requests \
+                    with a token.",
         }
         LIMITS_UNKNOWN_LINKS = "unknown_links" {
             kind: Kind::Integer { from: 0, to: 60_000, unit: "" },
@@ -453,7 +453,7 @@ tables! {
             about: "For `\"files\"`: the file with the key of each certificate, in the same order.",
         }
     }
-    "backup": "Backups. docs/backup.md describes them, restores, and encryption." {
+    "backup": "Backups. linksctl(1) describes `linksctl backup` and `linksctl restore`." {
         BACKUP_EVERY = "every" {
             kind: Kind::Duration { from: hours(1), to: hours(30 * 24) },
             absent: Absent::Unset { example: "\"24h\"" },
