@@ -16,6 +16,7 @@ pub mod instance_stats;
 pub mod layout;
 pub mod log;
 pub mod notify;
+pub mod own_addresses;
 pub mod privileges;
 pub mod process;
 pub mod programs;

@@ -13,6 +13,7 @@ use crate::handshake::{self, Question, Request as AfterHandshake};
 use crate::nginx;
 use links_base::http::{self, PROXY_UNKNOWN, Request, Response};
 use links_base::layout;
+use links_base::own_addresses;
 use links_config::links::Config;
 
 const HEALTH: &str = "/health";
@@ -126,7 +127,7 @@ fn ask_with_tls<'a>(
     if served.is_empty() {
         return vec![];
     }
-    let addresses = with_shared(nginx::tls_addresses(config, has_ipv6()), expected.site, true).into_iter();
+    let addresses = tls_addresses(config, expected.site).into_iter();
     let reached = addresses.filter_map(|listen| Some((listen, reached_at(listen, others, own)?)));
     let questions: Vec<_> = reached
         .flat_map(|(listen, to)| {
@@ -165,6 +166,10 @@ fn public_addresses(config: &Config, site: Option<&Site>) -> Vec<SocketAddr> {
     addresses
 }
 
+fn tls_addresses(config: &Config, site: Option<&Site>) -> Vec<SocketAddr> {
+    with_shared(nginx::tls_addresses(config, has_ipv6()), site, true)
+}
+
 /// The addresses, and those of this host that the site shares with others.
 fn with_shared(mut addresses: Vec<SocketAddr>, site: Option<&Site>, tls: bool) -> Vec<SocketAddr> {
     let written = site
@@ -190,6 +195,7 @@ fn is_of_this_host(ip: IpAddr) -> bool {
 /// An address still does not answer as expected after `timeout`. The error says what is wrong with the first such address.
 pub fn wait(config: &Config, conf: Option<&Conf>, expected: Expected, timeout: Duration) -> Result<(), String> {
     let deadline = Instant::now() + timeout;
+    own_addresses::reach(&asked(config, conf, expected)).map_err(|error| format!("cannot be asked: {error:#}"))?;
     loop {
         let wrong = ask(config, conf, expected)
             .into_iter()
@@ -200,6 +206,20 @@ pub fn wait(config: &Config, conf: Option<&Conf>, expected: Expected, timeout: D
             Some(_) => std::thread::sleep(POLL_INTERVAL),
         }
     }
+}
+
+/// The addresses that [`ask`] connects to.
+fn asked(config: &Config, conf: Option<&Conf>, expected: Expected) -> Vec<IpAddr> {
+    let others = others(conf, expected.site);
+    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
+    let mut listens = public_addresses(config, expected.site);
+    if !expected.served().is_empty() {
+        listens.extend(tls_addresses(config, expected.site));
+    }
+    let reached = listens
+        .into_iter()
+        .filter_map(|listen| reached_at(listen, &others, &own));
+    reached.map(|address| address.ip()).collect()
 }
 
 fn ask_one(address: Address, to: SocketAddr, host: &str, expected: Expected) -> Result<(), String> {
