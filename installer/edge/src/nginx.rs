@@ -355,12 +355,27 @@ pub fn is_authentic(site: &str) -> bool {
 /// The site without the `listen` directives for all IPv6 addresses, as linksctl writes it on a host without IPv6. `None` if it
 /// has none, or if linksctl did not write it.
 pub fn without_ipv6(site: &str) -> Option<String> {
+    with_lines(site, |line| match line.trim_start().starts_with("listen [::]:") {
+        true => String::new(),
+        false => line.to_owned(),
+    })
+}
+
+/// The site without `default_server`. `None` if it has none, or if linksctl did not write it.
+pub fn without_default_server(site: &str) -> Option<String> {
+    with_lines(site, |line| match line.trim_start().starts_with("listen ") {
+        true => line.replace(" default_server", ""),
+        false => line.to_owned(),
+    })
+}
+
+/// The site with changed lines, as linksctl writes it. `None` if no line changes, or if linksctl did not write the site.
+fn with_lines(site: &str, change: impl Fn(&str) -> String) -> Option<String> {
     let identity = identity(site).filter(|_| is_authentic(site))?;
     let anonymous = site.replace(identity, IDENTITY);
-    let is_ipv6 = |line: &&str| line.trim_start().starts_with("listen [::]:");
-    let kept: String = anonymous.split_inclusive('\n').filter(|line| !is_ipv6(line)).collect();
-    let identity = format!("{IDENTITY}{}", fingerprint(&kept));
-    (kept != anonymous).then(|| kept.replace(IDENTITY, &identity))
+    let changed: String = anonymous.split_inclusive('\n').map(change).collect();
+    let identity = format!("{IDENTITY}{}", fingerprint(&changed));
+    (changed != anonymous).then(|| changed.replace(IDENTITY, &identity))
 }
 
 /// The main file of an nginx that runs only this site, with its files in `directory`. `user` is for one that root starts.

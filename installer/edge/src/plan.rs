@@ -345,8 +345,17 @@ pub fn install(
 /// Plans to take the IPv6 addresses of every host out of our site. `None` if that changes nothing, or somebody else has edited
 /// the site.
 pub fn without_ipv6(found: &Found, files: &Files) -> Option<Plan> {
+    rewritten(found, files, nginx::without_ipv6)
+}
+
+/// Plans to take `default_server` out of our site. `None` if that changes nothing, or somebody else has edited the site.
+pub fn without_default_server(found: &Found, files: &Files) -> Option<Plan> {
+    rewritten(found, files, nginx::without_default_server)
+}
+
+fn rewritten(found: &Found, files: &Files, rewrite: impl FnOnce(&str) -> Option<String>) -> Option<Plan> {
     let site = in_force(found, files).filter(|site| !site.edited)?;
-    let text = nginx::without_ipv6(&site.text)?;
+    let text = rewrite(&site.text)?;
     let (file, before) = match found.enabled {
         State::Absent => (&files.conf_d, &found.conf_d),
         _ => (&files.available, &found.available),
@@ -716,7 +725,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_ipv6_gets_the_site_without_it() {
+    fn ipv6_and_default_server_can_be_taken_out_of_the_site() {
         let config = Config::default();
         let site = |ipv6| {
             let facts = nginx::HostFacts {
@@ -748,6 +757,21 @@ mod tests {
         };
         assert_eq!(without_ipv6(&edited, &files()), None);
         assert_eq!(without_ipv6(&fresh(), &files()), None);
+
+        // The same for `default_server`, which nginx accepts once for an address.
+        let config = Config::parse("public_url = \"http://s.example.org\"", "links.toml").unwrap();
+        let site = |default_server| {
+            let mut facts = nginx::HostFacts::alone(nginx::CacheSize::MODEST, vec![]);
+            facts.terms.default_server = default_server;
+            let named = &files().named;
+            nginx::site(&config, named, &facts, &nginx::Peers::new(), &nginx::Https::default()).unwrap()
+        };
+        let plan = without_default_server(&installed(&site(true)), &files()).unwrap();
+        assert_eq!(
+            list(&plan),
+            [format!("/etc/nginx/sites-available/links = {}", site(false))]
+        );
+        assert_eq!(without_default_server(&installed(&site(false)), &files()), None);
     }
 
     #[test]

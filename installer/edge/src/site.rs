@@ -99,6 +99,8 @@ enum Outlook {
     Later(String),
 }
 
+/// nginx's words for two `default_server` of an address.
+const DUPLICATE_DEFAULT_SERVER: &str = "a duplicate default server";
 const NOT_RUNNING: &str =
     "nginx does not run, so no request reaches links: `systemctl start nginx`, then `linksctl configure`";
 
@@ -268,7 +270,15 @@ impl Edge {
             return Ok(notices);
         }
         let mut record = Record::read(&self.record)?;
-        let decided = match self.look_ahead(config, peers, &record, mode.force)? {
+        let mut outlook = self.look_ahead(config, peers, &record, mode.force)?;
+        // Another site has become the default server.
+        if let Outlook::ServesThough(why) = &outlook
+            && why.contains(DUPLICATE_DEFAULT_SERVER)
+            && self.give_up_default_server(config, &mut record)?
+        {
+            outlook = self.look_ahead(config, peers, &record, mode.force)?;
+        }
+        let decided = match outlook {
             Outlook::Decided(decided) => decided,
             Outlook::ServesThough(notice) | Outlook::Later(notice) => return Ok(vec![notice]),
         };
@@ -567,6 +577,21 @@ impl Edge {
         Ok(Some(
             "this host has no IPv6 any more, so the nginx site does not listen on IPv6 addresses".to_owned(),
         ))
+    }
+
+    /// Takes `default_server` out of the site because another site has it too, and nginx refuses both. Returns whether it did.
+    fn give_up_default_server(&self, config: &Config, record: &mut Record) -> anyhow::Result<bool> {
+        if nginx::server_names(config) == ["_"] {
+            return Ok(false);
+        }
+        let found = find(&self.files, record)?;
+        let Some(plan) = plan::without_default_server(&found, &self.files) else {
+            return Ok(false);
+        };
+        let written = plan.site.as_ref().map(|site| record::digest(&site.text));
+        record.change(&plan.changes, written)?;
+        record.finish(false)?;
+        Ok(true)
     }
 
     /// Explains what in nginx's configuration is in the way of links, with files and lines. Only root can read all of it.
