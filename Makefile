@@ -51,7 +51,7 @@ test: packages-test released deb ## every test, including those on systemd and n
 	$(TESTS)$(if $(TEST), -- $(TEST))
 
 soak: packages-test released deb ## the long tests (three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures), every test on Debian 12, and the programs for arm64
-	$(MAKE) deb ARCH=arm64 PROFILE=release
+	$(MAKE) deb ARCH=arm64 PROFILE=release RUNTIME=links-host
 	$(TESTS) --no-run
 	$(TESTS) --test e2e --test soak -- --ignored --nocapture --test-threads 1
 	SUITE=bookworm $(TESTS) --test e2e --test soak
