@@ -67,12 +67,13 @@ repo: packages-repo ## add the .debs in target/packages to a signed apt reposito
 release: ## everything that is published, from a clean tree: packages, bills of materials, signed sums, apt repository; see docs/releasing.md
 	.ci/release
 
-# The components are linked on one processor, so the programs are built beside them.
+# The components are linked on one processor, so the programs are built beside them. If one build fails, the other one ends
+# before make does.
 build:
 	$(if $(IS_CROSS),.ci/cross true && $(CARGO) build --profile $(PROFILE) --locked -p links-pack)
 	component/build.sh & components=$$!; \
 	$(if $(IS_CROSS),.ci/cross) $(BUILD) --profile $(PROFILE) --locked $(if $(filter release,$(PROFILE)),$(SHARED)) \
-		$(PACKED) $(if $(IS_CROSS),,-p links-pack) && wait $$components
+		$(PACKED) $(if $(IS_CROSS),,-p links-pack); programs=$$?; wait $$components && exit $$programs
 
 lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
 	$(CARGO) fmt --all --check
