@@ -7,6 +7,8 @@ ARCH = $(HOST_ARCH)
 IS_CROSS = $(filter-out $(HOST_ARCH),$(ARCH))
 $(if $(filter-out arm64,$(IS_CROSS)),$(error packages for $(ARCH) cannot be made on $(HOST_ARCH), only those for arm64 on amd64))
 DIST  = target/packages$(addprefix -,$(IS_CROSS))
+# A file in $(DIST) says that the packages are for tests. `make repo` refuses them.
+MARKER = only-for-tests
 # The profile of the programs in the packages. Packages for tests use `release`, like the tests themselves.
 PROFILE = dist
 PROGRAMS = target/$(PROFILE)
@@ -58,9 +60,13 @@ soak: packages-test released deb ## the long tests (three million clicks, a mill
 
 deb: build ## both packages, the .deb and the tarball, into target/packages/; ARCH=arm64 makes those for arm64, into target/packages-arm64/
 	rm -rf $(DIST)
+	$(if $(filter dist,$(PROFILE)),,mkdir -p $(DIST) && touch $(DIST)/$(MARKER))
 	$(PROGRAMS)/links-pack --out $(DIST) $(PACK_CROSS) $(if $(RUNTIME),--runtime $(RUNTIME))
 
 repo: packages-repo ## add the .debs in target/packages to a signed apt repository in target/repo: REPO_KEY=KEY signs it, REPO_URL=URL is where hosts find it
+	@for packages in $(DIST) $(wildcard $(DIST)-*); do [ ! -e $$packages/$(MARKER) ] || { \
+		echo "the packages in $$packages are for tests only (make run, check, test and soak write such packages): run 'make" \
+			"deb' (for arm64 'make deb ARCH=arm64'), or remove $$packages" >&2; exit 1; }; done
 	@[ -x $(PROGRAMS)/links-pack ] || { echo "$(PROGRAMS)/links-pack is missing: run 'make deb' first" >&2; exit 1; }
 	$(PROGRAMS)/links-pack repo $(addprefix --packages ,$(DIST) $(wildcard $(DIST)-*)) --out $(REPO)
 

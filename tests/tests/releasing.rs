@@ -115,6 +115,24 @@ fn only_a_clean_commit_with_one_version_is_released() -> Result<()> {
     sources.refuses("CHANGELOG.md")
 }
 
+#[test]
+fn packages_for_tests_get_into_no_repository() -> Result<()> {
+    let packages = tempfile::tempdir()?;
+    fs::write(packages.path().join("only-for-tests"), "")?;
+    let mut make = Command::new("make");
+    make.arg("--directory")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .arg("repo")
+        .arg(format!("DIST={}", packages.path().display()));
+    let refused = output(make.env_remove("MAKEFLAGS"))?;
+    let reason = String::from_utf8_lossy(&refused.stderr);
+    ensure!(
+        !refused.status.success() && reason.contains("for tests only"),
+        "{refused:?}"
+    );
+    Ok(())
+}
+
 /// The scripts read the version from CHANGELOG.md, links-pack has it from Cargo.toml.
 #[test]
 fn the_scripts_and_the_programs_have_one_version() -> Result<()> {
