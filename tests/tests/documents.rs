@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use links_tests::local::Settings;
 use links_tests::servers::Pebble;
 use links_tests::{DEB, Host, LINKS_TOML};
