@@ -7,6 +7,8 @@ ARCH = $(HOST_ARCH)
 IS_CROSS = $(filter-out $(HOST_ARCH),$(ARCH))
 $(if $(filter-out arm64,$(IS_CROSS)),$(error packages for $(ARCH) cannot be made on $(HOST_ARCH), only those for arm64 on amd64))
 DIST  = target/packages$(addprefix -,$(IS_CROSS))
+# A file in $(DIST) says that the packages are for tests. `make repo` refuses them.
+MARKER = only-for-tests
 # The profile of the programs in the packages. Packages for tests use `release`, like the tests themselves.
 PROFILE = dist
 PROGRAMS = target/$(PROFILE)
@@ -51,28 +53,33 @@ test: packages-test released deb ## every test, including those on systemd and n
 	$(TESTS)$(if $(TEST), -- $(TEST))
 
 soak: packages-test released deb ## the long tests (three million clicks, a million requests over a hundred rollouts, fifty kills, thirty power failures), every test on Debian 12, and the programs for arm64
-	$(MAKE) deb ARCH=arm64 PROFILE=release
+	$(MAKE) deb ARCH=arm64 PROFILE=release RUNTIME=links-host
 	$(TESTS) --no-run
 	$(TESTS) --test e2e --test soak -- --ignored --nocapture --test-threads 1
 	SUITE=bookworm $(TESTS) --test e2e --test soak
 
 deb: build ## both packages, the .deb and the tarball, into target/packages/; ARCH=arm64 makes those for arm64, into target/packages-arm64/
 	rm -rf $(DIST)
+	$(if $(filter dist,$(PROFILE)),,mkdir -p $(DIST) && touch $(DIST)/$(MARKER))
 	$(PROGRAMS)/links-pack --out $(DIST) $(PACK_CROSS) $(if $(RUNTIME),--runtime $(RUNTIME))
 
 repo: packages-repo ## add the .debs in target/packages to a signed apt repository in target/repo: REPO_KEY=KEY signs it, REPO_URL=URL is where hosts find it
+	@for packages in $(DIST) $(wildcard $(DIST)-*); do [ ! -e $$packages/$(MARKER) ] || { \
+		echo "the packages in $$packages are for tests only (make run, check, test and soak write such packages): run 'make" \
+			"deb' (for arm64 'make deb ARCH=arm64'), or remove $$packages" >&2; exit 1; }; done
 	@[ -x $(PROGRAMS)/links-pack ] || { echo "$(PROGRAMS)/links-pack is missing: run 'make deb' first" >&2; exit 1; }
 	$(PROGRAMS)/links-pack repo $(addprefix --packages ,$(DIST) $(wildcard $(DIST)-*)) --out $(REPO)
 
 release: ## everything that is published, from a clean tree: packages, bills of materials, signed sums, apt repository; see docs/releasing.md
 	.ci/release
 
-# The components are linked on one processor, so the programs are built beside them.
+# The components are linked on one processor, so the programs are built beside them. If one build fails, the other one ends
+# before make does.
 build:
 	$(if $(IS_CROSS),.ci/cross true && $(CARGO) build --profile $(PROFILE) --locked -p links-pack)
 	component/build.sh & components=$$!; \
 	$(if $(IS_CROSS),.ci/cross) $(BUILD) --profile $(PROFILE) --locked $(if $(filter release,$(PROFILE)),$(SHARED)) \
-		$(PACKED) $(if $(IS_CROSS),,-p links-pack) && wait $$components
+		$(PACKED) $(if $(IS_CROSS),,-p links-pack); programs=$$?; wait $$components && exit $$programs
 
 lint: packages-test ## formatting, clippy, shellcheck, cargo-deny
 	$(CARGO) fmt --all --check

@@ -14,7 +14,7 @@ use crate::config::runtime::{self as config, Config, Flags};
 use crate::guest::context::ComponentState;
 use crate::outbound::{Address, Outbound};
 use crate::output;
-use crate::serve::address_space::MOST_INSTANCES;
+use crate::serve::address_space::MAX_INSTANCES;
 use crate::serve::component;
 use crate::serve::engine::{self, CodeCache, Prepared};
 use crate::serve::instances::{Handler, Serving};
@@ -162,10 +162,10 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
         Some(file) => CodeCache::Configured(file.clone()),
         None => CodeCache::Default,
     };
-    let Prepared { engine, most_instances } = engine::prepare(&cache, !up.disable_pooling)?;
-    if most_instances < MOST_INSTANCES {
+    let Prepared { engine, max_instances } = engine::prepare(&cache, !up.disable_pooling)?;
+    if max_instances < MAX_INSTANCES {
         tracing::warn!(
-            "at most {most_instances} instances of components exist at once instead of {MOST_INSTANCES}, because this process \
+            "at most {max_instances} instances of components exist at once instead of {MAX_INSTANCES}, because this process \
              has little address space (see LimitAS= of the unit; some kernels have little for every process)"
         );
     }
@@ -221,7 +221,7 @@ async fn app(up: &Up, application: Application, config: Config, app_dir: &Path, 
         targets.push((route, target));
     }
     let router = Router::new(targets)?;
-    Ok(App::new(router, most_instances, up.client_timeout, stop, tracer))
+    Ok(App::new(router, max_instances, up.client_timeout, stop, tracer))
 }
 
 /// The addresses that a component may call. Their variables are resolved once, so the list does not change while serving.

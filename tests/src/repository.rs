@@ -115,6 +115,7 @@ impl Key {
             "links tests",
             "ed25519",
             "sign",
+            "never",
         ];
         key.gpg(&generate)?;
         key.argument = match from {

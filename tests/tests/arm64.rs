@@ -29,7 +29,12 @@ fn the_programs_for_arm64_start_shorten_and_follow() -> Result<()> {
         let output = succeeds(Command::new(&emulator).arg(unpacked.join(program)).arg("--version"))?;
         Ok(String::from_utf8(output.stdout)?)
     };
-    for program in ["usr/bin/linksctl", "usr/lib/links/bundle/runtime/links-host"] {
+    for program in [
+        "usr/bin/linksctl",
+        "usr/lib/links/bin/links-acme",
+        "usr/lib/links/bin/links-backup",
+        "usr/lib/links/bundle/runtime/links-host",
+    ] {
         let name = Path::new(program)
             .file_name()
             .and_then(OsStr::to_str)

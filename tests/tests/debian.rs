@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use links_tests::{Builder, Host, Suite, Traffic, eventually};
 
-use crate::{appliance, upgrades};
+use crate::{appliance, https, repository, upgrades};
 
 /// A host with the release of Debian on which the other tests do not run.
 fn other() -> Result<Builder> {
@@ -33,6 +33,17 @@ fn the_other_debian_serves_reboots_and_keeps_nothing_after_a_purge() -> Result<(
 #[test]
 fn an_upgrade_on_the_other_debian_costs_no_request_and_no_click() -> Result<()> {
     upgrades::cost_no_request_and_no_click(other()?, 1)
+}
+
+#[test]
+fn https_takes_one_command_on_the_other_debian_too() -> Result<()> {
+    https::takes_one_command_and_a_name_that_fails_takes_no_other_down(other()?)
+}
+
+/// Debian 12 has apt 2.6, and Debian 13 has apt 3.0.
+#[test]
+fn the_other_debians_apt_follows_the_repository_too() -> Result<()> {
+    repository::follows_the_repository(other()?)
 }
 
 /// The upgrade of Debian restarts nginx and systemd, so this asks before and after it, not meanwhile.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use links_tests::http2::Http2Load;
 use links_tests::local::Settings;
 use links_tests::servers::{Pebble, Squatter};
-use links_tests::{Events, Host, LINKS_TOML, Output, Traffic, eventually};
+use links_tests::{Builder, Events, Host, LINKS_TOML, Output, Traffic, eventually};
 use serde_json::Value;
 
 const NAME: &str = "s.example";
@@ -156,7 +156,11 @@ fn served(host: &Host, name: &str) -> Result<String> {
 
 #[test]
 fn https_takes_one_command_and_a_name_that_fails_takes_no_other_down() -> Result<()> {
-    let host = Host::builder().serving()?;
+    takes_one_command_and_a_name_that_fails_takes_no_other_down(Host::builder())
+}
+
+pub fn takes_one_command_and_a_name_that_fails_takes_no_other_down(host: Builder) -> Result<()> {
+    let host = host.serving()?;
     let link = host.shorten("https://example.com/first")?;
     let slug = &link.slug;
     let pebble = pebble(&host, Settings::default())?;

@@ -40,7 +40,7 @@ impl Sources {
         )?;
         sources.write(".gitignore", "/target/\n")?;
         fs::create_dir(sources.0.path().join(".ci"))?;
-        for name in ["release", "newest-release"] {
+        for name in ["release", "newest-release", "packages", "sums"] {
             fs::copy(script(name), sources.0.path().join(".ci").join(name))?;
         }
         sources.git(&["init", "--quiet"])?;
@@ -113,6 +113,49 @@ fn only_a_clean_commit_with_one_version_is_released() -> Result<()> {
     sources.write("CHANGELOG.md", "# Changelog\n\n- No release.\n")?;
     sources.commit()?;
     sources.refuses("CHANGELOG.md")
+}
+
+#[test]
+fn keys_that_cannot_sign_are_noticed_before_the_builds() -> Result<()> {
+    let (sources, keys) = (Sources::new()?, tempfile::tempdir()?);
+    let at = |name: &str| keys.path().join(name);
+    fs::write(at("wrong.key"), "not a key")?;
+    for (repository, minisign, wrong) in [
+        ("missing.key", "wrong.key", "REPO_KEY"),
+        ("wrong.key", "wrong.key", "MINISIGN_KEY"),
+    ] {
+        let mut release = Command::new(sources.0.path().join(".ci/release"));
+        release
+            .env("REPO_KEY", at(repository))
+            .env("REPO_URL", "https://apt.example.org")
+            .env("MINISIGN_KEY", at(minisign))
+            .env("GNUPGHOME", keys.path());
+        let refused = output(&mut release)?;
+        let reason = String::from_utf8_lossy(&refused.stderr);
+        ensure!(
+            !refused.status.success() && reason.contains(&format!(".ci/release: {wrong} is ")),
+            "{wrong}: {refused:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn packages_for_tests_get_into_no_repository() -> Result<()> {
+    let packages = tempfile::tempdir()?;
+    fs::write(packages.path().join("only-for-tests"), "")?;
+    let mut make = Command::new("make");
+    make.arg("--directory")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .arg("repo")
+        .arg(format!("DIST={}", packages.path().display()));
+    let refused = output(make.env_remove("MAKEFLAGS"))?;
+    let reason = String::from_utf8_lossy(&refused.stderr);
+    ensure!(
+        !refused.status.success() && reason.contains("for tests only"),
+        "{refused:?}"
+    );
+    Ok(())
 }
 
 /// The scripts read the version from CHANGELOG.md, links-pack has it from Cargo.toml.

@@ -18,7 +18,7 @@ fn a_host_installs_from_the_repository_and_follows_it_and_refuses_what_was_chang
     follows_the_repository(Host::builder())
 }
 
-fn follows_the_repository(host: Builder) -> Result<()> {
+pub fn follows_the_repository(host: Builder) -> Result<()> {
     let host = host.debian()?;
     host.write(
         "/etc/nginx/conf.d/repository.conf",

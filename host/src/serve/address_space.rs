@@ -12,22 +12,22 @@ use anyhow::{Result, bail};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// The maximum number of instances that exist at once, if the address space allows it. Spin's default.
-pub const MOST_INSTANCES: u32 = 1_000;
+pub const MAX_INSTANCES: u32 = 1_000;
 
 const GIB: u64 = 1 << 30;
 /// What the pool reserves for an instance: its memory, the guard behind it (32 MiB), its stack and its tables (together less
 /// than 32 MiB).
 const PER_INSTANCE: u64 = 4 * GIB + (64 << 20);
 /// What stays free for all else: threads, SQLite, the allocator.
-const REST: u64 = 16 * GIB;
+const HEADROOM: u64 = 16 * GIB;
 /// Fewer instances could not handle a burst of requests.
-const FEWEST_INSTANCES: u32 = 15;
+const MIN_INSTANCES: u32 = 15;
 
-/// The maximum number of instances, which the address space allows. At most [`MOST_INSTANCES`].
+/// The maximum number of instances, which the address space allows. At most [`MAX_INSTANCES`].
 ///
 /// # Errors
 /// There is too little for the smallest pool.
-pub fn most_instances() -> Result<u32> {
+pub fn max_instances() -> Result<u32> {
     choose(|pool, rest| {
         let pool = Reservation::make(pool);
         pool.is_some() && Reservation::make(rest).is_some()
@@ -36,14 +36,14 @@ pub fn most_instances() -> Result<u32> {
 
 /// Halves the pool until it and the rest are free at once.
 fn choose(are_free: impl Fn(u64, u64) -> bool) -> Result<u32> {
-    let sizes = std::iter::successors(Some(MOST_INSTANCES), |instances| Some(instances / 2));
-    let mut sizes = sizes.take_while(|instances| *instances >= FEWEST_INSTANCES);
-    match sizes.find(|instances| are_free(u64::from(*instances) * PER_INSTANCE, REST)) {
+    let sizes = std::iter::successors(Some(MAX_INSTANCES), |instances| Some(instances / 2));
+    let mut sizes = sizes.take_while(|instances| *instances >= MIN_INSTANCES);
+    match sizes.find(|instances| are_free(u64::from(*instances) * PER_INSTANCE, HEADROOM)) {
         Some(instances) => Ok(instances),
         None => bail!(
             "the address space of this process is limited to less than {} GiB; raise LimitAS= of the unit, or `ulimit -v`. It \
              limits addresses, not memory: MemoryMax= limits memory",
-            (u64::from(FEWEST_INSTANCES) * PER_INSTANCE + REST).div_ceil(GIB)
+            (u64::from(MIN_INSTANCES) * PER_INSTANCE + HEADROOM).div_ceil(GIB)
         ),
     }
 }
@@ -87,13 +87,13 @@ mod tests {
 
     #[test]
     fn the_pool_is_as_large_as_the_address_space_allows() {
-        assert_eq!(within(1 << 47, 1 << 46).unwrap(), MOST_INSTANCES);
+        assert_eq!(within(1 << 47, 1 << 46).unwrap(), MAX_INSTANCES);
         // 42 bits, and 39 bits with the program at two thirds of them, as arm64 has it.
         assert_eq!(within(1 << 42, 1 << 41).unwrap(), 500);
         assert_eq!(within(1 << 39, (1 << 39) / 3 * 2).unwrap(), 62);
         // RLIMIT_AS limits the sum of all.
         assert_eq!(within(1 << 39, 1 << 46).unwrap(), 62);
-        assert_eq!(within(80 * GIB, 80 * GIB).unwrap(), FEWEST_INSTANCES);
+        assert_eq!(within(80 * GIB, 80 * GIB).unwrap(), MIN_INSTANCES);
     }
 
     #[test]

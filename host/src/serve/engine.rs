@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow};
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Cache, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use super::address_space::{self, MOST_INSTANCES};
+use super::address_space::{self, MAX_INSTANCES};
 use crate::bindings::Imports;
 use crate::guest::context::Context;
 use crate::guest::usage;
@@ -33,7 +33,7 @@ pub enum CodeCache {
 /// The engine, and how many instances can exist at once.
 pub struct Prepared {
     pub engine: Engine,
-    pub most_instances: u32,
+    pub max_instances: u32,
 }
 
 /// Creates the engine and starts the thread that advances its epoch.
@@ -47,10 +47,10 @@ pub fn prepare(cache: &CodeCache, pooling: bool) -> Result<Prepared> {
         .wasm_component_model_async(true)
         .epoch_interruption(true);
     config.cache(code_cache(cache)?);
-    let mut most_instances = MOST_INSTANCES;
+    let mut max_instances = MAX_INSTANCES;
     if pooling {
-        most_instances = address_space::most_instances().context("Preparing the instance pool")?;
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(most_instances)));
+        max_instances = address_space::max_instances().context("Preparing the instance pool")?;
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(max_instances)));
     }
     let engine = Engine::new(&config)
         .map_err(|error| anyhow!("{error:#}"))
@@ -65,7 +65,7 @@ pub fn prepare(cache: &CodeCache, pooling: bool) -> Result<Prepared> {
             std::thread::sleep(TICK);
         }
     })?;
-    Ok(Prepared { engine, most_instances })
+    Ok(Prepared { engine, max_instances })
 }
 
 fn code_cache(cache: &CodeCache) -> Result<Option<Cache>> {

@@ -23,8 +23,8 @@ use crate::telemetry::{Requests, Span, Tracer};
 
 /// The maximum number of requests that components work on at once; the others wait. It is below the maximum number of
 /// instances, because some of those are idle.
-fn most_requests(most_instances: u32) -> u32 {
-    most_instances * 9 / 10
+fn most_requests(max_instances: u32) -> u32 {
+    max_instances * 9 / 10
 }
 
 /// How long a request waits for a permit before it is refused with 503.
@@ -66,15 +66,15 @@ impl Target {
 }
 
 impl App {
-    /// `most_instances` is how many instances of its components can exist at once.
+    /// `max_instances` is how many instances of its components can exist at once.
     pub fn new(
         router: Router<Target>,
-        most_instances: u32,
+        max_instances: u32,
         client_timeout: Duration,
         stop: Stop,
         tracer: Option<Tracer>,
     ) -> Self {
-        let most_requests = most_requests(most_instances);
+        let most_requests = most_requests(max_instances);
         Self {
             router,
             most_requests,

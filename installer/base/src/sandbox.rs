@@ -114,7 +114,8 @@ fn explain(refused: &[Directive], why: &str) -> String {
     if refused.is_empty() {
         return format!(
             "this host cannot start a process in the instances' sandbox, although each directive works alone: {why}\n\
-             docs/containers.md lists the directives that may be left out"
+             Enable nesting for the container (LXC: `security.nesting=true`), or turn off directives of links@.service in \
+             /etc/systemd/system/links@.service.d/50-container.conf, then run `systemctl daemon-reload` and `linksctl configure`"
         );
     }
     let names: Vec<_> = refused.iter().map(|(name, value)| format!("{name}={value}")).collect();

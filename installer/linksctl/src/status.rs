@@ -197,7 +197,7 @@ fn age(seconds: u64) -> String {
 }
 
 fn backup_lines(backup: &Backup) -> Vec<String> {
-    // Without a word about backups in links.toml, and without one by hand, there is nothing to tell.
+    // Without a destination in links.toml and without a backup made by hand, there is nothing to show.
     if backup.to.is_none() && backup.latest.is_none() {
         return vec![];
     }

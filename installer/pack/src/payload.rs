@@ -294,7 +294,7 @@ mod tests {
     }
 
     /// While the package's own conffile stays the same, dpkg does not ask about an edited one. links.toml was a conffile in
-    /// version 0.1.0 and is none any more: dpkg keeps it.
+    /// version 0.1.0 and is not one since 0.2.0; dpkg keeps the file.
     #[test]
     fn conffiles_are_those_of_version_0_1_0() {
         let of_0_1_0 = [

@@ -228,11 +228,21 @@ fn keep_known(table: &mut dyn TableLike, path: &mut Vec<String>) -> bool {
 /// The files cannot be changed.
 pub fn prepare(edited: &ConfigFiles, inputs: &[Input]) -> anyhow::Result<Vec<String>> {
     ensure!(!inputs.is_empty(), "{} is missing", edited.links_toml().display());
-    let Some(change) = Change::plan(edited, inputs)? else {
-        return Ok(vec![]);
-    };
-    change.apply(edited)?;
-    Ok(change.notices())
+    let mut notices = vec![];
+    if let Some(change) = Change::plan(edited, inputs)? {
+        change.apply(edited)?;
+        notices = change.notices();
+    }
+    notices.extend(end_of_https(inputs));
+    Ok(notices)
+}
+
+/// What the administrator has to know if HTTPS is on.
+fn end_of_https(inputs: &[Input]) -> Option<String> {
+    let settings = for_0_1_0(inputs).newer;
+    let mode = settings.iter().find(|setting| setting.key() == keys::TLS_MODE.path())?;
+    (mode.value.as_str() != Some("off"))
+        .then(|| "version 0.1.0 has no HTTPS: port 443 is closed until the next upgrade".to_owned())
 }
 
 #[cfg(test)]
@@ -319,6 +329,17 @@ mod tests {
         assert_eq!(newer, format!("{NEWER_HEADER}future.key = 1\nnginx.new = [1]\n"));
         // This one never concerned version 0.1.0.
         assert!(edited.links_toml_d().join("z.toml").exists());
+    }
+
+    /// This file stays as it is, because it concerns only later versions.
+    #[test]
+    fn the_end_of_https_is_announced() {
+        for (mode, announced) in [("acme", 1), ("files", 1), ("off", 0)] {
+            let (_root, edited) = host("", &[("tls.toml", &format!("[tls]\nmode = \"{mode}\"\n"))]);
+            let notices = prepare(&edited, &read(&edited)).unwrap();
+            let about_https = notices.iter().filter(|notice| notice.contains("443"));
+            assert_eq!(about_https.count(), announced, "{mode}: {notices:?}");
+        }
     }
 
     #[test]

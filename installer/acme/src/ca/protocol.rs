@@ -1,4 +1,4 @@
-//! What the two processes say to each other: a request and a reply per line, as JSON.
+//! The protocol between the two processes: a request and a reply per line, as JSON.
 
 use std::fmt;
 
