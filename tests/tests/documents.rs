@@ -249,6 +249,7 @@ const MENTIONED: &[(&str, &str)] = &[
     ("linksctl tls disable NAME", HTTPS),
     ("linksctl tls enable", HTTPS),
     ("linksctl tls enable --hsts=false", HTTPS),
+    ("linksctl tls enable NAME", HTTPS),
     (
         "linksctl tls renew",
         "neither_kills_nor_expiry_nor_wrong_files_take_links_down",

@@ -233,7 +233,7 @@ pub fn takes_one_command_and_a_name_that_fails_takes_no_other_down(host: Builder
     ensure!(addresses.contains("0.0.0.0:443"), "{whole}");
     let (good, bad) = (status(&host, NAME)?, status(&host, OTHER)?);
     ensure!(
-        good["state"] == "valid" && good["trouble"].is_null() && good["sha256"] == served(&host, NAME)?,
+        good["state"] == "valid" && good["problem"].is_null() && good["sha256"] == served(&host, NAME)?,
         "{good}"
     );
     ensure!(
@@ -371,7 +371,7 @@ fn keys_are_private(host: &Host) -> Result<()> {
     let shown = host.run(["runuser", "-u", "nobody", "--", "linksctl", "tls", "status", "--json"])?;
     let shown: Value = shown.json()?;
     ensure!(
-        shown["names"][0]["state"] == "valid" && shown["names"][0]["trouble"].is_null(),
+        shown["names"][0]["state"] == "valid" && shown["names"][0]["problem"].is_null(),
         "{shown}"
     );
     Ok(())

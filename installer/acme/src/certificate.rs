@@ -139,7 +139,7 @@ pub enum KeyError {
     Encrypted,
     #[error("the private key is damaged")]
     Damaged,
-    /// A type that nginx may support all the same.
+    /// A type that cannot be compared with the certificate.
     #[error("the private key is neither RSA of 2048 to 8192 bits, nor ECDSA on P-256 or P-384, nor Ed25519")]
     Unsupported,
 }

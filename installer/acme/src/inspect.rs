@@ -107,10 +107,11 @@ fn public_key(file: &Read<'_>, pem: &[u8], findings: &mut Findings) -> Option<Pu
             format!("{path}: {error}, and nginx has no password for it."),
             format!("Decrypt it: `openssl pkey -in {path} -out NEW`, with mode 0600."),
         ),
-        Err(error @ KeyError::Unsupported) => findings.warning(
-            FileProblemKind::UncheckedKey,
-            format!("{path}: {error}, so it is not compared with the certificate."),
-            "nginx compares them when it loads its configuration.",
+        // A key that is not compared with the certificate could keep nginx from starting.
+        Err(error @ KeyError::Unsupported) => findings.problem(
+            FileProblemKind::UnsupportedKey,
+            format!("{path}: {error}."),
+            "Use a key on P-256 or P-384, Ed25519, or RSA of 2048 to 8192 bits.",
         ),
         Err(error @ (KeyError::Missing | KeyError::Damaged)) => findings.problem(
             FileProblemKind::NoKey,
@@ -256,6 +257,7 @@ mod tests {
         let reversed = format!("{authority}{leaf}");
         let mixed = format!("{leaf}{}", &other[leaf.len()..]);
         let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        let unknown = "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n";
         let soon = START + 80 * DAY;
         for (chain, key, name, now, problem, warning) in [
             (
@@ -275,6 +277,14 @@ mod tests {
                 "s.example.org",
                 START,
                 Some(Kind::EncryptedKey),
+                None,
+            ),
+            (
+                &chain,
+                unknown,
+                "s.example.org",
+                START,
+                Some(Kind::UnsupportedKey),
                 None,
             ),
             (&chain, &key, "s.example.com", START, Some(Kind::NameMissing), None),

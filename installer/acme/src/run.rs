@@ -263,7 +263,7 @@ impl Connection<'_> {
             terms_of_service,
         } = match network.ask(&request) {
             Ok(Reply::Opened(opened)) => opened,
-            Ok(_) => anyhow::bail!("the network process has confused itself"),
+            Ok(_) => anyhow::bail!("got an unexpected reply from the network process"),
             Err(failure) if is_unknown_account(&failure) && known.is_some() => {
                 self.store.remove_account(directory)?;
                 return self.start(report);
@@ -289,10 +289,12 @@ impl Connection<'_> {
     }
 
     fn ask(&mut self, request: &Request, report: &mut dyn FnMut(Event)) -> anyhow::Result<Attempt<Reply>> {
-        Ok(match self.open(report)? {
+        let result = match self.open(report)? {
             Ok((network, _)) => network.ask(request),
-            Err(failure) => Err(failure.clone()),
-        })
+            Err(failure) => return Ok(Err(failure.clone())),
+        };
+        self.replace_if_lost(&result);
+        Ok(result)
     }
 
     fn obtain(&mut self, item: &Item<'_>, report: &mut dyn FnMut(Event)) -> anyhow::Result<Attempt<String>> {
@@ -314,11 +316,15 @@ impl Connection<'_> {
             self_check: order.self_check,
         };
         let result = obtain(network, store, &wanted, report);
-        // The process may still be at work on a request that took too long, so the next name gets another.
+        self.replace_if_lost(&result);
+        Ok(result)
+    }
+
+    /// The process may still be at work on a request that took too long, so the next request gets another.
+    fn replace_if_lost<T>(&mut self, result: &Attempt<T>) {
         if result.as_ref().is_err_and(|failure| is_lost(failure)) {
             self.network = None;
         }
-        Ok(result)
     }
 
     fn forget_account(&mut self) -> anyhow::Result<()> {
@@ -392,7 +398,7 @@ fn open_existing(network: &mut Network, account: &Account, roots: Option<String>
         Reply::Opened(_) => Ok(()),
         _ => Err(failure(
             FailureKind::Other,
-            "links-acme has confused itself.",
+            "links-acme got an unexpected reply from its network process.",
             "Please report this as a bug of links.",
         )),
     }

@@ -160,8 +160,8 @@ fn sentences(kind: FailureKind, problem: &Problem, authority: &str, name: &str) 
         ),
         Kind::Account => (
             format!("{authority} does not accept the account of this machine"),
-            "If it was deactivated, run `/usr/lib/links/bin/links-acme deactivate` (with `--directory`, if [tls] has one). The \
-             next attempt then creates another."
+            "If it was deactivated, run `/usr/lib/links/bin/links-acme deactivate` (with `--directory` and \
+             `--ca-file`, if [tls] has them). The next attempt then creates another."
                 .to_owned(),
         ),
         Kind::Profile => (

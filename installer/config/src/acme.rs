@@ -320,7 +320,7 @@ pub enum FileProblemKind {
     /// Others than root may read the key.
     KeyReadable,
     /// The key is of a type that links-acme cannot compare with the certificate.
-    UncheckedKey,
+    UnsupportedKey,
     MustStaple,
 }
 

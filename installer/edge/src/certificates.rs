@@ -205,6 +205,7 @@ impl Certificates {
         make_directory(&self.layout.tls_dir(), 0o755)?;
         let directory = self.layout.tls_files_dir();
         make_directory(&directory, 0o755)?;
+        let _lock = lock(&directory)?;
         let staged = directory.join(STAGED);
         let found = self.check_files(tls)?;
         let mut problems: Vec<_> = found
@@ -366,6 +367,14 @@ fn choose(names: &[String], certificates: &[&[String]]) -> (BTreeMap<String, usi
     (chosen, uncovered)
 }
 
+/// Waits until no other process changes the copies in `directory`: a hook of certbot, links-tls.timer and a rollout may come at
+/// the same time. The lock ends when the file is dropped.
+fn lock(directory: &Path) -> anyhow::Result<fs::File> {
+    fs::File::open(directory)
+        .and_then(|file| file.lock().map(|()| file))
+        .with_context(|| format!("Locking {}", directory.display()))
+}
+
 /// Whether a name in a certificate stands for the host name. A `*` stands for one label (RFC 9525, section 6.3).
 fn covers(own: &str, name: &str) -> bool {
     let wildcard = || {
@@ -466,6 +475,16 @@ mod tests {
         assert_eq!(uncovered, ["d.test"]);
         let (chosen, _) = choose(&wanted, &[&wild, &one]);
         assert_eq!(chosen["a.example"], 0);
+    }
+
+    #[test]
+    fn only_one_process_changes_the_copies() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = lock(directory.path()).unwrap();
+        let other = fs::File::open(directory.path()).unwrap();
+        assert!(other.try_lock().is_err());
+        drop(held);
+        other.try_lock().unwrap();
     }
 
     #[test]

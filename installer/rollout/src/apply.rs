@@ -129,6 +129,15 @@ pub fn apply(plan: &Plan, before: &Observed, host: &mut impl Host, reporter: &mu
         })();
         match done {
             Ok(()) => committed |= matches!(step, Step::Commit(_)),
+            // A plan that only changes the site has no commit. A site that fails is undone by the edge itself.
+            Err(error) if committed && matches!(step, Step::Site) => {
+                reporter.report(&Event::failed(step, &error));
+                let undone = Undone {
+                    nothing: plan.steps.first() == Some(step),
+                    ..Undone::default()
+                };
+                return Err(Failure::Step { error, undone });
+            }
             Err(error) if committed => {
                 return Err(Failure::Afterwards { error });
             }
@@ -485,6 +494,17 @@ mod tests {
     fn nothing_to_do_leaves_no_journal() {
         let mut fake = Fake::default();
         assert!(run(&Setting::running(2, "old"), "old", 2, &mut fake).is_ok());
+        assert_eq!(fake.did, ["site"]);
+    }
+
+    #[test]
+    fn a_site_that_fails_alone_is_not_in_effect() {
+        let mut fake = Fake::failing("site");
+        let outcome = run(&Setting::running(3, "old"), "old", 2, &mut fake);
+        assert!(
+            matches!(&outcome, Err(Failure::Step { undone, .. }) if undone.nothing),
+            "{outcome:?}"
+        );
         assert_eq!(fake.did, ["site"]);
     }
 

@@ -132,7 +132,7 @@ async fn answer(session: &mut Option<Session>, request: Request) -> Attempt<Repl
 fn out_of_turn() -> Box<Failure> {
     failure(
         FailureKind::Other,
-        "links-acme has confused itself.",
+        "links-acme got an unexpected reply from its network process.",
         "Please report this as a bug of links.",
     )
 }
@@ -254,7 +254,7 @@ impl Session {
                     wait: Some(wait.as_secs()),
                 })
             }
-            Err(Error::Other(error)) if error.is::<NoResponse>() => Err(self.link.refused(&Error::Other(error))),
+            Err(error) if is_temporary(&error, self.link.http.seen().status) => Err(self.link.refused(&error)),
             // The authority has no windows, or does not know this certificate.
             Err(_) => Ok(Reply::RenewalInfo {
                 window: None,
@@ -392,6 +392,17 @@ impl Session {
             Some(200..300) => Ok(()),
             _ => Err(self.link.refused(&Error::Str("a confirmation"))),
         }
+    }
+}
+
+/// Whether the authority may answer the same request later. Until then its earlier answer counts (RFC 9773, section 4.3.3).
+/// `status` is that of its response.
+fn is_temporary(error: &Error, status: Option<u16>) -> bool {
+    match error {
+        // Nothing was sent.
+        Error::Unsupported(_) => false,
+        Error::Other(error) if error.is::<NoResponse>() => true,
+        _ => matches!(status, Some(429 | 500..)),
     }
 }
 
@@ -567,7 +578,7 @@ mod tests {
     use super::*;
     use crate::certificate::tests::issued;
 
-    /// What the authority answers a new order with: a status, header fields with their CRLF, and a body.
+    /// What the authority answers a new order, or a question about a renewal, with: a status, header fields with their CRLF, and a body.
     type Answer = (u16, &'static str, String);
 
     /// As much of an authority as orders need.
@@ -622,6 +633,16 @@ mod tests {
 
         /// Opens an account and orders a certificate.
         fn order(&self, profile: Option<&str>) -> Attempt<Reply> {
+            self.ask(Request::Order(NewOrder {
+                name: "s.example.org".to_owned(),
+                profile: profile.map(str::to_owned),
+                replaces: None,
+                resume: None,
+            }))
+        }
+
+        /// Opens an account and asks for the rest.
+        fn ask(&self, request: Request) -> Attempt<Reply> {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -630,13 +651,7 @@ mod tests {
                 let mut session = None;
                 let opened = answer(&mut session, Request::Open(self.open())).await?;
                 assert!(matches!(opened, Reply::Opened(_)), "{opened:?}");
-                let order = NewOrder {
-                    name: "s.example.org".to_owned(),
-                    profile: profile.map(str::to_owned),
-                    replaces: None,
-                    resume: None,
-                };
-                answer(&mut session, Request::Order(order)).await
+                answer(&mut session, request).await
             })
         }
     }
@@ -671,6 +686,7 @@ mod tests {
                     "newNonce": url("nonce"),
                     "newAccount": url("account"),
                     "newOrder": url("order"),
+                    "renewalInfo": url("renewal"),
                     "meta": { "profiles": { "shortlived": "6 days" } },
                 });
                 (200, String::new(), directory.to_string())
@@ -684,6 +700,7 @@ mod tests {
                 orders.lock().unwrap().push(String::from_utf8(payload).unwrap());
                 (answer.0, answer.1.to_owned(), answer.2.clone())
             }
+            _ if path.starts_with("/renewal/") => (answer.0, answer.1.to_owned(), answer.2.clone()),
             _ => (200, String::new(), String::new()),
         };
         let length = body.len();
@@ -726,6 +743,29 @@ mod tests {
             // instant-acme sends a request three times.
             let sent = fake.orders.lock().unwrap().len();
             assert_eq!(sent > 3, kind == Kind::BadNonce, "{sent}");
+        }
+    }
+
+    #[test]
+    fn an_authority_that_is_busy_takes_no_window_back() {
+        let ask = |answer| {
+            let certificate = CertificateId {
+                authority_key_identifier: "AQ".to_owned(),
+                serial: "Ag".to_owned(),
+            };
+            Fake::start(answer).ask(Request::RenewalInfo { certificate })
+        };
+        let wait = "retry-after: 60\r\n";
+        for answer in [
+            (503, "", "busy".to_owned()),
+            (500, wait, problem("serverInternal")),
+            (429, wait, problem("rateLimited")),
+        ] {
+            assert!(ask(answer).is_err());
+        }
+        for answer in [(404, "", "no".to_owned()), (404, wait, problem("malformed"))] {
+            let reply = ask(answer).unwrap();
+            assert!(matches!(reply, Reply::RenewalInfo { window: None, .. }), "{reply:?}");
         }
     }
 

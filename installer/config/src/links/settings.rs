@@ -203,7 +203,7 @@ pub struct Nginx {
 }
 
 impl Config {
-    /// How short URLs begin: `public_url`, or else HTTPS with the first name that has it. `None` if each response uses the
+    /// How short URLs begin: `public_url`, or else HTTPS with the first of its names. `None` if each response uses the
     /// scheme and the host of its request.
     pub fn base_url(&self) -> Option<String> {
         let of_tls = || Some(format!("https://{}", self.tls.served().first()?));

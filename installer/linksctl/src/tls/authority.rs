@@ -10,11 +10,11 @@ use anyhow::{Context as _, anyhow, bail};
 use super::report::Reporter;
 use links_base::layout::Layout;
 use links_base::{exec, log, programs};
-use links_config::acme::{DEFAULT_DIRECTORY, EX_TEMPFAIL, End, Event, NameResult};
+use links_config::acme::{DEFAULT_DIRECTORY, EX_TEMPFAIL, Event, NameResult};
 use links_config::links::Tls;
 
-/// How long links-acme may take for one name. It has shorter limits of its own.
-const NAME_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// How long links-acme may take for one name: longer than all of its requests to the authority together.
+const NAME_TIMEOUT: Duration = Duration::from_secs(12 * 60);
 /// How long it may take besides.
 const OVERHEAD: Duration = Duration::from_secs(60);
 
@@ -48,7 +48,6 @@ pub struct Request<'a> {
 pub struct Obtained {
     /// One for each name. None after a dry run.
     pub results: Vec<NameResult>,
-    pub end: End,
     /// Whether every name has a usable certificate, and no attempt failed.
     pub ok: bool,
 }
@@ -81,6 +80,7 @@ pub fn ask(layout: &Layout, request: Request, reporter: &mut Reporter) -> anyhow
     let program = programs::path(programs::ACME)?;
     let timeout = NAME_TIMEOUT * u32::try_from(request.names.len())? + OVERHEAD;
     let mut obtained = Obtained::default();
+    let mut has_ended = false;
     let mut wrong = None;
     reporter.work(format!("waiting for {}", of(request.tls)));
     let finished = exec::stream_within(
@@ -92,7 +92,7 @@ pub fn ask(layout: &Layout, request: Request, reporter: &mut Reporter) -> anyhow
                 reporter.event(&event, line);
                 match event {
                     Event::Result(result) => obtained.results.push(result),
-                    Event::End(end) => obtained.end = end,
+                    Event::End(_) => has_ended = true,
                     _ => {}
                 }
             }
@@ -103,7 +103,7 @@ pub fn ask(layout: &Layout, request: Request, reporter: &mut Reporter) -> anyhow
     let finished = finished?.with_context(|| format!("{} took longer than {timeout:?}", programs::ACME))?;
     let message = finished.stderr.trim_end();
     match (finished.code, wrong) {
-        (Some(code @ (0 | 1)), None) => {
+        (Some(code), None) if has_worked(code, has_ended, request.dry_run) => {
             obtained.ok = code == 0;
             if !message.is_empty() {
                 log::notice!("{message}");
@@ -117,6 +117,15 @@ pub fn ask(layout: &Layout, request: Request, reporter: &mut Reporter) -> anyhow
             programs::ACME,
             code.map_or_else(String::new, |code| format!(" with status {code}"))
         ),
+    }
+}
+
+/// Whether links-acme has done what it was asked for. It ends with status 1 if a name has failed, but also if it could not work
+/// at all.
+fn has_worked(code: i32, has_ended: bool, dry_run: bool) -> bool {
+    match dry_run {
+        true => code == 0,
+        false => has_ended && matches!(code, 0 | 1),
     }
 }
 
@@ -202,6 +211,13 @@ mod tests {
             ..request
         };
         assert_eq!(shown(plain), "--root / issue --dry-run a.example b.example");
+    }
+
+    #[test]
+    fn a_name_that_failed_is_told_from_a_program_that_could_not_work() {
+        assert!(has_worked(0, true, false) && has_worked(1, true, false));
+        assert!(!has_worked(0, false, false) && !has_worked(1, false, false) && !has_worked(75, true, false));
+        assert!(has_worked(0, false, true) && !has_worked(1, false, true));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::enable::plan_change;
 use super::report::{Detail, Reporter};
-use super::request::disabled;
+use super::request::{disabled, with_first};
 use crate::cli::{self, TlsDisableArgs};
 use links_base::privileges::require_root;
 use links_config::links::Tls;
@@ -22,7 +22,14 @@ pub fn run(appliance: &Appliance, args: &TlsDisableArgs) -> anyhow::Result<ExitC
         reporter.note("HTTPS is off");
         return Ok(ExitCode::SUCCESS);
     }
-    let tls = disabled(&current, &args.names)?;
+    let left = disabled(&current, &args.names)?;
+    let found = appliance.edge.certificates.find(&left)?;
+    let have: Vec<_> = found
+        .certificates
+        .into_iter()
+        .map(|certificate| certificate.name)
+        .collect();
+    let tls = with_first(&left, &have);
     let change = plan_change(appliance, &tls)?;
     if args.dry_run {
         println!("write {} and apply it: {}", change.file.path().display(), summary(&tls));

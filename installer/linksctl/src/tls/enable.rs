@@ -17,6 +17,7 @@ use links_config::acme::NameResult;
 use links_config::links::{Config, Tls, TlsMode, inputs};
 use links_config::load::{Invalid, load_links};
 use links_config::reader::Disk;
+use links_edge::nginx::server_names;
 use links_rollout::{Appliance, TlsChange, applied_config, apply_tls, write_site};
 
 /// A step of `enable`.
@@ -170,7 +171,7 @@ impl Host<'_> {
         match step {
             Step::CheckPorts => edge.check_tls_ports(&self.applied)?,
             Step::WriteSite(_) => {
-                let config = self.with_names();
+                let config = with_names(&self.applied, &self.tls);
                 // The notices are about certificates that are missing, which come next.
                 write_site(self.appliance, &config, self.reporter.style())?;
                 ensure!(
@@ -209,13 +210,6 @@ impl Host<'_> {
         Ok(())
     }
 
-    fn with_names(&self) -> Config {
-        Config {
-            tls: self.tls.clone(),
-            ..self.applied.clone()
-        }
-    }
-
     fn have_certificates(&self) -> Vec<String> {
         let have = self.results.iter().filter(|result| result.status.certificate.is_some());
         have.map(|result| result.name.clone()).collect()
@@ -226,11 +220,15 @@ impl Host<'_> {
         !self.results.is_empty() && self.have_certificates().is_empty()
     }
 
-    /// Writes the site as it was before.
+    /// Writes the site of the settings that are in effect: those from before, unless only the end of their rollout failed.
     fn restore(&mut self) {
-        if self.applied.nginx.manage
-            && let Err(error) = write_site(self.appliance, &self.applied, self.reporter.style())
-        {
+        if !self.applied.nginx.manage {
+            return;
+        }
+        let restored = applied_config(self.appliance)
+            .map_err(Into::into)
+            .and_then(|config| write_site(self.appliance, &config, self.reporter.style()));
+        if let Err(error) = restored {
             // The error to report is the one that led here.
             log::error!("linksctl: the nginx site could not be restored; run `linksctl rollout`: {error:#}");
         }
@@ -265,9 +263,54 @@ impl Host<'_> {
     }
 }
 
+/// The configuration of a site that also answers to the wanted names on port 80. Names that are served with the administrator's
+/// files keep them until the authority has issued certificates.
+fn with_names(applied: &Config, wanted: &Tls) -> Config {
+    let mut config = applied.clone();
+    if applied.tls.mode == TlsMode::Files {
+        let mut names = server_names(applied);
+        for name in &wanted.names {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        config.nginx.server_name = names;
+    } else {
+        config.tls = wanted.clone();
+    }
+    config
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn acme(names: &[&str]) -> Tls {
+        Tls {
+            mode: TlsMode::Acme,
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Tls::default()
+        }
+    }
+
+    #[test]
+    fn files_are_served_until_the_authority_has_issued() {
+        let applied = Config {
+            public_url: Some("https://s.example".into()),
+            tls: Tls {
+                mode: TlsMode::Files,
+                certificate: vec!["/c.pem".into()],
+                ..acme(&["a.example"])
+            },
+            ..Config::default()
+        };
+        let wanted = acme(&["a.example", "b.example"]);
+        let during = with_names(&applied, &wanted);
+        assert_eq!(during.tls, applied.tls);
+        assert_eq!(during.nginx.server_name, ["s.example", "a.example", "b.example"]);
+        let during = with_names(&Config::default(), &wanted);
+        assert_eq!((during.tls, during.nginx), (wanted, Config::default().nginx));
+    }
 
     fn shown(tls: &Tls, manages_site: bool) -> Vec<String> {
         let steps = plan(tls, manages_site, "/tls.toml".into());
@@ -279,11 +322,7 @@ mod tests {
 
     #[test]
     fn names_lead_here_before_the_authority_is_asked_and_settings_come_last() {
-        let mut tls = Tls {
-            mode: TlsMode::Acme,
-            names: vec!["a.example".into(), "b.example".into()],
-            ..Tls::default()
-        };
+        let mut tls = acme(&["a.example", "b.example"]);
         let get = "get the missing certificates of a.example, b.example from Let's Encrypt";
         assert_eq!(
             shown(&tls, true),

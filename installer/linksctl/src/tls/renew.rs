@@ -10,12 +10,12 @@ use crate::cli::{self, TlsRenewArgs};
 use links_base::layout::Layout;
 use links_base::log;
 use links_base::privileges::require_root;
-use links_config::acme::{NameResult, State};
+use links_config::acme::NameResult;
 use links_config::links::{Config, TlsMode};
 use links_rollout::{Appliance, applied_config, write_site};
 
-/// Renews what is due, and makes nginx load it. The exit status is 1 if a name has no valid certificate, or if its last attempt
-/// failed.
+/// Renews what is due, and makes nginx load it. The exit status is 1 if a name has no valid certificate, or if an attempt in
+/// this run failed.
 ///
 /// # Errors
 /// The configuration is wrong, another renewal is under way, or nginx does not serve the new certificates.
@@ -96,26 +96,25 @@ fn ask_authority(
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
-    if must_load(&obtained.end.reload, &obtained.results) {
-        load(appliance, reporter)?;
-    }
-    let names = obtained.results.into_iter().map(|result| Name {
-        https: result.status.certificate.is_some(),
-        error: result.error.or(result.status.error),
-        name: result.name,
-    });
+    // Even if nothing was renewed: a certificate may have expired, or be valid again because the clock was corrected.
+    let loaded = load(appliance, reporter);
+    let results = obtained.results.into_iter();
     let https = Https {
-        ok: obtained.ok,
-        names: names.collect(),
+        ok: obtained.ok && loaded.is_ok(),
+        names: results.map(|result| name(result, loaded.is_ok())).collect(),
     };
     reporter.finish(&https);
+    loaded?;
     Ok(code(https.ok))
 }
 
-/// Whether nginx may have to be reloaded: for new certificates, also those of a run that was cut off, or because an expired one
-/// must not be redirected to any more.
-fn must_load(reload: &[String], results: &[NameResult]) -> bool {
-    !reload.is_empty() || results.iter().any(|result| result.status.state == State::Expired)
+/// Only an attempt of this run counts as an error: an earlier one may have failed for a certificate that is still good.
+fn name(result: NameResult, is_loaded: bool) -> Name {
+    Name {
+        https: is_loaded && result.status.certificate.is_some(),
+        error: result.error,
+        name: result.name,
+    }
 }
 
 /// Makes nginx serve the certificates that are there, if it does not yet.
@@ -140,19 +139,19 @@ fn code(ok: bool) -> ExitCode {
 mod tests {
     use super::*;
 
-    fn result(state: &str) -> NameResult {
-        let text = format!(
-            r#"{{"name":"a.example","outcome":"kept","error":null,"status":{{"name":"a.example","id":"1","loaded":true,
-            "certificate":null,"state":"{state}","next":{{"at":60,"why":"ari"}},"ari":null,"attempts":0,
-            "last_attempt":null,"error":null}}}}"#
-        );
-        serde_json::from_str(&text).unwrap()
-    }
-
     #[test]
-    fn nginx_is_reloaded_for_new_certificates_and_expired_ones_only() {
-        assert!(!must_load(&[], &[result("valid"), result("missing")]));
-        assert!(must_load(&["a.example=1".to_owned()], &[result("valid")]));
-        assert!(must_load(&[], &[result("valid"), result("expired")]));
+    fn a_failure_of_an_earlier_run_is_not_reported_again() {
+        let failure =
+            r#"{"kind":"network","acme_type":null,"detail":null,"message":"No.","hint":"Wait.","retry_after":null}"#;
+        let of = |outcome: &str, error: &str| {
+            let text = format!(
+                r#"{{"name":"a.example","outcome":"{outcome}","error":{error},"status":{{"name":"a.example","id":"1",
+                "loaded":true,"certificate":null,"state":"valid","next":{{"at":60,"why":"ari"}},"ari":null,"attempts":1,
+                "last_attempt":1,"error":{failure}}}}}"#
+            );
+            name(serde_json::from_str(&text).unwrap(), true)
+        };
+        assert!(of("kept", "null").error.is_none());
+        assert!(of("failed", failure).error.is_some());
     }
 }

@@ -26,7 +26,7 @@ pub struct Name {
     pub name: String,
     /// Whether nginx serves the name with a certificate.
     pub https: bool,
-    /// Why the last attempt to get a certificate failed, or none if it did not.
+    /// Why the attempt in this run failed or, if the name waits after a failure, why that attempt failed.
     pub error: Option<Failure>,
 }
 

@@ -36,7 +36,7 @@ struct Name {
     /// In seconds since 1970.
     not_after: Option<u64>,
     /// Why nginx does not serve the certificate, or none if it does.
-    trouble: Option<String>,
+    problem: Option<String>,
     /// The next renewal or attempt, or none for a file.
     next: Option<Next>,
     /// The number of failed attempts since the last success.
@@ -79,7 +79,7 @@ fn status(config: &Config, served: &[TlsName], statuses: &[NameStatus]) -> Statu
             issuer: described.map(|described| described.issuer.clone()),
             sha256: described.map(|described| described.sha256.clone()),
             not_after: described.map(|described| described.not_after),
-            trouble: served.and_then(|served| served.trouble.clone()),
+            problem: served.and_then(|served| served.trouble.clone()),
             next: of_acme.map(|status| status.next),
             attempts: of_acme.map_or(0, |status| status.attempts),
             error: of_acme.and_then(|status| status.error.clone()),
@@ -89,7 +89,7 @@ fn status(config: &Config, served: &[TlsName], statuses: &[NameStatus]) -> Statu
     Status {
         ok: names
             .iter()
-            .all(|name| name.state == State::Valid && name.trouble.is_none()),
+            .all(|name| name.state == State::Valid && name.problem.is_none()),
         mode: config.tls.mode,
         http: config.tls.http,
         hsts: config.tls.hsts,
@@ -106,7 +106,10 @@ fn text(status: &Status) -> String {
     for name in &status.names {
         let state = match (name.state, name.not_after.map(date)) {
             (State::Valid, Some(until)) => format!("valid until {until}"),
-            (State::Expired, Some(until)) => format!("expired since {until}, so requests are not redirected to HTTPS"),
+            (State::Expired, Some(until)) => match status.http {
+                PlainHttp::Redirect => format!("expired since {until}, so requests are not redirected to HTTPS"),
+                PlainHttp::Serve => format!("expired since {until}"),
+            },
             (State::NotYetValid, _) => "not valid yet: check this host's clock".to_owned(),
             _ => "no certificate, so there is no HTTPS".to_owned(),
         };
@@ -115,7 +118,7 @@ fn text(status: &Status) -> String {
             .as_ref()
             .map_or_else(String::new, |issuer| format!(", from {issuer}"));
         lines.push(format!("{}  {state}{issuer}", name.name));
-        lines.extend(name.trouble.iter().map(|trouble| format!("    not served: {trouble}")));
+        lines.extend(name.problem.iter().map(|problem| format!("    not served: {problem}")));
         lines.extend(name.next.map(|next| match name.state {
             State::Missing => format!("    next attempt from {}", date(next.at)),
             _ => format!("    renewal from {}, {}", date(next.at), of_reason(next.why)),
@@ -177,6 +180,35 @@ mod tests {
             (&"acme".into(), &"dns".into())
         );
         assert_eq!(json["names"][0]["state"], "missing");
+    }
+
+    #[test]
+    fn only_names_that_would_be_redirected_are_said_not_to_be() {
+        let shown = |http| {
+            text(&Status {
+                ok: false,
+                mode: TlsMode::Acme,
+                http,
+                hsts: false,
+                public_url: None,
+                names: vec![Name {
+                    name: "a.example".into(),
+                    state: State::Expired,
+                    issuer: None,
+                    sha256: None,
+                    not_after: Some(0),
+                    problem: None,
+                    next: None,
+                    attempts: 0,
+                    error: None,
+                }],
+            })
+        };
+        assert!(shown(PlainHttp::Redirect).contains("not redirected"));
+        assert_eq!(
+            shown(PlainHttp::Serve),
+            "a.example  expired since 1970-01-01T00:00:00Z\nwithout HTTPS: served\n"
+        );
     }
 
     #[test]
