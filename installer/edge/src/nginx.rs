@@ -905,8 +905,17 @@ mod tests {
     fn the_public_server_includes_the_administrator_s_directives() {
         let site = site_of(2, PLAIN);
         let include = "    include /etc/links/nginx.d/*.conf;\n";
-        assert!(server(&site, "80").contains(include), "{site}");
+        let public = server(&site, "80");
+        // After the `break` of the flags, nginx would ignore an `if` or a `return` in an included file.
+        let include_at = public.find(include).unwrap();
+        assert!(public.find("set $links_missing \"\";").unwrap() < include_at, "{public}");
+        assert!(include_at < public.find("{ break; }").unwrap(), "{public}");
         assert_eq!(site.matches(include).count(), 1);
+        // Each server sets what its flags add to.
+        assert_eq!(
+            site.matches("set $links_missing \"\";").count(),
+            site.matches("{ break; }").count()
+        );
     }
 
     const PROXIES: &str = "nginx.trusted_proxies = \"10.0.0.0/8\"";
