@@ -348,6 +348,11 @@ fn links_fits_in_with_any_layout_and_any_neighbour() -> Result<()> {
         "server {\n    listen 80;\n    server_name a.example links.example;\n    return 200 own;\n}\n",
     )?;
     has_finding(&host, "error", same, Some(3))?;
+    let refused = host.run(["linksctl", "rollout"])?;
+    ensure!(
+        refused.status != 0 && refused.printed().contains(&format!("{same}:3")),
+        "{refused}"
+    );
     host.ok(["rm", same])?;
     host.reload_nginx()?;
 

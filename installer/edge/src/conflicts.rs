@@ -203,6 +203,7 @@ mod tests {
             default_is_pristine: false,
             default_is_available: false,
             parked: State::Absent,
+            replaced: State::Absent,
             written: Some(crate::record::digest("ours")),
         };
         let dump: String = sites

@@ -908,7 +908,10 @@ mod tests {
         let public = server(&site, "80");
         // After the `break` of the flags, nginx would ignore an `if` or a `return` in an included file.
         let include_at = public.find(include).unwrap();
-        assert!(public.find("set $links_missing \"\";").unwrap() < include_at, "{public}");
+        assert!(
+            public.find("set $links_missing \"\";").unwrap() < include_at,
+            "{public}"
+        );
         assert!(include_at < public.find("{ break; }").unwrap(), "{public}");
         assert_eq!(site.matches(include).count(), 1);
         // Each server sets what its flags add to.

@@ -196,7 +196,8 @@ impl Edge {
     /// nginx's configuration.
     ///
     /// # Errors
-    /// The file with the networks of Cloudflare is wrong, or the files of the site or a certificate cannot be read.
+    /// The file with the networks of Cloudflare is wrong, no request would reach the site, or the files of the site or a
+    /// certificate cannot be read.
     pub fn sample(&self, config: &Config, peers: &Peers) -> anyhow::Result<String> {
         let found = find(&self.files, &Record::read(&self.record)?)?;
         let proxies = self.trusted_networks(config)?;
@@ -206,7 +207,7 @@ impl Edge {
         let facts = match found::conf() {
             Some(conf) => HostFacts {
                 ipv6: has_ipv6(),
-                terms: plan::around_sample(&found, &conf, &self.files, config),
+                terms: plan::around_sample(&found, &conf, &self.files, config)?,
                 proxies,
                 cache_size: cache_size::of_cache(&self.run, &self.nginx, self.services, &conf),
             },
