@@ -107,7 +107,7 @@ impl Edge {
         Self {
             files: Files::new(layout),
             record: layout.site_state(),
-            nginx: Nginx::new(layout),
+            nginx: Nginx::new(layout, services),
             certificates: Certificates::new(layout),
             candidate: Candidate::new(layout),
             sockets: layout.sockets_dir(),
@@ -306,8 +306,7 @@ impl Edge {
             let takes = match running {
                 Running::Yes => {
                     let error_log = decided.conf.argument("error_log");
-                    self.nginx
-                        .reload(Some(config), self.services, decided.took, error_log.as_deref())?
+                    self.nginx.reload(Some(config), decided.took, error_log.as_deref())?
                 }
                 Running::Failed => self.services.act("start", UNIT)?,
                 Running::Stopped | Running::Never => return Ok(running == Running::Never),
@@ -355,7 +354,7 @@ impl Edge {
         if found.certificates.iter().all(is_loaded) || Running::of(self.services)? != Running::Yes {
             return Ok(vec![]);
         }
-        let reloaded = self.nginx.reload(Some(config), self.services, Duration::ZERO, None)?;
+        let reloaded = self.nginx.reload(Some(config), Duration::ZERO, None)?;
         Ok(match reloaded {
             true => self.set_loaded(&found.certificates).into_iter().collect(),
             false => vec!["nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned()],
@@ -410,7 +409,7 @@ impl Edge {
     pub fn empty_cache(&self, config: &Config) -> anyhow::Result<()> {
         self.remove_cache()?;
         if Running::of(self.services)? == Running::Yes {
-            self.nginx.reload(Some(config), self.services, Duration::ZERO, None)?;
+            self.nginx.reload(Some(config), Duration::ZERO, None)?;
         }
         Ok(())
     }
@@ -454,7 +453,7 @@ impl Edge {
     ) -> anyhow::Result<Notices> {
         let kept = undo(record)?;
         if Running::of(self.services)? == Running::Yes {
-            self.nginx.reload(config, self.services, Duration::ZERO, None)?;
+            self.nginx.reload(config, Duration::ZERO, None)?;
         }
         let notice = |path: PathBuf| {
             format!(
@@ -509,9 +508,7 @@ impl Edge {
         record.change(&plan.changes, None)?;
         record.finish(false)?;
         notices.extend(plan.notices);
-        if Running::of(self.services)? == Running::Yes
-            && !self.nginx.reload(None, self.services, Duration::ZERO, None)?
-        {
+        if Running::of(self.services)? == Running::Yes && !self.nginx.reload(None, Duration::ZERO, None)? {
             notices.push("nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned());
         }
         match why_not {
