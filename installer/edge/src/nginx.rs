@@ -963,6 +963,13 @@ mod tests {
         // This host has no IPv6.
         assert!(!site.contains("listen [2001:db8::1]:80"), "{site}");
         assert!(site.contains("    real_ip_header proxy_protocol;\n"), "{site}");
+        // Such a proxy cannot remove the headers of clients.
+        assert!(
+            !site.contains("$http_x_forwarded_") && !site.contains("$links_scheme"),
+            "{site}"
+        );
+        let public = server(&site, "80 proxy_protocol");
+        assert!(public.contains("X-Forwarded-Host $http_host;"), "{public}");
     }
 
     #[test]
@@ -1196,12 +1203,19 @@ mod tests {
             "location ^~ /internal/ { return 404; }",
             "location ^~ /.well-known/acme-challenge/ {",
             "location = /internal/site {",
-            "location = /health { proxy_pass http://$links_pool; }",
+            "error_page 413 429 500 502 503 504 @links_problem;\n        proxy_pass http://$links_pool;",
             "access_log off;",
             "keepalive_timeout 0;",
         ] {
             assert!(redirecting.contains(line), "{line}: {redirecting}");
         }
+        // Its own errors are those of the other servers.
+        let errors = |server: &str| {
+            let (_, rest) = server.split_once("    error_page 400 405 ").unwrap();
+            rest.split_once("    location @links_problem {").unwrap().0.to_owned()
+        };
+        assert_eq!(errors(redirecting), errors(server(&site, "443 ssl")));
+        assert!(redirecting.contains("    location @links_problem {\n"), "{redirecting}");
         let hsts = "    add_header Strict-Transport-Security \"max-age=31536000\" always;\n";
         assert_eq!(site.matches(hsts).count(), 2);
         assert!(!server(&site, "80").contains("Strict-Transport-Security"));
