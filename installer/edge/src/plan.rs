@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 
 use super::conf::{Conf, Overrides};
-use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours};
+use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours, OBSTACLE_HELP, obstacle};
 use super::record::{Change, State, digest};
 use super::released;
 use crate::nginx::{self, Terms};
@@ -288,7 +288,7 @@ pub fn around_sample(found: &Found, conf: &Conf, files: &Files, config: &Config)
 ///
 /// # Errors
 /// nginx reads none of the usual directories, no request would reach the site or one of its names, or nginx has no room for its
-/// names.
+/// names or sockets.
 pub fn install(
     found: &Found,
     conf: &Conf,
@@ -350,6 +350,9 @@ pub fn install(
             same.name.name,
             same.address
         );
+    }
+    if let Some(listen) = neighbours.obstacles().first() {
+        bail!("{}: {}: {OBSTACLE_HELP}", listen.place, obstacle(listen));
     }
     if let NamesBucket::TooSmall { set, needed } = neighbours.names_bucket() {
         bail!(
@@ -814,6 +817,24 @@ mod tests {
             "{error}"
         );
         assert!(to("/etc/nginx/sites-enabled/own").is_ok());
+    }
+
+    #[test]
+    fn a_socket_that_nginx_cannot_have_beside_another_is_refused() {
+        let includes = "include /etc/nginx/sites-enabled/*; server { listen [::]:80 ipv6only=off; }";
+        let error = install(
+            &fresh(),
+            &conf(includes, &[]),
+            &files(),
+            &Config::default(),
+            false,
+            to_default,
+        );
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.starts_with("/etc/nginx/nginx.conf:1: the socket of this server on [::]:80"),
+            "{error}"
+        );
     }
 
     #[test]
