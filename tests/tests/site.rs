@@ -125,13 +125,25 @@ fn an_edited_site_is_kept_until_it_is_replaced_by_force() -> Result<()> {
     serves(&host)?;
 
     // The administrator's own directives belong in nginx.d, where they stay.
-    host.write("/etc/links/nginx.d/own.conf", "location = /own/page { return 204; }\n")?;
+    host.write(
+        "/etc/links/nginx.d/own.conf",
+        "location = /own/page { return 204; }\nif ($arg_own) { return 403; }\nif ($arg_later) { return 503; }\n",
+    )?;
     host.reload_nginx()?;
     host.ok(["linksctl", "scale", "2"])?;
-    ensure!(
-        host.http().get("/own/page")?.status == 204,
-        "the administrator's own directives should be included"
-    );
+    for (path, status) in [
+        ("/own/page".to_owned(), 204),
+        (format!("/{}", link.slug), 302),
+        // These also work while all flags are there.
+        (format!("/{}?own=1", link.slug), 403),
+        (format!("/{}?later=1", link.slug), 503),
+    ] {
+        let answer = host.http().get(&path)?;
+        ensure!(
+            answer.status == status,
+            "the administrator's own directives should be included: {path}: {answer}"
+        );
+    }
     host.write("/etc/links/nginx.d/own.conf", "no_such_directive on;\n")?;
     configure_listen(&host, "8080")?;
     let before = host.read(SITE)?;
@@ -340,6 +352,11 @@ fn links_fits_in_with_any_layout_and_any_neighbour() -> Result<()> {
         "server {\n    listen 80;\n    server_name a.example links.example;\n    return 200 own;\n}\n",
     )?;
     has_finding(&host, "error", same, Some(3))?;
+    let refused = host.run(["linksctl", "rollout"])?;
+    ensure!(
+        refused.status != 0 && refused.printed().contains(&format!("{same}:3")),
+        "{refused}"
+    );
     host.ok(["rm", same])?;
     host.reload_nginx()?;
 

@@ -1,4 +1,4 @@
-//! Limits the clients that send many requests for unknown links, or many wrong tokens. Each of these takes a request to an
+//! Limits the clients that send many requests for unknown links and other unknown paths, or many wrong tokens. Each of these takes a request to an
 //! instance, and only the instances know which requests they are. So the agent counts them in the journal, and sets a flag for a
 //! client that exceeds a limit. packaging/nginx/site.conf says what nginx does then.
 //!
@@ -26,7 +26,7 @@ const MAX_CLIENTS: usize = 50_000;
 /// What a client does too often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Offense {
-    /// It asks for links that do not exist.
+    /// It asks for links, or other paths, that do not exist.
     UnknownLink,
     /// It uses the API with a wrong token, or without one.
     WrongToken,
@@ -44,9 +44,11 @@ impl Offense {
     /// Whether the request counts. `is_limited` is whether the client has its flag.
     fn is_in(self, line: &Line<'_>, is_limited: bool) -> bool {
         match self {
-            // An answer from the cache costs nothing.
-            Self::UnknownLink if line.route == Route::Redirect => {
-                line.cache != Cache::Hit && (line.status == 404 || is_limited && line.status == 429)
+            // An answer from the cache costs nothing, as for the robots.txt and favicon.ico that browsers and crawlers ask for.
+            Self::UnknownLink if matches!(line.route, Route::Redirect | Route::Other) => {
+                // nginx answers by itself below /internal/, and perhaps in a location of the administrator.
+                let is_unknown = line.status == 404 && (line.route == Route::Redirect || line.upstream.is_some());
+                line.cache != Cache::Hit && (is_unknown || is_limited && line.status == 429)
             }
             Self::WrongToken if matches!(line.route, Route::Shorten | Route::Api) => {
                 line.status == 401 || is_limited && line.status == 429
@@ -60,6 +62,10 @@ impl Offense {
 /// `None` for addresses of this host, which have no limits.
 fn client(address: &[u8]) -> Option<&str> {
     let address = std::str::from_utf8(address).ok()?;
+    // A socket for both protocols reports IPv4 addresses in this form (RFC 4291, section 2.5.5.2).
+    let is_ipv4 = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let mapped = address.strip_prefix("::ffff:").filter(is_ipv4);
+    let address = mapped.unwrap_or(address);
     if address == "::1" || address.starts_with("127.") || address.starts_with("unix:") {
         return None;
     }
@@ -123,9 +129,9 @@ impl Limiter {
         }
         let client = client(line.address)?;
         let offense = match line.route {
-            Route::Redirect => Offense::UnknownLink,
+            Route::Redirect | Route::Other => Offense::UnknownLink,
             Route::Shorten | Route::Api => Offense::WrongToken,
-            Route::Health | Route::Other => return None,
+            Route::Health => return None,
         };
         let weight = self.weight(offense)?;
         let key = (offense, Box::from(client));
@@ -400,13 +406,19 @@ mod tests {
         };
         assert_eq!(count(404, "MISS", "/x"), Some((Offense::UnknownLink, 7)));
         assert_eq!(count(404, "EXPIRED", "/x"), Some((Offense::UnknownLink, 7)));
+        // An instance answers for these paths too.
+        for path in ["/x/random", "/x.php", "/", "/robots.txt"] {
+            assert_eq!(count(404, "MISS", path), Some((Offense::UnknownLink, 7)), "{path}");
+        }
         assert_eq!(count(401, "-", "/api/v1/stats"), Some((Offense::WrongToken, 4)));
         assert_eq!(count(401, "-", "/shorten"), Some((Offense::WrongToken, 4)));
         for (status, cache, path) in [
             (404, "HIT", "/x"),
             (302, "MISS", "/x"),
             (410, "MISS", "/x"),
-            (404, "MISS", "/favicon.ico"),
+            // Nearly all requests of browsers for these are answered from the cache.
+            (404, "HIT", "/favicon.ico"),
+            (404, "HIT", "/apple-touch-icon.png"),
             (404, "-", "/api/v1/links/x"),
             (200, "-", "/shorten"),
             (403, "MISS", "/x"),
@@ -416,6 +428,15 @@ mod tests {
         ] {
             assert_eq!(count(status, cache, path), None, "{status} {cache} {path}");
         }
+    }
+
+    #[test]
+    fn what_nginx_refuses_by_itself_does_not_count() {
+        let mut limiter = Limiter::new(LIMITS);
+        let refused = line(NOW, 404, "-", "/internal/x", "192.0.2.1").replace("\t0.001\t-\t", "\t-\t-\t");
+        assert!(refused.contains("\t0.001\t-\t-\tGET\t"), "{refused}");
+        assert!((0..20).all(|_| take(&mut limiter, NOW, &refused).is_none()));
+        assert!(limiter.buckets.is_empty());
     }
 
     #[test]
@@ -429,6 +450,9 @@ mod tests {
             ("2001:db8::5:6:7:8", Some("2001:db8::")),
             ("2001:db8::", Some("2001:db8::")),
             ("::5", Some("::")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("::ffff:127.0.0.1", None),
+            ("::ffff:a:1", Some("::")),
             ("::1", None),
             ("127.0.0.1", None),
             ("unix:", None),

@@ -118,7 +118,13 @@ mod tests {
     fn without_a_running_nginx_its_unit_decides() {
         let (_root, layout) = links_base::layout::temporary(&[]);
         let conf = |text: &str| Conf::read(&format!("# configuration file /etc/nginx/nginx.conf:\n{text}\n")).unwrap();
-        let files = |text: &str| open_files(&Nginx::new(&layout), Services::nowhere(), &conf(text));
+        let files = |text: &str| {
+            open_files(
+                &Nginx::new(&layout, Services::nowhere()),
+                Services::nowhere(),
+                &conf(text),
+            )
+        };
         assert_eq!(wanted(DROP_IN), Some(65_536));
         assert_eq!(files("events { worker_connections 768; }"), MAX_FILES);
         assert_eq!(

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::reload::Nginx;
 use links_base::layout::{Layout, USER};
+use links_base::services::Services;
 use links_base::{beneath, privileges};
 
 /// The mode of the journal's directory. packaging/tmpfiles.d/links.conf repeats it.
@@ -68,12 +69,12 @@ pub struct ClickJournal {
 }
 
 impl ClickJournal {
-    pub fn new(layout: &Layout) -> Self {
+    pub fn new(layout: &Layout, services: Services) -> Self {
         Self {
             state: layout.state_dir(),
             directory: layout.journal_dir(),
             path: layout.journal(),
-            nginx: Nginx::new(layout),
+            nginx: Nginx::new(layout, services),
         }
     }
 

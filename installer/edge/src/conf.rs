@@ -59,6 +59,23 @@ pub struct Listen {
     pub address: SocketAddr,
     pub default_server: bool,
     pub proxy_protocol: bool,
+    /// Whether the socket of an IPv6 address is for IPv4 too.
+    pub takes_ipv4: bool,
+}
+
+impl Listen {
+    /// Parses the arguments of the directive. `None` for a host name or a Unix socket.
+    fn new(place: &Place, arguments: &[String]) -> Option<Self> {
+        let (address, rest) = arguments.split_first()?;
+        let has = |words: &[&str]| rest.iter().any(|word| words.contains(&word.as_str()));
+        Some(Self {
+            place: place.clone(),
+            address: listen_address(address)?,
+            default_server: has(&["default_server", "default"]),
+            proxy_protocol: has(&["proxy_protocol"]),
+            takes_ipv4: has(&["ipv6only=off"]),
+        })
+    }
 }
 
 /// A name in a `server_name` directive.
@@ -225,15 +242,9 @@ impl Conf {
             };
             let (_, has_listen, found) = &mut servers[index];
             match statement.words.as_slice() {
-                [directive, address, rest @ ..] if directive == "listen" => {
+                [directive, arguments @ ..] if directive == "listen" => {
                     *has_listen = true;
-                    let has = |words: &[&str]| rest.iter().any(|word| words.contains(&word.as_str()));
-                    found.listens.extend(listen_address(address).map(|address| Listen {
-                        place: statement.place.clone(),
-                        address,
-                        default_server: has(&["default_server", "default"]),
-                        proxy_protocol: has(&["proxy_protocol"]),
-                    }));
+                    found.listens.extend(Listen::new(&statement.place, arguments));
                 }
                 [directive, names @ ..] if directive == "server_name" => {
                     found.names.extend(names.iter().map(|name| Name {
@@ -252,6 +263,7 @@ impl Conf {
                     address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)),
                     default_server: false,
                     proxy_protocol: false,
+                    takes_ipv4: false,
                 });
             }
             server
@@ -264,6 +276,21 @@ impl Conf {
         let mut servers = self.servers();
         servers.retain(|server| !files.contains(&server.place.file.as_path()));
         servers
+    }
+
+    /// The `listen` directives of the `stream` block, except those for UDP.
+    pub fn stream_listens(&self) -> Vec<Listen> {
+        let flattened = self.flattened().into_iter();
+        let listens = flattened.filter_map(|statement| {
+            let [stream, server] = statement.context.as_slice() else {
+                return None;
+            };
+            let (directive, arguments) = statement.words.split_first()?;
+            let is_meant = stream.name == "stream" && server.name == "server" && directive == "listen";
+            let is_tcp = !arguments.iter().any(|word| word == "udp");
+            (is_meant && is_tcp).then(|| Listen::new(&statement.place, arguments))?
+        });
+        listens.collect()
     }
 
     /// The directives with this name at the level of the `http` block, except those in the given files.

@@ -1,7 +1,7 @@
 //! Explains where nginx's configuration gets in the way of links, with files and lines, for `linksctl check`. It does no I/O.
 
 use crate::conf::{Conf, Listen, Place};
-use crate::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours, SameName};
+use crate::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours, OBSTACLE_HELP, SameName, obstacle};
 use crate::nginx;
 use crate::plan::{self, Files, Found};
 use links_config::finding::Finding;
@@ -71,11 +71,14 @@ fn of_neighbours(neighbours: &Neighbours, config: &Config) -> Vec<Finding> {
         ),
         NamesBucket::Sufficient | NamesBucket::Unset(_) => None,
     };
+    let obstacles = neighbours.obstacles().into_iter();
+    let obstacles = obstacles.map(|listen| error(&listen.place, obstacle(listen)).help(OBSTACLE_HELP));
     default_server
         .into_iter()
         .chain(same_names)
         .chain(unreachable)
         .chain(other_protocols)
+        .chain(obstacles)
         .chain(bucket)
         .collect()
 }
@@ -203,6 +206,7 @@ mod tests {
             default_is_pristine: false,
             default_is_available: false,
             parked: State::Absent,
+            replaced: State::Absent,
             written: Some(crate::record::digest("ours")),
         };
         let dump: String = sites
@@ -256,6 +260,11 @@ mod tests {
                 "server {\n  listen 192.0.2.1:80;\n}",
                 "",
                 "blog:2: warning: 192.0.2.1:80 is an address of this site, so requests to it do not reach links; set public_url, or server_name in [nginx], in links.toml, so that nginx can tell them apart",
+            ),
+            (
+                "server {\n  listen [::]:80 ipv6only=off;\n}",
+                NAMED,
+                "blog:2: the socket of this server on [::]:80 is for IPv4 too, so nginx cannot open one for links on port 80; give this server another address, or links by listen in [nginx] of links.toml",
             ),
             (
                 "server {\n  listen 80 proxy_protocol;\n}",

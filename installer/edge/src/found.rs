@@ -102,6 +102,7 @@ pub fn find(files: &Files, record: &Record) -> anyhow::Result<Found> {
         default_is_pristine: default_is_pristine(files)?,
         default_is_available: files.default_available.exists(),
         parked: State::of(&files.parked)?,
+        replaced: State::of(&files.replaced)?,
         written: record.written.clone(),
     })
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::conf::{Conf, Directive, Listen, Name, Server};
 use crate::nginx::{self, Terms};
+use crate::ports::{Overlap, overlap};
 use links_config::links::{self, Config, TLS_PORT};
 
 /// The directive by which nginx finds room for long names.
@@ -45,7 +46,24 @@ pub struct Neighbours<'a> {
     /// Files that do not count: those of links, and a site that makes way.
     except: Vec<&'a Path>,
     servers: Vec<Server>,
+    streams: Vec<Listen>,
 }
+
+/// Explains one of [`Neighbours::obstacles`].
+pub fn obstacle(listen: &Listen) -> String {
+    let Listen { address, .. } = listen;
+    let what = match listen.takes_ipv4 {
+        true => "is for IPv4 too",
+        false => "is for streams",
+    };
+    format!(
+        "the socket of this server on {address} {what}, so nginx cannot open one for links on port {}",
+        address.port()
+    )
+}
+
+/// What to do about it.
+pub const OBSTACLE_HELP: &str = "give this server another address, or links by listen in [nginx] of links.toml";
 
 impl<'a> Neighbours<'a> {
     /// Finds the other sites: all servers that are not in one of the files in `except`. nginx reads the site of links at
@@ -53,6 +71,7 @@ impl<'a> Neighbours<'a> {
     pub fn new(conf: &'a Conf, config: &'a Config, read_at: &Path, except: Vec<&'a Path>) -> Self {
         Self {
             servers: conf.servers_except(&except),
+            streams: conf.stream_listens(),
             position: conf.position(read_at),
             conf,
             config,
@@ -174,6 +193,23 @@ impl<'a> Neighbours<'a> {
             }
         }
         found
+    }
+
+    /// The sockets of nginx beside which it cannot open those of the site. `nginx -t` does not notice.
+    pub fn obstacles(&self) -> Vec<&Listen> {
+        let mut ours = self.addresses();
+        if self.config.tls.is_on() {
+            ours.extend(nginx::tls_addresses(self.config, true));
+        }
+        let overlaps = |listen: &Listen, with: &[Overlap]| {
+            let mut overlaps = ours.iter().map(|address| overlap(*address, listen.address));
+            overlaps.any(|overlap| with.contains(&overlap) && (overlap == Overlap::Certain || listen.takes_ipv4))
+        };
+        // All servers of the `http` block with the same address have one socket.
+        let http = self.listens().filter(|listen| overlaps(listen, &[Overlap::Possible]));
+        let streams = self.streams.iter();
+        http.chain(streams.filter(|listen| overlaps(listen, &[Overlap::Possible, Overlap::Certain])))
+            .collect()
     }
 
     /// The names of the site that other servers have on the same address. nginx ignores all but the first server.
@@ -334,6 +370,39 @@ mod tests {
         assert_eq!(found("own", text), [(3, "0.0.0.0:80".to_owned(), false)]);
         assert_eq!(found("blog", "server { listen 81; server_name s.example.org; }"), []);
         assert_eq!(found("blog", "server { listen 80; server_name *.example.org; }"), []);
+    }
+
+    #[test]
+    fn a_socket_that_nginx_cannot_have_beside_those_of_links_is_an_obstacle() {
+        let found = |main: &str, links: &str| {
+            let conf = Conf::read(&format!("# configuration file /etc/nginx/nginx.conf:\n{main}\n")).unwrap();
+            let config = config(links);
+            let neighbours = Neighbours::new(&conf, &config, Path::new("/x"), vec![]);
+            let obstacles = neighbours.obstacles().into_iter();
+            obstacles
+                .map(|listen| format!("{}:{}", listen.place, obstacle(listen)))
+                .collect::<Vec<_>>()
+        };
+        let dual = "http { server { listen 81; }\nserver { listen [::]:80 ipv6only=off; } }";
+        assert_eq!(
+            found(dual, ""),
+            [
+                "/etc/nginx/nginx.conf:2:the socket of this server on [::]:80 is for IPv4 too, so nginx cannot open one for links on port 80"
+            ]
+        );
+        for links in ["nginx.listen = \"[::]:80\"", "nginx.listen = 8080"] {
+            assert_eq!(found(dual, links), [""; 0], "{links}");
+        }
+        assert_eq!(found("http { server { listen [::]:80; listen 80; } }", ""), [""; 0]);
+        let stream = "stream { server { listen 80 udp; listen 53; listen 127.0.0.1:80; listen 443; } }";
+        assert_eq!(
+            found(stream, ""),
+            [
+                "/etc/nginx/nginx.conf:1:the socket of this server on 127.0.0.1:80 is for streams, so nginx cannot open one for links on port 80"
+            ]
+        );
+        let tls = "[tls]\nmode = \"acme\"\nnames = \"s.example.org\"\n";
+        assert_eq!(found(stream, tls).len(), 2);
     }
 
     #[test]

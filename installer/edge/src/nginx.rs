@@ -920,8 +920,20 @@ mod tests {
     fn the_public_server_includes_the_administrator_s_directives() {
         let site = site_of(2, PLAIN);
         let include = "    include /etc/links/nginx.d/*.conf;\n";
-        assert!(server(&site, "80").contains(include), "{site}");
+        let public = server(&site, "80");
+        // After the `break` of the flags, nginx would ignore an `if` or a `return` in an included file.
+        let include_at = public.find(include).unwrap();
+        assert!(
+            public.find("set $links_missing \"\";").unwrap() < include_at,
+            "{public}"
+        );
+        assert!(include_at < public.find("{ break; }").unwrap(), "{public}");
         assert_eq!(site.matches(include).count(), 1);
+        // Each server sets what its flags add to.
+        assert_eq!(
+            site.matches("set $links_missing \"\";").count(),
+            site.matches("{ break; }").count()
+        );
     }
 
     const PROXIES: &str = "nginx.trusted_proxies = \"10.0.0.0/8\"";
@@ -966,6 +978,13 @@ mod tests {
         // This host has no IPv6.
         assert!(!site.contains("listen [2001:db8::1]:80"), "{site}");
         assert!(site.contains("    real_ip_header proxy_protocol;\n"), "{site}");
+        // Such a proxy cannot remove the headers of clients.
+        assert!(
+            !site.contains("$http_x_forwarded_") && !site.contains("$links_scheme"),
+            "{site}"
+        );
+        let public = server(&site, "80 proxy_protocol");
+        assert!(public.contains("X-Forwarded-Host $http_host;"), "{public}");
     }
 
     #[test]
@@ -1199,12 +1218,19 @@ mod tests {
             "location ^~ /internal/ { return 404; }",
             "location ^~ /.well-known/acme-challenge/ {",
             "location = /internal/site {",
-            "location = /health { proxy_pass http://$links_pool; }",
+            "error_page 413 429 500 502 503 504 @links_problem;\n        proxy_pass http://$links_pool;",
             "access_log off;",
             "keepalive_timeout 0;",
         ] {
             assert!(redirecting.contains(line), "{line}: {redirecting}");
         }
+        // Its own errors are those of the other servers.
+        let errors = |server: &str| {
+            let (_, rest) = server.split_once("    error_page 400 405 ").unwrap();
+            rest.split_once("    location @links_problem {").unwrap().0.to_owned()
+        };
+        assert_eq!(errors(redirecting), errors(server(&site, "443 ssl")));
+        assert!(redirecting.contains("    location @links_problem {\n"), "{redirecting}");
         let hsts = "    add_header Strict-Transport-Security \"max-age=31536000\" always;\n";
         assert_eq!(site.matches(hsts).count(), 2);
         assert!(!server(&site, "80").contains("Strict-Transport-Security"));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 
 use super::conf::{Conf, Overrides};
-use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours};
+use super::neighbours::{NAMES_BUCKET, NamesBucket, Neighbours, OBSTACLE_HELP, obstacle};
 use super::record::{Change, State, digest};
 use super::released;
 use crate::nginx::{self, Terms};
@@ -63,6 +63,8 @@ pub struct Found {
     pub default_is_available: bool,
     /// The file that keeps the link target of the default site while links has disabled that site.
     pub parked: State,
+    /// The file that keeps a site that somebody had edited when links replaced it.
+    pub replaced: State,
     /// The SHA-256 of the site that links wrote last.
     pub written: Option<String>,
 }
@@ -189,6 +191,12 @@ fn foreign<'a>(state: &'a State, found: &Found, files: &Files) -> Option<&'a str
     }
 }
 
+/// A file that somebody else has put in the place of the site's link in sites-enabled, as `sed -i` does. nginx reads it instead
+/// of the site in sites-available.
+fn is_own_entry(found: &Found, files: &Files) -> bool {
+    matches!(found.enabled, State::File(_)) && foreign(&found.enabled, found, files).is_some()
+}
+
 fn is_link_to_available(state: &State, files: &Files) -> bool {
     let State::Link(target) = state else { return false };
     // An administrator may have written a relative link.
@@ -241,23 +249,46 @@ pub fn neighbours<'a>(
     Neighbours::new(conf, config, place.read_at(files), except)
 }
 
+/// Checks that nginx would pass requests to the site.
+///
+/// # Errors
+/// The site has no host names, and another one answers for those that no site has.
+fn ensure_requests(neighbours: &Neighbours, config: &Config) -> anyhow::Result<()> {
+    if let Some(other) = neighbours.default_server()
+        && nginx::server_names(config) == ["_"]
+    {
+        bail!(
+            "no request would reach links: {} answers for every host name that no other site has. Set public_url, or \
+             server_name in [nginx], in links.toml, or disable that site",
+            other.place
+        );
+    }
+    Ok(())
+}
+
 /// What a sample of the site has to consider, wherever the administrator puts it. If one is in use already, it is no neighbour
 /// of the next one.
-pub fn around_sample(found: &Found, conf: &Conf, files: &Files, config: &Config) -> Terms {
+///
+/// # Errors
+/// No request would reach the site.
+pub fn around_sample(found: &Found, conf: &Conf, files: &Files, config: &Config) -> anyhow::Result<Terms> {
     let formats = conf.of_http("log_format", &[]).into_iter();
     let mut ours = formats.filter(|format| format.arguments.first().is_some_and(|name| name == nginx::LOG_FORMAT));
     let in_use = ours.next().map(|format| format.place.file);
     let usual = place(found, conf, files).map_or(&*files.conf_d, |place| place.read_at(files));
     let read_at = in_use.as_deref().unwrap_or(usual);
     let except = vec![read_at, files.enabled.as_path(), files.conf_d.as_path()];
-    Neighbours::new(conf, config, read_at, except).terms()
+    let neighbours = Neighbours::new(conf, config, read_at, except);
+    ensure_requests(&neighbours, config)?;
+    Ok(neighbours.terms())
 }
 
 /// Plans the installation of the site. `render` gives its text, depending on the other sites. With `force`, a site that
 /// somebody else has edited is replaced as well.
 ///
 /// # Errors
-/// nginx reads none of the usual directories, no request would reach the site, or nginx has no room for its names.
+/// nginx reads none of the usual directories, no request would reach the site or one of its names, or nginx has no room for its
+/// names or sockets.
 pub fn install(
     found: &Found,
     conf: &Conf,
@@ -273,13 +304,17 @@ pub fn install(
         Place::Sites => (files.available.clone(), &found.available),
         Place::ConfD => (files.conf_d.clone(), &found.conf_d),
     };
+    let (edited_file, edited) = match place {
+        Place::Sites if is_own_entry(found, files) => (&files.enabled, &found.enabled),
+        _ => (&file, was),
+    };
     let link = State::Link(files.available.clone());
 
     if let Some(site) = site_in(place, found, files).filter(|site| site.edited && !force) {
         plan.notices.push(format!(
             "{} was edited by somebody else, so it stays as it is, and changes in links.toml do not reach it. \
              `linksctl rollout --force` replaces it; put your own directives into {}/*.conf",
-            file.display(),
+            edited_file.display(),
             files.named.include_dir.display()
         ));
         if place == Place::Sites && found.enabled == State::Absent {
@@ -299,21 +334,25 @@ pub fn install(
             }
         }
         Place::ConfD => {
-            if foreign(&found.available, found, files).is_none() {
+            if foreign(&found.available, found, files).is_none() && !is_own_entry(found, files) {
                 plan.add(files.enabled.clone(), &found.enabled, State::Absent);
                 plan.add(files.available.clone(), &found.available, State::Absent);
             }
         }
     }
     let neighbours = neighbours(place, found, conf, files, config);
-    if let Some(other) = neighbours.default_server()
-        && nginx::server_names(config) == ["_"]
-    {
+    ensure_requests(&neighbours, config)?;
+    if let Some(same) = neighbours.same_names().into_iter().find(|same| same.hides_us) {
         bail!(
-            "no request would reach links: {} answers for every host name that no other site has. Set public_url, or \
-             server_name in [nginx], in links.toml",
-            other.place
+            "{}: this site has the host name {} on {} too, and nginx reads it first, so links would get no request for \
+             it. Remove the name there, or set server_name in [nginx] of links.toml",
+            same.name.place,
+            same.name.name,
+            same.address
         );
+    }
+    if let Some(listen) = neighbours.obstacles().first() {
+        bail!("{}: {}: {OBSTACLE_HELP}", listen.place, obstacle(listen));
     }
     if let NamesBucket::TooSmall { set, needed } = neighbours.names_bucket() {
         bail!(
@@ -322,13 +361,16 @@ pub fn install(
         );
     }
     let text = render(neighbours.terms())?;
-    if let State::File(old) = was
-        && foreign(was, found, files).is_some()
+    if let State::File(old) = edited
+        && foreign(edited, found, files).is_some()
     {
         let kept = files.replaced.clone();
-        plan.notices
-            .push(format!("the former {} is now {}", file.display(), kept.display()));
-        plan.add(kept, &State::Absent, State::File(old.clone()));
+        plan.notices.push(format!(
+            "the former {} is now {}",
+            edited_file.display(),
+            kept.display()
+        ));
+        plan.add(kept, &found.replaced, State::File(old.clone()));
     }
     plan.add(file, was, State::File(text.clone()));
     if place == Place::Sites && !is_link_to_available(&found.enabled, files) {
@@ -369,6 +411,19 @@ fn rewritten(found: &Found, files: &Files, rewrite: impl FnOnce(&str) -> Option<
 /// Plans the removal of the site. Debian's default site is enabled again if links had disabled it.
 pub fn remove(found: &Found, files: &Files) -> Plan {
     let mut plan = Plan::default();
+    let moved = match is_own_entry(found, files) {
+        true => Some((&files.enabled, &found.enabled)),
+        false => foreign(&found.conf_d, found, files).map(|_| (&files.conf_d, &found.conf_d)),
+    };
+    if let Some((file, state)) = moved {
+        let kept = files.replaced.clone();
+        plan.notices.push(format!(
+            "{} was edited by somebody else, so it was moved to {}",
+            file.display(),
+            kept.display()
+        ));
+        plan.add(kept, &found.replaced, state.clone());
+    }
     plan.add(files.enabled.clone(), &found.enabled, State::Absent);
     match foreign(&found.available, found, files) {
         None => plan.add(files.available.clone(), &found.available, State::Absent),
@@ -377,15 +432,6 @@ pub fn remove(found: &Found, files: &Files) -> Plan {
             "{} was edited by somebody else, so it is disabled but stays",
             files.available.display()
         )),
-    }
-    if foreign(&found.conf_d, found, files).is_some() {
-        let kept = files.replaced.clone();
-        plan.notices.push(format!(
-            "{} was edited by somebody else, so it was moved to {}",
-            files.conf_d.display(),
-            kept.display()
-        ));
-        plan.add(kept, &State::Absent, found.conf_d.clone());
     }
     plan.add(files.conf_d.clone(), &found.conf_d, State::Absent);
     if let State::File(target) = &found.parked {
@@ -430,6 +476,7 @@ mod tests {
             default_is_pristine: true,
             default_is_available: true,
             parked: State::Absent,
+            replaced: State::Absent,
             written: None,
         }
     }
@@ -585,6 +632,56 @@ mod tests {
     }
 
     #[test]
+    fn an_edited_file_in_the_place_of_the_link_is_kept_by_a_copy() {
+        let own = Found {
+            enabled: file("own"),
+            replaced: file("earlier"),
+            ..installed("old")
+        };
+        let conf = debian_without_default();
+        let kept = plan(&own, &conf, false);
+        let enabled = "/etc/nginx/sites-enabled/links";
+        assert!(kept.notices[0].starts_with(&format!("{enabled} was edited")));
+        let forced = plan(&own, &conf, true);
+        let copy = "/var/lib/links/site-replaced.conf = own";
+        assert_eq!(
+            list(&forced),
+            [
+                copy,
+                "/etc/nginx/sites-available/links = default",
+                "/etc/nginx/sites-enabled/links -> /etc/nginx/sites-available/links",
+            ]
+        );
+        assert!(forced.notices[0].starts_with(&format!("the former {enabled} is now")));
+        // An undo brings the earlier copy back.
+        assert_eq!(forced.changes[0].before, file("earlier"));
+        let removed = remove(&own, &files());
+        assert_eq!(
+            list(&removed)[..3],
+            [
+                copy,
+                "- /etc/nginx/sites-enabled/links",
+                "- /etc/nginx/sites-available/links"
+            ]
+        );
+        assert!(removed.notices[0].contains(enabled), "{:?}", removed.notices);
+        assert_eq!(removed.changes[0].before, file("earlier"));
+        // nginx no longer reads sites-enabled.
+        let unread = list(&plan(&own, &nginx_org(), true));
+        assert_eq!(unread, ["/etc/nginx/conf.d/links.conf = default"]);
+        // A file with the text of links needs no copy.
+        let copied = Found {
+            enabled: file("old"),
+            ..installed("old")
+        };
+        assert!(
+            !list(&plan(&copied, &conf, true))
+                .iter()
+                .any(|line| line.contains("replaced"))
+        );
+    }
+
+    #[test]
     fn an_edited_site_that_a_removal_disabled_is_enabled_again() {
         let found = Found {
             available: file("certbot's"),
@@ -713,15 +810,71 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_another_site_takes_is_refused() {
+        let mut config = Config::default();
+        config.nginx.server_name = vec!["a.example".into(), "b.example".into()];
+        let to = |path: &str| {
+            let site = (path, "server {\n listen 80;\n server_name b.example; }");
+            let conf = conf("include /etc/nginx/sites-enabled/*;", &[site]);
+            install(&installed("old"), &conf, &files(), &config, false, to_default)
+        };
+        // nginx reads the files in the order of their names.
+        let error = to("/etc/nginx/sites-enabled/blog").unwrap_err().to_string();
+        assert!(
+            error.starts_with("/etc/nginx/sites-enabled/blog:3: this site has the host name b.example on 0.0.0.0:80")
+                && error.contains("Remove the name there"),
+            "{error}"
+        );
+        assert!(to("/etc/nginx/sites-enabled/own").is_ok());
+    }
+
+    #[test]
+    fn a_socket_that_nginx_cannot_have_beside_another_is_refused() {
+        let includes = "include /etc/nginx/sites-enabled/*; server { listen [::]:80 ipv6only=off; }";
+        let error = install(
+            &fresh(),
+            &conf(includes, &[]),
+            &files(),
+            &Config::default(),
+            false,
+            to_default,
+        );
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.starts_with("/etc/nginx/nginx.conf:1: the socket of this server on [::]:80"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_sample_that_is_in_use_is_no_neighbour_of_the_next_one() {
         let sample = "log_format links_l1 x; server { listen 80 default_server; }";
-        let is_default = |site: &str| {
+        let is_default = |site: &str, config: &Config| {
             let includes = "include /etc/nginx/conf.d/*.conf;";
             let conf = conf(includes, &[("/etc/nginx/conf.d/own.conf", site)]);
-            around_sample(&fresh(), &conf, &files(), &Config::default()).default_server
+            around_sample(&fresh(), &conf, &files(), config).map(|terms| terms.default_server)
         };
-        assert!(is_default(sample));
-        assert!(!is_default("server { listen 80 default_server; }"));
+        let named = Config {
+            public_url: Some("https://s.example.org".into()),
+            ..Config::default()
+        };
+        assert!(is_default(sample, &Config::default()).unwrap());
+        assert!(!is_default("server { listen 80 default_server; }", &named).unwrap());
+    }
+
+    #[test]
+    fn a_sample_that_gets_no_request_is_refused() {
+        let sample = |conf: &Conf, found: &Found| around_sample(found, conf, &files(), &Config::default());
+        let error = sample(&debian(), &fresh()).unwrap_err().to_string();
+        assert!(
+            error.contains("sites-enabled/default:1 answers") && error.ends_with("or disable that site"),
+            "{error}"
+        );
+        // While the site of links is enabled, Debian's default site is not.
+        let includes = "include /etc/nginx/sites-enabled/*;";
+        let ours = "log_format links_l1 x; server { listen 80 default_server; }";
+        let with_ours = conf(includes, &[("/etc/nginx/sites-enabled/links", ours)]);
+        assert!(sample(&with_ours, &installed(ours)).unwrap().default_server);
     }
 
     #[test]

@@ -74,14 +74,15 @@ fn conflict(
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Overlap {
+pub enum Overlap {
     None,
+    /// The kernel refuses the second socket.
     Certain,
     /// A socket on `[::]` takes IPv4 too unless it has IPV6_V6ONLY, which the kernel's table does not show (ipv6(7)).
     Possible,
 }
 
-fn overlap(wanted: SocketAddr, held: SocketAddr) -> Overlap {
+pub fn overlap(wanted: SocketAddr, held: SocketAddr) -> Overlap {
     let any = |ip: IpAddr| ip.is_unspecified();
     let (a, b) = (wanted.ip(), held.ip());
     if wanted.port() != held.port() {

@@ -33,13 +33,15 @@ const ERROR_LOG: &str = "/var/log/nginx/error.log";
 pub struct Nginx {
     pid_file: PathBuf,
     keepalive_flag: PathBuf,
+    services: Services,
 }
 
 impl Nginx {
-    pub fn new(layout: &Layout) -> Self {
+    pub fn new(layout: &Layout, services: Services) -> Self {
         Self {
             pid_file: layout.nginx_pid(),
             keepalive_flag: layout.keepalive_flag(),
+            services,
         }
     }
 
@@ -51,14 +53,13 @@ impl Nginx {
     pub fn reload(
         &self,
         config: Option<&Config>,
-        services: Services,
         read_time: Duration,
         error_log: Option<&str>,
     ) -> anyhow::Result<bool> {
         let _drain = config.map(|config| KeepAliveDrain::make(self, config)).transpose()?;
         let log = LogEnd::of(Path::new(error_log.unwrap_or(ERROR_LOG)));
         let old = self.workers()?;
-        let reloaded = services.act("reload", UNIT).and_then(|reloaded| {
+        let reloaded = self.services.act("reload", UNIT).and_then(|reloaded| {
             if reloaded {
                 wait_until_retired(&old, RELOAD_TIMEOUT + 3 * read_time)?;
             }
@@ -82,9 +83,10 @@ impl Nginx {
 
     /// The process id of nginx's master. `None` while nginx does not run.
     pub fn master(&self) -> Option<u32> {
-        // `nginx -t` leaves an empty file behind. After a crash, the file may name another process.
-        let pid = fs::read_to_string(&self.pid_file).ok()?.trim().parse().ok()?;
-        title(pid).starts_with("nginx: master process").then_some(pid)
+        let in_file = fs::read_to_string(&self.pid_file).ok();
+        // nginx.conf may name another file, which the unit has to know.
+        let of_unit = || master(&self.services.property(UNIT, "MainPID")?);
+        in_file.and_then(|pid| master(&pid)).or_else(of_unit)
     }
 
     /// The workers that accept connections: children of the master that are not shutting down.
@@ -106,6 +108,13 @@ impl Nginx {
         let pids = self.workers().ok()?;
         pids.into_iter().filter_map(started).min()
     }
+}
+
+/// The process id in a file or a property, if that process is a master of nginx. `nginx -t` leaves an empty file behind. After a
+/// crash, the file may name another process.
+fn master(pid: &str) -> Option<u32> {
+    let pid = pid.trim().parse().ok()?;
+    title(pid).starts_with("nginx: master process").then_some(pid)
 }
 
 /// A hint for a failed bind(): while nginx holds port 80 of all addresses, it cannot also listen on 127.0.0.1:80, nor the other
@@ -239,7 +248,7 @@ mod tests {
     fn only_a_process_of_nginx_is_its_master() {
         let (root, layout) = temporary(&[]);
         fs::create_dir_all(root.path().join("run")).unwrap();
-        let nginx = Nginx::new(&layout);
+        let nginx = Nginx::new(&layout, Services::nowhere());
         assert_eq!(nginx.master(), None);
         for text in ["", "\n", "no number\n", &format!("{}\n", std::process::id())] {
             fs::write(layout.nginx_pid(), text).unwrap();

@@ -109,7 +109,7 @@ impl Edge {
         Self {
             files: Files::new(layout),
             record: layout.site_state(),
-            nginx: Nginx::new(layout),
+            nginx: Nginx::new(layout, services),
             certificates: Certificates::new(layout),
             candidate: Candidate::new(layout),
             sockets: layout.sockets_dir(),
@@ -198,7 +198,8 @@ impl Edge {
     /// nginx's configuration.
     ///
     /// # Errors
-    /// The file with the networks of Cloudflare is wrong, or the files of the site or a certificate cannot be read.
+    /// The file with the networks of Cloudflare is wrong, no request would reach the site, or the files of the site or a
+    /// certificate cannot be read.
     pub fn sample(&self, config: &Config, peers: &Peers) -> anyhow::Result<String> {
         let found = find(&self.files, &Record::read(&self.record)?)?;
         let proxies = self.trusted_networks(config)?;
@@ -208,7 +209,7 @@ impl Edge {
         let facts = match found::conf() {
             Some(conf) => HostFacts {
                 ipv6: has_ipv6(),
-                terms: plan::around_sample(&found, &conf, &self.files, config),
+                terms: plan::around_sample(&found, &conf, &self.files, config)?,
                 proxies,
                 cache_size: cache_size::of_cache(&self.run, &self.nginx, self.services, &conf),
             },
@@ -315,8 +316,7 @@ impl Edge {
             let takes = match running {
                 Running::Yes => {
                     let error_log = decided.conf.argument("error_log");
-                    self.nginx
-                        .reload(Some(config), self.services, decided.took, error_log.as_deref())?
+                    self.nginx.reload(Some(config), decided.took, error_log.as_deref())?
                 }
                 Running::Failed => self.services.act("start", UNIT)?,
                 Running::Stopped | Running::Never => return Ok(running == Running::Never),
@@ -364,7 +364,7 @@ impl Edge {
         if found.certificates.iter().all(is_loaded) || Running::of(self.services)? != Running::Yes {
             return Ok(vec![]);
         }
-        let reloaded = self.nginx.reload(Some(config), self.services, Duration::ZERO, None)?;
+        let reloaded = self.nginx.reload(Some(config), Duration::ZERO, None)?;
         Ok(match reloaded {
             true => self.set_loaded(&found.certificates).into_iter().collect(),
             false => vec!["nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned()],
@@ -419,7 +419,7 @@ impl Edge {
     pub fn empty_cache(&self, config: &Config) -> anyhow::Result<()> {
         self.remove_cache()?;
         if Running::of(self.services)? == Running::Yes {
-            self.nginx.reload(Some(config), self.services, Duration::ZERO, None)?;
+            self.nginx.reload(Some(config), Duration::ZERO, None)?;
         }
         Ok(())
     }
@@ -463,7 +463,7 @@ impl Edge {
     ) -> anyhow::Result<Notices> {
         let kept = undo(record)?;
         if Running::of(self.services)? == Running::Yes {
-            self.nginx.reload(config, self.services, Duration::ZERO, None)?;
+            self.nginx.reload(config, Duration::ZERO, None)?;
         }
         let notice = |path: PathBuf| {
             format!(
@@ -518,9 +518,7 @@ impl Edge {
         record.change(&plan.changes, None)?;
         record.finish(false)?;
         notices.extend(plan.notices);
-        if Running::of(self.services)? == Running::Yes
-            && !self.nginx.reload(None, self.services, Duration::ZERO, None)?
-        {
+        if Running::of(self.services)? == Running::Yes && !self.nginx.reload(None, Duration::ZERO, None)? {
             notices.push("nginx was not reloaded, by policy: `systemctl reload nginx`".to_owned());
         }
         match why_not {

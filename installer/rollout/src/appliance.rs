@@ -62,7 +62,7 @@ impl Appliance {
             state: State::new(layout),
             snapshots: Snapshots::new(layout),
             edge: Edge::new(layout, services),
-            click_journal: ClickJournal::new(layout),
+            click_journal: ClickJournal::new(layout, services),
             drop_ins: DropIns::new(layout),
             secrets: secrets::Files::new(layout),
             database_work: DatabaseWork::new(layout),

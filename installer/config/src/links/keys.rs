@@ -312,7 +312,8 @@ tables! {
             kind: Kind::Integer { from: 0, to: 60_000, unit: "" },
             absent: Absent::Default("120"),
             since: Since::V0_2_0,
-            about: "Requests for links that do not exist. After more of them, the address gets only the redirects in nginx's cache.",
+            about: "Requests for links and other paths that do not exist, except those that nginx answers from its cache. After more \
+                    of them, the address gets only what is in that cache.",
         }
     }
     "nginx": "The nginx site of links. Your own directives go into /etc/links/nginx.d/*.conf." {
@@ -353,8 +354,8 @@ tables! {
             kind: Kind::Boolean,
             absent: Absent::Default("false"),
             since: Since::V0_2_0,
-            about: "Whether these proxies send the PROXY protocol. The client's address is then the one in it, and other requests \
-                    are refused.",
+            about: "Whether these proxies send the PROXY protocol. The client's address is then the one in it, `X-Forwarded-*` does \
+                    not count, and other requests are refused.",
         }
         NGINX_CACHE_TTL = "cache_ttl" {
             kind: Kind::Duration { from: Duration::ZERO, to: hours(1) },

@@ -176,7 +176,7 @@ pub struct Limits {
     pub create: u16,
     /// API requests with a wrong token, or without one.
     pub wrong_tokens: u16,
-    /// Requests for links that do not exist.
+    /// Requests for links and other paths that do not exist, except those that nginx answers from its cache.
     pub unknown_links: u16,
 }
 
