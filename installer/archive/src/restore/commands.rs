@@ -12,7 +12,7 @@ use super::apply::{Host as _, apply};
 use super::executor::{Executor, marker};
 use super::journal::Journal;
 use super::observe::observe;
-use super::plan::{Plan, Step, plan};
+use super::plan::{Plan, Step, plan, suffixed};
 use super::staging::{Purpose, Staging, Unpacking};
 use crate::check::{Contents, agrees};
 use crate::manifest::Manifest;
@@ -268,11 +268,7 @@ fn kept(plan: &Plan) -> Vec<PathBuf> {
                 path,
                 aside,
                 replaces: true,
-            } => {
-                let mut name = path.clone().into_os_string();
-                name.push(aside);
-                PathBuf::from(name)
-            }
+            } => suffixed(path, aside),
             Step::SwapItem {
                 aside, is_here: true, ..
             } => aside.clone(),
@@ -294,9 +290,15 @@ pub fn undo(layout: &Layout, appliance: &Appliance, style: Style) -> anyhow::Res
     let reporter = Reporter::new(style);
     let undone = || -> anyhow::Result<()> {
         let mut session = Session::begin_in_restore(appliance, LockWait::None, rollout::Style::Text)?;
-        let Some(journal) = Journal::read(&layout.restore_journal())? else {
-            bail!("no restore was interrupted, so there is nothing to undo");
+        let Some(mut journal) = Journal::read(&layout.restore_journal())? else {
+            bail!(
+                "no restore was interrupted, so there is nothing to undo. If links does not run since an undo, `linksctl \
+                 rollout` and `systemctl start {}` bring it up",
+                layout::SERVICE
+            );
         };
+        // Since the interruption, systemd or a person may have started links with what was restored.
+        journal.is_started = true;
         let staging = Staging::Beside {
             root: layout.root().to_owned(),
             stamp: journal.stamp.clone(),
