@@ -126,8 +126,10 @@ fn is_due(settings: &Settings, record: &Backups, now: u64) -> bool {
     };
     let place = to.to_string();
     let last = record.last_at(&place);
+    // A backup to which a person gave a name is not removed later, and so does not stand for one of the timer.
+    let is_regular = |written: &&Written| written.place == place && names::time_of(&written.name).is_some();
     let past = Past {
-        latest: record.latest_in(Some(&place)).map(|written| written.begun),
+        latest: record.written.iter().rfind(is_regular).map(|written| written.begun),
         last: last.map(|(last, _)| last),
         failures: last.map_or(0, |(_, failures)| failures),
     };
@@ -591,9 +593,13 @@ mod tests {
         settings.to = Some("/b".parse().unwrap());
         assert!(is_due(&settings, &record, now));
         // A backup elsewhere is not the one that is wanted.
-        record.succeeded(Written::at("/other", "a", now - 10), now - 9);
+        let name = names::backup(now - 10, false);
+        record.succeeded(Written::at("/other", &name, now - 10), now - 9);
         assert!(is_due(&settings, &record, now));
-        record.succeeded(Written::at("/b", "a", now - 10), now - 9);
+        // Neither is one that a person named.
+        record.add(Written::at("/b", "mine.tar.zst", now - 10));
+        assert!(is_due(&settings, &record, now));
+        record.succeeded(Written::at("/b", &name, now - 10), now - 9);
         assert!(!is_due(&settings, &record, now));
     }
 

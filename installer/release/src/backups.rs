@@ -21,7 +21,7 @@ pub struct Backups {
     pub last: Option<Attempt>,
     /// How many attempts in a row have failed, if the last one did.
     pub failures: u32,
-    /// The backups that were written and not removed by links, the oldest first.
+    /// The backups that were written and not removed by links, in the order in which they were written.
     pub written: Vec<Written>,
     /// Uploads that were begun and perhaps not ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -106,15 +106,11 @@ impl Backups {
         files::replace(path, &serde_json::to_vec_pretty(self)?, 0o644)
     }
 
-    /// The latest backup in a place, or in any place.
+    /// The backup that was written last in a place, or in any place. Its time is not always the latest one, because a clock can
+    /// be set back.
     pub fn latest_in(&self, place: Option<&str>) -> Option<&Written> {
-        let mut here: Vec<_> = self
-            .written
-            .iter()
-            .filter(|written| place.is_none_or(|place| written.place == place))
-            .collect();
-        here.sort_by_key(|written| written.begun);
-        here.pop()
+        let is_here = |written: &&Written| place.is_none_or(|place| written.place == place);
+        self.written.iter().rfind(is_here)
     }
 
     /// The last attempt at a place, and how many attempts there have failed in a row.
@@ -196,7 +192,12 @@ mod tests {
         );
         assert_eq!(record.last_at("/a"), None);
         record.succeeded(Written::at("/b", "two", 30), 33);
+        // The clock was set back.
         record.succeeded(Written::at("/b", "one", 25), 28);
+        assert_eq!(
+            record.latest_in(Some("/b")).map(|written| written.name.as_str()),
+            Some("one")
+        );
         // The same file again.
         record.succeeded(Written::at("/b", "two", 30), 33);
         record.write(&path).unwrap();
