@@ -22,9 +22,10 @@ use crate::source::{self, Source};
 use links_base::layout::{self, Layout};
 use links_base::privileges::require_root;
 use links_base::{clock, files};
-use links_config::backup::Place;
+use links_config::backup::{Place, Problem};
 use links_config::check::Loaded;
 use links_config::files::ConfigFiles;
+use links_config::links::{Config, TlsMode};
 use links_rollout::{self as rollout, Appliance, LockWait, RestoreInterrupted, Session, Stage, held_by, peers};
 
 /// The beginning of the names of temporary directories.
@@ -132,11 +133,19 @@ impl Restoring<'_> {
         agrees(&manifest, unpacking.found.as_ref())?;
         let loaded = unpacking.staging.check(&self.edited)?;
         let observed = observe(self.layout, self.appliance, &manifest, &loaded)?;
-        let plan = plan(&manifest, &observed, self.now, self.force)?;
+        let plan = match plan(&manifest, &observed, self.now, self.force) {
+            // Nothing is going to be replaced yet.
+            Err(refusal) if unpacking.purpose.is_read_only() && Problem::of(&refusal) == Problem::Refusal => {
+                self.reporter.notice(&format!("{refusal:#}"));
+                plan(&manifest, &observed, self.now, true)?
+            }
+            planned => planned?,
+        };
         if observed.has_systemd {
             // Before links is stopped, so that a site that nginx would refuse interrupts nothing.
-            let peers = peers(self.appliance, &loaded.config, Stage::Final);
-            self.appliance.edge.check(&loaded.config, &peers, false, false)?;
+            let ahead = without_files(&loaded.config);
+            let peers = peers(self.appliance, &ahead, Stage::Final);
+            self.appliance.edge.check(&ahead, &peers, false, false)?;
         }
         Ok(Prepared {
             manifest,
@@ -257,6 +266,15 @@ impl Restoring<'_> {
         };
         self.reporter.result(&text, &report)
     }
+}
+
+/// The configuration of a backup whose certificates are not in place yet. The step `site` checks those that are files.
+fn without_files(config: &Config) -> Config {
+    let mut ahead = config.clone();
+    if ahead.tls.mode == TlsMode::Files {
+        ahead.tls.mode = TlsMode::Off;
+    }
+    ahead
 }
 
 /// The paths of what a restore has replaced.

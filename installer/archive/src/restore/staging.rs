@@ -133,6 +133,13 @@ pub enum Purpose {
     Restore { now: u64 },
 }
 
+impl Purpose {
+    /// Whether nothing on this host is replaced.
+    pub fn is_read_only(self) -> bool {
+        matches!(self, Self::Preview | Self::Check)
+    }
+}
+
 /// A sink that writes a backup into a staging area.
 pub struct Unpacking<'a> {
     pub staging: &'a Staging,
