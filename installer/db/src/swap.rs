@@ -22,6 +22,9 @@ use links_store::sql::EMPTY_LOG;
 const LOG: &str = "-wal";
 /// The files that SQLite keeps beside a database.
 const COMPANIONS: [&str; 2] = [LOG, "-shm"];
+/// The suffixes of a database and its companions in the order of a move. The database is the last: wherever the move is cut off,
+/// the next one finishes it, and no log is left beside another database.
+const MOVED: [&str; 3] = [COMPANIONS[0], COMPANIONS[1], ""];
 
 /// The file behind the database's path. SQLite keeps its companions beside that one.
 fn real(database: &Path) -> PathBuf {
@@ -89,6 +92,9 @@ pub fn swap(database: &Path, aside: &str) -> anyhow::Result<()> {
         ensure!(new.exists(), "{} is missing", new.display());
         if database.exists() {
             put_aside(database, &with_suffix(database, aside))?;
+        } else {
+            // SQLite would apply the log of a database that is gone to the new one.
+            remove_companions(database)?;
         }
         fs::rename(&new, database)?;
         Ok(sync_parent(database)?)
@@ -113,7 +119,7 @@ pub fn unswap(database: &Path, aside: &str, undone: Option<&str>) -> anyhow::Res
                 if is_swapped {
                     put_away(database, undone)?;
                 }
-                for suffix in ["", COMPANIONS[0], COMPANIONS[1]] {
+                for suffix in MOVED {
                     rename_if_present(&with_suffix(&old, suffix), &with_suffix(database, suffix))?;
                     // A rename between two names of one file does nothing (rename(2)).
                     files::remove_if_present(&with_suffix(&old, suffix))?;
