@@ -73,7 +73,7 @@ pub fn run(layout: &Layout, at: Option<&Place>, style: Style) -> anyhow::Result<
     let reporter = Reporter::new(style);
     let settings = load_links(&ConfigFiles::new(layout))?.backup;
     let place = at.or(settings.to.as_ref()).ok_or_else(|| {
-        anyhow!("links.toml does not say where backups go: give --to, or set `to` in its section [backup]")
+        anyhow!("there is no destination for the backups: give --to, or set `to` in [backup] of links.toml")
     })?;
     let list = || -> anyhow::Result<Vec<Listed>> {
         let record = Backups::read(&layout.backups_record())?;

@@ -76,7 +76,7 @@ fn decide(request: &Request, settings: &Settings) -> anyhow::Result<Decided> {
         // If this is a directory that is not mounted, no file may take its name.
         (None, Some(to)) => (to.clone(), None, true),
         (None, None) => {
-            bail!("links.toml does not say where backups go: give --to, or set `to` in its section [backup]")
+            bail!("there is no destination for the backup: give --to, or set `to` in [backup] of links.toml")
         }
     };
     let encrypt_to = match request.encrypt_to.is_empty() && !request.plain_secrets {
@@ -323,7 +323,7 @@ impl Making<'_> {
         let edited = ConfigFiles::new(self.layout);
         let database = load::database(&edited).with_context(|| {
             format!(
-                "{} is wrong: `linksctl check` says how",
+                "{} has errors: `linksctl check` lists them",
                 edited.runtime_toml().display()
             )
         })?;
@@ -529,11 +529,11 @@ mod tests {
 
         let mut asked = request();
         asked.encrypt_to = key(1);
-        asked.to = Some(here.join("mine"));
+        asked.to = Some(here.join("mine.tar.zst"));
         let decided = decide(&asked, &settings).unwrap();
         assert_eq!(
             (decided.encrypt_to, decided.name.as_deref(), decided.is_configured),
-            (key(1), Some("mine"), false)
+            (key(1), Some("mine.tar.zst"), false)
         );
     }
 

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 
 use crate::child;
 use crate::directory::Directory;
+use crate::names;
 use links_base::layout::Layout;
 use links_config::backup::{Object, Place, Problem, S3Place};
 
@@ -95,10 +96,10 @@ impl Bucket {
     }
 }
 
-/// The place of a new backup, and its name there if the place names a file.
+/// The place of a new backup, and its name there if the place names a file: one that does not end like a backup is a directory.
 ///
 /// # Errors
-/// The path ends with a directory that does not exist.
+/// There is no such directory.
 pub fn of_new(to: &Place) -> anyhow::Result<(Place, Option<String>)> {
     let Place::Path(path) = to else {
         return Ok((to.clone(), None));
@@ -107,21 +108,26 @@ pub fn of_new(to: &Place) -> anyhow::Result<(Place, Option<String>)> {
         return Ok((to.clone(), None));
     }
     let parent = path.parent().filter(|parent| parent.is_dir());
-    let missing = || Problem::Missing.error(format!("there is no directory {}", missing(path).display()));
-    let parent = parent.ok_or_else(missing)?;
     let name = path.file_name().and_then(|name| name.to_str());
-    let name = name.with_context(|| format!("{} is no name for a file", path.display()))?;
+    let name = name.filter(|name| name.contains(names::PLAIN));
+    let (Some(parent), Some(name)) = (parent, name) else {
+        let text = match missing(path) {
+            Some(missing) => format!(
+                "there is no directory {}: make it first (the name of a new file has to contain {})",
+                missing.display(),
+                names::PLAIN
+            ),
+            None => format!("{} is not a directory", path.display()),
+        };
+        return Err(Problem::Missing.error(text));
+    };
     Ok((Place::Path(parent.to_owned()), Some(name.to_owned())))
 }
 
 /// The first directory on a path that does not exist.
-fn missing(path: &Path) -> &Path {
+fn missing(path: &Path) -> Option<&Path> {
     let ancestors: Vec<_> = path.ancestors().collect();
-    ancestors
-        .into_iter()
-        .rev()
-        .find(|ancestor| !ancestor.exists())
-        .unwrap_or(path)
+    ancestors.into_iter().rev().find(|ancestor| !ancestor.exists())
 }
 
 /// The place of one backup, and its name there.
@@ -158,8 +164,11 @@ mod tests {
         let here = Place::Path(root.path().to_owned());
         assert_eq!(of_new(&here).unwrap(), (here.clone(), None));
         assert_eq!(of_new(&at("a.tar.zst")).unwrap(), (here, Some("a.tar.zst".to_owned())));
-        let error = of_new(&at("none/a.tar.zst")).unwrap_err().to_string();
-        assert!(error.ends_with("/none"), "{error}");
+        for name in ["none/a.tar.zst", "none"] {
+            let error = of_new(&at(name)).unwrap_err();
+            assert_eq!(Problem::of(&error), Problem::Missing);
+            assert!(error.to_string().contains("/none: make it first"), "{error}");
+        }
         let s3: Place = "s3://backups/vm".parse().unwrap();
         assert_eq!(of_new(&s3).unwrap(), (s3, None));
     }

@@ -308,7 +308,7 @@ pub enum BackupCommand {
 
 #[derive(Args, Debug)]
 pub struct MakeBackupArgs {
-    /// A directory, a new file, or a prefix in S3 (default: `to` in [backup] of links.toml)
+    /// A directory, a new file (its name contains .tar.zst), or a prefix in S3 (default: `to` in [backup] of links.toml)
     #[arg(long, value_name = "DIR|FILE|s3://BUCKET/PREFIX", value_hint = ValueHint::AnyPath)]
     pub to: Option<Place>,
 
