@@ -34,7 +34,7 @@ pub struct Contents {
 impl Contents {
     pub fn of(manifest: &Manifest) -> Self {
         Self {
-            links_version: manifest.links.clone(),
+            links_version: manifest::shown(&manifest.links),
             begun: names::stamp(manifest.begun),
             secrets: manifest.secrets,
             bytes: manifest.bytes(),
@@ -211,7 +211,15 @@ mod tests {
     }
 
     #[test]
-    fn the_contents_are_told_in_a_sentence() {
+    fn a_version_that_somebody_made_up_does_nothing_to_the_terminal() {
+        let mut manifest = Manifest::new(1_900_000_000, 5, None, false, vec![]);
+        manifest.links = format!("0.1\u{1b}[2J{}", "9".repeat(100));
+        let text = Contents::of(&manifest).text();
+        assert!(!text.contains('\u{1b}') && text.len() < 150, "{text}");
+    }
+
+    #[test]
+    fn the_contents_are_described_in_a_sentence() {
         let manifest = Manifest::new(1_900_000_000, 5, Some(database(1)), true, vec![]);
         let text = Contents::of(&manifest).text();
         assert!(text.starts_with("made at 20300317T174640Z by links "), "{text}");

@@ -161,7 +161,7 @@ impl Manifest {
 }
 
 /// A version from a file, as it may be shown on a terminal.
-fn shown(version: &str) -> String {
+pub fn shown(version: &str) -> String {
     version.chars().filter(|c| !c.is_control()).take(40).collect()
 }
 
