@@ -12,6 +12,7 @@ use crate::names;
 use crate::place;
 use crate::report::{Reporter, Style, count, size};
 use crate::source::{self, Source};
+use crate::space::require_space;
 use links_base::layout::Layout;
 use links_base::privileges::are_roots;
 use links_config::backup::{DatabaseFacts, Place, Problem};
@@ -167,7 +168,7 @@ impl Sink for Inspection<'_> {
 
     fn take(&mut self, entry: &Entry, contents: &mut dyn Read) -> anyhow::Result<()> {
         if entry.path == Path::new(manifest::DATABASE) {
-            self.found = Some(inspect(self.work, contents)?);
+            self.found = Some(inspect(self.work, entry, contents)?);
         }
         Ok(())
     }
@@ -177,7 +178,8 @@ impl Sink for Inspection<'_> {
 ///
 /// # Errors
 /// It is not a sound database, or there is no room to inspect it.
-pub fn inspect(work: &DatabaseWork, contents: &mut dyn Read) -> anyhow::Result<DatabaseFacts> {
+pub fn inspect(work: &DatabaseWork, entry: &Entry, contents: &mut dyn Read) -> anyhow::Result<DatabaseFacts> {
+    require_space(&work.inspected_in(), entry.bytes(), "the check")?;
     work.inspect(|input| copy(contents, input))
         .context("Checking the database of the backup")
 }

@@ -20,6 +20,7 @@ mod prune;
 mod report;
 mod schedule;
 mod source;
+mod space;
 
 pub mod check;
 pub mod list;

@@ -7,9 +7,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
 use crate::archive;
@@ -21,6 +21,7 @@ use crate::place::{self, Bucket, Store};
 use crate::prune;
 use crate::report::{Reporter, Style, count, size};
 use crate::schedule::{self, Past};
+use crate::space::require_space;
 use links_base::digest::{self, Counting};
 use links_base::layout::Layout;
 use links_base::privileges::require_root;
@@ -36,8 +37,8 @@ use links_store::schema::SCHEMA;
 
 /// The beginning of the names of the directories in which backups are put together.
 const STAGING: &str = ".archive-";
-/// How much more than the database a copy of it may take on the disk, as one part in this many.
-const ROOM: u64 = 20;
+/// How long links-acme may hold up a backup that contains certificates.
+const CERTIFICATES_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// What `linksctl backup` was asked for.
 #[derive(Clone, Debug)]
@@ -307,7 +308,13 @@ impl Making<'_> {
 
     /// Copies the database to `staging`, reads the files, and describes them.
     fn collect(&self, staging: &Path) -> anyhow::Result<(Manifest, Vec<Gathered>)> {
-        let mut gathered = gather::gather(self.layout.root(), self.decided.secrets)?;
+        let mut gathered = {
+            let _certificates = match self.decided.secrets {
+                true => lock_certificates(self.layout, CERTIFICATES_TIMEOUT)?,
+                false => None,
+            };
+            gather::gather(self.layout.root(), self.decided.secrets)?
+        };
         let copy = staging.join("links.db");
         let database = self.copy_database(&copy)?;
         if database.is_some() {
@@ -344,7 +351,8 @@ impl Making<'_> {
         let Some(path) = database.file(edited.places()).filter(|path| path.exists()) else {
             return Ok(None);
         };
-        require_space(copy.parent().unwrap_or(Path::new("/")), &path)?;
+        let bytes = links_release::sqlite::size(&path).unwrap_or(0);
+        require_space(copy.parent().unwrap_or(Path::new("/")), bytes, "a backup")?;
         let facts = work.snapshot(&path, copy)?;
         Ok(Some(Database {
             kind: Kind::Whole,
@@ -468,29 +476,32 @@ impl Making<'_> {
     }
 }
 
-/// Fails unless a copy of the database fits into the directory.
-fn require_space(directory: &Path, database: &Path) -> anyhow::Result<()> {
-    let bytes = links_release::sqlite::size(database).unwrap_or(0);
-    let needed = bytes + bytes / ROOM;
-    let disk = statvfs(directory).with_context(|| format!("Reading the free space of {}", directory.display()))?;
-    let free = disk.blocks_available() * disk.fragment_size();
-    if free < needed {
-        return Err(Problem::Full.error(format!(
-            "a backup copies the database to {} first, which needs {}; {} are free",
-            directory.display(),
-            size(needed),
-            size(free)
-        )));
+/// Takes the lock of links-acme, so that the certificates and their keys fit together. `None` if there are no certificates.
+fn lock_certificates(layout: &Layout, timeout: Duration) -> anyhow::Result<Option<files::Lock>> {
+    if !layout.tls_dir().exists() {
+        return Ok(None);
     }
-    Ok(())
+    let path = layout.tls_lock();
+    let end = Instant::now() + timeout;
+    loop {
+        if let Some(lock) = files::lock(&path, 0o600, &std::process::id().to_string())? {
+            return Ok(Some(lock));
+        }
+        ensure!(
+            Instant::now() < end,
+            "process {} has been getting certificates for {} s: try again when it has ended",
+            held_by(&path).unwrap_or_default(),
+            timeout.as_secs()
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use links_base::layout::temporary;
 
     const KEYS: [&str; 2] = [
         "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
@@ -604,15 +615,36 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_without_room_is_named_before_the_database_is_copied() {
-        let root = tempfile::tempdir().unwrap();
-        let database = root.path().join("links.db");
-        let file = File::create(&database).unwrap();
-        // A hole, larger than any disk of a test machine.
-        file.set_len(1 << 42).unwrap();
-        let error = require_space(root.path(), &database).unwrap_err();
-        assert_eq!(Problem::of(&error), Problem::Full);
-        file.set_len(4096).unwrap();
-        require_space(root.path(), &database).unwrap();
+    fn a_clock_that_is_set_back_costs_one_backup_and_not_one_at_each_call() {
+        let now = 1_900_000_000;
+        let settings = Settings {
+            every: Some(Duration::from_secs(86_400)),
+            to: Some("/b".parse().unwrap()),
+            ..Settings::default()
+        };
+        let mut record = Backups::default();
+        record.succeeded(Written::at("/b", &names::backup(now, false), now), now + 1);
+        let made = (0..8).filter(|quarter| {
+            let set_back = now - 30 * 86_400 + quarter * 900;
+            let is_due = is_due(&settings, &record, set_back);
+            if is_due {
+                let name = names::backup(set_back, false);
+                record.succeeded(Written::at("/b", &name, set_back), set_back + 1);
+            }
+            is_due
+        });
+        assert_eq!(made.count(), 1);
+    }
+
+    #[test]
+    fn certificates_are_not_read_while_links_acme_writes_them() {
+        let (_root, layout) = temporary(&[Layout::state_dir]);
+        assert!(lock_certificates(&layout, Duration::ZERO).unwrap().is_none());
+        files::make_directory(&layout.tls_dir(), 0o755).unwrap();
+        let acme = lock_certificates(&layout, Duration::ZERO).unwrap();
+        assert!(acme.is_some());
+        assert!(lock_certificates(&layout, Duration::ZERO).is_err());
+        drop(acme);
+        assert!(lock_certificates(&layout, Duration::ZERO).unwrap().is_some());
     }
 }

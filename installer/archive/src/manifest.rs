@@ -74,6 +74,16 @@ pub enum Content {
     Link { target: PathBuf },
 }
 
+impl Entry {
+    /// The size of the file, in bytes. 0 for anything else.
+    pub fn bytes(&self) -> u64 {
+        match self.content {
+            Content::File { bytes, .. } => bytes,
+            Content::Directory | Content::Link { .. } => 0,
+        }
+    }
+}
+
 /// The fields that every format has.
 #[derive(Deserialize)]
 struct Origin {
@@ -152,11 +162,7 @@ impl Manifest {
 
     /// The size of all files, in bytes.
     pub fn bytes(&self) -> u64 {
-        let sizes = self.entries.iter().map(|entry| match entry.content {
-            Content::File { bytes, .. } => bytes,
-            Content::Directory | Content::Link { .. } => 0,
-        });
-        sizes.fold(0, u64::saturating_add)
+        self.entries.iter().map(Entry::bytes).fold(0, u64::saturating_add)
     }
 }
 

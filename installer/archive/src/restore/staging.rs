@@ -47,8 +47,7 @@ impl Staging {
     /// The directory of an entry's base, and the path below it.
     fn split<'e>(&self, entry: &'e Path) -> Option<(PathBuf, &'e Path)> {
         let base = BASES.iter().find(|base| entry.starts_with(base))?;
-        let rest = entry.strip_prefix(base).ok()?;
-        Some(self.directory(base).join(rest))
+        Some((self.directory(base), entry.strip_prefix(base).ok()?))
     }
 
     fn directory(&self, base: &str) -> PathBuf {
@@ -166,10 +165,10 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    fn take_database(&mut self, source: &mut dyn Read) -> anyhow::Result<()> {
+    fn take_database(&mut self, entry: &Entry, source: &mut dyn Read) -> anyhow::Result<()> {
         match self.purpose {
             Purpose::Preview => {}
-            Purpose::Check => self.found = Some(inspect(self.work, source)?),
+            Purpose::Check => self.found = Some(inspect(self.work, entry, source)?),
             Purpose::Restore { now } => {
                 let Some(manifest) = &self.manifest else {
                     bail!("the database comes before the manifest");
@@ -178,6 +177,9 @@ impl<'a> Unpacking<'a> {
                 let local = self.staging.check(self.edited)?.local_database(self.edited.places());
                 let target = target(manifest, local, &self.edited.places().data, now);
                 let target = target.context("There is no place for the database")?;
+                // The staged file is beside the file to which a symbolic link leads.
+                let file = fs::canonicalize(&target).unwrap_or_else(|_| target.clone());
+                require_space(file.parent().unwrap_or(Path::new("/")), entry.bytes(), "the restore")?;
                 self.found = Some(self.work.stage(&target, |input| copy(source, input))?);
                 self.staged_at = Some(target);
             }
@@ -194,7 +196,7 @@ impl Sink for Unpacking<'_> {
 
     fn take(&mut self, entry: &Entry, source: &mut dyn Read) -> anyhow::Result<()> {
         if entry.path == Path::new(manifest::DATABASE) {
-            return self.take_database(source);
+            return self.take_database(entry, source);
         }
         self.staging
             .write(entry, source)
