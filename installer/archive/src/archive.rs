@@ -71,7 +71,7 @@ fn header(manifest: &Manifest, kind: EntryType, mode: u32, size: u64) -> Header 
     header
 }
 
-/// What is done with the entries of an archive. What it got is to be believed only when [`read`] has succeeded.
+/// Receives the entries of an archive. They are verified only once [`read`] has succeeded.
 pub trait Sink {
     /// # Errors
     /// The backup cannot be used here.

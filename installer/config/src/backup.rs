@@ -233,8 +233,8 @@ impl Problem {
     /// The problem that an error is about.
     pub fn of(error: &anyhow::Error) -> Self {
         let known = error.chain().find_map(|cause| {
-            if let Some(trouble) = cause.downcast_ref::<Trouble>() {
-                return Some(trouble.problem);
+            if let Some(known) = cause.downcast_ref::<WithProblem>() {
+                return Some(known.problem);
             }
             match cause.downcast_ref::<io::Error>()?.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Self::Full),
@@ -248,7 +248,7 @@ impl Problem {
 
     /// An error about this problem.
     pub fn error(self, text: impl Into<String>) -> anyhow::Error {
-        anyhow::Error::new(Trouble {
+        anyhow::Error::new(WithProblem {
             problem: self,
             text: text.into(),
         })
@@ -258,7 +258,7 @@ impl Problem {
 /// An error whose problem is known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
-pub struct Trouble {
+pub struct WithProblem {
     pub problem: Problem,
     text: String,
 }
