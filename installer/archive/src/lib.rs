@@ -10,12 +10,12 @@
 
 mod archive;
 mod child;
+mod collect;
 mod directory;
-mod gather;
 mod items;
+mod location;
 mod manifest;
 mod names;
-mod place;
 mod prune;
 mod report;
 mod schedule;

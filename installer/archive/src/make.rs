@@ -14,10 +14,10 @@ use serde::Serialize;
 
 use crate::archive;
 use crate::child::{self, Child, pump};
-use crate::gather::{self, Gathered};
+use crate::collect::{self, Collected};
+use crate::location::{self, Bucket, Store};
 use crate::manifest::{Database, Kind, Manifest};
 use crate::names;
-use crate::place::{self, Bucket, Store};
 use crate::prune;
 use crate::report::{Reporter, Style, count, size};
 use crate::schedule::{self, Past};
@@ -26,7 +26,7 @@ use links_base::digest::{self, Counting};
 use links_base::layout::Layout;
 use links_base::privileges::require_root;
 use links_base::{clock, files, log};
-use links_config::backup::{Place, Problem, Recipient, Settings, Uploading};
+use links_config::backup::{Location, Problem, Recipient, Settings, Uploading};
 use links_config::files::ConfigFiles;
 use links_config::load;
 use links_config::runtime;
@@ -44,7 +44,7 @@ const CERTIFICATES_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The directory, the file or the prefix; by default that of links.toml.
-    pub to: Option<Place>,
+    pub to: Option<Location>,
     /// The keys for which the backup is encrypted; by default those of links.toml.
     pub encrypt_to: Vec<Recipient>,
     /// Whether the secrets are in a backup that is not encrypted.
@@ -57,22 +57,22 @@ pub struct Request {
 /// What is decided before anything is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Decided {
-    place: Place,
+    location: Location,
     /// The name of the file. `None` for one made from the time.
     name: Option<String>,
     encrypt_to: Vec<Recipient>,
     secrets: bool,
-    /// Whether the place is that of links.toml, where old backups are removed and failures are remembered.
+    /// Whether the location is that of links.toml, where old backups are removed and failures are remembered.
     is_configured: bool,
 }
 
 /// Combines the command line with links.toml. A key on the command line replaces those of links.toml.
 fn decide(request: &Request, settings: &Settings) -> anyhow::Result<Decided> {
-    let (place, name, is_configured) = match (&request.to, &settings.to) {
+    let (location, name, is_configured) = match (&request.to, &settings.to) {
         (Some(to), configured) => {
-            let (place, name) = place::of_new(to)?;
-            let is_configured = name.is_none() && configured.as_ref() == Some(&place);
-            (place, name, is_configured)
+            let (location, name) = location::of_new(to)?;
+            let is_configured = name.is_none() && configured.as_ref() == Some(&location);
+            (location, name, is_configured)
         }
         // If this is a directory that is not mounted, no file may take its name.
         (None, Some(to)) => (to.clone(), None, true),
@@ -86,7 +86,7 @@ fn decide(request: &Request, settings: &Settings) -> anyhow::Result<Decided> {
     };
     Ok(Decided {
         secrets: !encrypt_to.is_empty() || request.plain_secrets || settings.plain_secrets,
-        place,
+        location,
         name,
         is_configured,
         encrypt_to,
@@ -105,7 +105,7 @@ struct Report<'a> {
 /// Makes a backup, and removes old ones.
 ///
 /// # Errors
-/// The configuration is wrong, another backup is being made, the database cannot be read, or the place cannot be reached or is
+/// The configuration is wrong, another backup is being made, the database cannot be read, or the location cannot be reached or is
 /// full.
 pub fn run(layout: &Layout, appliance: &Appliance, request: &Request) -> anyhow::Result<()> {
     if layout.is_host() {
@@ -125,10 +125,10 @@ fn is_due(settings: &Settings, record: &Backups, now: u64) -> bool {
     let (Some(every), Some(to)) = (settings.every, &settings.to) else {
         return false;
     };
-    let place = to.to_string();
-    let last = record.last_at(&place);
+    let location = to.to_string();
+    let last = record.last_at(&location);
     // A backup to which a person gave a name is not removed later, and so does not stand for one of the timer.
-    let is_regular = |written: &&Written| written.place == place && names::time_of(&written.name).is_some();
+    let is_regular = |written: &&Written| written.location == location && names::time_of(&written.name).is_some();
     let past = Past {
         latest: record.written.iter().rfind(is_regular).map(|written| written.begun),
         last: last.map(|(last, _)| last),
@@ -175,7 +175,7 @@ fn locked(
         Err(error) => {
             if decided.is_configured {
                 let mut record = making.record;
-                record.failed(&decided.place.to_string(), begun, clock::now(), format!("{error:#}"));
+                record.failed(&decided.location.to_string(), begun, clock::now(), format!("{error:#}"));
                 // The first error is the one to report.
                 if let Err(second) = record.write(&layout.backups_record()) {
                     log::error!("{second:#}");
@@ -199,7 +199,7 @@ fn report(written: &Written, removed: &[String], reporter: &Reporter) -> anyhow:
     };
     let mut text = format!(
         "wrote {}/{}: {contents}, the configuration{}; {} in {} s{}",
-        written.place,
+        written.location,
         written.name,
         if written.secrets { " and the secrets" } else { "" },
         size(written.bytes),
@@ -228,14 +228,14 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    /// Makes the backup. Cheap checks come first, so that a place that cannot be reached costs no copy of the database.
+    /// Makes the backup. Cheap checks come first, so that a location that cannot be reached costs no copy of the database.
     fn make(&mut self) -> anyhow::Result<Written> {
         let (root, decided) = (self.layout.root(), self.decided);
         let keys = || decided.encrypt_to.iter().map(|key| OsString::from(key.as_str()));
         if !decided.encrypt_to.is_empty() {
             child::run(root, [OsString::from("recipients")].into_iter().chain(keys()))?;
         }
-        let store = Store::open(self.layout, &self.decided.place)?;
+        let store = Store::open(self.layout, &self.decided.location)?;
         self.prepare(&store)?;
 
         let state = self.layout.state_dir();
@@ -246,7 +246,7 @@ impl Making<'_> {
             .tempdir_in(&state)
             .with_context(|| format!("Making a directory in {}", state.display()))?;
         self.reporter.doing("copying the database");
-        let (manifest, mut gathered) = self.collect(staging.path())?;
+        let (manifest, mut collected) = self.collect(staging.path())?;
         let name = match &self.decided.name {
             Some(name) => name.clone(),
             None => names::backup(self.begun, !self.decided.encrypt_to.is_empty()),
@@ -254,14 +254,14 @@ impl Making<'_> {
         let (bytes, sha256) = match &store {
             Store::Directory(directory) => {
                 let mut partial = directory.begin(&name)?;
-                let sealed = self.seal(&manifest, &mut gathered, keys(), &mut partial.file)?;
+                let sealed = self.seal(&manifest, &mut collected, keys(), &mut partial.file)?;
                 self.read_again(&mut partial.file, &sealed)?;
                 partial.publish()?;
                 sealed
             }
             Store::S3(bucket) => {
                 let mut file = tempfile::tempfile_in(staging.path())?;
-                let sealed = self.seal(&manifest, &mut gathered, keys(), &mut file)?;
+                let sealed = self.seal(&manifest, &mut collected, keys(), &mut file)?;
                 self.read_again(&mut file, &sealed)?;
                 self.upload(bucket, &name, file, sealed.0)?;
                 sealed
@@ -269,7 +269,7 @@ impl Making<'_> {
         };
         let database = manifest.database.as_ref();
         Ok(Written {
-            place: self.decided.place.to_string(),
+            location: self.decided.location.to_string(),
             name,
             begun: self.begun,
             seconds: clock::now().saturating_sub(self.begun),
@@ -282,7 +282,7 @@ impl Making<'_> {
         })
     }
 
-    /// Checks that the place can be written to, and removes what interrupted backups have left there.
+    /// Checks that the location can be written to, and removes what interrupted backups have left there.
     fn prepare(&mut self, store: &Store) -> anyhow::Result<()> {
         match store {
             Store::Directory(directory) => {
@@ -307,23 +307,23 @@ impl Making<'_> {
     }
 
     /// Copies the database to `staging`, reads the files, and describes them.
-    fn collect(&self, staging: &Path) -> anyhow::Result<(Manifest, Vec<Gathered>)> {
-        let mut gathered = {
+    fn collect(&self, staging: &Path) -> anyhow::Result<(Manifest, Vec<Collected>)> {
+        let mut collected = {
             let _certificates = match self.decided.secrets {
                 true => lock_certificates(self.layout, CERTIFICATES_TIMEOUT)?,
                 false => None,
             };
-            gather::gather(self.layout.root(), self.decided.secrets)?
+            collect::collect(self.layout.root(), self.decided.secrets)?
         };
         let copy = staging.join("links.db");
         let database = self.copy_database(&copy)?;
         if database.is_some() {
-            gathered.push(gather::database(&copy)?);
+            collected.push(collect::database(&copy)?);
         }
-        let entries = gathered.iter().map(|found| found.entry.clone()).collect();
+        let entries = collected.iter().map(|found| found.entry.clone()).collect();
         let schema = u32::try_from(SCHEMA.len())?;
         let manifest = Manifest::new(self.begun, schema, database, self.decided.secrets, entries);
-        Ok((manifest, gathered))
+        Ok((manifest, collected))
     }
 
     fn copy_database(&self, copy: &Path) -> anyhow::Result<Option<Database>> {
@@ -367,7 +367,7 @@ impl Making<'_> {
     fn seal(
         &self,
         manifest: &Manifest,
-        gathered: &mut [Gathered],
+        collected: &mut [Collected],
         keys: impl Iterator<Item = OsString>,
         file: &mut File,
     ) -> anyhow::Result<(u64, String)> {
@@ -378,7 +378,7 @@ impl Making<'_> {
         let mut counting = Counting::new(&mut *file);
         let (archived, pumped) = thread::scope(|scope| {
             // The end of this thread closes the pipe.
-            let writer = scope.spawn(|| archive::write(manifest, gathered, io::BufWriter::new(input)));
+            let writer = scope.spawn(|| archive::write(manifest, collected, io::BufWriter::new(input)));
             let pumped = pump(output, &mut counting, "the backup");
             let archived = writer
                 .join()
@@ -423,7 +423,7 @@ impl Making<'_> {
     fn upload(&mut self, bucket: &Bucket, name: &str, mut file: File, bytes: u64) -> anyhow::Result<()> {
         self.reporter.doing("uploading");
         file.rewind()?;
-        let object = bucket.place.join(name).to_string();
+        let object = bucket.location.join(name).to_string();
         let arguments = ["put", &object, &bytes.to_string()].map(OsString::from);
         let mut uploading = Child::start(&bucket.root, arguments, Stdio::from(file), Stdio::piped())?;
         let mut events = io::BufReader::new(uploading.output()?);
@@ -454,15 +454,15 @@ impl Making<'_> {
         self.record.write(&self.layout.backups_record())
     }
 
-    /// Removes old backups from the place of links.toml, and returns their names.
+    /// Removes old backups from the location of links.toml, and returns their names.
     fn prune(&mut self, keep: usize) -> anyhow::Result<Vec<String>> {
         if !self.decided.is_configured {
             return Ok(vec![]);
         }
-        let place = self.decided.place.to_string();
+        let location = self.decided.location.to_string();
         let remove = || -> anyhow::Result<prune::Decision> {
-            let store = Store::open(self.layout, &self.decided.place)?;
-            let decision = prune::decide(&self.record.written, &place, &store.files()?, keep);
+            let store = Store::open(self.layout, &self.decided.location)?;
+            let decision = prune::decide(&self.record.written, &location, &store.files()?, keep);
             store.remove(&decision.remove)?;
             Ok(decision)
         };
@@ -470,7 +470,7 @@ impl Making<'_> {
         let is_gone = |name: &String| decision.remove.contains(name) || decision.forget.contains(name);
         self.record
             .written
-            .retain(|written| written.place != place || !is_gone(&written.name));
+            .retain(|written| written.location != location || !is_gone(&written.name));
         self.record.write(&self.layout.backups_record())?;
         Ok(decision.remove)
     }
@@ -525,7 +525,7 @@ mod tests {
     #[test]
     fn the_command_line_takes_precedence_over_links_toml() {
         let root = tempfile::tempdir().unwrap();
-        let here = Place::Path(root.path().to_owned());
+        let here = Location::Path(root.path().to_owned());
         let settings = Settings {
             to: Some(here.clone()),
             encrypt_to: key(0),
@@ -533,7 +533,7 @@ mod tests {
         };
         let by_default = decide(&request(), &settings).unwrap();
         assert_eq!(
-            (&by_default.place, by_default.is_configured, by_default.secrets),
+            (&by_default.location, by_default.is_configured, by_default.secrets),
             (&here, true, true)
         );
         assert_eq!(by_default.encrypt_to, key(0));
@@ -552,7 +552,7 @@ mod tests {
     fn secrets_are_only_in_a_backup_that_is_encrypted_or_asked_to_have_them() {
         let root = tempfile::tempdir().unwrap();
         let mut settings = Settings {
-            to: Some(Place::Path(root.path().to_owned())),
+            to: Some(Location::Path(root.path().to_owned())),
             ..Settings::default()
         };
         let secrets = |request: &Request, settings: &Settings| {
@@ -577,20 +577,20 @@ mod tests {
     #[test]
     fn the_directory_of_links_toml_does_not_become_a_file() {
         let root = tempfile::tempdir().unwrap();
-        let missing = Place::Path(root.path().join("unmounted"));
+        let missing = Location::Path(root.path().join("unmounted"));
         let settings = Settings {
             to: Some(missing.clone()),
             ..Settings::default()
         };
         let decided = decide(&request(), &settings).unwrap();
         assert_eq!(
-            (decided.place, decided.name, decided.is_configured),
+            (decided.location, decided.name, decided.is_configured),
             (missing, None, true)
         );
     }
 
     #[test]
-    fn without_a_place_there_is_no_backup() {
+    fn without_a_location_there_is_no_backup() {
         assert!(decide(&request(), &Settings::default()).is_err());
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::names;
 use links_release::backups::Written;
 
-/// What is to be done about the backups in a place.
+/// What is to be done about the backups in a location.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
     /// The names of the backups to remove, the oldest first.
@@ -15,10 +15,10 @@ pub struct Decision {
     pub forget: Vec<String>,
 }
 
-/// Keeps the latest `keep` backups in `place`, or all of them if that is 0. `written` are the recorded backups in the order in
+/// Keeps the latest `keep` backups in `location`, or all of them if that is 0. `written` are the recorded backups in the order in
 /// which they were written, which no clock that is set back changes. `present` are the names and sizes of all files there.
-pub fn decide(written: &[Written], place: &str, present: &BTreeMap<String, u64>, keep: usize) -> Decision {
-    let here = || written.iter().filter(|written| written.place == place);
+pub fn decide(written: &[Written], location: &str, present: &BTreeMap<String, u64>, keep: usize) -> Decision {
+    let here = || written.iter().filter(|written| written.location == location);
     let is_intact = |written: &&Written| present.get(&written.name) == Some(&written.bytes);
     // A backup to which a person gave a name stays.
     let intact: Vec<_> = here()
@@ -49,12 +49,12 @@ mod tests {
         names::backup(1_900_000_000 + hour * 3600, false)
     }
 
-    fn place(hours: &[u64]) -> BTreeMap<String, u64> {
+    fn location(hours: &[u64]) -> BTreeMap<String, u64> {
         hours.iter().map(|hour| (of(*hour), 1000)).collect()
     }
 
-    fn at(place: &str, hour: u64) -> Written {
-        Written::at(place, &of(hour), 1_900_000_000 + hour * 3600)
+    fn at(location: &str, hour: u64) -> Written {
+        Written::at(location, &of(hour), 1_900_000_000 + hour * 3600)
     }
 
     fn written() -> Vec<Written> {
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn the_oldest_are_removed() {
-        let present = place(&[1, 2, 3]);
+        let present = location(&[1, 2, 3]);
         for (keep, expected) in [
             (4, vec![]),
             (3, vec![]),
@@ -83,12 +83,12 @@ mod tests {
     fn a_backup_after_the_clock_was_set_back_is_not_the_oldest() {
         let mut written = written();
         written.push(at("/b", 0));
-        assert_eq!(removed(&written, &place(&[0, 1, 2, 3]), 1), [of(1), of(2), of(3)]);
+        assert_eq!(removed(&written, &location(&[0, 1, 2, 3]), 1), [of(1), of(2), of(3)]);
     }
 
     #[test]
     fn what_somebody_else_has_written_or_changed_stays_and_does_not_count() {
-        let mut present = place(&[0, 1, 2, 3]);
+        let mut present = location(&[0, 1, 2, 3]);
         present.insert(of(2), 999);
         present.insert("links-19990101T000000Z.tar.zst".to_owned(), 7);
         assert_eq!(decide(&written(), "/b", &present, 2), Decision::default());
@@ -100,7 +100,7 @@ mod tests {
         let mut written = written();
         let name = "before-the-move.tar.zst".to_owned();
         written.insert(0, Written::at("/b", &name, 5));
-        let mut present = place(&[1, 2, 3]);
+        let mut present = location(&[1, 2, 3]);
         present.insert(name, 1000);
         assert_eq!(removed(&written, &present, 3), [""; 0]);
         assert_eq!(removed(&written, &present, 2), [of(1)]);
@@ -108,13 +108,13 @@ mod tests {
 
     #[test]
     fn what_somebody_else_has_removed_is_forgotten() {
-        let decision = decide(&written(), "/b", &place(&[2, 3]), 2);
+        let decision = decide(&written(), "/b", &location(&[2, 3]), 2);
         assert_eq!(decision.forget, [of(1)]);
         assert_eq!(decision.remove, [""; 0]);
     }
 
     #[test]
     fn nothing_is_forgotten_if_the_directory_seems_to_be_another_one() {
-        assert_eq!(decide(&written(), "/b", &place(&[3]), 1), Decision::default());
+        assert_eq!(decide(&written(), "/b", &location(&[3]), 1), Decision::default());
     }
 }

@@ -22,7 +22,7 @@ use crate::source::{self, Source};
 use links_base::layout::{self, Layout};
 use links_base::privileges::require_root;
 use links_base::{clock, files};
-use links_config::backup::{Place, Problem};
+use links_config::backup::{Location, Problem};
 use links_config::check::Loaded;
 use links_config::files::ConfigFiles;
 use links_config::links::{Config, TlsMode};
@@ -34,7 +34,7 @@ const APART: &str = ".restore-";
 /// What `linksctl restore` was asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
-    pub from: Place,
+    pub from: Location,
     /// The file with the secret keys.
     pub identity: Option<PathBuf>,
     pub mode: Mode,
@@ -56,7 +56,7 @@ pub enum Mode {
 #[derive(Serialize)]
 struct Report<'a> {
     event: &'static str,
-    place: &'a Place,
+    location: &'a Location,
     contents: Contents,
     /// The paths of what was replaced.
     kept: Vec<PathBuf>,
@@ -172,8 +172,8 @@ impl Restoring<'_> {
         let work = &self.appliance.database_work;
         let prepared = self.prepare(&mut Unpacking::new(&staging, work, &self.edited, Purpose::Check))?;
         let contents = Contents::of(&prepared.manifest);
-        let text = format!("{} can be restored here: {}", self.source.place, contents.text());
-        let value = json!({ "event": "done", "place": &self.source.place, "contents": &contents });
+        let text = format!("{} can be restored here: {}", self.source.location, contents.text());
+        let value = json!({ "event": "done", "location": &self.source.location, "contents": &contents });
         self.reporter.result(&text, &value)
     }
 
@@ -238,7 +238,7 @@ impl Restoring<'_> {
     fn report(&self, prepared: &Prepared) -> anyhow::Result<()> {
         let contents = Contents::of(&prepared.manifest);
         let kept = kept(&prepared.plan);
-        let mut text = format!("restored {}: {}", self.source.place, contents.text());
+        let mut text = format!("restored {}: {}", self.source.location, contents.text());
         if !kept.is_empty() {
             let paths: Vec<_> = kept.iter().map(|path| path.display().to_string()).collect();
             text.push_str(&format!(
@@ -259,7 +259,7 @@ impl Restoring<'_> {
         }
         let report = Report {
             event: "done",
-            place: &self.source.place,
+            location: &self.source.location,
             contents,
             kept,
             links_file: prepared.plan.links_file.as_deref(),

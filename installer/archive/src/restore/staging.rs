@@ -176,7 +176,7 @@ impl<'a> Unpacking<'a> {
                 // All files of the configuration come before the database.
                 let local = self.staging.check(self.edited)?.local_database(self.edited.places());
                 let target = target(manifest, local, &self.edited.places().data, now);
-                let target = target.context("There is no place for the database")?;
+                let target = target.context("There is no directory for the database")?;
                 // The staged file is beside the file to which a symbolic link leads.
                 let file = fs::canonicalize(&target).unwrap_or_else(|_| target.clone());
                 require_space(file.parent().unwrap_or(Path::new("/")), entry.bytes(), "the restore")?;
