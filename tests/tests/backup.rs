@@ -316,12 +316,14 @@ fn places_that_fail(host: &Host) -> Result<()> {
     }
     fails(
         host,
-        &["linksctl", "backup", "--to", "/mnt/none/x", "--json"],
+        &["linksctl", "backup", "--to", "/mnt/none/x.tar.zst", "--json"],
         "missing",
     )?;
+    // A directory that nobody has made does not become a file.
+    fails(host, &["linksctl", "backup", "--to", "/mnt/none", "--json"], "missing")?;
     // The copy of the database has no room.
-    host.shell("fallocate --length 1M /mnt/full/x; ln --symbolic /mnt/full/x /mnt/full/link")?;
-    for name in ["x", "link"] {
+    host.shell("fallocate --length 1M /mnt/full/x.tar.zst; ln --symbolic /mnt/full/x.tar.zst /mnt/full/link.tar.zst")?;
+    for name in ["x.tar.zst", "link.tar.zst"] {
         let output = host.run(["linksctl", "backup", "--to", &format!("/mnt/full/{name}")])?;
         ensure!(output.status == 1, "a file that exists was replaced: {output}");
     }

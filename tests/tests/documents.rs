@@ -133,8 +133,8 @@ const STEPS: &[Step] = &[
     Given("printf '[backup]\\nto = \"/var/backups/links\"\\n' >>/etc/links/links.toml; systemctl reload links"),
     Runs("linksctl backup list", &[]),
     Runs("linksctl backup verify FILE --identity backup.key", &[FILE]),
-    Runs("linksctl restore FILE --identity backup.key --check", &[FILE, FORCED]),
-    Runs("linksctl restore FILE --identity backup.key --dry-run", &[FILE, FORCED]),
+    Runs("linksctl restore FILE --identity backup.key --check", &[FILE]),
+    Runs("linksctl restore FILE --identity backup.key --dry-run", &[FILE]),
     Runs("linksctl restore FILE --identity backup.key", &[FILE, FORCED]),
     Runs(
         "linksctl db copy --resume --from sqlite:/var/lib/links/data/links.db.replaced-20301231T120000Z",

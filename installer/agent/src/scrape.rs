@@ -117,20 +117,20 @@ fn certificates(page: &mut Exposition, layout: &Layout, tls: &Tls) {
     }
 }
 
-/// Adds what the record of the backups says about the place of links.toml. Without one, about all places.
+/// Adds what the record of the backups says about the location of links.toml. Without one, about all locations.
 fn backups(page: &mut Exposition, layout: &Layout, settings: Settings) {
     page.add_known(&BACKUP_INTERVAL, &[], settings.every.map(|every| every.as_secs_f64()));
     // A record that cannot be read is as good as none: the alert is that there has been no backup for too long.
     let Ok(record) = Backups::read(&layout.backups_record()) else {
         return;
     };
-    let place = settings.to.map(|place| place.to_string());
-    if let Some((last, failures)) = place.as_deref().and_then(|place| record.last_at(place)) {
+    let location = settings.to.map(|location| location.to_string());
+    if let Some((last, failures)) = location.as_deref().and_then(|location| record.last_at(location)) {
         page.add(&BACKUP_SUCCESS, &[], f64::from(u8::from(last.error.is_none())));
         page.add(&BACKUP_TIME, &[], last.ended as f64);
         page.add(&BACKUP_FAILURES, &[], f64::from(failures));
     }
-    if let Some(latest) = record.latest_in(place.as_deref()) {
+    if let Some(latest) = record.latest_in(location.as_deref()) {
         page.add(&BACKUP_GOOD_TIME, &[], latest.begun as f64);
         page.add(&BACKUP_DURATION, &[], latest.seconds as f64);
         page.add(&BACKUP_SIZE, &[], latest.bytes as f64);

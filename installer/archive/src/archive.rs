@@ -8,7 +8,7 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 use tar::{Archive, Builder, EntryType, Header};
 
-use crate::gather::{Contents, Gathered};
+use crate::collect::{Collected, Contents};
 use crate::manifest::{self, Content, Entry, Manifest};
 use links_config::backup::Problem;
 
@@ -16,7 +16,7 @@ use links_config::backup::Problem;
 ///
 /// # Errors
 /// Writing fails, or a file has changed since its digest was computed.
-pub fn write(manifest: &Manifest, gathered: &mut [Gathered], output: impl Write) -> anyhow::Result<()> {
+pub fn write(manifest: &Manifest, collected: &mut [Collected], output: impl Write) -> anyhow::Result<()> {
     let mut builder = Builder::new(output);
     let bytes = serde_json::to_vec_pretty(manifest)?;
     ensure!(
@@ -25,7 +25,7 @@ pub fn write(manifest: &Manifest, gathered: &mut [Gathered], output: impl Write)
     );
     let mut header = header(manifest, EntryType::Regular, 0o644, bytes.len() as u64);
     builder.append_data(&mut header, manifest::NAME, &bytes[..])?;
-    for Gathered { entry, contents } in gathered {
+    for Collected { entry, contents } in collected {
         match &entry.content {
             Content::Directory => {
                 let mut header = self::header(manifest, EntryType::Directory, entry.mode, 0);
@@ -71,7 +71,7 @@ fn header(manifest: &Manifest, kind: EntryType, mode: u32, size: u64) -> Header 
     header
 }
 
-/// What is done with the entries of an archive. What it got is to be believed only when [`read`] has succeeded.
+/// Receives the entries of an archive. They are verified only once [`read`] has succeeded.
 pub trait Sink {
     /// # Errors
     /// The backup cannot be used here.
@@ -221,9 +221,9 @@ pub mod tests {
     use super::*;
     use crate::manifest::{DATABASE, tests::database};
 
-    fn gathered(path: &str, text: &str) -> Gathered {
+    fn collected(path: &str, text: &str) -> Collected {
         let (bytes, sha256) = digest::of(&mut text.as_bytes()).unwrap();
-        Gathered {
+        Collected {
             entry: Entry {
                 path: path.into(),
                 mode: 0o640,
@@ -241,9 +241,9 @@ pub mod tests {
     /// An archive with a directory, a few files and a database.
     pub fn archive() -> Vec<u8> {
         let mut all = vec![
-            gathered("etc/links/links.toml", "instances = 3\n"),
-            gathered("etc/links/runtime.toml", ""),
-            Gathered {
+            collected("etc/links/links.toml", "instances = 3\n"),
+            collected("etc/links/runtime.toml", ""),
+            Collected {
                 entry: Entry {
                     path: "etc/links/nginx.d".into(),
                     mode: 0o755,
@@ -251,8 +251,8 @@ pub mod tests {
                 },
                 contents: Contents::None,
             },
-            gathered(&long(), "# a\n"),
-            gathered(DATABASE, &"page".repeat(3000)),
+            collected(&long(), "# a\n"),
+            collected(DATABASE, &"page".repeat(3000)),
         ];
         let entries = all.iter().map(|found| found.entry.clone()).collect();
         let manifest = Manifest::new(1000, 5, Some(database(3)), false, entries);
@@ -358,7 +358,7 @@ pub mod tests {
 
     #[test]
     fn a_file_that_changes_while_it_is_read_ends_the_backup() {
-        let mut found = gathered("etc/links/links.toml", "instances = 3\n");
+        let mut found = collected("etc/links/links.toml", "instances = 3\n");
         found.contents = Contents::Bytes(b"instances = 4\n".to_vec());
         let manifest = Manifest::new(1000, 5, None, false, vec![found.entry.clone()]);
         assert!(write(&manifest, &mut [found], &mut vec![]).is_err());

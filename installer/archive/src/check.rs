@@ -7,14 +7,15 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::archive::{Sink, copy};
+use crate::location;
 use crate::manifest::{self, Entry, Manifest};
 use crate::names;
-use crate::place;
 use crate::report::{Reporter, Style, count, size};
 use crate::source::{self, Source};
+use crate::space::require_space;
 use links_base::layout::Layout;
 use links_base::privileges::are_roots;
-use links_config::backup::{DatabaseFacts, Place, Problem};
+use links_config::backup::{DatabaseFacts, Location, Problem};
 use links_release::Backups;
 use links_rollout::DatabaseWork;
 
@@ -34,7 +35,7 @@ pub struct Contents {
 impl Contents {
     pub fn of(manifest: &Manifest) -> Self {
         Self {
-            links_version: manifest.links.clone(),
+            links_version: manifest::shown(&manifest.links),
             begun: names::stamp(manifest.begun),
             secrets: manifest.secrets,
             bytes: manifest.bytes(),
@@ -64,7 +65,7 @@ impl Contents {
 #[derive(Serialize)]
 struct Report<'a> {
     event: &'static str,
-    place: &'a Place,
+    location: &'a Location,
     /// Whether the contents were read. Otherwise only the digest of the file is as it was recorded.
     opened: bool,
     contents: Option<Contents>,
@@ -74,14 +75,14 @@ struct Report<'a> {
 ///
 /// # Errors
 /// The backup cannot be reached, opened or believed.
-pub fn run(layout: &Layout, at: &Place, identity: Option<&Path>, style: Style) -> anyhow::Result<()> {
+pub fn run(layout: &Layout, at: &Location, identity: Option<&Path>, style: Style) -> anyhow::Result<()> {
     let reporter = Reporter::new(style);
     let identity = identity.map(source::identity).transpose()?;
     let checked = check(layout, at, identity, &reporter);
     checked.inspect_err(|error| reporter.failure(error))
 }
 
-fn check(layout: &Layout, at: &Place, identity: Option<PathBuf>, reporter: &Reporter) -> anyhow::Result<()> {
+fn check(layout: &Layout, at: &Location, identity: Option<PathBuf>, reporter: &Reporter) -> anyhow::Result<()> {
     reporter.doing("reading the backup");
     let source = Source::new(layout, at.clone(), identity);
     let work = DatabaseWork::new(layout);
@@ -97,7 +98,7 @@ fn check(layout: &Layout, at: &Place, identity: Option<PathBuf>, reporter: &Repo
             let text = format!("{at} is intact: {}", contents.text());
             let report = Report {
                 event: "done",
-                place: at,
+                location: at,
                 opened: true,
                 contents: Some(contents),
             };
@@ -110,7 +111,7 @@ fn check(layout: &Layout, at: &Place, identity: Option<PathBuf>, reporter: &Repo
             );
             let report = Report {
                 event: "done",
-                place: at,
+                location: at,
                 opened: false,
                 contents: None,
             };
@@ -141,16 +142,16 @@ pub fn agrees(manifest: &Manifest, found: Option<&DatabaseFacts>) -> anyhow::Res
 
 /// Whether the file is recorded, and has the recorded digest.
 fn is_as_recorded(layout: &Layout, source: &Source) -> anyhow::Result<bool> {
-    let (place, name) = place::of_backup(&source.place)?;
+    let (location, name) = location::of_backup(&source.location)?;
     let record = Backups::read(&layout.backups_record())?;
-    let place = place.to_string();
+    let location = location.to_string();
     let mut written = record.written.iter();
-    let Some(written) = written.find(|written| written.place == place && written.name == name) else {
+    let Some(written) = written.find(|written| written.location == location && written.name == name) else {
         return Ok(false);
     };
     match source.sha256()? == written.sha256 {
         true => Ok(true),
-        false => Err(Problem::Damaged.error(format!("{} is not as this host has written it", source.place))),
+        false => Err(Problem::Damaged.error(format!("{} is not as this host has written it", source.location))),
     }
 }
 
@@ -167,7 +168,7 @@ impl Sink for Inspection<'_> {
 
     fn take(&mut self, entry: &Entry, contents: &mut dyn Read) -> anyhow::Result<()> {
         if entry.path == Path::new(manifest::DATABASE) {
-            self.found = Some(inspect(self.work, contents)?);
+            self.found = Some(inspect(self.work, entry, contents)?);
         }
         Ok(())
     }
@@ -177,15 +178,16 @@ impl Sink for Inspection<'_> {
 ///
 /// # Errors
 /// It is not a sound database, or there is no room to inspect it.
-pub fn inspect(work: &DatabaseWork, contents: &mut dyn Read) -> anyhow::Result<DatabaseFacts> {
+pub fn inspect(work: &DatabaseWork, entry: &Entry, contents: &mut dyn Read) -> anyhow::Result<DatabaseFacts> {
+    require_space(&work.inspected_in(), entry.bytes(), "the check")?;
     work.inspect(|input| copy(contents, input))
         .context("Checking the database of the backup")
 }
 
-/// Whether this process may read the place as it is, or needs root for that.
-pub fn needs_root(layout: &Layout, at: &Place) -> bool {
+/// Whether this process may read the location as it is, or needs root for that.
+pub fn needs_root(layout: &Layout, at: &Location) -> bool {
     // Only root may read the credentials for S3.
-    matches!(at, Place::S3(_)) && layout.is_host() && !are_roots(layout)
+    matches!(at, Location::S3(_)) && layout.is_host() && !are_roots(layout)
 }
 
 #[cfg(test)]
@@ -211,7 +213,15 @@ mod tests {
     }
 
     #[test]
-    fn the_contents_are_told_in_a_sentence() {
+    fn a_version_that_somebody_made_up_does_nothing_to_the_terminal() {
+        let mut manifest = Manifest::new(1_900_000_000, 5, None, false, vec![]);
+        manifest.links = format!("0.1\u{1b}[2J{}", "9".repeat(100));
+        let text = Contents::of(&manifest).text();
+        assert!(!text.contains('\u{1b}') && text.len() < 150, "{text}");
+    }
+
+    #[test]
+    fn the_contents_are_described_in_a_sentence() {
         let manifest = Manifest::new(1_900_000_000, 5, Some(database(1)), true, vec![]);
         let text = Contents::of(&manifest).text();
         assert!(text.starts_with("made at 20300317T174640Z by links "), "{text}");

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_writing_is_told_from_one_of_reading() {
+    fn an_error_of_writing_is_distinguished_from_one_of_reading() {
         struct Full;
         impl Write for Full {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

@@ -82,16 +82,19 @@ pub fn item_of(path: &Path) -> Option<Item> {
     }
 }
 
-/// Whether a symbolic link at `path` with this target stays within the directory of the certificates.
+/// Whether a symbolic link at `path` with this target stays within the directory of the certificates, whatever other links like
+/// it are there. None of them may be above `path`.
 pub fn is_inner_link(path: &Path, target: &Path) -> bool {
     let mut depth = match path.strip_prefix(TLS) {
         Ok(below) => below.components().count().saturating_sub(1),
         Err(_) => return false,
     };
+    let mut has_name = false;
     for component in target.components() {
         match component {
-            Component::Normal(_) => depth += 1,
-            Component::ParentDir if depth > 0 => depth -= 1,
+            Component::Normal(_) => has_name = true,
+            // Behind a name, which may be that of a link, `..` could lead anywhere.
+            Component::ParentDir if depth > 0 && !has_name => depth -= 1,
             Component::CurDir => {}
             _ => return false,
         }
@@ -180,6 +183,9 @@ mod tests {
         assert!(is_inner("var/lib/links/tls/live/a", "b"));
         assert!(!is_inner("var/lib/links/tls/live/a", "../../data/links.db"));
         assert!(!is_inner("var/lib/links/tls/live/a", "/etc/passwd"));
+        // If b leads to a directory that is less deep, b/../.. is outside.
+        assert!(!is_inner("var/lib/links/tls/live/a", "b/.."));
+        assert!(!is_inner("var/lib/links/tls/live/a", "../live/b/../../.."));
         assert!(!is_inner("etc/links/nginx.d/a", "b"));
     }
 }

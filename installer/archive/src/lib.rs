@@ -10,16 +10,17 @@
 
 mod archive;
 mod child;
+mod collect;
 mod directory;
-mod gather;
 mod items;
+mod location;
 mod manifest;
 mod names;
-mod place;
 mod prune;
 mod report;
 mod schedule;
 mod source;
+mod space;
 
 pub mod check;
 pub mod list;

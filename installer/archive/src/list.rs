@@ -1,21 +1,21 @@
-//! `linksctl backup list`: the backups in a place, and what this host knows about them.
+//! `linksctl backup list`: the backups in a location, and what this host knows about them.
 
 use std::collections::BTreeMap;
 
 use anyhow::anyhow;
 use serde::Serialize;
 
+use crate::location::Store;
 use crate::names;
-use crate::place::Store;
 use crate::report::{Reporter, Style, count, size};
 use links_base::layout::Layout;
-use links_config::backup::Place;
+use links_config::backup::Location;
 use links_config::files::ConfigFiles;
 use links_config::load::load_links;
 use links_release::Backups;
 use links_release::backups::Written;
 
-/// A backup in a place.
+/// A backup in a location.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Listed {
     name: String,
@@ -28,10 +28,10 @@ struct Listed {
 }
 
 /// The backups among these files, the oldest first: those with the name of one, and those that were recorded.
-fn listed(files: BTreeMap<String, u64>, record: &Backups, place: &str) -> Vec<Listed> {
+fn listed(files: BTreeMap<String, u64>, record: &Backups, location: &str) -> Vec<Listed> {
     let recorded = |name: &str, bytes| {
         let mut written = record.written.iter();
-        written.find(|written| written.place == place && written.name == name && written.bytes == bytes)
+        written.find(|written| written.location == location && written.name == name && written.bytes == bytes)
     };
     let mut listed: Vec<_> = files
         .into_iter()
@@ -65,25 +65,25 @@ fn line(listed: &Listed) -> String {
     format!("{}  {}{encrypted}  {known}", listed.name, size(listed.bytes))
 }
 
-/// Lists the backups in `at`, by default in the place of links.toml.
+/// Lists the backups in `at`, by default in the location of links.toml.
 ///
 /// # Errors
-/// The configuration is wrong, there is no place, or it cannot be reached.
-pub fn run(layout: &Layout, at: Option<&Place>, style: Style) -> anyhow::Result<()> {
+/// The configuration is wrong, there is no location, or it cannot be reached.
+pub fn run(layout: &Layout, at: Option<&Location>, style: Style) -> anyhow::Result<()> {
     let reporter = Reporter::new(style);
     let settings = load_links(&ConfigFiles::new(layout))?.backup;
-    let place = at.or(settings.to.as_ref()).ok_or_else(|| {
-        anyhow!("links.toml does not say where backups go: give --to, or set `to` in its section [backup]")
+    let location = at.or(settings.to.as_ref()).ok_or_else(|| {
+        anyhow!("there is no destination for the backups: give --to, or set `to` in [backup] of links.toml")
     })?;
     let list = || -> anyhow::Result<Vec<Listed>> {
         let record = Backups::read(&layout.backups_record())?;
-        let files = Store::open(layout, place)?.files()?;
-        Ok(listed(files, &record, &place.to_string()))
+        let files = Store::open(layout, location)?.files()?;
+        Ok(listed(files, &record, &location.to_string()))
     };
     let listed = list().inspect_err(|error| reporter.failure(error))?;
     let lines: Vec<_> = listed.iter().map(line).collect();
     let text = match lines.is_empty() {
-        true => format!("there are no backups in {place}"),
+        true => format!("there are no backups in {location}"),
         false => lines.join("\n"),
     };
     reporter.result(&text, &listed)

@@ -7,25 +7,26 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 
 use crate::archive;
 use crate::child::{self, Child, pump};
-use crate::gather::{self, Gathered};
+use crate::collect::{self, Collected};
+use crate::location::{self, Bucket, Store};
 use crate::manifest::{Database, Kind, Manifest};
 use crate::names;
-use crate::place::{self, Bucket, Store};
 use crate::prune;
 use crate::report::{Reporter, Style, count, size};
 use crate::schedule::{self, Past};
+use crate::space::require_space;
 use links_base::digest::{self, Counting};
 use links_base::layout::Layout;
 use links_base::privileges::require_root;
 use links_base::{clock, files, log};
-use links_config::backup::{Place, Problem, Recipient, Settings, Uploading};
+use links_config::backup::{Location, Problem, Recipient, Settings, Uploading};
 use links_config::files::ConfigFiles;
 use links_config::load;
 use links_config::runtime;
@@ -36,14 +37,14 @@ use links_store::schema::SCHEMA;
 
 /// The beginning of the names of the directories in which backups are put together.
 const STAGING: &str = ".archive-";
-/// How much more than the database a copy of it may take on the disk, as one part in this many.
-const ROOM: u64 = 20;
+/// How long links-acme may hold up a backup that contains certificates.
+const CERTIFICATES_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// What `linksctl backup` was asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The directory, the file or the prefix; by default that of links.toml.
-    pub to: Option<Place>,
+    pub to: Option<Location>,
     /// The keys for which the backup is encrypted; by default those of links.toml.
     pub encrypt_to: Vec<Recipient>,
     /// Whether the secrets are in a backup that is not encrypted.
@@ -56,27 +57,27 @@ pub struct Request {
 /// What is decided before anything is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Decided {
-    place: Place,
+    location: Location,
     /// The name of the file. `None` for one made from the time.
     name: Option<String>,
     encrypt_to: Vec<Recipient>,
     secrets: bool,
-    /// Whether the place is that of links.toml, where old backups are removed and failures are remembered.
+    /// Whether the location is that of links.toml, where old backups are removed and failures are remembered.
     is_configured: bool,
 }
 
 /// Combines the command line with links.toml. A key on the command line replaces those of links.toml.
 fn decide(request: &Request, settings: &Settings) -> anyhow::Result<Decided> {
-    let (place, name, is_configured) = match (&request.to, &settings.to) {
+    let (location, name, is_configured) = match (&request.to, &settings.to) {
         (Some(to), configured) => {
-            let (place, name) = place::of_new(to)?;
-            let is_configured = name.is_none() && configured.as_ref() == Some(&place);
-            (place, name, is_configured)
+            let (location, name) = location::of_new(to)?;
+            let is_configured = name.is_none() && configured.as_ref() == Some(&location);
+            (location, name, is_configured)
         }
         // If this is a directory that is not mounted, no file may take its name.
         (None, Some(to)) => (to.clone(), None, true),
         (None, None) => {
-            bail!("links.toml does not say where backups go: give --to, or set `to` in its section [backup]")
+            bail!("there is no destination for the backup: give --to, or set `to` in [backup] of links.toml")
         }
     };
     let encrypt_to = match request.encrypt_to.is_empty() && !request.plain_secrets {
@@ -85,7 +86,7 @@ fn decide(request: &Request, settings: &Settings) -> anyhow::Result<Decided> {
     };
     Ok(Decided {
         secrets: !encrypt_to.is_empty() || request.plain_secrets || settings.plain_secrets,
-        place,
+        location,
         name,
         is_configured,
         encrypt_to,
@@ -104,7 +105,7 @@ struct Report<'a> {
 /// Makes a backup, and removes old ones.
 ///
 /// # Errors
-/// The configuration is wrong, another backup is being made, the database cannot be read, or the place cannot be reached or is
+/// The configuration is wrong, another backup is being made, the database cannot be read, or the location cannot be reached or is
 /// full.
 pub fn run(layout: &Layout, appliance: &Appliance, request: &Request) -> anyhow::Result<()> {
     if layout.is_host() {
@@ -124,10 +125,12 @@ fn is_due(settings: &Settings, record: &Backups, now: u64) -> bool {
     let (Some(every), Some(to)) = (settings.every, &settings.to) else {
         return false;
     };
-    let place = to.to_string();
-    let last = record.last_at(&place);
+    let location = to.to_string();
+    let last = record.last_at(&location);
+    // A backup to which a person gave a name is not removed later, and so does not stand for one of the timer.
+    let is_regular = |written: &&Written| written.location == location && names::time_of(&written.name).is_some();
     let past = Past {
-        latest: record.latest_in(Some(&place)).map(|written| written.begun),
+        latest: record.written.iter().rfind(is_regular).map(|written| written.begun),
         last: last.map(|(last, _)| last),
         failures: last.map_or(0, |(_, failures)| failures),
     };
@@ -172,7 +175,7 @@ fn locked(
         Err(error) => {
             if decided.is_configured {
                 let mut record = making.record;
-                record.failed(&decided.place.to_string(), begun, clock::now(), format!("{error:#}"));
+                record.failed(&decided.location.to_string(), begun, clock::now(), format!("{error:#}"));
                 // The first error is the one to report.
                 if let Err(second) = record.write(&layout.backups_record()) {
                     log::error!("{second:#}");
@@ -196,7 +199,7 @@ fn report(written: &Written, removed: &[String], reporter: &Reporter) -> anyhow:
     };
     let mut text = format!(
         "wrote {}/{}: {contents}, the configuration{}; {} in {} s{}",
-        written.place,
+        written.location,
         written.name,
         if written.secrets { " and the secrets" } else { "" },
         size(written.bytes),
@@ -225,14 +228,14 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    /// Makes the backup. Cheap checks come first, so that a place that cannot be reached costs no copy of the database.
+    /// Makes the backup. Cheap checks come first, so that a location that cannot be reached costs no copy of the database.
     fn make(&mut self) -> anyhow::Result<Written> {
         let (root, decided) = (self.layout.root(), self.decided);
         let keys = || decided.encrypt_to.iter().map(|key| OsString::from(key.as_str()));
         if !decided.encrypt_to.is_empty() {
             child::run(root, [OsString::from("recipients")].into_iter().chain(keys()))?;
         }
-        let store = Store::open(self.layout, &self.decided.place)?;
+        let store = Store::open(self.layout, &self.decided.location)?;
         self.prepare(&store)?;
 
         let state = self.layout.state_dir();
@@ -243,7 +246,7 @@ impl Making<'_> {
             .tempdir_in(&state)
             .with_context(|| format!("Making a directory in {}", state.display()))?;
         self.reporter.doing("copying the database");
-        let (manifest, mut gathered) = self.collect(staging.path())?;
+        let (manifest, mut collected) = self.collect(staging.path())?;
         let name = match &self.decided.name {
             Some(name) => name.clone(),
             None => names::backup(self.begun, !self.decided.encrypt_to.is_empty()),
@@ -251,14 +254,14 @@ impl Making<'_> {
         let (bytes, sha256) = match &store {
             Store::Directory(directory) => {
                 let mut partial = directory.begin(&name)?;
-                let sealed = self.seal(&manifest, &mut gathered, keys(), &mut partial.file)?;
+                let sealed = self.seal(&manifest, &mut collected, keys(), &mut partial.file)?;
                 self.read_again(&mut partial.file, &sealed)?;
                 partial.publish()?;
                 sealed
             }
             Store::S3(bucket) => {
                 let mut file = tempfile::tempfile_in(staging.path())?;
-                let sealed = self.seal(&manifest, &mut gathered, keys(), &mut file)?;
+                let sealed = self.seal(&manifest, &mut collected, keys(), &mut file)?;
                 self.read_again(&mut file, &sealed)?;
                 self.upload(bucket, &name, file, sealed.0)?;
                 sealed
@@ -266,7 +269,7 @@ impl Making<'_> {
         };
         let database = manifest.database.as_ref();
         Ok(Written {
-            place: self.decided.place.to_string(),
+            location: self.decided.location.to_string(),
             name,
             begun: self.begun,
             seconds: clock::now().saturating_sub(self.begun),
@@ -279,7 +282,7 @@ impl Making<'_> {
         })
     }
 
-    /// Checks that the place can be written to, and removes what interrupted backups have left there.
+    /// Checks that the location can be written to, and removes what interrupted backups have left there.
     fn prepare(&mut self, store: &Store) -> anyhow::Result<()> {
         match store {
             Store::Directory(directory) => {
@@ -304,24 +307,30 @@ impl Making<'_> {
     }
 
     /// Copies the database to `staging`, reads the files, and describes them.
-    fn collect(&self, staging: &Path) -> anyhow::Result<(Manifest, Vec<Gathered>)> {
-        let mut gathered = gather::gather(self.layout.root(), self.decided.secrets)?;
+    fn collect(&self, staging: &Path) -> anyhow::Result<(Manifest, Vec<Collected>)> {
+        let mut collected = {
+            let _certificates = match self.decided.secrets {
+                true => lock_certificates(self.layout, CERTIFICATES_TIMEOUT)?,
+                false => None,
+            };
+            collect::collect(self.layout.root(), self.decided.secrets)?
+        };
         let copy = staging.join("links.db");
         let database = self.copy_database(&copy)?;
         if database.is_some() {
-            gathered.push(gather::database(&copy)?);
+            collected.push(collect::database(&copy)?);
         }
-        let entries = gathered.iter().map(|found| found.entry.clone()).collect();
+        let entries = collected.iter().map(|found| found.entry.clone()).collect();
         let schema = u32::try_from(SCHEMA.len())?;
         let manifest = Manifest::new(self.begun, schema, database, self.decided.secrets, entries);
-        Ok((manifest, gathered))
+        Ok((manifest, collected))
     }
 
     fn copy_database(&self, copy: &Path) -> anyhow::Result<Option<Database>> {
         let edited = ConfigFiles::new(self.layout);
         let database = load::database(&edited).with_context(|| {
             format!(
-                "{} is wrong: `linksctl check` says how",
+                "{} has errors: `linksctl check` lists them",
                 edited.runtime_toml().display()
             )
         })?;
@@ -342,7 +351,8 @@ impl Making<'_> {
         let Some(path) = database.file(edited.places()).filter(|path| path.exists()) else {
             return Ok(None);
         };
-        require_space(copy.parent().unwrap_or(Path::new("/")), &path)?;
+        let bytes = links_release::sqlite::size(&path).unwrap_or(0);
+        require_space(copy.parent().unwrap_or(Path::new("/")), bytes, "a backup")?;
         let facts = work.snapshot(&path, copy)?;
         Ok(Some(Database {
             kind: Kind::Whole,
@@ -357,7 +367,7 @@ impl Making<'_> {
     fn seal(
         &self,
         manifest: &Manifest,
-        gathered: &mut [Gathered],
+        collected: &mut [Collected],
         keys: impl Iterator<Item = OsString>,
         file: &mut File,
     ) -> anyhow::Result<(u64, String)> {
@@ -368,7 +378,7 @@ impl Making<'_> {
         let mut counting = Counting::new(&mut *file);
         let (archived, pumped) = thread::scope(|scope| {
             // The end of this thread closes the pipe.
-            let writer = scope.spawn(|| archive::write(manifest, gathered, io::BufWriter::new(input)));
+            let writer = scope.spawn(|| archive::write(manifest, collected, io::BufWriter::new(input)));
             let pumped = pump(output, &mut counting, "the backup");
             let archived = writer
                 .join()
@@ -413,7 +423,7 @@ impl Making<'_> {
     fn upload(&mut self, bucket: &Bucket, name: &str, mut file: File, bytes: u64) -> anyhow::Result<()> {
         self.reporter.doing("uploading");
         file.rewind()?;
-        let object = bucket.place.join(name).to_string();
+        let object = bucket.location.join(name).to_string();
         let arguments = ["put", &object, &bytes.to_string()].map(OsString::from);
         let mut uploading = Child::start(&bucket.root, arguments, Stdio::from(file), Stdio::piped())?;
         let mut events = io::BufReader::new(uploading.output()?);
@@ -444,15 +454,15 @@ impl Making<'_> {
         self.record.write(&self.layout.backups_record())
     }
 
-    /// Removes old backups from the place of links.toml, and returns their names.
+    /// Removes old backups from the location of links.toml, and returns their names.
     fn prune(&mut self, keep: usize) -> anyhow::Result<Vec<String>> {
         if !self.decided.is_configured {
             return Ok(vec![]);
         }
-        let place = self.decided.place.to_string();
+        let location = self.decided.location.to_string();
         let remove = || -> anyhow::Result<prune::Decision> {
-            let store = Store::open(self.layout, &self.decided.place)?;
-            let decision = prune::decide(&self.record.written, &place, &store.files()?, keep);
+            let store = Store::open(self.layout, &self.decided.location)?;
+            let decision = prune::decide(&self.record.written, &location, &store.files()?, keep);
             store.remove(&decision.remove)?;
             Ok(decision)
         };
@@ -460,35 +470,38 @@ impl Making<'_> {
         let is_gone = |name: &String| decision.remove.contains(name) || decision.forget.contains(name);
         self.record
             .written
-            .retain(|written| written.place != place || !is_gone(&written.name));
+            .retain(|written| written.location != location || !is_gone(&written.name));
         self.record.write(&self.layout.backups_record())?;
         Ok(decision.remove)
     }
 }
 
-/// Fails unless a copy of the database fits into the directory.
-fn require_space(directory: &Path, database: &Path) -> anyhow::Result<()> {
-    let bytes = links_release::sqlite::size(database).unwrap_or(0);
-    let needed = bytes + bytes / ROOM;
-    let disk = statvfs(directory).with_context(|| format!("Reading the free space of {}", directory.display()))?;
-    let free = disk.blocks_available() * disk.fragment_size();
-    if free < needed {
-        return Err(Problem::Full.error(format!(
-            "a backup copies the database to {} first, which needs {}; {} are free",
-            directory.display(),
-            size(needed),
-            size(free)
-        )));
+/// Takes the lock of links-acme, so that the certificates and their keys fit together. `None` if there are no certificates.
+fn lock_certificates(layout: &Layout, timeout: Duration) -> anyhow::Result<Option<files::Lock>> {
+    if !layout.tls_dir().exists() {
+        return Ok(None);
     }
-    Ok(())
+    let path = layout.tls_lock();
+    let end = Instant::now() + timeout;
+    loop {
+        if let Some(lock) = files::lock(&path, 0o600, &std::process::id().to_string())? {
+            return Ok(Some(lock));
+        }
+        ensure!(
+            Instant::now() < end,
+            "process {} has been getting certificates for {} s: try again when it has ended",
+            held_by(&path).unwrap_or_default(),
+            timeout.as_secs()
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use links_base::layout::temporary;
 
     const KEYS: [&str; 2] = [
         "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
@@ -512,7 +525,7 @@ mod tests {
     #[test]
     fn the_command_line_takes_precedence_over_links_toml() {
         let root = tempfile::tempdir().unwrap();
-        let here = Place::Path(root.path().to_owned());
+        let here = Location::Path(root.path().to_owned());
         let settings = Settings {
             to: Some(here.clone()),
             encrypt_to: key(0),
@@ -520,18 +533,18 @@ mod tests {
         };
         let by_default = decide(&request(), &settings).unwrap();
         assert_eq!(
-            (&by_default.place, by_default.is_configured, by_default.secrets),
+            (&by_default.location, by_default.is_configured, by_default.secrets),
             (&here, true, true)
         );
         assert_eq!(by_default.encrypt_to, key(0));
 
         let mut asked = request();
         asked.encrypt_to = key(1);
-        asked.to = Some(here.join("mine"));
+        asked.to = Some(here.join("mine.tar.zst"));
         let decided = decide(&asked, &settings).unwrap();
         assert_eq!(
             (decided.encrypt_to, decided.name.as_deref(), decided.is_configured),
-            (key(1), Some("mine"), false)
+            (key(1), Some("mine.tar.zst"), false)
         );
     }
 
@@ -539,7 +552,7 @@ mod tests {
     fn secrets_are_only_in_a_backup_that_is_encrypted_or_asked_to_have_them() {
         let root = tempfile::tempdir().unwrap();
         let mut settings = Settings {
-            to: Some(Place::Path(root.path().to_owned())),
+            to: Some(Location::Path(root.path().to_owned())),
             ..Settings::default()
         };
         let secrets = |request: &Request, settings: &Settings| {
@@ -564,20 +577,20 @@ mod tests {
     #[test]
     fn the_directory_of_links_toml_does_not_become_a_file() {
         let root = tempfile::tempdir().unwrap();
-        let missing = Place::Path(root.path().join("unmounted"));
+        let missing = Location::Path(root.path().join("unmounted"));
         let settings = Settings {
             to: Some(missing.clone()),
             ..Settings::default()
         };
         let decided = decide(&request(), &settings).unwrap();
         assert_eq!(
-            (decided.place, decided.name, decided.is_configured),
+            (decided.location, decided.name, decided.is_configured),
             (missing, None, true)
         );
     }
 
     #[test]
-    fn without_a_place_there_is_no_backup() {
+    fn without_a_location_there_is_no_backup() {
         assert!(decide(&request(), &Settings::default()).is_err());
     }
 
@@ -591,22 +604,47 @@ mod tests {
         settings.to = Some("/b".parse().unwrap());
         assert!(is_due(&settings, &record, now));
         // A backup elsewhere is not the one that is wanted.
-        record.succeeded(Written::at("/other", "a", now - 10), now - 9);
+        let name = names::backup(now - 10, false);
+        record.succeeded(Written::at("/other", &name, now - 10), now - 9);
         assert!(is_due(&settings, &record, now));
-        record.succeeded(Written::at("/b", "a", now - 10), now - 9);
+        // Neither is one that a person named.
+        record.add(Written::at("/b", "mine.tar.zst", now - 10));
+        assert!(is_due(&settings, &record, now));
+        record.succeeded(Written::at("/b", &name, now - 10), now - 9);
         assert!(!is_due(&settings, &record, now));
     }
 
     #[test]
-    fn a_disk_without_room_is_named_before_the_database_is_copied() {
-        let root = tempfile::tempdir().unwrap();
-        let database = root.path().join("links.db");
-        let file = File::create(&database).unwrap();
-        // A hole, larger than any disk of a test machine.
-        file.set_len(1 << 42).unwrap();
-        let error = require_space(root.path(), &database).unwrap_err();
-        assert_eq!(Problem::of(&error), Problem::Full);
-        file.set_len(4096).unwrap();
-        require_space(root.path(), &database).unwrap();
+    fn a_clock_that_is_set_back_costs_one_backup_and_not_one_at_each_call() {
+        let now = 1_900_000_000;
+        let settings = Settings {
+            every: Some(Duration::from_secs(86_400)),
+            to: Some("/b".parse().unwrap()),
+            ..Settings::default()
+        };
+        let mut record = Backups::default();
+        record.succeeded(Written::at("/b", &names::backup(now, false), now), now + 1);
+        let made = (0..8).filter(|quarter| {
+            let set_back = now - 30 * 86_400 + quarter * 900;
+            let is_due = is_due(&settings, &record, set_back);
+            if is_due {
+                let name = names::backup(set_back, false);
+                record.succeeded(Written::at("/b", &name, set_back), set_back + 1);
+            }
+            is_due
+        });
+        assert_eq!(made.count(), 1);
+    }
+
+    #[test]
+    fn certificates_are_not_read_while_links_acme_writes_them() {
+        let (_root, layout) = temporary(&[Layout::state_dir]);
+        assert!(lock_certificates(&layout, Duration::ZERO).unwrap().is_none());
+        files::make_directory(&layout.tls_dir(), 0o755).unwrap();
+        let acme = lock_certificates(&layout, Duration::ZERO).unwrap();
+        assert!(acme.is_some());
+        assert!(lock_certificates(&layout, Duration::ZERO).is_err());
+        drop(acme);
+        assert!(lock_certificates(&layout, Duration::ZERO).unwrap().is_some());
     }
 }

@@ -74,6 +74,16 @@ pub enum Content {
     Link { target: PathBuf },
 }
 
+impl Entry {
+    /// The size of the file, in bytes. 0 for anything else.
+    pub fn bytes(&self) -> u64 {
+        match self.content {
+            Content::File { bytes, .. } => bytes,
+            Content::Directory | Content::Link { .. } => 0,
+        }
+    }
+}
+
 /// The fields that every format has.
 #[derive(Deserialize)]
 struct Origin {
@@ -123,20 +133,27 @@ impl Manifest {
 
     fn check(&self) -> anyhow::Result<()> {
         let mut paths = BTreeSet::new();
+        let mut links = BTreeSet::new();
         for entry in &self.entries {
             let path = &entry.path;
-            ensure!(paths.insert(path), "{} is in it twice", path.display());
-            ensure!(entry.mode <= 0o777, "the mode of {}", path.display());
+            ensure!(paths.insert(path), "{path:?} is in it twice");
+            ensure!(entry.mode <= 0o777, "the mode of {path:?}");
             if path == Path::new(DATABASE) {
                 ensure!(self.database.is_some(), "it does not describe the database");
                 ensure!(matches!(entry.content, Content::File { .. }), "the database is no file");
                 continue;
             }
-            let item = item_of(path).with_context(|| format!("{} may not be in a backup", path.display()))?;
-            ensure!(!item.is_secret || self.secrets, "{} is a secret", path.display());
+            let item = item_of(path).with_context(|| format!("{path:?} may not be in a backup"))?;
+            ensure!(!item.is_secret || self.secrets, "{path:?} is a secret");
             if let Content::Link { target } = &entry.content {
-                ensure!(is_inner_link(path, target), "{} leads elsewhere", path.display());
+                ensure!(is_inner_link(path, target), "{path:?} leads elsewhere");
+                links.insert(path.as_path());
             }
+        }
+        // Root would write such an entry to where the link leads.
+        for path in &paths {
+            let is_below_link = path.ancestors().skip(1).any(|ancestor| links.contains(ancestor));
+            ensure!(!is_below_link, "{path:?} is below a symbolic link");
         }
         let has_database = paths.contains(&PathBuf::from(DATABASE));
         ensure!(has_database == self.database.is_some(), "the database is missing");
@@ -145,16 +162,12 @@ impl Manifest {
 
     /// The size of all files, in bytes.
     pub fn bytes(&self) -> u64 {
-        let sizes = self.entries.iter().map(|entry| match entry.content {
-            Content::File { bytes, .. } => bytes,
-            Content::Directory | Content::Link { .. } => 0,
-        });
-        sizes.fold(0, u64::saturating_add)
+        self.entries.iter().map(Entry::bytes).fold(0, u64::saturating_add)
     }
 }
 
 /// A version from a file, as it may be shown on a terminal.
-fn shown(version: &str) -> String {
+pub fn shown(version: &str) -> String {
     version.chars().filter(|c| !c.is_control()).take(40).collect()
 }
 
@@ -268,6 +281,15 @@ pub mod tests {
         assert_eq!(problem(&with_secrets), None);
         with_secrets.entries = vec![link("var/lib/links/tls/live/a", "../../data")];
         assert_eq!(problem(&with_secrets), Some(Problem::Damaged));
+        // A link to a directory does not lead another entry elsewhere, whichever comes first.
+        let below = [
+            link("var/lib/links/tls/live", "."),
+            link("var/lib/links/tls/live/a", "../certificates/a/1"),
+        ];
+        for entries in [below.to_vec(), below.iter().rev().cloned().collect()] {
+            with_secrets.entries = entries;
+            assert_eq!(problem(&with_secrets), Some(Problem::Damaged));
+        }
     }
 
     #[test]

@@ -7,7 +7,8 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 /// The basic format of ISO 8601, which is a plain file name and sorts by time.
 const STAMP: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
 const PREFIX: &str = "links-";
-const PLAIN: &str = ".tar.zst";
+/// The end of the name of a backup that is not encrypted.
+pub const PLAIN: &str = ".tar.zst";
 const ENCRYPTED: &str = ".tar.zst.age";
 
 /// A time in seconds since 1970 as a part of a file name, such as `20301231T235959Z`.

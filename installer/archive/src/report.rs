@@ -7,6 +7,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::json;
 
+use links_base::log::printable;
 use links_config::backup::Problem;
 
 /// How to report.
@@ -39,7 +40,7 @@ impl Reporter {
     /// Shows what is going on, to a person who watches.
     pub fn doing(&self, what: &str) {
         if let Some(spinner) = &self.spinner {
-            spinner.set_message(what.to_owned());
+            spinner.set_message(printable(what));
         }
     }
 
@@ -52,7 +53,7 @@ impl Reporter {
         }
     }
 
-    /// Reports that everything is put back.
+    /// Reports a step of the undo.
     pub fn undo(&self, text: &str) {
         match self.style {
             Style::Text => self.line(&format!("undoing: {text}")),
@@ -63,7 +64,7 @@ impl Reporter {
     /// Reports something that the administrator should know, though it is no error.
     pub fn notice(&self, text: &str) {
         match self.style {
-            Style::Text => self.suspended(|| eprintln!("linksctl: {text}")),
+            Style::Text => self.suspended(|| eprintln!("linksctl: {}", printable(text))),
             Style::Json => self.event(&json!({ "event": "notice", "text": text })),
         }
     }
@@ -89,7 +90,7 @@ impl Reporter {
     }
 
     fn line(&self, text: &str) {
-        self.suspended(|| print(text));
+        self.suspended(|| print(&printable(text)));
     }
 
     fn event(&self, event: &serde_json::Value) {

@@ -106,7 +106,7 @@ mod tests {
         let now = MIDNIGHT + DAY / 2;
         let failed = |failures, ago: u64| {
             let last = Attempt {
-                place: "/b".to_owned(),
+                location: "/b".to_owned(),
                 begun: now - ago - 1,
                 ended: now - ago,
                 error: Some("the disk is full".to_owned()),
@@ -123,7 +123,7 @@ mod tests {
         assert!(!failed(40, DAY - 120) && failed(40, DAY));
         // The failure is in the future, because the clock was set back.
         let last = Attempt {
-            place: "/b".to_owned(),
+            location: "/b".to_owned(),
             begun: now + DAY,
             ended: now + DAY,
             error: Some("the disk is full".to_owned()),

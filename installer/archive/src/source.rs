@@ -14,13 +14,13 @@ use crate::child::Child;
 use crate::manifest::Manifest;
 use links_base::digest;
 use links_base::layout::Layout;
-use links_config::backup::{Place, Problem};
+use links_config::backup::{Location, Problem};
 
 /// A backup that is to be read.
 #[derive(Clone, Debug)]
 pub struct Source {
     root: PathBuf,
-    pub place: Place,
+    pub location: Location,
     /// The file with the secret keys.
     identity: Option<PathBuf>,
 }
@@ -32,17 +32,17 @@ enum Sealed {
 }
 
 impl Source {
-    pub fn new(layout: &Layout, place: Place, identity: Option<PathBuf>) -> Self {
+    pub fn new(layout: &Layout, location: Location, identity: Option<PathBuf>) -> Self {
         Self {
             root: layout.root().to_owned(),
-            place,
+            location,
             identity,
         }
     }
 
     fn sealed(&self) -> anyhow::Result<Sealed> {
-        match &self.place {
-            Place::Path(path) => {
+        match &self.location {
+            Location::Path(path) => {
                 // Opening a FIFO would wait for a writer.
                 let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
                 let file = file.with_context(|| format!("Opening {}", path.display()))?;
@@ -51,7 +51,7 @@ impl Source {
                 }
                 Ok(Sealed::File(file))
             }
-            Place::S3(object) => {
+            Location::S3(object) => {
                 let arguments = ["get", &object.to_string()].map(OsString::from);
                 let mut child = Child::start(&self.root, arguments, Stdio::null(), Stdio::piped())?;
                 let output = child.output()?;
@@ -65,7 +65,8 @@ impl Source {
     /// # Errors
     /// The backup cannot be reached, opened or believed, or the sink fails.
     pub fn read(&self, sink: &mut dyn Sink) -> anyhow::Result<Manifest> {
-        self.try_read(sink).with_context(|| format!("Reading {}", self.place))
+        self.try_read(sink)
+            .with_context(|| format!("Reading {}", self.location))
     }
 
     fn try_read(&self, sink: &mut dyn Sink) -> anyhow::Result<Manifest> {
@@ -115,7 +116,7 @@ impl Source {
                 }
             }
         };
-        read().with_context(|| format!("Reading {}", self.place))
+        read().with_context(|| format!("Reading {}", self.location))
     }
 }
 

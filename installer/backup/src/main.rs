@@ -18,7 +18,7 @@ use rusty_s3::Credentials;
 
 use links_base::layout::Layout;
 use links_base::{log, privileges};
-use links_config::backup::{Problem, Recipient, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3Place, Settings};
+use links_config::backup::{Problem, Recipient, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3Location, Settings};
 use links_config::credentials;
 use links_config::files::ConfigFiles;
 use links_config::load::load_links;
@@ -56,18 +56,18 @@ enum Command {
     },
     /// Upload standard input, and print events as JSON
     Put {
-        object: S3Place,
+        object: S3Location,
         /// The size of standard input
         bytes: u64,
     },
     /// Download to standard output
-    Get { object: S3Place },
+    Get { object: S3Location },
     /// List the objects right below a prefix as JSON, one per line
-    List { place: S3Place },
+    List { location: S3Location },
     /// Remove objects below a prefix
-    Remove { place: S3Place, names: Vec<String> },
+    Remove { location: S3Location, names: Vec<String> },
     /// End an upload that was interrupted
-    Abort { object: S3Place, upload: String },
+    Abort { object: S3Location, upload: String },
 }
 
 fn main() -> ExitCode {
@@ -106,16 +106,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             let server = server(&layout, &object, parent)?;
             s3::download::download(&server, &object.key, &mut { output })
         }
-        Command::List { place } => {
-            let server = server(&layout, &place, parent)?;
-            for object in server.list(&place)? {
+        Command::List { location } => {
+            let server = server(&layout, &location, parent)?;
+            for object in server.list(&location)? {
                 println!("{}", serde_json::to_string(&object)?);
             }
             Ok(())
         }
-        Command::Remove { place, names } => {
-            let server = server(&layout, &place, parent)?;
-            names.iter().try_for_each(|name| server.remove(&place.join(name).key))
+        Command::Remove { location, names } => {
+            let server = server(&layout, &location, parent)?;
+            names
+                .iter()
+                .try_for_each(|name| server.remove(&location.join(name).key))
         }
         Command::Abort { object, upload } => {
             let server = server(&layout, &object, parent)?;
@@ -130,14 +132,14 @@ fn read_identities(path: &Path) -> anyhow::Result<Vec<Box<dyn age::Identity + Se
 }
 
 /// Reads the settings and the credentials, becomes user links, and returns the server.
-fn server(layout: &Layout, place: &S3Place, parent: Pid) -> anyhow::Result<Server> {
+fn server(layout: &Layout, location: &S3Location, parent: Pid) -> anyhow::Result<Server> {
     let settings: Settings = load_links(&ConfigFiles::new(layout))?.backup;
     let credentials = Credentials::new(
         credential(layout, S3_ACCESS_KEY_ID)?,
         credential(layout, S3_SECRET_ACCESS_KEY)?,
     );
     give_up_root(layout, parent)?;
-    Server::new(&settings, &place.bucket, credentials)
+    Server::new(&settings, &location.bucket, credentials)
 }
 
 fn credential(layout: &Layout, name: &str) -> anyhow::Result<String> {

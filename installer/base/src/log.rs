@@ -11,7 +11,7 @@ static TO_JOURNAL: LazyLock<bool> = LazyLock::new(|| std::env::var_os("JOURNAL_S
 /// Errors are ignored: a closed terminal or pipe is no reason to stop serving. `eprintln!` would panic.
 pub fn write(priority: u8, text: &str) {
     let mut stream = std::io::stderr().lock();
-    for line in text.lines() {
+    for line in printable(text).lines() {
         // In one write, because other processes write to the same stream.
         let line = if *TO_JOURNAL {
             format!("<{priority}>{line}\n")
@@ -20,6 +20,19 @@ pub fn write(priority: u8, text: &str) {
         };
         let _ = stream.write_all(line.as_bytes());
     }
+}
+
+/// A text with its control characters escaped, except for line breaks and tabs. On a terminal, those in a name that somebody made
+/// up could do anything.
+pub fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() && !matches!(c, '\n' | '\t') {
+            true => printable.extend(c.escape_default()),
+            false => printable.push(c),
+        }
+    }
+    printable
 }
 
 #[doc(hidden)]
@@ -36,3 +49,13 @@ macro_rules! log_notice {
 pub use log_error as error;
 /// Logs a notice, with the arguments of `format!`.
 pub use log_notice as notice;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2J\u{9b}\rb\n\tc ü"), "a\\u{1b}[2J\\u{9b}\\rb\n\tc ü");
+    }
+}

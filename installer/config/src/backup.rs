@@ -15,26 +15,26 @@ pub const S3_SECRET_ACCESS_KEY: &str = "s3_secret_access_key";
 /// Credentials that the instances do not get.
 pub const NOT_FOR_INSTANCES: [&str; 2] = [S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY];
 
-/// The beginning of a place in S3.
+/// The beginning of a location in S3.
 const S3_SCHEME: &str = "s3://";
 
-/// A place for backups, or one backup: a path, or `s3://BUCKET/PREFIX`.
+/// A location for backups, or one backup: a path, or `s3://BUCKET/PREFIX`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum Location {
     Path(PathBuf),
-    S3(S3Place),
+    S3(S3Location),
 }
 
 /// A prefix or a key in a bucket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct S3Place {
+pub struct S3Location {
     pub bucket: String,
     /// Without a slash at its beginning or end. Empty for the whole bucket.
     pub key: String,
 }
 
-impl S3Place {
-    /// The place of `name` below this one.
+impl S3Location {
+    /// The location of `name` below this one.
     #[must_use]
     pub fn join(&self, name: &str) -> Self {
         Self {
@@ -55,8 +55,8 @@ impl S3Place {
     }
 }
 
-impl Place {
-    /// The place of the file `name` below this one.
+impl Location {
+    /// The location of the file `name` below this one.
     #[must_use]
     pub fn join(&self, name: &str) -> Self {
         match self {
@@ -66,7 +66,7 @@ impl Place {
     }
 }
 
-impl FromStr for S3Place {
+impl FromStr for S3Location {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -93,7 +93,7 @@ impl FromStr for S3Place {
     }
 }
 
-impl FromStr for Place {
+impl FromStr for Location {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -108,14 +108,14 @@ impl FromStr for Place {
                 "`{scheme}` is unknown: write a path or {S3_SCHEME}BUCKET/PREFIX"
             ));
         }
-        // Each directory has one spelling, because places are compared as texts.
+        // Each directory has one spelling, because locations are compared as texts.
         std::path::absolute(Path::new(text))
             .map(|path| Self::Path(path.components().collect()))
             .map_err(|error| error.to_string())
     }
 }
 
-impl fmt::Display for S3Place {
+impl fmt::Display for S3Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.key.as_str() {
             "" => write!(f, "{S3_SCHEME}{}", self.bucket),
@@ -124,16 +124,16 @@ impl fmt::Display for S3Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => path.display().fmt(f),
-            Self::S3(place) => place.fmt(f),
+            Self::S3(location) => location.fmt(f),
         }
     }
 }
 
-impl Serialize for Place {
+impl Serialize for Location {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -233,8 +233,8 @@ impl Problem {
     /// The problem that an error is about.
     pub fn of(error: &anyhow::Error) -> Self {
         let known = error.chain().find_map(|cause| {
-            if let Some(trouble) = cause.downcast_ref::<Trouble>() {
-                return Some(trouble.problem);
+            if let Some(known) = cause.downcast_ref::<WithProblem>() {
+                return Some(known.problem);
             }
             match cause.downcast_ref::<io::Error>()?.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Self::Full),
@@ -248,7 +248,7 @@ impl Problem {
 
     /// An error about this problem.
     pub fn error(self, text: impl Into<String>) -> anyhow::Error {
-        anyhow::Error::new(Trouble {
+        anyhow::Error::new(WithProblem {
             problem: self,
             text: text.into(),
         })
@@ -258,7 +258,7 @@ impl Problem {
 /// An error whose problem is known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
-pub struct Trouble {
+pub struct WithProblem {
     pub problem: Problem,
     text: String,
 }
@@ -308,7 +308,7 @@ pub struct Settings {
     /// The time of the day in UTC from which `every` is counted.
     pub at: Duration,
     /// A directory, or a prefix in S3.
-    pub to: Option<Place>,
+    pub to: Option<Location>,
     /// How many of the backups in `to` are kept. 0 keeps all.
     pub keep: u16,
     /// The keys for which a backup is encrypted. Without one it is not encrypted.
@@ -328,7 +328,7 @@ mod tests {
     const KEY: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
 
     #[test]
-    fn a_place_is_a_path_or_a_prefix_in_a_bucket() {
+    fn a_location_is_a_path_or_a_prefix_in_a_bucket() {
         for (text, shown) in [
             ("/var/backups/links", "/var/backups/links"),
             ("/var//backups/./links/", "/var/backups/links"),
@@ -336,9 +336,9 @@ mod tests {
             ("s3://backups/", "s3://backups"),
             ("s3://backups/vm-1/links/", "s3://backups/vm-1/links"),
         ] {
-            assert_eq!(text.parse::<Place>().unwrap().to_string(), shown);
+            assert_eq!(text.parse::<Location>().unwrap().to_string(), shown);
         }
-        assert!("relative".parse::<Place>().unwrap().to_string().starts_with('/'));
+        assert!("relative".parse::<Location>().unwrap().to_string().starts_with('/'));
         for text in [
             "",
             "s3://",
@@ -347,17 +347,17 @@ mod tests {
             "s3://backups//x",
             "https://x.example/",
         ] {
-            assert!(text.parse::<Place>().is_err(), "{text}");
+            assert!(text.parse::<Location>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn the_name_of_a_key_is_relative_to_the_prefix() {
-        let whole: S3Place = "s3://backups".parse().unwrap();
-        let prefix: S3Place = "s3://backups/vm".parse().unwrap();
-        for place in [&whole, &prefix] {
-            let below = place.join("a.tar.zst");
-            assert_eq!(place.name_of(&below.key), Some("a.tar.zst"));
+        let whole: S3Location = "s3://backups".parse().unwrap();
+        let prefix: S3Location = "s3://backups/vm".parse().unwrap();
+        for location in [&whole, &prefix] {
+            let below = location.join("a.tar.zst");
+            assert_eq!(location.name_of(&below.key), Some("a.tar.zst"));
         }
         assert_eq!(prefix.name_of("vm2/a.tar.zst"), None);
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use url::Url;
 
-use super::backup::{NOT_FOR_INSTANCES, Place};
+use super::backup::{Location, NOT_FOR_INSTANCES};
 use super::credentials::{Credentials, Source};
 use super::files::ConfigFiles;
 use super::finding::{Finding, Override, Position};
@@ -128,7 +128,7 @@ pub fn check(files: &ConfigFiles, reader: &impl Reader) -> Checked {
 
 /// Errors about the credentials for backups in S3. [`load`] does not look for them, because the instances do not have them.
 fn check_backup(loaded: &Loaded, source: &Source) -> Vec<Finding> {
-    let Some(Place::S3(_)) = &loaded.config.backup.to else {
+    let Some(Location::S3(_)) = &loaded.config.backup.to else {
         return vec![];
     };
     let credentials = &loaded.credentials;
@@ -223,7 +223,8 @@ fn check_credentials(
     }
     // `check_backup` reports these.
     let is_for_backups = |name: &str| {
-        NOT_FOR_INSTANCES.contains(&name) && config.is_some_and(|config| matches!(config.backup.to, Some(Place::S3(_))))
+        NOT_FOR_INSTANCES.contains(&name)
+            && config.is_some_and(|config| matches!(config.backup.to, Some(Location::S3(_))))
     };
     for (name, problem) in credentials.unusable() {
         if is_for_backups(name) {

@@ -22,6 +22,9 @@ use links_store::sql::EMPTY_LOG;
 const LOG: &str = "-wal";
 /// The files that SQLite keeps beside a database.
 const COMPANIONS: [&str; 2] = [LOG, "-shm"];
+/// The suffixes of a database and its companions in the order of a move. The database is the last: wherever the move is cut off,
+/// the next one finishes it, and no log is left beside another database.
+const MOVED: [&str; 3] = [COMPANIONS[0], COMPANIONS[1], ""];
 
 /// The file behind the database's path. SQLite keeps its companions beside that one.
 fn real(database: &Path) -> PathBuf {
@@ -89,6 +92,9 @@ pub fn swap(database: &Path, aside: &str) -> anyhow::Result<()> {
         ensure!(new.exists(), "{} is missing", new.display());
         if database.exists() {
             put_aside(database, &with_suffix(database, aside))?;
+        } else {
+            // SQLite would apply the log of a database that is gone to the new one.
+            remove_companions(database)?;
         }
         fs::rename(&new, database)?;
         Ok(sync_parent(database)?)
@@ -113,7 +119,7 @@ pub fn unswap(database: &Path, aside: &str, undone: Option<&str>) -> anyhow::Res
                 if is_swapped {
                     put_away(database, undone)?;
                 }
-                for suffix in ["", COMPANIONS[0], COMPANIONS[1]] {
+                for suffix in MOVED {
                     rename_if_present(&with_suffix(&old, suffix), &with_suffix(database, suffix))?;
                     // A rename between two names of one file does nothing (rename(2)).
                     files::remove_if_present(&with_suffix(&old, suffix))?;
@@ -138,8 +144,13 @@ pub fn take_away(database: &Path, undone: Option<&str>) -> anyhow::Result<()> {
     Ok(sync_parent(database)?)
 }
 
-fn put_away(database: &Path, undone: Option<&str>) -> io::Result<()> {
-    for suffix in ["", COMPANIONS[0], COMPANIONS[1]] {
+fn put_away(database: &Path, undone: Option<&str>) -> anyhow::Result<()> {
+    if let Some(undone) = undone.map(|undone| with_suffix(database, undone)) {
+        // Somebody may have written to both of them.
+        let is_taken = database.exists() && undone.exists();
+        ensure!(!is_taken, "{} exists already: move it away first", undone.display());
+    }
+    for suffix in MOVED {
         let path = with_suffix(database, suffix);
         match undone {
             Some(undone) => rename_if_present(&path, &with_suffix(&with_suffix(database, undone), suffix))?,
@@ -285,6 +296,61 @@ mod tests {
         assert_eq!(links(&path), Some(1));
         take_away(&path, None).unwrap();
         assert_eq!(names(directory.path()), [""; 0]);
+    }
+
+    #[test]
+    fn the_log_of_a_database_that_is_gone_is_not_applied_to_the_restored_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("links.db");
+        let former = make(&path, &["former"]);
+        // A copy of the log, as a crash leaves it.
+        let log = fs::read(with_suffix(&path, LOG)).unwrap();
+        assert!(!log.is_empty());
+        drop(former);
+        fs::remove_file(&path).unwrap();
+        fs::write(with_suffix(&path, LOG), log).unwrap();
+        stage(&path, &mut &bytes(&["b", "c"])[..]).unwrap();
+        swap(&path, ASIDE).unwrap();
+        assert_eq!(names(directory.path()), ["links.db"]);
+        assert_eq!(links(&path), Some(2));
+    }
+
+    #[test]
+    fn the_database_is_moved_after_its_companions() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("links.db");
+        // A directory cannot be removed as a file, so the move ends there.
+        fs::create_dir(&path).unwrap();
+        for suffix in COMPANIONS {
+            fs::write(with_suffix(&path, suffix), "x").unwrap();
+        }
+        assert!(put_away(&path, None).is_err());
+        assert_eq!(names(directory.path()), ["links.db"]);
+    }
+
+    #[test]
+    fn an_undo_that_was_cut_off_is_finished() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("links.db");
+        let old = with_suffix(&path, ASIDE);
+        // The restored database is away, and of the former one the log is back.
+        fs::write(&old, "database").unwrap();
+        fs::write(with_suffix(&path, LOG), "log").unwrap();
+        unswap(&path, ASIDE, Some(".undone-1")).unwrap();
+        assert_eq!(names(directory.path()), ["links.db", "links.db-wal"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "database");
+    }
+
+    #[test]
+    fn an_undone_database_is_not_replaced_by_another_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("links.db");
+        drop(make(&path, &["a"]));
+        take_away(&path, Some(".undone-1")).unwrap();
+        drop(make(&path, &["b", "c"]));
+        assert!(take_away(&path, Some(".undone-1")).is_err());
+        assert_eq!(links(&with_suffix(&path, ".undone-1")), Some(1));
+        assert_eq!(links(&path), Some(2));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use links_rollout::Appliance;
 /// Makes, verifies or lists backups.
 ///
 /// # Errors
-/// The place cannot be reached, or the backup cannot be made or believed.
+/// The location cannot be reached, or the backup cannot be made or believed.
 pub fn run(layout: &Layout, appliance: &Appliance, args: BackupArgs) -> anyhow::Result<()> {
     match args.command {
         None => make::run(layout, appliance, &args.make.into()),
@@ -21,7 +21,11 @@ pub fn run(layout: &Layout, appliance: &Appliance, args: BackupArgs) -> anyhow::
             check::run(layout, &args.backup, args.identity.as_deref(), archive_style(args.json))
         }
         Some(BackupCommand::List(args)) => {
-            if args.to.as_ref().is_some_and(|place| check::needs_root(layout, place)) {
+            if args
+                .to
+                .as_ref()
+                .is_some_and(|location| check::needs_root(layout, location))
+            {
                 require_root()?;
             }
             list::run(layout, args.to.as_ref(), archive_style(args.json))

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use crate::setup;
 use links_archive as archive;
 use links_config::arguments::CopyArgs;
-use links_config::backup::{Place, Recipient};
+use links_config::backup::{Location, Recipient};
 use links_config::links::{self, PlainHttp};
 use links_rollout::{self as rollout, Force, Mode, Style};
 
@@ -308,9 +308,9 @@ pub enum BackupCommand {
 
 #[derive(Args, Debug)]
 pub struct MakeBackupArgs {
-    /// A directory, a new file, or a prefix in S3 (default: `to` in [backup] of links.toml)
+    /// A directory, a new file (its name contains .tar.zst), or a prefix in S3 (default: `to` in [backup] of links.toml)
     #[arg(long, value_name = "DIR|FILE|s3://BUCKET/PREFIX", value_hint = ValueHint::AnyPath)]
-    pub to: Option<Place>,
+    pub to: Option<Location>,
 
     /// Encrypt the backup, secrets included, to this age public key; can be repeated (default: `encrypt_to` in links.toml)
     #[arg(long, value_name = "age1...")]
@@ -345,7 +345,7 @@ impl From<MakeBackupArgs> for archive::make::Request {
 pub struct VerifyBackupArgs {
     /// The file, or the object as s3://BUCKET/KEY
     #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
-    pub backup: Place,
+    pub backup: Location,
 
     /// A file with the secret key of age, if the backup is encrypted
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -360,7 +360,7 @@ pub struct VerifyBackupArgs {
 pub struct ListBackupsArgs {
     /// A directory, or a prefix in S3 (default: `to` in [backup] of links.toml)
     #[arg(long, value_name = "DIR|s3://BUCKET/PREFIX", value_hint = ValueHint::AnyPath)]
-    pub to: Option<Place>,
+    pub to: Option<Location>,
 
     /// Print JSON
     #[arg(long)]
@@ -371,7 +371,7 @@ pub struct ListBackupsArgs {
 pub struct RestoreArgs {
     /// The file, or the object as s3://BUCKET/KEY
     #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath, required_unless_present = "undo")]
-    pub backup: Option<Place>,
+    pub backup: Option<Location>,
 
     /// A file with the secret key of age, if the backup is encrypted
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]

@@ -45,7 +45,7 @@ struct Status {
     restore: Option<String>,
 }
 
-/// The backups in the place of links.toml. Without one, those in any place.
+/// The backups in the location of links.toml. Without one, those in any location.
 #[derive(Serialize)]
 struct Backup {
     /// The time between two backups in seconds, or none if the timer is off.
@@ -54,7 +54,7 @@ struct Backup {
     latest: Option<Written>,
     /// The seconds since the latest one was begun.
     age_seconds: Option<u64>,
-    /// The last attempt at the place of links.toml.
+    /// The last attempt at the location of links.toml.
     last: Option<Attempt>,
     /// Why the backups need attention, if they do.
     trouble: Option<String>,
@@ -202,7 +202,7 @@ fn backup_lines(backup: &Backup) -> Vec<String> {
         return vec![];
     }
     let latest = match (&backup.latest, backup.age_seconds) {
-        (Some(latest), Some(seconds)) => format!("{}, {}/{}", age(seconds), latest.place, latest.name),
+        (Some(latest), Some(seconds)) => format!("{}, {}/{}", age(seconds), latest.location, latest.name),
         _ => "none yet".to_owned(),
     };
     let timer = if backup.every_seconds.is_none() {

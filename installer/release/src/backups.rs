@@ -17,11 +17,11 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Backups {
     format: u32,
-    /// The last attempt at the place of links.toml.
+    /// The last attempt at the location of links.toml.
     pub last: Option<Attempt>,
     /// How many attempts in a row have failed, if the last one did.
     pub failures: u32,
-    /// The backups that were written and not removed by links, the oldest first.
+    /// The backups that were written and not removed by links, in the order in which they were written.
     pub written: Vec<Written>,
     /// Uploads that were begun and perhaps not ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -31,7 +31,7 @@ pub struct Backups {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     /// The directory, or the prefix in S3.
-    pub place: String,
+    pub location: String,
     /// In seconds since 1970.
     pub begun: u64,
     pub ended: u64,
@@ -43,7 +43,7 @@ pub struct Attempt {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
     /// The directory, or the prefix in S3.
-    pub place: String,
+    pub location: String,
     pub name: String,
     /// When the backup was begun, in seconds since 1970.
     pub begun: u64,
@@ -106,40 +106,36 @@ impl Backups {
         files::replace(path, &serde_json::to_vec_pretty(self)?, 0o644)
     }
 
-    /// The latest backup in a place, or in any place.
-    pub fn latest_in(&self, place: Option<&str>) -> Option<&Written> {
-        let mut here: Vec<_> = self
-            .written
-            .iter()
-            .filter(|written| place.is_none_or(|place| written.place == place))
-            .collect();
-        here.sort_by_key(|written| written.begun);
-        here.pop()
+    /// The backup that was written last in a location, or in any location. Its time is not always the latest one, because a clock
+    /// can be set back.
+    pub fn latest_in(&self, location: Option<&str>) -> Option<&Written> {
+        let is_here = |written: &&Written| location.is_none_or(|location| written.location == location);
+        self.written.iter().rfind(is_here)
     }
 
-    /// The last attempt at a place, and how many attempts there have failed in a row.
-    pub fn last_at(&self, place: &str) -> Option<(&Attempt, u32)> {
-        let last = self.last.as_ref().filter(|last| last.place == place)?;
+    /// The last attempt at a location, and how many attempts there have failed in a row.
+    pub fn last_at(&self, location: &str) -> Option<(&Attempt, u32)> {
+        let last = self.last.as_ref().filter(|last| last.location == location)?;
         Some((last, self.failures))
     }
 
     /// Notes an attempt that failed.
-    pub fn failed(&mut self, place: &str, begun: u64, ended: u64, error: String) {
-        let before = self.last_at(place).map_or(0, |(_, failures)| failures);
+    pub fn failed(&mut self, location: &str, begun: u64, ended: u64, error: String) {
+        let before = self.last_at(location).map_or(0, |(_, failures)| failures);
         self.failures = before.saturating_add(1);
         self.last = Some(Attempt {
-            place: place.to_owned(),
+            location: location.to_owned(),
             begun,
             ended,
             error: Some(error),
         });
     }
 
-    /// Notes a backup that was written to the place of links.toml.
+    /// Notes a backup that was written to the location of links.toml.
     pub fn succeeded(&mut self, written: Written, ended: u64) {
         self.failures = 0;
         self.last = Some(Attempt {
-            place: written.place.clone(),
+            location: written.location.clone(),
             begun: written.begun,
             ended,
             error: None,
@@ -147,10 +143,10 @@ impl Backups {
         self.add(written);
     }
 
-    /// Notes a backup that was written to any place.
+    /// Notes a backup that was written to any location.
     pub fn add(&mut self, written: Written) {
         self.written
-            .retain(|other| (&other.place, &other.name) != (&written.place, &written.name));
+            .retain(|other| (&other.location, &other.name) != (&written.location, &written.name));
         self.written.push(written);
     }
 }
@@ -158,9 +154,9 @@ impl Backups {
 #[cfg(any(test, feature = "testing"))]
 impl Written {
     /// A backup that was begun at this time.
-    pub fn at(place: &str, name: &str, begun: u64) -> Self {
+    pub fn at(location: &str, name: &str, begun: u64) -> Self {
         Self {
-            place: place.to_owned(),
+            location: location.to_owned(),
             name: name.to_owned(),
             begun,
             seconds: 3,
@@ -196,14 +192,19 @@ mod tests {
         );
         assert_eq!(record.last_at("/a"), None);
         record.succeeded(Written::at("/b", "two", 30), 33);
+        // The clock was set back.
         record.succeeded(Written::at("/b", "one", 25), 28);
+        assert_eq!(
+            record.latest_in(Some("/b")).map(|written| written.name.as_str()),
+            Some("one")
+        );
         // The same file again.
         record.succeeded(Written::at("/b", "two", 30), 33);
         record.write(&path).unwrap();
         let read = Backups::read(&path).unwrap();
         assert_eq!(read, record);
         assert_eq!((read.failures, read.written.len()), (0, 2));
-        let latest = |place| read.latest_in(place).map(|written| written.name.as_str());
+        let latest = |location| read.latest_in(location).map(|written| written.name.as_str());
         assert_eq!(
             (latest(None), latest(Some("/b")), latest(Some("/c"))),
             (Some("two"), Some("two"), None)

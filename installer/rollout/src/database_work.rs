@@ -186,12 +186,15 @@ impl DatabaseWork {
     /// # Errors
     /// It is not a sound database, or the disk is full.
     pub fn inspect(&self, feed: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<DatabaseFacts> {
-        // A directory to which the process can write.
-        let directory = match self.is_roots {
+        parse(&self.feed(&["inspect".into(), self.inspected_in().into()], feed)?)
+    }
+
+    /// The directory in which [`Self::inspect`] writes the database: one to which its process can write.
+    pub fn inspected_in(&self) -> PathBuf {
+        match self.is_roots {
             true => self.data.clone(),
             false => std::env::temp_dir(),
-        };
-        parse(&self.feed(&["inspect".into(), directory.into()], feed)?)
+        }
     }
 
     /// Writes what `feed` writes beside the database and checks it, before [`Self::swap`]. Returns what it holds.

@@ -12,7 +12,7 @@ use super::apply::{Host as _, apply};
 use super::executor::{Executor, marker};
 use super::journal::Journal;
 use super::observe::observe;
-use super::plan::{Plan, Step, plan};
+use super::plan::{Plan, Step, plan, suffixed};
 use super::staging::{Purpose, Staging, Unpacking};
 use crate::check::{Contents, agrees};
 use crate::manifest::Manifest;
@@ -22,9 +22,10 @@ use crate::source::{self, Source};
 use links_base::layout::{self, Layout};
 use links_base::privileges::require_root;
 use links_base::{clock, files};
-use links_config::backup::Place;
+use links_config::backup::{Location, Problem};
 use links_config::check::Loaded;
 use links_config::files::ConfigFiles;
+use links_config::links::{Config, TlsMode};
 use links_rollout::{self as rollout, Appliance, LockWait, RestoreInterrupted, Session, Stage, held_by, peers};
 
 /// The beginning of the names of temporary directories.
@@ -33,7 +34,7 @@ const APART: &str = ".restore-";
 /// What `linksctl restore` was asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
-    pub from: Place,
+    pub from: Location,
     /// The file with the secret keys.
     pub identity: Option<PathBuf>,
     pub mode: Mode,
@@ -55,7 +56,7 @@ pub enum Mode {
 #[derive(Serialize)]
 struct Report<'a> {
     event: &'static str,
-    place: &'a Place,
+    location: &'a Location,
     contents: Contents,
     /// The paths of what was replaced.
     kept: Vec<PathBuf>,
@@ -132,11 +133,19 @@ impl Restoring<'_> {
         agrees(&manifest, unpacking.found.as_ref())?;
         let loaded = unpacking.staging.check(&self.edited)?;
         let observed = observe(self.layout, self.appliance, &manifest, &loaded)?;
-        let plan = plan(&manifest, &observed, self.now, self.force)?;
+        let plan = match plan(&manifest, &observed, self.now, self.force) {
+            // Nothing is going to be replaced yet.
+            Err(refusal) if unpacking.purpose.is_read_only() && Problem::of(&refusal) == Problem::Refusal => {
+                self.reporter.notice(&format!("{refusal:#}"));
+                plan(&manifest, &observed, self.now, true)?
+            }
+            planned => planned?,
+        };
         if observed.has_systemd {
             // Before links is stopped, so that a site that nginx would refuse interrupts nothing.
-            let peers = peers(self.appliance, &loaded.config, Stage::Final);
-            self.appliance.edge.check(&loaded.config, &peers, false, false)?;
+            let ahead = without_files(&loaded.config);
+            let peers = peers(self.appliance, &ahead, Stage::Final);
+            self.appliance.edge.check(&ahead, &peers, false, false)?;
         }
         Ok(Prepared {
             manifest,
@@ -163,8 +172,8 @@ impl Restoring<'_> {
         let work = &self.appliance.database_work;
         let prepared = self.prepare(&mut Unpacking::new(&staging, work, &self.edited, Purpose::Check))?;
         let contents = Contents::of(&prepared.manifest);
-        let text = format!("{} can be restored here: {}", self.source.place, contents.text());
-        let value = json!({ "event": "done", "place": &self.source.place, "contents": &contents });
+        let text = format!("{} can be restored here: {}", self.source.location, contents.text());
+        let value = json!({ "event": "done", "location": &self.source.location, "contents": &contents });
         self.reporter.result(&text, &value)
     }
 
@@ -229,7 +238,7 @@ impl Restoring<'_> {
     fn report(&self, prepared: &Prepared) -> anyhow::Result<()> {
         let contents = Contents::of(&prepared.manifest);
         let kept = kept(&prepared.plan);
-        let mut text = format!("restored {}: {}", self.source.place, contents.text());
+        let mut text = format!("restored {}: {}", self.source.location, contents.text());
         if !kept.is_empty() {
             let paths: Vec<_> = kept.iter().map(|path| path.display().to_string()).collect();
             text.push_str(&format!(
@@ -250,13 +259,22 @@ impl Restoring<'_> {
         }
         let report = Report {
             event: "done",
-            place: &self.source.place,
+            location: &self.source.location,
             contents,
             kept,
             links_file: prepared.plan.links_file.as_deref(),
         };
         self.reporter.result(&text, &report)
     }
+}
+
+/// The configuration of a backup whose certificates are not in place yet. The step `site` checks those that are files.
+fn without_files(config: &Config) -> Config {
+    let mut ahead = config.clone();
+    if ahead.tls.mode == TlsMode::Files {
+        ahead.tls.mode = TlsMode::Off;
+    }
+    ahead
 }
 
 /// The paths of what a restore has replaced.
@@ -268,11 +286,7 @@ fn kept(plan: &Plan) -> Vec<PathBuf> {
                 path,
                 aside,
                 replaces: true,
-            } => {
-                let mut name = path.clone().into_os_string();
-                name.push(aside);
-                PathBuf::from(name)
-            }
+            } => suffixed(path, aside),
             Step::SwapItem {
                 aside, is_here: true, ..
             } => aside.clone(),
@@ -294,9 +308,15 @@ pub fn undo(layout: &Layout, appliance: &Appliance, style: Style) -> anyhow::Res
     let reporter = Reporter::new(style);
     let undone = || -> anyhow::Result<()> {
         let mut session = Session::begin_in_restore(appliance, LockWait::None, rollout::Style::Text)?;
-        let Some(journal) = Journal::read(&layout.restore_journal())? else {
-            bail!("no restore was interrupted, so there is nothing to undo");
+        let Some(mut journal) = Journal::read(&layout.restore_journal())? else {
+            bail!(
+                "no restore was interrupted, so there is nothing to undo. If links does not run since an undo, `linksctl \
+                 rollout` and `systemctl start {}` bring it up",
+                layout::SERVICE
+            );
         };
+        // Since the interruption, systemd or a person may have started links with what was restored.
+        journal.is_started = true;
         let staging = Staging::Beside {
             root: layout.root().to_owned(),
             stamp: journal.stamp.clone(),

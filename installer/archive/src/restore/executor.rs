@@ -12,7 +12,7 @@ use rand::rngs::SysRng;
 
 use super::apply;
 use super::journal::{self, Journal};
-use super::plan::{Step, undone};
+use super::plan::{Step, suffixed, undone};
 use super::staging::Staging;
 use crate::report::{Reporter, count};
 use links_base::exec;
@@ -146,8 +146,7 @@ impl Executor<'_, '_> {
 
     fn count_links(&self, path: &Path, links: u64) -> anyhow::Result<()> {
         let found = self.appliance.database_work.count_links(path)?.unwrap_or(0);
-        // There may be more by now, because links serves.
-        if found < links {
+        if found != links {
             bail!(
                 "{} has {}, and the backup has {links}",
                 path.display(),
@@ -172,6 +171,14 @@ impl Executor<'_, '_> {
                 database.replaces,
                 undone.as_deref(),
             )?;
+            let file = fs::canonicalize(&database.path).unwrap_or_else(|_| database.path.clone());
+            let kept = undone.map(|undone| suffixed(&file, &undone));
+            if let Some(kept) = kept.filter(|kept| kept.exists()) {
+                self.reporter.notice(&format!(
+                    "the restored database is kept as {}, because links may have been started with it",
+                    kept.display()
+                ));
+            }
         }
         journal.items.iter().rev().try_for_each(journal::unswap)?;
         let marker = self.layout.restored_marker();

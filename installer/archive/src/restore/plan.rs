@@ -71,17 +71,17 @@ pub enum Step {
     RenewJournal,
     /// Points the instances to the restored configuration.
     RollOut,
+    /// Checks that the database has the links of the backup.
+    CountLinks {
+        path: PathBuf,
+        links: u64,
+    },
     Start,
     /// Waits until the instances stay healthy.
     Soak,
     EmptyCache,
     /// Brings the nginx site in line, and asks every address for /health.
     Site,
-    /// Checks that the database has the links of the backup.
-    CountLinks {
-        path: PathBuf,
-        links: u64,
-    },
     /// Counts clicks again. The restore is not undone any more.
     Commit,
 }
@@ -163,6 +163,13 @@ pub fn undone(stamp: &str) -> String {
     format!(".undone-{stamp}")
 }
 
+/// A path with this suffix after its name.
+pub fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
 /// Plans a restore at `now`, in seconds since 1970.
 ///
 /// # Errors
@@ -203,20 +210,20 @@ pub fn plan(manifest: &Manifest, observed: &Observed, now: u64, force: bool) -> 
         steps.push(Step::RenewJournal);
     }
     steps.push(Step::RollOut);
-    if observed.has_systemd {
-        steps.extend([Step::Start, Step::Soak]);
-        if replaces_database {
-            steps.push(Step::EmptyCache);
-        }
-    }
-    steps.push(Step::Site);
+    // Before anybody can change a link.
     if let (Some(said), Some(database), true) = (&manifest.database, &observed.database, replaces_database) {
         steps.push(Step::CountLinks {
             path: database.path.clone(),
             links: said.links,
         });
     }
-    steps.push(Step::Commit);
+    if observed.has_systemd {
+        steps.extend([Step::Start, Step::Soak]);
+        if replaces_database {
+            steps.push(Step::EmptyCache);
+        }
+    }
+    steps.extend([Step::Site, Step::Commit]);
     Ok(Plan { steps, links_file })
 }
 
@@ -342,11 +349,11 @@ pub mod tests {
                 "write /etc/links/links.toml.d",
                 "give the click journal a new name, so that no click counts twice",
                 "point the instances to the restored configuration",
+                "check that the database has 3 links",
                 "start links.service",
                 "wait until every instance has stayed healthy for rollout.min_healthy",
                 "empty nginx's cache of redirects",
                 links_edge::INSTALL,
-                "check that the database has 3 links",
                 "count clicks again",
             ]
         );
@@ -419,7 +426,14 @@ pub mod tests {
                 .map(|item| item.path.display().to_string())
                 .collect()
         };
-        let public = ["links.toml", "links.toml.d", "runtime.toml", "nginx.d"].map(|name| format!("etc/links/{name}"));
+        let public = [
+            "links.toml",
+            "links.toml.d",
+            "runtime.toml",
+            "nginx.d",
+            "cloudflare.txt",
+        ]
+        .map(|name| format!("etc/links/{name}"));
         assert_eq!(paths(&manifest(None)), public);
         let mut with_secrets = manifest(None);
         with_secrets.entries.extend([

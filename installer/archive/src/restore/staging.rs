@@ -12,6 +12,8 @@ use crate::archive::{Sink, contents, copy};
 use crate::check::inspect;
 use crate::items::{BASES, CONFIG};
 use crate::manifest::{self, Content, Entry, Manifest};
+use crate::space::require_space;
+use links_base::beneath;
 use links_base::files::{self, make_directory};
 use links_config::backup::DatabaseFacts;
 use links_config::check::Loaded;
@@ -38,9 +40,14 @@ pub enum Staging {
 impl Staging {
     /// Where an entry is written. `None` for a path that no backup may contain.
     pub fn path_of(&self, entry: &Path) -> Option<PathBuf> {
+        let (directory, rest) = self.split(entry)?;
+        Some(directory.join(rest))
+    }
+
+    /// The directory of an entry's base, and the path below it.
+    fn split<'e>(&self, entry: &'e Path) -> Option<(PathBuf, &'e Path)> {
         let base = BASES.iter().find(|base| entry.starts_with(base))?;
-        let rest = entry.strip_prefix(base).ok()?;
-        Some(self.directory(base).join(rest))
+        Some((self.directory(base), entry.strip_prefix(base).ok()?))
     }
 
     fn directory(&self, base: &str) -> PathBuf {
@@ -69,15 +76,19 @@ impl Staging {
     }
 
     fn write(&self, entry: &Entry, source: &mut dyn Read) -> anyhow::Result<()> {
-        let path = self.path_of(&entry.path).context("it may not be in a backup")?;
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        if !parent.is_dir() {
-            // The directory of the staged files. Directories in the backup come before what they contain.
-            let base = parent.parent().unwrap_or(Path::new("/"));
+        let (directory, rest) = self.split(&entry.path).context("it may not be in a backup")?;
+        let path = directory.join(rest);
+        if !directory.is_dir() {
+            let base = directory.parent().unwrap_or(Path::new("/"));
             if !base.is_dir() {
                 make_directory(base, 0o755)?;
             }
-            make_directory(parent, 0o700)?;
+            make_directory(&directory, 0o700)?;
+        }
+        // Directories in the backup come before what they contain. Only root can change what was written, so its directory is
+        // still one afterwards, and no symbolic link.
+        if let Some(parent) = rest.parent().filter(|parent| *parent != Path::new("")) {
+            beneath::subdirectory(beneath::directory(&directory)?, parent)?;
         }
         match &entry.content {
             Content::Directory => {
@@ -121,6 +132,13 @@ pub enum Purpose {
     Restore { now: u64 },
 }
 
+impl Purpose {
+    /// Whether nothing on this host is replaced.
+    pub fn is_read_only(self) -> bool {
+        matches!(self, Self::Preview | Self::Check)
+    }
+}
+
 /// A sink that writes a backup into a staging area.
 pub struct Unpacking<'a> {
     pub staging: &'a Staging,
@@ -147,10 +165,10 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    fn take_database(&mut self, source: &mut dyn Read) -> anyhow::Result<()> {
+    fn take_database(&mut self, entry: &Entry, source: &mut dyn Read) -> anyhow::Result<()> {
         match self.purpose {
             Purpose::Preview => {}
-            Purpose::Check => self.found = Some(inspect(self.work, source)?),
+            Purpose::Check => self.found = Some(inspect(self.work, entry, source)?),
             Purpose::Restore { now } => {
                 let Some(manifest) = &self.manifest else {
                     bail!("the database comes before the manifest");
@@ -158,7 +176,10 @@ impl<'a> Unpacking<'a> {
                 // All files of the configuration come before the database.
                 let local = self.staging.check(self.edited)?.local_database(self.edited.places());
                 let target = target(manifest, local, &self.edited.places().data, now);
-                let target = target.context("There is no place for the database")?;
+                let target = target.context("There is no directory for the database")?;
+                // The staged file is beside the file to which a symbolic link leads.
+                let file = fs::canonicalize(&target).unwrap_or_else(|_| target.clone());
+                require_space(file.parent().unwrap_or(Path::new("/")), entry.bytes(), "the restore")?;
                 self.found = Some(self.work.stage(&target, |input| copy(source, input))?);
                 self.staged_at = Some(target);
             }
@@ -175,11 +196,11 @@ impl Sink for Unpacking<'_> {
 
     fn take(&mut self, entry: &Entry, source: &mut dyn Read) -> anyhow::Result<()> {
         if entry.path == Path::new(manifest::DATABASE) {
-            return self.take_database(source);
+            return self.take_database(entry, source);
         }
         self.staging
             .write(entry, source)
-            .with_context(|| format!("Writing {}", entry.path.display()))
+            .with_context(|| format!("Writing {:?}", entry.path))
     }
 }
 
@@ -218,6 +239,35 @@ mod tests {
 
         staging.clean().unwrap();
         assert_eq!(files::list(&layout.config_dir()).unwrap(), ["credentials"]);
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_of_the_backup() {
+        let root = tempfile::tempdir().unwrap();
+        let elsewhere = root.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        let staging = Staging::Apart(tempfile::tempdir_in(root.path()).unwrap());
+        let write = |path: &str, content: Content| {
+            let entry = Entry {
+                path: path.into(),
+                mode: 0o755,
+                content,
+            };
+            staging.write(&entry, &mut &b""[..])
+        };
+        let link = |target: &Path| Content::Link {
+            target: target.to_owned(),
+        };
+        // The manifest is checked before, and refuses both links.
+        write("var/lib/links/tls/live", link(&elsewhere)).unwrap();
+        write("var/lib/links/tls/files", link(&root.path().join("new"))).unwrap();
+        for path in ["live/a", "live/a/b", "files/a"] {
+            let path = format!("var/lib/links/tls/{path}");
+            assert!(write(&path, Content::Directory).is_err(), "{path}");
+            assert!(write(&path, link(Path::new("a"))).is_err(), "{path}");
+        }
+        assert_eq!(files::list(&elsewhere).unwrap(), [""; 0]);
+        assert!(!root.path().join("new").exists());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use rusty_s3::actions::ListObjectsV2;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 
-use links_config::backup::{Object, Problem, S3Place, Settings};
+use links_config::backup::{Object, Problem, S3Location, Settings};
 use links_http::{Client, Limits, Request, Response};
 
 /// How long a request may take. The whole request is a part of an object at most.
@@ -160,10 +160,10 @@ impl Server {
     ///
     /// # Errors
     /// The server does not answer, or refuses.
-    pub fn list(&self, place: &S3Place) -> anyhow::Result<Vec<Object>> {
+    pub fn list(&self, location: &S3Location) -> anyhow::Result<Vec<Object>> {
         let mut objects = vec![];
         let mut continuation: Option<String> = None;
-        let prefix = match place.key.as_str() {
+        let prefix = match location.key.as_str() {
             "" => String::new(),
             key => format!("{key}/"),
         };
@@ -179,7 +179,10 @@ impl Server {
                 .map_err(|error| anyhow::anyhow!("{} answers a list that cannot be parsed: {error}", self.name))?;
             objects.extend(page.contents.into_iter().filter_map(|content| {
                 Some(Object {
-                    name: place.name_of(&content.key).filter(|name| !name.is_empty())?.to_owned(),
+                    name: location
+                        .name_of(&content.key)
+                        .filter(|name| !name.is_empty())?
+                        .to_owned(),
                     bytes: content.size?,
                 })
             }));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::keys;
 use super::settings::Config;
-use crate::backup::{Place, Recipient, Settings};
+use crate::backup::{Location, Recipient, Settings};
 use crate::document::{Problem, Value};
 use crate::section::Section;
 use crate::value::{duration, one_or_more, origin, string, text};
@@ -20,7 +20,7 @@ pub fn backup(section: &mut Section<'_, '_>) -> Settings {
     let settings = Settings {
         every: section.given(&keys::BACKUP_EVERY, duration(keys::BACKUP_EVERY.durations())),
         at: section.get(&keys::BACKUP_AT, time_of_day),
-        to: section.given(&keys::BACKUP_TO, place),
+        to: section.given(&keys::BACKUP_TO, location),
         keep: section.small(&keys::BACKUP_KEEP),
         encrypt_to: section.given(&keys::BACKUP_ENCRYPT_TO, recipients).unwrap_or_default(),
         plain_secrets: section.boolean(&keys::BACKUP_PLAIN_SECRETS),
@@ -65,14 +65,14 @@ fn time_of_day(value: &Value<'_>) -> Result<Duration, Problem> {
     })
 }
 
-fn place(value: &Value<'_>) -> Result<Place, Problem> {
+fn location(value: &Value<'_>) -> Result<Location, Problem> {
     let text = string(value)?;
-    let place: Place = text.parse().map_err(Problem::new)?;
-    match &place {
-        Place::Path(_) if !text.starts_with('/') => {
+    let location: Location = text.parse().map_err(Problem::new)?;
+    match &location {
+        Location::Path(_) if !text.starts_with('/') => {
             Err(Problem::new("must be an absolute path or s3://BUCKET/PREFIX").help("write \"/var/backups/links\""))
         }
-        _ => Ok(place),
+        _ => Ok(location),
     }
 }
 

@@ -19,7 +19,7 @@ const DEPTH: usize = 16;
 
 /// An entry with its contents.
 #[derive(Debug)]
-pub struct Gathered {
+pub struct Collected {
     pub entry: Entry,
     pub contents: Contents,
 }
@@ -35,19 +35,19 @@ pub enum Contents {
 ///
 /// # Errors
 /// A file cannot be read, or is too large.
-pub fn gather(root: &Path, secrets: bool) -> anyhow::Result<Vec<Gathered>> {
+pub fn collect(root: &Path, secrets: bool) -> anyhow::Result<Vec<Collected>> {
     let config = root.join(CONFIG);
     let others = files::list(&config).with_context(|| format!("Reading {}", config.display()))?;
-    let mut gathered = vec![];
+    let mut collected = vec![];
     for item in items(others.iter().map(String::as_str)) {
         if secrets || !item.is_secret {
-            add(root, &item.path, 0, &mut gathered)?;
+            add(root, &item.path, 0, &mut collected)?;
         }
     }
-    Ok(gathered)
+    Ok(collected)
 }
 
-fn add(root: &Path, path: &Path, depth: usize, gathered: &mut Vec<Gathered>) -> anyhow::Result<()> {
+fn add(root: &Path, path: &Path, depth: usize, collected: &mut Vec<Collected>) -> anyhow::Result<()> {
     ensure!(depth < DEPTH, "{} is too deep", path.display());
     let full = root.join(path);
     let found = match fs::symlink_metadata(&full) {
@@ -56,7 +56,7 @@ fn add(root: &Path, path: &Path, depth: usize, gathered: &mut Vec<Gathered>) -> 
     };
     if found.is_symlink() && path.starts_with(TLS) {
         let target = fs::read_link(&full).with_context(|| format!("Reading {}", full.display()))?;
-        gathered.push(Gathered {
+        collected.push(Collected {
             entry: Entry {
                 path: path.to_owned(),
                 mode: 0o777,
@@ -70,7 +70,7 @@ fn add(root: &Path, path: &Path, depth: usize, gathered: &mut Vec<Gathered>) -> 
     let Ok(found) = fs::metadata(&full) else { return Ok(()) };
     let mode = found.permissions().mode() & 0o777;
     if found.is_dir() {
-        gathered.push(Gathered {
+        collected.push(Collected {
             entry: Entry {
                 path: path.to_owned(),
                 mode,
@@ -80,13 +80,13 @@ fn add(root: &Path, path: &Path, depth: usize, gathered: &mut Vec<Gathered>) -> 
         });
         for name in files::list(&full).with_context(|| format!("Reading {}", full.display()))? {
             if !name.starts_with('.') {
-                add(root, &path.join(name), depth + 1, gathered)?;
+                add(root, &path.join(name), depth + 1, collected)?;
             }
         }
     } else if found.is_file() {
         let bytes = read(&full)?;
         let (size, sha256) = digest::of(&mut &bytes[..])?;
-        gathered.push(Gathered {
+        collected.push(Collected {
             entry: Entry {
                 path: path.to_owned(),
                 mode,
@@ -119,10 +119,10 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 ///
 /// # Errors
 /// The copy cannot be read.
-pub fn database(copy: &Path) -> anyhow::Result<Gathered> {
+pub fn database(copy: &Path) -> anyhow::Result<Collected> {
     let open = || File::open(copy).with_context(|| format!("Opening {}", copy.display()));
     let (bytes, sha256) = digest::of(&mut open()?).with_context(|| format!("Reading {}", copy.display()))?;
-    Ok(Gathered {
+    Ok(Collected {
         entry: Entry {
             path: PathBuf::from(crate::manifest::DATABASE),
             mode: 0o600,
@@ -139,15 +139,15 @@ mod tests {
 
     use super::*;
 
-    fn paths(gathered: &[Gathered]) -> Vec<&str> {
-        gathered
+    fn paths(collected: &[Collected]) -> Vec<&str> {
+        collected
             .iter()
             .map(|found| found.entry.path.to_str().unwrap())
             .collect()
     }
 
     #[test]
-    fn the_administrators_files_are_gathered_and_secrets_only_if_asked_for() {
+    fn the_administrators_files_are_collected_and_secrets_only_if_asked_for() {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
         for directory in [
@@ -178,12 +178,12 @@ mod tests {
         symlink(at("nowhere"), at("etc/links/credentials/dangling")).unwrap();
         symlink("../certificates/a/1", at("var/lib/links/tls/live/a")).unwrap();
 
-        let public = gather(root.path(), false).unwrap();
+        let public = collect(root.path(), false).unwrap();
         assert_eq!(
             paths(&public),
             ["etc/links/links.toml", "etc/links/nginx.d", "etc/links/nginx.d/a.conf"]
         );
-        let all = gather(root.path(), true).unwrap();
+        let all = collect(root.path(), true).unwrap();
         assert_eq!(
             paths(&all),
             [
@@ -211,6 +211,6 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join(CONFIG)).unwrap();
         nix::unistd::mkfifo(&root.path().join("etc/links/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(gather(root.path(), true).unwrap().is_empty());
+        assert!(collect(root.path(), true).unwrap().is_empty());
     }
 }

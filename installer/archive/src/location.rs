@@ -9,10 +9,11 @@ use anyhow::Context as _;
 
 use crate::child;
 use crate::directory::Directory;
+use crate::names;
 use links_base::layout::Layout;
-use links_config::backup::{Object, Place, Problem, S3Place};
+use links_config::backup::{Location, Object, Problem, S3Location};
 
-/// A place that can be reached.
+/// A location that can be reached.
 #[derive(Debug)]
 pub enum Store {
     Directory(Directory),
@@ -23,7 +24,7 @@ pub enum Store {
 #[derive(Debug)]
 pub struct Bucket {
     pub root: PathBuf,
-    pub place: S3Place,
+    pub location: S3Location,
 }
 
 impl Store {
@@ -31,15 +32,15 @@ impl Store {
     ///
     /// # Errors
     /// There is no such directory.
-    pub fn open(layout: &Layout, place: &Place) -> anyhow::Result<Self> {
-        Ok(match place {
-            Place::Path(path) => {
+    pub fn open(layout: &Layout, location: &Location) -> anyhow::Result<Self> {
+        Ok(match location {
+            Location::Path(path) => {
                 let machine_id = fs::read_to_string(layout.machine_id()).unwrap_or_default();
                 Self::Directory(Directory::open(path, &machine_id)?)
             }
-            Place::S3(place) => Self::S3(Bucket {
+            Location::S3(location) => Self::S3(Bucket {
                 root: layout.root().to_owned(),
-                place: place.clone(),
+                location: location.clone(),
             }),
         })
     }
@@ -52,7 +53,7 @@ impl Store {
         match self {
             Self::Directory(directory) => directory.files(),
             Self::S3(bucket) => {
-                let listed = bucket.run("list", &[&bucket.place.to_string()])?;
+                let listed = bucket.run("list", &[&bucket.location.to_string()])?;
                 let objects = listed.lines().map(|line| {
                     let object: Object = serde_json::from_str(line).context("Parsing the list of objects")?;
                     Ok((object.name, object.bytes))
@@ -71,9 +72,9 @@ impl Store {
             Self::Directory(directory) => names.iter().try_for_each(|name| directory.remove(name)),
             Self::S3(_) if names.is_empty() => Ok(()),
             Self::S3(bucket) => {
-                let place = bucket.place.to_string();
+                let location = bucket.location.to_string();
                 let names = names.iter().map(String::as_str);
-                let arguments: Vec<_> = [place.as_str()].into_iter().chain(names).collect();
+                let arguments: Vec<_> = [location.as_str()].into_iter().chain(names).collect();
                 bucket.run("remove", &arguments).map(drop)
             }
         }
@@ -95,52 +96,57 @@ impl Bucket {
     }
 }
 
-/// The place of a new backup, and its name there if the place names a file.
+/// The location of a new backup, and its name there if `to` names a file: only a name with the extension of a backup does.
 ///
 /// # Errors
-/// The path ends with a directory that does not exist.
-pub fn of_new(to: &Place) -> anyhow::Result<(Place, Option<String>)> {
-    let Place::Path(path) = to else {
+/// There is no such directory.
+pub fn of_new(to: &Location) -> anyhow::Result<(Location, Option<String>)> {
+    let Location::Path(path) = to else {
         return Ok((to.clone(), None));
     };
     if path.is_dir() {
         return Ok((to.clone(), None));
     }
     let parent = path.parent().filter(|parent| parent.is_dir());
-    let missing = || Problem::Missing.error(format!("there is no directory {}", missing(path).display()));
-    let parent = parent.ok_or_else(missing)?;
     let name = path.file_name().and_then(|name| name.to_str());
-    let name = name.with_context(|| format!("{} is no name for a file", path.display()))?;
-    Ok((Place::Path(parent.to_owned()), Some(name.to_owned())))
+    let name = name.filter(|name| name.contains(names::PLAIN));
+    let (Some(parent), Some(name)) = (parent, name) else {
+        let text = match missing(path) {
+            Some(missing) => format!(
+                "there is no directory {}: make it first (the name of a new file has to contain {})",
+                missing.display(),
+                names::PLAIN
+            ),
+            None => format!("{} is not a directory", path.display()),
+        };
+        return Err(Problem::Missing.error(text));
+    };
+    Ok((Location::Path(parent.to_owned()), Some(name.to_owned())))
 }
 
 /// The first directory on a path that does not exist.
-fn missing(path: &Path) -> &Path {
+fn missing(path: &Path) -> Option<&Path> {
     let ancestors: Vec<_> = path.ancestors().collect();
-    ancestors
-        .into_iter()
-        .rev()
-        .find(|ancestor| !ancestor.exists())
-        .unwrap_or(path)
+    ancestors.into_iter().rev().find(|ancestor| !ancestor.exists())
 }
 
-/// The place of one backup, and its name there.
+/// The location of one backup, and its name there.
 ///
 /// # Errors
 /// It names no file.
-pub fn of_backup(at: &Place) -> anyhow::Result<(Place, String)> {
+pub fn of_backup(at: &Location) -> anyhow::Result<(Location, String)> {
     let split = match at {
-        Place::Path(path) => path
+        Location::Path(path) => path
             .parent()
             .zip(path.file_name().and_then(|name| name.to_str()))
-            .map(|(parent, name)| (Place::Path(parent.to_owned()), name.to_owned())),
-        Place::S3(object) => {
+            .map(|(parent, name)| (Location::Path(parent.to_owned()), name.to_owned())),
+        Location::S3(object) => {
             let (prefix, name) = object.key.rsplit_once('/').unwrap_or(("", &object.key));
-            let place = S3Place {
+            let location = S3Location {
                 bucket: object.bucket.clone(),
                 key: prefix.to_owned(),
             };
-            (!name.is_empty()).then(|| (Place::S3(place), name.to_owned()))
+            (!name.is_empty()).then(|| (Location::S3(location), name.to_owned()))
         }
     };
     split.with_context(|| format!("{at} does not name a backup (`linksctl backup list` shows them)"))
@@ -154,25 +160,28 @@ mod tests {
     #[test]
     fn a_new_backup_goes_to_a_directory_or_becomes_a_file() {
         let root = tempfile::tempdir().unwrap();
-        let at = |name: &str| Place::Path(root.path().join(name));
-        let here = Place::Path(root.path().to_owned());
+        let at = |name: &str| Location::Path(root.path().join(name));
+        let here = Location::Path(root.path().to_owned());
         assert_eq!(of_new(&here).unwrap(), (here.clone(), None));
         assert_eq!(of_new(&at("a.tar.zst")).unwrap(), (here, Some("a.tar.zst".to_owned())));
-        let error = of_new(&at("none/a.tar.zst")).unwrap_err().to_string();
-        assert!(error.ends_with("/none"), "{error}");
-        let s3: Place = "s3://backups/vm".parse().unwrap();
+        for name in ["none/a.tar.zst", "none"] {
+            let error = of_new(&at(name)).unwrap_err();
+            assert_eq!(Problem::of(&error), Problem::Missing);
+            assert!(error.to_string().contains("/none: make it first"), "{error}");
+        }
+        let s3: Location = "s3://backups/vm".parse().unwrap();
         assert_eq!(of_new(&s3).unwrap(), (s3, None));
     }
 
     #[test]
-    fn a_backup_is_a_name_in_a_place() {
-        for (text, place, name) in [
+    fn a_backup_is_a_name_in_a_location() {
+        for (text, location, name) in [
             ("/b/a.tar.zst", "/b", "a.tar.zst"),
             ("s3://backups/vm/a.tar.zst", "s3://backups/vm", "a.tar.zst"),
             ("s3://backups/a.tar.zst", "s3://backups", "a.tar.zst"),
         ] {
             let (found, file) = of_backup(&text.parse().unwrap()).unwrap();
-            assert_eq!((found.to_string().as_str(), file.as_str()), (place, name));
+            assert_eq!((found.to_string().as_str(), file.as_str()), (location, name));
         }
         assert!(of_backup(&"s3://backups".parse().unwrap()).is_err());
     }
