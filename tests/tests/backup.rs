@@ -14,7 +14,7 @@ const SECRET_KEY: &str = "AGE-SECRET-KEY-18JYMGEY0UR0K84SVKJA68Z59Q6MVTJVFWE8V9A
 const PUBLIC_KEY: &str = "age1zeza7zjz7dtxact4xnk2rwtnshz0sjkm6mzzeg3duap8fe2tc9wqju3gf7";
 /// A key that opens nothing.
 const OTHER_KEY: &str = "AGE-SECRET-KEY-1XWRGW0USF468CNQHN8UQ3UAN0QXE3HN9T0C5NW73SWAAJFN2LDHST53ET6";
-const KEY: &str = "/root/backup.key";
+const KEY: &str = "/srv/backup.key";
 const BACKUP: &str = "/var/tmp/moved.tar.zst.age";
 
 /// The last event that a command has printed.
@@ -199,7 +199,7 @@ fn on_another_host(from: &Host, file: &str, made: &Value, crowd: &Crowd, links: 
 }
 
 fn refuses_what_cannot_be_believed(host: &Host) -> Result<()> {
-    host.write_secret("/root/other.key", &format!("{OTHER_KEY}\n"))?;
+    host.write_secret("/srv/other.key", &format!("{OTHER_KEY}\n"))?;
     host.shell(&format!(
         "cd /var/tmp
         head --bytes=-1000 {BACKUP} >cut-off
@@ -210,7 +210,7 @@ fn refuses_what_cannot_be_believed(host: &Host) -> Result<()> {
         tar --create /etc/hostname 2>/dev/null | zstd --quiet >other"
     ))?;
     for (file, key, problem) in [
-        (BACKUP, Some("/root/other.key"), "wrong_key"),
+        (BACKUP, Some("/srv/other.key"), "wrong_key"),
         (BACKUP, None, "locked"),
         ("/var/tmp/tampered", Some(KEY), "damaged"),
         ("/var/tmp/cut-off", Some(KEY), "damaged"),

@@ -95,11 +95,11 @@ const STEPS: &[Step] = &[
         "this authority has no profiles",
     ),
     Runs(
-        "linksctl tls enable s.example.org --directory https://ca.internal/acme/directory --ca-file /root/ca.pem",
-        &[("--directory https://ca.internal/acme/directory --ca-file /root/ca.pem", "AUTHORITY")],
+        "linksctl tls enable s.example.org --directory https://ca.internal/acme/directory --ca-file /etc/ssl/ca.pem",
+        &[("--directory https://ca.internal/acme/directory --ca-file /etc/ssl/ca.pem", "AUTHORITY")],
     ),
     Test(
-        "linksctl tls enable s.example.org --directory URL --eab-kid KID --eab-key-file /root/eab-key",
+        "linksctl tls enable s.example.org --directory URL --eab-kid KID --eab-key-file /etc/ssl/private/eab-key",
         "short_certificates_are_renewed_and_only_one_run_works_at_a_time",
     ),
     Given(
@@ -141,8 +141,8 @@ const STEPS: &[Step] = &[
         &[("/var/lib/links/data/links.db.replaced-20301231T120000Z", "$(ls /var/lib/links/data/*.replaced-*Z | tail -n 1)")],
     ),
     Test("apt install links-shortener", REPOSITORY),
-    Runs("linksctl backup --to /root/links.tar.zst.age --encrypt-to age1...", &[PUBLIC_KEY]),
-    Runs("linksctl restore /root/links.tar.zst.age --identity backup.key", &[FORCED]),
+    Runs("linksctl backup --to /var/backups/links.tar.zst.age --encrypt-to age1...", &[PUBLIC_KEY]),
+    Runs("linksctl restore /var/backups/links.tar.zst.age --identity backup.key", &[FORCED]),
     File("docs/databases.md"),
     Runs("linksctl check --online", &[]),
     Test("linksctl db copy --to libsql://links-you.turso.io --token credential:turso_token", MOVING),

@@ -436,7 +436,7 @@ tables! {
         }
         TLS_EAB_KEY_FILE = "eab_key_file" {
             kind: Kind::Form("an absolute path"),
-            absent: Absent::Unset { example: "\"/root/eab-key\"" },
+            absent: Absent::Unset { example: "\"/etc/ssl/private/eab-key\"" },
             since: Since::V0_2_0,
             about: "For `\"acme\"`: a file with the key of your external account, as the authority shows it.",
         }
