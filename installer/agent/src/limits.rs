@@ -1,6 +1,6 @@
-//! Limits the clients that send many requests for unknown links and other unknown paths, or many wrong tokens. Each of these takes a request to an
-//! instance, and only the instances know which requests they are. So the agent counts them in the journal, and sets a flag for a
-//! client that exceeds a limit. packaging/nginx/site.conf says what nginx does then.
+//! Limits the clients that send many requests for unknown links and other unknown paths, or many wrong tokens. Each of these
+//! takes a request to an instance, and only the instances know which requests they are. So the agent counts them in the
+//! journal, and sets a flag for a client that exceeds a limit. packaging/nginx/site.conf says what nginx does then.
 //!
 //! Each limit is a bucket that leaks: it takes as many requests at once as the limit allows per minute, and empties within a
 //! minute. A client keeps its flag until its bucket is half empty. Requests that nginx has refused go into the bucket too, so a

@@ -578,7 +578,8 @@ mod tests {
     use super::*;
     use crate::certificate::tests::issued;
 
-    /// What the authority answers a new order, or a question about a renewal, with: a status, header fields with their CRLF, and a body.
+    /// What the authority answers a new order, or a question about a renewal, with: a status, header fields with their CRLF, and
+    /// a body.
     type Answer = (u16, &'static str, String);
 
     /// As much of an authority as orders need.
