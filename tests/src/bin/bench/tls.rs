@@ -1,8 +1,12 @@
-//! What HTTPS costs: redirects from nginx's cache over plain HTTP/1.1 and over TLS 1.3, on kept and on fresh connections, and what
-//! testssl.sh finds about the configuration of TLS.
+//! What HTTPS costs: the time until a new host has it; redirects from nginx's cache over plain HTTP/1.1 and over TLS 1.3, on kept
+//! and on fresh connections; and what testssl.sh finds about the configuration of TLS.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use links_tests::Host;
+use links_tests::local::Settings;
+use links_tests::servers::Pebble;
+use links_tests::{Artifacts, Host, KeyFrom, Repository};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -50,6 +54,7 @@ const SUBJECTS: [(&str, Load); 6] = [
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
+    from_apt_to_https: f64,
     rows: Vec<Row>,
     findings: Vec<Finding>,
 }
@@ -106,6 +111,7 @@ pub fn measure() -> Result<Figures> {
     }
     let rows = SUBJECTS.iter().zip(runs);
     Ok(Figures {
+        from_apt_to_https: from_apt_to_https()?,
         rows: rows
             .map(|((name, _), runs)| Row {
                 name,
@@ -115,6 +121,40 @@ pub fn measure() -> Result<Figures> {
             .collect(),
         findings: findings(&host)?,
     })
+}
+
+/// The commands of the README on a Debian that has nginx, from an apt repository and with a certificate authority on this host.
+const INSTALL: &str = "
+    curl -fsSo /etc/apt/sources.list.d/links.sources http://127.0.0.1:8085/links.sources
+    apt-get update -o Dir::Etc::SourceParts=/dev/null -o Dir::Etc::SourceList=/etc/apt/sources.list.d/links.sources
+    apt-get --yes install links-shortener
+    linksctl tls enable s.example --directory https://127.0.0.1:14000/dir --ca-file /etc/pebble/cert.pem
+    https() { curl --fail --silent --insecure --resolve s.example:443:127.0.0.1 \"$@\"; }
+    https -H \"Authorization: Bearer $(linksctl token)\" -H 'Content-Type: application/json' \\
+        -d '{\"url\": \"https://example.com/\", \"slug\": \"first\"}' https://s.example/shorten
+    https --output /dev/null --write-out '%{http_code} %{redirect_url}' https://s.example/first";
+
+/// Seconds from the first command to the first redirect over HTTPS.
+fn from_apt_to_https() -> Result<f64> {
+    let host = Host::builder().real_syncs().debian()?;
+    host.write(
+        "/etc/nginx/conf.d/repository.conf",
+        include_str!("../../../tests/repository/nginx.conf"),
+    )?;
+    host.reload_nginx()?;
+    let repository = Repository::new("http://127.0.0.1:8085", KeyFrom::File)?;
+    repository.add(&Artifacts::find()?.deb)?;
+    repository.publish(&host, "/srv/apt", || Ok(()))?;
+    let _pebble = Pebble::start_in(&host, Settings::default())?;
+    let since = Instant::now();
+    let script = format!("set -e; {INSTALL}");
+    let output = host.run_within(Duration::from_secs(180), ["bash", "-c", &script])?;
+    let seconds = since.elapsed().as_secs_f64();
+    ensure!(
+        output.status == 0 && output.stdout.ends_with("302 https://example.com/"),
+        "{output}"
+    );
+    Ok(seconds)
 }
 
 impl Load {
@@ -179,6 +219,10 @@ fn findings(host: &Host) -> Result<Vec<Finding>> {
 
 impl Figures {
     pub fn print(&self) {
+        println!(
+            "\n{:.1} s from `apt install` to the first redirect over HTTPS, with the repository and the authority on the host",
+            self.from_apt_to_https
+        );
         let plain = self.rows.first().map_or(1.0, |row| row.per_second);
         println!(
             "\n{:<31} {:>10} {:>10}",
