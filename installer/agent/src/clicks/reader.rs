@@ -105,7 +105,11 @@ impl Reader<'_> {
             open.known = Some((reached.position, open.source.mark(reached.position)?));
         }
         let size = open.source.size()?.max(reached.position);
-        let accepted = open.accepted;
+        // Lines without clicks may wait to be accepted together with later clicks.
+        let counted = match self.aggregator.fill() {
+            Fill::Empty => reached.position,
+            _ => open.accepted,
+        };
         let end = match reached.end {
             lines::End::Enough => End::More,
             lines::End::Limit => End::Ended,
@@ -120,7 +124,7 @@ impl Reader<'_> {
             all.lines += progress.lines;
             all.malformed += progress.malformed;
             all.traffic.add(&progress.traffic);
-            all.lag_bytes = size.saturating_sub(accepted);
+            all.lag_bytes = size.saturating_sub(counted);
             all.oldest = all.oldest.or(oldest);
         });
         Ok(Aggregated {

@@ -341,6 +341,11 @@ fn clicks_travel_from_the_journal_to_the_database() {
     let bots: i64 = host.written.values().map(|counts| counts.1).sum();
     assert_eq!((progress.clicks, progress.bots), (1000 - bots as u64, bots as u64));
     assert_eq!((progress.lag_bytes, progress.oldest, progress.error), (0, None, None));
+    // A line without a click is not sent before the next click, and nothing in it is left to count.
+    host.append(b"nonsense\n");
+    host.run_for(Duration::from_secs(2));
+    let progress = host.progress();
+    assert_eq!((progress.lines, progress.lag_bytes), (1003, 0));
 }
 
 /// The agent is killed between any two steps, while nginx keeps writing complete and incomplete lines.
