@@ -7,7 +7,7 @@
 # $crates     lines of NAME VERSION, the crates in the package: cargo-cyclonedx lists those of all features
 def own: "path+file://\($root)/";
 def set(names): reduce names as $name ({}; .[$name] = true);
-# A crate of this repository has no package URL: crates.io could have another crate of that name.
+# A crate of this repository has no package URL: the registry could have another crate of that name.
 def named: (if ."bom-ref" | startswith(own) then del(.purl) else . end) | ."bom-ref" |= ltrimstr(own);
 
 set($crates | split("\n")[]) as $included
