@@ -565,25 +565,27 @@ impl Edge {
         if has_ipv6() || self.nginx.master().is_some() {
             return Ok(None);
         }
-        let found = find(&self.files, record)?;
-        let Some(plan) = plan::without_ipv6(&found, &self.files) else {
-            return Ok(None);
-        };
-        let written = plan.site.as_ref().map(|site| record::digest(&site.text));
-        record.change(&plan.changes, written)?;
-        record.finish(false)?;
-        Ok(Some(
-            "this host has no IPv6 any more, so the nginx site does not listen on IPv6 addresses".to_owned(),
-        ))
+        let is_dropped = self.rewrite(record, plan::without_ipv6)?;
+        Ok(is_dropped
+            .then(|| "this host has no IPv6 any more, so the nginx site does not listen on IPv6 addresses".to_owned()))
     }
 
     /// Takes `default_server` out of the site because another site has it too, and nginx refuses both. Returns whether it did.
     fn give_up_default_server(&self, config: &Config, record: &mut Record) -> anyhow::Result<bool> {
-        if nginx::server_names(config) == ["_"] {
-            return Ok(false);
+        match nginx::server_names(config) == ["_"] {
+            true => Ok(false),
+            false => self.rewrite(record, plan::without_default_server),
         }
+    }
+
+    /// Changes the site on the disk, without a look at the rest of nginx's configuration. Returns whether the plan changes it.
+    fn rewrite(
+        &self,
+        record: &mut Record,
+        plan: impl FnOnce(&plan::Found, &Files) -> Option<Plan>,
+    ) -> anyhow::Result<bool> {
         let found = find(&self.files, record)?;
-        let Some(plan) = plan::without_default_server(&found, &self.files) else {
+        let Some(plan) = plan(&found, &self.files) else {
             return Ok(false);
         };
         let written = plan.site.as_ref().map(|site| record::digest(&site.text));
