@@ -79,15 +79,14 @@ pub fn ask(config: &Config, conf: Option<&Conf>, expected: Expected) -> Vec<(Soc
         is_edge: true,
         is_proxied: false,
     });
-    let others = others(conf, expected.site);
     let host = host(config);
-    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
+    let reach = reach(conf, expected.site);
     let plain = public.chain(edge).filter_map(|address| {
-        let to = reached_at(address.listen, &others, &own)?;
+        let to = reach(address.listen)?;
         Some((address.listen, ask_one(address, to, &host, expected)))
     });
     let mut answers: Vec<_> = plain.collect();
-    for (listen, _, answer) in ask_with_tls(config, &others, &own, expected) {
+    for (listen, _, answer) in ask_with_tls(config, &reach, expected) {
         match answers.last_mut() {
             // The first thing that is wrong on an address is enough.
             Some((last, so_far)) if *last == listen => *so_far = std::mem::replace(so_far, Ok(())).and(answer),
@@ -99,11 +98,9 @@ pub fn ask(config: &Config, conf: Option<&Conf>, expected: Expected) -> Vec<(Soc
 
 /// The first address that leads to the site without TLS.
 pub fn plain_address(config: &Config, conf: Option<&Conf>, site: Option<&Site>) -> Option<SocketAddr> {
-    let others = others(conf, site);
-    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
     nginx::addresses(config, has_ipv6())
         .into_iter()
-        .find_map(|listen| reached_at(listen, &others, &own))
+        .find_map(reach(conf, site))
 }
 
 /// The answer on an address with TLS for a name.
@@ -111,16 +108,13 @@ pub type TlsAnswer<'a> = (SocketAddr, &'a str, Result<(), String>);
 
 /// Checks every address with TLS for every certificate that is expected and that the site names.
 pub fn ask_for_certificates<'a>(config: &Config, conf: Option<&Conf>, expected: Expected<'a>) -> Vec<TlsAnswer<'a>> {
-    let others = others(conf, expected.site);
-    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
-    ask_with_tls(config, &others, &own, expected)
+    ask_with_tls(config, reach(conf, expected.site), expected)
 }
 
 /// The answers are in the order of the addresses.
 fn ask_with_tls<'a>(
     config: &Config,
-    others: &[SocketAddr],
-    own: &[Ipv6Addr],
+    reach: impl Fn(SocketAddr) -> Option<SocketAddr>,
     expected: Expected<'a>,
 ) -> Vec<TlsAnswer<'a>> {
     let served = expected.served();
@@ -128,7 +122,7 @@ fn ask_with_tls<'a>(
         return vec![];
     }
     let addresses = tls_addresses(config, expected.site).into_iter();
-    let reached = addresses.filter_map(|listen| Some((listen, reached_at(listen, others, own)?)));
+    let reached = addresses.filter_map(|listen| Some((listen, reach(listen)?)));
     let questions: Vec<_> = reached
         .flat_map(|(listen, to)| {
             served.iter().map(move |certificate| Question {
@@ -210,15 +204,11 @@ pub fn wait(config: &Config, conf: Option<&Conf>, expected: Expected, timeout: D
 
 /// The addresses that [`ask`] connects to.
 fn asked(config: &Config, conf: Option<&Conf>, expected: Expected) -> Vec<IpAddr> {
-    let others = others(conf, expected.site);
-    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
     let mut listens = public_addresses(config, expected.site);
     if !expected.served().is_empty() {
         listens.extend(tls_addresses(config, expected.site));
     }
-    let reached = listens
-        .into_iter()
-        .filter_map(|listen| reached_at(listen, &others, &own));
+    let reached = listens.into_iter().filter_map(reach(conf, expected.site));
     reached.map(|address| address.ip()).collect()
 }
 
@@ -287,6 +277,13 @@ fn others(conf: Option<&Conf>, site: Option<&Site>) -> Vec<SocketAddr> {
         return vec![];
     };
     conf.listens(&[&site.path])
+}
+
+/// How this host reaches the addresses on which the site listens: as [`reached_at`] says.
+fn reach(conf: Option<&Conf>, site: Option<&Site>) -> impl Fn(SocketAddr) -> Option<SocketAddr> {
+    let others = others(conf, site);
+    let own = ipv6_addresses(&fs::read_to_string(IPV6_ADDRESSES).unwrap_or_default());
+    move |listen| reached_at(listen, &others, &own)
 }
 
 /// An address of this host that reaches a socket on `listen` and that no other server of the same nginx listens on. `own` are
