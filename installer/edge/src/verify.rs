@@ -108,6 +108,10 @@ pub type TlsAnswer<'a> = (SocketAddr, &'a str, Result<(), String>);
 
 /// Checks every address with TLS for every certificate that is expected and that the site names.
 pub fn ask_for_certificates<'a>(config: &Config, conf: Option<&Conf>, expected: Expected<'a>) -> Vec<TlsAnswer<'a>> {
+    // Without it, the answers report addresses that do not answer.
+    if let Err(error) = open_way(config, conf, expected) {
+        links_base::log::error!("{error:#}");
+    }
     ask_with_tls(config, reach(conf, expected.site), expected)
 }
 
@@ -189,7 +193,7 @@ fn is_of_this_host(ip: IpAddr) -> bool {
 /// An address still does not answer as expected after `timeout`. The error says what is wrong with the first such address.
 pub fn wait(config: &Config, conf: Option<&Conf>, expected: Expected, timeout: Duration) -> Result<(), String> {
     let deadline = Instant::now() + timeout;
-    own_addresses::reach(&asked(config, conf, expected)).map_err(|error| format!("cannot be asked: {error:#}"))?;
+    open_way(config, conf, expected).map_err(|error| format!("cannot be asked: {error:#}"))?;
     loop {
         let wrong = ask(config, conf, expected)
             .into_iter()
@@ -202,14 +206,14 @@ pub fn wait(config: &Config, conf: Option<&Conf>, expected: Expected, timeout: D
     }
 }
 
-/// The addresses that [`ask`] connects to.
-fn asked(config: &Config, conf: Option<&Conf>, expected: Expected) -> Vec<IpAddr> {
+/// Makes systemd let this process reach the addresses that [`ask`] connects to.
+fn open_way(config: &Config, conf: Option<&Conf>, expected: Expected) -> anyhow::Result<()> {
     let mut listens = public_addresses(config, expected.site);
     if !expected.served().is_empty() {
         listens.extend(tls_addresses(config, expected.site));
     }
     let reached = listens.into_iter().filter_map(reach(conf, expected.site));
-    reached.map(|address| address.ip()).collect()
+    own_addresses::reach(&reached.map(|address| address.ip()).collect::<Vec<_>>())
 }
 
 fn ask_one(address: Address, to: SocketAddr, host: &str, expected: Expected) -> Result<(), String> {
