@@ -11,8 +11,8 @@ use std::path::Path;
 
 use crate::exec;
 use crate::files::{self, make_directory};
+use crate::layout::SERVICE;
 
-const UNIT: &str = "links.service";
 /// It is gone after a boot, and has no empty value, which would reset what other drop-ins allow.
 const DROP_IN: &str = "/run/systemd/system/links.service.d/20-own-addresses.conf";
 
@@ -28,7 +28,7 @@ pub fn reach(addresses: &[IpAddr]) -> anyhow::Result<()> {
         return Ok(());
     };
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    if unit(&groups) != Some(UNIT) || fs::read_to_string(DROP_IN).is_ok_and(|current| current == text) {
+    if unit(&groups) != Some(SERVICE) || fs::read_to_string(DROP_IN).is_ok_and(|current| current == text) {
         return Ok(());
     }
     let path = Path::new(DROP_IN);
@@ -37,7 +37,7 @@ pub fn reach(addresses: &[IpAddr]) -> anyhow::Result<()> {
     // systemd adds to the list of a running unit only if it is told to like this. What it writes for that replaces the list,
     // so it must not stay.
     let properties = text.lines().filter(|line| line.contains('=')).map(str::to_owned);
-    let set = ["set-property", "--runtime", UNIT].into_iter().map(str::to_owned);
+    let set = ["set-property", "--runtime", SERVICE].into_iter().map(str::to_owned);
     exec::run("systemctl", set.chain(properties))?;
     files::remove_if_present(Path::new(SET_PROPERTY))?;
     exec::run("systemctl", ["daemon-reload"])?;
@@ -79,10 +79,10 @@ mod tests {
     #[test]
     fn the_unit_is_the_innermost_service() {
         for (groups, found) in [
-            ("0::/system.slice/links.service\n", Some(UNIT)),
+            ("0::/system.slice/links.service\n", Some(SERVICE)),
             (
                 "1:name=systemd:/\n0::/lxc/c1/system.slice/links.service/control\n",
-                Some(UNIT),
+                Some(SERVICE),
             ),
             ("0::/user.slice/user-1000.slice/session-4.scope\n", None),
             (
