@@ -189,6 +189,13 @@ pub fn remove_leftovers(directory: &Path, prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The path with this suffix after its name, such as that of a file that SQLite keeps beside a database.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
 /// A locked file. The lock ends when this is dropped.
 pub type Lock = Flock<File>;
 

@@ -14,7 +14,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::database::{self, BUSY_TIMEOUT};
-use links_base::files;
+use links_base::files::{self, with_suffix};
 use links_config::backup::DatabaseFacts;
 use links_store::sql::EMPTY_LOG;
 
@@ -29,12 +29,6 @@ const MOVED: [&str; 3] = [COMPANIONS[0], COMPANIONS[1], ""];
 /// The file behind the database's path. SQLite keeps its companions beside that one.
 fn real(database: &Path) -> PathBuf {
     fs::canonicalize(database).unwrap_or_else(|_| database.to_owned())
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 /// The name of a file that is to become the database.

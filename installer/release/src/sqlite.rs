@@ -13,8 +13,8 @@ use super::manifest::RuntimeKind;
 use super::snapshot::Snapshots;
 use super::state::State;
 use super::store::Store;
-use links_base::clock;
 use links_base::layout::Layout;
+use links_base::{clock, files};
 use links_config::files::ConfigFiles;
 use links_config::load::local_database;
 
@@ -66,9 +66,7 @@ pub fn size(path: &Path) -> io::Result<u64> {
 /// The size in bytes of a database's write-ahead log. If the path is a symbolic link, the log is beside the link's target.
 pub fn log_bytes(database: &Path) -> u64 {
     let file = fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
-    let mut log = file.into_os_string();
-    log.push("-wal");
-    fs::symlink_metadata(log).map_or(0, |metadata| metadata.len())
+    fs::symlink_metadata(files::with_suffix(&file, "-wal")).map_or(0, |metadata| metadata.len())
 }
 
 /// The local databases of the instances whose runtime may have an SQLite that does not checkpoint safely. links-host always

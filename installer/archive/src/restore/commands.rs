@@ -12,7 +12,7 @@ use super::apply::{Host as _, apply};
 use super::executor::{Executor, marker};
 use super::journal::Journal;
 use super::observe::observe;
-use super::plan::{Plan, Step, plan, suffixed};
+use super::plan::{Plan, Step, plan};
 use super::staging::{Purpose, Staging, Unpacking};
 use crate::check::{Contents, agrees};
 use crate::manifest::Manifest;
@@ -286,7 +286,7 @@ fn kept(plan: &Plan) -> Vec<PathBuf> {
                 path,
                 aside,
                 replaces: true,
-            } => suffixed(path, aside),
+            } => files::with_suffix(path, aside),
             Step::SwapItem {
                 aside, is_here: true, ..
             } => aside.clone(),

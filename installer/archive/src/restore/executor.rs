@@ -12,7 +12,7 @@ use rand::rngs::SysRng;
 
 use super::apply;
 use super::journal::{self, Journal};
-use super::plan::{Step, suffixed, undone};
+use super::plan::{Step, undone};
 use super::staging::Staging;
 use crate::report::{Reporter, count};
 use links_base::exec;
@@ -172,7 +172,7 @@ impl Executor<'_, '_> {
                 undone.as_deref(),
             )?;
             let file = fs::canonicalize(&database.path).unwrap_or_else(|_| database.path.clone());
-            let kept = undone.map(|undone| suffixed(&file, &undone));
+            let kept = undone.map(|undone| files::with_suffix(&file, &undone));
             if let Some(kept) = kept.filter(|kept| kept.exists()) {
                 self.reporter.notice(&format!(
                     "the restored database is kept as {}, because links may have been started with it",

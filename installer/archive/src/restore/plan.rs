@@ -163,13 +163,6 @@ pub fn undone(stamp: &str) -> String {
     format!(".undone-{stamp}")
 }
 
-/// A path with this suffix after its name.
-pub fn suffixed(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.to_owned().into_os_string();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
 /// Plans a restore at `now`, in seconds since 1970.
 ///
 /// # Errors
