@@ -22,6 +22,7 @@ mod schedule;
 mod source;
 mod space;
 
+mod certificates;
 pub mod check;
 pub mod list;
 pub mod make;

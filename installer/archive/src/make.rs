@@ -7,12 +7,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use serde::Serialize;
 
 use crate::archive;
+use crate::certificates;
 use crate::child::{self, Child, pump};
 use crate::collect::{self, Collected};
 use crate::location::{self, Bucket, Store};
@@ -310,7 +311,8 @@ impl Making<'_> {
     fn collect(&self, staging: &Path) -> anyhow::Result<(Manifest, Vec<Collected>)> {
         let mut collected = {
             let _certificates = match self.decided.secrets {
-                true => lock_certificates(self.layout, CERTIFICATES_TIMEOUT)?,
+                // So that the certificates and their keys fit together.
+                true => certificates::lock(self.layout, CERTIFICATES_TIMEOUT)?,
                 false => None,
             };
             collect::collect(self.layout.root(), self.decided.secrets)?
@@ -476,32 +478,10 @@ impl Making<'_> {
     }
 }
 
-/// Takes the lock of links-acme, so that the certificates and their keys fit together. `None` if there are no certificates.
-fn lock_certificates(layout: &Layout, timeout: Duration) -> anyhow::Result<Option<files::Lock>> {
-    if !layout.tls_dir().exists() {
-        return Ok(None);
-    }
-    let path = layout.tls_lock();
-    let end = Instant::now() + timeout;
-    loop {
-        if let Some(lock) = files::lock(&path, 0o600, &std::process::id().to_string())? {
-            return Ok(Some(lock));
-        }
-        ensure!(
-            Instant::now() < end,
-            "process {} has been getting certificates for {} s: try again when it has ended",
-            held_by(&path).unwrap_or_default(),
-            timeout.as_secs()
-        );
-        thread::sleep(Duration::from_millis(100));
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 mod tests {
     use super::*;
-    use links_base::layout::temporary;
 
     const KEYS: [&str; 2] = [
         "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
@@ -634,17 +614,5 @@ mod tests {
             is_due
         });
         assert_eq!(made.count(), 1);
-    }
-
-    #[test]
-    fn certificates_are_not_read_while_links_acme_writes_them() {
-        let (_root, layout) = temporary(&[Layout::state_dir]);
-        assert!(lock_certificates(&layout, Duration::ZERO).unwrap().is_none());
-        files::make_directory(&layout.tls_dir(), 0o755).unwrap();
-        let acme = lock_certificates(&layout, Duration::ZERO).unwrap();
-        assert!(acme.is_some());
-        assert!(lock_certificates(&layout, Duration::ZERO).is_err());
-        drop(acme);
-        assert!(lock_certificates(&layout, Duration::ZERO).unwrap().is_some());
     }
 }

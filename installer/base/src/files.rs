@@ -6,6 +6,7 @@ use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, symlink,
 };
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use nix::errno::Errno;
@@ -196,6 +197,9 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// The time between two attempts at a lock that is held.
+const LOCK_INTERVAL: Duration = Duration::from_millis(100);
+
 /// A locked file. The lock ends when this is dropped.
 pub type Lock = Flock<File>;
 
@@ -221,6 +225,21 @@ pub fn lock(path: &Path, mode: u32, holder: &str) -> anyhow::Result<Option<Lock>
         }
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, error)) => Err(error).with_context(|| format!("Locking {}", path.display())),
+    }
+}
+
+/// Does the same as [`lock`], and waits up to `timeout` while another process holds the lock: flock(2) has no timeout.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_within(path: &Path, mode: u32, holder: &str, timeout: Duration) -> anyhow::Result<Option<Lock>> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let locked = lock(path, mode, holder)?;
+        if locked.is_some() || Instant::now() >= deadline {
+            return Ok(locked);
+        }
+        std::thread::sleep(LOCK_INTERVAL);
     }
 }
 

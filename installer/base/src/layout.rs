@@ -270,6 +270,11 @@ impl Layout {
         self.at("var/lib/links/tls/lock")
     }
 
+    /// Held while the administrator's certificates are copied.
+    pub fn tls_files_lock(&self) -> PathBuf {
+        self.at("var/lib/links/tls/files.lock")
+    }
+
     /// Compiled components, which may be deleted at any time.
     pub fn cache_dir(&self) -> PathBuf {
         self.at("var/cache/links")

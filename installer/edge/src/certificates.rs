@@ -18,6 +18,8 @@ use links_config::links::{Tls, TlsMode};
 
 /// How long links-acme may take for work that needs no network.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long another process may take to copy the administrator's certificates.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// The maximum size of a certificate with its chain, or of a key.
 const MAX_BYTES: u64 = 1 << 20;
 /// The name of a copy while it is checked.
@@ -205,7 +207,8 @@ impl Certificates {
         make_directory(&self.layout.tls_dir(), 0o755)?;
         let directory = self.layout.tls_files_dir();
         make_directory(&directory, 0o755)?;
-        let _lock = lock(&directory)?;
+        // A hook of certbot, links-tls.timer and a rollout may come at the same time.
+        let _lock = lock(&self.layout.tls_files_lock(), LOCK_TIMEOUT)?;
         let staged = directory.join(STAGED);
         let found = self.check_files(tls)?;
         let mut problems: Vec<_> = found
@@ -367,12 +370,9 @@ fn choose(names: &[String], certificates: &[&[String]]) -> (BTreeMap<String, usi
     (chosen, uncovered)
 }
 
-/// Waits until no other process changes the copies in `directory`: a hook of certbot, links-tls.timer and a rollout may come at
-/// the same time. The lock ends when the file is dropped.
-fn lock(directory: &Path) -> anyhow::Result<fs::File> {
-    fs::File::open(directory)
-        .and_then(|file| file.lock().map(|()| file))
-        .with_context(|| format!("Locking {}", directory.display()))
+fn lock(path: &Path, timeout: Duration) -> anyhow::Result<files::Lock> {
+    let lock = files::lock_within(path, 0o600, &std::process::id().to_string(), timeout)?;
+    lock.with_context(|| format!("{} is still locked by another process", path.display()))
 }
 
 /// Whether a name in a certificate stands for the host name. A `*` stands for one label (RFC 9525, section 6.3).
@@ -480,11 +480,11 @@ mod tests {
     #[test]
     fn only_one_process_changes_the_copies() {
         let directory = tempfile::tempdir().unwrap();
-        let held = lock(directory.path()).unwrap();
-        let other = fs::File::open(directory.path()).unwrap();
-        assert!(other.try_lock().is_err());
+        let path = directory.path().join("lock");
+        let held = lock(&path, Duration::ZERO).unwrap();
+        assert!(lock(&path, Duration::ZERO).is_err());
         drop(held);
-        other.try_lock().unwrap();
+        lock(&path, Duration::ZERO).unwrap();
     }
 
     #[test]

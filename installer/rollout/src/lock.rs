@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::bail;
 use nix::fcntl::Flock;
@@ -11,9 +11,6 @@ use procfs::{FromRead as _, LockType, Locks};
 use rustix::fs::{major, minor};
 
 use links_base::{files, log};
-
-/// The time between two attempts at a lock that is held: flock() has no timeout.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The lock, which is held until it is dropped or the process ends for whatever reason.
 #[derive(Debug)]
@@ -43,12 +40,8 @@ impl Lock {
             bail!("a rollout is under way already, by process {}", holder(path));
         };
         log::notice!("waiting for the rollout that is under way, by process {}", holder(path));
-        let deadline = Instant::now() + time;
-        while Instant::now() < deadline {
-            std::thread::sleep(POLL_INTERVAL);
-            if let Some(lock) = Self::try_take(path)? {
-                return Ok(lock);
-            }
+        if let Some(lock) = Self::take_within(path, time)? {
+            return Ok(lock);
         }
         bail!(
             "a rollout is still under way after {} s, by process {}",
@@ -62,9 +55,13 @@ impl Lock {
     /// # Errors
     /// The file cannot be created.
     pub fn try_take(path: &Path) -> anyhow::Result<Option<Self>> {
+        Self::take_within(path, Duration::ZERO)
+    }
+
+    fn take_within(path: &Path, timeout: Duration) -> anyhow::Result<Option<Self>> {
         let command: Vec<_> = std::env::args().collect();
         let holder = format!("{} (`{}`)", std::process::id(), command.join(" "));
-        let file = files::lock(path, 0o644, &holder)?;
+        let file = files::lock_within(path, 0o644, &holder, timeout)?;
         Ok(file.map(|file| Self { _file: file }))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use data_encoding::HEXLOWER;
@@ -14,6 +15,7 @@ use super::apply;
 use super::journal::{self, Journal};
 use super::plan::{Step, undone};
 use super::staging::Staging;
+use crate::certificates;
 use crate::report::{Reporter, count};
 use links_base::exec;
 use links_base::files::{self, make_directory};
@@ -21,7 +23,7 @@ use links_base::layout::{self, Layout};
 use links_config::links::Config;
 use links_config::load::load_links;
 use links_edge::Mode;
-use links_rollout::{Appliance, Force, Goal, Session, Stage, held_by, install_site};
+use links_rollout::{Appliance, Force, Goal, Session, Stage, install_site};
 
 /// The host, with the right to change what runs.
 pub struct Executor<'a, 's> {
@@ -49,15 +51,7 @@ impl Executor<'_, '_> {
             return Ok(());
         }
         make_directory(&directory, 0o755)?;
-        let path = self.layout.tls_lock();
-        let lock = files::lock(&path, 0o600, &std::process::id().to_string())?;
-        let holder = || held_by(&path).unwrap_or_default();
-        self.certificates = Some(lock.with_context(|| {
-            format!(
-                "process {} is getting certificates at the moment: try again when it has ended",
-                holder()
-            )
-        })?);
+        self.certificates = certificates::lock(self.layout, Duration::ZERO)?;
         Ok(())
     }
 
