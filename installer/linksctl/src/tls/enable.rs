@@ -268,13 +268,9 @@ impl Host<'_> {
 fn with_names(applied: &Config, wanted: &Tls) -> Config {
     let mut config = applied.clone();
     if applied.tls.mode == TlsMode::Files {
-        let mut names = server_names(applied);
-        for name in &wanted.names {
-            if !names.contains(name) {
-                names.push(name.clone());
-            }
-        }
-        config.nginx.server_name = names;
+        let mut with_all = applied.clone();
+        with_all.tls.names.extend(wanted.names.iter().cloned());
+        config.nginx.server_name = server_names(&with_all);
     } else {
         config.tls = wanted.clone();
     }
