@@ -90,23 +90,53 @@ fn only_trusted_proxies_report_a_client() -> Result<()> {
         "http://links.example/fifth"
     );
 
-    host.configure_links("[nginx]\ntrusted_proxies = \"127.0.0.1\"\nproxy_protocol = true\n")?;
+    host.configure_links(WITH_PROXY_PROTOCOL)?;
     let status = host.status()?;
     ensure!(status["ok"] == true, "{status}");
-    let proxied = raw(&host, "PROXY TCP4 198.51.100.7 192.0.2.1 40000 80\r\n", "/fifth")?;
-    ensure!(proxied.starts_with("HTTP/1.1 302 "), "{proxied}");
-    has_in_journal(&host, "/fifth", "198.51.100.7")?;
+    let click = "GET /fifth HTTP/1.0\r\nHost: links.example\r\n\r\n";
+    for (protocol, address, to) in [
+        ("TCP4", "198.51.100.7", "192.0.2.1"),
+        ("TCP6", "2001:db8::7", "2001:db8::1"),
+    ] {
+        let proxied = raw(&host, &format!("PROXY {protocol} {address} {to} 40000 80\r\n{click}"))?;
+        ensure!(proxied.starts_with("HTTP/1.1 302 "), "{address}: {proxied}");
+        has_in_journal(&host, "/fifth", address)?;
+    }
     // Without the protocol, nobody can say who asks, so nginx closes the connection.
-    let plain = raw(&host, "", "/fifth").unwrap_or_default();
+    let plain = raw(&host, click).unwrap_or_default();
     ensure!(!plain.contains(" 302 "), "{plain}");
-    Ok(())
+
+    // The clients of one IPv6 network are one client here too.
+    let answers_creation = |address: &str, slug: &str, status: u16| -> Result<()> {
+        let body = json!({ "url": "https://example.com/", "slug": slug }).to_string();
+        let request = format!(
+            "PROXY TCP6 {address} 2001:db8::1 40000 80\r\nPOST /shorten HTTP/1.0\r\nHost: links.example\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = raw(&host, &request)?;
+        ensure!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{status} for {address}: {answer}"
+        );
+        Ok(())
+    };
+    for number in 0..6 {
+        answers_creation(&format!("2001:db8:0:1::{number}"), &format!("six-{number}"), 200)?;
+    }
+    answers_creation("2001:db8:0:1:ffff::1", "six", 429)?;
+    answers_creation("2001:db8:0:2::1", "six", 200)
 }
 
-/// The answer to a request in HTTP/1.0 after `preface`.
-fn raw(host: &Host, preface: &str, path: &str) -> Result<String> {
+/// Any client may create five links per minute, and as many at once in addition to the first.
+const WITH_PROXY_PROTOCOL: &str = "[shorten]\naccess = \"open\"\n[limits]\ncreate = 5\n\
+                                   [nginx]\ntrusted_proxies = \"127.0.0.1\"\nproxy_protocol = true\n";
+
+/// The answer to a request in HTTP/1.0, which may begin with the header of the PROXY protocol.
+fn raw(host: &Host, request: &str) -> Result<String> {
     let mut stream = host.http().stream()?;
     stream.set_read_timeout(Duration::from_secs(10))?;
-    stream.write_all(format!("{preface}GET {path} HTTP/1.0\r\nHost: links.example\r\n\r\n").as_bytes())?;
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
