@@ -249,25 +249,8 @@ fn on_the_same_host(host: &Host, file: &str, crowd: &Crowd, links: &[Link]) -> R
     counted_so_far(host)?;
     let counts = crowd.counts(host)?;
 
-    // Killed in the middle. Nothing but an undo is possible then, and no click is counted meanwhile.
-    host.shell(&format!(
-        "linksctl restore {file} --identity {KEY} --force >/dev/null 2>&1 &
-        until test -e /var/lib/links/restore.json && ! systemctl is-active --quiet links; do sleep 0.01; done
-        kill -KILL $!"
-    ))?;
-    ensure!(
-        host.run(["linksctl", "rollout"])?.status == 1,
-        "a rollout should be refused"
-    );
-    ensure!(
-        !host.status()?["restore"].is_null(),
-        "the status should name the restore"
-    );
-    done(host, &["linksctl", "restore", "--undo", "--json"])?;
-    host.wait_for_rotation(2)?;
-    ensure!(host.status()?["restore"].is_null());
-    none_is_lost(host, links)?;
-    crowd.settles_at(host, &counts).context("after the undo")?;
+    killed_in_each_step(host, file, links)?;
+    crowd.settles_at(host, &counts).context("after the undos")?;
 
     // The clicks since the backup that are not in the journal any more are gone. None is counted twice.
     let restore = ["linksctl", "restore", file, "--identity", KEY, "--json"];
@@ -289,6 +272,81 @@ fn on_the_same_host(host: &Host, file: &str, crowd: &Crowd, links: &[Link]) -> R
         .stdout;
     assert_eq!(kept.trim(), "1");
     counts_each_click_once_from_now_on(host, crowd)
+}
+
+/// Kills a restore at the beginning of each step, except the first, before which there is nothing to undo, and the last, after
+/// which there is nothing either. Nothing but an undo is possible then, and it brings back what the backup does not have.
+fn killed_in_each_step(host: &Host, file: &str, links: &[Link]) -> Result<()> {
+    host.write("/etc/links/nginx.d/own.conf", "add_header X-Own later always;\n")?;
+    let later = host.shorten("https://example.com/later")?;
+    let files = || -> Result<String> {
+        let sums = host.shell("find /etc/links -type f -exec sha256sum {} + | sort")?;
+        Ok(sums.stdout)
+    };
+    let before = files()?;
+    for step in [
+        "stop",
+        "swap_database",
+        "swap",
+        "renew_journal",
+        "roll_out",
+        "count_links",
+        "start",
+        "soak",
+        "empty_cache",
+        "site",
+    ] {
+        // Instances that start this often reach systemd's limit.
+        host.ok(["systemctl", "reset-failed"])?;
+        kill_restore_at(host, file, step)
+            .and_then(|()| undo(host))
+            .and_then(|()| {
+                ensure!(
+                    files()? == before,
+                    "the files differ: {before} before, {} after",
+                    files()?
+                );
+                host.follow(&later)?;
+                none_is_lost(host, links)
+            })
+            .with_context(|| format!("killed in the step {step}"))?;
+    }
+    Ok(())
+}
+
+/// Kills a restore as soon as it reports this step, which it does before it begins with it.
+fn kill_restore_at(host: &Host, file: &str, step: &str) -> Result<()> {
+    // The last line succeeds if the restore has not.
+    host.shell(&format!(
+        "rm --force /var/tmp/steps; mkfifo /var/tmp/steps
+        linksctl restore {file} --identity {KEY} --force --json >/var/tmp/steps 2>/dev/null &
+        while read -r event; do
+            case $event in *'\"step\":\"{step}\"'*) kill -KILL $!; break ;; esac
+        done </var/tmp/steps
+        ! wait $!"
+    ))?;
+    ensure!(
+        !host.status()?["restore"].is_null(),
+        "the status should name the restore"
+    );
+    ensure!(
+        host.run(["linksctl", "rollout"])?.status == 1,
+        "a rollout should be refused"
+    );
+    Ok(())
+}
+
+fn undo(host: &Host) -> Result<()> {
+    let undo = ["linksctl", "restore", "--undo", "--json"];
+    // links.service may be starting, and hold the lock of the rollouts for a moment.
+    let undone = eventually("nothing holds the lock", Duration::from_secs(30), || {
+        let output = host.run(undo)?;
+        Ok((!output.printed().contains("a rollout is under way")).then_some(output))
+    })?;
+    ensure!(undone.status == 0 && event(&undone)?["event"] == "done", "{undone}");
+    host.wait_for_rotation(2)?;
+    ensure!(host.status()?["restore"].is_null());
+    Ok(())
 }
 
 /// The places of these checks share a host with enough links for an upload in two parts.
