@@ -1,8 +1,10 @@
 //! HTTPS through nginx, with certificates of pebble, a certificate authority for tests, and with files.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use links_tests::http2::Http2Load;
 use links_tests::local::Settings;
 use links_tests::servers::{Pebble, Squatter};
@@ -484,6 +486,7 @@ fn neither_kills_nor_expiry_nor_wrong_files_take_links_down() -> Result<()> {
     let first = pebble(&host, Settings::default())?;
     let enabled = enable(&host, &[NAME])?;
     ensure!(enabled.status == 0, "{enabled}");
+    a_change_that_nginx_does_not_serve_is_undone(&host, slug)?;
 
     // linksctl and what it runs are killed at every moment of a renewal. nginx can start at any time, and the next renewal
     // makes it serve what is there.
@@ -508,6 +511,7 @@ fn neither_kills_nor_expiry_nor_wrong_files_take_links_down() -> Result<()> {
     );
 
     a_revoked_certificate_is_replaced(&host)?;
+    a_bare_host_gets_its_certificate_and_account_back(&host, &first, slug)?;
 
     // The authority has lost its memory, and issues certificates for a short time. Without it, they expire, and nothing is
     // redirected to an error page then.
@@ -548,6 +552,75 @@ fn neither_kills_nor_expiry_nor_wrong_files_take_links_down() -> Result<()> {
     follow(&host, NAME, slug)?;
 
     own_files(&host, slug)
+}
+
+/// Another site of the same nginx has the name on port 443, so that nginx accepts the site of links and serves the other one.
+fn a_change_that_nginx_does_not_serve_is_undone(host: &Host, slug: &str) -> Result<()> {
+    let neighbour = "/etc/nginx/conf.d/neighbour.conf";
+    host.write("/var/tmp/https.sh", CERTIFICATES)?;
+    host.ok(["bash", "/var/tmp/https.sh", "/etc/own", OTHER, "30"])?;
+    host.write(
+        neighbour,
+        format!(
+            "server {{\n    listen 443 ssl;\n    server_name {OTHER};\n    ssl_certificate /etc/own/fullchain.pem;\n    \
+             ssl_certificate_key /etc/own/privkey.pem;\n    return 200 own;\n}}\n"
+        ),
+    )?;
+    host.reload_nginx()?;
+    let state = || -> Result<_> {
+        let mut status: Value = host.run(["linksctl", "tls", "status", "--json"])?.json()?;
+        for name in status["names"].as_array_mut().into_iter().flatten() {
+            // The authority may have been asked when.
+            name["next"] = Value::Null;
+        }
+        Ok((host.read(SITE)?, host.read(TLS_TOML)?, status, served(host, OTHER)?))
+    };
+    let before = state()?;
+    ensure!(before.2["ok"] == true, "{before:?}");
+    let refused = enable(host, &[OTHER])?;
+    ensure!(
+        refused.status != 0 && refused.printed().contains(&format!("on 0.0.0.0:443 {OTHER}: ")),
+        "{refused}"
+    );
+    let after = state()?;
+    ensure!(after == before, "{before:?} before {refused}, and {after:?} after it");
+    follow(host, NAME, slug)?;
+    host.ok(["rm", neighbour])?;
+    host.reload_nginx()
+}
+
+/// A purge leaves a host that is as bare as another one, and here is the authority that knows the account.
+fn a_bare_host_gets_its_certificate_and_account_back(host: &Host, pebble: &Pebble<'_>, slug: &str) -> Result<()> {
+    let before = served(host, NAME)?;
+    let backup = "/var/backups/https.tar.zst";
+    host.ok(["linksctl", "backup", "--to", backup, "--plain-secrets"])?;
+    host.ok(["apt-get", "--yes", "purge", "links-shortener"])?;
+    ensure!(!host.exists("/var/lib/links/tls")?, "the purge has left certificates");
+    host.apt_install()?;
+    host.wait_for_rotation(2)?;
+    ensure!(
+        get(host, &format!("https://{NAME}/{slug}"))?.status == 0,
+        "a bare host serves HTTPS"
+    );
+
+    // Whoever asks the authority gets no answer.
+    pebble.server.pause()?;
+    host.ok(["linksctl", "restore", backup])?;
+    host.ok(["systemctl", "stop", "links-tls.timer"])?;
+    ensure!(served(host, NAME)? == before, "another certificate is served");
+    follow(host, NAME, slug)?;
+    let restored = status(host, NAME)?;
+    ensure!(
+        restored["state"] == "valid" && restored["problem"].is_null() && restored["sha256"] == before,
+        "{restored}"
+    );
+    keys_are_private(host)?;
+    pebble.server.resume()?;
+    let renewed = renew(host, &["--force"])?;
+    ensure!(renewed.status == 0 && served(host, NAME)? != before, "{renewed}");
+    let account = Events::of(&renewed)?.first("account")?.clone();
+    ensure!(account["created"] == false, "a new account was made: {account}");
+    follow(host, NAME, slug)
 }
 
 /// The authority suggests to renew it at once (RFC 9773).
@@ -628,6 +701,8 @@ fn own_files(host: &Host, slug: &str) -> Result<()> {
     ensure!(served(host, NAME)? != first, "the old certificate is served");
     follow(host, NAME, slug)?;
 
+    an_authority_takes_over_without_a_gap(host, slug)?;
+
     // The settings may be in links.toml as well.
     host.ok(["rm", TLS_TOML])?;
     host.configure_links(&format!(
@@ -640,4 +715,40 @@ fn own_files(host: &Host, slug: &str) -> Result<()> {
     );
     ensure!(host.read(LINKS_TOML)?.contains("[tls]"));
     Ok(())
+}
+
+/// From the administrator's files to a certificate of the authority. Every new connection gets the one or the other.
+fn an_authority_takes_over_without_a_gap(host: &Host, slug: &str) -> Result<()> {
+    let own = host.read(ROOTS)?;
+    host.ok(["systemctl", "stop", "pebble"])?;
+    let authority = pebble(host, Settings::default())?;
+    host.write(ROOTS, format!("{}{own}", authority.issuer()?))?;
+    // It is of the authority that is gone.
+    host.ok(["/usr/lib/links/bin/links-acme", "forget", NAME])?;
+    let before = served(host, NAME)?;
+
+    let is_done = AtomicBool::new(false);
+    let (enabled, answered) = thread::scope(|scope| {
+        let client = scope.spawn(|| -> Result<u32> {
+            let mut answered = 0;
+            while !is_done.load(Ordering::Relaxed) {
+                follow(host, NAME, slug).with_context(|| format!("after {answered} answers"))?;
+                answered += 1;
+            }
+            Ok(answered)
+        });
+        let enabled = enable(host, &[NAME]);
+        is_done.store(true, Ordering::Relaxed);
+        (enabled, client.join())
+    });
+    let enabled = enabled?;
+    let answered = answered.map_err(|_| anyhow!("the client panicked"))??;
+    println!("{answered} answers from files to the authority");
+    ensure!(
+        enabled.status == 0 && outcome(&enabled, NAME)? == (true, String::new()),
+        "{enabled}"
+    );
+    ensure!(answered >= 10, "only {answered} answers");
+    ensure!(served(host, NAME)? != before, "the file is still served");
+    follow(host, NAME, slug)
 }
