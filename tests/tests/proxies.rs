@@ -164,7 +164,7 @@ fn has_in_journal(host: &Host, path: &str, address: &str) -> Result<()> {
 }
 
 const LIMITED: &str = "[shorten]\naccess = \"open\"\nallowed_origin = \"https://app.example\"\n\
-                       [limits]\ncreate = 5\nwrong_tokens = 4\nunknown_links = 6\n\
+                       [limits]\ncreate = 5\nwrong_tokens = 4\nunknown_links = 6\ncache_misses = 100\n\
                        [nginx]\ntrusted_proxies = \"127.0.0.1\"\n";
 
 #[test]
@@ -225,6 +225,20 @@ fn a_client_that_goes_too_far_is_limited_and_others_are_not() -> Result<()> {
     ensure!(from("198.51.100.4").get("/guess-1")?.status == 404, "another client");
     follow(&from("198.51.100.4"), "/new-1")?;
 
+    // Misses of the cache. A HEAD adds no entry, so each of these is one.
+    let reader = from("198.51.100.7");
+    number = 0;
+    let refused = eventually("a client that misses the cache is refused", TIMEOUT, || {
+        number += 1;
+        let answer = reader.head("/new-3")?;
+        ensure!(answer.status == 302 || answer.status == 429, "{answer}");
+        Ok((answer.status == 429).then_some(answer))
+    })?;
+    is_too_many(&refused, "text/html")?;
+    ensure!(number > 100, "refused after {number} requests");
+    follow(&reader, "/new-0")?;
+    follow(&from("198.51.100.4"), "/new-3")?;
+
     // Wrong tokens.
     let intruder = from("198.51.100.5").bearer("wrong");
     let refused = eventually("a client with wrong tokens is refused", TIMEOUT, || {
@@ -249,7 +263,10 @@ fn a_client_that_goes_too_far_is_limited_and_others_are_not() -> Result<()> {
     }
 
     // The limits end with the configuration, or else within a minute.
-    host.configure_links("[nginx]\ntrusted_proxies = \"127.0.0.1\"\n[limits]\nwrong_tokens = 0\nunknown_links = 0\n")?;
+    host.configure_links(
+        "[nginx]\ntrusted_proxies = \"127.0.0.1\"\n\
+         [limits]\nwrong_tokens = 0\nunknown_links = 0\ncache_misses = 0\n",
+    )?;
     eventually("no client is limited", TIMEOUT, || {
         let flags = host.ok(["ls", "/run/links/limits"])?.stdout;
         Ok((flags == "none\n").then_some(()))

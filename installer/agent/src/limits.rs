@@ -1,12 +1,13 @@
-//! Limits the clients that send many requests for unknown links and other unknown paths, or many wrong tokens. Each of these
-//! takes a request to an instance, and only the instances know which requests they are. So the agent counts them in the
-//! journal, and sets a flag for a client that exceeds a limit. packaging/nginx/site.conf says what nginx does then.
+//! Limits the clients that send many requests for unknown links and other unknown paths, many that are not in nginx's cache, or
+//! many wrong tokens. Each of these takes a request to an instance, and nginx does not know beforehand which requests they are.
+//! So the agent counts them in the journal, and sets a flag for a client that exceeds a limit. packaging/nginx/site.conf says
+//! what nginx does then.
 //!
 //! Each limit is a bucket that leaks: it takes as many requests at once as the limit allows per minute, and empties within a
 //! minute. A client keeps its flag until its bucket is half empty. Requests that nginx has refused go into the bucket too, so a
-//! client that goes on unchanged keeps its flag.
+//! client that goes on unchanged keeps its flag. If two buckets hold one flag, it stays until both have let go of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -20,40 +21,77 @@ use links_config::links;
 
 /// How long a full bucket takes to empty, in milliseconds.
 const MINUTE: u64 = 60_000;
-/// The maximum number of clients that are counted. Each takes about a hundred bytes, and a flag as much again in /run.
-const MAX_CLIENTS: usize = 50_000;
+/// The maximum number of buckets. Each takes about a hundred bytes, and a flag as much again in /run.
+const MAX_BUCKETS: usize = 50_000;
 
 /// What a client does too often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Offense {
     /// It asks for links, or other paths, that do not exist.
     UnknownLink,
+    /// It asks for links, or other paths, that an instance has to answer.
+    CacheMiss,
     /// It uses the API with a wrong token, or without one.
     WrongToken,
 }
 
 impl Offense {
-    /// The beginning of the flag's name, which packaging/nginx/site.conf repeats.
-    fn prefix(self) -> &'static str {
+    const ALL: [Self; 3] = [Self::UnknownLink, Self::CacheMiss, Self::WrongToken];
+
+    /// The flag of a client that exceeds the limit.
+    fn flag(self) -> Flag {
         match self {
-            Self::UnknownLink => "links-",
-            Self::WrongToken => "tokens-",
+            Self::UnknownLink | Self::CacheMiss => Flag::Links,
+            Self::WrongToken => Flag::Tokens,
         }
     }
 
-    /// Whether the request counts. `is_limited` is whether the client has its flag.
+    /// Whether requests of this route may count.
+    fn concerns(self, route: Route) -> bool {
+        match self.flag() {
+            Flag::Links => matches!(route, Route::Redirect | Route::Other),
+            Flag::Tokens => matches!(route, Route::Shorten | Route::Api),
+        }
+    }
+
+    /// Whether the request, which has a route that this concerns, counts. `is_limited` is whether the client has exceeded the
+    /// limit.
     fn is_in(self, line: &Line<'_>, is_limited: bool) -> bool {
+        let is_refused = is_limited && line.status == 429;
         match self {
             // An answer from the cache costs nothing, as for the robots.txt and favicon.ico that browsers and crawlers ask for.
-            Self::UnknownLink if matches!(line.route, Route::Redirect | Route::Other) => {
+            Self::UnknownLink => {
                 // nginx answers by itself below /internal/, and perhaps in a location of the administrator.
                 let is_unknown = line.status == 404 && (line.route == Route::Redirect || line.upstream.is_some());
-                line.cache != Cache::Hit && (is_unknown || is_limited && line.status == 429)
+                line.cache != Cache::Hit && (is_unknown || is_refused)
             }
-            Self::WrongToken if matches!(line.route, Route::Shorten | Route::Api) => {
-                line.status == 401 || is_limited && line.status == 429
+            Self::CacheMiss => {
+                // nginx sends a stale answer or 502 where no instance answers, and 429 by itself.
+                let is_of_nginx = line.cache == Cache::Stale || matches!(line.status, 429 | 502);
+                // The instances answer other paths with errors only. The rest is from a location of the administrator.
+                let is_of_links = line.route == Route::Redirect || line.status >= 400;
+                line.upstream.is_some() && is_of_links && !is_of_nginx || is_refused
             }
-            Self::UnknownLink | Self::WrongToken => false,
+            Self::WrongToken => line.status == 401 || is_refused,
+        }
+    }
+}
+
+/// What nginx refuses to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Flag {
+    /// Links and other paths that are not in its cache.
+    Links,
+    /// API requests with a token.
+    Tokens,
+}
+
+impl Flag {
+    /// The beginning of the flag's name, which packaging/nginx/site.conf repeats.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Links => "links-",
+            Self::Tokens => "tokens-",
         }
     }
 }
@@ -90,11 +128,11 @@ struct Bucket {
     is_limited: bool,
 }
 
-/// A change of a flag.
+/// A change of a flag. One that is set already may be set again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Change {
-    Set(Offense, String),
-    Remove(Offense, String),
+    Set(Flag, String),
+    Remove(Flag, String),
 }
 
 /// Which clients have exceeded which limits. It does no I/O.
@@ -116,6 +154,7 @@ impl Limiter {
     fn weight(&self, offense: Offense) -> Option<u64> {
         let limit = match offense {
             Offense::UnknownLink => self.limits.unknown_links,
+            Offense::CacheMiss => self.limits.cache_misses,
             Offense::WrongToken => self.limits.wrong_tokens,
         };
         MINUTE.checked_div(limit.into())
@@ -128,19 +167,27 @@ impl Limiter {
             return None;
         }
         let client = client(line.address)?;
-        let offense = match line.route {
-            Route::Redirect | Route::Other => Offense::UnknownLink,
-            Route::Shorten | Route::Api => Offense::WrongToken,
-            Route::Health => return None,
+        let mut change = None;
+        for offense in Offense::ALL {
+            if offense.concerns(line.route) && self.fill(offense, client, line, now) {
+                change = Some(Change::Set(offense.flag(), client.to_owned()));
+            }
+        }
+        change
+    }
+
+    /// Puts a request into one bucket of a client. Returns whether it is the first one beyond the limit.
+    fn fill(&mut self, offense: Offense, client: &str, line: &Line<'_>, now: u64) -> bool {
+        let Some(weight) = self.weight(offense) else {
+            return false;
         };
-        let weight = self.weight(offense)?;
         let key = (offense, Box::from(client));
         let known = self.buckets.get(&key).copied();
         if !offense.is_in(line, known.is_some_and(|bucket| bucket.is_limited)) {
-            return None;
+            return false;
         }
-        if known.is_none() && self.buckets.len() >= MAX_CLIENTS {
-            return None;
+        if known.is_none() && self.buckets.len() >= MAX_BUCKETS {
+            return false;
         }
         let before = known.unwrap_or(Bucket {
             empty_at: now,
@@ -153,23 +200,38 @@ impl Limiter {
             empty_at: filled,
             is_limited: before.is_limited || is_full,
         };
-        let change = (bucket.is_limited && !before.is_limited).then(|| Change::Set(offense, client.to_owned()));
         self.buckets.insert(key, bucket);
-        change
+        bucket.is_limited && !before.is_limited
     }
 
     /// Ends the limits of clients whose buckets are half empty, and forgets empty ones.
     fn release(&mut self, now: u64) -> Vec<Change> {
-        let mut changes = vec![];
+        let mut released = BTreeSet::new();
         self.buckets.retain(|(offense, client), bucket| {
             bucket.empty_at = bucket.empty_at.min(now + 2 * MINUTE);
             if bucket.is_limited && bucket.empty_at <= now + MINUTE / 2 {
                 bucket.is_limited = false;
-                changes.push(Change::Remove(*offense, client.to_string()));
+                released.insert((offense.flag(), client.clone()));
             }
             bucket.empty_at > now
         });
-        changes
+        self.ended(released)
+    }
+
+    /// The ends of those flags, each released by a bucket, that no other bucket of the client holds.
+    fn ended(&self, released: BTreeSet<(Flag, Box<str>)>) -> Vec<Change> {
+        let free = released.into_iter().filter(|(flag, client)| !self.holds(*flag, client));
+        free.map(|(flag, client)| Change::Remove(flag, client.into_string()))
+            .collect()
+    }
+
+    /// Whether a bucket of the client holds this flag.
+    fn holds(&self, flag: Flag, client: &str) -> bool {
+        let mut offenses = Offense::ALL.into_iter().filter(|offense| offense.flag() == flag);
+        offenses.any(|offense| {
+            let bucket = self.buckets.get(&(offense, Box::<str>::from(client)));
+            bucket.is_some_and(|bucket| bucket.is_limited)
+        })
     }
 
     fn has_limited(&self) -> bool {
@@ -182,19 +244,19 @@ impl Limiter {
             return vec![];
         }
         self.limits = limits;
-        let mut changes = vec![];
-        let on: Vec<_> = [Offense::UnknownLink, Offense::WrongToken]
+        let mut released = BTreeSet::new();
+        let on: Vec<_> = Offense::ALL
             .into_iter()
             .filter(|offense| self.weight(*offense).is_some())
             .collect();
         self.buckets.retain(|(offense, client), bucket| {
             let stays = on.contains(offense);
             if !stays && bucket.is_limited {
-                changes.push(Change::Remove(*offense, client.to_string()));
+                released.insert((offense.flag(), client.clone()));
             }
             stays
         });
-        changes
+        self.ended(released)
     }
 }
 
@@ -234,12 +296,12 @@ impl Flags {
     /// Makes a change. `is_last` is whether no client has a flag afterwards.
     fn apply(&self, change: &Change, is_last: bool) -> io::Result<()> {
         match change {
-            Change::Set(offense, client) => {
-                fs::write(self.directory.join(format!("{}{client}", offense.prefix())), b"")?;
+            Change::Set(flag, client) => {
+                fs::write(self.directory.join(format!("{}{client}", flag.prefix())), b"")?;
                 files::remove_if_present(&self.unlimited)
             }
-            Change::Remove(offense, client) => {
-                files::remove_if_present(&self.directory.join(format!("{}{client}", offense.prefix())))?;
+            Change::Remove(flag, client) => {
+                files::remove_if_present(&self.directory.join(format!("{}{client}", flag.prefix())))?;
                 match is_last {
                     true => self.set_unlimited(),
                     false => Ok(()),
@@ -271,9 +333,9 @@ impl Limits {
         new
     }
 
-    /// Whether a request may concern a limit. Most do not, and need not be taken.
+    /// Whether a request may concern a limit. Most are answered from nginx's cache, and need not be taken.
     pub fn concern(line: &Line<'_>) -> bool {
-        matches!(line.status, 401 | 404 | 429)
+        line.upstream.is_some() || matches!(line.status, 401 | 404 | 429)
     }
 
     /// Counts a request.
@@ -337,12 +399,19 @@ mod tests {
         create: 0,
         wrong_tokens: 3,
         unknown_links: 6,
+        cache_misses: 0,
     };
 
     /// A line of the journal with this status, cache status, path and address.
     fn line(at: u64, status: u16, cache: &str, path: &str, address: &str) -> String {
         let (seconds, milliseconds) = (at / 1000, at % 1000);
         format!("l1\t{seconds}.{milliseconds:03}\t{status}\t0.001\t0.001\t{cache}\tGET\t{path}\t{address}\t-\t-")
+    }
+
+    /// The same line if no instance was asked.
+    fn by_nginx(line: &str) -> String {
+        let (before, after) = line.split_once("\t0.001\t0.001\t").unwrap();
+        format!("{before}\t0.001\t-\t{after}")
     }
 
     fn take(limiter: &mut Limiter, at: u64, line: &str) -> Option<Change> {
@@ -356,11 +425,11 @@ mod tests {
     }
 
     fn set(client: &str) -> Change {
-        Change::Set(Offense::UnknownLink, client.to_owned())
+        Change::Set(Flag::Links, client.to_owned())
     }
 
     fn remove(client: &str) -> Change {
-        Change::Remove(Offense::UnknownLink, client.to_owned())
+        Change::Remove(Flag::Links, client.to_owned())
     }
 
     #[test]
@@ -400,18 +469,18 @@ mod tests {
             let mut limiter = Limiter::new(LIMITS);
             let line = line(NOW, status, cache, path, "192.0.2.1");
             (1..=20).find_map(|number| match take(&mut limiter, NOW, &line)? {
-                Change::Set(offense, _) => Some((offense, number)),
+                Change::Set(flag, _) => Some((flag, number)),
                 Change::Remove(..) => None,
             })
         };
-        assert_eq!(count(404, "MISS", "/x"), Some((Offense::UnknownLink, 7)));
-        assert_eq!(count(404, "EXPIRED", "/x"), Some((Offense::UnknownLink, 7)));
+        assert_eq!(count(404, "MISS", "/x"), Some((Flag::Links, 7)));
+        assert_eq!(count(404, "EXPIRED", "/x"), Some((Flag::Links, 7)));
         // An instance answers for these paths too.
         for path in ["/x/random", "/x.php", "/", "/robots.txt"] {
-            assert_eq!(count(404, "MISS", path), Some((Offense::UnknownLink, 7)), "{path}");
+            assert_eq!(count(404, "MISS", path), Some((Flag::Links, 7)), "{path}");
         }
-        assert_eq!(count(401, "-", "/api/v1/stats"), Some((Offense::WrongToken, 4)));
-        assert_eq!(count(401, "-", "/shorten"), Some((Offense::WrongToken, 4)));
+        assert_eq!(count(401, "-", "/api/v1/stats"), Some((Flag::Tokens, 4)));
+        assert_eq!(count(401, "-", "/shorten"), Some((Flag::Tokens, 4)));
         for (status, cache, path) in [
             (404, "HIT", "/x"),
             (302, "MISS", "/x"),
@@ -433,10 +502,105 @@ mod tests {
     #[test]
     fn what_nginx_refuses_by_itself_does_not_count() {
         let mut limiter = Limiter::new(LIMITS);
-        let refused = line(NOW, 404, "-", "/internal/x", "192.0.2.1").replace("\t0.001\t-\t", "\t-\t-\t");
-        assert!(refused.contains("\t0.001\t-\t-\tGET\t"), "{refused}");
+        let refused = by_nginx(&line(NOW, 404, "-", "/internal/x", "192.0.2.1"));
         assert!((0..20).all(|_| take(&mut limiter, NOW, &refused).is_none()));
         assert!(limiter.buckets.is_empty());
+    }
+
+    #[test]
+    fn what_an_instance_has_to_answer_counts_whatever_the_answer_is() {
+        let limits = links::Limits {
+            unknown_links: 0,
+            cache_misses: 12,
+            ..LIMITS
+        };
+        let count = |line: &str| {
+            let mut limiter = Limiter::new(limits);
+            let flag = Some(set("192.0.2.1"));
+            (1..=20).find(|_| take(&mut limiter, NOW, line) == flag)
+        };
+        let of = |status, cache, path| line(NOW, status, cache, path, "192.0.2.1");
+        for (status, cache, path) in [
+            (302, "MISS", "/x"),
+            (302, "EXPIRED", "/x"),
+            // Without a cache.
+            (302, "-", "/x"),
+            // A preview of a link that can be followed a limited number of times.
+            (200, "MISS", "/x"),
+            (404, "MISS", "/x"),
+            (404, "MISS", "/x/random"),
+            (405, "-", "/x"),
+            (410, "MISS", "/x"),
+            (503, "MISS", "/x"),
+            // An instance has led from `/x.` to the entry of `/x`.
+            (302, "HIT", "/x"),
+        ] {
+            let line = of(status, cache, path);
+            assert_eq!(count(&line), Some(13), "{line}");
+        }
+        for line in [
+            by_nginx(&of(302, "HIT", "/x")),
+            by_nginx(&of(302, "UPDATING", "/x")),
+            by_nginx(&of(413, "-", "/x")),
+            // No instance has answered.
+            of(302, "STALE", "/x"),
+            of(502, "MISS", "/x"),
+            // A location of the administrator leads to another program.
+            of(200, "-", "/app/style.css"),
+            // Only a client with a flag is refused for a miss.
+            of(429, "MISS", "/x"),
+            of(200, "-", "/health"),
+            of(200, "-", "/shorten"),
+            of(200, "-", "/api/v1/stats"),
+            line(NOW, 302, "MISS", "/x", "127.0.0.1"),
+        ] {
+            assert_eq!(count(&line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_nginx_answers_from_its_cache_concerns_no_limit() {
+        let concern = |line: &str| Limits::concern(&parse(line.as_bytes()).unwrap());
+        let missed = line(NOW, 302, "MISS", "/x", "192.0.2.1");
+        assert!(concern(&missed));
+        assert!(!concern(&by_nginx(&missed.replace("MISS", "HIT"))));
+        // Without a cache, nginx refuses without asking anybody.
+        assert!(concern(&by_nginx(&line(NOW, 429, "-", "/x", "192.0.2.1"))));
+    }
+
+    #[test]
+    fn a_client_that_goes_on_to_miss_the_cache_keeps_its_flag() {
+        let mut limiter = Limiter::new(links::Limits {
+            cache_misses: 12,
+            ..LIMITS
+        });
+        let missed = line(NOW, 302, "MISS", "/x", "192.0.2.1");
+        assert_eq!((1..=20).find(|_| take(&mut limiter, NOW, &missed).is_some()), Some(13));
+        let refused = line(NOW + 20_000, 429, "MISS", "/x", "192.0.2.1");
+        for _ in 0..100 {
+            assert_eq!(take(&mut limiter, NOW + 20_000, &refused), None);
+        }
+        assert_eq!(limiter.release(NOW + 50_000), []);
+        assert_eq!(limiter.release(NOW + 61_000), [remove("192.0.2.1")]);
+    }
+
+    #[test]
+    fn a_flag_that_two_limits_hold_stays_until_both_end() {
+        // The limit of unknown links ends 40 s after the start, and that of misses 35 s after the last miss.
+        for (last_miss, stays_until, ends_at) in [(0, 39_999, 40_000), (10_000, 44_999, 45_000), (0, 0, 60_000)] {
+            let mut limiter = Limiter::new(links::Limits {
+                cache_misses: 12,
+                ..LIMITS
+            });
+            assert_eq!(limited_after(&mut limiter, NOW, 7, "192.0.2.1"), Some(7));
+            let missed = line(NOW + last_miss, 302, "MISS", "/x", "192.0.2.1");
+            for _ in 0..13 {
+                take(&mut limiter, NOW + last_miss, &missed);
+            }
+            assert_eq!(limiter.release(NOW + stays_until), [], "{last_miss}");
+            assert_eq!(limiter.release(NOW + ends_at), [remove("192.0.2.1")], "{last_miss}");
+            assert!(!limiter.has_limited());
+        }
     }
 
     #[test]
@@ -476,11 +640,11 @@ mod tests {
         assert_eq!(limiter.release(earlier), []);
         assert_eq!(limiter.release(earlier + 100_000), [remove("192.0.2.1")]);
 
-        for number in 0..MAX_CLIENTS as u32 + 10 {
+        for number in 0..MAX_BUCKETS as u32 + 10 {
             let address = std::net::Ipv4Addr::from(0x0a00_0000 + number).to_string();
             limited_after(&mut limiter, NOW, 1, &address);
         }
-        assert!(limiter.buckets.len() <= MAX_CLIENTS);
+        assert!(limiter.buckets.len() <= MAX_BUCKETS);
     }
 
     #[test]
@@ -494,6 +658,23 @@ mod tests {
         assert_eq!(limiter.change(LIMITS), []);
         assert_eq!(limiter.change(off), [remove("192.0.2.1")]);
         assert_eq!(limited_after(&mut limiter, NOW, 50, "192.0.2.1"), None);
+
+        // Unknown links are misses of the cache too.
+        let both = links::Limits {
+            cache_misses: 12,
+            ..LIMITS
+        };
+        let mut limiter = Limiter::new(both);
+        limited_after(&mut limiter, NOW, 7, "192.0.2.1");
+        for _ in 0..13 {
+            take(&mut limiter, NOW, &line(NOW, 302, "MISS", "/x", "192.0.2.1"));
+        }
+        let misses = links::Limits {
+            unknown_links: 0,
+            ..both
+        };
+        assert_eq!(limiter.change(misses), []);
+        assert_eq!(limiter.change(off), [remove("192.0.2.1")]);
     }
 
     #[test]

@@ -131,7 +131,7 @@ struct Limits {
     directory: PathBuf,
     /// How many links a client may create per minute. 0 means any number.
     create: u16,
-    /// Whether the agent limits requests for unknown links.
+    /// Whether the agent limits requests for unknown links, or those that are not in nginx's cache.
     links: bool,
     /// Whether the agent limits requests with wrong tokens.
     tokens: bool,
@@ -307,7 +307,7 @@ pub fn site(config: &Config, paths: &Paths, facts: &HostFacts, peers: &Peers, ht
         limits: Limits {
             directory: paths.limits_dir.clone(),
             create: config.create_limit(),
-            links: config.limits.unknown_links > 0,
+            links: config.limits.unknown_links > 0 || config.limits.cache_misses > 0,
             tokens: config.limits.wrong_tokens > 0,
         },
         allowed_origin: config.shorten.allowed_origin.clone(),
@@ -989,7 +989,8 @@ mod tests {
 
     #[test]
     fn limits_cost_nothing_while_they_are_off() {
-        let off = "limits = { create = 0, wrong_tokens = 0, unknown_links = 0 }\nshorten.access = \"open\"";
+        let off =
+            "limits = { create = 0, wrong_tokens = 0, unknown_links = 0, cache_misses = 0 }\nshorten.access = \"open\"";
         let site = site_for(off, &PLAIN);
         for part in ["limit_req", "/limits/", "$links_client", "$http_links_limited"] {
             assert!(!site.contains(part), "{part}: {site}");
@@ -998,6 +999,18 @@ mod tests {
             site.contains("    if (-e /run/links/ready/1/2/../keepalive) { break; }\n"),
             "{site}"
         );
+    }
+
+    #[test]
+    fn two_limits_share_the_flag_for_links() {
+        for off in ["limits.unknown_links = 0", "limits.cache_misses = 0"] {
+            let site = site_for(off, &PLAIN);
+            assert!(
+                site.contains("if (-e /run/links/limits/links-$links_client) {"),
+                "{off}: {site}"
+            );
+            assert!(site.contains("    location @links_limited {"), "{off}: {site}");
+        }
     }
 
     #[test]

@@ -315,6 +315,14 @@ tables! {
             about: "Requests for links and other paths that do not exist, except those that nginx answers from its cache. After more \
                     of them, the address gets only what is in that cache.",
         }
+        LIMITS_CACHE_MISSES = "cache_misses" {
+            kind: Kind::Integer { from: 0, to: 60_000, unit: "" },
+            absent: Absent::Default("600"),
+            since: Since::V0_2_0,
+            about: "Requests for links and other paths that nginx does not answer from its cache, whether they exist or not. After \
+                    more of them, the address gets only what is in that cache. Links with `max_clicks` are never in it. If nginx \
+                    has no cache, every request counts.",
+        }
     }
     "nginx": "The nginx site of links. Your own directives go into /etc/links/nginx.d/*.conf." {
         NGINX_MANAGE = "manage" {

@@ -297,6 +297,7 @@ fn limits(section: &mut Section<'_, '_>) -> Limits {
         create: section.small(&keys::LIMITS_CREATE),
         wrong_tokens: section.small(&keys::LIMITS_WRONG_TOKENS),
         unknown_links: section.small(&keys::LIMITS_UNKNOWN_LINKS),
+        cache_misses: section.small(&keys::LIMITS_CACHE_MISSES),
     }
 }
 

@@ -178,6 +178,8 @@ pub struct Limits {
     pub wrong_tokens: u16,
     /// Requests for links and other paths that do not exist, except those that nginx answers from its cache.
     pub unknown_links: u16,
+    /// Requests for links and other paths that an instance answers.
+    pub cache_misses: u16,
 }
 
 /// `[nginx]`

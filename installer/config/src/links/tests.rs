@@ -217,7 +217,7 @@ fn every_key_is_read() {
         cache = { enabled = true, ttl = "1s", stale = "0s" }
         secrets = { ttl = "1h", stale = "24h" }
         metrics = { listen = "[::1]:9000", otlp_listen = "127.0.0.2:9001" }
-        limits = { create = 0, wrong_tokens = 1, unknown_links = 60000 }
+        limits = { create = 0, wrong_tokens = 1, unknown_links = 60000, cache_misses = 2 }
         [telemetry]
         endpoint = "HTTPS://Otel.example/x/"
         protocol = "http/protobuf"
@@ -282,6 +282,7 @@ fn every_key_is_read() {
         create: 0,
         wrong_tokens: 1,
         unknown_links: 60_000,
+        cache_misses: 2,
     };
     assert_eq!(config.limits, limits);
     assert!(!config.nginx.manage && !config.nginx.replace_default_site && config.nginx.proxy_protocol);
