@@ -555,6 +555,7 @@ fn neither_kills_nor_expiry_nor_wrong_files_take_links_down() -> Result<()> {
 }
 
 /// Another site of the same nginx has the name on port 443, so that nginx accepts the site of links and serves the other one.
+/// Then the administrator's directives are broken, so that nginx takes no site.
 fn a_change_that_nginx_does_not_serve_is_undone(host: &Host, slug: &str) -> Result<()> {
     let neighbour = "/etc/nginx/conf.d/neighbour.conf";
     host.write("/var/tmp/https.sh", CERTIFICATES)?;
@@ -586,7 +587,23 @@ fn a_change_that_nginx_does_not_serve_is_undone(host: &Host, slug: &str) -> Resu
     ensure!(after == before, "{before:?} before {refused}, and {after:?} after it");
     follow(host, NAME, slug)?;
     host.ok(["rm", neighbour])?;
-    host.reload_nginx()
+    host.reload_nginx()?;
+
+    let broken = "/etc/links/nginx.d/broken.conf";
+    host.write(broken, "nonsense;\n")?;
+    let before = state()?;
+    let disable = ["linksctl", "tls", "disable", "--json"];
+    for refused in [enable(host, &[OTHER])?, host.run(disable)?] {
+        ensure!(
+            refused.status != 0 && refused.printed().contains("nginx's configuration is broken"),
+            "{refused}"
+        );
+        let after = state()?;
+        ensure!(after == before, "{before:?} before {refused}, and {after:?} after it");
+    }
+    follow(host, NAME, slug)?;
+    host.ok(["rm", broken])?;
+    Ok(())
 }
 
 /// A purge leaves a host that is as bare as another one, and here is the authority that knows the account.

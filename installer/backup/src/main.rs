@@ -11,12 +11,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
 use rusty_s3::Credentials;
 
 use links_base::layout::Layout;
+use links_base::process::Parent;
 use links_base::{log, privileges};
 use links_config::backup::{Problem, Recipient, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, S3Location, Settings};
 use links_config::credentials;
@@ -82,7 +80,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let layout = Layout::new(std::path::absolute(cli.root)?);
-    let parent = getppid();
+    let parent = Parent::of_this_process();
     let (input, output) = (io::stdin().lock(), io::stdout().lock());
     match cli.command {
         Command::Recipients { keys } => {
@@ -132,7 +130,7 @@ fn read_identities(path: &Path) -> anyhow::Result<Vec<Box<dyn age::Identity + Se
 }
 
 /// Reads the settings and the credentials, becomes user links, and returns the server.
-fn server(layout: &Layout, location: &S3Location, parent: Pid) -> anyhow::Result<Server> {
+fn server(layout: &Layout, location: &S3Location, parent: Parent) -> anyhow::Result<Server> {
     let settings: Settings = load_links(&ConfigFiles::new(layout))?.backup;
     let credentials = Credentials::new(
         credential(layout, S3_ACCESS_KEY_ID)?,
@@ -153,12 +151,9 @@ fn credential(layout: &Layout, name: &str) -> anyhow::Result<String> {
 
 /// Becomes user links, which also keeps a process of that user from seeing what was read. Dies with linksctl, because nobody
 /// would record what this process goes on to write.
-fn give_up_root(layout: &Layout, parent: Pid) -> anyhow::Result<()> {
+fn give_up_root(layout: &Layout, parent: Parent) -> anyhow::Result<()> {
     if privileges::are_roots(layout) {
         privileges::give_up()?;
     }
-    // After the change of user, which resets it (PR_SET_PDEATHSIG, prctl(2)).
-    set_pdeathsig(Signal::SIGKILL)?;
-    anyhow::ensure!(getppid() == parent, "linksctl has ended");
-    Ok(())
+    parent.end_with()
 }

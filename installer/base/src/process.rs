@@ -3,13 +3,36 @@
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use nix::errno::Errno;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 use procfs::process::all_processes;
 use signal_hook::iterator::Signals;
+
+/// The process that started this one.
+#[derive(Clone, Copy, Debug)]
+pub struct Parent(Pid);
+
+impl Parent {
+    /// Call this first, because the parent may end at any time.
+    pub fn of_this_process() -> Self {
+        Self(getppid())
+    }
+
+    /// From now on, this process is killed when its parent ends. A later change of user resets that (PR_SET_PDEATHSIG,
+    /// prctl(2)).
+    ///
+    /// # Errors
+    /// The parent has ended.
+    pub fn end_with(self) -> anyhow::Result<()> {
+        set_pdeathsig(Signal::SIGKILL).context("Asking for a signal when the parent ends")?;
+        ensure!(getppid() == self.0, "the process that started this one has ended");
+        Ok(())
+    }
+}
 
 /// A running program with all processes that it starts: Spin serves from a child process, nginx from workers.
 #[derive(Debug)]
@@ -33,7 +56,7 @@ impl Process {
         command.process_group(0);
         // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
         unsafe {
-            command.pre_exec(move || nix::sys::prctl::set_pdeathsig(on_our_death).map_err(Into::into));
+            command.pre_exec(move || set_pdeathsig(on_our_death).map_err(Into::into));
         }
         let mut child = command.spawn()?;
         let group = Pid::from_raw(child.id().cast_signed());

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use links_base::layout::Layout;
+use links_base::process::Parent;
 use links_base::{log, privileges};
 use links_config::arguments::CopyArgs;
 use links_config::backup::DatabaseFacts;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    let parent = Parent::of_this_process();
     let layout = Layout::new(std::path::absolute(cli.root)?);
     match cli.command {
         Command::Copy(args) => copy::run(&layout, &args)?,
@@ -78,39 +80,39 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             println!("{}", serde_json::to_string(&asked)?);
         }
         Command::SchemaVersion { database } => {
-            give_up_root(&layout)?;
+            give_up_root(&layout, parent)?;
             if let Some(version) = database::schema_version(&database)? {
                 println!("{version}");
             }
         }
         Command::CountLinks { database } => {
-            give_up_root(&layout)?;
+            give_up_root(&layout, parent)?;
             if let Some(links) = database::count_links(&database)? {
                 println!("{links}");
             }
         }
         Command::BackUp { database, target } => {
-            give_up_root(&layout)?;
+            give_up_root(&layout, parent)?;
             database::back_up(&database, &target)?;
         }
         Command::Snapshot { database, target } => {
-            give_up_root(&layout)?;
+            give_up_root(&layout, parent)?;
             print(&database::snapshot(&database, &target)?)?;
         }
         Command::Inspect { directory } => {
-            give_up_root(&layout)?;
+            give_up_root(&layout, parent)?;
             print(&database::inspect_stream(&mut io::stdin().lock(), &directory)?)?;
         }
         Command::Stage { database } => {
-            give_up_root(&layout)?;
+            give_up_root(&layout, parent)?;
             print(&swap::stage(&database, &mut io::stdin().lock())?)?;
         }
         Command::Unstage { database } => {
-            give_up_root(&layout)?;
+            give_up_root(&layout, parent)?;
             swap::unstage(&database)?;
         }
         Command::Swap { database, aside } => {
-            give_up_root(&layout)?;
+            give_up_root(&layout, parent)?;
             swap::swap(&database, &aside)?;
         }
         Command::Unswap {
@@ -119,7 +121,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             replaced,
             undone,
         } => {
-            give_up_root(&layout)?;
+            give_up_root(&layout, parent)?;
             match replaced {
                 true => swap::unswap(&database, &aside, undone.as_deref())?,
                 false => swap::take_away(&database, undone.as_deref())?,
@@ -134,10 +136,11 @@ fn print(facts: &DatabaseFacts) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Becomes user links, who owns the directory of the database and could replace the file with anything.
-fn give_up_root(layout: &Layout) -> anyhow::Result<()> {
-    match privileges::are_roots(layout) {
-        true => privileges::give_up(),
-        false => Ok(()),
+/// Becomes user links, who owns the directory of the database and could replace the file with anything. Dies with linksctl, so
+/// that nothing changes a database while the next command undoes what linksctl has left.
+fn give_up_root(layout: &Layout, parent: Parent) -> anyhow::Result<()> {
+    if privileges::are_roots(layout) {
+        privileges::give_up()?;
     }
+    parent.end_with()
 }

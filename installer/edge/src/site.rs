@@ -236,6 +236,24 @@ impl Edge {
         }
     }
 
+    /// Checks that nginx accepts its configuration as it is.
+    ///
+    /// # Errors
+    /// nginx refuses it.
+    pub fn check_nginx(&self, config: &Config) -> anyhow::Result<()> {
+        if !config.nginx.manage || !self.services.running() {
+            return Ok(());
+        }
+        match ask_nginx()? {
+            // A rollout resolves this.
+            Answer::Refused(why) if !why.contains(DUPLICATE_DEFAULT_SERVER) => Err(anyhow!(
+                "nginx's configuration is broken, so nothing was changed. Correct it (`nginx -t` tests it), then run this \
+                 again:\n{why}"
+            )),
+            Answer::Accepted { .. } | Answer::Refused(_) => Ok(()),
+        }
+    }
+
     fn test(&self, decided: &Decided) -> anyhow::Result<()> {
         self.candidate.test(&decided.conf, &decided.plan, &self.files)
     }

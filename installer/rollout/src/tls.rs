@@ -15,7 +15,7 @@ use crate::report::Style;
 use crate::session::Session;
 use crate::settings_file::SettingsFile;
 use links_config::files::ConfigFiles;
-use links_config::links::{Config, Input, Tls, read_all};
+use links_config::links::{Config, Input, Tls, TlsMode, read_all};
 use links_config::load::Invalid;
 use links_edge::{Mode, Notices};
 
@@ -42,7 +42,7 @@ impl TlsChange {
         let file = changed.name();
         let reading = read_all(&changed.among(inputs));
         let config = reading.config.ok_or(Invalid(reading.findings))?;
-        if config.tls != *tls {
+        if in_use(&config.tls) != in_use(tls) {
             let by_others = reading
                 .overrides
                 .iter()
@@ -62,9 +62,11 @@ impl TlsChange {
 /// Writes the settings, and rolls them out. If that fails, the file and nginx's site are as before.
 ///
 /// # Errors
-/// The file cannot be written. For others see [`Session::bring_about`].
+/// nginx's configuration is broken, or the file cannot be written. For others see [`Session::bring_about`].
 pub fn apply_tls(appliance: &Appliance, change: &TlsChange, style: Style) -> anyhow::Result<()> {
     let mut session = Session::begin(appliance, LockWait::Until(LOCK_TIMEOUT), style)?;
+    // A rollout would only report it, and keep the site as it is.
+    appliance.edge.check_nginx(&change.config)?;
     let release = choice::in_force(appliance)?;
     change.file.roll_out(&mut session, &release)
 }
@@ -76,6 +78,16 @@ pub fn apply_tls(appliance: &Appliance, change: &TlsChange, style: Style) -> any
 pub fn write_site(appliance: &Appliance, config: &Config, style: Style) -> anyhow::Result<Notices> {
     let _session = Session::begin(appliance, LockWait::Until(LOCK_TIMEOUT), style)?;
     install_site(appliance, config, Stage::Final, Mode::default())
+}
+
+/// The settings without those that have no effect: an earlier file may name certificates that are not used any more.
+fn in_use(tls: &Tls) -> Tls {
+    let mut tls = tls.clone();
+    if tls.mode != TlsMode::Files {
+        tls.certificate.clear();
+        tls.key.clear();
+    }
+    tls
 }
 
 /// The text with these settings in `[tls]`, and everything else as it was.
@@ -135,7 +147,7 @@ mod tests {
 
     use super::*;
     use links_base::layout::{Layout, temporary};
-    use links_config::links::{PlainHttp, TlsMode, inputs};
+    use links_config::links::{PlainHttp, inputs};
     use links_config::load::load_links;
     use links_config::reader::Disk;
 
@@ -215,6 +227,11 @@ mod tests {
         assert_eq!(load_links(&edited).unwrap().tls, acme(&["a.example"]));
         change.file.undo().unwrap();
         assert!(!edited.tls_toml().exists());
+
+        let of_links_toml = "[tls]\nmode = \"files\"\nnames = \"a.example\"\ncertificate = \"/c\"\nkey = \"/k\"\n";
+        let (_root, edited) = host(of_links_toml, &[]);
+        plan(&edited, &acme(&["a.example"])).unwrap().file.apply().unwrap();
+        assert_eq!(load_links(&edited).unwrap().tls.mode, TlsMode::Acme);
 
         let (_root, edited) = host("", &[("z.toml", "[tls]\nmode = \"off\"\n")]);
         let error = plan(&edited, &acme(&["a.example"])).unwrap_err().to_string();

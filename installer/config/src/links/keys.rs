@@ -317,7 +317,7 @@ tables! {
         }
         LIMITS_CACHE_MISSES = "cache_misses" {
             kind: Kind::Integer { from: 0, to: 60_000, unit: "" },
-            absent: Absent::Default("600"),
+            absent: Absent::Default("6000"),
             since: Since::V0_2_0,
             about: "Requests for links and other paths that nginx does not answer from its cache, whether they exist or not. After \
                     more of them, the address gets only what is in that cache. Links with `max_clicks` are never in it. If nginx \

@@ -23,7 +23,7 @@ use links_rollout::{Appliance, TlsChange, applied_config, apply_tls, write_site}
 /// A step of `enable`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
-    CheckPorts,
+    CheckNginx,
     /// Makes the names lead to links on port 80, where the authority asks for the answers to its challenges.
     WriteSite(Vec<String>),
     GetCertificates {
@@ -38,7 +38,10 @@ enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CheckPorts => write!(f, "check that nginx can listen on port 443"),
+            Self::CheckNginx => write!(
+                f,
+                "check that nginx accepts its configuration, and can listen on port 443"
+            ),
             Self::WriteSite(names) => {
                 write!(f, "make nginx answer to {} on port 80", names.join(", "))
             }
@@ -66,7 +69,7 @@ impl fmt::Display for Step {
 fn plan(tls: &Tls, manages_site: bool, path: PathBuf) -> Vec<Step> {
     let mut steps = vec![];
     if manages_site {
-        steps.push(Step::CheckPorts);
+        steps.push(Step::CheckNginx);
     }
     match tls.mode {
         TlsMode::Files => steps.push(Step::CopyFiles(tls.certificate.clone())),
@@ -169,7 +172,10 @@ impl Host<'_> {
     fn apply(&mut self, step: &Step) -> anyhow::Result<()> {
         let edge = &self.appliance.edge;
         match step {
-            Step::CheckPorts => edge.check_tls_ports(&self.applied)?,
+            Step::CheckNginx => {
+                edge.check_nginx(&self.applied)?;
+                edge.check_tls_ports(&self.applied)?;
+            }
             Step::WriteSite(_) => {
                 let config = with_names(&self.applied, &self.tls);
                 // The notices are about certificates that are missing, which come next.
@@ -323,7 +329,7 @@ mod tests {
         assert_eq!(
             shown(&tls, true),
             [
-                "check that nginx can listen on port 443",
+                "check that nginx accepts its configuration, and can listen on port 443",
                 "make nginx answer to a.example, b.example on port 80",
                 get,
                 APPLY
@@ -335,7 +341,7 @@ mod tests {
         assert_eq!(
             shown(&tls, true),
             [
-                "check that nginx can listen on port 443",
+                "check that nginx accepts its configuration, and can listen on port 443",
                 "check /c.pem and the keys, and copy them",
                 APPLY
             ]
