@@ -94,6 +94,7 @@ pub fn measure() -> Result<Figures> {
     host.ok(["bash", "/var/tmp/https.sh", "/etc/own", NAME, "30"])?;
     host.shell(&format!("echo 127.0.0.1 {NAME} >>/etc/hosts"))?;
     let files = [
+        NAME,
         "--certificate",
         "/etc/own/fullchain.pem",
         "--key",
