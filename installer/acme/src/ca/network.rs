@@ -9,8 +9,6 @@ use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, ExternalAccountKey,
     Identifier, NewAccount, Order, OrderStatus, Problem, RevocationReason, RevocationRequest,
 };
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
 use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
@@ -21,6 +19,7 @@ use super::http::{Http, NoResponse};
 use super::protocol::{Challenge, Credentials, Eab, NewOrder, Open, Opened, Ordered, Reply, Request, Stage, Window};
 use crate::certificate::CertificateId;
 use crate::words::{Attempt, During, failure};
+use links_base::process::Parent;
 use links_base::{clock, privileges};
 use links_config::acme::{Failure, FailureKind};
 
@@ -36,11 +35,11 @@ const LONGEST_REQUESTED_POLL: u64 = 30;
 /// # Errors
 /// The user does not exist, or the other process does not follow the protocol.
 pub fn serve(as_user: bool) -> anyhow::Result<()> {
+    let parent = Parent::of_this_process();
     if as_user {
         privileges::give_up_for_network()?;
     }
-    // Not before: a change of the user resets it.
-    prctl::set_pdeathsig(Signal::SIGKILL).context("Asking for a signal when the parent ends")?;
+    parent.end_with()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut session = None;
     for line in io::stdin().lock().lines() {
